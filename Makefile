@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a fresh clone needs: each sets up .venv first, once.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast lint clean
+
+help:
+	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
+	@echo "make test    everything that continuous integration checks"
+	@echo "make fast    the quick tests only"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove .venv, caches and outputs"
+
+demo: $(STAMP)
+	$(BIN)/python -m asag_export.demo --output-dir demo-output
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that a set-up that was interrupted is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@"$(or $(PYTHON),false)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: Python 3.11, 3.12 or 3.13 is needed$(if $(PYTHON), but '$(PYTHON)' is none of them,); install one and say: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,56 @@
+"""ASAG object detection without PyTorch: load an exported bundle, detect, and see how the network looked.
+
+Example:
+    from asag_deploy import Detector
+
+    with Detector.load("bundle") as detector:
+        detections = detector("street.jpg")
+        print(detections.names, detections.trace.exit_level)
+"""
+
+from asag_deploy._version import __version__
+from asag_deploy.bundle import Bundle
+from asag_deploy.detections import Detections
+from asag_deploy.detector import Detector, RawOutput
+from asag_deploy.errors import (
+    AsagError,
+    BackendError,
+    BundleCorruptError,
+    BundleError,
+    BundleNotFoundError,
+    BundleVersionError,
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    ImageError,
+    OutputError,
+    ParityError,
+    SourceError,
+)
+from asag_deploy.manifest import Category
+from asag_deploy.trace import LevelTrace, ProbingTrace, StopReason
+
+__all__ = [
+    "AsagError",
+    "BackendError",
+    "Bundle",
+    "BundleCorruptError",
+    "BundleError",
+    "BundleNotFoundError",
+    "BundleVersionError",
+    "Category",
+    "CheckpointError",
+    "ConfigError",
+    "Detections",
+    "Detector",
+    "ExportError",
+    "ImageError",
+    "LevelTrace",
+    "OutputError",
+    "ParityError",
+    "ProbingTrace",
+    "RawOutput",
+    "SourceError",
+    "StopReason",
+    "__version__",
+]

@@ -1,0 +1,61 @@
+"""Backends: the libraries that run a bundle's graphs, by name.
+
+A backend turns a bundle into a `Network`, the stages that the probing loop runs.  To add one, write it in a
+file of its own and list it in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from asag_deploy.backends.onnxruntime import OnnxRuntime
+from asag_deploy.bundle import Bundle
+from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.stages import Network
+
+DEFAULT_BACKEND = "onnxruntime"
+
+
+class Backend(Protocol):
+    """A library, on one kind of device, that runs graphs."""
+
+    @property
+    def name(self) -> str:
+        """What users ask for it by."""
+        ...
+
+    def available(self) -> str | None:
+        """None if this machine can run it, else what is missing and the command that installs it."""
+        ...
+
+    def open(self, bundle: Bundle, *, threads: int | None) -> Network:
+        """Load the bundle's graphs, to run on `threads` CPU threads (None: the library's choice).
+
+        Raises BackendError if they cannot be loaded.
+        """
+        ...
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        OnnxRuntime(name="onnxruntime", device="cpu"),
+        OnnxRuntime(name="onnxruntime-cuda", device="cuda"),
+    )
+}
+
+
+def open_network(backend: str | None, bundle: Bundle, threads: int | None = None) -> Network:
+    """Load a bundle with the backend of that name (None: onnxruntime, which every installation has).
+
+    Raises ConfigError for a name that is not in `BACKENDS`, BackendError if this machine cannot run it.
+    """
+    name = DEFAULT_BACKEND if backend is None else backend
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}; expected at least 1, or None for the backend's choice")
+    missing = BACKENDS[name].available()
+    if missing is not None:
+        raise BackendError(f"the backend '{name}' cannot run on this machine: {missing}")
+    return BACKENDS[name].open(bundle, threads=threads)

@@ -1,0 +1,246 @@
+"""`Detector`: images in, detections and probing traces out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.backends import open_network
+from asag_deploy.bundle import Bundle
+from asag_deploy.detections import Detections
+from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.images import ChannelOrder, ImageLike, RgbImage, load
+from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
+from asag_deploy.postprocess import anchors_of, detections_of, traces_of
+from asag_deploy.preprocess import check_batch, make_batch
+from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
+from asag_deploy.stages import Array, Network
+from asag_deploy.trace import ProbingTrace
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawOutput:
+    """What the network computes for a batch of B images, before it becomes detections.
+
+    Q is the largest `anchor_count` of the batch; an image's rows from its own count on are padding.
+    """
+
+    logits: NDArray[np.float32]
+    """(B, Q, classes), before the sigmoid."""
+    boxes: NDArray[np.float32]
+    """(B, Q, 4) cx, cy, w, h relative to the image's valid size."""
+    anchors: NDArray[np.float32]
+    """(B, Q, 4) cx, cy, w, h in pixels of the images given, best scored first."""
+    anchor_count: NDArray[np.int64]
+    """(B,) anchors that reached the decoder."""
+    trace: tuple[ProbingTrace, ...]
+    """One per image, with patch boxes in pixels of the images given."""
+
+
+class Detector:
+    """An exported network, ready to detect; made by `Detector.load`.
+
+    It may be called from several threads at once, and is a context manager that closes itself.
+    """
+
+    def __init__(self, bundle: Bundle, network: Network, rule: StopRule, deadline_ms: float | None) -> None:
+        self._bundle = bundle
+        self._network: Network | None = network
+        self._rule = rule
+        self._deadline_ms = deadline_ms
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        backend: str | None = None,
+        mode: Mode | None = None,
+        max_level: Level | None = None,
+        deadline_ms: float | None = None,
+        threads: int | None = None,
+    ) -> Detector:
+        """Load a bundle.
+
+        backend: a name of `asag_deploy.backends.BACKENDS`, or None for ONNX Runtime on the CPU.
+        mode: `exact`, or `fast` (stop when fewer than 3 anchors ask for a closer look, 15 patches a level at
+        most); None for what the bundle was exported for.
+        max_level: the deepest level that may be probed, P5, P4 or P3; None for all that the bundle has.
+        deadline_ms: no further level is begun once a call has taken this many milliseconds.
+        threads: CPU threads, or None for the backend's choice.
+
+        Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
+        it, BackendError if the backend cannot run here.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
+        rule = stop_rule(opened.manifest, mode, max_level)
+        return cls(opened, open_network(backend, opened, threads), rule, deadline_ms)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    # A str is a path, although it is a Sequence[str] too.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: ImageLike, *, channel_order: ChannelOrder = ...
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[ImageLike], *, channel_order: ChannelOrder = ...
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], *, channel_order: ChannelOrder = "bgr"
+    ) -> Detections | list[Detections]:
+        """Detect objects in one image, or in a list of them as one batch.
+
+        An image is a path, or a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4) whose colours stand in
+        `channel_order`.  An image's detections do not depend on the others in its batch, up to rounding.
+
+        Raises ImageError for what is no image, BackendError if the backend fails or the detector is closed.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return self._detect(images, channel_order)
+        return self._detect([images], channel_order)[0]
+
+    def forward(self, images: NDArray[np.float32], sizes: NDArray[np.integer[Any]]) -> RawOutput:
+        """Run the network on a batch that is already normalised.
+
+        images: float32 (B, 3, H, W) RGB, padded right and bottom with zeros; sizes: integer (B, 2), the
+        valid height and width of each.  Raises ImageError for other shapes or types, BackendError as
+        calling the detector does.
+        """
+        deadline = self._deadline()
+        network = self._open_network()
+        check_batch(images, sizes)
+        valid = sizes.astype(np.int64)
+        probed = self._probe(network, network.upload(images), valid, deadline)
+        count = network.download(probed.outputs["anchor_count"])
+        logits, boxes, anchors = (
+            network.download(probed.outputs[name])[:, : count.max()].astype(np.float32)
+            for name in ("logits", "boxes", "anchors")
+        )
+        scales = [(1.0, 1.0)] * len(valid)
+        trace = traces_of(network, self.manifest.probing, probed, valid, count, scales)
+        return RawOutput(logits=logits, boxes=boxes, anchors=anchors, anchor_count=count, trace=trace)
+
+    def close(self) -> None:
+        """Let go of the network; calls that are under way end as usual.  Closing twice does no harm."""
+        self._network = None
+
+    def __enter__(self) -> Self:
+        self._open_network()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _detect(self, images: Sequence[ImageLike], channel_order: ChannelOrder) -> list[Detections]:
+        start = time.perf_counter()
+        deadline = self._deadline()
+        network = self._open_network()
+        originals = [load(image, channel_order) for image in images]
+        if not originals:
+            return []
+        pixels, sizes = make_batch(originals, self.manifest.preprocessing)
+        times_ms = {"preprocess": _since(start)}
+
+        begin = time.perf_counter()
+        inputs = {"pixels": network.upload(pixels), "image_size": network.upload(sizes)}
+        image = network.stage("normalize")(inputs)["image"]
+        times_ms["normalize"] = _since(begin)
+
+        probed = self._probe(network, image, sizes, deadline)
+        times_ms.update(probed.times_ms)
+
+        begin = time.perf_counter()
+        results = list(self._results(network, probed, originals, sizes))
+        times_ms["postprocess"] = _since(begin)
+        times_ms["total"] = _since(start)
+        return [Detections(**fields, times_ms=dict(times_ms)) for fields in results]
+
+    def _probe(
+        self, network: Network, image: Array, sizes: NDArray[np.int64], deadline: float | None
+    ) -> Probed:
+        rule = dataclasses.replace(self._rule, deadline=deadline)
+        return detect(network, self.manifest.probing, rule, image, sizes)
+
+    def _results(
+        self, network: Network, probed: Probed, originals: list[RgbImage], sizes: NDArray[np.int64]
+    ) -> Iterator[dict[str, Any]]:
+        """The fields of each image's `Detections`, but for the times."""
+        names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+        scores, labels, boxes, anchors, count = (network.download(probed.outputs[name]) for name in names)
+        shapes = [(image.shape[0], image.shape[1]) for image in originals]
+        scales = [(w / size[1], h / size[0]) for (h, w), size in zip(shapes, sizes.tolist(), strict=True)]
+        traces = traces_of(network, self.manifest.probing, probed, sizes, count, scales)
+        for i, trace in enumerate(traces):
+            found = detections_of(
+                scores[i],
+                labels[i],
+                boxes[i],
+                original_shape=shapes[i],
+                nms_iou=self.manifest.postprocessing.nms_iou,
+            )
+            yield {
+                **found._asdict(),
+                "categories": self.manifest.categories,
+                "original_shape": shapes[i],
+                "anchors": anchors_of(anchors[i, : count[i]], scales[i]),
+                "trace": trace,
+            }
+
+    def _deadline(self) -> float | None:
+        """When this call, which begins now, must not begin another level."""
+        return None if self._deadline_ms is None else time.perf_counter() + self._deadline_ms / 1000
+
+    def _open_network(self) -> Network:
+        network = self._network
+        if network is None:
+            raise BackendError("the detector is closed; load it again with Detector.load")
+        return network
+
+
+def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) -> StopRule:
+    """When a bundle's probing stops, as `Detector.load` is asked; raises ConfigError where it cannot."""
+    probing = manifest.probing
+    mode = probing.mode if mode is None else mode
+    if mode not in ("exact", "fast"):
+        raise ConfigError(f"unknown mode '{mode}'; expected 'exact' or 'fast'")
+    if mode == "exact" and probing.mode == "fast":
+        raise ConfigError(
+            "the bundle was exported for mode 'fast' and cannot run in mode 'exact'; "
+            "export it again with `asag-export --mode exact`"
+        )
+    levels: list[Level] = [FIRST_LEVEL, *(level.level for level in probing.levels)]
+    deepest = levels[-1] if max_level is None else max_level
+    if deepest not in ("P5", "P4", "P3"):
+        raise ConfigError(f"unknown max_level '{deepest}'; expected 'P5', 'P4' or 'P3'")
+    if deepest not in levels:
+        raise ConfigError(
+            f"max_level '{deepest}' is beyond the bundle, which was exported up to {levels[-1]}; "
+            f"export it again with `asag-export --levels {deepest.lower()}-p6`"
+        )
+    if mode == "exact":
+        return StopRule(max_patches=probing.max_patches, max_level=deepest)
+    most = min(FAST_MAX_PATCHES, probing.max_patches or FAST_MAX_PATCHES)
+    return StopRule(min_selected=FAST_MIN_SELECTED, max_patches=most, max_level=deepest)
+
+
+def _since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000

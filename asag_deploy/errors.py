@@ -1,0 +1,73 @@
+"""Every exception this project raises on purpose.
+
+AsagError
+├── BundleError              a bundle that cannot be used
+│   ├── BundleNotFoundError      no such directory, or no manifest in it
+│   ├── BundleCorruptError       truncated, altered, or not what its manifest says
+│   └── BundleVersionError       written by a newer release
+├── CheckpointError          a checkpoint that cannot be read, or is of another variant
+├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
+├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
+├── BackendError             a backend that this machine lacks, or that failed
+├── SourceError              a file, folder, video or camera that gives no frames
+├── OutputError              results that could not be written
+├── ExportError              a network that could not be exported
+└── ParityError              an exported bundle that does not compute what the network computes
+
+Every message is one sentence that says what is wrong, where, and what to do about it.  The command line
+tools print it and exit with code 2.
+"""
+
+from __future__ import annotations
+
+
+class AsagError(Exception):
+    """Base of every exception the project raises on purpose."""
+
+
+class BundleError(AsagError):
+    """A bundle that cannot be used."""
+
+
+class BundleNotFoundError(BundleError):
+    """The directory does not exist or holds no manifest."""
+
+
+class BundleCorruptError(BundleError):
+    """A file of the bundle is missing, truncated, altered or malformed."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written by a newer release than this one."""
+
+
+class CheckpointError(AsagError):
+    """A checkpoint that cannot be read, or that belongs to another variant."""
+
+
+class ConfigError(AsagError, ValueError):
+    """An option that makes no sense, or two that exclude each other."""
+
+
+class ImageError(AsagError, ValueError):
+    """An image that cannot be read, or an array that is not an image."""
+
+
+class BackendError(AsagError):
+    """A backend that this machine lacks, or that failed."""
+
+
+class SourceError(AsagError):
+    """A file, folder, video or camera that gives no frames."""
+
+
+class OutputError(AsagError):
+    """Results that could not be written."""
+
+
+class ExportError(AsagError):
+    """A network that could not be exported."""
+
+
+class ParityError(AsagError):
+    """An exported bundle that does not compute what the network computes."""

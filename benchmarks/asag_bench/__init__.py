@@ -1,0 +1,1 @@
+"""Honest measurements: latency, memory and accuracy of bundles, each with the machine it was taken on."""

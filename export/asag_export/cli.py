@@ -1,0 +1,132 @@
+"""`asag-export`: a checkpoint becomes a bundle, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from asag_deploy import __version__
+from asag_deploy.errors import AsagError, ConfigError, ParityError
+from asag_deploy.manifest import Preprocessing
+from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
+from asag_export.graphs import DEFAULT_OPSET
+from asag_export.report import format_report
+from asag_export.untrained import untrained_checkpoint
+from asag_training.checkpoints import Checkpoint, load_checkpoint
+from asag_training.plan import LEVELS
+
+PROGRAM = "asag-export"
+
+EXIT_OK, EXIT_PARITY, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asag-export` and return its exit code: 0, 1 if the parity gate fails, 2 for any other error."""
+    try:
+        _run(_parser().parse_args(argv))
+    except ParityError as error:
+        return _complain(error, EXIT_PARITY)
+    except AsagError as error:
+        return _complain(error, EXIT_ERROR)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return EXIT_OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{PROGRAM} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description="Export an ASAG checkpoint to a bundle of static graphs.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", metavar="FILE", help="a .pth in the public layout, or a .safetensors file")
+    source.add_argument(
+        "--untrained", action="store_true", help="random weights, to try or time a variant without a checkpoint"
+    )
+    parser.add_argument("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
+    parser.add_argument("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
+    parser.add_argument("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
+    parser.add_argument(
+        "--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {', '.join(LEVELS)} (default p3-p6)"
+    )
+    parser.add_argument("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
+    parser.add_argument(
+        "--precision", metavar="NAME", default="fp32", help=f"{' or '.join(PRECISIONS)} (default fp32)"
+    )
+    parser.add_argument("--format", metavar="NAME", default="onnx", help="onnx (default)")
+    parser.add_argument("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
+    parser.add_argument("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
+    parser.add_argument("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    parser.add_argument("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no table")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.format not in FORMATS:
+        raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
+    preprocessing = _preprocessing(options)
+    checkpoint = _checkpoint(options)
+    steps = 4 + len(LEVELS.get(options.levels, ()))
+    with tqdm(total=steps, disable=options.quiet, unit="step", file=sys.stderr) as bar:
+
+        def progress(step: str) -> None:
+            bar.set_description(step)
+            bar.update()
+
+        result = export_bundle(
+            checkpoint,
+            options.output_dir,
+            head=options.head,
+            levels=options.levels,
+            mode=options.mode,
+            precision=options.precision,
+            opset=options.opset,
+            preprocessing=preprocessing,
+            overwrite=options.overwrite,
+            keep_failed=options.keep_failed,
+            progress=progress,
+        )
+    if not options.quiet:
+        print(format_report(result.parity))
+        print(f"{result.bundle.path}: {result.bundle.manifest.variant}, {options.precision}, ready for asag-detect")
+    if not result.parity.passed:
+        raise ParityError(f"the bundle at '{options.output_dir}' was kept although it failed the parity gate")
+
+
+def _checkpoint(options: argparse.Namespace) -> Checkpoint:
+    if options.untrained:
+        if options.variant is None:
+            raise ConfigError("--untrained needs to know which network: give --variant NAME")
+        return untrained_checkpoint(options.variant)
+    return load_checkpoint(options.checkpoint, variant=options.variant)
+
+
+def _preprocessing(options: argparse.Namespace) -> Preprocessing:
+    default = Preprocessing()
+    shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
+    longer = default.longer_side if options.longer_side is None else options.longer_side
+    if not 32 <= shorter <= longer:
+        raise ConfigError(f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer")
+    return Preprocessing(shorter_side=shorter, longer_side=longer)
+
+
+def _complain(error: AsagError, code: int) -> int:
+    print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

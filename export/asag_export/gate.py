@@ -1,0 +1,289 @@
+"""The parity gate: does an exported bundle compute what the network computes?
+
+Two questions are put to every case.
+
+*Stage by stage*: given the same inputs, does each graph give the same outputs?  Floating outputs are compared
+within a stated tolerance.  Decisions (which anchors are selected, which patches kept, how many) are compared
+exactly, with what PyTorch decides on the *graph's own* anchors: so a score that lies on a threshold cannot make
+a correct graph fail, and a wrong decision cannot hide behind a tolerance.
+
+*End to end*: does the loop stop for the same reason at the same level, and are the detections the same?
+
+The cases cover every manual stop and the natural ones, single images and a batch of different sizes, and
+probes of patches that no image asked for, so that no graph goes untested when the images stop early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from asag_deploy.manifest import Precision, Probing
+from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
+from asag_deploy.stages import Network
+from asag_training.anchor_generator import STRIDES
+from asag_training.boxes import iou
+from asag_training.scenes import draw_scene
+from asag_training.stages import SelectingStage, StageModule, TorchNetwork
+
+Arrays = dict[str, NDArray[Any]]
+
+_SIZES: tuple[tuple[tuple[int, int], ...], ...] = (((320, 416),), ((225, 190),), ((256, 320), (320, 224)))
+"""Heights and widths of the cases' images; the last case is a batch."""
+
+_RELATIVE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2}
+"""Of the largest magnitude of an output."""
+_ABSOLUTE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-3}
+_AGREEMENT: dict[Precision, float] = {"fp32": 0.98, "fp16": 0.0}
+"""Detections that must be the same end to end.  Half precision moves scores across thresholds, so what it
+costs is reported rather than judged here; the stages' tolerances are what it has to hold."""
+
+_DECISIONS = ("selected", "origins", "counts")
+_EXACT = ("anchor_count",)
+_ORDERED = ("det_labels", "det_boxes")
+"""Ranked by score, so that equal scores may come in any order; the end-to-end comparison looks at them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageParity:
+    """The worst that one output of one graph showed over all cases."""
+
+    stage: str
+    output: str
+    difference: float
+    """Largest absolute difference; for decisions, how many entries differed."""
+    tolerance: float
+    cases: int
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParity:
+    """One image or batch, end to end."""
+
+    case: str
+    stops: tuple[str, ...]
+    """Why each image stopped, as PyTorch decided."""
+    same_stops: bool
+    agreement: float
+    """Share of PyTorch's detections that the bundle has too: same class, IoU over 0.9, score within 0.01."""
+    passed: bool
+
+
+@dataclass(kw_only=True)
+class ParityReport:
+    """What the gate found."""
+
+    backend: str
+    precision: Precision
+    stages: list[StageParity] = field(default_factory=list)
+    runs: list[RunParity] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle may be used."""
+        return all(row.passed for row in self.stages) and all(run.passed for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values, for the manifest."""
+        return {
+            "passed": self.passed,
+            "backend": self.backend,
+            "precision": self.precision,
+            "stages": [dict(vars(row)) for row in self.stages],
+            "runs": [{**vars(run), "stops": list(run.stops)} for run in self.runs],
+        }
+
+
+def run_gate(
+    stages: Sequence[StageModule],
+    network: Network,
+    probing: Probing,
+    *,
+    backend: str,
+    precision: Precision,
+) -> ParityReport:
+    """Compare `network` (the bundle as a backend runs it) with `stages` (the network in PyTorch, float32)."""
+    reference = _Recorder(stages)
+    gate = _Gate(reference, network, precision)
+    report = ParityReport(backend=backend, precision=precision)
+    for sizes in _SIZES:
+        pixels, image_size = _pictures(sizes)
+        image = reference.stage("normalize")({"pixels": pixels, "image_size": image_size})["image"]
+        gate.compare_calls()
+        for name, rule in _rules(probing).items():
+            expected = detect(reference, probing, rule, image, image_size.numpy())
+            gate.compare_calls()
+            uploaded = network.upload(image.numpy())
+            actual = detect(network, probing, rule, uploaded, image_size.numpy())
+            case = f"{'+'.join(f'{h}x{w}' for h, w in sizes)} {name}"
+            report.runs.append(_compare_runs(case, reference, network, expected, actual, precision))
+        _probe_unasked(reference, probing, image, image_size)
+        gate.compare_calls()
+    report.stages = gate.rows()
+    return report
+
+
+def _rules(probing: Probing) -> dict[str, StopRule]:
+    """Every manual stop the bundle allows; the deepest one leaves the natural stops to the images."""
+    rules: dict[str, StopRule] = {"to P5": StopRule(max_level="P5", max_patches=probing.max_patches)}
+    for level in probing.levels:
+        rules[f"to {level.level}"] = StopRule(max_level=level.level, max_patches=probing.max_patches)
+    if probing.levels:
+        rules["fast"] = StopRule(min_selected=FAST_MIN_SELECTED, max_patches=FAST_MAX_PATCHES)
+    return rules
+
+
+def _pictures(sizes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generated scenes of these sizes as one zero-padded batch, and their sizes."""
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    pixels = np.zeros((len(sizes), height, width, 3), dtype=np.uint8)
+    for i, (h, w) in enumerate(sizes):
+        pixels[i, :h, :w] = draw_scene(h, w, seed=i)
+    return torch.from_numpy(pixels), torch.tensor(sizes)
+
+
+def _probe_unasked(
+    reference: _Recorder, probing: Probing, image: torch.Tensor, image_size: torch.Tensor
+) -> None:
+    """Probe a few patches on every level whether or not an image asks for them."""
+    features = reference.stage("backbone")({"image": image, "image_size": image_size})
+    for level in probing.levels:
+        count = min(5, level.capacity)
+        cells = (image_size.max(dim=0).values // STRIDES[level.level]).tolist()
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(0, max(cells[1] - probing.patch_size, 1), (len(image), level.capacity), generator=generator)
+        y = torch.randint(0, max(cells[0] - probing.patch_size, 1), (len(image), level.capacity), generator=generator)
+        reference.stage(f"probe_{level.level.lower()}")(
+            {
+                "feature": features[level.level.lower()],
+                "image_size": image_size,
+                "patches": torch.stack([x, y], dim=-1),
+                "patch_count": torch.arange(count, count + len(image)).clamp(max=count),
+                "slots": torch.arange(count),
+            }
+        )
+
+
+class _Recorder(TorchNetwork):
+    """The network in PyTorch, remembering every call of a stage."""
+
+    def __init__(self, stages: Sequence[StageModule]) -> None:
+        super().__init__(stages)
+        self.calls: list[tuple[str, Mapping[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+
+    def stage(self, name: str) -> Any:
+        run = super().stage(name)
+
+        def recorded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            outputs = run(inputs)
+            self.calls.append((name, inputs, outputs))
+            return outputs
+
+        return recorded
+
+
+class _Gate:
+    """Replays recorded calls on another network and keeps the worst of every output."""
+
+    def __init__(self, reference: _Recorder, network: Network, precision: Precision) -> None:
+        self.reference, self.network, self.precision = reference, network, precision
+        self.worst: dict[tuple[str, str], StageParity] = {}
+
+    def compare_calls(self) -> None:
+        """Replay what was recorded since the last time."""
+        for name, inputs, expected in self.reference.calls:
+            stage = self.reference.modules[name]
+            uploaded = {key: self.network.upload(self._cast(key, inputs[key])) for key in stage.inputs}
+            outputs = self.network.stage(name)(uploaded)
+            actual = {key: self.network.download(outputs[key]) for key in stage.outputs}
+            self._compare(stage, {key: value.numpy() for key, value in inputs.items()}, expected, actual)
+        self.reference.calls.clear()
+
+    def rows(self) -> list[StageParity]:
+        """The worst of every output, in the order of the stages."""
+        return list(self.worst.values())
+
+    def _cast(self, name: str, tensor: torch.Tensor) -> NDArray[Any]:
+        """Feature maps come in the graphs' own precision."""
+        is_feature = name in ("p2", "p3", "p4", "p5", "feature")
+        half = is_feature and self.precision == "fp16"
+        return (tensor.half() if half else tensor).contiguous().numpy()
+
+    def _compare(
+        self, stage: StageModule, inputs: Arrays, expected: Mapping[str, torch.Tensor], actual: Arrays
+    ) -> None:
+        decided: Arrays = {}
+        if isinstance(stage, SelectingStage):
+            choice = stage.choose(torch.from_numpy(actual["anchors"]), torch.from_numpy(inputs["image_size"]))
+            decided = dict(zip(stage.outputs[-len(choice) :], (c.numpy() for c in choice), strict=True))
+        for name in stage.outputs:
+            if name in _ORDERED:
+                continue
+            if name in decided or name in _EXACT:
+                target = decided.get(name, expected[name].numpy())
+                self._note(stage.name, name, float(np.count_nonzero(target != actual[name])), 0.0)
+            else:
+                target = expected[name].numpy().astype(np.float64)
+                bound = _ABSOLUTE_TOLERANCE[self.precision]
+                bound += _RELATIVE_TOLERANCE[self.precision] * float(np.abs(target).max(initial=0.0))
+                self._note(stage.name, name, _difference(target, actual[name]), bound)
+
+    def _note(self, stage: str, output: str, difference: float, tolerance: float) -> None:
+        known = self.worst.get((stage, output))
+        passed = difference <= tolerance
+        if known is not None:
+            worse = known if known.difference - known.tolerance > difference - tolerance else None
+            passed = passed and known.passed
+            difference, tolerance = (worse.difference, worse.tolerance) if worse else (difference, tolerance)
+        self.worst[stage, output] = StageParity(
+            stage=stage,
+            output=output,
+            difference=difference,
+            tolerance=tolerance,
+            cases=1 + (known.cases if known else 0),
+            passed=passed,
+        )
+
+
+def _difference(expected: NDArray[np.float64], actual: NDArray[Any]) -> float:
+    """Largest absolute difference; infinite where the shapes differ or a value is not a number."""
+    if expected.shape != actual.shape or not np.isfinite(actual).all():
+        return float("inf")
+    return float(np.abs(expected - actual).max(initial=0.0))
+
+
+def _compare_runs(
+    case: str, reference: Network, network: Network, expected: Probed, actual: Probed, precision: Precision
+) -> RunParity:
+    same = expected.stop == actual.stop and np.array_equal(expected.probed, actual.probed)
+    truth, found = (
+        {name: net.download(run.outputs[name]) for name in ("det_scores", "det_labels", "det_boxes")}
+        for net, run in ((reference, expected), (network, actual))
+    )
+    agreement = float(np.mean([_agreement(truth, found, i) for i in range(len(truth["det_scores"]))]))
+    return RunParity(
+        case=case,
+        stops=tuple(reason.value for reason in expected.stop),
+        same_stops=same,
+        agreement=agreement,
+        passed=(same or precision != "fp32") and agreement >= _AGREEMENT[precision],
+    )
+
+
+def _agreement(truth: Arrays, found: Arrays, image: int) -> float:
+    """Share of the detections of one image that both runs have."""
+    real = truth["det_scores"][image] > 0
+    if not real.any():
+        return 1.0
+    boxes = torch.from_numpy(truth["det_boxes"][image][real])
+    others = torch.from_numpy(found["det_boxes"][image])
+    overlap = iou(boxes, others).numpy()
+    near = np.abs(truth["det_scores"][image][real][:, None] - found["det_scores"][image][None]) < 0.01
+    same_class = truth["det_labels"][image][real][:, None] == found["det_labels"][image][None]
+    return float((near & same_class & (overlap > 0.9)).any(axis=1).mean())

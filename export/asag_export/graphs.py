@@ -1,0 +1,229 @@
+"""One stage of a network as an ONNX model.
+
+Every graph is dynamic in batch and image size and in nothing else: no shape depends on values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import Tensor
+
+from asag_deploy.errors import ConfigError, ExportError
+from asag_deploy.manifest import Precision, Probing, TensorSpec
+from asag_export.operators import DOMAIN, FUNCTIONS
+from asag_training.config import AsagConfig
+from asag_training.operators import ONNX_VERSION
+from asag_training.stages import StageModule
+
+OPSETS = range(18, 24)
+DEFAULT_OPSET = 20
+
+_EXAMPLE_BATCH = 2
+_EXAMPLE_SIZE = (192, 256)
+_EXAMPLE_PATCHES = 3
+_EXAMPLE_QUERIES = 7
+
+_FLOAT = {"fp32": torch.float32, "fp16": torch.float16}
+_DTYPES: dict[str, torch.dtype] = {
+    "uint8": torch.uint8,
+    "int64": torch.int64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bool": torch.bool,
+}
+
+
+def export_stage(
+    stage: StageModule, config: AsagConfig, probing: Probing, *, precision: Precision, opset: int
+) -> tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Export one stage; returns the model and its inputs and outputs.
+
+    Raises ConfigError for an opset that is not supported, ExportError if the model cannot be made or is not
+    valid ONNX.
+    """
+    if opset not in OPSETS:
+        raise ConfigError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    inputs = stage_inputs(stage, config, probing, precision)
+    outputs = stage_outputs(stage, config, probing, precision)
+    arguments = tuple(_example(spec) for spec in inputs)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                stage,
+                arguments,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                dynamic_shapes=_dynamic_axes(stage, inputs),
+                opset_version=opset,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"PyTorch could not export the stage '{stage.name}': {error}") from error
+    assert program is not None
+    model = program.model
+    _add_functions(model, opset)
+    optimizer.optimize_ir(model, inline=False)
+    _tidy(model, inputs, outputs)
+    proto = ir.serde.serialize_model(model)
+    check(proto, stage.name)
+    return proto, inputs, outputs
+
+
+def check(model: onnx.ModelProto, name: str) -> None:
+    """Raise ExportError unless the model is valid ONNX and its shapes can be inferred throughout."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph '{name}' is not valid ONNX: {error}") from error
+
+
+def stage_inputs(
+    stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
+) -> tuple[TensorSpec, ...]:
+    """The inputs of a stage in order."""
+    known = _tensors(stage, config, probing, precision)
+    return tuple(known[name] for name in stage.inputs)
+
+
+def stage_outputs(
+    stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
+) -> tuple[TensorSpec, ...]:
+    """The outputs of a stage in order."""
+    known = _tensors(stage, config, probing, precision) | _outputs(stage, config, probing)
+    return tuple(known[name] for name in stage.outputs)
+
+
+def _tensors(
+    stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
+) -> dict[str, TensorSpec]:
+    """What may come into a stage by name, and the feature maps."""
+    feature = "float16" if precision == "fp16" else "float32"
+    dim = config.hidden_dim
+    capacity = {level.level: level.capacity for level in probing.levels}
+    own_level = stage.name.removeprefix("probe_").upper()
+    specs = [
+        _spec("pixels", "uint8", "batch", "height", "width", 3),
+        _spec("image", "float32", "batch", 3, "height", "width"),
+        _spec("image_size", "int64", "batch", 2),
+        *(_spec(f"p{i}", feature, "batch", f"height_p{i}", f"width_p{i}", dim) for i in (2, 3, 4, 5)),
+        _spec("feature", feature, "batch", "height_feature", "width_feature", dim),
+        _spec("patches", "int64", "batch", capacity.get(own_level, 0), 2),
+        _spec("patch_count", "int64", "batch"),
+        _spec("slots", "int64", "patches"),
+        _spec("anchors_p5", "float32", "batch", 5 * config.first_level_anchors, 5),
+        _spec("selected_p5", "bool", "batch", 5 * config.first_level_anchors),
+        _spec("anchors_p4", "float32", "batch", "anchors_p4", 5),
+        _spec("selected_p4", "bool", "batch", "anchors_p4"),
+        _spec("anchors_p3", "float32", "batch", "anchors_p3", 5),
+        _spec("probed", "bool", "batch", len(probing.levels)),
+        _spec("query_slots", "int64", "queries"),
+    ]
+    return {spec.name: spec for spec in specs}
+
+
+def _outputs(stage: StageModule, config: AsagConfig, probing: Probing) -> dict[str, TensorSpec]:
+    """What may come out of a stage by name."""
+    first = stage.name == "backbone"
+    anchors: int | str = 5 * config.first_level_anchors if first else "anchors"
+    following = {"backbone": 0, "probe_p4": 1}.get(stage.name, len(probing.levels))
+    capacity = probing.levels[following].capacity if following < len(probing.levels) else 0
+    specs = [
+        _spec("selected", "bool", "batch", anchors),
+        _spec("origins", "int64", "batch", capacity, 2),
+        _spec("counts", "int64", "batch", 4),
+        _spec("logits", "float32", "batch", "queries", config.num_classes),
+        _spec("boxes", "float32", "batch", "queries", 4),
+        _spec("anchor_count", "int64", "batch"),
+        _spec("det_scores", "float32", "batch", "detections"),
+        _spec("det_labels", "int64", "batch", "detections"),
+        _spec("det_boxes", "float32", "batch", "detections", 4),
+        _spec("anchors", "float32", "batch", "queries", 4)
+        if stage.name == "decoder"
+        else _spec("anchors", "float32", "batch", anchors, 5),
+    ]
+    return {spec.name: spec for spec in specs}
+
+
+def _spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def _dynamic_axes(stage: StageModule, inputs: tuple[TensorSpec, ...]) -> tuple[object, ...]:
+    """What `torch.onnx.export` wants to know: which axes of which argument are dynamic."""
+    axes = tuple(
+        {i: torch.export.Dim.DYNAMIC for i, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in inputs
+    )
+    # The decoder takes its many inputs as *args, which the exporter sees as one argument.
+    return (axes,) if stage.name == "decoder" else axes
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """A tensor to trace with.  Dynamic sizes differ from each other and from 1, so that none is specialised."""
+    height, width = _EXAMPLE_SIZE
+    sizes = {"batch": _EXAMPLE_BATCH, "height": height, "width": width, "patches": _EXAMPLE_PATCHES}
+    sizes |= {"queries": _EXAMPLE_QUERIES, "anchors_p4": 40, "anchors_p3": 60}
+    for i in (2, 3, 4, 5):
+        sizes |= {f"height_p{i}": height >> i, f"width_p{i}": width >> i}
+    sizes |= {"height_feature": height >> 3, "width_feature": width >> 3}
+    shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+    if spec.name == "image_size":
+        return torch.tensor([[height, width]]).repeat(_EXAMPLE_BATCH, 1)
+    if spec.name in ("slots", "query_slots"):
+        return torch.arange(shape[0])
+    return torch.zeros(shape, dtype=_DTYPES[spec.dtype])
+
+
+def _add_functions(model: ir.Model, opset: int) -> None:
+    """Give the model the bodies of the `asag` operators it uses."""
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for script in FUNCTIONS:
+        if script.name in used:
+            proto = script.to_function_proto()
+            for imported in proto.opset_import:
+                imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
+            function = ir.serde.deserialize_function(proto)
+            model.functions[function.identifier()] = function
+    if used:
+        model.opset_imports[DOMAIN] = ONNX_VERSION
+
+
+def _tidy(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Name the dynamic dimensions, and drop what the tracer noted about the machine it ran on."""
+    for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+            value.shape = ir.Shape(spec.shape)
+    model.producer_name, model.producer_version = "asag-deploy", None
+    model.doc_string = None
+    model.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress chatter and other libraries' warnings off the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

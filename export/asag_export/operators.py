@@ -1,0 +1,201 @@
+"""The `asag` operators as ONNX functions: bodies of standard operators that any runtime executes.
+
+A graph refers to an operator by name in the domain `asag`; the model carries the function.  ONNX Runtime and
+TensorRT-RTX execute the body, TensorRT replaces it by a plugin of the same name.  The references are the
+functions of the same names in `asag_training.operators`; the attributes are theirs, and the plugins'.
+
+Shapes are (B, ...) as there.  Shape arithmetic is int64; coordinates and scores are float32 whatever the
+type of the features.
+
+Bodies are onnxscript, which is a subset of Python that is compiled, not run: hence the plain style.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,valid-type,operator,arg-type,call-arg,attr-defined,untyped-decorator"
+# The annotations below are ONNX types that onnxscript reads; they mean nothing to a Python type checker.
+# ruff: noqa: F821, UP007
+
+from __future__ import annotations
+
+import onnxscript
+from onnxscript import BOOL, FLOAT, INT64
+from onnxscript import opset20 as op
+
+from asag_training.operators import ONNX_VERSION
+
+DOMAIN = "asag"
+OPSET = onnxscript.values.Opset(DOMAIN, ONNX_VERSION)
+
+
+@onnxscript.script(OPSET, default_opset=op)
+def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[int]):
+    """Each box samples only its own level: the corners are gathered from the flattened pyramid."""
+    one = op.Constant(value_ints=[1])
+    shape2, shape3, shape4, shape5 = op.Shape(p2), op.Shape(p3), op.Shape(p4), op.Shape(p5)
+    rows = op.Constant(value_ints=[1])
+    columns = op.Constant(value_ints=[2])
+    heights = op.Concat(op.Gather(shape2, rows), op.Gather(shape3, rows), op.Gather(shape4, rows), op.Gather(shape5, rows), axis=0)
+    widths = op.Concat(op.Gather(shape2, columns), op.Gather(shape3, columns), op.Gather(shape4, columns), op.Gather(shape5, columns), axis=0)
+    areas = heights * widths
+    starts = op.CumSum(areas, op.Constant(value_int=0), exclusive=1)
+
+    x1, y1, x2, y2 = op.Split(boxes, num_outputs=4, axis=-1)  # each (B, Q, 1)
+    side = op.Sqrt((x2 - x1) * (y2 - y1))
+    two = op.Constant(value_float=2.0)
+    raw_level = op.Floor(4.0 + op.Log(side / 224.0) / op.Log(two) + 0.000001)
+    stride_of = op.Cast(op.Constant(value_ints=strides), to=1)
+    finest = op.Round(op.Log(op.Gather(stride_of, op.Constant(value_int=0))) / op.Log(two))
+    level = op.Cast(op.Clip(raw_level - finest, 0.0, 3.0), to=7)  # (B, Q, 1)
+
+    scale = op.Gather(stride_of, level)
+    height, width = op.Gather(heights, level), op.Gather(widths, level)  # (B, Q, 1)
+    left, top = x1 / scale, y1 / scale
+    cell_w = op.Max(x2 / scale - left, 1.0) / 14.0
+    cell_h = op.Max(y2 / scale - top, 1.0) / 14.0
+    step = op.Range(0.5, 14.5, 1.0)
+    x, y = left + step * cell_w, top + step * cell_h  # (B, Q, 14)
+
+    last_x, last_y = op.Cast(width - one, to=1), op.Cast(height - one, to=1)
+    in_x = op.Cast(op.And(x >= -1.0, x <= last_x + 1.0), to=1)
+    in_y = op.Cast(op.And(y >= -1.0, y <= last_y + 1.0), to=1)
+    x, y = op.Min(op.Max(x, 0.0), last_x), op.Min(op.Max(y, 0.0), last_y)
+    low_x, low_y = op.Floor(x), op.Floor(y)
+    part_x, part_y = x - low_x, y - low_y
+    axis = op.Constant(value_ints=[-1])
+    # (B, Q, 14, 2) -> (B, Q, 7, 4): for every bin its two samples' lower and upper cells
+    bins = op.Constant(value_ints=[0, 0, 7, 4])
+    column = op.Concat(op.Unsqueeze(low_x, axis), op.Unsqueeze(op.Min(low_x + 1.0, last_x), axis), axis=-1)
+    row = op.Concat(op.Unsqueeze(low_y, axis), op.Unsqueeze(op.Min(low_y + 1.0, last_y), axis), axis=-1)
+    column_weight = op.Concat(op.Unsqueeze((1.0 - part_x) * in_x, axis), op.Unsqueeze(part_x * in_x, axis), axis=-1)
+    row_weight = op.Concat(op.Unsqueeze((1.0 - part_y) * in_y, axis), op.Unsqueeze(part_y * in_y, axis), axis=-1)
+    column = op.Cast(op.Reshape(column, bins), to=7)
+    row = op.Cast(op.Reshape(row, bins), to=7)
+    column_weight = op.Reshape(column_weight, bins)
+    row_weight = op.Reshape(row_weight, bins)
+
+    # Combine to (B, Q, 7, 7, 4, 4): bin row, bin column, tap row, tap column.
+    across = op.Constant(value_ints=[2, 4])
+    down = op.Constant(value_ints=[3, 5])
+    everywhere = op.Constant(value_ints=[3, 4, 5])
+    shape = op.Shape(boxes)
+    image = op.Range(op.Constant(value_int=0), op.Squeeze(op.Gather(shape, op.Constant(value_ints=[0]))), op.Constant(value_int=1))
+    image_start = op.Reshape(image * op.ReduceSum(areas, keepdims=0), op.Constant(value_ints=[-1, 1, 1]))
+    base = op.Unsqueeze(op.Gather(starts, level) + image_start, everywhere)
+    index = base + op.Unsqueeze(row, down) * op.Unsqueeze(width, everywhere) + op.Unsqueeze(column, across)
+    weight = op.Unsqueeze(row_weight, down) * op.Unsqueeze(column_weight, across) / 4.0
+
+    channels = op.Concat(op.Constant(value_ints=[0, -1]), op.Gather(shape2, op.Constant(value_ints=[3])), axis=0)
+    cells = op.Concat(op.Reshape(p2, channels), op.Reshape(p3, channels), op.Reshape(p4, channels), op.Reshape(p5, channels), axis=1)
+    depth = op.Gather(shape2, op.Constant(value_ints=[3]))
+    cells = op.Reshape(cells, op.Concat(op.Constant(value_ints=[-1]), depth, axis=0))
+    taps = op.Gather(cells, op.Reshape(index, op.Constant(value_ints=[-1, 16])))  # (B*Q*49, 16, C)
+    weight = op.CastLike(op.Reshape(weight, op.Constant(value_ints=[-1, 1, 16])), p2)
+    out = op.MatMul(weight, taps)
+    out_shape = op.Concat(op.Slice(shape, op.Constant(value_ints=[0]), op.Constant(value_ints=[2])), op.Constant(value_ints=[7, 7]), depth, axis=0)
+    return op.Reshape(out, out_shape)
+
+
+@onnxscript.script(OPSET, default_opset=op)
+def PatchNMS(anchors: FLOAT["B", "N", 5], selected: BOOL["B", "N"], image_size: INT64["B", 2], stride: int, patch_size: int, iou_threshold: float, capacity: int, max_candidates: int):
+    """Greedy NMS as the fixpoint of 'kept unless an earlier kept one suppresses it', a few rounds as a rule."""
+    side = op.Cast(op.Constant(value_int=patch_size), to=1)
+    pitch = op.Cast(op.Constant(value_int=stride), to=1)
+    half = 0.5 * side * pitch
+    first, second, fourth = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[4])
+    last_axis = op.Constant(value_ints=[2])
+
+    score = op.Squeeze(op.Slice(anchors, fourth, op.Constant(value_ints=[5]), last_axis), last_axis)
+    score = op.Where(selected, score, op.CastLike(-1.0, score))
+    shape = op.Shape(score)
+    batch = op.Gather(shape, first)
+    count = op.Min(op.Gather(shape, second), op.Reshape(op.Constant(value_int=max_candidates), op.Constant(value_ints=[1])))
+    best, order = op.TopK(score, count, axis=1, largest=1, sorted=1)
+    centre_x = op.GatherElements(op.Squeeze(op.Slice(anchors, first, second, last_axis), last_axis), order, axis=1)
+    centre_y = op.GatherElements(op.Squeeze(op.Slice(anchors, second, op.Constant(value_ints=[2]), last_axis), last_axis), order, axis=1)
+    x1, y1, x2, y2 = centre_x - half, centre_y - half, centre_x + half, centre_y + half  # (B, M)
+
+    overlap_w = op.Min(op.Unsqueeze(x2, last_axis), op.Unsqueeze(x2, second)) - op.Max(op.Unsqueeze(x1, last_axis), op.Unsqueeze(x1, second))
+    overlap_h = op.Min(op.Unsqueeze(y2, last_axis), op.Unsqueeze(y2, second)) - op.Max(op.Unsqueeze(y1, last_axis), op.Unsqueeze(y1, second))
+    shared = op.Max(overlap_w, 0.0) * op.Max(overlap_h, 0.0)  # (B, M, M)
+    area = (x2 - x1) * (y2 - y1)
+    iou = shared / (op.Unsqueeze(area, last_axis) + op.Unsqueeze(area, second) - shared)
+    index = op.Range(op.Constant(value_int=0), op.Squeeze(count), op.Constant(value_int=1))
+    earlier = op.Unsqueeze(index, first) < op.Unsqueeze(index, second)
+    suppresses = op.Cast(op.And(iou > op.Constant(value_float=iou_threshold), earlier), to=1)
+
+    valid = op.Cast(best >= 0.0, to=1)
+    keep = valid
+    unsettled = op.Cast(op.Constant(value_int=1), to=9)
+    while unsettled:
+        hits = op.Squeeze(op.MatMul(suppresses, op.Unsqueeze(keep, last_axis)), last_axis)
+        settled = valid * op.Cast(hits < 0.5, to=1)
+        unsettled = op.ReduceMax(op.Abs(settled - keep), keepdims=0) > 0.5
+        keep = settled
+
+    cells = op.Ceil(op.Cast(image_size, to=1) / pitch)  # (B, 2) height, width
+    rows = op.Slice(cells, first, second, second)
+    columns = op.Slice(cells, second, op.Constant(value_ints=[2]), second)
+    origin_x = op.Floor((x1 + x2) / 2.0 / pitch - side / 2.0)
+    origin_y = op.Floor((y1 + y2) / 2.0 / pitch - side / 2.0)
+    origin_x = op.Max(op.Min(origin_x, columns - side), 0.0) * keep
+    origin_y = op.Max(op.Min(origin_y, rows - side), 0.0) * keep
+
+    # Kept patches first and in order; enough empty ones behind them to fill every slot.
+    slots = op.Reshape(op.Constant(value_int=capacity), op.Constant(value_ints=[1]))
+    empty = op.Expand(op.Constant(value_float=0.0), op.Concat(batch, slots, axis=0))
+    priority = op.Concat(keep * (op.Cast(count, to=1) - op.Cast(index, to=1)), empty, axis=1)
+    _priority, rank = op.TopK(priority, slots, axis=1, largest=1, sorted=1)
+    origin_x = op.GatherElements(op.Concat(origin_x, empty, axis=1), rank, axis=1)
+    origin_y = op.GatherElements(op.Concat(origin_y, empty, axis=1), rank, axis=1)
+    origins = op.Cast(op.Concat(op.Unsqueeze(origin_x, last_axis), op.Unsqueeze(origin_y, last_axis), axis=2), to=7)
+    kept = op.Cast(op.ReduceSum(keep, second, keepdims=0), to=7)
+    return origins, kept
+
+
+@onnxscript.script(OPSET, default_opset=op)
+def PadAnchors(anchors: FLOAT["B", "N", 5], keep: BOOL["B", "N"], image_size: INT64["B", 2], slots: INT64["Q"], first_level: int, floor: int, cap: int):
+    """The floor, the cap and the padding are three terms of one sorting key."""
+    zero, one, two = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
+    four, five = op.Constant(value_ints=[4]), op.Constant(value_ints=[5])
+    first = op.Reshape(op.Constant(value_int=first_level), one)
+    shape = op.Shape(keep)
+    batch, total = op.Gather(shape, zero), op.Gather(shape, one)
+    score = op.Squeeze(op.Slice(anchors, four, five, two), two)
+
+    # Rank of each first-level anchor by score: the inverse of the order that sorts them.
+    _best, best_first = op.TopK(op.Slice(score, zero, first, one), first, axis=1, largest=1, sorted=1)
+    _place, rank = op.TopK(op.Cast(best_first, to=1), first, axis=1, largest=0, sorted=1)
+    first_keep = op.Slice(keep, zero, first, one)
+    short = op.ReduceSum(op.Cast(first_keep, to=7), one, keepdims=1) < op.Constant(value_int=floor)
+    among_best = rank < op.Constant(value_int=floor)
+    first_keep = op.Or(op.And(short, among_best), op.And(op.Not(short), first_keep))
+    keep = op.Concat(first_keep, op.Slice(keep, first, total, one), axis=1)
+
+    place = op.Range(op.Constant(value_int=0), op.Squeeze(total), op.Constant(value_int=1))
+    place = op.Expand(op.Unsqueeze(place, zero), shape)
+    first_place = op.Where(short, rank, op.Slice(place, zero, first, one))
+    place = op.Concat(first_place, op.Slice(place, first, total, one), axis=1)
+
+    kept = op.ReduceSum(op.Cast(keep, to=7), one, keepdims=0)
+    limit = op.Constant(value_int=cap)
+    over = op.Unsqueeze(kept > limit, one)
+    never = op.Constant(value_float=-1e30)
+    key = op.Where(keep, op.Where(over, score, op.Neg(op.Cast(place, to=1))), never)
+    queries = op.Shape(slots)
+    key = op.Concat(key, op.Expand(never, op.Concat(batch, queries, axis=0)), axis=1)
+    _key, order = op.TopK(key, queries, axis=1, largest=1, sorted=1)
+
+    nowhere = op.Expand(op.Constant(value_float=0.0), op.Concat(batch, queries, four, axis=0))
+    boxes = op.Concat(op.Slice(anchors, zero, four, two), nowhere, axis=1)
+    order = op.Expand(op.Unsqueeze(order, two), op.Concat(batch, queries, four, axis=0))
+    chosen = op.GatherElements(boxes, order, axis=1)
+
+    count = op.Min(kept, limit)
+    real = op.Unsqueeze(op.Unsqueeze(slots, zero) < op.Unsqueeze(count, one), two)
+    size = op.Cast(image_size, to=1)
+    height, width = op.Slice(size, zero, one, one), op.Slice(size, one, two, one)
+    whole = op.Concat(width / 2.0, height / 2.0, width, height, axis=1)
+    padded = op.Where(real, chosen, op.Unsqueeze(whole, one))
+    return padded, count
+
+
+FUNCTIONS = (MultiscaleRoIAlign, PatchNMS, PadAnchors)

@@ -1,0 +1,38 @@
+"""Random weights, to try or to time a network that has not been trained."""
+
+from __future__ import annotations
+
+import torch
+
+from asag_training.categories import default_categories
+from asag_training.checkpoints import Checkpoint
+from asag_training.config import AsagConfig, variant_config
+from asag_training.model import build
+
+
+def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:
+    """Freshly initialised weights, the same for the same seed.
+
+    Scores of freshly initialised anchors all lie near one half and their boxes near half a patch, so that no
+    patch would ever be probed, or all of them.  The last layer of both anchor predictors is spread out and
+    moved until small boxes with scores on both sides of the thresholds come out, so that every stage has
+    something to do.  Raises ConfigError for an unknown variant.
+    """
+    config = variant_config(variant) if isinstance(variant, str) else variant
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config)
+        for mlp in (model.anchor_generator.proj_all, model.anchor_generator.proj_patch):
+            _spread(mlp.layers[-1])
+    return Checkpoint(
+        config=config, state=model.state_dict(), categories=default_categories(config), trained=False
+    )
+
+
+def _spread(last: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.mul_(2.0)
+        bias = last.get_parameter("bias").view(-1, 5)
+        bias[:, 2:4] -= 2.5
+        bias[:, 4] -= 1.0

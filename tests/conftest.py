@@ -1,0 +1,56 @@
+"""What every test gets: fixed seeds, one thread per worker, the reference data, and skips that say why."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_configure() -> None:
+    # Parallel workers that each start a thread per core only slow each other down.  torch reads this when
+    # it is imported, which is after this, as do the subprocesses that tests start.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _why_no_gpu()
+    if reason is not None:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Outputs of the public implementation: `layout_*.json` and `cases/*.npz`."""
+    return REFERENCE
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (for libraries that still draw from it)
+    torch = sys.modules.get("torch")  # not imported for tests that do without it
+    if torch is not None:
+        torch.manual_seed(0)
+
+
+def _why_no_gpu() -> str | None:
+    """Why the tests marked `gpu` cannot run here, or None if they can."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "needs an NVIDIA GPU: no driver (libcuda.so.1) on this machine"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "needs an NVIDIA GPU: the driver finds no device"
+    return None

@@ -1,0 +1,1 @@
+"""ASAG in PyTorch: the network, its settings, checkpoints, training and evaluation."""

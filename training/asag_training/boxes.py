@@ -1,0 +1,81 @@
+"""Box arithmetic.  Boxes are (..., 4); the name of a function says which format it takes.
+
+xyxy    x1, y1, x2, y2
+cxcywh  centre x, centre y, width, height
+xyzr    centre x, centre y, z = log2 sqrt(w h), r = log2(h / w) / 2, in cells of P2 (AdaMixer's query format)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) cxcywh -> (..., 4) xyxy."""
+    cx, cy, w, h = boxes.unbind(-1)
+    return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (..., 4) cxcywh."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area that each of `a` (..., N, 4) shares with each of `b` (..., M, 4), both xyxy -> (..., N, M)."""
+    top_left = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    bottom_right = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    side = (bottom_right - top_left).clamp(min=0)
+    return side[..., 0] * side[..., 1]
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of xyxy boxes (..., N, 4) and (..., M, 4) -> (..., N, M)."""
+    shared = intersection(a, b)
+    return shared / (area(a)[..., :, None] + area(b)[..., None, :] - shared)
+
+
+def iof(boxes: Tensor) -> Tensor:
+    """Intersection over the first box's own area, for every pair of xyxy boxes (..., N, 4) -> (..., N, N)."""
+    return intersection(boxes, boxes) / area(boxes)[..., :, None].clamp(min=1e-6)
+
+
+def whwh(image_size: Tensor) -> Tensor:
+    """Valid (height, width) (B, 2) -> width, height, width, height as float32 (B, 1, 4)."""
+    h, w = image_size.float().unbind(-1)
+    return torch.stack([w, h, w, h], dim=-1)[:, None]
+
+
+def xyxy_to_xyzr(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy in cells of P2 -> (..., 4) xyzr."""
+    xy = 0.5 * (boxes[..., 0:2] + boxes[..., 2:4])
+    wh = boxes[..., 2:4] - boxes[..., 0:2]
+    w, h = wh[..., 0:1], wh[..., 1:2]
+    z = (w * h + 1e-7).log2() / 2
+    r = (h / (w + 1e-7) + 1e-7).log2() / 2
+    return torch.cat([xy, z, r], dim=-1)
+
+
+def xyzr_size(boxes: Tensor) -> Tensor:
+    """(..., 4) xyzr -> width and height (..., 2) in cells of P2."""
+    z, r = boxes[..., 2:3], boxes[..., 3:4]
+    return torch.exp2(z) * torch.exp2(torch.cat([-r, r], dim=-1))
+
+
+def xyzr_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) xyzr -> (..., 4) xyxy in cells of P2."""
+    xy, half = boxes[..., 0:2], 0.5 * xyzr_size(boxes)
+    return torch.cat([xy - half, xy + half], dim=-1)
+
+
+def refine_xyzr(boxes: Tensor, delta: Tensor) -> Tensor:
+    """Move xyzr boxes (..., 4) by predicted deltas: centres by multiples of the box scale, z and r directly."""
+    xy = boxes[..., 0:2] + delta[..., 0:2] * torch.exp2(boxes[..., 2:3])
+    return torch.cat([xy, boxes[..., 2:4] + delta[..., 2:4]], dim=-1)

@@ -1,0 +1,19 @@
+"""Trained weights on disk: reading what others published, and reading and writing our own.
+
+`load_checkpoint` takes the public layout (.pth), a bare state dict, or our own .safetensors with its settings
+inside; it never runs code that a file brings along.  `load_backbone` takes ImageNet weights.
+"""
+
+from asag_training.checkpoints.backbone import load_backbone
+from asag_training.checkpoints.checkpoint import Checkpoint, select_head
+from asag_training.checkpoints.loading import load_checkpoint
+from asag_training.checkpoints.native import FORMAT_VERSION, save_checkpoint
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "load_backbone",
+    "load_checkpoint",
+    "save_checkpoint",
+    "select_head",
+]

@@ -1,0 +1,47 @@
+"""ImageNet weights for the backbone, under torchvision's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from asag_deploy.errors import CheckpointError
+from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
+from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
+from asag_training.config import AsagConfig
+from asag_training.model import Asag
+
+_PREFIX = "backbone.0.body."
+_CLASSIFIER = "fc."
+_DEPTHS = (50, 101)
+
+
+def load_backbone(model: Asag, path: str | Path) -> None:
+    """Give the network's backbone the weights of a torchvision-named ResNet (.pth or .safetensors).
+
+    The classifier and BatchNorm's counters are left out.  Raises CheckpointError, which names the first
+    tensors that do not fit and the depth that would.
+    """
+    path = Path(path)
+    weights = named_weights(path, read_weight_file(path).content)
+    weights = {_PREFIX + name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
+    _check(path, weights, model.config)
+    model.load_state_dict(as_float32(path, weights), strict=False)
+
+
+def _check(path: Path, weights: Mapping[str, Tensor], config: AsagConfig) -> None:
+    misfits = {depth: _misfit(weights, config.with_changes(backbone_depth=depth)) for depth in _DEPTHS}
+    wrong = misfits[config.backbone_depth]
+    if wrong is None:
+        return
+    fitting = [f"ResNet-{depth}" for depth, misfit in misfits.items() if misfit is None]
+    advice = f"it is a {fitting[0]}" if fitting else "it is no ResNet that the network can have"
+    raise CheckpointError(f"'{path}' does not hold a ResNet-{config.backbone_depth} ({wrong}); {advice}")
+
+
+def _misfit(weights: Mapping[str, Tensor], config: AsagConfig) -> str | None:
+    expected = {name: shape for name, shape in expected_layout(config).items() if name.startswith(_PREFIX)}
+    wrong = mismatch(layout_of(weights), expected)
+    return wrong and wrong.replace(_PREFIX, "")

@@ -1,0 +1,83 @@
+"""Weights together with all that is needed to use them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from asag_deploy.errors import CheckpointError
+from asag_deploy.manifest import Category
+from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
+from asag_training.config import AsagConfig
+
+_HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
+_EMBEDDING_KEY = "decoder.decoder_embedding.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A network's weights, settings and classes.
+
+    Raises CheckpointError when weights or classes are not what the settings call for.
+    """
+
+    config: AsagConfig
+    state: Mapping[str, Tensor]
+    """Named and shaped as `Asag(config).state_dict()`, floating point, on the CPU when it was loaded."""
+    categories: tuple[Category, ...]
+    """(num_classes) in label order."""
+    trained: bool = True
+    """False if the weights are random."""
+    head: str | None = None
+    """The decoder that was selected out of several (it is the network's only one now); None if none was."""
+    epoch: int | None = None
+    """The last epoch that was trained, counted from 0, if the file says."""
+
+    def __post_init__(self) -> None:
+        config = self.config
+        wrong = mismatch(layout_of(self.state), expected_layout(config))
+        if wrong is not None:
+            raise CheckpointError(
+                f"the weights are not those of {config.variant} with these settings ({wrong})"
+            )
+        if len(self.categories) != config.num_classes:
+            raise CheckpointError(
+                f"{len(self.categories)} class names were given for a network of {config.num_classes} classes"
+            )
+        if len({category.id for category in self.categories}) != len(self.categories):
+            raise CheckpointError("two classes have the same id: give each its own")
+        if self.head is not None and config.heads != 1:
+            raise CheckpointError(
+                f"head '{self.head}' cannot be selected while there are {config.heads} heads"
+            )
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The decoders there are, in checkpoint order."""
+        return self.config.head_names if self.head is None else (self.head,)
+
+
+def select_head(checkpoint: Checkpoint, head: str) -> Checkpoint:
+    """The checkpoint of a network that has only this one of the parallel decoders.
+
+    Raises CheckpointError, listing the heads, when there is none of that name.
+    """
+    names = checkpoint.head_names
+    if head not in names:
+        raise CheckpointError(f"there is no head '{head}' in the checkpoint; it has {', '.join(names)}")
+    if len(names) == 1:
+        return dataclasses.replace(checkpoint, head=head)
+    index = names.index(head)
+    state = {}
+    for name, tensor in checkpoint.state.items():
+        match = _HEAD_KEY.fullmatch(name)
+        if match is None:
+            state[name] = tensor[index : index + 1] if name == _EMBEDDING_KEY else tensor
+        elif int(match[2]) == index:
+            state[f"{match[1]}0{match[3]}"] = tensor
+    config = checkpoint.config.with_changes(heads=1)
+    return dataclasses.replace(checkpoint, config=config, state=state, head=head)

@@ -1,0 +1,134 @@
+"""Names and shapes of the tensors a network has, and the network that has given names and shapes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asag_training.config import VARIANTS, AsagConfig, DecoderType, asag_100, asag_300, asag_crowdhuman
+from asag_training.model import Asag
+
+Layout = Mapping[str, tuple[int, ...]]
+
+_NAMED = 3
+"""As many tensors of a kind a message names."""
+_SHOWN_BY_SHAPES = (
+    *(
+        "decoder",
+        "backbone_depth",
+        "backbone_width",
+        "num_classes",
+        "hidden_dim",
+        "ffn_dim",
+        "attention_heads",
+    ),
+    *("in_points", "out_points", "groups", "dynamic_dim", "patch_size", "compress_dim"),
+    *("first_level_anchors", "patch_anchors"),
+)
+"""The settings that make a published variant's layout; parallel decoders can have been left out."""
+_HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series)\.(\d+)\.")
+
+
+def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The layout of given tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+@lru_cache(maxsize=64)
+def expected_layout(config: AsagConfig) -> Layout:
+    """The layout of the network with these settings (built without memory for its weights)."""
+    with torch.device("meta"):
+        return layout_of(Asag(config).state_dict())
+
+
+def mismatch(found: Layout, expected: Layout) -> str | None:
+    """How `found` differs from `expected`, naming the first tensors of each kind; None if it does not."""
+    kinds = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "misshapen": [
+            f"{name} {_text(found[name])} instead of {_text(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names) or None
+
+
+def count_heads(names: Iterable[str]) -> int:
+    """How many parallel decoders tensors of these names make up."""
+    return len({match[1] for match in map(_HEAD_KEY.match, names) if match})
+
+
+def infer_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | None:
+    """The settings of the network that has this layout, or None if there is none.
+
+    A published variant where one fits; otherwise the settings that are published for as many anchors, with
+    what the shapes tell changed in them.  `data_set` is what it was trained on [dataset_file], if known.
+    """
+    try:
+        config = _custom_config(found, crowdhuman=data_set == "crowdhuman")
+        if expected_layout(config) != found:
+            return None
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError):
+        return None  # a tensor lacks, or its shape is no network's
+    for published in VARIANTS.values():
+        possible = data_set in (None, "crowdhuman") or not published.variant.endswith("crowdhuman")
+        if possible and all(getattr(published, name) == getattr(config, name) for name in _SHOWN_BY_SHAPES):
+            return published.with_changes(heads=config.heads)
+    return config
+
+
+def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
+    decoder: DecoderType = "adamixer" if _any(found, "decoder.bbox_head.") else "sparse-rcnn"
+    depth = 101 if _any(found, "backbone.0.body.layer3.22.") else 50
+    first_level_anchors = found["anchor_generator.proj_all.layers.2.weight"][0] // 5
+    preset = asag_crowdhuman if crowdhuman else asag_100 if first_level_anchors == 50 else asag_300
+    hidden_dim = found["neck.inner_blocks.0.0.weight"][0]
+    return preset(f"asag-{decoder[0]}-r{depth}-custom", decoder, depth).with_changes(
+        backbone_width=found["backbone.0.body.conv1.weight"][0],
+        num_classes=found["rpn.fc_cls.weight"][0],
+        heads=count_heads(found),
+        hidden_dim=hidden_dim,
+        ffn_dim=found["rpn.tokens_proj.layers.0.weight"][0],
+        attention_heads=found["rpn.iof_tau"][0],
+        patch_size=math.isqrt(found["anchor_generator.layernorm.0.weight"][0]),
+        compress_dim=found["anchor_generator.P6.weight"][0],
+        first_level_anchors=first_level_anchors,
+        patch_anchors=found["anchor_generator.proj_patch.layers.2.weight"][0] // 5,
+        **(_adamixer_settings if decoder == "adamixer" else _sparse_rcnn_settings)(found, hidden_dim),
+    )
+
+
+def _adamixer_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
+    stage = "decoder.bbox_head.0.sampling_n_mixing"
+    points = found[f"{stage}.sampling_offset_generator.0.weight"][0] // 3  # x, y, z of groups * in_points
+    out_points = found[f"{stage}.adaptive_mixing.out_proj.weight"][1] // hidden_dim
+    # A group's parameters mix channels, (hidden / groups)^2 of them, and points, in_points * out_points.
+    channel_mix = found[f"{stage}.adaptive_mixing.parameter_generator.0.weight"][0] - points * out_points
+    groups = hidden_dim**2 // channel_mix
+    return {"groups": groups, "in_points": points // groups, "out_points": out_points}
+
+
+def _sparse_rcnn_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
+    inner = found["decoder.head_series.0.inst_interact.dynamic_layer.weight"][0]
+    return {"dynamic_dim": inner // (2 * hidden_dim)}
+
+
+def _any(found: Layout, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in found)
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

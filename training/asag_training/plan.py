@@ -1,0 +1,69 @@
+"""From a network's settings to its stages and to the parameters of the runtime's loop."""
+
+from __future__ import annotations
+
+from asag_deploy.errors import ConfigError
+from asag_deploy.manifest import Level, Mode, Postprocessing, Preprocessing, ProbeLevel, Probing
+from asag_training.anchor_generator import STRIDES
+from asag_training.config import MAIN_HEAD, AsagConfig
+from asag_training.model import Asag
+from asag_training.stages import BackboneStage, DecoderStage, NormalizeStage, ProbeStage, StageModule
+
+LEVELS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
+"""Manual stops (paper, table 2) by name: the levels that can be probed beyond P5 and P6."""
+
+_EXACT_CAPACITY = {"P4": 128, "P3": 256}
+_FAST_CAPACITY = 15
+_MAX_CANDIDATES = 2048
+
+
+def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact") -> Probing:
+    """The parameters of the probing loop (ConfigError for an unknown manual stop or mode)."""
+    if levels not in LEVELS:
+        raise ConfigError(f"unknown levels '{levels}'; choose one of {', '.join(LEVELS)}")
+    if mode not in ("exact", "fast"):
+        raise ConfigError(f"unknown mode '{mode}'; choose exact or fast")
+    capacity = dict.fromkeys(_EXACT_CAPACITY, _FAST_CAPACITY) if mode == "fast" else _EXACT_CAPACITY
+    return Probing(
+        mode=mode,
+        patch_size=config.patch_size,
+        levels=tuple(
+            ProbeLevel(
+                level=level,
+                stride=STRIDES[level],
+                capacity=min(capacity[level], config.max_patches or capacity[level]),
+                anchors_per_patch=config.patch_anchors,
+            )
+            for level in LEVELS[levels]
+        ),
+        max_candidates=_MAX_CANDIDATES,
+        anchor_floor=config.anchor_floor,
+        anchor_cap=config.anchor_cap,
+        max_patches=config.max_patches,
+    )
+
+
+def postprocessing_plan(config: AsagConfig) -> Postprocessing:
+    """How the decoder's outputs become detections."""
+    limit = config.max_detections or config.anchor_cap * config.num_classes
+    return Postprocessing(max_detections=limit, nms_iou=config.detection_nms_iou)
+
+
+def build_stages(
+    model: Asag, probing: Probing, head: str = MAIN_HEAD, preprocessing: Preprocessing | None = None
+) -> list[StageModule]:
+    """The stages of `model` in the order they run."""
+    following = [*probing.levels[1:], None]
+    first = probing.levels[0] if probing.levels else None
+    stages: list[StageModule] = [
+        NormalizeStage(preprocessing or Preprocessing()),
+        BackboneStage(model, *_target(first), probing.max_candidates),
+    ]
+    for level, after in zip(probing.levels, following, strict=False):
+        stages.append(ProbeStage(model, level.level, *_target(after), probing.max_candidates))
+    stages.append(DecoderStage(model, head, [level.level for level in probing.levels]))
+    return [stage.eval() for stage in stages]
+
+
+def _target(level: ProbeLevel | None) -> tuple[Level | None, int]:
+    return (None, 0) if level is None else (level.level, level.capacity)

@@ -1,0 +1,223 @@
+"""The stages of inference as PyTorch modules: what is exported, and what PyTorch itself runs.
+
+Each takes and returns the named arrays that `asag_deploy.stages` lists; `INPUTS` and `OUTPUTS` give their
+order.  Nothing in them has a shape that depends on values, so every one becomes a static graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from asag_deploy.manifest import Level, Preprocessing
+from asag_training import boxes as box_ops
+from asag_training.anchor_generator import STRIDES
+from asag_training.model import Asag
+from asag_training.operators import pad_anchors, patch_nms
+
+FEATURES = ("p2", "p3", "p4", "p5")
+
+
+class StageModule(nn.Module):
+    """A stage: tensors in the order of `inputs`, tensors out in the order of `outputs`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class NormalizeStage(StageModule):
+    """Pixels to network input."""
+
+    name = "normalize"
+    inputs = ("pixels", "image_size")
+    outputs = ("image",)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(preprocessing.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std), persistent=False)
+
+    def forward(self, pixels: Tensor, image_size: Tensor) -> tuple[Tensor]:
+        rows = torch.arange(pixels.shape[1], device=pixels.device) < image_size[:, 0:1]
+        columns = torch.arange(pixels.shape[2], device=pixels.device) < image_size[:, 1:2]
+        valid = rows[:, None, :, None] & columns[:, None, None, :]
+        normal = ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+        return (torch.where(valid, normal, 0.0),)
+
+
+class SelectingStage(StageModule):
+    """A stage that predicts anchors and finds out where the next level should look."""
+
+    model: Asag
+    next_level: Level | None
+    capacity: int
+    max_candidates: int
+    floor: int = 0
+
+    def choose(self, anchors: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
+        """anchors (B, N, 5) -> selected, origins, counts; or counts alone where no level follows."""
+        generator, floor = self.model.anchor_generator, self.floor
+        passes = generator.passes(anchors)
+        passing = passes.sum(dim=1).clamp(min=floor)
+        if self.next_level is None:
+            zero = torch.zeros_like(passing)
+            return (torch.stack([zero, zero, passing, passing], dim=1),)
+        selected = generator.select(anchors, self.next_level)
+        remaining = (passes & ~selected).sum(dim=1).clamp(min=floor)
+        config = self.model.config
+        origins, patches = patch_nms(
+            anchors,
+            selected,
+            image_size,
+            STRIDES[self.next_level],
+            config.patch_size,
+            config.patch_nms_iou,
+            self.capacity,
+            self.max_candidates,
+        )
+        return selected, origins, torch.stack([selected.sum(dim=1), patches, passing, remaining], dim=1)
+
+
+class BackboneStage(SelectingStage):
+    """Backbone, neck, and the first level of the anchor generator."""
+
+    name = "backbone"
+    inputs = ("image", "image_size")
+
+    def __init__(self, model: Asag, next_level: Level | None, capacity: int, max_candidates: int) -> None:
+        super().__init__()
+        self.model, self.next_level = model, next_level
+        self.capacity, self.max_candidates = capacity, max_candidates
+        self.floor = model.config.anchor_floor
+        choice = ("counts",) if next_level is None else ("selected", "origins", "counts")
+        self.outputs = (*FEATURES, "anchors", *choice)
+
+    def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
+        features = self.model.features(image)
+        anchors = self.model.anchor_generator.first_level(features[-1], image_size).anchors
+        return (*features, anchors, *self.choose(anchors, image_size))
+
+
+class ProbeStage(SelectingStage):
+    """Anchors of the patches of one probed level."""
+
+    inputs = ("feature", "image_size", "patches", "patch_count", "slots")
+
+    def __init__(
+        self, model: Asag, level: Level, next_level: Level | None, capacity: int, max_candidates: int
+    ) -> None:
+        super().__init__()
+        self.model, self.level, self.next_level = model, level, next_level
+        self.capacity, self.max_candidates = capacity, max_candidates
+        self.name = f"probe_{level.lower()}"
+        choice = ("counts",) if next_level is None else ("selected", "origins", "counts")
+        self.outputs = ("anchors", *choice)
+
+    def forward(
+        self, feature: Tensor, image_size: Tensor, patches: Tensor, patch_count: Tensor, slots: Tensor
+    ) -> tuple[Tensor, ...]:
+        origins = torch.index_select(patches, 1, slots)
+        anchors = self.model.anchor_generator.probe(self.level, feature, image_size, origins, patch_count).anchors
+        return (anchors, *self.choose(anchors, image_size))
+
+
+class DecoderStage(StageModule):
+    """Anchor padding, relation block, one decoder, and the best-scored detections."""
+
+    name = "decoder"
+    outputs = ("logits", "boxes", "anchors", "anchor_count", "det_scores", "det_labels", "det_boxes")
+
+    def __init__(self, model: Asag, head: str, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.model, self.head, self.levels = model, head, tuple(levels)
+        model.head_index(head)
+        anchors: list[str] = ["anchors_p5"]
+        for i, level in enumerate(self.levels):
+            anchors += [f"selected_{('p5', 'p4')[i]}", f"anchors_{level.lower()}"]
+        probed = ("probed",) if self.levels else ()
+        self.inputs = (*FEATURES, *anchors, *probed, "image_size", "query_slots")
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.inputs, tensors, strict=True))
+        features = [named[name] for name in FEATURES]
+        image_size, slots = named["image_size"], named["query_slots"]
+        anchors, keep = self._gather(named)
+        config = self.model.config
+        queries, count = pad_anchors(
+            anchors, keep, image_size, slots, 5 * config.first_level_anchors, config.anchor_floor, config.anchor_cap
+        )
+        valid = slots < count[:, None]
+        proposals, blocked = self.model.relate(features, queries, valid, image_size)
+        logits, boxes = self.model.decode(self.head, features, proposals, blocked, image_size)
+        limit = config.max_detections or config.anchor_cap * config.num_classes
+        return logits, boxes, queries, count, *best_detections(logits, boxes, valid, limit)
+
+    def _gather(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """All levels' anchors (B, N, 5), and which pass: those a deeper level replaced do not."""
+        anchors, keep = [], []
+        for i, level in enumerate(("P5", *self.levels)):
+            of_level = named[f"anchors_{level.lower()}"]
+            passes = self.model.anchor_generator.passes(of_level)
+            if i < len(self.levels):
+                passes = passes & ~(named[f"selected_{level.lower()}"] & named["probed"][:, i : i + 1])
+            anchors.append(of_level)
+            keep.append(passes)
+        return torch.cat(anchors, dim=1), torch.cat(keep, dim=1)
+
+
+def best_detections(logits: Tensor, boxes: Tensor, valid: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best-scored (query, class) pairs of each image.
+
+    logits (B, Q, classes), boxes (B, Q, 4) cxcywh, valid (B, Q) -> scores (B, D), labels int64 (B, D), boxes
+    (B, D, 4) xyxy, best first, D = min(limit, Q * classes); pairs of padding queries score 0.
+    """
+    classes = logits.shape[-1]
+    score = torch.where(valid[..., None], logits.sigmoid(), 0.0).flatten(1)
+    best, index = torch.topk(score, torch.sym_min(limit, score.shape[1]), dim=1)
+    query = torch.div(index, classes, rounding_mode="floor")
+    corners = torch.gather(box_ops.cxcywh_to_xyxy(boxes), 1, query[..., None].expand(-1, -1, 4))
+    return best, index - query * classes, corners
+
+
+class TorchNetwork:
+    """The stages run by PyTorch itself: an `asag_deploy.stages.Network`.
+
+    Evaluation runs it, and the exporter's parity gate compares other networks with it.
+    """
+
+    patch_bucket: ClassVar[int] = 1
+    query_bucket: ClassVar[int] = 1
+
+    def __init__(self, stages: Sequence[StageModule], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.modules = {stage.name: stage for stage in stages}
+
+    def stage(self, name: str) -> _TorchStage:
+        """The stage called `name` (KeyError if there is none)."""
+        return _TorchStage(self.modules[name])
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """A host array as a tensor on the network's device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def download(self, array: Tensor) -> NDArray[Any]:
+        """A tensor as a host array."""
+        return array.cpu().numpy()
+
+
+class _TorchStage:
+    def __init__(self, module: StageModule) -> None:
+        self.module = module
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ordered = [inputs[name] for name in self.module.inputs]
+        return dict(zip(self.module.outputs, self.module(*ordered), strict=True))
