@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.manifest import FIRST_LEVEL, Level, Probing
+from asag_deploy.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
 from asag_deploy.stages import Array, Network
 from asag_deploy.trace import StopReason
 
@@ -67,13 +67,15 @@ class LevelRun:
     patches: Ints
     """(B,) patches predicted on."""
     patches_dropped: Ints
-    """(B,) patches lost to a limit or to the capacity."""
+    """(B,) patches lost to a limit or the capacity; an anchor that patch NMS had no room for counts as one."""
     origins: Array | None
     """(B, K, 2) x, y of the patches in cells of this level's map, on the device; None on the first level."""
     anchors: Array
     """(B, N, 5) on the device."""
     selected: Array | None
-    """(B, N) on the device; None on the last level the network can probe, which has no next one to ask for."""
+    """(B, N) on the device; None on the last level that the network can probe."""
+    next_origins: Array | None
+    """(B, K, 2) where it asks the next level to look, on the device; None on that last level."""
     counts: Counts
 
 
@@ -103,77 +105,26 @@ def detect(
     """
     clock = _Stopwatch()
     size = network.upload(image_size)
-    outputs = network.stage("backbone")({"image": image, "image_size": size})
-    features = {name: outputs[name] for name in FEATURES}
+    features, first = _first_level(network, image, size)
     clock.lap("backbone")
 
-    levels = [_first_level(network, outputs)]
-    probed = np.zeros((len(image_size), len(probing.levels)), dtype=np.bool_)
-    stop: list[StopReason | None] = [None] * len(image_size)
-
-    for i, next_level in enumerate(probing.levels):
-        counts = levels[-1].counts
-        _note_natural_stops(stop, counts, rule)
-        running = np.array([reason is None for reason in stop])
+    levels = [first]
+    decisions = _Decisions(len(image_size))
+    for next_level in probing.levels:
+        running = decisions.who_goes_on(rule, next_level.level, levels[-1].counts)
         if not running.any():
             break
-        if not rule.allows(next_level.level):
-            _note(stop, StopReason.MAX_LEVEL)
-            break
-        if rule.deadline is not None and time.perf_counter() > rule.deadline:
-            _note(stop, StopReason.DEADLINE)
-            break
-
-        limit = min(next_level.capacity, rule.max_patches or next_level.capacity)
-        wanted = np.where(running, counts.patches, 0)
-        patches = np.minimum(wanted, limit)
-        probed[:, i] = running
-        origins = outputs["origins"]
-        slots = _round_up(int(patches.max()), network.patch_bucket, next_level.capacity)
-        outputs = network.stage(f"probe_{next_level.level.lower()}")(
-            {
-                "feature": features[next_level.level.lower()],
-                "image_size": size,
-                "patches": origins,
-                "patch_count": network.upload(patches),
-                "slots": network.upload(np.arange(slots, dtype=np.int64)),
-            }
-        )
-        levels.append(
-            LevelRun(
-                level=next_level.level,
-                patches=patches,
-                patches_dropped=wanted - patches,
-                origins=origins,
-                anchors=outputs["anchors"],
-                selected=outputs.get("selected"),
-                counts=_read_counts(network, outputs),
-            )
-        )
+        levels.append(_probe(network, probing, rule, next_level, features, levels[-1], running, size))
         clock.lap(f"probe_{next_level.level.lower()}")
 
-    at_the_end = StopReason.LAST_LEVEL if levels[-1].level == "P3" else StopReason.MAX_LEVEL
-    _note(stop, at_the_end)
-
-    passing = sum(passed_on(levels, probed))
-    queries = _round_up(
-        int(min(np.max(passing), probing.anchor_cap)), network.query_bucket, probing.anchor_cap
-    )
-    decoded = network.stage("decoder")(
-        {
-            **features,
-            **_decoder_anchors(network, probing, levels, len(image_size)),
-            "probed": network.upload(probed),
-            "image_size": size,
-            "query_slots": network.upload(np.arange(queries, dtype=np.int64)),
-        }
-    )
+    probed = decisions.probed(len(probing.levels))
+    outputs = _decode(network, probing, features, levels, probed, size)
     clock.lap("decoder")
     return Probed(
-        outputs=decoded,
+        outputs=outputs,
         levels=levels,
         probed=probed,
-        stop=[reason or at_the_end for reason in stop],
+        stop=decisions.reasons(levels[-1].level),
         times_ms=clock.times_ms,
     )
 
@@ -187,16 +138,79 @@ def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
     return result
 
 
-def _first_level(network: Network, outputs: dict[str, Array]) -> LevelRun:
+def _first_level(network: Network, image: Array, size: Array) -> tuple[dict[str, Array], LevelRun]:
+    """The feature pyramid, and the anchors of P5 and P6."""
+    outputs = network.stage("backbone")({"image": image, "image_size": size})
     counts = _read_counts(network, outputs)
-    return LevelRun(
+    first = LevelRun(
         level=FIRST_LEVEL,
         patches=np.full_like(counts.selected, 5),
         patches_dropped=np.zeros_like(counts.selected),
         origins=None,
         anchors=outputs["anchors"],
         selected=outputs.get("selected"),
+        next_origins=outputs.get("origins"),
         counts=counts,
+    )
+    return {name: outputs[name] for name in FEATURES}, first
+
+
+def _probe(
+    network: Network,
+    probing: Probing,
+    rule: StopRule,
+    level: ProbeLevel,
+    features: dict[str, Array],
+    before: LevelRun,
+    running: NDArray[np.bool_],
+    size: Array,
+) -> LevelRun:
+    """Look closer: predict anchors on the patches of `level` that the level before it asked for."""
+    limit = min(level.capacity, rule.max_patches or level.capacity)
+    unseen = np.maximum(before.counts.selected - probing.max_candidates, 0)
+    wanted = np.where(running, before.counts.patches + unseen, 0)
+    patches = np.where(running, np.minimum(before.counts.patches, limit), 0)
+    slots = _round_up(int(patches.max()), network.patch_bucket, level.capacity)
+    outputs = network.stage(f"probe_{level.level.lower()}")(
+        {
+            "feature": features[level.level.lower()],
+            "image_size": size,
+            "patches": before.next_origins,
+            "patch_count": network.upload(patches),
+            "slots": network.upload(np.arange(slots, dtype=np.int64)),
+        }
+    )
+    return LevelRun(
+        level=level.level,
+        patches=patches,
+        patches_dropped=wanted - patches,
+        origins=before.next_origins,
+        anchors=outputs["anchors"],
+        selected=outputs.get("selected"),
+        next_origins=outputs.get("origins"),
+        counts=_read_counts(network, outputs),
+    )
+
+
+def _decode(
+    network: Network,
+    probing: Probing,
+    features: dict[str, Array],
+    levels: list[LevelRun],
+    probed: NDArray[np.bool_],
+    size: Array,
+) -> dict[str, Array]:
+    """Gather what every level passed on, as many queries as the fullest image needs, and decode them."""
+    passing = int(np.max(sum(passed_on(levels, probed))))
+    queries = _round_up(min(passing, probing.anchor_cap), network.query_bucket, probing.anchor_cap)
+    return network.stage("decoder")(
+        {
+            **features,
+            **_decoder_anchors(network, probing, levels, len(probed)),
+            "probed": network.upload(probed),
+            "image_size": size,
+            "query_slots": network.upload(np.arange(queries, dtype=np.int64)),
+        }
     )
 
 
@@ -222,14 +236,42 @@ def _decoder_anchors(
     return {name: array for name, array in inputs.items() if array is not None}
 
 
-def _note_natural_stops(stop: list[StopReason | None], counts: Counts, rule: StopRule) -> None:
-    for i, selected in enumerate(counts.selected):
-        if stop[i] is None and selected < rule.min_selected:
-            stop[i] = StopReason.FEW_SELECTED if selected else StopReason.NOTHING_SELECTED
+class _Decisions:
+    """Which image goes on to the next level, and why the others do not."""
 
+    def __init__(self, batch: int) -> None:
+        self._stop: list[StopReason | None] = [None] * batch
+        self._probed: list[NDArray[np.bool_]] = []
 
-def _note(stop: list[StopReason | None], reason: StopReason) -> None:
-    stop[:] = [reason if known is None else known for known in stop]
+    def who_goes_on(self, rule: StopRule, level: Level, counts: Counts) -> NDArray[np.bool_]:
+        """(B,) the images that are to be probed on `level`, given what the level before it reported."""
+        for i, selected in enumerate(counts.selected):
+            if selected < rule.min_selected:
+                self._note(i, StopReason.FEW_SELECTED if selected else StopReason.NOTHING_SELECTED)
+        if not rule.allows(level):
+            self._note_all(StopReason.MAX_LEVEL)
+        if rule.deadline is not None and time.perf_counter() > rule.deadline:
+            self._note_all(StopReason.DEADLINE)
+        self._probed.append(np.array([reason is None for reason in self._stop]))
+        return self._probed[-1]
+
+    def probed(self, levels: int) -> NDArray[np.bool_]:
+        """(B, levels) which image was probed on which level."""
+        missing = [np.zeros(len(self._stop), dtype=np.bool_)] * (levels - len(self._probed))
+        columns = [*self._probed, *missing]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self._stop), 0), dtype=np.bool_)
+
+    def reasons(self, deepest: Level) -> list[StopReason]:
+        """(B,) why each image went no further; `deepest` is the last level that was run."""
+        at_the_end = StopReason.LAST_LEVEL if deepest == "P3" else StopReason.MAX_LEVEL
+        return [reason or at_the_end for reason in self._stop]
+
+    def _note(self, image: int, reason: StopReason) -> None:
+        self._stop[image] = self._stop[image] or reason
+
+    def _note_all(self, reason: StopReason) -> None:
+        for i in range(len(self._stop)):
+            self._note(i, reason)
 
 
 def _round_up(count: int, bucket: int, most: int) -> int:

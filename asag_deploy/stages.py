@@ -5,21 +5,21 @@ lives on the backend's device (an OrtValue, a device buffer, a torch tensor), an
 to the host.  Anything that provides these few functions can run the loop of `asag_deploy.probing`, including
 the PyTorch network itself.
 
-The stages, with B images, k <= K patches per image, A anchors per patch, Q queries (K: capacity of the level):
+The stages, with B images, k patches per image (K at most), A anchors per patch, Q queries:
 
-normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)     -> image f32 (B, 3, H, W), zero outside image_size
-backbone    image f32 (B, 3, H, W), image_size                    -> p2..p5 (B, h, w, C), anchors (B, N, 5),
-                                                                     selected bool (B, N), origins i64 (B, K, 2),
-                                                                     counts i64 (B, 4)
-probe_p4    feature = p4, image_size, patches i64 (B, K, 2) = origins, patch_count i64 (B),
-            slots i64 (k) = 0..k-1                                -> anchors (B, k*A, 5), selected (B, k*A),
-                                                                     origins (B, K', 2), counts (B, 4)
-probe_p3    feature = p3, ...                                     -> anchors (B, k*A, 5), counts (B, 4)
-decoder     p2..p5, anchors_p5, selected_p5, [anchors_p4, selected_p4, [anchors_p3]], probed bool (B, levels),
-            image_size, query_slots i64 (Q) = 0..Q-1              -> logits (B, Q, classes), boxes (B, Q, 4),
-                                                                     anchors (B, Q, 4), anchor_count i64 (B),
-                                                                     det_scores (B, D), det_labels i64 (B, D),
-                                                                     det_boxes (B, D, 4)
+normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)
+            -> image f32 (B, 3, H, W), zero outside image_size
+backbone    image, image_size
+            -> p2..p5 (B, h, w, C), anchors (B, N, 5), selected bool (B, N), origins i64 (B, K, 2),
+               counts i64 (B, 4)
+probe_p4    feature = p4, image_size, patches = origins, patch_count i64 (B), slots i64 (k) = 0..k-1
+            -> anchors (B, k*A, 5), selected (B, k*A), origins (B, K', 2), counts (B, 4)
+probe_p3    feature = p3, the others as above
+            -> anchors (B, k*A, 5), counts (B, 4)
+decoder     p2..p5, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3, probed bool (B, levels),
+            image_size, query_slots i64 (Q) = 0..Q-1; without what belongs to levels the network cannot probe
+            -> logits (B, Q, classes), boxes (B, Q, 4), anchors (B, Q, 4), anchor_count i64 (B),
+               det_scores (B, D), det_labels i64 (B, D), det_boxes (B, D, 4)
 
 image_size     valid height and width in pixels, what lies right of and below it is padding
 anchors        cx, cy, w, h in pixels, score 0..1; in the decoder's output without the score
@@ -27,7 +27,7 @@ selected       anchors the next level would probe (and so replace)
 origins        x, y of patches in cells of the next level's map, best scored first
 counts         per image, see `asag_deploy.probing.Counts`
 boxes          cx, cy, w, h relative to image_size; det_boxes likewise but x1, y1, x2, y2
-anchor_count   queries before it are real, the others padding; det_* rows that no real query fills have score 0
+anchor_count   queries before it are real, the others padding; det_* rows beyond them have score 0
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 Array = Any

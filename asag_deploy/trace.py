@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from asag_deploy.manifest import Level
 
 
-class StopReason(str, Enum):
+class StopReason(StrEnum):
     """Why probing went no further for an image."""
 
     NOTHING_SELECTED = "nothing selected"
@@ -35,7 +35,8 @@ class LevelTrace:
     patches: int
     """Patches predicted on: 5 on the first level (four of P5 and one of P6)."""
     patches_dropped: int
-    """Patches that would have been probed but for the level's limit or capacity; 0 means nothing was lost."""
+    """Patches that would have been probed but for the level's limit or capacity; 0 means nothing was lost.
+    A selected anchor that patch NMS had no room for counts as one, so this may be too many, never too few."""
     anchors: int
     """Anchors this level passed on."""
     selected: int

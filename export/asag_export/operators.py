@@ -10,9 +10,7 @@ type of the features.
 Bodies are onnxscript, which is a subset of Python that is compiled, not run: hence the plain style.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,valid-type,operator,arg-type,call-arg,attr-defined,untyped-decorator"
 # The annotations below are ONNX types that onnxscript reads; they mean nothing to a Python type checker.
-# ruff: noqa: F821, UP007
 
 from __future__ import annotations
 
@@ -33,8 +31,20 @@ def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[
     shape2, shape3, shape4, shape5 = op.Shape(p2), op.Shape(p3), op.Shape(p4), op.Shape(p5)
     rows = op.Constant(value_ints=[1])
     columns = op.Constant(value_ints=[2])
-    heights = op.Concat(op.Gather(shape2, rows), op.Gather(shape3, rows), op.Gather(shape4, rows), op.Gather(shape5, rows), axis=0)
-    widths = op.Concat(op.Gather(shape2, columns), op.Gather(shape3, columns), op.Gather(shape4, columns), op.Gather(shape5, columns), axis=0)
+    heights = op.Concat(
+        op.Gather(shape2, rows),
+        op.Gather(shape3, rows),
+        op.Gather(shape4, rows),
+        op.Gather(shape5, rows),
+        axis=0,
+    )
+    widths = op.Concat(
+        op.Gather(shape2, columns),
+        op.Gather(shape3, columns),
+        op.Gather(shape4, columns),
+        op.Gather(shape5, columns),
+        axis=0,
+    )
     areas = heights * widths
     starts = op.CumSum(areas, op.Constant(value_int=0), exclusive=1)
 
@@ -63,10 +73,13 @@ def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[
     axis = op.Constant(value_ints=[-1])
     # (B, Q, 14, 2) -> (B, Q, 7, 4): for every bin its two samples' lower and upper cells
     bins = op.Constant(value_ints=[0, 0, 7, 4])
-    column = op.Concat(op.Unsqueeze(low_x, axis), op.Unsqueeze(op.Min(low_x + 1.0, last_x), axis), axis=-1)
-    row = op.Concat(op.Unsqueeze(low_y, axis), op.Unsqueeze(op.Min(low_y + 1.0, last_y), axis), axis=-1)
-    column_weight = op.Concat(op.Unsqueeze((1.0 - part_x) * in_x, axis), op.Unsqueeze(part_x * in_x, axis), axis=-1)
-    row_weight = op.Concat(op.Unsqueeze((1.0 - part_y) * in_y, axis), op.Unsqueeze(part_y * in_y, axis), axis=-1)
+    high_x, high_y = op.Min(low_x + 1.0, last_x), op.Min(low_y + 1.0, last_y)
+    weight_low_x, weight_high_x = (1.0 - part_x) * in_x, part_x * in_x
+    weight_low_y, weight_high_y = (1.0 - part_y) * in_y, part_y * in_y
+    column = op.Concat(op.Unsqueeze(low_x, axis), op.Unsqueeze(high_x, axis), axis=-1)
+    row = op.Concat(op.Unsqueeze(low_y, axis), op.Unsqueeze(high_y, axis), axis=-1)
+    column_weight = op.Concat(op.Unsqueeze(weight_low_x, axis), op.Unsqueeze(weight_high_x, axis), axis=-1)
+    row_weight = op.Concat(op.Unsqueeze(weight_low_y, axis), op.Unsqueeze(weight_high_y, axis), axis=-1)
     column = op.Cast(op.Reshape(column, bins), to=7)
     row = op.Cast(op.Reshape(row, bins), to=7)
     column_weight = op.Reshape(column_weight, bins)
@@ -77,45 +90,68 @@ def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[
     down = op.Constant(value_ints=[3, 5])
     everywhere = op.Constant(value_ints=[3, 4, 5])
     shape = op.Shape(boxes)
-    image = op.Range(op.Constant(value_int=0), op.Squeeze(op.Gather(shape, op.Constant(value_ints=[0]))), op.Constant(value_int=1))
+    batch = op.Squeeze(op.Gather(shape, op.Constant(value_ints=[0])))
+    image = op.Range(op.Constant(value_int=0), batch, op.Constant(value_int=1))
     image_start = op.Reshape(image * op.ReduceSum(areas, keepdims=0), op.Constant(value_ints=[-1, 1, 1]))
     base = op.Unsqueeze(op.Gather(starts, level) + image_start, everywhere)
     index = base + op.Unsqueeze(row, down) * op.Unsqueeze(width, everywhere) + op.Unsqueeze(column, across)
     weight = op.Unsqueeze(row_weight, down) * op.Unsqueeze(column_weight, across) / 4.0
 
-    channels = op.Concat(op.Constant(value_ints=[0, -1]), op.Gather(shape2, op.Constant(value_ints=[3])), axis=0)
-    cells = op.Concat(op.Reshape(p2, channels), op.Reshape(p3, channels), op.Reshape(p4, channels), op.Reshape(p5, channels), axis=1)
     depth = op.Gather(shape2, op.Constant(value_ints=[3]))
+    flat = op.Concat(op.Constant(value_ints=[0, -1]), depth, axis=0)
+    cells = op.Concat(
+        op.Reshape(p2, flat), op.Reshape(p3, flat), op.Reshape(p4, flat), op.Reshape(p5, flat), axis=1
+    )  # (B, cells of all levels, C)
     cells = op.Reshape(cells, op.Concat(op.Constant(value_ints=[-1]), depth, axis=0))
     taps = op.Gather(cells, op.Reshape(index, op.Constant(value_ints=[-1, 16])))  # (B*Q*49, 16, C)
     weight = op.CastLike(op.Reshape(weight, op.Constant(value_ints=[-1, 1, 16])), p2)
     out = op.MatMul(weight, taps)
-    out_shape = op.Concat(op.Slice(shape, op.Constant(value_ints=[0]), op.Constant(value_ints=[2])), op.Constant(value_ints=[7, 7]), depth, axis=0)
+    queries = op.Slice(shape, op.Constant(value_ints=[0]), op.Constant(value_ints=[2]))
+    out_shape = op.Concat(queries, op.Constant(value_ints=[7, 7]), depth, axis=0)
     return op.Reshape(out, out_shape)
 
 
 @onnxscript.script(OPSET, default_opset=op)
-def PatchNMS(anchors: FLOAT["B", "N", 5], selected: BOOL["B", "N"], image_size: INT64["B", 2], stride: int, patch_size: int, iou_threshold: float, capacity: int, max_candidates: int):
-    """Greedy NMS as the fixpoint of 'kept unless an earlier kept one suppresses it', a few rounds as a rule."""
+def PatchNMS(
+    anchors: FLOAT["B", "N", 5],
+    selected: BOOL["B", "N"],
+    image_size: INT64["B", 2],
+    stride: int,
+    patch_size: int,
+    iou_threshold: float,
+    capacity: int,
+    max_candidates: int,
+):
+    """Greedy NMS as the fixpoint of 'kept unless an earlier kept one suppresses it': a few rounds as a rule."""
     side = op.Cast(op.Constant(value_int=patch_size), to=1)
     pitch = op.Cast(op.Constant(value_int=stride), to=1)
     half = 0.5 * side * pitch
-    first, second, fourth = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[4])
+    first, second, third = (
+        op.Constant(value_ints=[0]),
+        op.Constant(value_ints=[1]),
+        op.Constant(value_ints=[2]),
+    )
+    fifth, sixth = op.Constant(value_ints=[4]), op.Constant(value_ints=[5])
     last_axis = op.Constant(value_ints=[2])
 
-    score = op.Squeeze(op.Slice(anchors, fourth, op.Constant(value_ints=[5]), last_axis), last_axis)
+    score = op.Squeeze(op.Slice(anchors, fifth, sixth, last_axis), last_axis)
     score = op.Where(selected, score, op.CastLike(-1.0, score))
     shape = op.Shape(score)
     batch = op.Gather(shape, first)
-    count = op.Min(op.Gather(shape, second), op.Reshape(op.Constant(value_int=max_candidates), op.Constant(value_ints=[1])))
+    most = op.Reshape(op.Constant(value_int=max_candidates), op.Constant(value_ints=[1]))
+    count = op.Min(op.Gather(shape, second), most)
     best, order = op.TopK(score, count, axis=1, largest=1, sorted=1)
-    centre_x = op.GatherElements(op.Squeeze(op.Slice(anchors, first, second, last_axis), last_axis), order, axis=1)
-    centre_y = op.GatherElements(op.Squeeze(op.Slice(anchors, second, op.Constant(value_ints=[2]), last_axis), last_axis), order, axis=1)
+    all_x = op.Squeeze(op.Slice(anchors, first, second, last_axis), last_axis)
+    all_y = op.Squeeze(op.Slice(anchors, second, third, last_axis), last_axis)
+    centre_x = op.GatherElements(all_x, order, axis=1)
+    centre_y = op.GatherElements(all_y, order, axis=1)
     x1, y1, x2, y2 = centre_x - half, centre_y - half, centre_x + half, centre_y + half  # (B, M)
 
-    overlap_w = op.Min(op.Unsqueeze(x2, last_axis), op.Unsqueeze(x2, second)) - op.Max(op.Unsqueeze(x1, last_axis), op.Unsqueeze(x1, second))
-    overlap_h = op.Min(op.Unsqueeze(y2, last_axis), op.Unsqueeze(y2, second)) - op.Max(op.Unsqueeze(y1, last_axis), op.Unsqueeze(y1, second))
-    shared = op.Max(overlap_w, 0.0) * op.Max(overlap_h, 0.0)  # (B, M, M)
+    left = op.Max(op.Unsqueeze(x1, last_axis), op.Unsqueeze(x1, second))
+    right = op.Min(op.Unsqueeze(x2, last_axis), op.Unsqueeze(x2, second))
+    top = op.Max(op.Unsqueeze(y1, last_axis), op.Unsqueeze(y1, second))
+    bottom = op.Min(op.Unsqueeze(y2, last_axis), op.Unsqueeze(y2, second))
+    shared = op.Max(right - left, 0.0) * op.Max(bottom - top, 0.0)  # (B, M, M)
     area = (x2 - x1) * (y2 - y1)
     iou = shared / (op.Unsqueeze(area, last_axis) + op.Unsqueeze(area, second) - shared)
     index = op.Range(op.Constant(value_int=0), op.Squeeze(count), op.Constant(value_int=1))
@@ -133,7 +169,7 @@ def PatchNMS(anchors: FLOAT["B", "N", 5], selected: BOOL["B", "N"], image_size: 
 
     cells = op.Ceil(op.Cast(image_size, to=1) / pitch)  # (B, 2) height, width
     rows = op.Slice(cells, first, second, second)
-    columns = op.Slice(cells, second, op.Constant(value_ints=[2]), second)
+    columns = op.Slice(cells, second, third, second)
     origin_x = op.Floor((x1 + x2) / 2.0 / pitch - side / 2.0)
     origin_y = op.Floor((y1 + y2) / 2.0 / pitch - side / 2.0)
     origin_x = op.Max(op.Min(origin_x, columns - side), 0.0) * keep
@@ -146,13 +182,21 @@ def PatchNMS(anchors: FLOAT["B", "N", 5], selected: BOOL["B", "N"], image_size: 
     _priority, rank = op.TopK(priority, slots, axis=1, largest=1, sorted=1)
     origin_x = op.GatherElements(op.Concat(origin_x, empty, axis=1), rank, axis=1)
     origin_y = op.GatherElements(op.Concat(origin_y, empty, axis=1), rank, axis=1)
-    origins = op.Cast(op.Concat(op.Unsqueeze(origin_x, last_axis), op.Unsqueeze(origin_y, last_axis), axis=2), to=7)
+    origins = op.Concat(op.Unsqueeze(origin_x, last_axis), op.Unsqueeze(origin_y, last_axis), axis=2)
     kept = op.Cast(op.ReduceSum(keep, second, keepdims=0), to=7)
-    return origins, kept
+    return op.Cast(origins, to=7), kept
 
 
 @onnxscript.script(OPSET, default_opset=op)
-def PadAnchors(anchors: FLOAT["B", "N", 5], keep: BOOL["B", "N"], image_size: INT64["B", 2], slots: INT64["Q"], first_level: int, floor: int, cap: int):
+def PadAnchors(
+    anchors: FLOAT["B", "N", 5],
+    keep: BOOL["B", "N"],
+    image_size: INT64["B", 2],
+    slots: INT64["Q"],
+    first_level: int,
+    floor: int,
+    cap: int,
+):
     """The floor, the cap and the padding are three terms of one sorting key."""
     zero, one, two = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
     four, five = op.Constant(value_ints=[4]), op.Constant(value_ints=[5])

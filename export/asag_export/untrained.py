@@ -13,10 +13,9 @@ from asag_training.model import build
 def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:
     """Freshly initialised weights, the same for the same seed.
 
-    Scores of freshly initialised anchors all lie near one half and their boxes near half a patch, so that no
-    patch would ever be probed, or all of them.  The last layer of both anchor predictors is spread out and
-    moved until small boxes with scores on both sides of the thresholds come out, so that every stage has
-    something to do.  Raises ConfigError for an unknown variant.
+    Freshly initialised anchors are all alike: scores near one half, boxes near half a patch.  The last layer
+    of both anchor predictors is drawn wider and moved, so that small boxes with scores on both sides of the
+    thresholds come out and every stage has something to do.  Raises ConfigError for an unknown variant.
     """
     config = variant_config(variant) if isinstance(variant, str) else variant
     with torch.random.fork_rng(devices=[]):
@@ -30,9 +29,8 @@ def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint
 
 
 def _spread(last: torch.nn.Module) -> None:
+    weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+    torch.nn.init.normal_(weight, std=4.0 / weight.shape[1] ** 0.5)
     with torch.no_grad():
-        for parameter in last.parameters():
-            parameter.mul_(2.0)
-        bias = last.get_parameter("bias").view(-1, 5)
-        bias[:, 2:4] -= 2.5
-        bias[:, 4] -= 1.0
+        bias.view(-1, 5)[:, 2:4] -= 2.5
+        bias.view(-1, 5)[:, 4] -= 1.0

@@ -280,3 +280,9 @@ def test_queries_are_rounded_up_to_the_bucket_but_not_beyond_the_cap(passing: in
     network = ScriptedNetwork({"P5": [(0, 0, passing, passing)]}, query_bucket=32)
     run(network)
     assert len(network.inputs_of("decoder")["query_slots"]) == queries
+
+
+def test_anchors_beyond_patch_nms_are_reported() -> None:
+    probed = run(ScriptedNetwork({"P5": [(70, 3, 5, 5)], "P4": [(0, 0, 5, 5)]}))
+    assert probed.levels[1].patches.tolist() == [3]
+    assert probed.levels[1].patches_dropped.tolist() == [70 - probing().max_candidates]
