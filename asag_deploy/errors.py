@@ -6,6 +6,7 @@ AsagError
 │   ├── BundleCorruptError       truncated, altered, or not what its manifest says
 │   └── BundleVersionError       written by a newer release
 ├── CheckpointError          a checkpoint that cannot be read, or is of another variant
+├── DataError                a data set that cannot be read, or does not fit the network
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
 ├── BackendError             a backend that this machine lacks, or that failed
@@ -43,6 +44,10 @@ class BundleVersionError(BundleError):
 
 class CheckpointError(AsagError):
     """A checkpoint that cannot be read, or that belongs to another variant."""
+
+
+class DataError(AsagError):
+    """A data set that cannot be read, or that does not fit the network."""
 
 
 class ConfigError(AsagError, ValueError):

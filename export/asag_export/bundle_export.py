@@ -51,13 +51,13 @@ def export_bundle(
 ) -> Export:
     """Export a checkpoint to a bundle at `output_dir` and prove that it computes the same.
 
-    head: which of the parallel decoders, None for the main one; levels: the manual stop (`p3-p6`, `p4-p6`, `p5-p6`); mode: `fast`
-    keeps 15 patches a level at most; progress: told what is being done, step by step.
+    head: which of the parallel decoders, None for the main one; levels: the manual stop (`p3-p6`, `p4-p6`,
+    `p5-p6`); mode: `fast` keeps 15 patches a level at most; progress: told what is being done, step by step.
 
     The bundle appears only when everything has succeeded, the parity gate included; with `keep_failed` one
     that fails the gate is kept for inspection, its manifest saying so.  Raises ConfigError for options that
-    make no sense, CheckpointError for an unknown head, ExportError if a stage cannot be exported, ParityError if the gate fails, OutputError if
-    the bundle cannot be written.
+    make no sense, CheckpointError for an unknown head, ExportError if a stage cannot be exported, ParityError
+    if the gate fails, OutputError if the bundle cannot be written.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")

@@ -49,28 +49,31 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Export an ASAG checkpoint to a bundle of static graphs.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", metavar="FILE", help="a .pth in the public layout, or a .safetensors file")
     source.add_argument(
-        "--untrained", action="store_true", help="random weights, to try or time a variant without a checkpoint"
+        "--checkpoint", metavar="FILE", help="a .pth in the public layout, or a .safetensors file"
     )
-    parser.add_argument("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
-    parser.add_argument("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
-    parser.add_argument("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
-    parser.add_argument(
-        "--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {', '.join(LEVELS)} (default p3-p6)"
+    source.add_argument(
+        "--untrained",
+        action="store_true",
+        help="random weights, to try or time a variant without a checkpoint",
     )
-    parser.add_argument("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
-    parser.add_argument(
-        "--precision", metavar="NAME", default="fp32", help=f"{' or '.join(PRECISIONS)} (default fp32)"
-    )
-    parser.add_argument("--format", metavar="NAME", default="onnx", help="onnx (default)")
-    parser.add_argument("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
-    parser.add_argument("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
-    parser.add_argument("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
-    parser.add_argument("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no table")
+    add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
+    add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
+    add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
+    stops = ", ".join(LEVELS)
+    add("--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {stops} (default %(default)s)")
+    add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
+    precisions = " or ".join(PRECISIONS)
+    add("--precision", metavar="NAME", default="fp32", help=f"{precisions} (default %(default)s)")
+    add("--format", metavar="NAME", default="onnx", help="onnx (default)")
+    add("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
+    add("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
+    add("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
+    add("--overwrite", action="store_true", help="replace a bundle that is already there")
+    add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
+    add("--quiet", action="store_true", help="no progress and no table")
     return parser
 
 
@@ -101,7 +104,8 @@ def _run(options: argparse.Namespace) -> None:
         )
     if not options.quiet:
         print(format_report(result.parity))
-        print(f"{result.bundle.path}: {result.bundle.manifest.variant}, {options.precision}, ready for asag-detect")
+        variant = result.bundle.manifest.variant
+        print(f"{result.bundle.path}: {variant}, {options.precision}, ready for asag-detect")
     if not result.parity.passed:
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although it failed the parity gate")
 
@@ -119,7 +123,9 @@ def _preprocessing(options: argparse.Namespace) -> Preprocessing:
     shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
     longer = default.longer_side if options.longer_side is None else options.longer_side
     if not 32 <= shorter <= longer:
-        raise ConfigError(f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer")
+        raise ConfigError(
+            f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer"
+        )
     return Preprocessing(shorter_side=shorter, longer_side=longer)
 
 

@@ -84,7 +84,7 @@ def _demo(output_dir: Path) -> None:
     print(f"Pictures: {', '.join(str(output_dir / f'{name}.jpg') for name in pictures)}")
     print(
         "The weights are UNTRAINED: anchors, patches and stops are what a network computes that has learnt "
-        "nothing yet, so no boxes are drawn. For true detections, export a trained checkpoint with asag-export."
+        "nothing yet, so no boxes are drawn; for true ones, export a trained checkpoint with asag-export."
     )
 
 

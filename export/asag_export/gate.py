@@ -4,8 +4,8 @@ Two questions are put to every case.
 
 *Stage by stage*: given the same inputs, does each graph give the same outputs?  Floating outputs are compared
 within a stated tolerance.  Decisions (which anchors are selected, which patches kept, how many) are compared
-exactly, with what PyTorch decides on the *graph's own* anchors: so a score that lies on a threshold cannot make
-a correct graph fail, and a wrong decision cannot hide behind a tolerance.
+exactly, with what PyTorch decides on the *graph's own* anchors: so a score that lies on a threshold cannot
+make a correct graph fail, and a wrong decision cannot hide behind a tolerance.
 
 *End to end*: does the loop stop for the same reason at the same level, and are the detections the same?
 
@@ -36,7 +36,7 @@ Arrays = dict[str, NDArray[Any]]
 _SIZES: tuple[tuple[tuple[int, int], ...], ...] = (((320, 416),), ((225, 190),), ((256, 320), (320, 224)))
 """Heights and widths of the cases' images; the last case is a batch."""
 
-_RELATIVE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2}
+_RELATIVE_TOLERANCE: dict[Precision, float] = {"fp32": 5e-5, "fp16": 1e-2}
 """Of the largest magnitude of an output."""
 _ABSOLUTE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-3}
 _AGREEMENT: dict[Precision, float] = {"fp32": 0.98, "fp16": 0.0}
@@ -155,15 +155,15 @@ def _probe_unasked(
     features = reference.stage("backbone")({"image": image, "image_size": image_size})
     for level in probing.levels:
         count = min(5, level.capacity)
-        cells = (image_size.max(dim=0).values // STRIDES[level.level]).tolist()
+        cells = image_size.max(dim=0).values // STRIDES[level.level]  # height, width
+        room = (cells.flip(0) - probing.patch_size).clamp(min=1)
         generator = torch.Generator().manual_seed(0)
-        x = torch.randint(0, max(cells[1] - probing.patch_size, 1), (len(image), level.capacity), generator=generator)
-        y = torch.randint(0, max(cells[0] - probing.patch_size, 1), (len(image), level.capacity), generator=generator)
+        patches = torch.rand(len(image), level.capacity, 2, generator=generator) * room
         reference.stage(f"probe_{level.level.lower()}")(
             {
                 "feature": features[level.level.lower()],
                 "image_size": image_size,
-                "patches": torch.stack([x, y], dim=-1),
+                "patches": patches.long(),
                 "patch_count": torch.arange(count, count + len(image)).clamp(max=count),
                 "slots": torch.arange(count),
             }
@@ -227,7 +227,7 @@ class _Gate:
                 continue
             if name in decided or name in _EXACT:
                 target = decided.get(name, expected[name].numpy())
-                self._note(stage.name, name, float(np.count_nonzero(target != actual[name])), 0.0)
+                self._note(stage.name, name, _entries_that_differ(target, actual[name]), 0.0)
             else:
                 target = expected[name].numpy().astype(np.float64)
                 bound = _ABSOLUTE_TOLERANCE[self.precision]
@@ -256,6 +256,11 @@ def _difference(expected: NDArray[np.float64], actual: NDArray[Any]) -> float:
     if expected.shape != actual.shape or not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(expected - actual).max(initial=0.0))
+
+
+def _entries_that_differ(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    """How many; infinite where the shapes differ."""
+    return float(np.count_nonzero(expected != actual)) if expected.shape == actual.shape else float("inf")
 
 
 def _compare_runs(

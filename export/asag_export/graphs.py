@@ -110,7 +110,7 @@ def _tensors(
     """What may come into a stage by name, and the feature maps."""
     feature = "float16" if precision == "fp16" else "float32"
     dim = config.hidden_dim
-    capacity = {level.level: level.capacity for level in probing.levels}
+    capacity: dict[str, int] = {level.level: level.capacity for level in probing.levels}
     own_level = stage.name.removeprefix("probe_").upper()
     specs = [
         _spec("pixels", "uint8", "batch", "height", "width", 3),
@@ -170,7 +170,7 @@ def _dynamic_axes(stage: StageModule, inputs: tuple[TensorSpec, ...]) -> tuple[o
 
 
 def _example(spec: TensorSpec) -> Tensor:
-    """A tensor to trace with.  Dynamic sizes differ from each other and from 1, so that none is specialised."""
+    """A tensor to trace with.  Dynamic sizes differ from each other and from 1: none gets specialised."""
     height, width = _EXAMPLE_SIZE
     sizes = {"batch": _EXAMPLE_BATCH, "height": height, "width": width, "patches": _EXAMPLE_PATCHES}
     sizes |= {"queries": _EXAMPLE_QUERIES, "anchors_p4": 40, "anchors_p3": 60}

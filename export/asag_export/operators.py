@@ -10,7 +10,8 @@ type of the features.
 Bodies are onnxscript, which is a subset of Python that is compiled, not run: hence the plain style.
 """
 
-# The annotations below are ONNX types that onnxscript reads; they mean nothing to a Python type checker.
+# Annotations and operators below are ONNX's, for onnxscript to read; to a type checker they make no sense.
+# mypy: disable-error-code="arg-type, misc, no-untyped-def, operator, valid-type"
 
 from __future__ import annotations
 
@@ -112,6 +113,87 @@ def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[
 
 
 @onnxscript.script(OPSET, default_opset=op)
+def PyramidSample(
+    p2,
+    p3,
+    p4,
+    p5,
+    xy: FLOAT["B", "Q", "G", "P", 2],
+    weight: FLOAT["B", "Q", "G", "P", 4],
+    strides: list[int],
+):
+    """Sixteen taps per point, four corners on each of four levels, in one gather and one product."""
+    rows, columns = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
+    shape2, shape3, shape4, shape5 = op.Shape(p2), op.Shape(p3), op.Shape(p4), op.Shape(p5)
+    heights = op.Concat(
+        op.Gather(shape2, rows),
+        op.Gather(shape3, rows),
+        op.Gather(shape4, rows),
+        op.Gather(shape5, rows),
+        axis=0,
+    )
+    widths = op.Concat(
+        op.Gather(shape2, columns),
+        op.Gather(shape3, columns),
+        op.Gather(shape4, columns),
+        op.Gather(shape5, columns),
+        axis=0,
+    )
+    areas = heights * widths
+    starts = op.CumSum(areas, op.Constant(value_int=0), exclusive=1)
+
+    # Cell coordinates on each level, (B, Q, G, P, 4).
+    stride_of = op.Cast(op.Constant(value_ints=strides), to=1)
+    last_axis = op.Constant(value_ints=[4])
+    first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    x = op.Slice(xy, first, second, last_axis) / stride_of - 0.5
+    y = op.Slice(xy, second, op.Constant(value_ints=[2]), last_axis) / stride_of - 0.5
+    left, top = op.Floor(x), op.Floor(y)
+    part_x, part_y = x - left, y - top
+    last_x, last_y = op.Cast(widths, to=1) - 1.0, op.Cast(heights, to=1) - 1.0
+
+    # Cells outside weigh nothing; their index is moved to one that exists.
+    axis = op.Constant(value_ints=[-1])
+    column = op.Concat(op.Unsqueeze(left, axis), op.Unsqueeze(left + 1.0, axis), axis=-1)
+    row = op.Concat(op.Unsqueeze(top, axis), op.Unsqueeze(top + 1.0, axis), axis=-1)
+    limit_x, limit_y = op.Unsqueeze(last_x, axis), op.Unsqueeze(last_y, axis)
+    column_weight = op.Concat(op.Unsqueeze(1.0 - part_x, axis), op.Unsqueeze(part_x, axis), axis=-1)
+    row_weight = op.Concat(op.Unsqueeze(1.0 - part_y, axis), op.Unsqueeze(part_y, axis), axis=-1)
+    column_weight = column_weight * op.Cast(op.And(column >= 0.0, column <= limit_x), to=1)
+    row_weight = row_weight * op.Cast(op.And(row >= 0.0, row <= limit_y), to=1)
+    column = op.Cast(op.Min(op.Max(column, 0.0), limit_x), to=7)
+    row = op.Cast(op.Min(op.Max(row, 0.0), limit_y), to=7)
+
+    # (B, Q, G, P, level, row, column) -> index of a group of channels of a cell
+    level_start = op.Reshape(starts, op.Constant(value_ints=[4, 1, 1]))
+    level_width = op.Reshape(widths, op.Constant(value_ints=[4, 1, 1]))
+    cell = op.Unsqueeze(row, axis) * level_width + op.Unsqueeze(column, op.Constant(value_ints=[-2]))
+    cell = cell + level_start
+    shape = op.Shape(xy)
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    batch, groups = op.Gather(shape, zero), op.Gather(shape, op.Constant(value_int=2))
+    image = op.Range(zero, batch, one) * op.ReduceSum(areas, keepdims=0)
+    cell = cell + op.Reshape(image, op.Constant(value_ints=[-1, 1, 1, 1, 1, 1, 1]))
+    group = op.Reshape(op.Range(zero, groups, one), op.Constant(value_ints=[-1, 1, 1, 1, 1]))
+    index = cell * groups + group
+    taps_weight = op.Unsqueeze(row_weight, axis) * op.Unsqueeze(column_weight, op.Constant(value_ints=[-2]))
+    taps_weight = taps_weight * op.Unsqueeze(weight, op.Constant(value_ints=[5, 6]))
+
+    channels = op.Gather(shape2, op.Constant(value_ints=[3]))
+    flat = op.Concat(op.Constant(value_ints=[0, -1]), channels, axis=0)
+    cells = op.Concat(
+        op.Reshape(p2, flat), op.Reshape(p3, flat), op.Reshape(p4, flat), op.Reshape(p5, flat), axis=1
+    )
+    width = channels / op.Reshape(groups, second)
+    cells = op.Reshape(cells, op.Concat(axis, width, axis=0))
+    taps = op.Gather(cells, op.Reshape(index, op.Constant(value_ints=[-1, 16])))
+    taps_weight = op.CastLike(op.Reshape(taps_weight, op.Constant(value_ints=[-1, 1, 16])), p2)
+    sampled = op.MatMul(taps_weight, taps)
+    out_shape = op.Concat(op.Slice(shape, first, last_axis), width, axis=0)
+    return op.Reshape(sampled, out_shape)
+
+
+@onnxscript.script(OPSET, default_opset=op)
 def PatchNMS(
     anchors: FLOAT["B", "N", 5],
     selected: BOOL["B", "N"],
@@ -122,17 +204,13 @@ def PatchNMS(
     capacity: int,
     max_candidates: int,
 ):
-    """Greedy NMS as the fixpoint of 'kept unless an earlier kept one suppresses it': a few rounds as a rule."""
+    """Greedy NMS as the fixpoint of 'kept unless an earlier kept one suppresses it', mostly a few rounds."""
     side = op.Cast(op.Constant(value_int=patch_size), to=1)
     pitch = op.Cast(op.Constant(value_int=stride), to=1)
     half = 0.5 * side * pitch
-    first, second, third = (
-        op.Constant(value_ints=[0]),
-        op.Constant(value_ints=[1]),
-        op.Constant(value_ints=[2]),
-    )
+    first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    third, last_axis = op.Constant(value_ints=[2]), op.Constant(value_ints=[2])
     fifth, sixth = op.Constant(value_ints=[4]), op.Constant(value_ints=[5])
-    last_axis = op.Constant(value_ints=[2])
 
     score = op.Squeeze(op.Slice(anchors, fifth, sixth, last_axis), last_axis)
     score = op.Where(selected, score, op.CastLike(-1.0, score))
@@ -242,4 +320,4 @@ def PadAnchors(
     return padded, count
 
 
-FUNCTIONS = (MultiscaleRoIAlign, PatchNMS, PadAnchors)
+FUNCTIONS = (MultiscaleRoIAlign, PyramidSample, PatchNMS, PadAnchors)

@@ -33,7 +33,8 @@ def _fold_batch_norm(parent: nn.Module) -> None:
         if isinstance(child, FrozenBatchNorm2d):
             assert convolution is not None, f"BatchNorm '{name}' follows no convolution"
             scale, shift = child.scale_and_shift()
-            convolution.weight = nn.Parameter(convolution.weight * scale[:, None, None, None], requires_grad=False)
+            weight = convolution.weight * scale[:, None, None, None]
+            convolution.weight = nn.Parameter(weight, requires_grad=False)
             convolution.bias = nn.Parameter(shift.clone(), requires_grad=False)
             setattr(parent, name, nn.Identity())
         convolution = child if isinstance(child, nn.Conv2d) else None

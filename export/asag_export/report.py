@@ -13,9 +13,8 @@ def format_report(report: ParityReport) -> str:
     ]
     for row in report.stages:
         verdict = "" if row.passed else "  FAILED"
-        lines.append(
-            f"  {row.stage:<10} {row.output:<14} {row.difference:>11.2e} {row.tolerance:>9.1e} {row.cases:>6}{verdict}"
-        )
+        numbers = f"{row.difference:>11.2e} {row.tolerance:>9.1e} {row.cases:>6}"
+        lines.append(f"  {row.stage:<10} {row.output:<14} {numbers}{verdict}")
     lines.append(f"  {'end to end':<26} {'stops':<8} {'same detections':>16}")
     for run in report.runs:
         verdict = "" if run.passed else "  FAILED"

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_network import export_small
 
 from asag_deploy.bundle import Bundle
+from small_network import export_small
 
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """A function that exports the small network with the given options, or returns what it exported before."""
+    """A function that exports the small network with the options, or returns what it exported before."""
     made: dict[str, Bundle] = {}
 
     def get(**options: str) -> Bundle:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_cases import BOXES, LOGITS, NAMES, ReferenceCase, load_case
 
 from asag_deploy import Detector
 from asag_deploy.bundle import Bundle, write_bundle
@@ -18,11 +17,14 @@ from asag_export.prepare import prepare
 from asag_training.categories import default_categories
 from asag_training.model import build
 from asag_training.plan import build_stages, postprocessing_plan, probing_plan
+from reference_cases import BOXES, LOGITS, NAMES, ReferenceCase, load_case
 
 pytestmark = pytest.mark.slow
 
 # Cases that share their weights share a bundle; the manual stop is chosen when it is loaded.
-WEIGHTS = {name: (case.config.variant, case.seed, case.score_bias) for name in NAMES for case in [load_case(name)]}
+WEIGHTS = {
+    name: (case.config.variant, case.seed, case.score_bias) for name in NAMES for case in [load_case(name)]
+}
 GROUPS = sorted({key: name for name, key in reversed(WEIGHTS.items())}.values())
 
 
@@ -55,7 +57,9 @@ def export_ungated(case: ReferenceCase, path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module", params=GROUPS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Bundle]]:
+def bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Bundle]]:
     path = tmp_path_factory.mktemp("reference") / request.param
     yield request.param, export_ungated(load_case(request.param), path)
     shutil.rmtree(path)  # some 200 MB each

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reference_weights import reference_image, reference_state_dict
 
 from asag_training.config import AsagConfig, variant_config
+from reference_weights import reference_image, reference_state_dict
 
 HERE = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in (HERE / "cases").glob("*.npz")))

@@ -11,6 +11,12 @@ import pytest
 from asag_deploy.errors import ConfigError
 from asag_training.config import VARIANTS, AsagConfig, variant_config
 
+NOT_ZERO = (
+    *("attention_heads", "groups", "backbone_width", "hidden_dim", "ffn_dim", "dynamic_dim", "in_points"),
+    *("out_points", "patch_size", "compress_dim", "first_level_anchors", "patch_anchors", "anchor_cap"),
+    *("max_patches", "max_detections"),
+)
+
 
 def test_published_variants() -> None:
     assert list(VARIANTS) == [
@@ -115,6 +121,11 @@ def test_published_head_names() -> None:
         {"anchor_floor": 201},
         {"anchor_floor": 0},
         {"first_level_anchors": 1, "anchor_floor": 6},
+        {"detection_nms_iou": 0.0},
+        {"detection_nms_iou": 1.1},
+        {"min_anchor_side": -1.0},
+        *({name: 0} for name in NOT_ZERO),
+        *({name: -8} for name in NOT_ZERO),
     ],
     ids=str,
 )
@@ -125,6 +136,25 @@ def test_impossible_setting_is_refused(change: dict[str, Any]) -> None:
     assert "\n" not in message
     assert "expected" in message
     assert any(name in message and str(value) in message for name, value in change.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"detection_nms_iou": 1.0},
+        {"detection_nms_iou": None},
+        {"max_patches": 1},
+        {"max_detections": None},
+        {"score_low": 0.0, "score_high": 1.0},
+        {"hidden_dim": 8, "attention_heads": 1, "groups": 8},
+        {"anchor_floor": 200},
+        {"min_anchor_side": 0.0},
+    ],
+    ids=str,
+)
+def test_setting_at_its_limit_is_taken(change: dict[str, Any]) -> None:
+    values = AsagConfig(variant="x").with_changes(**change).to_dict()
+    assert {name: values[name] for name in change} == change
 
 
 def test_with_changes() -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from reference_cases import BOXES, LOGITS, NAMES, ReferenceCase, load_case
 
 from asag_deploy.probing import Probed, StopRule, detect
 from asag_training.config import MAIN_HEAD
 from asag_training.model import Asag, build
 from asag_training.plan import build_stages, probing_plan
 from asag_training.stages import TorchNetwork
+from reference_cases import BOXES, LOGITS, NAMES, ReferenceCase, load_case
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +22,8 @@ def case(request: pytest.FixtureRequest) -> ReferenceCase:
 
 
 @pytest.fixture(scope="module")
-def model(case: ReferenceCase) -> Iterator[Asag]:
-    yield build(case.config, case.state())
+def model(case: ReferenceCase) -> Asag:
+    return build(case.config, case.state())
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +65,9 @@ def test_probed_patches(case: ReferenceCase, model: Asag, features: list[torch.T
             np.testing.assert_array_equal(origins[0].numpy(), case.arrays[f"level{index}_origin"][rows])
             feature = features[{"P4": 2, "P3": 1}[level.level]][image : image + 1]
             size = torch.from_numpy(case.sizes[image : image + 1])
+            probe, patches = model.anchor_generator.probe, torch.tensor([count])
             with torch.no_grad():
-                raw = model.anchor_generator.probe(level.level, feature, size, origins, torch.tensor([count])).raw
+                raw = probe(level.level, feature, size, origins, patches).raw
             expected = case.arrays[f"level{index}_raw"][rows]
             np.testing.assert_allclose(raw[0, ..., :4].numpy(), expected[..., :4], atol=BOXES)
             np.testing.assert_allclose(raw[0, ..., 4].numpy(), expected[..., 4], atol=LOGITS)

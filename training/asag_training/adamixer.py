@@ -20,6 +20,7 @@ from asag_training.layers import (
     sine_embedding,
     tower,
 )
+from asag_training.operators import pyramid_sample
 from asag_training.relation import PYRAMID_STRIDES, Proposals, overlap_bias, xyzr_to_relative
 
 _LEVEL_TEMPERATURE = 2.0
@@ -59,19 +60,20 @@ class AdaptiveSamplingMixing(nn.Module):
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         self.groups, self.points = config.groups, config.in_points
-        self.sampling_offset_generator = nn.Sequential(nn.Linear(config.hidden_dim, self.groups * self.points * 3))
+        offsets = self.groups * self.points * 3
+        self.sampling_offset_generator = nn.Sequential(nn.Linear(config.hidden_dim, offsets))
         self.norm = nn.LayerNorm(config.hidden_dim)
         self.adaptive_mixing = AdaptiveMixing(config)
 
     def init_weights(self) -> None:
         """Points start spread over half the box, one level finer than the box's own."""
         offsets = self.sampling_offset_generator[0]
-        nn.init.zeros_(offsets.weight)
+        nn.init.zeros_(offsets.get_parameter("weight"))
         bias = torch.empty(self.groups, self.points, 3).uniform_(-0.5, 0.5)
         bias[..., 2] = -1.0
         with torch.no_grad():
-            offsets.bias.copy_(bias.flatten())
-        nn.init.zeros_(self.adaptive_mixing.parameter_generator[0].weight)
+            offsets.get_parameter("bias").copy_(bias.flatten())
+        nn.init.zeros_(self.adaptive_mixing.parameter_generator[0].get_parameter("weight"))
 
     def forward(self, features: list[Tensor], query: Tensor, xyzr: Tensor) -> Tensor:
         """features P2..P5 (B, h, w, C), query (B, Q, C), xyzr (B, Q, 4) -> (B, Q, C)."""
@@ -87,24 +89,11 @@ def sample_3d(features: list[Tensor], xy: Tensor, z: Tensor) -> Tensor:
     """Sample the pyramid at points in space and scale; channel group g serves the points of group g.
 
     features: P2..P5 (B, h, w, C); xy: (B, Q, G, P, 2) in pixels; z: (B, Q, G, P), where 0 is P2 and 3 is P5.
-    Bilinear in space with zeros outside, and over levels weighted by softmax of -(z - level)^2 / 2.
-    Returns (B, Q, G, P, C / G).
+    Levels are weighted by softmax of -(z - level)^2 / 2.  Returns (B, Q, G, P, C / G).
     """
     level = torch.arange(len(features), dtype=torch.float32, device=z.device)
     weight = torch.softmax(-((z[..., None] - level) ** 2) / _LEVEL_TEMPERATURE, dim=-1)
-    batch, queries, groups, points, _ = xy.shape
-    total: Tensor | None = None
-    for i, (feature, stride) in enumerate(zip(features, PYRAMID_STRIDES, strict=True)):
-        height, width, channels = feature.shape[1:]
-        maps = feature.permute(0, 3, 1, 2).reshape(batch * groups, channels // groups, height, width)
-        extent = torch.tensor([width * stride, height * stride], dtype=torch.float32, device=xy.device)
-        grid = (xy / extent * 2 - 1).transpose(1, 2).reshape(batch * groups, queries, points, 2)
-        sampled = F.grid_sample(maps, grid.to(maps.dtype), padding_mode="zeros", align_corners=False)
-        level_weight = weight[..., i].transpose(1, 2).reshape(batch * groups, 1, queries, points)
-        weighted = sampled * level_weight.to(sampled.dtype)
-        total = weighted if total is None else total + weighted
-    assert total is not None
-    return total.reshape(batch, groups, -1, queries, points).permute(0, 3, 1, 4, 2)
+    return pyramid_sample(features, xy, weight, PYRAMID_STRIDES)
 
 
 class AdaMixerStage(nn.Module):

@@ -9,7 +9,8 @@ B images, K patches per image, A anchors per patch, T = patch_size^2 tokens, c =
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from asag_training import boxes as box_ops
 from asag_training.config import AsagConfig
-from asag_training.layers import Mlp, activation
+from asag_training.layers import Mlp, activation, weight_type
 
 STRIDES = {"P5": 32, "P4": 16, "P3": 8}
 _COMPRESS = {"P3": 0, "P4": 1, "P5": 2}
@@ -27,15 +28,17 @@ _TOKENS = {"P5": 0, "P4": 1, "P3": 2}
 
 QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Row and column of the four P5 patches; the P6 patch, which is the whole image, is the fifth."""
+FIRST_LEVEL_PATCHES = len(QUADRANTS) + 1
 
 
 class Prediction(NamedTuple):
     """What a level predicted."""
 
     raw: Tensor
-    """(B, K, A, 5) as predicted: cx, cy, w, h relative to the patch, and a score logit.  Carries gradients."""
+    """(B, K, A, 5) as predicted: cx, cy, w, h relative to the patch, and a score logit.  Has gradients."""
     anchors: Tensor
-    """(B, K * A, 5) cx, cy, w, h in pixels of the image, and score 0..1; 0 for anchors of no use.  Detached."""
+    """(B, K * A, 5) cx, cy, w, h in pixels of the image, and score 0..1; 0 for anchors of no use.  Detached.
+    None are of patches that were flipped."""
 
 
 class AnchorGenerator(nn.Module):
@@ -48,7 +51,9 @@ class AnchorGenerator(nn.Module):
         self.config = config
         self.compress = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(dim, dim // 2, 1), activation(config.activation), nn.Conv2d(dim // 2, c, 3, padding=1)
+                nn.Conv2d(dim, dim // 2, 1),
+                activation(config.activation),
+                nn.Conv2d(dim // 2, c, 3, padding=1),
             )
             for _ in _COMPRESS
         )
@@ -62,30 +67,37 @@ class AnchorGenerator(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         for embedding in self.pos_embedding:
-            nn.init.zeros_(embedding.weight)
+            nn.init.zeros_(embedding.get_parameter("weight"))
 
-    def first_level(self, p5: Tensor, image_size: Tensor) -> Prediction:
-        """Anchors of the four P5 patches and the P6 patch, in that order: K = 5."""
+    def first_level(
+        self, p5: Tensor, image_size: Tensor, *, flips: Sequence[tuple[bool, bool]] = ()
+    ) -> Prediction:
+        """Anchors of the four P5 patches and the P6 patch, in that order: K = 5.
+
+        Training appends copies of the P6 patch to them, flipped as `flips` says: (horizontally, vertically).
+        """
         size = self.config.patch_size
-        layer = self.compress[_COMPRESS["P5"]]
-        compressed = layer(p5.to(layer[0].weight.dtype).permute(0, 3, 1, 2)).float()
+        layer = self._compressor("P5")
+        compressed = layer(p5.to(weight_type(layer)).permute(0, 3, 1, 2)).float()
         resized = resize_valid(compressed, image_size, STRIDES["P5"], 2 * size)
         quadrants = [
             resized[:, :, row * size : (row + 1) * size, column * size : (column + 1) * size]
             for row, column in QUADRANTS
         ]
         whole = self.P6(F.relu(resized).to(self.P6.weight.dtype)).float()
-        patches = torch.stack([*quadrants, whole], dim=1)  # (B, 5, c, size, size)
+        flipped = [_flip(whole, *flip) for flip in flips]
+        patches = torch.stack([*quadrants, whole, *flipped], dim=1)  # (B, K, c, size, size)
         tokens = patches.flatten(3).transpose(2, 3)
         raw = self._predict(tokens, "P5", self.proj_all)
+        upright = raw[:, :FIRST_LEVEL_PATCHES] if flips else raw
 
-        # Patch-relative to image-relative: quadrants are half the image and begin where their row and column do.
+        # From patch to image: quadrants are half of it and begin where their row and column do.
         scale = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0], device=raw.device).view(5, 1, 1)
         begin = torch.tensor([[0.5 * x, 0.5 * y] for y, x in QUADRANTS] + [[0.0, 0.0]], device=raw.device)
-        relative = raw.detach()[..., :4] * scale
+        relative = upright.detach()[..., :4] * scale
         centres = relative[..., :2] + begin[:, None]
         boxes = torch.cat([centres, relative[..., 2:]], dim=-1) * box_ops.whwh(image_size)[:, None]
-        return Prediction(raw, self._score(raw, boxes, torch.ones_like(boxes[..., 0], dtype=torch.bool)))
+        return Prediction(raw, self._score(upright, boxes, torch.ones_like(boxes[..., 0], dtype=torch.bool)))
 
     def probe(
         self, level: str, feature: Tensor, image_size: Tensor, origins: Tensor, patch_count: Tensor
@@ -121,11 +133,15 @@ class AnchorGenerator(nn.Module):
         """Which anchors are scored high enough for the decoder: (B, N, 5) -> bool (B, N)."""
         return anchors[..., 4] > self.config.score_pass
 
+    def _compressor(self, level: str) -> nn.Sequential:
+        """Convolution 1x1, activation, convolution 3x3."""
+        return cast(nn.Sequential, self.compress[_COMPRESS[level]])
+
     def _predict(self, tokens: Tensor, level: str, head: Mlp) -> Tensor:
         """tokens (B, K, T, c) -> raw anchors float32 (B, K, A, 5)."""
         norm, position = self.layernorm[_TOKENS[level]], self.pos_embedding[_TOKENS[level]]
-        tokens = norm(tokens.to(norm.weight.dtype)) + position.weight
-        raw = head(tokens.flatten(2)).float().unflatten(-1, (-1, 5))
+        tokens = norm(tokens.to(weight_type(norm))) + position.get_parameter("weight")
+        raw: Tensor = head(tokens.flatten(2)).float().unflatten(-1, (-1, 5))
         return torch.cat([raw[..., :4].sigmoid(), raw[..., 4:]], dim=-1)
 
     def _score(self, raw: Tensor, boxes: Tensor, usable: Tensor) -> Tensor:
@@ -141,20 +157,22 @@ class AnchorGenerator(nn.Module):
         Equals compressing the whole map and cropping, but touches only the patches and the ring of one cell
         that the 3x3 convolution reads.  Cells outside the map are 0, as the convolution pads.
         """
-        layer = self.compress[_COMPRESS[level]]
+        layer = self._compressor(level)
+        pointwise, spatial = cast(nn.Conv2d, layer[0]), cast(nn.Conv2d, layer[2])
         size = self.config.patch_size
         batch, height, width, _ = feature.shape
         offset = torch.arange(-1, size + 1, device=feature.device)
         columns, rows = origins[..., 0:1] + offset, origins[..., 1:2] + offset  # (B, K, size + 2)
         inside = _within(rows, height)[..., :, None] & _within(columns, width)[..., None, :]
         image = torch.arange(batch, device=feature.device)[:, None, None, None] * (height * width)
-        index = image + rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
+        row, column = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        index = image + row[..., :, None] * width + column[..., None, :]
 
-        cells = feature.flatten(0, 2)[index.flatten()].unflatten(0, index.shape)  # (B, K, size + 2, size + 2, C)
-        pointwise, spatial = layer[0], layer[2]
-        hidden = layer[1](F.linear(cells.to(pointwise.weight.dtype), pointwise.weight.flatten(1), pointwise.bias))
+        cells = torch.unflatten(feature.flatten(0, 2)[index.flatten()], 0, index.shape)
+        cells = cells.to(weight_type(pointwise))  # (B, K, size + 2, size + 2, C)
+        hidden = layer[1](F.linear(cells, pointwise.weight.flatten(1), pointwise.bias))
         hidden = hidden * inside[..., None]
-        compressed = _conv3x3_valid(hidden, spatial.weight) + spatial.bias
+        compressed = _conv3x3_valid(hidden, spatial.weight) + spatial.get_parameter("bias")
         return (compressed * inside[..., 1:-1, 1:-1, None]).flatten(2, 3)
 
 
@@ -179,6 +197,12 @@ def _interpolation(valid: Tensor, cells: int, size: int) -> Tensor:
     source = torch.minimum((step * valid / size - 0.5).clamp(min=0), valid - 1)  # (B, size)
     cell = torch.arange(cells, dtype=torch.float32, device=valid.device)
     return (1 - (source[..., None] - cell).abs()).clamp(min=0)
+
+
+def _flip(patch: Tensor, horizontally: bool, vertically: bool) -> Tensor:
+    """(B, c, h, w) mirrored along the axes asked for."""
+    axes = [axis for axis, asked in ((-1, horizontally), (-2, vertically)) if asked]
+    return patch.flip(axes)
 
 
 def _within(index: Tensor, size: int) -> Tensor:

@@ -76,6 +76,6 @@ def xyzr_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def refine_xyzr(boxes: Tensor, delta: Tensor) -> Tensor:
-    """Move xyzr boxes (..., 4) by predicted deltas: centres by multiples of the box scale, z and r directly."""
+    """Move xyzr boxes (..., 4) by predicted deltas: centres in units of the box scale, z and r directly."""
     xy = boxes[..., 0:2] + delta[..., 0:2] * torch.exp2(boxes[..., 2:3])
     return torch.cat([xy, boxes[..., 2:4] + delta[..., 2:4]], dim=-1)

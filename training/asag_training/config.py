@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from asag_deploy.errors import ConfigError
 
@@ -15,6 +15,31 @@ DecoderType = Literal["adamixer", "sparse-rcnn"]
 Activation = Literal["gelu", "relu", "silu"]
 
 MAIN_HEAD = "main"
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "decoder": get_args(DecoderType),
+    "backbone_depth": (50, 101),
+    "activation": get_args(Activation),
+}
+_COUNTS = (
+    "backbone_width",
+    "num_classes",
+    "heads",
+    "hidden_dim",
+    "ffn_dim",
+    "attention_heads",
+    "in_points",
+    "out_points",
+    "groups",
+    "dynamic_dim",
+    "patch_size",
+    "compress_dim",
+    "first_level_anchors",
+    "patch_anchors",
+    "anchor_floor",
+    "anchor_cap",
+)
+_LIMITS = ("max_patches", "max_detections")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +105,36 @@ class AsagConfig:
     """IoU threshold of class-wise NMS on the detections, or None for none."""
 
     def __post_init__(self) -> None:
-        _require(self.decoder in ("adamixer", "sparse-rcnn"), f"decoder '{self.decoder}'", "'adamixer' or 'sparse-rcnn'")
-        _require(self.backbone_depth in (50, 101), f"backbone_depth {self.backbone_depth}", "50 or 101")
-        _require(self.activation in ("gelu", "relu", "silu"), f"activation '{self.activation}'", "'gelu', 'relu' or 'silu'")
-        _require(self.num_classes >= 1, f"num_classes {self.num_classes}", "at least 1")
-        _require(self.heads >= 1, f"heads {self.heads}", "at least 1")
-        _require(self.hidden_dim % self.attention_heads == 0, f"hidden_dim {self.hidden_dim}", f"a multiple of attention_heads ({self.attention_heads})")
-        _require(self.hidden_dim % self.groups == 0, f"hidden_dim {self.hidden_dim}", f"a multiple of groups ({self.groups})")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            _require(value in choices, f"{name} {value!r}", f"one of {', '.join(map(repr, choices))}")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} {value}", "at least 1")
+        for name in _LIMITS:
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} {value}", "at least 1, or None")
+        for divisor in ("attention_heads", "groups"):
+            number = getattr(self, divisor)
+            wanted = f"a multiple of {divisor} ({number})"
+            _require(self.hidden_dim % number == 0, f"hidden_dim {self.hidden_dim}", wanted)
         _require(self.hidden_dim % 8 == 0, f"hidden_dim {self.hidden_dim}", "a multiple of 8")
-        _require(0 <= self.score_low < self.score_high <= 1, f"score_low {self.score_low} and score_high {self.score_high}", "0 <= score_low < score_high <= 1")
-        _require(0 < self.score_pass < 1, f"score_pass {self.score_pass}", "between 0 and 1")
-        _require(0 < self.patch_nms_iou < 1, f"patch_nms_iou {self.patch_nms_iou}", "between 0 and 1")
-        _require(1 <= self.anchor_floor <= self.anchor_cap, f"anchor_floor {self.anchor_floor} and anchor_cap {self.anchor_cap}", "1 <= anchor_floor <= anchor_cap")
-        _require(self.anchor_floor <= 5 * self.first_level_anchors, f"anchor_floor {self.anchor_floor}", f"at most the first level's {5 * self.first_level_anchors} anchors")
+        for name in ("score_pass", "patch_nms_iou"):
+            value = getattr(self, name)
+            _require(0 < value < 1, f"{name} {value}", "between 0 and 1")
+        iou = self.detection_nms_iou
+        _require(iou is None or 0 < iou <= 1, f"detection_nms_iou {iou}", "over 0 and at most 1, or None")
+        _require(self.min_anchor_side >= 0, f"min_anchor_side {self.min_anchor_side}", "at least 0")
+        self._check_order()
+
+    def _check_order(self) -> None:
+        low, high = self.score_low, self.score_high
+        wanted = "0 <= score_low < score_high <= 1"
+        _require(0 <= low < high <= 1, f"score_low {low} and score_high {high}", wanted)
+        floor, cap = self.anchor_floor, self.anchor_cap
+        _require(floor <= cap, f"anchor_floor {floor} and anchor_cap {cap}", "anchor_floor <= anchor_cap")
+        most = 5 * self.first_level_anchors
+        _require(floor <= most, f"anchor_floor {floor}", f"at most the first level's {most} anchors")
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -104,7 +146,9 @@ class AsagConfig:
         known = {f.name for f in dataclasses.fields(self)}
         for name in changes:
             if name not in known:
-                raise ConfigError(f"unknown network setting '{name}'; the settings are {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"unknown network setting '{name}'; the settings are {', '.join(sorted(known))}"
+                )
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,15 +194,14 @@ def asag_crowdhuman(variant: str, decoder: DecoderType, backbone_depth: int) -> 
 
 
 def _variants() -> dict[str, AsagConfig]:
-    configs = []
-    for letter, decoder in (("a", "adamixer"), ("s", "sparse-rcnn")):
-        for depth in (50, 101):
-            prefix = f"asag-{letter}-r{depth}"
-            configs += [
-                asag_100(f"{prefix}-100", decoder, depth),  # type: ignore[arg-type]
-                asag_300(f"{prefix}-300", decoder, depth),  # type: ignore[arg-type]
-                asag_crowdhuman(f"{prefix}-crowdhuman", decoder, depth),  # type: ignore[arg-type]
-            ]
+    decoders: dict[str, DecoderType] = {"a": "adamixer", "s": "sparse-rcnn"}
+    presets = {"100": asag_100, "300": asag_300, "crowdhuman": asag_crowdhuman}
+    configs = [
+        preset(f"asag-{letter}-r{depth}-{setting}", decoder, depth)
+        for letter, decoder in decoders.items()
+        for depth in (50, 101)
+        for setting, preset in presets.items()
+    ]
     return {config.variant: config for config in configs}
 
 

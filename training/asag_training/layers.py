@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +25,21 @@ def activation(name: Activation) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+def weight_type(module: nn.Module) -> torch.dtype:
+    """The type a block's weights have, and so the one it computes in."""
+    return next(module.parameters()).dtype
+
+
 class Mlp(nn.Module):
     """Linear layers with an activation between them: sizes[0] -> sizes[1] -> ... -> sizes[-1]."""
 
     def __init__(self, sizes: Sequence[int], act: Activation) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.layers[0].weight.dtype)
+        x = x.to(weight_type(self))
         for layer in self.layers[:-1]:
             x = self.act(layer(x))
         return self.layers[-1](x)  # type: ignore[no-any-return]
@@ -62,7 +68,7 @@ class BiasedSelfAttention(nn.Module):
 
 
 def blocking_bias(blocked: Tensor) -> Tensor:
-    """blocked bool (B, Q, Q) -> float32 (B, 1, Q, Q): -inf where a query (row) must not see another (column)."""
+    """-inf where a query (row) must not see another (column): bool (B, Q, Q) -> float32 (B, 1, Q, Q)."""
     return torch.zeros_like(blocked, dtype=torch.float32).masked_fill(blocked, -math.inf)[:, None]
 
 

@@ -1,8 +1,8 @@
-"""The three operators that are not standard: multi-scale RoIAlign, patch NMS, anchor padding.
+"""The operators that are not standard: multi-scale RoIAlign, pyramid sampling, patch NMS, anchor padding.
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
-TensorRT a plugin; all three are tested against the reference.
+TensorRT may have a plugin for; all are tested against the reference.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Seq
     features: one (B, h, w, C) map per level; boxes: float32 (B, Q, 4) xyxy in pixels; strides: pixels per
     cell of each level, each twice the one before.  Returns (B, Q, 7, 7, C) in the features' type.
 
-    Level: floor(4 + log2(sqrt(area) / 224)), clamped to the levels there are (FPN).  Sampling as torchvision's
-    roi_align with aligned=False: boxes are at least one cell wide, samples beyond (-1, size) are 0, the rest
-    are clamped into the map.
+    Level: floor(4 + log2(sqrt(area) / 224)), clamped to the levels there are (FPN).  Sampling as
+    torchvision's roi_align with aligned=False: boxes are at least one cell wide, samples beyond (-1, size)
+    are 0, the rest are clamped into the map.
     """
     if torch.compiler.is_exporting():
         return torch.onnx.ops.symbolic(
@@ -43,6 +43,26 @@ def multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Seq
             version=ONNX_VERSION,
         )
     return _multiscale_roi_align(features, boxes, strides)
+
+
+def pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, strides: Sequence[int]) -> Tensor:
+    """Sample every level at the same points and add the levels up by weight; channels go in groups.
+
+    features: one (B, h, w, C) map per level; xy: float32 (B, Q, G, P, 2) points in pixels, P for each of the
+    G groups of channels; weight: float32 (B, Q, G, P, levels); strides: pixels per cell of each level.
+    Bilinear with zeros outside, cell centres at (i + 0.5) stride.  Returns (B, Q, G, P, C / G) in the
+    features' type.
+    """
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic(
+            "asag::PyramidSample",
+            (*features, xy, weight),
+            {"strides": list(strides)},
+            dtype=features[0].dtype,
+            shape=(*xy.shape[:4], features[0].shape[3] // xy.shape[2]),
+            version=ONNX_VERSION,
+        )
+    return _pyramid_sample(features, xy, weight, strides)
 
 
 def patch_nms(
@@ -59,8 +79,8 @@ def patch_nms(
 
     anchors: float32 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N); image_size: (B, 2)
     valid height, width; patches are `patch_size` cells of the map with `stride`.  A patch suppresses those
-    scored lower (ties: the later one) whose IoU with it is over the threshold.  Only the best `max_candidates`
-    selected anchors of an image are considered.
+    scored lower (ties: the later one) whose IoU with it is over the threshold.  Only the best
+    `max_candidates` selected anchors of an image are considered.
 
     Returns origins int64 (B, capacity, 2): x, y of the kept patches in cells, best first, moved inside the
     image, zeros beyond the last; and counts int64 (B,): how many were kept, which may exceed the capacity.
@@ -168,6 +188,24 @@ def _corners(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return index.reshape(shape), weight.reshape(shape)
 
 
+def _pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, strides: Sequence[int]) -> Tensor:
+    batch, queries, groups, points, _ = xy.shape
+    total: Tensor | None = None
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        height, width, channels = feature.shape[1:]
+        maps = feature.permute(0, 3, 1, 2).reshape(batch * groups, channels // groups, height, width)
+        extent = torch.tensor([width * stride, height * stride], dtype=torch.float32, device=xy.device)
+        grid = (xy / extent * 2 - 1).transpose(1, 2).reshape(batch * groups, queries, points, 2)
+        # Coordinates in half precision would be off by half a cell on a large map, hence float32 maps.
+        sampled = torch.nn.functional.grid_sample(
+            maps.float(), grid, padding_mode="zeros", align_corners=False
+        )
+        weighted = sampled * weight[..., i].transpose(1, 2).reshape(batch * groups, 1, queries, points)
+        total = weighted if total is None else total + weighted
+    assert total is not None, "a pyramid has at least one level"
+    return total.reshape(batch, groups, -1, queries, points).permute(0, 3, 1, 4, 2).to(features[0].dtype)
+
+
 def _patch_nms(
     anchors: Tensor,
     selected: Tensor,
@@ -224,9 +262,11 @@ def _pad_anchors(
     best_first = torch.argsort(score[:, :first_level], dim=1, descending=True, stable=True)
     rank = torch.argsort(best_first, dim=1)
     short = keep[:, :first_level].sum(dim=1, keepdim=True) < floor
-    keep = torch.cat([torch.where(short, rank < floor, keep[:, :first_level]), keep[:, first_level:]], dim=1)
+    first_keep = torch.where(short, rank < floor, keep[:, :first_level])
+    keep = torch.cat([first_keep, keep[:, first_level:]], dim=1)
     position = torch.arange(total, device=anchors.device).expand(batch, -1)
-    position = torch.cat([torch.where(short, rank, position[:, :first_level]), position[:, first_level:]], dim=1)
+    first_position = torch.where(short, rank, position[:, :first_level])
+    position = torch.cat([first_position, position[:, first_level:]], dim=1)
 
     kept = keep.sum(dim=1)
     over = (kept > cap)[:, None]

@@ -42,7 +42,7 @@ class Proposals(NamedTuple):
 
 
 def overlap_bias(xyzr: Tensor, tau: Tensor, blocked: Tensor) -> Tensor:
-    """Attention bias tau_h log(IoF) of boxes (B, Q, 4) xyzr -> float32 (B, heads, Q, Q), -inf where blocked."""
+    """Attention bias tau_h log(IoF) of boxes (B, Q, 4) xyzr: float32 (B, heads, Q, Q), -inf where blocked."""
     overlap = torch.log(box_ops.iof(box_ops.xyzr_to_xyxy(xyzr)) + 1e-7)
     return overlap[:, None] * tau.float().view(1, -1, 1, 1) + blocking_bias(blocked)
 
@@ -73,7 +73,9 @@ class RelationBlock(nn.Module):
         init_detection_head(self, self.fc_cls, self.fc_reg)
         nn.init.uniform_(self.iof_tau, 0.0, 4.0)
 
-    def forward(self, features: list[Tensor], anchors: Tensor, image_size: Tensor, blocked: Tensor) -> Proposals:
+    def forward(
+        self, features: list[Tensor], anchors: Tensor, image_size: Tensor, blocked: Tensor
+    ) -> Proposals:
         """features: P2..P5, each (B, h, w, C); anchors: (B, Q, 4) cxcywh in pixels; blocked: bool (B, Q, Q),
         which query (row) must not see which (column)."""
         boxes = box_ops.cxcywh_to_xyxy(anchors)
@@ -95,6 +97,6 @@ class RelationBlock(nn.Module):
     def _roi_content(self, roi: Tensor) -> Tensor:
         """RoI features (B, Q, 7, 7, C) -> (B, Q, C)."""
         # The checkpoints flatten channels first; turning the weight once is cheaper than turning every RoI.
-        weight = self.roi.weight.unflatten(1, (-1, ROI_SIZE**2)).transpose(1, 2).flatten(1)
+        weight = torch.unflatten(self.roi.weight, 1, (-1, ROI_SIZE**2)).transpose(1, 2).flatten(1)
         content = F.linear(roi.flatten(2).to(weight.dtype), weight, self.roi.bias)
         return self.tokens_norm1(content)  # type: ignore[no-any-return]

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 
 def draw_scene(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """A textured picture (height, width, 3) RGB of a few large and many small shapes; the same for the same seed."""
+    """A picture (height, width, 3) RGB of a few large and many small shapes; the same for the same seed."""
     rng = np.random.default_rng([seed, height, width])
     canvas = _background(rng, height, width)
-    sides = np.concatenate([rng.uniform(0.2, 0.5, 3), rng.uniform(0.04, 0.15, 10), rng.uniform(0.01, 0.04, 20)])
+    large, medium, small = rng.uniform(0.2, 0.5, 3), rng.uniform(0.04, 0.15, 10), rng.uniform(0.01, 0.04, 20)
+    sides = np.concatenate([large, medium, small])
     for side in sides * min(height, width):
         _draw_shape(rng, canvas, float(side))
     noise = rng.normal(0, 6, canvas.shape)

@@ -7,7 +7,7 @@ order.  Nothing in them has a shape that depends on values, so every one becomes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +126,8 @@ class ProbeStage(SelectingStage):
         self, feature: Tensor, image_size: Tensor, patches: Tensor, patch_count: Tensor, slots: Tensor
     ) -> tuple[Tensor, ...]:
         origins = torch.index_select(patches, 1, slots)
-        anchors = self.model.anchor_generator.probe(self.level, feature, image_size, origins, patch_count).anchors
+        generator = self.model.anchor_generator
+        anchors = generator.probe(self.level, feature, image_size, origins, patch_count).anchors
         return (anchors, *self.choose(anchors, image_size))
 
 
@@ -152,9 +153,8 @@ class DecoderStage(StageModule):
         image_size, slots = named["image_size"], named["query_slots"]
         anchors, keep = self._gather(named)
         config = self.model.config
-        queries, count = pad_anchors(
-            anchors, keep, image_size, slots, 5 * config.first_level_anchors, config.anchor_floor, config.anchor_cap
-        )
+        first_level, floor, cap = 5 * config.first_level_anchors, config.anchor_floor, config.anchor_cap
+        queries, count = pad_anchors(anchors, keep, image_size, slots, first_level, floor, cap)
         valid = slots < count[:, None]
         proposals, blocked = self.model.relate(features, queries, valid, image_size)
         logits, boxes = self.model.decode(self.head, features, proposals, blocked, image_size)
@@ -174,7 +174,9 @@ class DecoderStage(StageModule):
         return torch.cat(anchors, dim=1), torch.cat(keep, dim=1)
 
 
-def best_detections(logits: Tensor, boxes: Tensor, valid: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_detections(
+    logits: Tensor, boxes: Tensor, valid: Tensor, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best-scored (query, class) pairs of each image.
 
     logits (B, Q, classes), boxes (B, Q, 4) cxcywh, valid (B, Q) -> scores (B, D), labels int64 (B, D), boxes
@@ -182,7 +184,8 @@ def best_detections(logits: Tensor, boxes: Tensor, valid: Tensor, limit: int) ->
     """
     classes = logits.shape[-1]
     score = torch.where(valid[..., None], logits.sigmoid(), 0.0).flatten(1)
-    best, index = torch.topk(score, torch.sym_min(limit, score.shape[1]), dim=1)
+    count = torch.sym_min(limit, score.shape[1])  # type: ignore[no-untyped-call]
+    best, index = torch.topk(score, count, dim=1)
     query = torch.div(index, classes, rounding_mode="floor")
     corners = torch.gather(box_ops.cxcywh_to_xyxy(boxes), 1, query[..., None].expand(-1, -1, 4))
     return best, index - query * classes, corners
@@ -194,10 +197,9 @@ class TorchNetwork:
     Evaluation runs it, and the exporter's parity gate compares other networks with it.
     """
 
-    patch_bucket: ClassVar[int] = 1
-    query_bucket: ClassVar[int] = 1
-
     def __init__(self, stages: Sequence[StageModule], device: torch.device | str = "cpu") -> None:
+        # Sizes are dynamic in PyTorch, so nothing needs to be rounded up.
+        self.patch_bucket = self.query_bucket = 1
         self.device = torch.device(device)
         self.modules = {stage.name: stage for stage in stages}
 

@@ -1,0 +1,50 @@
+"""What a measurement was taken on: without it a number means nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("asag-deploy", "numpy", "onnxruntime", "opencv-python-headless", "torch")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, system and library versions as plain JSON values."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in RAM, in MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("/proc/self/status has no VmRSS line")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = dict(part for line in lines if len(part := [p.strip() for p in line.split(":", 1)]) == 2)
+    family, model = fields.get("cpu family"), fields.get("model")
+    return f"{fields.get('model name', 'unknown')} (family {family}, model {model})"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

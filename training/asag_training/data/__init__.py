@@ -1,0 +1,1 @@
+"""Data sets: reading them, preparing images for training, and generating scenes."""

@@ -1,0 +1,118 @@
+"""COCO's average precision and recall, as pycocotools computes them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+_SIZES = ("all", "small", "medium", "large")
+_IOU_50, _IOU_75 = 0, 5
+"""Positions of the thresholds 0.5 and 0.75 among 0.5, 0.55, ..., 0.95."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CocoMetrics:
+    """Values from 0 to 1; None where there was nothing to find (no objects of that size)."""
+
+    ap: float | None
+    """Average precision over IoU 0.50 to 0.95 and all classes."""
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    """Objects under 32 x 32 pixels."""
+    ap_medium: float | None
+    ap_large: float | None
+    """Objects of 96 x 96 pixels and over."""
+    ar_1: float | None
+    """Average recall with one detection an image."""
+    ar_10: float | None
+    ar_100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    ap_of_class: dict[str, float | None]
+    """AP by class name."""
+    precision: dict[str, NDArray[np.float64]]
+    """Precision at recall 0, 0.01, ..., 1, (101,) averaged over the classes, at IoU '0.50' and '0.75'."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain JSON, the curves rounded to four digits."""
+        values = {name: value for name, value in vars(self).items() if name != "precision"}
+        curves = {iou: [round(float(p), 4) for p in curve] for iou, curve in self.precision.items()}
+        return {**values, "precision_at_recall": curves}
+
+
+def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> CocoMetrics:
+    """Measure detections.
+
+    `ground_truth` is the content of a COCO annotation file (`CocoDataset.ground_truth`), `results` are COCO
+    results: `image_id`, `category_id`, `bbox` (x, y, w, h in pixels) and `score`.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+        truth, found = _index(ground_truth), _index(_as_annotations(ground_truth, results))
+        run = COCOeval(truth, found, iouType="bbox")
+        run.evaluate()
+        run.accumulate()
+    # Precision: IoU thresholds x recalls x classes x sizes x limits; recall: the same without recalls.
+    precision, recall = run.eval["precision"], run.eval["recall"]
+    names = [category["name"] for category in ground_truth["categories"]]
+    positions = [run.params.catIds.index(category["id"]) for category in ground_truth["categories"]]
+    by_size = {size: _mean(precision[..., i, -1]) for i, size in enumerate(_SIZES)}
+    recalled = {size: _mean(recall[..., i, -1]) for i, size in enumerate(_SIZES)}
+    return CocoMetrics(
+        ap=by_size["all"],
+        ap50=_mean(precision[_IOU_50, ..., 0, -1]),
+        ap75=_mean(precision[_IOU_75, ..., 0, -1]),
+        ap_small=by_size["small"],
+        ap_medium=by_size["medium"],
+        ap_large=by_size["large"],
+        ar_1=_mean(recall[..., 0, 0]),
+        ar_10=_mean(recall[..., 0, 1]),
+        ar_100=recalled["all"],
+        ar_small=recalled["small"],
+        ar_medium=recalled["medium"],
+        ar_large=recalled["large"],
+        ap_of_class={
+            name: _mean(precision[:, :, i, 0, -1]) for name, i in zip(names, positions, strict=True)
+        },
+        precision={
+            "0.50": _curve(precision[_IOU_50, ..., 0, -1]),
+            "0.75": _curve(precision[_IOU_75, ..., 0, -1]),
+        },
+    )
+
+
+def _as_annotations(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    annotations = [
+        {**result, "id": i, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for i, result in enumerate(results, start=1)
+    ]
+    return {**ground_truth, "annotations": annotations}
+
+
+def _index(content: Mapping[str, Any]) -> COCO:
+    index = COCO()
+    # A copy: the evaluation writes into the annotations.
+    index.dataset = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}
+    index.createIndex()
+    return index
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Over what was measured; -1 marks what could not be."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else None
+
+
+def _curve(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(recalls, classes) -> (recalls,), over the classes that have objects; zeros if none has."""
+    measured = precision[:, (precision > -1).all(axis=0)]
+    return np.asarray(measured.mean(axis=1)) if measured.size else np.zeros(len(precision))

@@ -1,0 +1,140 @@
+"""A checkpoint or a bundle as a `Detector`, so that both are measured by the same code.
+
+PyTorch is one more backend: the stages of a checkpoint run under the loop that bundles run under.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from asag_deploy import __version__
+from asag_deploy.bundle import Bundle
+from asag_deploy.detector import Detector, stop_rule
+from asag_deploy.errors import ConfigError
+from asag_deploy.manifest import Category, Level, Manifest, Mode, Preprocessing
+from asag_training.boxes import cxcywh_to_xyxy
+from asag_training.checkpoints import load_checkpoint, select_head
+from asag_training.config import MAIN_HEAD
+from asag_training.evaluation.evaluate import ProposalSource
+from asag_training.evaluation.overlaps import Boxes
+from asag_training.model import Asag, build
+from asag_training.plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.relation import Proposals
+from asag_training.stages import TorchNetwork
+
+TORCH = "torch"
+"""The backend that runs checkpoints."""
+
+
+class Predictor:
+    """A detector, and where there is one to be had, a way to its proposals."""
+
+    def __init__(self, detector: Detector, name: str, proposals: ProposalSource | None) -> None:
+        self.detector = detector
+        self.name = name
+        """What it is, for reports: variant and backend."""
+        self.proposals = proposals
+        """The boxes of the relation block; None for bundles, which keep them inside a graph."""
+
+
+def load_predictor(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    mode: Mode | None = None,
+    max_level: Level | None = None,
+    head: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Load a bundle (a directory) or a checkpoint (a file).
+
+    backend: for a bundle one of `asag_deploy.backends.BACKENDS`, for a checkpoint `torch`; None for the
+    default.  `head`, `preprocessing` and `device` are for checkpoints; a bundle has decided on them.  Raises
+    BundleError, CheckpointError, BackendError, and ConfigError for options that do not go together.
+    """
+    if Path(path).is_dir():
+        if head is not None or preprocessing is not None or device != "cpu":
+            raise ConfigError(
+                f"'{path}' is a bundle, whose head, image size and device are decided: leave them out"
+            )
+        if backend == TORCH:
+            raise ConfigError(f"'{path}' is a bundle, which PyTorch does not run: leave the backend out")
+        detector = Detector.load(path, backend=backend, mode=mode, max_level=max_level)
+        return Predictor(detector, f"{detector.manifest.variant} ({backend or 'onnxruntime'})", None)
+    if backend not in (None, TORCH):
+        raise ConfigError(
+            f"'{path}' is a checkpoint, which only PyTorch runs, not {backend}: export it, "
+            "or leave the backend out"
+        )
+    checkpoint = load_checkpoint(Path(path))
+    checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
+    return network_predictor(
+        build(checkpoint.config, checkpoint.state),
+        checkpoint.categories,
+        preprocessing=preprocessing,
+        mode=mode,
+        max_level=max_level,
+        trained=checkpoint.trained,
+        device=device,
+    )
+
+
+def network_predictor(
+    model: Asag,
+    categories: Sequence[Category],
+    *,
+    head: str = MAIN_HEAD,
+    preprocessing: Preprocessing | None = None,
+    mode: Mode | None = None,
+    max_level: Level | None = None,
+    trained: bool = True,
+    device: torch.device | str = "cpu",
+) -> Predictor:
+    """A network as it is in memory; a trainer must call `model.train()` again when it goes on.
+
+    Raises ConfigError for an unknown head or mode.
+    """
+    preprocessing = preprocessing or Preprocessing()
+    probing = probing_plan(model.config, mode=mode or "exact")
+    stages = [stage.to(device) for stage in build_stages(model, probing, head, preprocessing)]
+    manifest = Manifest(
+        producer=f"asag-deploy {__version__}",
+        variant=model.config.variant,
+        head=head,
+        precision="fp32",
+        opset=0,
+        trained=trained,
+        categories=tuple(categories),
+        preprocessing=preprocessing,
+        probing=probing,
+        postprocessing=postprocessing_plan(model.config),
+        graphs=(),
+    )
+    bundle = Bundle(path=Path(), manifest=manifest)  # never read: its graphs are the network's own stages
+    detector = Detector(bundle, TorchNetwork(stages, device), stop_rule(manifest, mode, max_level), None)
+    return Predictor(detector, f"{model.config.variant} (torch)", _recorder(model.rpn))
+
+
+def _recorder(relation: nn.Module) -> ProposalSource:
+    """Listen to the relation block; what is returned gives the proposals of the last batch."""
+    last: list[Proposals] = []
+
+    def remember(module: nn.Module, inputs: object, output: Proposals) -> None:
+        last[:] = [output]
+
+    def listen() -> Callable[[], None]:
+        return relation.register_forward_hook(remember).remove
+
+    def proposals(counts: Sequence[int]) -> list[Boxes]:
+        """Per image (counts[i], 4) x1, y1, x2, y2 relative to it, best scored first."""
+        boxes = cxcywh_to_xyxy(last[0].boxes.detach().float()).cpu().numpy()
+        best = last[0].logits.detach().float().amax(dim=-1).cpu().numpy()
+        return [boxes[i, :count][(-best[i, :count]).argsort(kind="stable")] for i, count in enumerate(counts)]
+
+    return ProposalSource(listen, proposals)

@@ -1,0 +1,15 @@
+"""What training minimises (design: paper sections 4.2 and 4.3, appendix A).
+
+    criterion = Criterion(LossConfig())
+    losses = criterion(output, targets)
+    losses.total.backward()
+
+`anchors` holds the losses of the anchor generator, patch by patch; `queries` those of the relation block, the
+decoders and denoising; `targets` what each patch is to find; `criterion` puts them together.
+"""
+
+from asag_training.losses.config import LossConfig
+from asag_training.losses.criterion import Criterion
+from asag_training.losses.result import Losses
+
+__all__ = ["Criterion", "LossConfig", "Losses"]

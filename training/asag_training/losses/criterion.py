@@ -1,0 +1,206 @@
+"""The whole loss of a training step, from what the network gave out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asag_training.config import MAIN_HEAD
+from asag_training.losses.anchors import AnchorLosses, Patches, anchor_cost, anchor_losses, gather_patches
+from asag_training.losses.config import LossConfig
+from asag_training.losses.queries import (
+    Predictions,
+    QueryLosses,
+    denoising_targets,
+    query_cost,
+    query_losses,
+)
+from asag_training.losses.result import Losses
+from asag_training.losses.targets import PaddedTargets, pad_targets
+from asag_training.matching import solve
+from asag_training.model import HeadOutput
+from asag_training.outputs import NetworkOutput, Targets
+
+RELATION = "rpn"
+_FIRST_LEVEL = ("P6", "P5")
+_PATCHES_PER_LEVEL = 4
+
+
+class _Sizes(NamedTuple):
+    """What sums are divided by: scalars on the device, each the mean over ranks."""
+
+    targets: Tensor
+    """Objects, at least 1."""
+    patches: Tensor
+    """Patches of P4 and P3."""
+    images: Tensor
+
+
+class Criterion:
+    """Matches predictions with objects and weighs how far they are from them."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+
+    def __call__(self, output: NetworkOutput, targets: Sequence[Targets], training: bool = True) -> Losses:
+        """The losses of a batch; one copy from the device to the host.
+
+        `training` says that every rank computes losses at the same time, so that sums can be divided by the
+        number of objects over all of them; without it a rank minds only its own.  Whether patches were
+        flipped, and whether there are denoising queries, `output` says itself.
+        """
+        found = pad_targets(targets, output.anchors.device)
+        first, probed = self._patches(output, found)
+        heads = {RELATION: output.relation, **output.heads}
+        queries = _stack(list(heads.values()), output)
+        costs = [query_cost(queries, found, self.config)]
+        costs += [anchor_cost(patches, self.config) for patches in (first, probed) if patches is not None]
+
+        match, *anchor_matches = solve(costs)
+        of_queries = query_losses(queries, found, match, self.config)
+        of_first = anchor_losses(first, anchor_matches[0], self.config)
+        of_probed = None if probed is None else anchor_losses(probed, anchor_matches[1], self.config)
+
+        sizes = _sizes(found, probed, training)
+        parts, weights = self._query_parts(list(heads), of_queries, sizes.targets, "")
+        self._add_anchor_parts(parts, weights, of_first, of_probed, sizes)
+        if output.denoising is not None and output.denoising.count > 0:
+            of_noised = self._denoising(output, list(heads.values()), found)
+            queries_in_all = output.denoising.count * sizes.images
+            noised = self._query_parts(list(heads), of_noised, queries_in_all, "dn_")
+            parts.update(noised[0])
+            weights.update(noised[1])
+
+        statistics = _query_statistics(list(heads), of_queries)
+        statistics["iou_anchor"] = _mean_iou(output, of_first, of_probed)
+        statistics.update(_counts(output))
+        return Losses(parts, weights, statistics)
+
+    def _patches(self, output: NetworkOutput, found: PaddedTargets) -> tuple[Patches, Patches | None]:
+        """The patches of the first level, and those of the probed ones if any was run."""
+        first = [level for level in output.levels if level.level in _FIRST_LEVEL]
+        probed = [level for level in output.levels if level.level not in _FIRST_LEVEL]
+        image_size = output.image_size.to(found.boxes.device)
+        return (
+            gather_patches(first, found, image_size, self.config),
+            gather_patches(probed, found, image_size, self.config) if probed else None,
+        )
+
+    def _query_parts(
+        self, heads: list[str], losses: QueryLosses, divisor: Tensor, prefix: str
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Parts and weights by name, head by head."""
+        parts, weights = {}, {}
+        config = self.config
+        for kind, sums, weight in (
+            ("loss_ce", losses.ce, config.ce),
+            ("loss_bbox", losses.l1, config.l1),
+            ("loss_giou", losses.giou, config.giou),
+        ):
+            for head, value in zip(heads, (sums / divisor).unbind(), strict=True):
+                name = f"{prefix}{kind}{_suffix(head)}"
+                parts[name], weights[name] = value, weight
+        return parts, weights
+
+    def _add_anchor_parts(
+        self,
+        parts: dict[str, Tensor],
+        weights: dict[str, float],
+        first: AnchorLosses,
+        probed: AnchorLosses | None,
+        sizes: _Sizes,
+    ) -> None:
+        config = self.config
+        # A level of few patches counts as much as one of many.
+        images = sizes.images if config.patch_images is None else config.patch_images
+        patches = sizes.patches / sizes.images * images
+        scale = _PATCHES_PER_LEVEL / torch.where(patches > 0, patches, 1.0)
+        for kind, name, weight in (
+            ("ce", "loss_ce_anchor", config.anchor_ce),
+            ("l1", "loss_bbox_anchor", config.anchor_l1),
+            ("giou", "loss_giou_anchor", config.anchor_giou),
+        ):
+            total: Tensor = getattr(first, kind)
+            if probed is not None:
+                total = total + scale * getattr(probed, kind)
+            parts[name], weights[name] = total / sizes.targets, weight
+
+    def _denoising(self, output: NetworkOutput, heads: list[HeadOutput], found: PaddedTargets) -> QueryLosses:
+        """The losses of the denoising queries, each with the object it is a noised copy of."""
+        assert output.denoising is not None
+        own, match = denoising_targets(output.denoising, found, len(heads))
+        count = output.denoising.count
+        noised = Predictions(
+            logits=torch.stack([head.logits[:, :count].float() for head in heads]),
+            boxes=torch.stack([head.boxes[:, :count].float() for head in heads]),
+            valid=own.present,
+        )
+        return query_losses(noised, own, match, self.config)
+
+
+def _stack(heads: list[HeadOutput], output: NetworkOutput) -> Predictions:
+    """All heads' predictions for the anchors, without the denoising queries before them."""
+    begin = 0 if output.denoising is None else output.denoising.count
+    return Predictions(
+        logits=torch.stack([head.logits[:, begin:].float() for head in heads]),
+        boxes=torch.stack([head.boxes[:, begin:].float() for head in heads]),
+        valid=output.valid,
+    )
+
+
+def _sizes(found: PaddedTargets, probed: Patches | None, across_ranks: bool) -> _Sizes:
+    targets = found.present.sum()
+    patches = torch.zeros_like(targets) if probed is None else probed.real.sum()
+    images = torch.full_like(targets, len(found.present))
+    sizes = torch.stack([targets, patches, images]).float()
+    if across_ranks and dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sizes)
+        sizes /= dist.get_world_size()
+    return _Sizes(sizes[0].clamp(min=1), sizes[1], sizes[2])
+
+
+def _suffix(head: str) -> str:
+    """`main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn'."""
+    return "" if head == MAIN_HEAD else f"_{head.removeprefix('aux_')}"
+
+
+def _query_statistics(heads: list[str], losses: QueryLosses) -> dict[str, Tensor]:
+    """Of the relation block and the main decoder."""
+    statistics = {}
+    for i, head in enumerate(heads):
+        if head in (MAIN_HEAD, RELATION):
+            statistics[f"class_error{_suffix(head)}"] = losses.class_error[i]
+            statistics[f"avg_pos_weight{_suffix(head)}"] = losses.positive_weight[i]
+            statistics[f"avg_neg_weight{_suffix(head)}"] = losses.negative_weight[i]
+    return statistics
+
+
+def _mean_iou(output: NetworkOutput, first: AnchorLosses, probed: AnchorLosses | None) -> Tensor:
+    """IoU of matched anchors with their objects: the mean over P6, P5 and the probed patches of each one's
+    mean, leaving out those in which nothing was matched; 0 if that is all of them."""
+    widths = [level.raw.shape[1] for level in output.levels if level.level in _FIRST_LEVEL]
+    split = (torch.split(values, widths, dim=1) for values in (first.iou, first.matched))
+    groups = list(zip(*split, strict=True))
+    if probed is not None:
+        groups.append((probed.iou, probed.matched))
+    sums = torch.stack([iou.sum() for iou, _ in groups])
+    counts = torch.stack([matched.sum() for _, matched in groups])
+    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+def _counts(output: NetworkOutput) -> dict[str, Tensor]:
+    """Anchors and patches per image; `avg_patch` are those of P5, P4 and P3."""
+    images = len(output.valid)
+    per_level = {level.level: level.real.sum() / images for level in output.levels}
+    none = torch.zeros((), device=output.valid.device)
+    named = {name: per_level.get(name, none) for name in ("P5", "P4", "P3")}
+    return {
+        "avg_anchor": output.valid.sum() / images,
+        "avg_patch": torch.stack(list(named.values())).sum(),
+        "avg_patch_P4": named["P4"],
+        "avg_patch_P3": named["P3"],
+    }
