@@ -27,6 +27,7 @@ from asag_deploy.errors import (
     OutputError,
     ParityError,
     SourceError,
+    TrainingError,
 )
 from asag_deploy.manifest import Category
 from asag_deploy.trace import LevelTrace, ProbingTrace, StopReason
@@ -54,5 +55,6 @@ __all__ = [
     "RawOutput",
     "SourceError",
     "StopReason",
+    "TrainingError",
     "__version__",
 ]

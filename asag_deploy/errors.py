@@ -6,6 +6,7 @@ AsagError
 │   ├── BundleCorruptError       truncated, altered, or not what its manifest says
 │   └── BundleVersionError       written by a newer release
 ├── CheckpointError          a checkpoint that cannot be read, or is of another variant
+├── TrainingError            a training run that cannot go on
 ├── DataError                a data set that cannot be read, or does not fit the network
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
@@ -44,6 +45,10 @@ class BundleVersionError(BundleError):
 
 class CheckpointError(AsagError):
     """A checkpoint that cannot be read, or that belongs to another variant."""
+
+
+class TrainingError(AsagError):
+    """A training run that cannot go on, or be resumed."""
 
 
 class DataError(AsagError):

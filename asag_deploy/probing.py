@@ -67,7 +67,7 @@ class LevelRun:
     patches: Ints
     """(B,) patches predicted on."""
     patches_dropped: Ints
-    """(B,) patches lost to a limit or the capacity; an anchor that patch NMS had no room for counts as one."""
+    """(B,) patches lost to a limit or the capacity; an anchor patch NMS had no room for counts as one."""
     origins: Array | None
     """(B, K, 2) x, y of the patches in cells of this level's map, on the device; None on the first level."""
     anchors: Array

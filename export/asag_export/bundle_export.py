@@ -66,7 +66,7 @@ def export_bundle(
     chosen = select_head(checkpoint, head or checkpoint.head_names[-1])
     config = chosen.config
     probing = probing_plan(config, levels, mode)
-    preprocessing = preprocessing or Preprocessing()
+    preprocessing = preprocessing or chosen.preprocessing or Preprocessing()
     model = build(config, chosen.state)
     exported = build_stages(prepare(model, precision), probing, preprocessing=preprocessing)
 

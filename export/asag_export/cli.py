@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -80,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
-    preprocessing = _preprocessing(options)
     checkpoint = _checkpoint(options)
     steps = 4 + len(LEVELS.get(options.levels, ()))
     with tqdm(total=steps, disable=options.quiet, unit="step", file=sys.stderr) as bar:
@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> None:
             mode=options.mode,
             precision=options.precision,
             opset=options.opset,
-            preprocessing=preprocessing,
+            preprocessing=_preprocessing(options, checkpoint),
             overwrite=options.overwrite,
             keep_failed=options.keep_failed,
             progress=progress,
@@ -118,15 +118,16 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
     return load_checkpoint(options.checkpoint, variant=options.variant)
 
 
-def _preprocessing(options: argparse.Namespace) -> Preprocessing:
-    default = Preprocessing()
+def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
+    """What the checkpoint was trained for, unless the user says otherwise."""
+    default = checkpoint.preprocessing or Preprocessing()
     shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
     longer = default.longer_side if options.longer_side is None else options.longer_side
     if not 32 <= shorter <= longer:
         raise ConfigError(
             f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer"
         )
-    return Preprocessing(shorter_side=shorter, longer_side=longer)
+    return dataclasses.replace(default, shorter_side=shorter, longer_side=longer)
 
 
 def _complain(error: AsagError, code: int) -> int:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy import Detections, Detector
-from asag_deploy.errors import AsagError
+from asag_deploy.errors import AsagError, ImageError
+from asag_deploy.images import read_image
 from asag_deploy.results import write_picture
 from asag_export.bundle_export import export_bundle
 from asag_export.report import format_report
@@ -94,11 +94,9 @@ def _pictures() -> dict[str, NDArray[np.uint8]]:
     try:
         from matplotlib.cbook import get_sample_data
 
-        with get_sample_data("grace_hopper.jpg") as file:
-            encoded = np.frombuffer(file.read(), dtype=np.uint8)
-        photograph = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        pictures["photograph"] = photograph.astype(np.uint8)
-    except (ImportError, FileNotFoundError):
+        path = get_sample_data("grace_hopper.jpg", asfileobj=False)
+        pictures["photograph"] = read_image(str(path))
+    except (ImportError, ImageError):
         print("   (no photograph: matplotlib is not installed)")
     return pictures
 

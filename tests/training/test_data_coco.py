@@ -9,11 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from coco_files import CATEGORIES, box, gradient, write_coco, write_image, write_json
 
 from asag_deploy.errors import DataError
 from asag_deploy.manifest import Category
 from asag_training.data.coco import CocoDataset
+from coco_files import CATEGORIES, box, gradient, write_coco, write_image, write_json
 
 
 def test_reads_images_boxes_and_labels(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ class TestRefusals:
     )
     def test_box_that_is_no_box(self, tmp_path: Path, bad: Any) -> None:
         write_coco(tmp_path, [box(1, [0, 0, 4, 4]), box(1, bad, id=17)])
-        with pytest.raises(DataError, match="annotation 17 has the box .* which is not four numbers"):
+        with pytest.raises(DataError, match=r"annotation 17 has the box .* which is not four numbers"):
             CocoDataset.open(tmp_path)
 
     @pytest.mark.parametrize(

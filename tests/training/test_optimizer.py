@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_network import small_config
 
 from asag_deploy.errors import ConfigError
 from asag_training.lr_schedule import SCHEDULES, Schedule, drop_factor, warmup_factor
 from asag_training.model import Asag
 from asag_training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
+from small_network import small_config
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_network import small_checkpoint
 from torch import Tensor, nn
 
 from asag_deploy.errors import ConfigError
@@ -20,6 +19,7 @@ from asag_training.plan import build_stages, probing_plan
 from asag_training.stages import TorchNetwork
 from asag_training.training_network import run_network
 from asag_training.training_settings import TrainingSettings
+from small_network import small_checkpoint
 
 SIZE = torch.tensor([[320, 384], [256, 300]])
 PLAIN = TrainingSettings(denoising_queries=0)

@@ -160,7 +160,7 @@ def _multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Se
     taps = (2 * ROI_SAMPLES) ** 2
     values = cells[index.reshape(-1)].reshape(-1, taps, cells.shape[-1])
     out = weight.reshape(-1, 1, taps).to(cells.dtype) @ values
-    return out.reshape(batch, queries, ROI_SIZE, ROI_SIZE, -1)
+    return out.reshape(batch, queries, ROI_SIZE, ROI_SIZE, cells.shape[-1])
 
 
 def _roi_level(boxes: Tensor, strides: Sequence[int]) -> Tensor:

@@ -29,7 +29,8 @@ class LevelOutput(NamedTuple):
     """For P6 in training, how each of the K patches was flipped: (horizontally, vertically); else None."""
 
 
-class Denoising(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Denoising:
     """The denoising queries, which come before the anchors' in every head's output."""
 
     count: int

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError
-from asag_deploy.manifest import Category
+from asag_deploy.manifest import Category, Preprocessing
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
 from asag_training.config import AsagConfig
 
@@ -36,6 +36,8 @@ class Checkpoint:
     """The decoder that was selected out of several (it is the network's only one now); None if none was."""
     epoch: int | None = None
     """The last epoch that was trained, counted from 0, if the file says."""
+    preprocessing: Preprocessing | None = None
+    """How images were resized for evaluation in training, if the file says."""
 
     def __post_init__(self) -> None:
         config = self.config

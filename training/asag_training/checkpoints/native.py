@@ -17,7 +17,7 @@ from torch import Tensor
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import CheckpointError, ConfigError, OutputError
-from asag_deploy.manifest import Category
+from asag_deploy.manifest import Category, Preprocessing
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.reading import WeightFile
 from asag_training.config import AsagConfig
@@ -70,6 +70,7 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             trained=bool(json.loads(metadata["trained"])),
             head=json.loads(metadata["head"]),
             epoch=json.loads(metadata["epoch"]),
+            preprocessing=_preprocessing(json.loads(metadata.get("preprocessing", "null"))),
         )
     except (KeyError, TypeError, ValueError, ConfigError, CheckpointError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}): copy it again") from error
@@ -85,6 +86,9 @@ def _metadata(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, 
         "head": json.dumps(checkpoint.head),
         "trained": json.dumps(checkpoint.trained),
         "epoch": json.dumps(checkpoint.epoch),
+        "preprocessing": json.dumps(
+            checkpoint.preprocessing and dataclasses.asdict(checkpoint.preprocessing)
+        ),
         "checksum": _checksum(state),
     }
 
@@ -95,6 +99,16 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         value = zlib.crc32(state[name].contiguous().numpy().data, value)
     return f"{value:08x}"
+
+
+def _preprocessing(values: Mapping[str, Any] | None) -> Preprocessing | None:
+    if values is None:
+        return None
+    mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
+    sides = {name: int(values[name]) for name in ("shorter_side", "longer_side", "size_divisor")}
+    if len(mean) != 3 or len(std) != 3 or min(*sides.values(), *std) <= 0:
+        raise ValueError("its image sizes, mean or std are not possible")
+    return Preprocessing(mean=mean, std=std, **sides)
 
 
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {

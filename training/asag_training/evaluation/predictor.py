@@ -77,7 +77,7 @@ def load_predictor(
     return network_predictor(
         build(checkpoint.config, checkpoint.state),
         checkpoint.categories,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing or checkpoint.preprocessing,
         mode=mode,
         max_level=max_level,
         trained=checkpoint.trained,

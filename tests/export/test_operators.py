@@ -1,0 +1,252 @@
+"""The operators' ONNX functions, as ONNX Runtime executes them, against their PyTorch references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxscript
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+import naive_operators as naive
+from asag_export.graphs import OPSETS
+from asag_export.operators import DOMAIN, FUNCTIONS, MultiscaleRoIAlign, PadAnchors, PatchNMS, PyramidSample
+from asag_training.operators import (
+    ONNX_VERSION,
+    multiscale_roi_align,
+    pad_anchors,
+    patch_nms,
+    pyramid_sample,
+)
+from naive_operators import STRIDES, NmsSettings, PadSettings
+
+OPSET = 20
+Arrays = Sequence[NDArray[Any]]
+Spec = tuple[int, list[Any]]
+"""Element type and shape of an input or output."""
+
+PYRAMID = {f"p{i}": ["b", f"h{i}", f"w{i}", "c"] for i in (2, 3, 4, 5)}
+NMS_INPUTS: dict[str, Spec] = {
+    "anchors": (TensorProto.FLOAT, ["b", "n", 5]),
+    "selected": (TensorProto.BOOL, ["b", "n"]),
+    "image_size": (TensorProto.INT64, ["b", 2]),
+}
+PAD_INPUTS: dict[str, Spec] = {
+    "anchors": (TensorProto.FLOAT, ["b", "n", 5]),
+    "keep": (TensorProto.BOOL, ["b", "n"]),
+    "image_size": (TensorProto.INT64, ["b", 2]),
+    "slots": (TensorProto.INT64, ["q"]),
+}
+COUNT: Spec = (TensorProto.INT64, ["b"])
+
+
+def model_of(
+    function: onnxscript.OnnxFunction[Any, Any],
+    inputs: Mapping[str, Spec],
+    outputs: Mapping[str, Spec],
+    attributes: Mapping[str, Any],
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """A model whose only node is the operator, and which carries its function."""
+    proto = function.to_function_proto()
+    for imported in proto.opset_import:
+        imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
+    graph = helper.make_graph(
+        [helper.make_node(function.name, list(inputs), list(outputs), domain=DOMAIN, **attributes)],
+        function.name,
+        [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
+        [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, ONNX_VERSION)]
+    return helper.make_model(graph, functions=[proto], opset_imports=imports, ir_version=10)
+
+
+def runner(model: onnx.ModelProto) -> Callable[..., list[NDArray[Any]]]:
+    """Runs one session, whatever the shapes that come."""
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        return [np.asarray(out) for out in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return run
+
+
+def roi_model(float_type: int, strides: Sequence[int] = STRIDES, opset: int = OPSET) -> onnx.ModelProto:
+    inputs: dict[str, Spec] = {name: (float_type, list(shape)) for name, shape in PYRAMID.items()}
+    inputs["boxes"] = (TensorProto.FLOAT, ["b", "q", 4])
+    output: Spec = (float_type, ["b", "q", 7, 7, "c"])
+    return model_of(MultiscaleRoIAlign, inputs, {"out": output}, {"strides": list(strides)}, opset)
+
+
+def sample_model(float_type: int, strides: Sequence[int] = STRIDES, opset: int = OPSET) -> onnx.ModelProto:
+    inputs: dict[str, Spec] = {name: (float_type, list(shape)) for name, shape in PYRAMID.items()}
+    inputs["xy"] = (TensorProto.FLOAT, ["b", "q", "g", "p", 2])
+    inputs["weight"] = (TensorProto.FLOAT, ["b", "q", "g", "p", 4])
+    output: Spec = (float_type, ["b", "q", "g", "p", "width"])
+    return model_of(PyramidSample, inputs, {"out": output}, {"strides": list(strides)}, opset)
+
+
+def nms_model(settings: NmsSettings, opset: int = OPSET) -> onnx.ModelProto:
+    outputs: dict[str, Spec] = {
+        "origins": (TensorProto.INT64, ["b", settings.capacity, 2]),
+        "count": COUNT,
+    }
+    return model_of(PatchNMS, NMS_INPUTS, outputs, settings._asdict(), opset)
+
+
+def pad_model(settings: PadSettings, opset: int = OPSET) -> onnx.ModelProto:
+    outputs: dict[str, Spec] = {"queries": (TensorProto.FLOAT, ["b", "q", 4]), "count": COUNT}
+    return model_of(PadAnchors, PAD_INPUTS, outputs, settings._asdict(), opset)
+
+
+def torch_roi(features: Arrays, boxes: NDArray[Any], strides: Sequence[int] = STRIDES) -> NDArray[Any]:
+    maps = [torch.from_numpy(feature) for feature in features]
+    return multiscale_roi_align(maps, torch.from_numpy(boxes), strides).numpy()
+
+
+def torch_sample(
+    features: Arrays, xy: NDArray[Any], weight: NDArray[Any], strides: Sequence[int] = STRIDES
+) -> NDArray[Any]:
+    maps = [torch.from_numpy(feature) for feature in features]
+    return pyramid_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight), strides).numpy()
+
+
+SIZES = [(203, 317, 2), (64, 96, 1), (33, 500, 3), (640, 480, 1), (7, 5, 2)]
+"""Height, width and batch."""
+
+
+@pytest.mark.parametrize("strides", [STRIDES, (8, 16, 32, 64)])
+def test_roi_align(strides: tuple[int, ...]) -> None:
+    run = runner(roi_model(TensorProto.FLOAT, strides))
+    for height, width, batch in SIZES:
+        features = naive.pyramid(0, height, width, batch=batch, channels=6)
+        boxes = naive.roi_boxes(1, height, width, batch=batch)
+        (actual,) = run(*features, boxes)
+        expected = torch_roi(features, boxes, strides)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5, err_msg=f"{height}x{width}")
+
+
+def test_roi_align_in_half_precision() -> None:
+    run = runner(roi_model(TensorProto.FLOAT16))
+    for height, width, batch in SIZES:
+        features = naive.pyramid(2, height, width, batch=batch)
+        boxes = naive.roi_boxes(3, height, width, batch=batch)
+        (actual,) = run(*(feature.astype(np.float16) for feature in features), boxes)
+        assert actual.dtype == np.float16
+        # Coordinates stay in float32, so only features, weights and sums of 16 are rounded.
+        worst = max(float(np.abs(feature).max()) for feature in features)
+        np.testing.assert_allclose(
+            actual.astype(np.float32), torch_roi(features, boxes), rtol=0, atol=4 * 2**-11 * worst
+        )
+
+
+@pytest.mark.parametrize("strides", [STRIDES, (8, 16, 32, 64)])
+def test_pyramid_sample(strides: tuple[int, ...]) -> None:
+    run = runner(sample_model(TensorProto.FLOAT, strides))
+    for (height, width, batch), groups in zip(SIZES, (1, 2, 3, 4, 6), strict=True):
+        features = naive.pyramid(4, height, width, batch=batch, channels=12)
+        points = naive.sample_points(5, height, width, batch=batch, groups=groups, points=1 + groups % 6)
+        (actual,) = run(*features, *points)
+        # PyTorch first scales points to -1..1, whose rounding counts on steep maps.
+        expected = torch_sample(features, *points, strides)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4, err_msg=f"{height}x{width}")
+
+
+def test_pyramid_sample_in_half_precision() -> None:
+    run = runner(sample_model(TensorProto.FLOAT16))
+    for height, width, batch in SIZES:
+        features = naive.pyramid(6, height, width, batch=batch, channels=8)
+        points = naive.sample_points(7, height, width, batch=batch)
+        (actual,) = run(*(feature.astype(np.float16) for feature in features), *points)
+        assert actual.dtype == np.float16
+        worst = max(float(np.abs(feature).max()) for feature in features)
+        np.testing.assert_allclose(
+            actual.astype(np.float32), torch_sample(features, *points), rtol=0, atol=4 * 2**-11 * worst
+        )
+
+
+NMS_SETTINGS = [
+    NmsSettings(),
+    NmsSettings(stride=8, capacity=3, max_candidates=10),
+    NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
+    NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
+]
+
+
+@pytest.mark.parametrize("settings", NMS_SETTINGS)
+def test_patch_nms(settings: NmsSettings) -> None:
+    run = runner(nms_model(settings))
+    for name, anchors, selected, image_size in naive.nms_inputs(settings):
+        tensors = (torch.from_numpy(anchors), torch.from_numpy(selected), torch.from_numpy(image_size))
+        expected = patch_nms(*tensors, **settings._asdict())
+        for actual, tensor in zip(run(anchors, selected, image_size), expected, strict=True):
+            np.testing.assert_array_equal(actual, tensor.numpy(), err_msg=name)
+            assert actual.dtype == np.int64
+
+
+def test_patch_nms_of_one_image_after_several() -> None:
+    settings = NmsSettings()
+    run = runner(nms_model(settings))
+    _, anchors, selected, image_size = next(i for i in naive.nms_inputs(settings) if i.name == "200 anchors")
+    origins, counts = run(anchors, selected, image_size)
+    for image in range(len(anchors)):
+        alone = slice(image, image + 1)
+        single_origins, single_counts = run(anchors[alone], selected[alone], image_size[alone])
+        np.testing.assert_array_equal(single_origins, origins[alone])
+        np.testing.assert_array_equal(single_counts, counts[alone])
+
+
+PAD_SETTINGS = [PadSettings(), PadSettings(10, 10, 15), PadSettings(5, 1, 5), PadSettings(20, 7, 100)]
+
+
+@pytest.mark.parametrize("settings", PAD_SETTINGS)
+def test_pad_anchors(settings: PadSettings) -> None:
+    run = runner(pad_model(settings))
+    for name, anchors, keep, image_size, slots in naive.pad_inputs(settings):
+        tensors = (torch.from_numpy(anchors), torch.from_numpy(keep), torch.from_numpy(image_size))
+        expected = pad_anchors(*tensors, torch.arange(slots), **settings._asdict())
+        outputs = run(anchors, keep, image_size, np.arange(slots))
+        for actual, tensor in zip(outputs, expected, strict=True):
+            np.testing.assert_array_equal(actual, tensor.numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_opset_is_enough_for_the_bodies(opset: int) -> None:
+    settings = NmsSettings()
+    inputs = list(naive.nms_inputs(settings))[3]
+    origins, _ = runner(nms_model(settings, opset))(inputs.anchors, inputs.selected, inputs.image_size)
+    expected, _ = runner(nms_model(settings))(inputs.anchors, inputs.selected, inputs.image_size)
+    np.testing.assert_array_equal(origins, expected)
+
+    padded = next(naive.pad_inputs(PadSettings()))
+    arrays = (padded.anchors, padded.keep, padded.image_size, np.arange(padded.slots))
+    queries, _ = runner(pad_model(PadSettings(), opset))(*arrays)
+    np.testing.assert_array_equal(queries, runner(pad_model(PadSettings()))(*arrays)[0])
+
+    features, boxes = naive.pyramid(0, 64, 96), naive.roi_boxes(1, 64, 96)
+    (out,) = runner(roi_model(TensorProto.FLOAT, opset=opset))(*features, boxes)
+    np.testing.assert_allclose(out, torch_roi(features, boxes), rtol=0, atol=1e-5)
+
+    points = naive.sample_points(2, 64, 96, groups=5)
+    (out,) = runner(sample_model(TensorProto.FLOAT, opset=opset))(*features, *points)
+    np.testing.assert_allclose(out, torch_sample(features, *points), rtol=0, atol=1e-4)
+
+
+def test_functions_are_of_standard_operators() -> None:
+    names = {function.name for function in FUNCTIONS}
+    assert names == {"MultiscaleRoIAlign", "PyramidSample", "PatchNMS", "PadAnchors"}
+    for function in FUNCTIONS:
+        proto = function.to_function_proto()
+        assert proto.domain == DOMAIN
+        assert {node.domain for node in proto.node} == {""}
+        # Engines that lack these refuse the whole graph, and they make shapes depend on values.
+        used = {node.op_type for node in proto.node}
+        assert not used & {"NonZero", "NonMaxSuppression", "RoiAlign", "Compress", "Unique"}

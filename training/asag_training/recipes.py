@@ -1,0 +1,197 @@
+"""Recipes: everything that decides what a training run does, as one value; and the published ones by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from asag_deploy.errors import ConfigError
+from asag_deploy.manifest import Preprocessing
+from asag_training.config import AsagConfig, variant_config
+from asag_training.data.transforms import Augmentation, multi_scale, standard
+from asag_training.losses import LossConfig
+from asag_training.lr_schedule import SCHEDULES, Schedule
+from asag_training.optimizer import BACKBONE_FACTOR, LEARNING_RATE, MAX_GRADIENT_NORM, WEIGHT_DECAY
+from asag_training.training_settings import TrainingSettings
+
+_PUBLISHED_IMAGES_PER_RANK = 2
+"""Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
+
+Compute = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How weights are updated.  Raises ConfigError when a value makes no sense."""
+
+    batch_size: int = 16
+    """Images per update, over all processes and accumulated passes."""
+    accumulate: int = 1
+    """Passes whose gradients are added up before an update."""
+    lr: float = LEARNING_RATE
+    backbone_factor: float = BACKBONE_FACTOR
+    """Learning rate of the backbone, as a share of `lr`."""
+    weight_decay: float = WEIGHT_DECAY
+    max_gradient_norm: float = MAX_GRADIENT_NORM
+    freeze_stem: bool = True
+    """Keep stem and layer1 as they are: right for pre-trained weights, wrong for random ones."""
+    compute: Compute = "fp32"
+    """The type backbone and neck compute in; everything else is float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("lr", "backbone_factor", "max_gradient_norm"):
+            self._require(getattr(self, name) > 0, name, "above 0")
+        self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        self._require(self.compute in ("fp32", "bf16"), "compute", "'fp32' or 'bf16'")
+
+    def _require(self, condition: bool, name: str, expected: str) -> None:
+        if not condition:
+            value = getattr(self, name)
+            raise ConfigError(f"optimisation setting {name} {value} is not possible: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole training run but for its data, its seed and its machine."""
+
+    network: AsagConfig
+    schedule: Schedule
+    augmentation: Augmentation
+    loss: LossConfig = field(default_factory=lambda: LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK))
+    patches: TrainingSettings = field(default_factory=TrainingSettings)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """How images are resized for evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.loss.patch_size != self.network.patch_size:
+            matching = dataclasses.replace(self.loss, patch_size=self.network.patch_size)
+            object.__setattr__(self, "loss", matching)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
+    def make() -> Recipe:
+        return Recipe(
+            network=variant_config(variant),
+            schedule=SCHEDULES[recipe],
+            augmentation=standard() if recipe == "1x" else multi_scale(),
+            patches=TrainingSettings(denoising_queries=200 if denoising else 0),
+        )
+
+    return make
+
+
+def _scenes() -> Recipe:
+    """A small network for generated scenes of 320 pixels, from random weights on a CPU."""
+    network = variant_config("asag-a-r50-100").with_changes(
+        variant="asag-a-scenes",
+        num_classes=5,
+        backbone_width=16,
+        hidden_dim=96,
+        ffn_dim=384,
+        attention_heads=4,
+        in_points=16,
+        out_points=32,
+        compress_dim=4,
+        anchor_cap=150,
+        heads=2,
+    )
+    return Recipe(
+        network=network,
+        schedule=Schedule(epochs=30, drops=(24, 28), warmup_steps=300),
+        augmentation=Augmentation(shorter_sides=(320,), longer_side=320),
+        patches=TrainingSettings(denoising_queries=50),
+        optimisation=Optimisation(batch_size=8, backbone_factor=1.0, freeze_stem=False),
+        preprocessing=Preprocessing(shorter_side=320, longer_side=320),
+    )
+
+
+def _bccd() -> Recipe:
+    """Photographs of blood cells, 640x480: a few hundred images, no up or down."""
+    network = _scenes().network.with_changes(
+        variant="asag-a-bccd", num_classes=3, backbone_width=24, hidden_dim=128
+    )
+    return dataclasses.replace(
+        _scenes(),
+        network=network,
+        schedule=Schedule(epochs=150, drops=(120, 140), warmup_steps=300),
+        augmentation=Augmentation(
+            shorter_sides=(320, 352, 384, 416, 448, 480),
+            longer_side=640,
+            vertical_flip=0.5,
+            quarter_turns=True,
+            colour=0.3,
+        ),
+        preprocessing=Preprocessing(shorter_side=480, longer_side=640),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "asag-a-r50-100-1x": _published("asag-a-r50-100", "1x"),
+    "asag-a-r50-300-1x": _published("asag-a-r50-300", "1x"),
+    "asag-a-r50-100-3x": _published("asag-a-r50-100", "3x"),
+    "asag-a-r50-300-3x": _published("asag-a-r50-300", "3x"),
+    "asag-a-r101-300-3x": _published("asag-a-r101-300", "3x"),
+    "asag-s-r50-100-3x": _published("asag-s-r50-100", "3x"),
+    "asag-s-r50-300-3x": _published("asag-s-r50-300", "3x"),
+    "asag-a-r50-100-dn-1x": _published("asag-a-r50-100", "1x", denoising=True),
+    "asag-s-r50-crowdhuman": _published("asag-s-r50-crowdhuman", "crowdhuman"),
+    "scenes": _scenes,
+    "bccd": _bccd,
+}
+"""Recipes by name: the published models', and two for small data."""
+
+
+def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
+    """The recipe of that name, with changes such as `network.patch_size=12` or `loss.query_weighting=false`.
+
+    Values are JSON (strings may go without quotes).  Raises ConfigError for an unknown recipe or setting, or
+    a value that makes no sense.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe '{name}'; the recipes are {', '.join(RECIPES)}")
+    result = RECIPES[name]()
+    for change in changes:
+        result = _changed(result, change)
+    return result
+
+
+def _changed(base: Recipe, change: str) -> Recipe:
+    path, equals, text = change.partition("=")
+    part, dot, name = path.partition(".")
+    parts = [f.name for f in dataclasses.fields(base)]
+    if not equals or not dot or part not in parts:
+        raise ConfigError(
+            f"cannot read the change '{change}': expected PART.NAME=VALUE, PART one of {', '.join(parts)}"
+        )
+    settings = getattr(base, part)
+    if name not in {f.name for f in dataclasses.fields(settings)}:
+        known = ", ".join(f.name for f in dataclasses.fields(settings))
+        raise ConfigError(f"unknown setting '{path}'; the settings of '{part}' are {known}")
+    value = _value(path, text, getattr(settings, name))
+    return dataclasses.replace(base, **{part: dataclasses.replace(settings, **{name: value})})
+
+
+def _value(path: str, text: str, before: Any) -> Any:
+    """`text` as a value of the kind of `before`."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if before is not None and value is not None and type(value) is not type(before):
+        kind = type(before).__name__
+        raise ConfigError(f"'{text}' is no value for '{path}': expected {kind}, such as {json.dumps(before)}")
+    return value
