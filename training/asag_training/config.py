@@ -141,6 +141,11 @@ class AsagConfig:
         """The parallel decoders in checkpoint order: `aux_0`, `aux_1`, ..., and `main`, which is the last."""
         return (*(f"aux_{i}" for i in range(self.heads - 1)), MAIN_HEAD)
 
+    @property
+    def detection_limit(self) -> int:
+        """The most detections of an image."""
+        return self.max_detections or self.anchor_cap * self.num_classes
+
     def with_changes(self, **changes: Any) -> AsagConfig:
         """A copy with some values replaced (ConfigError for an unknown name or a bad value)."""
         known = {f.name for f in dataclasses.fields(self)}

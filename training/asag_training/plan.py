@@ -45,8 +45,7 @@ def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact"
 
 def postprocessing_plan(config: AsagConfig) -> Postprocessing:
     """How the decoder's outputs become detections."""
-    limit = config.max_detections or config.anchor_cap * config.num_classes
-    return Postprocessing(max_detections=limit, nms_iou=config.detection_nms_iou)
+    return Postprocessing(max_detections=config.detection_limit, nms_iou=config.detection_nms_iou)
 
 
 def build_stages(

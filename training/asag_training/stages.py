@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from asag_deploy.manifest import Level, Preprocessing
 from asag_training import boxes as box_ops
-from asag_training.anchor_generator import STRIDES
+from asag_training.anchor_generator import FIRST_LEVEL_PATCHES, STRIDES
 from asag_training.model import Asag
 from asag_training.operators import pad_anchors, patch_nms
 
@@ -135,7 +135,7 @@ class DecoderStage(StageModule):
     """Anchor padding, relation block, one decoder, and the best-scored detections."""
 
     name = "decoder"
-    outputs = ("logits", "boxes", "anchors", "anchor_count", "det_scores", "det_labels", "det_boxes")
+    outputs: tuple[str, ...] = ("logits", "boxes", "anchors", "anchor_count", "det_scores", "det_labels", "det_boxes")
 
     def __init__(self, model: Asag, head: str, levels: Sequence[Level]) -> None:
         super().__init__()
@@ -150,16 +150,21 @@ class DecoderStage(StageModule):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.inputs, tensors, strict=True))
         features = [named[name] for name in FEATURES]
-        image_size, slots = named["image_size"], named["query_slots"]
-        anchors, keep = self._gather(named)
-        config = self.model.config
-        first_level, floor, cap = 5 * config.first_level_anchors, config.anchor_floor, config.anchor_cap
-        queries, count = pad_anchors(anchors, keep, image_size, slots, first_level, floor, cap)
-        valid = slots < count[:, None]
+        image_size = named["image_size"]
+        queries, count = self.queries(named)
+        valid = named["query_slots"] < count[:, None]
         proposals, blocked = self.model.relate(features, queries, valid, image_size)
         logits, boxes = self.model.decode(self.head, features, proposals, blocked, image_size)
-        limit = config.max_detections or config.anchor_cap * config.num_classes
+        limit = self.model.config.detection_limit
         return logits, boxes, queries, count, *best_detections(logits, boxes, valid, limit)
+
+    def queries(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The anchors that reach the decoder (B, Q, 4), and how many of them are real (B,)."""
+        config = self.model.config
+        anchors, keep = self._gather(named)
+        first_level = FIRST_LEVEL_PATCHES * config.first_level_anchors
+        floor, cap = config.anchor_floor, config.anchor_cap
+        return pad_anchors(anchors, keep, named["image_size"], named["query_slots"], first_level, floor, cap)
 
     def _gather(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """All levels' anchors (B, N, 5), and which pass: those a deeper level replaced do not."""

@@ -22,12 +22,11 @@ from torch import Tensor
 from asag_deploy.errors import ConfigError
 from asag_deploy.manifest import Level, ProbeLevel, Probing
 from asag_deploy.probing import StopRule, detect
-from asag_training.anchor_generator import FIRST_LEVEL_PATCHES, QUADRANTS
+from asag_training.anchor_generator import QUADRANTS
 from asag_training.config import MAIN_HEAD
 from asag_training.denoising import DenoisingQueries, make_denoising
 from asag_training.layers import padding_blocked
 from asag_training.model import Asag, HeadOutput
-from asag_training.operators import pad_anchors
 from asag_training.outputs import LevelOutput, NetworkOutput, Targets
 from asag_training.patch_selection import P6_FLIPS, fill_up, spare_patches
 from asag_training.plan import probing_plan
@@ -237,7 +236,7 @@ class _Probe(_FillingStage, ProbeStage):
 class _Decoder(DecoderStage):
     """Relation block and all parallel decoders, on the denoising queries and the anchors; records them."""
 
-    outputs = ("anchors", "anchor_count")  # type: ignore[assignment]  # the rest is recorded
+    outputs = ("anchors", "anchor_count")
 
     def __init__(
         self, model: Asag, levels: Sequence[Level], record: Recording, extras: TrainingExtras | None
@@ -248,7 +247,7 @@ class _Decoder(DecoderStage):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.inputs, tensors, strict=True))
         features, image_size = [named[name] for name in FEATURES], named["image_size"]
-        queries, count = self._queries(named)
+        queries, count = self.queries(named)
         valid = named["query_slots"] < count[:, None]
 
         extra = None if self.extras is None else self.extras.denoise(queries, valid, image_size)
@@ -267,14 +266,6 @@ class _Decoder(DecoderStage):
             "denoising": None if extra is None else extra.denoising,
         }
         return (queries, count)
-
-    def _queries(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The anchors that reach the decoder (B, Q, 4), and how many of them are real (B,)."""
-        config = self.model.config
-        anchors, keep = self._gather(named)
-        first_level = FIRST_LEVEL_PATCHES * config.first_level_anchors
-        floor, cap = config.anchor_floor, config.anchor_cap
-        return pad_anchors(anchors, keep, named["image_size"], named["query_slots"], first_level, floor, cap)
 
 
 def _extras(
