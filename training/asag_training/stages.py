@@ -135,7 +135,15 @@ class DecoderStage(StageModule):
     """Anchor padding, relation block, one decoder, and the best-scored detections."""
 
     name = "decoder"
-    outputs: tuple[str, ...] = ("logits", "boxes", "anchors", "anchor_count", "det_scores", "det_labels", "det_boxes")
+    outputs: tuple[str, ...] = (
+        "logits",
+        "boxes",
+        "anchors",
+        "anchor_count",
+        "det_scores",
+        "det_labels",
+        "det_boxes",
+    )
 
     def __init__(self, model: Asag, head: str, levels: Sequence[Level]) -> None:
         super().__init__()
