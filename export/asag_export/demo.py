@@ -34,8 +34,8 @@ _WAYS: dict[str, dict[str, Any]] = {
     "P4-P6": {"max_level": "P4"},
     "P5-P6": {"max_level": "P5"},
 }
-_NO_BOXES = 1.1
-"""A threshold no score reaches: what an untrained network calls a bird is not worth drawing."""
+_NO_BOXES = 1.0
+"""A threshold that no score reaches: what an untrained network calls a bird is not worth drawing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def write_progress_pictures(
         found = detector(sample.image, channel_order="rgb")
         truth = sample.image.copy()
         draw_detections(truth, _as_detections(sample, found))
-        traced = found.filter(1.1).plot(sample.image, trace=True, channel_order="rgb")
+        traced = found.filter(1.0).plot(sample.image, trace=True, channel_order="rgb")
         detected = found.filter(threshold).plot(sample.image, channel_order="rgb")
         write_picture(
             folder / f"epoch{epoch:03d}-image{sample.image_id}.jpg", np.hstack([truth, traced, detected])
