@@ -22,12 +22,20 @@ def small_config(variant: str = "asag-a-r50-100", **changes: Any) -> AsagConfig:
 
 
 def small_checkpoint(variant: str = "asag-a-r50-100", **changes: Any) -> Checkpoint:
-    """Random weights for it, whose anchors differ: every decision there is to make goes either way."""
+    """Random weights for it, all of which matter: nothing is left at zero as it is where training begins.
+
+    Its anchors differ, so that every decision there is to make goes either way.
+    """
     checkpoint = untrained_checkpoint(small_config(variant, **changes))
-    norms = [f"anchor_generator.layernorm.{i}.weight" for i in range(3)]
-    # Drawn around 0 they would take the picture out of the tokens, and all anchors would be alike.
-    spread = {name: torch.ones_like(checkpoint.state[name]) for name in norms}
-    return dataclasses.replace(checkpoint, state={**checkpoint.state, **spread})
+    generator = torch.Generator().manual_seed(0)
+    state = dict(checkpoint.state)
+    for name, tensor in state.items():
+        if "layernorm" in name and tensor.dim() > 1 and name.endswith("weight"):
+            # Drawn around 0 they would take the picture out of the tokens, and all anchors would be alike.
+            state[name] = torch.ones_like(tensor)
+        elif tensor.dim() > 1 and not tensor.any():
+            state[name] = 0.05 * torch.randn(tensor.shape, generator=generator)
+    return dataclasses.replace(checkpoint, state=state)
 
 
 def export_small(path: Path, variant: str = "asag-a-r50-100", **options: Any) -> Bundle:

@@ -83,7 +83,8 @@ def _run(options: argparse.Namespace) -> None:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     checkpoint = _checkpoint(options)
     steps = 4 + len(LEVELS.get(options.levels, ()))
-    with tqdm(total=steps, disable=options.quiet, unit="step", file=sys.stderr) as bar:
+    off = True if options.quiet else None  # None: unless stderr is a terminal
+    with tqdm(total=steps, disable=off, leave=False, unit="step", file=sys.stderr) as bar:
 
         def progress(step: str) -> None:
             bar.set_description(step)

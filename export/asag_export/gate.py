@@ -27,13 +27,18 @@ from asag_deploy.manifest import Precision, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Network
 from asag_training.anchor_generator import STRIDES
-from asag_training.boxes import iou
+from asag_training.boxes import cxcywh_to_xyxy, iou
 from asag_training.scenes import draw_scene
 from asag_training.stages import SelectingStage, StageModule, TorchNetwork
 
 Arrays = dict[str, NDArray[Any]]
 
-_SIZES: tuple[tuple[tuple[int, int], ...], ...] = (((320, 416),), ((225, 190),), ((256, 320), (320, 224)))
+_SIZES: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((320, 416),),
+    ((225, 190),),
+    ((2, 2),),  # too small for any anchor, so that probing stops at once and the floor decides
+    ((256, 320), (320, 224)),
+)
 """Heights and widths of the cases' images; the last case is a batch."""
 
 _RELATIVE_TOLERANCE: dict[Precision, float] = {"fp32": 5e-5, "fp16": 1e-2}
@@ -45,8 +50,11 @@ costs is reported rather than judged here; the stages' tolerances are what it ha
 
 _DECISIONS = ("selected", "origins", "counts")
 _EXACT = ("anchor_count",)
-_ORDERED = ("det_labels", "det_boxes")
-"""Ranked by score, so that equal scores may come in any order; the end-to-end comparison looks at them."""
+_RANKED = ("det_labels", "det_boxes")
+"""Ranked by score, and equal scores in any order: each must be one of the graph's own queries and classes."""
+
+_PAIR_TOLERANCE = 1e-5
+"""For scores, and for boxes relative to the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +231,9 @@ class _Gate:
             choice = stage.choose(torch.from_numpy(actual["anchors"]), torch.from_numpy(inputs["image_size"]))
             decided = dict(zip(stage.outputs[-len(choice) :], (c.numpy() for c in choice), strict=True))
         for name in stage.outputs:
-            if name in _ORDERED:
-                continue
-            if name in decided or name in _EXACT:
+            if name in _RANKED:
+                self._note(stage.name, name, _detections_without_query(actual), 0.0)
+            elif name in decided or name in _EXACT:
                 target = decided.get(name, expected[name].numpy())
                 self._note(stage.name, name, _entries_that_differ(target, actual[name]), 0.0)
             else:
@@ -261,6 +269,21 @@ def _difference(expected: NDArray[np.float64], actual: NDArray[Any]) -> float:
 def _entries_that_differ(expected: NDArray[Any], actual: NDArray[Any]) -> float:
     """How many; infinite where the shapes differ."""
     return float(np.count_nonzero(expected != actual)) if expected.shape == actual.shape else float("inf")
+
+
+def _detections_without_query(outputs: Arrays) -> float:
+    """How many detections are not what the same outputs say of some query and class."""
+    scores = 1 / (1 + np.exp(-outputs["logits"].astype(np.float64)))  # (B, Q, classes)
+    corners = cxcywh_to_xyxy(torch.from_numpy(outputs["boxes"])).numpy()
+    missing = 0
+    for image, labels in enumerate(outputs["det_labels"]):
+        real = outputs["det_scores"][image] > 0
+        of_class = labels[real] == np.arange(scores.shape[-1])[:, None]  # (classes, D)
+        score = scores[image] @ of_class  # (Q, D), 0 for a class that does not exist
+        same_score = np.abs(score - outputs["det_scores"][image][real]) < _PAIR_TOLERANCE
+        apart = np.abs(corners[image][:, None] - outputs["det_boxes"][image][real]).max(axis=-1)
+        missing += int(np.count_nonzero(~(same_score & (apart < _PAIR_TOLERANCE)).any(axis=0)))
+    return float(missing)
 
 
 def _compare_runs(

@@ -78,6 +78,10 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, Bottleneck):
+                # Frozen statistics normalise nothing in a network that starts from random weights, so that
+                # every block would add as much again; this keeps what comes out of the last one in bounds.
+                nn.init.constant_(module.bn3.weight, 0.2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(image.to(self.conv1.weight.dtype))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ import torch
 import torch.distributed as dist
 
 from asag_deploy.errors import ConfigError
+
+_PATIENCE = datetime.timedelta(hours=12)
+"""How long processes wait for each other: the main one evaluates and saves while the others wait."""
+
+_LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +38,23 @@ def joined(device: str) -> Iterator[Process]:
     """Join the other processes of the run, if `torchrun` started any; leave them in the end.
 
     device: `cpu`, `cuda` (each process its own GPU), or `auto`.  Uses NCCL on GPUs, gloo on CPUs.  Raises
-    ConfigError if there is no such device.
+    ConfigError if there is no such device, or if the others cannot be reached.
     """
-    if device not in ("cpu", "cuda", "auto"):
-        raise ConfigError(f"unknown device '{device}'; choose cpu, cuda or auto")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no usable CUDA device; check with nvidia-smi, or train with --device cpu")
-    cuda = torch.cuda.is_available() and device != "cpu"
-    if "WORLD_SIZE" not in os.environ:
-        yield Process(device=torch.device("cuda" if cuda else "cpu"))
+    launched = all(name in os.environ for name in _LAUNCHED_BY)
+    local = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if launched else 0)
+    if not launched:
+        yield Process(device=local)
         return
-    local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
+    if local.type == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        dist.init_process_group("nccl" if local.type == "cuda" else "gloo", timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(
+            f"could not join the other processes at {place} ({type(error).__name__}): start them all with "
+            "torchrun, with the same --rdzv-endpoint"
+        ) from error
     try:
         yield Process(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
     finally:
@@ -56,3 +65,17 @@ def wait_for_all() -> None:
     """Go on only when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def _device(name: str, index: int) -> torch.device:
+    """The device of the process that is number `index` on its machine."""
+    if name not in ("cpu", "cuda", "auto"):
+        raise ConfigError(f"unknown device '{name}'; choose cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no usable CUDA device; check with nvidia-smi, or train with --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(f"process {index + 1} of this machine has no GPU: start {count}, one for each")
+    return torch.device("cuda", index)

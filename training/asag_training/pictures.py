@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def write_progress_pictures(
 ) -> None:
     """For each image a picture: ground truth; patches (red) and anchors (white); detections.
 
-    Raises OutputError if they cannot be written.
+    indices: of images in `dataset`, which must have the classes of the detector; detections below `threshold`
+    are not drawn.  Files are called `epochEEE-imageID.jpg`.  Raises DataError if an image cannot be read,
+    OutputError if a picture cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for index in indices:
         sample = dataset[index]
         found = detector(sample.image, channel_order="rgb")
@@ -37,6 +39,13 @@ def write_progress_pictures(
         write_picture(
             folder / f"epoch{epoch:03d}-image{sample.image_id}.jpg", np.hstack([truth, traced, detected])
         )
+
+
+def _without_objects(found: Detections) -> Detections:
+    """The probing trace alone."""
+    return dataclasses.replace(
+        found, xyxy=found.xyxy[:0], confidence=found.confidence[:0], class_id=found.class_id[:0]
+    )
 
 
 def _as_detections(sample: Sample, found: Detections) -> Detections:

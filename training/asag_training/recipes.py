@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from asag_training.data.transforms import Augmentation, multi_scale, standard
 from asag_training.losses import LossConfig
 from asag_training.lr_schedule import SCHEDULES, Schedule
 from asag_training.optimizer import BACKBONE_FACTOR, LEARNING_RATE, MAX_GRADIENT_NORM, WEIGHT_DECAY
+from asag_training.setting_changes import with_changes
 from asag_training.training_settings import TrainingSettings
 
 _PUBLISHED_IMAGES_PER_RANK = 2
@@ -30,7 +30,8 @@ class Optimisation:
     batch_size: int = 16
     """Images per update, over all processes and accumulated passes."""
     accumulate: int = 1
-    """Passes whose gradients are added up before an update."""
+    """Passes whose gradients are averaged for an update.  Each divides by the number of its own objects, so
+    that passes count alike however many objects they hold."""
     lr: float = LEARNING_RATE
     backbone_factor: float = BACKBONE_FACTOR
     """Learning rate of the backbone, as a share of `lr`."""
@@ -44,6 +45,8 @@ class Optimisation:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        whole = self.batch_size % self.accumulate == 0
+        self._require(whole, "batch_size", f"a multiple of the {self.accumulate} passes of an update")
         for name in ("lr", "backbone_factor", "max_gradient_norm"):
             self._require(getattr(self, name) > 0, name, "above 0")
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
@@ -57,7 +60,11 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole training run but for its data, its seed and its machine."""
+    """A whole training run but for its data, its seed and its machine.
+
+    The losses take their patch size from the network.  Raises ConfigError for an evaluation size that is not
+    possible.
+    """
 
     network: AsagConfig
     schedule: Schedule
@@ -73,9 +80,21 @@ class Recipe:
             matching = dataclasses.replace(self.loss, patch_size=self.network.patch_size)
             object.__setattr__(self, "loss", matching)
 
+        _check_preprocessing(self.preprocessing)
+
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain JSON values."""
+        """All settings as plain JSON values, once tuples are lists (`json.dumps` makes them so)."""
         return dataclasses.asdict(self)
+
+
+def _check_preprocessing(preprocessing: Preprocessing) -> None:
+    p = preprocessing
+    if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:
+        raise ConfigError(
+            f"evaluation at {p.shorter_side} to {p.longer_side} pixels, in steps of {p.size_divisor} and "
+            f"with deviations {p.std}, is not possible: expected sides of 1 or more, the longer "
+            "no less than the shorter, and deviations above 0"
+        )
 
 
 def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
@@ -159,39 +178,7 @@ def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'; the recipes are {', '.join(RECIPES)}")
-    result = RECIPES[name]()
-    for change in changes:
-        result = _changed(result, change)
-    return result
-
-
-def _changed(base: Recipe, change: str) -> Recipe:
-    path, equals, text = change.partition("=")
-    part, dot, name = path.partition(".")
-    parts = [f.name for f in dataclasses.fields(base)]
-    if not equals or not dot or part not in parts:
-        raise ConfigError(
-            f"cannot read the change '{change}': expected PART.NAME=VALUE, PART one of {', '.join(parts)}"
-        )
-    settings = getattr(base, part)
-    if name not in {f.name for f in dataclasses.fields(settings)}:
-        known = ", ".join(f.name for f in dataclasses.fields(settings))
-        raise ConfigError(f"unknown setting '{path}'; the settings of '{part}' are {known}")
-    value = _value(path, text, getattr(settings, name))
-    return dataclasses.replace(base, **{part: dataclasses.replace(settings, **{name: value})})
-
-
-def _value(path: str, text: str, before: Any) -> Any:
-    """`text` as a value of the kind of `before`."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if before is not None and value is not None and type(value) is not type(before):
-        kind = type(before).__name__
-        raise ConfigError(f"'{text}' is no value for '{path}': expected {kind}, such as {json.dumps(before)}")
-    return value
+    changes = list(changes)
+    if any(change.startswith("loss.patch_size=") for change in changes):
+        raise ConfigError("loss.patch_size follows network.patch_size: change that instead")
+    return with_changes(RECIPES[name](), changes)

@@ -18,15 +18,19 @@ STEPS, EVALUATIONS = "steps.csv", "evaluations.csv"
 class CsvLog:
     """A table that grows a row at a time; columns that come up later are added to the header.
 
-    A row is on disk when `add` returns.  Opening an existing table continues it.
+    A row is in its file when `add` returns.  Opening an existing table continues it; raises OutputError if
+    that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns: list[str] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.columns = next(csv.reader(file), [])
+        try:
+            if path.exists():
+                with path.open(newline="", encoding="utf-8") as file:
+                    self.columns = next(csv.reader(file), [])
+        except (OSError, ValueError, csv.Error) as error:
+            raise OutputError(f"'{path}' is no table that can be continued: move it away") from error
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row (OutputError if it cannot be written)."""
@@ -39,21 +43,25 @@ class CsvLog:
         except OSError as error:
             raise OutputError(f"could not write '{self.path}': {error.strerror}") from error
 
-    def keep_below(self, column: str, limit: float) -> None:
-        """Drop the rows whose `column` is `limit` or more: a resumed run writes them again."""
-        if not self.path.exists():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if float(row[column]) < limit]
-        self._rewrite(rows)
+    def keep_up_to(self, column: str, last: int) -> None:
+        """Drop the rows whose `column` is above `last`: a resumed run writes them again.
+
+        So it does a row that was cut short when the run was killed.
+        """
+        if self.path.exists():
+            kept = [row for row in self._rows() if row[column].isdecimal() and int(row[column]) <= last]
+            self._rewrite(kept)
 
     def _widen(self, new: list[str]) -> None:
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+        rows = self._rows() if self.path.exists() else []
         self.columns += new
         self._rewrite(rows)
+
+    def _rows(self) -> list[dict[str, str]]:
+        """The rows that are whole."""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))[1:]
+        return [dict(zip(self.columns, row, strict=True)) for row in rows if len(row) == len(self.columns)]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         with atomic_write(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -63,22 +71,29 @@ class CsvLog:
 
 
 class RunLog:
-    """Both tables of a run, and TensorBoard's events if `tensorboard` is installed."""
+    """Both tables of a run, and TensorBoard's events if `tensorboard` is installed.
 
-    def __init__(self, folder: Path, first_step: int, first_epoch: int) -> None:
+    For the main process alone: others would write the same files.
+    """
+
+    def __init__(self, folder: Path, *, step: int = 0, epoch: int = 0) -> None:
+        """Continue the logs in `folder` after `step` updates and `epoch` epochs; what is beyond is dropped.
+
+        Raises OutputError if a table cannot be read or written.
+        """
         self.steps = CsvLog(folder / STEPS)
         self.evaluations = CsvLog(folder / EVALUATIONS)
-        self.steps.keep_below("step", first_step)
-        self.evaluations.keep_below("epoch", first_epoch)
-        self._board = _tensorboard(folder, first_step)
+        self.steps.keep_up_to("step", step)
+        self.evaluations.keep_up_to("epoch", epoch)
+        self._board = _tensorboard(folder, step + 1)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Note one optimiser step."""
+        """Note one update; `step` counts them from 1."""
         self.steps.add({"step": step, **values})
         self._scalars(step, values)
 
     def evaluation(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Note one evaluation."""
+        """Note one evaluation, after so many epochs and updates."""
         self.evaluations.add({"epoch": epoch, **values})
         self._scalars(step, {f"evaluation/{name}": value for name, value in values.items()})
 

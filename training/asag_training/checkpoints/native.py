@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import CheckpointError, ConfigError, OutputError
+from asag_deploy.errors import CheckpointError, ConfigError
 from asag_deploy.manifest import Category, Preprocessing
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.reading import WeightFile
@@ -36,10 +35,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         for name, tensor in checkpoint.state.items()
     }
     with atomic_write(path) as unfinished:
-        try:
-            save_file(state, unfinished, _metadata(checkpoint, state))
-        except SafetensorError as error:  # also what it makes of a full disk
-            raise OutputError(f"could not write '{path}': {error}") from error
+        # Not safetensors' own save_file, which leaves a file that only its owner can read.
+        unfinished.write_bytes(save(state, _metadata(checkpoint, state)))
 
 
 def is_native(file: WeightFile) -> bool:

@@ -1,0 +1,158 @@
+"""Recipes: by name, with changes, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from asag_deploy.errors import ConfigError
+from asag_deploy.manifest import Preprocessing
+from asag_training.config import variant_config
+from asag_training.recipes import RECIPES, Optimisation, Recipe, recipe
+from asag_training.setting_changes import with_changes
+
+PUBLISHED = [name for name in RECIPES if name not in ("scenes", "bccd")]
+
+
+def test_nine_models_were_published() -> None:
+    assert len(PUBLISHED) == 9
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes(name: str) -> None:
+    made = recipe(name)
+    variant = made.network.variant
+    assert made.network == variant_config(variant)
+    assert name.startswith(variant)
+    # 8 GPUs with 2 images each.
+    assert made.optimisation.batch_size == 16
+    assert made.loss.patch_images == 2
+    assert made.optimisation.freeze_stem
+    epochs = 50 if "crowdhuman" in name else int(name[-2]) * 12
+    assert made.schedule.epochs == epochs
+    assert (made.augmentation.crop is None) == name.endswith("1x")
+    assert (made.patches.denoising_queries > 0) == ("-dn-" in name)
+
+
+@pytest.mark.parametrize("name", ["scenes", "bccd"])
+def test_small_recipes_start_from_random_weights(name: str) -> None:
+    made = recipe(name)
+    assert not made.optimisation.freeze_stem
+    assert made.network.backbone_width < 64
+    assert max(made.augmentation.shorter_sides) <= made.preprocessing.longer_side
+
+
+def test_every_recipe_is_json() -> None:
+    for name in RECIPES:
+        text = json.dumps(recipe(name).to_dict())
+        back = json.loads(text)
+        assert json.dumps(back) == text
+        assert set(back) == {field.name for field in dataclasses.fields(Recipe)}
+        assert back["schedule"]["drops"] == list(recipe(name).schedule.drops)
+
+
+def test_changes() -> None:
+    made = recipe(
+        "asag-a-r50-100-3x",
+        [
+            "network.patch_size=12",
+            "network.variant=mine",
+            "network.max_patches=60",
+            "loss.query_weighting=false",
+            "loss.patch_images=null",
+            "loss.matching.l1=1",
+            "schedule.drops=[3]",
+            "schedule.epochs=4",
+            "optimisation.lr=1",
+            "optimisation.compute=bf16",
+            "augmentation.crop.probability=0.25",
+            "preprocessing.mean=[1, 2, 3]",
+        ],
+    )
+    assert (made.network.patch_size, made.network.variant, made.network.max_patches) == (12, "mine", 60)
+    assert made.loss.patch_size == 12
+    assert (made.loss.query_weighting, made.loss.patch_images) == (False, None)
+    assert (made.schedule.epochs, made.schedule.drops) == (4, (3,))
+    assert isinstance(made.optimisation.lr, float)
+    assert made.optimisation.compute == "bf16"
+    assert made.augmentation.crop is not None
+    assert made.augmentation.crop.probability == 0.25
+    assert made.preprocessing.mean == (1.0, 2.0, 3.0)
+    assert made.loss.matching.l1 == 1
+    untouched = recipe("asag-a-r50-100-3x")
+    assert made.augmentation.shorter_sides == untouched.augmentation.shorter_sides
+    assert made.loss.matching.classes == untouched.loss.matching.classes
+
+
+def test_an_optional_part_can_be_left_out() -> None:
+    assert recipe("asag-a-r50-100-3x", ["augmentation.crop=null"]).augmentation.crop is None
+
+
+def test_the_order_of_changes_does_not_matter() -> None:
+    changes = ["schedule.epochs=3", "schedule.drops=[2]"]
+    assert recipe("scenes", changes) == recipe("scenes", changes[::-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("network.patch_size", "expected PART.NAME=VALUE"),
+        ("patch_size=3", "expected PART.NAME=VALUE, PART of network, schedule, .*preprocessing"),
+        ("nets.patch_size=3", "unknown setting 'nets'; the settings are network, "),
+        ("network.patchsize=3", "unknown setting 'network.patchsize'; .*of 'network' are .*patch_size"),
+        ("network.patch_size.x=3", "'network.patch_size' is 15 and has no settings of its own"),
+        ("network.patch_size=big", "'big' is no value for 'network.patch_size': expected a whole number"),
+        ("network.patch_size=1.5", "expected a whole number"),
+        ("network.patch_size=true", "expected a whole number"),
+        ("network.patch_size=null", "expected a whole number"),
+        ("network.variant=7", "expected a word"),
+        ("network.decoder=detr", "expected one of adamixer, sparse-rcnn"),
+        ("optimisation.lr=fast", "expected a number"),
+        ("optimisation.lr=NaN", "expected a number"),
+        ("optimisation.lr=-1", "optimisation setting lr -1.0 is not possible: expected above 0"),
+        ("optimisation.compute=fp8", "expected one of fp32, bf16"),
+        ("optimisation.batch_size=0", "batch_size 0 is not possible: expected at least 1"),
+        ("optimisation.accumulate=3", "batch_size 8 is not possible: expected a multiple of the 3 passes"),
+        ("loss.query_weighting=1", "expected true or false"),
+        ("loss.patch_images=many", "expected a number or null"),
+        ("loss.patch_size=12", "change that instead"),
+        ("loss.matching=3", "expected its settings one by one, as in loss.matching.NAME=VALUE"),
+        ("schedule.drops=8", "expected a list of numbers"),
+        ("schedule.drops=[1.5]", "expected a list of numbers"),
+        ("schedule.epochs=3", r"drops \(24, 28\) is not possible"),
+        ("preprocessing.std=[1, 2]", "expected a list of 3 numbers"),
+        ("preprocessing.std=[1, 2, 0]", "deviations above 0"),
+        ("preprocessing.longer_side=100", "320 to 100 pixels"),
+        ("network.hidden_dim=97", "hidden_dim 97 is not possible"),
+    ],
+)
+def test_changes_that_are_refused(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        recipe("scenes", [change])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_is_not_changed_as_a_whole_and_in_part() -> None:
+    with pytest.raises(ConfigError, match="both as a whole and in part"):
+        recipe("asag-a-r50-100-3x", ["augmentation.crop=null", "augmentation.crop.probability=1"])
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ConfigError, match=re.escape("unknown recipe 'resnet'; the recipes are asag-a-r50")):
+        recipe("resnet")
+
+
+def test_settings_are_checked_where_they_are_made() -> None:
+    with pytest.raises(ConfigError, match="max_gradient_norm 0 is not possible"):
+        Optimisation(max_gradient_norm=0)
+    with pytest.raises(ConfigError, match="weight_decay -1 is not possible"):
+        Optimisation(weight_decay=-1)
+    with pytest.raises(ConfigError, match="evaluation at 800 to 1333 pixels, in steps of 0"):
+        dataclasses.replace(recipe("scenes"), preprocessing=Preprocessing(size_divisor=0))
+
+
+def test_changing_nothing() -> None:
+    assert with_changes(recipe("bccd"), []) == recipe("bccd")
