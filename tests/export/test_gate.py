@@ -144,15 +144,43 @@ def test_every_output_is_judged(model: Asag, stage: str, output: str, change: An
 
 
 @pytest.mark.usefixtures("few_cases")
-@pytest.mark.parametrize(("output", "change"), [("counts", 0), ("det_scores", 0.0)])
-def test_runs_are_judged_end_to_end(model: Asag, output: str, change: float) -> None:
-    stage = "decoder" if output.startswith("det") else "backbone"
-    report = judge(model, Tampered(model, stage, output, lambda tensor: torch.full_like(tensor, change)))
-    if stage == "decoder":
-        assert all(run.same_stops and run.agreement == 0 for run in report.runs)
-        assert not any(run.passed for run in report.runs)
-    else:  # nothing selected, it says
-        assert [(run.same_stops, run.passed) for run in report.runs] == [(False, False)]
+def test_one_failure_is_one_too_many(model: Asag) -> None:
+    """The stage is right whenever it is asked again."""
+    left = iter([True])
+
+    def first_time(tensor: torch.Tensor) -> torch.Tensor:
+        return add(1.0)(tensor) if next(left, False) else tensor
+
+    report = judge(model, Tampered(model, "backbone", "p2", first_time))
+    assert failed(report) == {"backbone.p2"}
+    assert not report.passed
+    (row,) = (row for row in report.stages if not row.passed)
+    assert row.cases > 1
+    assert row.difference == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.usefixtures("few_cases")
+@pytest.mark.parametrize(
+    ("output", "change"),
+    [
+        ("det_scores", lambda scores: scores + 0.02),
+        ("det_labels", lambda labels: (labels + 1) % 80),
+        ("det_boxes", lambda boxes: boxes + 1),
+    ],
+)
+def test_detections_are_compared_end_to_end(model: Asag, output: str, change: Any) -> None:
+    (run,) = judge(model, Tampered(model, "decoder", output, change)).runs
+    assert run.same_stops
+    assert run.agreement < 0.2
+    assert not run.passed
+
+
+@pytest.mark.usefixtures("few_cases")
+def test_stops_are_compared_end_to_end(model: Asag) -> None:
+    (run,) = judge(model, Tampered(model, "backbone", "counts", torch.zeros_like)).runs
+    assert run.stops == ("last level",)
+    assert not run.same_stops
+    assert not run.passed
 
 
 @pytest.mark.usefixtures("few_cases")

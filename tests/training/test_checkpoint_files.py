@@ -250,13 +250,15 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     checkpoint = tiny_checkpoint()
     save_checkpoint(path, checkpoint)
 
-    def fail_halfway(_tensors: object, file: Path, _metadata: object) -> None:
-        file.write_bytes(b"half of it")
+    def fail_halfway(file: Path, content: bytes) -> int:
+        with file.open("wb") as half:
+            half.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("asag_training.checkpoints.native.save_file", fail_halfway)
-    with pytest.raises(OutputError, match=r"own\.safetensors"):
-        save_checkpoint(path, checkpoint)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", fail_halfway)
+        with pytest.raises(OutputError, match=r"own\.safetensors"):
+            save_checkpoint(path, checkpoint)
     assert same(load_checkpoint(path), checkpoint)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
