@@ -65,18 +65,20 @@ def test_detector_computes_what_the_network_computes(detector: Detector, small_b
         build(checkpoint.config, checkpoint.state), manifest.probing, preprocessing=manifest.preprocessing
     )
     rule = stop_rule(manifest, None, None)
+    deepest = set()
     reference = Detector(small_bundle, TorchNetwork(stages), rule, None)
     for seed, (height, width) in enumerate(SIZES.values()):
         picture = draw_scene(height, width, seed)
         found, expected = (net(picture, channel_order="rgb") for net in (detector, reference))
         assert len(expected) == 100
-        assert expected.trace.exit_level == "P3"
+        deepest.add(expected.trace.exit_level)
         np.testing.assert_allclose(found.confidence, expected.confidence, rtol=0, atol=1e-4)
         np.testing.assert_allclose(found.anchors, expected.anchors, rtol=0, atol=0.05)
         assert found.trace.stop == expected.trace.stop
         for level, other in zip(found.trace.levels, expected.trace.levels, strict=True):
             assert (level.patches, level.anchors) == (other.patches, other.anchors)
             np.testing.assert_array_equal(level.patch_boxes, other.patch_boxes)
+    assert "P3" in deepest
 
 
 def test_detect_in_a_folder(small_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
@@ -116,27 +118,36 @@ def probe(bundle: Bundle, folder: Path, tmp_path: Path, *options: str) -> list[d
 
 
 def test_detect_no_deeper_than(small_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    natural = probe(small_bundle, folder, tmp_path)
+    assert "P3" in {trace["exit_level"] for trace in natural}
     for level in ("P5", "P4", "P3"):
         traces = probe(small_bundle, folder, tmp_path, "--max-level", level)
-        assert {trace["exit_level"] for trace in traces} == {level}
-        assert {trace["stop"] for trace in traces} == {"last level" if level == "P3" else "max level"}
+        for trace, by_itself in zip(traces, natural, strict=True):
+            went_on = by_itself["exit_level"] < level  # P3 is deeper than P4
+            assert trace["exit_level"] == (level if went_on else by_itself["exit_level"])
+            assert trace["stop"] == ("max level" if went_on else by_itself["stop"])
 
 
 def test_detect_fast(small_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     traces = probe(small_bundle, folder, tmp_path, "--mode", "fast")
     assert all(level["patches"] <= 15 for trace in traces for level in trace["levels"])
-    assert {trace["exit_level"] for trace in traces} <= {"P4", "P3"}
+    exact = probe(small_bundle, folder, tmp_path)
+    patches = [sum(level["patches"] for t in ts for level in t["levels"]) for ts in (traces, exact)]
+    assert patches[0] <= patches[1]
 
 
 def test_detect_in_batches(small_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(SIZES):  # all of one size, for padding changes what is near it
+        cv2.imwrite(str(folder / f"{name}.png"), draw_scene(200, 300, seed))
     one_by_one = probe(small_bundle, folder, tmp_path)
-    batched = probe(small_bundle, folder, tmp_path, "--batch", "3")
-    assert [trace["exit_level"] for trace in batched] == [trace["exit_level"] for trace in one_by_one]
+    assert probe(small_bundle, folder, tmp_path, "--batch", "3") == one_by_one
 
 
 def test_bundle_of_half_precision(half_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     traces = probe(half_bundle, folder, tmp_path)
-    assert {trace["exit_level"] for trace in traces} == {"P4"}
+    levels = {trace["exit_level"] for trace in traces}
+    assert "P4" in levels
+    assert "P3" not in levels
 
 
 def test_bundle_that_was_tampered_with(
@@ -191,7 +202,8 @@ def test_a_path_an_array_and_a_list_are_the_same(detector: Detector, folder: Pat
         assert_equal(detector(picture[..., ::-1], channel_order="rgb"), found)
     mixed = detector([paths[0], *(picture for picture in pictures[1:] if picture is not None)])
     assert [found.original_shape for found in mixed] == list(SIZES.values())
-    assert [found.trace.exit_level for found in mixed] == [found.trace.exit_level for found in alone]
+    for found, again in zip(mixed, detector(paths), strict=True):
+        assert_equal(found, again)
 
 
 def test_batch_of_one_size_is_its_images(detector: Detector) -> None:

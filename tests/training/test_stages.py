@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from asag_deploy.manifest import Preprocessing
-from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
+from asag_deploy.probing import Probed, StopRule, detect
 from asag_deploy.trace import StopReason
 from asag_training.model import Asag, build
-from asag_training.plan import build_stages, probing_plan
+from asag_training.plan import LEVELS, build_stages, probing_plan
 from asag_training.scenes import draw_scene
 from asag_training.stages import DecoderStage, NormalizeStage, TorchNetwork, best_detections
 from small_network import small_checkpoint
@@ -123,22 +123,22 @@ def test_replaced_anchors_are_those_of_images_that_were_probed(model: Asag) -> N
 def test_images_that_stop_early_are_as_they_are_alone(model: Asag) -> None:
     sizes = [(320, 416), (2, 2), (300, 200)]  # nothing in an image of two pixels is worth a look
     outputs, probed = run(model, sizes)
-    assert probed.stop == [StopReason.LAST_LEVEL, StopReason.NOTHING_SELECTED, StopReason.LAST_LEVEL]
-    assert probed.probed.tolist() == [[True, True], [False, False], [True, True]]
-    assert [int(level.patches[1]) for level in probed.levels] == [5, 0, 0]
+    assert probed.probed[:, 0].tolist() == [True, False, True]
+    assert probed.stop[1] == StopReason.NOTHING_SELECTED
+    assert [int(level.patches[1]) for level in probed.levels] == [5, *[0] * (len(probed.levels) - 1)]
     for i, size in enumerate(sizes):
         alone, alone_probed = run(model, [size], padded=(320, 416), first=i)
         assert alone_probed.stop == [probed.stop[i]]
         assert_same_image(alone, 0, outputs, i)
 
 
-@pytest.mark.parametrize("levels", ["p3-p6", "p4-p6", "p5-p6"])
+@pytest.mark.parametrize("levels", LEVELS)
 def test_batch_is_its_images(model: Asag, levels: str) -> None:
     outputs, probed = run(model, [(240, 320)] * 3, levels=levels)
-    stop = StopReason.LAST_LEVEL if levels == "p3-p6" else StopReason.MAX_LEVEL
-    assert probed.stop == [stop] * 3
+    assert len(probed.levels) == 1 + len(LEVELS[levels])
     for i in range(3):
-        alone, _ = run(model, [(240, 320)], levels=levels, first=i)
+        alone, alone_probed = run(model, [(240, 320)], levels=levels, first=i)
+        assert alone_probed.stop == [probed.stop[i]]
         assert_same_image(alone, 0, outputs, i)
 
 
@@ -153,29 +153,32 @@ def test_a_manual_stop_is_a_network_that_ends_there(model: Asag, max_level: Any,
         assert_same_image(shorter, i, stopped, i)
 
 
-def test_fast_probes_less(model: Asag) -> None:
-    fast_rule = StopRule(min_selected=FAST_MIN_SELECTED, max_patches=FAST_MAX_PATCHES)
-    _, exact = run(model, [(480, 640), (2, 2)])
-    _, fast = run(model, [(480, 640), (2, 2)], rule=fast_rule)
-    assert exact.levels[2].patches[0] > FAST_MAX_PATCHES
-    assert fast.levels[2].patches[0] == FAST_MAX_PATCHES
-    assert fast.levels[2].patches_dropped[0] == exact.levels[2].patches[0] - FAST_MAX_PATCHES
-    assert exact.levels[2].patches_dropped.tolist() == [0, 0]
-    # What it does probe are the best of what it would have.
-    assert fast.levels[2].origins is not None
-    assert exact.levels[2].origins is not None
-    best = exact.levels[2].origins[0, :FAST_MAX_PATCHES]
-    assert torch.equal(fast.levels[2].origins[0, :FAST_MAX_PATCHES], best)
+def test_no_more_patches_than_the_rule_allows(model: Asag) -> None:
+    sizes = [(480, 640), (2, 2)]
+    _, exact = run(model, sizes)
+    asked = int(exact.levels[1].patches[0])
+    assert asked > 1
+    _, limited = run(model, sizes, rule=StopRule(max_patches=asked - 1))
+    level, all_of_it = limited.levels[1], exact.levels[1]
+    assert level.patches.tolist() == [asked - 1, 0]
+    assert level.patches_dropped.tolist() == [1, 0]
+    assert all_of_it.patches_dropped.tolist() == [0, 0]
+    # What it does probe are the best of what it would have, and these predict what they would have.
+    assert level.origins is not None
+    assert all_of_it.origins is not None
+    assert torch.equal(level.origins[0, : asked - 1], all_of_it.origins[0, : asked - 1])
+    anchors = (asked - 1) * model.config.patch_anchors
+    torch.testing.assert_close(level.anchors[0], all_of_it.anchors[0, :anchors], atol=1e-3, rtol=1e-4)
 
 
-def test_fast_stops_when_few_ask(model: Asag) -> None:
-    selected = run(model, [(225, 190)])[1].levels[1].counts.selected[0]
-    assert selected > 0
-    _, just = run(model, [(225, 190)], rule=StopRule(min_selected=int(selected)))
-    assert just.levels[-1].level == "P3"
-    _, fewer = run(model, [(225, 190)], rule=StopRule(min_selected=int(selected) + 1))
-    assert fewer.levels[-1].level == "P4"
-    assert fewer.stop == [StopReason.FEW_SELECTED]
+def test_stops_when_few_ask(model: Asag) -> None:
+    selected = int(run(model, [(225, 190)])[1].levels[0].counts.selected[0])
+    assert selected > 1
+    _, enough = run(model, [(225, 190)], rule=StopRule(min_selected=selected))
+    assert enough.probed[0, 0]
+    _, few = run(model, [(225, 190)], rule=StopRule(min_selected=selected + 1))
+    assert few.levels[-1].level == "P5"
+    assert few.stop == [StopReason.FEW_SELECTED]
 
 
 def test_counts_of_a_level(model: Asag) -> None:
