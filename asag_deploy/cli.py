@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
+from asag_deploy.command_line import OneSentenceParser
 from asag_deploy.detections import Detections
 from asag_deploy.doctor import describe, diagnose, machine
 from asag_deploy.drawing import trace_caption
@@ -95,13 +96,6 @@ class Options:
             raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as the project's other errors: one sentence, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {PROGRAM} --help)")
-
-
 def parse_arguments(argv: Sequence[str] | None) -> Options:
     """The command line as `Options` (ConfigError if it makes no sense; SystemExit after --help)."""
     values = vars(_parser().parse_intermixed_args(argv))
@@ -110,7 +104,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneSentenceParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} BUNDLE SOURCE... [options]\n       {PROGRAM} --doctor [BUNDLE]",
         description="Detect objects with an exported bundle.",

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from asag_deploy import __version__
+from asag_deploy.command_line import OneSentenceParser
 from asag_deploy.errors import AsagError, ConfigError, ParityError
 from asag_deploy.manifest import Preprocessing
 from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
@@ -40,15 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{PROGRAM} --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Export an ASAG checkpoint to a bundle of static graphs.")
+    parser = OneSentenceParser(
+        prog=PROGRAM, description="Export an ASAG checkpoint to a bundle of static graphs."
+    )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)

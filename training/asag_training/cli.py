@@ -8,12 +8,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from asag_deploy import __version__
 from asag_deploy.atomic import atomic_write
+from asag_deploy.command_line import OneSentenceParser
 from asag_deploy.errors import AsagError, ConfigError, OutputError
 from asag_training.checkpoints import load_backbone, load_checkpoint
 from asag_training.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
@@ -53,15 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as the project's other errors: one sentence, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {PROGRAM} --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Train an ASAG network on data in COCO layout.")
+    parser = OneSentenceParser(prog=PROGRAM, description="Train an ASAG network on data in COCO layout.")
     add = parser.add_argument
     add("--version", action="version", version=f"{PROGRAM} {__version__}")
     add("--data", type=Path, required=True, metavar="DIR", help="folder with annotations/ and the images")

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
-from asag_deploy.errors import AsagError, ConfigError, DataError
+from asag_deploy.command_line import OneSentenceParser
+from asag_deploy.errors import AsagError, DataError
 from asag_training.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_training.data.crowdhuman import convert_crowdhuman
 from asag_training.data.scenes import write_scenes
@@ -41,15 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as the project's other errors: one sentence, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {PROGRAM} --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Generate, convert and check data sets in COCO layout.")
+    parser = OneSentenceParser(
+        prog=PROGRAM, description="Generate, convert and check data sets in COCO layout."
+    )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

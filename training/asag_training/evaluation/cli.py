@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
+from asag_deploy.command_line import OneSentenceParser
 from asag_deploy.errors import AsagError, ConfigError
 from asag_deploy.manifest import Preprocessing
 from asag_training.data.coco import VAL_SPLIT, CocoDataset
@@ -37,15 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as the project's other errors: one sentence, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {PROGRAM} --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneSentenceParser(
         prog=PROGRAM,
         description="Measure a checkpoint or a bundle on a data set in COCO layout.",
         allow_abbrev=False,
