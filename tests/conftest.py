@@ -13,12 +13,10 @@ import pytest
 
 REFERENCE = Path(__file__).parent / "reference"
 
-
-def pytest_configure() -> None:
-    # Parallel workers that each start a thread per core only slow each other down.  torch reads this when
-    # it is imported, which is after this, as do the subprocesses that tests start.
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Parallel workers that each start a thread per core slow each other down, up to tenfold.  torch reads this
+# when it is imported, which the conftests of the folders below do as soon as they are loaded, hence at once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
