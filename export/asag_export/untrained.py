@@ -13,9 +13,9 @@ from asag_training.model import build
 def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:
     """Freshly initialised weights, the same for the same seed.
 
-    Freshly initialised anchors are all alike: scores near one half, boxes near half a patch.  The last layer
-    of both anchor predictors is drawn wider and moved, so that small boxes with scores on both sides of the
-    thresholds come out and every stage has something to do.  Raises ConfigError for an unknown variant.
+    Freshly initialised anchors are large, and none would be probed.  The last layer of both anchor predictors
+    is drawn wider and moved, so that small boxes with uncertain scores come out and every stage has something
+    to do, whatever the image.  Raises ConfigError for an unknown variant.
     """
     config = variant_config(variant) if isinstance(variant, str) else variant
     with torch.random.fork_rng(devices=[]):
