@@ -108,9 +108,8 @@ class Detector:
         """Detect objects in one image, or in a list of them as one batch.
 
         An image is a path, or a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4) whose colours stand in
-        `channel_order`.  Detections do not depend on
-        the others in the batch, up to rounding, if all are resized to one size; padding a smaller image changes
-        its features near the border a little.
+        `channel_order`.  In a batch of images of one size, detections do not depend on the others, up to
+        rounding; where sizes differ, padding changes the smaller images' features near the border.
 
         Raises ImageError for what is no image, BackendError if the backend fails or the detector is closed.
         """
