@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NoReturn
 
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import AsagError, ConfigError
+
+ALL_FINE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+_NO_OTHER_CODES: Mapping[type[AsagError], int] = MappingProxyType({})
 
 
 class OneSentenceParser(argparse.ArgumentParser):
@@ -14,3 +23,27 @@ class OneSentenceParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage and exiting."""
         raise ConfigError(f"{message} (see {self.prog.split()[0]} --help)")
+
+
+def exit_code(
+    program: str, command: Callable[[], int], codes: Mapping[type[AsagError], int] = _NO_OTHER_CODES
+) -> int:
+    """Run a command and return its exit code.
+
+    What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
+    what `codes` says of its type, or 2; Ctrl-C gives 130; a reader of the output that has gone, such as
+    `head`, gives 2; argparse's own exits, after --help or --version, are taken as they are.
+    """
+    try:
+        return command()
+    except AsagError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
+    except SystemExit as stop:
+        return int(stop.code or ALL_FINE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOTHING_DONE

@@ -22,6 +22,7 @@ from asag_training.checkpoints import (
     save_checkpoint,
     select_head,
 )
+from asag_training.checkpoints.halve import main as halve
 from checkpoint_files import CATEGORIES, random_state, save_public, tiny_checkpoint, tiny_config
 
 
@@ -155,6 +156,24 @@ def test_own_file_holds_everything(tmp_path: Path) -> None:
         save_checkpoint(path, checkpoint)
         assert same(load_checkpoint(path), checkpoint)
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_half_the_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tiny_checkpoint()
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save_checkpoint(whole, checkpoint)
+    assert halve([str(whole), str(half)]) == 0
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    loaded = load_checkpoint(half)
+    assert loaded.config == checkpoint.config
+    assert loaded.categories == checkpoint.categories
+    for name, tensor in loaded.state.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, checkpoint.state[name].half().float())
+    assert halve([str(tmp_path / "none.pth"), str(half)]) == 2
+    assert "there is no checkpoint file" in capsys.readouterr().err
+    assert halve([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_own_file_can_be_read_by_anyone(tmp_path: Path) -> None:

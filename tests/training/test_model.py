@@ -156,6 +156,33 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation() -> None:
     assert torch.equal(frozen.running_mean, state["running_mean"])
 
 
+def test_batch_norm_that_learns_is_batch_norm() -> None:
+    ours, norm = FrozenBatchNorm2d(6), nn.BatchNorm2d(6)
+    ours.learns_statistics = True
+    for _ in range(3):
+        x = torch.randn(4, 6, 5, 4) * 3 + 1
+        torch.testing.assert_close(ours(x), norm(x), atol=1e-5, rtol=1e-5)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ours, name), getattr(norm, name))
+    torch.testing.assert_close(ours.eval()(x), norm.eval()(x), atol=1e-5, rtol=1e-5)
+
+
+def test_training_folds_fixed_statistics_into_the_convolutions() -> None:
+    body = ResNet(26, width=4)
+    with torch.no_grad():
+        for module in body.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    tensor.normal_()
+                module.running_var.uniform_(0.5, 2)
+    image = torch.randn(2, 3, 33, 64)
+    for folded, plain in zip(body.train()(image), body.eval()(image), strict=True):
+        torch.testing.assert_close(folded, plain, atol=1e-4 * float(plain.detach().abs().max()), rtol=1e-4)
+    sum(feature.sum() for feature in body.train()(image)).backward()
+    norms = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert all(norm.weight.grad is not None and norm.weight.grad.any() for norm in norms)
+
+
 def test_stem_and_first_layer_can_be_frozen() -> None:
     body = ResNet(50, width=4)
     body.freeze_stem()

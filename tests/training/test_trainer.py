@@ -114,6 +114,15 @@ def test_a_frozen_stem_stays(data: Path, tmp_path: Path) -> None:
     assert any(name.startswith("backbone.0.body.layer4") for name in moved)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_statistics_are_learned_if_wanted(data: Path, tmp_path: Path, learned: bool) -> None:
+    settings = f"optimisation.batch_statistics={str(learned).lower()}"
+    trainer = make_trainer(data, tmp_path / "run", tiny_recipe(settings))
+    train(trainer, data, stop_after=1)
+    means = [tensor for name, tensor in weights(trainer).items() if name.endswith("running_mean")]
+    assert all(bool(mean.any()) == learned for mean in means)
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_resumed_run_ends_like_one_that_was_never_stopped(
     data: Path, tmp_path: Path, whole_run: tuple[list[Row], dict[str, Tensor]], stop_after: int

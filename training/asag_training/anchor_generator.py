@@ -66,6 +66,9 @@ class AnchorGenerator(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        # Two-dimensional, they would be drawn as matrices are, and all but silence the patches at the start.
+        for norm in self.layernorm:
+            nn.init.ones_(norm.get_parameter("weight"))
         for embedding in self.pos_embedding:
             nn.init.zeros_(embedding.get_parameter("weight"))
 

@@ -1,24 +1,31 @@
-"""ResNet-50 and -101 with frozen BatchNorm statistics, and the feature pyramid over it.
+"""ResNet-26, -50 and -101 with frozen BatchNorm statistics, and the feature pyramid over it.
 
 Parameter names follow torchvision's, which the official checkpoints use.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _TRAINED_LAYERS = ("layer2", "layer3", "layer4")
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm with fixed statistics; its scale and shift can be trained."""
+    """BatchNorm with fixed statistics; its scale and shift can be trained.
+
+    With `learns_statistics` it is an ordinary BatchNorm while it is trained, and a fixed one otherwise.
+    """
 
     running_mean: Tensor
     running_var: Tensor
     eps = 1e-5
+    momentum = 0.1
+    learns_statistics = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,8 +40,23 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.learns_statistics:
+            return self._normalise_batch(x)
         scale, shift = self.scale_and_shift()
         return x * scale[:, None, None] + shift[:, None, None]
+
+    def _normalise_batch(self, x: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+
+
+def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Convolution and norm; fixed statistics become part of the weights, which saves passes over the map."""
+    if isinstance(norm, FrozenBatchNorm2d) and norm.training and not norm.learns_statistics:
+        scale, shift = norm.scale_and_shift()
+        weight = convolution.weight * scale[:, None, None, None]
+        return F.conv2d(x, weight, shift, convolution.stride, convolution.padding)
+    return norm(convolution(x))  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
@@ -51,17 +73,23 @@ class Bottleneck(nn.Module):
         self.bn2 = FrozenBatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
         self.bn3 = FrozenBatchNorm2d(channels_out)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1 or channels_in != channels_out:
             self.downsample = nn.Sequential(
                 nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), FrozenBatchNorm2d(channels_out)
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+        shortcut = self._shortcut(x)
+        x = F.relu(_convolve(self.conv1, self.bn1, x))
+        x = F.relu(_convolve(self.conv2, self.bn2, x))
+        return F.relu(_convolve(self.conv3, self.bn3, x) + shortcut)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is None:
+            return x
+        convolution, norm = self.downsample
+        return _convolve(cast(nn.Conv2d, convolution), norm, x)
 
 
 class ResNet(nn.Module):
@@ -84,13 +112,19 @@ class ResNet(nn.Module):
                 nn.init.constant_(module.bn3.weight, 0.2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(image.to(self.conv1.weight.dtype))))
+        x = F.relu(_convolve(self.conv1, self.bn1, image.to(self.conv1.weight.dtype)))
         x = F.max_pool2d(x, 3, 2, 1)
         outputs = []
         for i in range(4):
             x = getattr(self, f"layer{i + 1}")(x)
             outputs.append(x)
         return outputs
+
+    def learn_statistics(self) -> None:
+        """Make every BatchNorm an ordinary one while it is trained: for a start from random weights."""
+        for module in self.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.learns_statistics = True
 
     def freeze_stem(self) -> None:
         """Train only what the public recipe trains: layer2 to layer4."""

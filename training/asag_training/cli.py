@@ -13,8 +13,9 @@ import torch
 
 from asag_deploy import __version__
 from asag_deploy.atomic import atomic_write
-from asag_deploy.command_line import OneSentenceParser
-from asag_deploy.errors import AsagError, ConfigError, OutputError
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import ConfigError, OutputError
+from asag_training.allocation import keep_freed_memory
 from asag_training.checkpoints import load_backbone, load_checkpoint
 from asag_training.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_training.data.loading import TrainingLoader
@@ -38,19 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C or SIGTERM, after saving.
     """
     interruption = Interruption()
-    try:
+
+    def command() -> int:
         options = _parser().parse_args(argv)
-        with interruption, joined(options.device) as process:
-            _train(options, process, interruption)
-    except AsagError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
-        return 128 + (interruption.signal or 2)
-    except SystemExit as stop:  # argparse, after --help or --version
-        return int(stop.code or 0)
-    return 0
+        try:
+            with interruption, joined(options.device) as process:
+                _train(options, process, interruption)
+        except KeyboardInterrupt:
+            print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
+            return 128 + (interruption.signal or 2)
+        return 0
+
+    return exit_code(PROGRAM, command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +118,7 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
     chosen = dataclasses.replace(chosen, network=network)
     loader = _loader(options, chosen, training, process)
     torch.manual_seed(options.seed)
+    keep_freed_memory()
     trainer = Trainer(
         chosen,
         _starting_point(options, chosen),

@@ -18,7 +18,7 @@ MAIN_HEAD = "main"
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder": get_args(DecoderType),
-    "backbone_depth": (50, 101),
+    "backbone_depth": (26, 50, 101),
     "activation": get_args(Activation),
 }
 _COUNTS = (
@@ -54,7 +54,7 @@ class AsagConfig:
     decoder: DecoderType = "adamixer"
     """ASAG-A ('adamixer') or ASAG-S ('sparse-rcnn')."""
     backbone_depth: int = 50
-    """50 or 101."""
+    """26, 50 or 101."""
     backbone_width: int = 64
     """Channels of the stem; 64 is the standard ResNet."""
     num_classes: int = 80

@@ -158,8 +158,13 @@ def _multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Se
 
     cells = torch.cat([f.flatten(1, 2) for f in features], dim=1).flatten(0, 1)  # (B * cells, C)
     taps = (2 * ROI_SAMPLES) ** 2
-    values = cells[index.reshape(-1)].reshape(-1, taps, cells.shape[-1])
-    out = weight.reshape(-1, 1, taps).to(cells.dtype) @ values
+    # The weighted sum of rows in one operation: neither pass ever writes the (bins, taps, C) rows themselves.
+    out = torch.nn.functional.embedding_bag(
+        index.reshape(-1, taps),
+        cells,
+        mode="sum",
+        per_sample_weights=weight.reshape(-1, taps).to(cells.dtype),
+    )
     return out.reshape(batch, queries, ROI_SIZE, ROI_SIZE, cells.shape[-1])
 
 

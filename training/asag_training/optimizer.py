@@ -51,7 +51,8 @@ def build_optimizer(
     """
     if freeze_stem:
         model.backbone[0].body.freeze_stem()  # type: ignore[union-attr, operator]
-    return torch.optim.AdamW(parameter_groups(model, lr, backbone_factor), lr=lr, weight_decay=weight_decay)
+    groups = parameter_groups(model, lr, backbone_factor)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:

@@ -39,6 +39,9 @@ class Optimisation:
     max_gradient_norm: float = MAX_GRADIENT_NORM
     freeze_stem: bool = True
     """Keep stem and layer1 as they are: right for pre-trained weights, wrong for random ones."""
+    batch_statistics: bool = False
+    """Let BatchNorm normalise by each batch and learn its statistics: for random weights.  Not synchronised
+    between processes."""
     compute: Compute = "fp32"
     """The type backbone and neck compute in; everything else is float32."""
 
@@ -109,48 +112,62 @@ def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callabl
     return make
 
 
-def _scenes() -> Recipe:
-    """A small network for generated scenes of 320 pixels, from random weights on a CPU."""
-    network = variant_config("asag-a-r50-100").with_changes(
-        variant="asag-a-scenes",
-        num_classes=5,
+def _small(variant: str, num_classes: int) -> AsagConfig:
+    """A network for images of some 320 pixels, which learns from a few thousand of them.
+
+    Patches are as large a part of such an image as the published ones are of 800 pixels; the fewer cells a
+    patch has, the fewer images it takes to learn to read it.
+    """
+    return variant_config("asag-a-r50-100").with_changes(
+        variant=variant,
+        num_classes=num_classes,
+        backbone_depth=26,
         backbone_width=16,
         hidden_dim=96,
         ffn_dim=384,
         attention_heads=4,
         in_points=16,
         out_points=32,
-        compress_dim=4,
+        patch_size=8,
+        first_level_anchors=25,
+        patch_anchors=16,
         anchor_cap=150,
-        heads=2,
+        heads=1,
     )
+
+
+_FROM_RANDOM_WEIGHTS = Optimisation(
+    batch_size=4, lr=5e-4, backbone_factor=1.0, freeze_stem=False, batch_statistics=True, compute="bf16"
+)
+
+
+def _scenes() -> Recipe:
+    """Generated scenes of 320 pixels, 3000 of them, from random weights on one CPU core."""
     return Recipe(
-        network=network,
-        schedule=Schedule(epochs=30, drops=(24, 28), warmup_steps=300),
-        augmentation=Augmentation(shorter_sides=(320,), longer_side=320),
-        patches=TrainingSettings(denoising_queries=50),
-        optimisation=Optimisation(batch_size=8, backbone_factor=1.0, freeze_stem=False),
+        network=_small("asag-a-scenes", num_classes=5),
+        schedule=Schedule(epochs=12, drops=(9, 11), warmup_steps=100),
+        augmentation=Augmentation(shorter_sides=(320,), longer_side=320, vertical_flip=0.5),
+        patches=TrainingSettings(min_patches=8, denoising_queries=50),
+        optimisation=_FROM_RANDOM_WEIGHTS,
         preprocessing=Preprocessing(shorter_side=320, longer_side=320),
     )
 
 
 def _bccd() -> Recipe:
     """Photographs of blood cells, 640x480: a few hundred images, no up or down."""
-    network = _scenes().network.with_changes(
-        variant="asag-a-bccd", num_classes=3, backbone_width=24, hidden_dim=128
-    )
-    return dataclasses.replace(
-        _scenes(),
-        network=network,
-        schedule=Schedule(epochs=150, drops=(120, 140), warmup_steps=300),
+    return Recipe(
+        network=_small("asag-a-bccd", num_classes=3),
+        schedule=Schedule(epochs=130, drops=(100, 120), warmup_steps=100),
         augmentation=Augmentation(
-            shorter_sides=(320, 352, 384, 416, 448, 480),
-            longer_side=640,
+            shorter_sides=(288, 320, 352),
+            longer_side=480,
             vertical_flip=0.5,
             quarter_turns=True,
             colour=0.3,
         ),
-        preprocessing=Preprocessing(shorter_side=480, longer_side=640),
+        patches=TrainingSettings(min_patches=8, denoising_queries=50),
+        optimisation=_FROM_RANDOM_WEIGHTS,
+        preprocessing=Preprocessing(shorter_side=320, longer_side=480),
     )
 
 

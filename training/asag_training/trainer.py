@@ -82,6 +82,8 @@ class Trainer:
             weight_decay=o.weight_decay,
             freeze_stem=o.freeze_stem,
         )
+        if o.batch_statistics:
+            model.backbone[0].body.learn_statistics()  # type: ignore[union-attr, operator]
         self.position = Position()
         self._step: nn.Module = _Step(self.model, recipe)
         if self.process.world_size > 1:
@@ -351,11 +353,15 @@ class _Clock:
 def _repeatable(device: torch.device) -> Iterator[None]:
     """On the CPU, sum in a fixed order; the backward pass of indexing would otherwise take any."""
     before = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(before or device.type == "cpu")
+    # That is for finding reads of memory nobody wrote, and costs a tenth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = before and fills  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

@@ -199,6 +199,9 @@ class _Backbone(_FillingStage, BackboneStage):
         return (*features, prediction.anchors, *self.choose(prediction.anchors, image_size))
 
     def _features(self, image: Tensor) -> list[Tensor]:
+        if self.extras is not None:
+            # What the convolutions of a CPU and of tensor cores like best, and what the other stages read.
+            image = image.contiguous(memory_format=torch.channels_last)
         if self.autocast is None:
             return self.model.features(image)
         with torch.autocast(image.device.type, dtype=self.autocast):

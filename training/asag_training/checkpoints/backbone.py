@@ -15,7 +15,7 @@ from asag_training.model import Asag
 
 _PREFIX = "backbone.0.body."
 _CLASSIFIER = "fc."
-_DEPTHS = (50, 101)
+_DEPTHS = (50, 101, 26)
 
 
 def load_backbone(model: Asag, path: str | Path) -> None:

@@ -18,20 +18,21 @@ from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_deploy.manifest import Category, Preprocessing
 from asag_training.checkpoints.checkpoint import Checkpoint
-from asag_training.checkpoints.reading import WeightFile
+from asag_training.checkpoints.reading import WeightFile, as_float32
 from asag_training.config import AsagConfig
 
 FORMAT_VERSION = 1
 _VERSION_KEY = "asag_format_version"
 
 
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint to `path`, wholly or not at all.
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, half: bool = False) -> None:
+    """Write the checkpoint to `path`, wholly or not at all; with `half` rounded to float16.
 
     Raises OutputError when it cannot be written; a file that was there before is then untouched.
     """
+    stored = torch.float16 if half else torch.float32
     state = {
-        name: tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+        name: tensor.detach().to("cpu", stored).clone(memory_format=torch.contiguous_format)
         for name, tensor in checkpoint.state.items()
     }
     with atomic_write(path) as unfinished:
@@ -60,7 +61,7 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             raise ValueError("the weights are not those that were saved")
         return Checkpoint(
             config=_config(json.loads(metadata["config"])),
-            state=file.content,
+            state=as_float32(path, file.content),
             categories=tuple(
                 Category(id=int(c["id"]), name=str(c["name"])) for c in json.loads(metadata["categories"])
             ),
