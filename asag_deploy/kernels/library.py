@@ -1,0 +1,107 @@
+"""The compiled kernels, loaded: `asag_kernels` for CUDA devices, `asag_kernels_host` for the CPU.
+
+See `plugins/README.md` for how to build them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Literal
+
+from asag_deploy.errors import BackendError
+from asag_deploy.kernels import structures
+
+Device = Literal["cuda", "host"]
+
+LIBRARY_VARIABLE = "ASAG_KERNELS_LIBRARY"
+"""Environment variable with the path of the CUDA library."""
+
+_OPERATORS: dict[str, type[ctypes.Structure]] = {
+    "multiscale_roi_align": structures.MultiscaleRoIAlign,
+    "pyramid_sample": structures.PyramidSample,
+    "patch_nms": structures.PatchNMS,
+    "pad_anchors": structures.PadAnchors,
+    "preprocess": structures.Preprocess,
+    "postprocess": structures.Postprocess,
+}
+
+
+class KernelLibrary:
+    """One of the two libraries.  Safe to call from several threads at once."""
+
+    def __init__(self, path: str | os.PathLike[str], device: Device, *, threads: int = 32, seed: int = 0):
+        """Load the library at `path`.
+
+        For the host library: `threads` of a block (1 to 512), and the `seed` of the order in which they take
+        their turns (0: ascending).  Raises BackendError if it cannot be loaded or has another interface.
+        """
+        self.device = device
+        self.path = Path(path)
+        self._block = structures.HostBlock(threads, seed)
+        try:
+            self._library = ctypes.CDLL(str(self.path))
+        except OSError as error:
+            raise BackendError(
+                f"the kernels in {self.path} cannot be loaded ({error}); build them as plugins/README.md says"
+            ) from error
+        self._check_interface()
+        self._library.asag_message.restype = ctypes.c_char_p
+        self._library.asag_message.argtypes = [ctypes.c_int]
+
+    def run(self, operator: str, arguments: ctypes.Structure, stream: int = 0) -> None:
+        """Run an operator with its structure of arguments; on CUDA, launch it on the stream and return.
+
+        Raises BackendError with the library's sentence if it refuses, or if the launch fails.
+        """
+        function = getattr(self._library, f"asag_{self.device}_{operator}")
+        last = ctypes.byref(self._block) if self.device == "host" else ctypes.c_void_p(stream)
+        status = function(ctypes.byref(arguments), last)
+        if status != 0:
+            raise BackendError(f"the kernel {operator} failed: {self.message(status)}")
+
+    def message(self, status: int) -> str:
+        """What a status means, in one sentence."""
+        text: bytes = self._library.asag_message(status)
+        return text.decode(errors="replace")
+
+    def _check_interface(self) -> None:
+        missing = [
+            name
+            for name in ("asag_message", "asag_interface_version", *self._entry_points())
+            if not hasattr(self._library, name)
+        ]
+        if missing:
+            raise BackendError(
+                f"{self.path} is not the {self.device} library of the kernels: it has no {missing[0]}; "
+                "build it as plugins/README.md says"
+            )
+        version = self._library.asag_interface_version()
+        if version != structures.INTERFACE_VERSION:
+            raise BackendError(
+                f"the kernels in {self.path} have interface {version}, expected "
+                f"{structures.INTERFACE_VERSION}; build them again from the sources of this release"
+            )
+        for operator, structure in _OPERATORS.items():
+            function = getattr(self._library, f"asag_{self.device}_{operator}")
+            last = ctypes.POINTER(structures.HostBlock) if self.device == "host" else ctypes.c_void_p
+            function.argtypes = [ctypes.POINTER(structure), last]
+            function.restype = ctypes.c_int
+
+    def _entry_points(self) -> list[str]:
+        return [f"asag_{self.device}_{operator}" for operator in _OPERATORS]
+
+
+def cuda_library_path() -> Path | None:
+    """The CUDA library that `ASAG_KERNELS_LIBRARY` names, or None if it is not set.
+
+    Raises BackendError if there is no such file.
+    """
+    value = os.environ.get(LIBRARY_VARIABLE)
+    if not value:
+        return None
+    path = Path(value)
+    if not path.is_file():
+        raise BackendError(f"{LIBRARY_VARIABLE} is {value}, which is no file; set it to libasag_kernels.so")
+    return path

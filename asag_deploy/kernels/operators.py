@@ -1,0 +1,255 @@
+"""The operators of the ONNX domain `asag`, pre- and post-processing, as calls of the compiled kernels.
+
+Inputs and outputs are arrays on the library's device: NumPy arrays for the host library, anything with
+`__cuda_array_interface__` (or a `Buffer`) for the CUDA one.  Outputs are written where the caller says, so
+that nothing is allocated; on CUDA every function launches one kernel on `stream` (a cudaStream_t as an
+integer) and returns before it has run.  Shapes: B images, Q queries, N anchors, C channels.
+
+All raise ConfigError for an array of the wrong shape, type or device, and BackendError where the kernel
+refuses its arguments or cannot be launched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from asag_deploy.errors import ConfigError
+from asag_deploy.kernels import structures
+from asag_deploy.kernels.buffers import Arrays, Buffer, buffer_of, expect
+from asag_deploy.kernels.library import KernelLibrary
+
+_TYPES = {
+    np.dtype(np.float32): structures.FLOAT32,
+    np.dtype(np.float16): structures.FLOAT16,
+    np.dtype(np.uint8): structures.UINT8,
+}
+
+
+def multiscale_roi_align(
+    library: KernelLibrary,
+    features: Arrays,
+    boxes: Any,
+    out: Any,
+    *,
+    strides: Sequence[int],
+    stream: int = 0,
+) -> None:
+    """RoIAlign 7x7, each box on the one level its area chooses.
+
+    features: (B, h, w, C) for each of 1 to 4 levels, all float32 or float16; boxes: float32 (B, Q, 4) xyxy in
+    pixels; out: (B, Q, 7, 7, C) of the features' type; strides: pixels per cell, each twice the one before.
+    """
+    maps = _maps(library, features, strides)
+    batch, *_, channels = maps[0].shape
+    at = library.device == "cuda"
+    box = expect("boxes", boxes, (batch, -1, 4), np.float32, on_device=at)
+    queries = box.shape[1]
+    result = expect("out", out, (batch, queries, 7, 7, channels), maps[0].dtype.type, on_device=at)
+    pyramid = _pyramid(maps, strides)
+    arguments = structures.MultiscaleRoIAlign(pyramid, box.pointer, result.pointer, queries)
+    library.run("multiscale_roi_align", arguments, stream)
+
+
+def pyramid_sample(
+    library: KernelLibrary,
+    features: Arrays,
+    xy: Any,
+    weight: Any,
+    out: Any,
+    *,
+    strides: Sequence[int],
+    stream: int = 0,
+) -> None:
+    """Every level sampled at the same points, added up by weight.
+
+    features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, P, 2) in pixels; weight: float32
+    (B, Q, G, P, levels); out: (B, Q, G, P, C / G) of the features' type.
+    """
+    maps = _maps(library, features, strides)
+    batch, *_, channels = maps[0].shape
+    at = library.device == "cuda"
+    points = expect("xy", xy, (batch, -1, -1, -1, 2), np.float32, on_device=at)
+    shape = points.shape[:4]
+    weights = expect("weight", weight, (*shape, len(maps)), np.float32, on_device=at)
+    if shape[2] == 0 or channels % shape[2] != 0:
+        raise ConfigError(f"expected a number of groups that divides {channels} channels, got {shape[2]}")
+    width = channels // shape[2]
+    result = expect("out", out, (*shape, width), maps[0].dtype.type, on_device=at)
+    pointers = (points.pointer, weights.pointer, result.pointer)
+    arguments = structures.PyramidSample(_pyramid(maps, strides), *pointers, *shape[1:])
+    library.run("pyramid_sample", arguments, stream)
+
+
+def patch_nms(
+    library: KernelLibrary,
+    anchors: Any,
+    selected: Any,
+    image_size: Any,
+    origins: Any,
+    counts: Any,
+    *,
+    stride: int,
+    patch_size: int,
+    iou_threshold: float,
+    max_candidates: int,
+    stream: int = 0,
+) -> None:
+    """Greedy NMS over the square patches round the selected anchors.
+
+    anchors: float32 or float16 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N);
+    image_size: int64 (B, 2) height, width in pixels; origins: int64 (B, capacity, 2) x, y in cells of the map
+    with `stride`, zeros beyond the last; counts: int64 (B,) patches kept, which may exceed the capacity.
+    """
+    at = library.device == "cuda"
+    anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=at)
+    batch, count, _ = anchor.shape
+    flags = expect("selected", selected, (batch, count), np.bool_, on_device=at)
+    sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=at)
+    patches = expect("origins", origins, (batch, -1, 2), np.int64, on_device=at)
+    kept = expect("counts", counts, (batch,), np.int64, on_device=at)
+    arguments = structures.PatchNMS(
+        *(buffer.pointer for buffer in (anchor, flags, sizes, patches, kept)),
+        *(_TYPES[anchor.dtype], batch, count),
+        *(stride, patch_size, patches.shape[1], max_candidates, iou_threshold),
+    )
+    library.run("patch_nms", arguments, stream)
+
+
+def pad_anchors(
+    library: KernelLibrary,
+    anchors: Any,
+    keep: Any,
+    image_size: Any,
+    queries: Any,
+    counts: Any,
+    *,
+    first_level: int,
+    floor: int,
+    cap: int,
+    stream: int = 0,
+) -> None:
+    """The anchors that pass, by floor and cap, gathered and padded with the whole image.
+
+    anchors: float32 or float16 (B, N, 5) of all levels; keep: bool (B, N); image_size: int64 (B, 2) height,
+    width; queries: (B, slots, 4) cxcywh in pixels, of the anchors' type; counts: int64 (B,) how many are
+    real.
+    """
+    at = library.device == "cuda"
+    anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=at)
+    batch, count, _ = anchor.shape
+    flags = expect("keep", keep, (batch, count), np.bool_, on_device=at)
+    sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=at)
+    result = expect("queries", queries, (batch, -1, 4), anchor.dtype.type, on_device=at)
+    real = expect("counts", counts, (batch,), np.int64, on_device=at)
+    arguments = structures.PadAnchors(
+        *(buffer.pointer for buffer in (anchor, flags, sizes, result, real)),
+        *(_TYPES[anchor.dtype], batch, count, result.shape[1], first_level, floor, cap),
+    )
+    library.run("pad_anchors", arguments, stream)
+
+
+def preprocess(
+    library: KernelLibrary,
+    image: Any,
+    out: Any,
+    *,
+    new_shape: tuple[int, int],
+    mean: Sequence[float] = (0, 0, 0),
+    deviation: Sequence[float] = (1, 1, 1),
+    stream: int = 0,
+) -> None:
+    """One image into one slot of the input batch, resized to the bit as `asag_deploy.preprocess` does it.
+
+    image: uint8 (H, W, 3) RGB; new_shape: its (height, width) in the slot, as `resized_shape` gives it; out:
+    uint8 (h, w, 3), or float32 or float16 (3, h, w), normalised by mean and deviation (of values 0 to 255);
+    zero beyond the image.  Right for images that grow both ways or shrink both ways.
+    """
+    at = library.device == "cuda"
+    pixels = expect("image", image, (-1, -1, 3), np.uint8, on_device=at)
+    if buffer_of(out).dtype == np.uint8:
+        slot = expect("out", out, (-1, -1, 3), np.uint8, on_device=at)
+        height, width = slot.shape[:2]
+    else:
+        slot = expect("out", out, (3, -1, -1), np.float32, np.float16, on_device=at)
+        height, width = slot.shape[1:]
+    triple = ctypes.c_float * 3
+    arguments = structures.Preprocess(
+        *(pixels.pointer, slot.pointer, *pixels.shape[:2], *new_shape, height, width, _TYPES[slot.dtype]),
+        *(triple(*mean), triple(*deviation)),
+    )
+    library.run("preprocess", arguments, stream)
+
+
+def postprocess(
+    library: KernelLibrary,
+    scores: Any,
+    labels: Any,
+    boxes: Any,
+    original_shape: Any,
+    xyxy: Any,
+    confidence: Any,
+    class_id: Any,
+    counts: Any,
+    *,
+    nms_iou: float | None,
+    stream: int = 0,
+) -> None:
+    """The decoder's `det_*` outputs as detections, as `asag_deploy.postprocess.detections_of` does it.
+
+    scores: float32 or float16 (B, D); labels: int64 (B, D); boxes: (B, D, 4) xyxy relative to the valid
+    image, of the scores' type; original_shape: int64 (B, 2) height, width.  Outputs, best first and zeros
+    beyond the last: xyxy float32 (B, D, 4) in pixels, confidence float32 (B, D), class_id int64 (B, D),
+    counts int64 (B,).
+    """
+    at = library.device == "cuda"
+    score = expect("scores", scores, (-1, -1), np.float32, np.float16, on_device=at)
+    batch, count = score.shape
+    given = (
+        score,
+        expect("labels", labels, (batch, count), np.int64, on_device=at),
+        expect("boxes", boxes, (batch, count, 4), score.dtype.type, on_device=at),
+        expect("original_shape", original_shape, (batch, 2), np.int64, on_device=at),
+        expect("xyxy", xyxy, (batch, count, 4), np.float32, on_device=at),
+        expect("confidence", confidence, (batch, count), np.float32, on_device=at),
+        expect("class_id", class_id, (batch, count), np.int64, on_device=at),
+        expect("counts", counts, (batch,), np.int64, on_device=at),
+    )
+    arguments = structures.Postprocess(
+        *(buffer.pointer for buffer in given),
+        *(_TYPES[score.dtype], batch, count, -1.0 if nms_iou is None else nms_iou),
+    )
+    library.run("postprocess", arguments, stream)
+
+
+def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> list[Buffer]:
+    if not 1 <= len(features) <= structures.MAX_LEVELS or len(strides) != len(features):
+        raise ConfigError(
+            f"expected 1 to {structures.MAX_LEVELS} feature maps with a stride each, "
+            f"got {len(features)} maps and {len(strides)} strides"
+        )
+    at = library.device == "cuda"
+    first = expect("features[0]", features[0], (-1, -1, -1, -1), np.float32, np.float16, on_device=at)
+    batch, *_, channels = first.shape
+    shape = (batch, -1, -1, channels)
+    return [
+        expect(f"features[{i}]", feature, shape, first.dtype.type, on_device=at)
+        for i, feature in enumerate(features)
+    ]
+
+
+def _pyramid(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyramid:
+    per_level = ctypes.c_int32 * structures.MAX_LEVELS
+    return structures.Pyramid(
+        (ctypes.c_void_p * structures.MAX_LEVELS)(*(level.pointer for level in maps)),
+        per_level(*(level.shape[1] for level in maps)),
+        per_level(*(level.shape[2] for level in maps)),
+        per_level(*strides),
+        len(maps),
+        maps[0].shape[0],
+        maps[0].shape[3],
+        _TYPES[maps[0].dtype],
+    )

@@ -1,0 +1,167 @@
+/* The C interface of the kernels: plain structures of pointers and sizes, and one function for each operator.
+ *
+ * `asag_cuda_*` take device pointers and a stream, launch one kernel and return at once; they neither allocate
+ * nor synchronise, so they can be captured in a CUDA graph.  `asag_host_*` take host pointers and execute the
+ * very same steps on the CPU, thread by thread.  The two live in two libraries: asag_kernels and
+ * asag_kernels_host.
+ *
+ * Every function returns 0, or a negative AsagStatus for an argument that makes no sense (nothing was launched),
+ * or a positive cudaError_t.  asag_message() says in one sentence what the status means.
+ *
+ * Shapes: B images, Q queries, N anchors, h x w cells, C channels.  All tensors are contiguous, the last
+ * dimension fastest.
+ */
+#ifndef ASAG_KERNELS_H
+#define ASAG_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ASAG_API __declspec(dllexport)
+#else
+#define ASAG_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ASAG_INTERFACE_VERSION 1
+#define ASAG_MAX_LEVELS 4
+
+/* Element types. */
+enum { ASAG_FLOAT32 = 0, ASAG_FLOAT16 = 1, ASAG_UINT8 = 2 };
+
+typedef enum AsagStatus {
+    ASAG_OK = 0,
+    ASAG_NULL_POINTER = -1,
+    ASAG_OUT_OF_RANGE = -2,
+    ASAG_BAD_TYPE = -3,
+    ASAG_NO_MEMORY = -4,
+    ASAG_NOT_SUPPORTED = -5
+} AsagStatus;
+
+/* A feature pyramid, finest level first; maps[i] is (batch, heights[i], widths[i], channels) of `type`. */
+typedef struct AsagPyramid {
+    const void* maps[ASAG_MAX_LEVELS];
+    int32_t heights[ASAG_MAX_LEVELS];
+    int32_t widths[ASAG_MAX_LEVELS];
+    int32_t strides[ASAG_MAX_LEVELS]; /* pixels per cell; for RoIAlign each twice the one before */
+    int32_t levels;
+    int32_t batch;
+    int32_t channels;
+    int32_t type;
+} AsagPyramid;
+
+typedef struct AsagMultiscaleRoIAlign {
+    AsagPyramid features;
+    const float* boxes; /* (B, Q, 4) x1, y1, x2, y2 in pixels */
+    void* out;          /* (B, Q, 7, 7, C) of features.type */
+    int32_t queries;
+} AsagMultiscaleRoIAlign;
+
+typedef struct AsagPyramidSample {
+    AsagPyramid features;
+    const float* xy;     /* (B, Q, G, P, 2) in pixels */
+    const float* weight; /* (B, Q, G, P, levels) */
+    void* out;           /* (B, Q, G, P, C / G) of features.type */
+    int32_t queries;
+    int32_t groups;
+    int32_t points;
+} AsagPyramidSample;
+
+typedef struct AsagPatchNMS {
+    const void* anchors;       /* (B, N, 5) cx, cy, w, h in pixels, and score, of `type` */
+    const uint8_t* selected;   /* (B, N) 0 or 1 */
+    const int64_t* image_size; /* (B, 2) valid height, width in pixels */
+    int64_t* origins;          /* (B, capacity, 2) x, y in cells, zeros beyond the last patch */
+    int64_t* counts;           /* (B,) patches kept, which may exceed the capacity */
+    int32_t type;
+    int32_t batch;
+    int32_t anchor_count;
+    int32_t stride;
+    int32_t patch_size;
+    int32_t capacity;
+    int32_t max_candidates;
+    float iou_threshold;
+} AsagPatchNMS;
+
+typedef struct AsagPadAnchors {
+    const void* anchors;       /* (B, N, 5) cx, cy, w, h in pixels, and score, of `type` */
+    const uint8_t* keep;       /* (B, N) 0 or 1 */
+    const int64_t* image_size; /* (B, 2) valid height, width in pixels */
+    void* queries;             /* (B, slots, 4) cx, cy, w, h in pixels, of `type` */
+    int64_t* counts;           /* (B,) how many anchors are real, which may exceed the slots */
+    int32_t type;
+    int32_t batch;
+    int32_t anchor_count;
+    int32_t slots;
+    int32_t first_level;
+    int32_t floor;
+    int32_t cap;
+} AsagPadAnchors;
+
+/* One image into one slot of the input batch: resized to (new_height, new_width), zero right of and below that. */
+typedef struct AsagPreprocess {
+    const uint8_t* image; /* (height, width, 3) RGB */
+    void* out; /* ASAG_UINT8: (batch_height, batch_width, 3), else normalised (3, batch_height, batch_width) */
+    int32_t height;
+    int32_t width;
+    int32_t new_height; /* both at least the old ones, or both at most */
+    int32_t new_width;
+    int32_t batch_height;
+    int32_t batch_width;
+    int32_t type;
+    float mean[3]; /* of values 0 to 255; for a normalised result only */
+    float deviation[3];
+} AsagPreprocess;
+
+/* The decoder's detections as those of the original images, best first, with zeros beyond the last. */
+typedef struct AsagPostprocess {
+    const void* scores;            /* (B, detections) of `type`; those of 0 are padding */
+    const int64_t* labels;         /* (B, detections) */
+    const void* boxes;             /* (B, detections, 4) x1, y1, x2, y2 relative to the valid image, of `type` */
+    const int64_t* original_shape; /* (B, 2) height, width in pixels */
+    float* xyxy;                   /* (B, detections, 4) pixels of the original image, clipped to it */
+    float* confidence;             /* (B, detections) */
+    int64_t* class_id;             /* (B, detections) */
+    int64_t* counts;               /* (B,) how many are left */
+    int32_t type;
+    int32_t batch;
+    int32_t detections;
+    float nms_iou; /* of class-wise NMS; negative for none */
+} AsagPostprocess;
+
+/* `stream` is a cudaStream_t. */
+ASAG_API int asag_cuda_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, void* stream);
+ASAG_API int asag_cuda_pyramid_sample(const AsagPyramidSample* arguments, void* stream);
+ASAG_API int asag_cuda_patch_nms(const AsagPatchNMS* arguments, void* stream);
+ASAG_API int asag_cuda_pad_anchors(const AsagPadAnchors* arguments, void* stream);
+ASAG_API int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream);
+ASAG_API int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream);
+
+/* How the host executes a block: with `threads` threads (1 to 512), whose turns between two barriers come in
+ * ascending order for `seed` 0 and in a random one for any other, so that a missing barrier shows. */
+typedef struct AsagHostBlock {
+    int32_t threads;
+    uint32_t seed;
+} AsagHostBlock;
+
+ASAG_API int asag_host_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_pyramid_sample(const AsagPyramidSample* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_patch_nms(const AsagPatchNMS* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_pad_anchors(const AsagPadAnchors* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_preprocess(const AsagPreprocess* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_postprocess(const AsagPostprocess* arguments, const AsagHostBlock* block);
+
+/* One sentence on a status.  For a negative one: on the last that this thread was given by this library. */
+ASAG_API const char* asag_message(int status);
+
+/* ASAG_INTERFACE_VERSION of the library: structures of another version must not be passed to it. */
+ASAG_API int asag_interface_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,106 @@
+// The kernels and their launchers, for CUDA compilers.  A launcher takes arguments that have been checked and a
+// stream; it launches at most one kernel, never waits, and returns what the launch did.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "asag/dispatch.h"
+#include "asag/multiscale_roi_align.h"
+#include "asag/pad_anchors.h"
+#include "asag/patch_nms.h"
+#include "asag/postprocess.h"
+#include "asag/preprocess.h"
+#include "asag/pyramid_sample.h"
+
+namespace asag {
+
+template <class T, int WIDTH>
+__global__ void __launch_bounds__(ROI_THREADS)
+    roi_align_kernel(const __grid_constant__ AsagMultiscaleRoIAlign arguments) {
+    __shared__ RoiShared shared;
+    roi_align_block<T, WIDTH>(DeviceBlock{}, arguments, blockIdx.x, shared);
+}
+
+template <class T, int WIDTH>
+__global__ void __launch_bounds__(SAMPLE_THREADS)
+    pyramid_sample_kernel(const __grid_constant__ AsagPyramidSample arguments) {
+    __shared__ SampleShared shared;
+    pyramid_sample_block<T, WIDTH>(DeviceBlock{}, arguments, blockIdx.x, shared);
+}
+
+static __global__ void __launch_bounds__(SELECT_THREADS)
+    patch_nms_kernel(const __grid_constant__ AsagPatchNMS arguments) {
+    extern __shared__ uint64_t asag_shared[];
+    patch_nms_block(DeviceBlock{}, arguments, static_cast<int>(blockIdx.x), asag_shared);
+}
+
+static __global__ void __launch_bounds__(SELECT_THREADS)
+    pad_anchors_kernel(const __grid_constant__ AsagPadAnchors arguments) {
+    extern __shared__ uint64_t asag_shared[];
+    pad_anchors_block(DeviceBlock{}, arguments, static_cast<int>(blockIdx.x), asag_shared);
+}
+
+static __global__ void __launch_bounds__(SELECT_THREADS)
+    postprocess_kernel(const __grid_constant__ AsagPostprocess arguments) {
+    extern __shared__ uint64_t asag_shared[];
+    postprocess_block(DeviceBlock{}, arguments, static_cast<int>(blockIdx.x), asag_shared);
+}
+
+static __global__ void __launch_bounds__(PREPROCESS_THREADS)
+    preprocess_kernel(const __grid_constant__ AsagPreprocess arguments) {
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * PREPROCESS_THREADS + threadIdx.x;
+    if (index < preprocess_pixels(arguments)) preprocess_pixel(arguments, index);
+}
+
+inline cudaError_t launch(const AsagMultiscaleRoIAlign& arguments, cudaStream_t stream) {
+    const int64_t blocks = roi_align_blocks(arguments);
+    if (blocks == 0) return cudaSuccess;
+    const AsagPyramid& features = arguments.features;
+    return by_access(features, features.channels, arguments.out, [&](auto access) {
+        using A = decltype(access);
+        roi_align_kernel<typename A::Type, A::WIDTH>
+            <<<static_cast<unsigned>(blocks), ROI_THREADS, 0, stream>>>(arguments);
+        return cudaGetLastError();
+    });
+}
+
+inline cudaError_t launch(const AsagPyramidSample& arguments, cudaStream_t stream) {
+    const int64_t blocks = pyramid_sample_blocks(arguments);
+    if (blocks == 0 || arguments.points == 0) return cudaSuccess;
+    const int32_t channels = arguments.features.channels / arguments.groups;
+    return by_access(arguments.features, channels, arguments.out, [&](auto access) {
+        using A = decltype(access);
+        pyramid_sample_kernel<typename A::Type, A::WIDTH>
+            <<<static_cast<unsigned>(blocks), SAMPLE_THREADS, 0, stream>>>(arguments);
+        return cudaGetLastError();
+    });
+}
+
+inline cudaError_t launch(const AsagPatchNMS& arguments, cudaStream_t stream) {
+    if (arguments.batch == 0) return cudaSuccess;
+    const size_t shared = patch_nms_shared_bytes(arguments);
+    patch_nms_kernel<<<static_cast<unsigned>(arguments.batch), SELECT_THREADS, shared, stream>>>(arguments);
+    return cudaGetLastError();
+}
+
+inline cudaError_t launch(const AsagPadAnchors& arguments, cudaStream_t stream) {
+    if (arguments.batch == 0) return cudaSuccess;
+    const size_t shared = pad_anchors_shared_bytes(arguments);
+    pad_anchors_kernel<<<static_cast<unsigned>(arguments.batch), SELECT_THREADS, shared, stream>>>(arguments);
+    return cudaGetLastError();
+}
+
+inline cudaError_t launch(const AsagPostprocess& arguments, cudaStream_t stream) {
+    if (arguments.batch == 0) return cudaSuccess;
+    const size_t shared = postprocess_shared_bytes(arguments);
+    postprocess_kernel<<<static_cast<unsigned>(arguments.batch), SELECT_THREADS, shared, stream>>>(arguments);
+    return cudaGetLastError();
+}
+
+inline cudaError_t launch(const AsagPreprocess& arguments, cudaStream_t stream) {
+    const int64_t blocks = (preprocess_pixels(arguments) + PREPROCESS_THREADS - 1) / PREPROCESS_THREADS;
+    preprocess_kernel<<<static_cast<unsigned>(blocks), PREPROCESS_THREADS, 0, stream>>>(arguments);
+    return cudaGetLastError();
+}
+
+}  // namespace asag

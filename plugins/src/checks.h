@@ -1,0 +1,24 @@
+// Whether the arguments of a call make sense, before anything is launched.
+#pragma once
+
+#include "asag/asag_kernels.h"
+
+namespace asag {
+
+// ASAG_OK, or what is wrong, of which last_problem() then has a sentence.  Pointers may be null where there is nothing
+// to read or write.
+int check(const AsagMultiscaleRoIAlign* arguments);
+int check(const AsagPyramidSample* arguments);
+int check(const AsagPatchNMS* arguments);
+int check(const AsagPadAnchors* arguments);
+int check(const AsagPreprocess* arguments);
+int check(const AsagPostprocess* arguments);
+int check(const AsagHostBlock* block);
+
+// Notes a problem of the calling thread and returns its status.
+int problem(AsagStatus status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// The calling thread's last problem in one sentence.
+const char* last_problem();
+
+}  // namespace asag

@@ -1,0 +1,67 @@
+"""The kernels compiled by nvcc for every GPU generation, and what the CUDA library says without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asag_deploy import kernels
+from asag_deploy.errors import BackendError
+from asag_deploy.kernels import Buffer, KernelLibrary
+from plugin_builds import ARCHITECTURES, missing_gpu, nvcc_folder, run
+
+
+@pytest.mark.slow
+def test_compiles_for_every_generation(cuda_library_path: Path) -> None:
+    """That nvcc took every target, warnings being errors, is what the fixture holds."""
+    KernelLibrary(cuda_library_path, "cuda")
+    cuobjdump = nvcc_folder() / "bin" / "cuobjdump"
+    if cuobjdump.exists():
+        listed = run([cuobjdump, "--list-elf", cuda_library_path])
+        assert [sm for sm in ARCHITECTURES if f".sm_{sm}.cubin" not in listed] == []
+        assert f".sm_{ARCHITECTURES[-1]}.ptx" in run([cuobjdump, "--list-ptx", cuda_library_path])
+
+
+@pytest.mark.slow
+def test_says_what_is_wrong_without_a_gpu(cuda_library_path: Path) -> None:
+    library = KernelLibrary(cuda_library_path, "cuda")
+    nowhere = {
+        name: Buffer(pointer=4096, shape=shape, dtype=np.dtype(dtype), on_device=True)
+        for name, shape, dtype in (
+            ("anchors", (1, 10, 5), np.float32),
+            ("selected", (1, 10), np.bool_),
+            ("image_size", (1, 2), np.int64),
+            ("origins", (1, 8, 2), np.int64),
+            ("counts", (1,), np.int64),
+        )
+    }
+    options = {"stride": 16, "patch_size": 15, "iou_threshold": 0.25, "max_candidates": 2048}
+    with pytest.raises(BackendError, match="stride is 0, expected 1 to 65536"):
+        kernels.patch_nms(library, *nowhere.values(), **{**options, "stride": 0})  # type: ignore[arg-type]
+    if missing_gpu() is None:
+        pytest.skip("this machine has a GPU, on which these addresses must not be used")
+    with pytest.raises(BackendError, match=r"the kernel patch_nms failed: .*(driver|device)"):
+        kernels.patch_nms(library, *nowhere.values(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_exports_the_interface_and_nothing_else(cuda_library_path: Path) -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm to list symbols, which is not installed")
+    listed = run([nm, "--dynamic", "--defined-only", cuda_library_path]).split()
+    names = {name for name in listed if name.startswith("asag_")}
+    operators = (
+        "multiscale_roi_align",
+        "pyramid_sample",
+        "patch_nms",
+        "pad_anchors",
+        "preprocess",
+        "postprocess",
+    )
+    assert names == {f"asag_cuda_{name}" for name in operators} | {"asag_message", "asag_interface_version"}
+    assert ctypes.CDLL(str(cuda_library_path)).asag_interface_version() == 1

@@ -1,0 +1,94 @@
+"""The kernels' steps under AddressSanitizer and UndefinedBehaviorSanitizer, on inputs good and wild.
+
+A kernel that reads or writes beyond a tensor or its shared memory, overflows an index, or turns a number that
+does not fit into an integer does so on the CPU as on the GPU; here that ends the program.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plugin_builds import build_host_library, missing_compiler, run
+
+ROOT = Path(__file__).parent.parent.parent
+
+PROGRAM = """
+import sys
+import numpy as np
+import naive_operators as naive
+from asag_deploy import kernels
+
+library = kernels.KernelLibrary(sys.argv[1], "host", threads=48, seed=5)
+
+
+def call(operator, *arrays, **options):
+    operator(library, *arrays, **options)
+
+
+wild = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e9, -1e9, 0.0, 1e-40], dtype=np.float32)
+rng = np.random.default_rng(0)
+for height, width in [(203, 317), (7, 5), (33, 500)]:
+    for channels, dtype in [(5, np.float32), (8, np.float32), (3, np.float16), (16, np.float16)]:
+        features = [f.astype(dtype) for f in naive.pyramid(0, height, width, channels=channels)]
+        boxes = naive.roi_boxes(1, height, width)
+        boxes[1, :9] = rng.choice(wild, (9, 4))
+        out = np.empty((*boxes.shape[:2], 7, 7, channels), dtype)
+        call(kernels.multiscale_roi_align, features, boxes, out, strides=naive.STRIDES)
+        xy, weight = naive.sample_points(2, height, width, groups=1)
+        xy[1, :9] = rng.choice(wild, xy[1, :9].shape)
+        out = np.empty((*xy.shape[:4], channels), dtype)
+        call(kernels.pyramid_sample, features, xy, weight, out, strides=naive.STRIDES)
+
+for settings in (naive.NmsSettings(), naive.NmsSettings(stride=8, capacity=3, max_candidates=10)):
+    options = settings._asdict()
+    capacity = options.pop("capacity")
+    for _, anchors, selected, image_size in naive.nms_inputs(settings):
+        outputs = np.empty((len(anchors), capacity, 2), np.int64), np.empty(len(anchors), np.int64)
+        call(kernels.patch_nms, anchors, selected, image_size, *outputs, **options)
+        anchors[:, ::3] = rng.choice(wild, anchors[:, ::3].shape)
+        call(kernels.patch_nms, anchors, selected, image_size, *outputs, **options)
+
+for settings in (naive.PadSettings(), naive.PadSettings(10, 9, 4), naive.PadSettings(900, 300, 2000)):
+    for _, anchors, keep, image_size, slots in naive.pad_inputs(settings._replace(first_level=20)):
+        outputs = np.empty((len(anchors), slots, 4), np.float32), np.empty(len(anchors), np.int64)
+        call(kernels.pad_anchors, anchors, keep, image_size, *outputs, **settings._asdict())
+        anchors[:, ::3] = rng.choice(wild, anchors[:, ::3].shape)
+        call(kernels.pad_anchors, anchors, keep, image_size, *outputs, **settings._asdict())
+
+sides = [((9, 7), (90, 64)), ((9, 7), (4, 3)), ((8, 6), (4, 3)), ((1, 50), (1, 9)), ((1, 1), (5, 5))]
+for shape, new_shape in sides:
+    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    call(kernels.preprocess, image, np.empty((96, 64, 3), np.uint8), new_shape=new_shape)
+
+scores, boxes = np.ones((2, 70), np.float32), rng.choice(wild, (2, 70, 4))
+labels, sizes = np.zeros((2, 70), np.int64), np.full((2, 2), 500)
+outputs = (np.empty((2, 70, 4), np.float32), np.empty((2, 70), np.float32), np.empty((2, 70), np.int64))
+call(kernels.postprocess, scores, labels, boxes, sizes, *outputs, np.empty(2, np.int64), nms_iou=0.5)
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_kernels_under_sanitizers(build_dir: Path) -> None:
+    missing = missing_compiler()
+    if missing is not None:
+        pytest.skip(missing)
+    sanitizers = [run(["g++", f"-print-file-name=lib{name}.so"]).strip() for name in ("asan", "ubsan")]
+    if not all(Path(sanitizer).is_absolute() for sanitizer in sanitizers):
+        pytest.skip("needs g++'s sanitizers (libasan and libubsan), which are not installed")
+    library = build_host_library(build_dir, sanitized=True)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(sanitizers),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",  # Python's own pools would hide what lies beyond an array
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
