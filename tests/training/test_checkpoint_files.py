@@ -22,7 +22,7 @@ from asag_training.checkpoints import (
     save_checkpoint,
     select_head,
 )
-from asag_training.checkpoints.halve import main as halve
+from asag_training.checkpoints.pack import main as pack
 from checkpoint_files import CATEGORIES, random_state, save_public, tiny_checkpoint, tiny_config
 
 
@@ -162,18 +162,41 @@ def test_half_the_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     checkpoint = tiny_checkpoint()
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
     save_checkpoint(whole, checkpoint)
-    assert halve([str(whole), str(half)]) == 0
+    assert pack([str(whole), str(half), "--set", "score_low=0.25"]) == 0
     assert half.stat().st_size < 0.6 * whole.stat().st_size
     loaded = load_checkpoint(half)
-    assert loaded.config == checkpoint.config
+    assert loaded.config == checkpoint.config.with_changes(score_low=0.25)
     assert loaded.categories == checkpoint.categories
     for name, tensor in loaded.state.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, checkpoint.state[name].half().float())
-    assert halve([str(tmp_path / "none.pth"), str(half)]) == 2
-    assert "there is no checkpoint file" in capsys.readouterr().err
-    assert halve([]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: checkpoint, output"),
+        (["none.pth", "out"], "there is no checkpoint file"),
+        (["whole", "out", "--set", "score_low"], "cannot read the change"),
+        (["whole", "out", "--set", "score_low=0.9"], "expected 0 <= score_low < score_high"),
+        (["whole", "out", "--set", "hidden_dim=96"], "hidden_dim=96 need other weights"),
+    ],
+)
+def test_what_cannot_be_packed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("whole", tiny_checkpoint())
+    assert pack(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
 
 
 def test_own_file_can_be_read_by_anyone(tmp_path: Path) -> None:
