@@ -1,0 +1,288 @@
+"""Building the engines of a bundle: what is not there or not current, one after the other.
+
+Each engine appears whole or not at all, and its sidecar after it.  A build that is interrupted goes on where
+it stopped when it is started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asag_deploy._version import __version__
+from asag_deploy.atomic import atomic_write
+from asag_deploy.bundle import Bundle
+from asag_deploy.engines.adapter import CompileOptions, Library, open_library
+from asag_deploy.engines.graph import Plugin, for_parser, operators_of, require_onnx
+from asag_deploy.engines.shapes import Batches, profile
+from asag_deploy.engines.sidecar import (
+    Compatibility,
+    Recipe,
+    Sidecar,
+    engine_folder,
+    engine_path,
+    is_current,
+    sidecar_to_json,
+)
+from asag_deploy.engines.targets import (
+    DEFAULT_CAPABILITIES,
+    Gpu,
+    Target,
+    check_supported,
+    parse_target,
+    targets,
+)
+from asag_deploy.engines.targets import this_gpu as find_gpu
+from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, EngineError
+from asag_deploy.manifest import GraphSpec, Precision
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many engines are done, and how many there are in all."""
+
+COMPATIBILITIES: tuple[Compatibility, ...] = ("none", "ampere_plus", "same_compute_capability")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+_LEVELS = range(6)
+_TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How engines are built.  Raises ConfigError where that makes no sense."""
+
+    engine_format: str = "tensorrt-rtx"
+    gpus: tuple[str, ...] = ()
+    """Compute capabilities; none for that of this machine's GPU, or the usual ones if it has none."""
+    shared: bool = False
+    """One engine for all of `gpus` instead of one for each (TensorRT-RTX alone)."""
+    precision: str | None = None
+    """What the bundle is expected to be in; None for whatever it is."""
+    batches: Batches = field(default_factory=Batches)
+    tf32: bool = False
+    optimization_level: int | None = None
+    plugins: Path | None = None
+    """The plugin library (TensorRT alone)."""
+    compatibility: str = "none"
+    version_compatible: bool = False
+    force: bool = False
+    """Build also what is current."""
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision '{self.precision}'; choose one of {', '.join(PRECISIONS)}")
+        if self.compatibility not in COMPATIBILITIES:
+            raise ConfigError(
+                f"unknown hardware compatibility '{self.compatibility}'; "
+                f"choose one of {', '.join(COMPATIBILITIES)}"
+            )
+        if self.optimization_level is not None and self.optimization_level not in _LEVELS:
+            raise ConfigError(
+                f"the optimization level is {self.optimization_level}; "
+                f"choose {_LEVELS.start} to {_LEVELS.stop - 1}"
+            )
+        if self.engine_format == "tensorrt-rtx":
+            for option, given in (
+                ("plugins", self.plugins is not None),
+                ("hardware compatibility", self.compatibility != "none"),
+                ("version compatibility", self.version_compatible),
+            ):
+                if given:
+                    raise ConfigError(
+                        f"TensorRT-RTX has no {option}; leave it out, or build with --format tensorrt"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What came of a build."""
+
+    library: str
+    """Name and version."""
+    built: tuple[Path, ...]
+    current: tuple[Path, ...]
+    """Engines that were there already and needed no work."""
+    plugins: tuple[str, ...]
+
+
+def build_engines(
+    bundle: Bundle, options: BuildOptions, *, progress: Progress = lambda step, done, total: None
+) -> BuildReport:
+    """Build the engines of every stage graph of a bundle, for every GPU asked for.
+
+    Raises ConfigError for options that do not fit the bundle or the library, BackendError if the library or
+    the package onnx is missing, EngineError if a graph does not compile, OutputError if a file cannot be
+    written (what was finished before stays, and the next build goes on from there).
+    """
+    _check_precision(bundle, options)
+    if not bundle.manifest.graphs:
+        raise BundleCorruptError(
+            f"the bundle '{bundle.path}' holds no graphs; export it again with `asag-export`"
+        )
+    require_onnx()
+    library = open_library(options.engine_format)
+    gpu = find_gpu()
+    wanted = _targets(library, options, gpu)
+    plugins = _plugins(library, bundle, options)
+    jobs = [
+        _Job(bundle=bundle, graph=graph, target=target, options=options, plugins=plugins, gpu=gpu)
+        for target in wanted
+        for graph in bundle.manifest.graphs
+    ]
+    built, current = [], []
+    for i, job in enumerate(jobs):
+        recipe, path = job.recipe(library), job.path(library)
+        if not options.force and is_current(path, recipe):
+            current.append(path)
+            continue
+        progress(f"{job.target.name} {job.graph.name}", i, len(jobs))
+        _build(job, recipe, path, library)
+        built.append(path)
+    progress("", len(jobs), len(jobs))
+    return BuildReport(
+        library=library.title,
+        built=tuple(built),
+        current=tuple(current),
+        plugins=tuple(plugin.name for plugin in plugins),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One engine to build."""
+
+    bundle: Bundle
+    graph: GraphSpec
+    target: Target
+    options: BuildOptions
+    plugins: tuple[Plugin, ...]
+    gpu: Gpu | None
+
+    def path(self, library: Library) -> Path:
+        return engine_path(engine_folder(self.bundle, library.format, self.target.name), self.graph.name)
+
+    def used_plugins(self) -> tuple[Plugin, ...]:
+        operators = operators_of(self.content(), self.graph.name)
+        return tuple(plugin for plugin in self.plugins if plugin.operator in operators)
+
+    def content(self) -> bytes:
+        path = self.bundle.graph_path(self.graph.name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise BundleCorruptError(
+                f"cannot read '{path}': {(error.strerror or str(error)).lower()}"
+            ) from None
+
+    def recipe(self, library: Library) -> Recipe:
+        options = self.options
+        compatibility: Compatibility = next(c for c in COMPATIBILITIES if c == options.compatibility)
+        tied = library.capabilities is None and compatibility == "none" and self.gpu is not None
+        return Recipe(
+            producer=f"asag-deploy {__version__}",
+            format=library.format,
+            sdk_version=library.version,
+            stage=self.graph.name,
+            graph_sha256=self.graph.sha256,
+            precision=self.bundle.manifest.precision,
+            tf32=options.tf32,
+            capabilities=self.target.capabilities,
+            compatibility=compatibility,
+            version_compatible=options.version_compatible,
+            device=self.gpu.name if tied and self.gpu is not None else None,
+            optimization_level=options.optimization_level,
+            plugins=tuple(plugin.name for plugin in self.used_plugins()) if self.plugins else (),
+            inputs=profile(self.graph, self.bundle.manifest, options.batches),
+            outputs=self.graph.outputs,
+        )
+
+
+def _build(job: _Job, recipe: Recipe, path: Path, library: Library) -> None:
+    content = job.content()
+    if hashlib.sha256(content).hexdigest() != recipe.graph_sha256:
+        raise EngineError(
+            f"the graph '{job.graph.name}' of '{job.bundle.path}' was changed since the bundle was opened; "
+            "build again"
+        )
+    graph = for_parser(
+        content, name=job.graph.name, plugins=job.plugins, turing=_spells_out_products(job.target, library)
+    )
+    cache = path.parent / _TIMING_CACHE
+    if library.timing_cache is None and cache.is_file():
+        library.timing_cache = cache.read_bytes()
+    engine = library.compile(
+        graph,
+        job.graph.name,
+        recipe.inputs,
+        CompileOptions(
+            capabilities=recipe.capabilities,
+            tf32=recipe.tf32,
+            optimization_level=recipe.optimization_level,
+            compatibility=recipe.compatibility,
+            version_compatible=recipe.version_compatible,
+        ),
+    )
+    sidecar = Sidecar(
+        recipe=recipe, engine_sha256=hashlib.sha256(engine).hexdigest(), engine_bytes=len(engine)
+    )
+    _write(path, engine)
+    _write(path.with_suffix(".json"), sidecar_to_json(sidecar).encode())
+    if library.timing_cache is not None:
+        _write(cache, library.timing_cache)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _spells_out_products(target: Target, library: Library) -> bool:
+    return library.format == "tensorrt-rtx" and target.includes_turing
+
+
+def _check_precision(bundle: Bundle, options: BuildOptions) -> None:
+    if options.precision is not None and options.precision != bundle.manifest.precision:
+        raise ConfigError(
+            f"the graphs of '{bundle.path}' are {bundle.manifest.precision}, and an engine computes in the "
+            f"types of its graph; export another bundle with `asag-export --precision {options.precision}`"
+        )
+
+
+def _targets(library: Library, options: BuildOptions, gpu: Gpu | None) -> tuple[Target, ...]:
+    supported = library.capabilities
+    asked = tuple(parse_target(text) for text in options.gpus)
+    if supported is not None:
+        mine = (gpu.capability,) if gpu is not None and gpu.capability in supported else DEFAULT_CAPABILITIES
+        check_supported(asked, supported, library.title)
+        return targets(asked or mine, shared=options.shared)
+    if options.shared:
+        raise ConfigError("TensorRT cannot share engines between --gpu; use --compatibility ampere_plus")
+    if gpu is None:
+        raise BackendError(
+            f"{library.title} builds engines only on the GPU they are for, and the driver finds none here; "
+            "build on that machine, or with --format tensorrt-rtx"
+        )
+    check_supported(asked, (gpu.capability,), f"{library.title} on this machine")
+    return targets((gpu.capability,), shared=False)
+
+
+def _plugins(library: Library, bundle: Bundle, options: BuildOptions) -> tuple[Plugin, ...]:
+    if options.plugins is None:
+        return ()
+    used: set[str] = set()
+    for graph in bundle.manifest.graphs:
+        used |= operators_of(bundle.graph_path(graph.name).read_bytes(), graph.name)
+    return library.load_plugins(options.plugins, sorted(used))
+
+
+def summary(report: BuildReport, bundle: Bundle) -> Sequence[str]:
+    """The report in a few lines for people."""
+    folders = sorted({str(path.parent) for path in (*report.built, *report.current)})
+    if not report.built:
+        lines = [f"nothing to do: all {len(report.current)} engines of '{bundle.path}' are current"]
+    else:
+        kept = f", {len(report.current)} were current" if report.current else ""
+        lines = [f"built {len(report.built)} engines with {report.library}{kept}"]
+    if report.plugins:
+        lines.append(f"plugins: {', '.join(report.plugins)}")
+    return [*lines, *folders]

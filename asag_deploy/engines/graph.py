@@ -1,0 +1,120 @@
+"""A stage graph as TensorRT's parser is to read it.
+
+The bundle's graphs are written for every runtime; what TensorRT needs beyond that is done here, on a copy:
+
+- The `asag` operators are replaced by plugins where there are some, the others by the bodies they come with.
+  (The parser could expand those itself, but binds a function's input to a tensor of the same name outside.)
+- Images of bytes become floats first of all: nothing else accepts bytes.
+- For Turing, products of float32 matrices are spelt out, see `asag_deploy.engines.products`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asag_deploy.engines.products import spell_out_products
+from asag_deploy.errors import BackendError, BundleCorruptError
+
+if TYPE_CHECKING:
+    import onnx
+
+OPERATOR_DOMAIN = "asag"
+_PLUGIN_PREFIX = "Asag"
+_FLOAT = 1  # onnx.TensorProto.FLOAT
+_UINT8 = 2  # onnx.TensorProto.UINT8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """A plugin that takes the place of an `asag` operator."""
+
+    operator: str
+    """Such as `PatchNMS`; the plugin is called `AsagPatchNMS`."""
+    version: str = "1"
+
+    @property
+    def name(self) -> str:
+        """What the library has registered it as."""
+        return _PLUGIN_PREFIX + self.operator
+
+
+def require_onnx() -> None:
+    """Raise BackendError if the package `onnx` is not installed, which rewriting a graph takes."""
+    try:
+        import onnx  # noqa: F401 (only whether it is there)
+    except ImportError:
+        raise BackendError(
+            "building engines needs the package onnx; install it with `pip install 'asag-deploy[engines]'`"
+        ) from None
+
+
+def for_parser(content: bytes, *, name: str, plugins: Collection[Plugin], turing: bool) -> bytes:
+    """The serialised model `content`, the stage graph `name`, as the parser is to read it.
+
+    Raises BundleCorruptError if it is not an ONNX model.
+    """
+    model = _read(content, name)
+    _use_plugins(model, {plugin.operator: plugin for plugin in plugins})
+    model = _expand_functions(model)
+    _cast_bytes(model.graph)
+    if turing:
+        model = spell_out_products(model)
+    return bytes(model.SerializeToString())
+
+
+def operators_of(content: bytes, name: str) -> set[str]:
+    """The `asag` operators that a stage graph uses.  Raises BundleCorruptError if it is not an ONNX model."""
+    return {node.op_type for node in _read(content, name).graph.node if node.domain == OPERATOR_DOMAIN}
+
+
+def _read(content: bytes, name: str) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's exception has no name that every release shares
+        raise BundleCorruptError(
+            f"the graph '{name}' is not an ONNX model; export the bundle again"
+        ) from error
+
+
+def _use_plugins(model: onnx.ModelProto, plugins: dict[str, Plugin]) -> None:
+    """Name the nodes after their plugins and take away the bodies, so that the parser has no other choice."""
+    import onnx
+
+    for node in model.graph.node:
+        if node.domain == OPERATOR_DOMAIN and node.op_type in plugins:
+            plugin = plugins[node.op_type]
+            node.op_type = plugin.name
+            node.attribute.append(onnx.helper.make_attribute("plugin_version", plugin.version))
+    kept = [function for function in model.functions if function.name not in plugins]
+    del model.functions[:]
+    model.functions.extend(kept)
+
+
+def _expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx.inliner
+
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _cast_bytes(graph: onnx.GraphProto) -> None:
+    """Let everything read floats where it read an input of bytes; a cast that follows does nothing then."""
+    import onnx
+
+    # What was noted about tensors of bytes in between is not so any more.
+    kept = [value for value in graph.value_info if value.type.tensor_type.elem_type != _UINT8]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for value in graph.input:
+        if value.type.tensor_type.elem_type != _UINT8:
+            continue
+        as_float = f"{value.name}_as_float"
+        for node in graph.node:
+            for i, source in enumerate(node.input):
+                if source == value.name:
+                    node.input[i] = as_float
+        cast = onnx.helper.make_node("Cast", [value.name], [as_float], name=f"{as_float}_cast", to=_FLOAT)
+        graph.node.insert(0, cast)

@@ -1,0 +1,145 @@
+"""The sizes an engine can take: an optimisation profile for every stage graph, from the bundle's manifest.
+
+TensorRT wants to know the least, the most frequent and the greatest shape of every dynamic input.  All follow
+from what the manifest says of image sizes, patches and queries; only the batch is the user's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asag_deploy.errors import BundleCorruptError, ConfigError
+from asag_deploy.manifest import GraphSpec, Manifest, TensorSpec
+from asag_deploy.manifest_json import export_again
+from asag_deploy.probing import FAST_MAX_PATCHES
+
+_FEATURE_LEVELS = (2, 3, 4, 5)
+_USUAL_ASPECT = 4 / 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRange:
+    """The shapes that an engine takes for one input."""
+
+    name: str
+    dtype: str
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    """What the engine is optimised for."""
+    most: tuple[int, ...]
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input of this shape can be given to the engine."""
+        return len(shape) == len(self.least) and all(
+            low <= size <= high for low, size, high in zip(self.least, shape, self.most, strict=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """How many images come at once.  Raises ConfigError where that makes no sense."""
+
+    usual: int = 1
+    """The batch that engines are optimised for."""
+    most: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.usual <= self.most:
+            raise ConfigError(
+                f"engines cannot be optimised for batches of {self.usual} and take at most {self.most}; "
+                "expected 1 <= usual <= most"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Range:
+    least: int
+    usual: int
+    most: int
+
+
+def profile(graph: GraphSpec, manifest: Manifest, batches: Batches) -> tuple[InputRange, ...]:
+    """The shapes that an engine of this graph must take, one range for each of its inputs, in their order.
+
+    Raises BundleCorruptError if the graph has a dynamic size of unknown meaning.
+    """
+    sizes = _sizes(graph, manifest, batches)
+    return tuple(_input_range(spec, sizes, graph, manifest) for spec in graph.inputs)
+
+
+def _input_range(
+    spec: TensorSpec, sizes: Mapping[str, _Range], graph: GraphSpec, manifest: Manifest
+) -> InputRange:
+    ranges = []
+    for size in spec.shape:
+        if isinstance(size, str) and size not in sizes:
+            raise BundleCorruptError(
+                f"the input '{spec.name}' of the graph '{graph.name}' has a dynamic size '{size}' that this "
+                f"release does not know; {export_again(manifest.variant)}"
+            )
+        ranges.append(sizes[size] if isinstance(size, str) else _Range(least=size, usual=size, most=size))
+    return InputRange(
+        name=spec.name,
+        dtype=spec.dtype,
+        least=tuple(size.least for size in ranges),
+        usual=tuple(size.usual for size in ranges),
+        most=tuple(size.most for size in ranges),
+    )
+
+
+def _sizes(graph: GraphSpec, manifest: Manifest, batches: Batches) -> dict[str, _Range]:
+    """Every dynamic size by the name it has in the manifest."""
+    probing = manifest.probing
+    height, width = _image_sides(manifest)
+    sizes = {
+        "batch": _Range(least=1, usual=batches.usual, most=batches.most),
+        "height": height,
+        "width": width,
+        "queries": _Range(least=1, usual=max(1, probing.anchor_cap // 2), most=probing.anchor_cap),
+    }
+    for level in _FEATURE_LEVELS:
+        sizes[f"height_p{level}"] = _cells(height, 2**level)
+        sizes[f"width_p{level}"] = _cells(width, 2**level)
+    for probed in probing.levels:
+        name, anchors = probed.level.lower(), probed.anchors_per_patch
+        patches = _Range(least=1, usual=min(FAST_MAX_PATCHES, probed.capacity), most=probed.capacity)
+        # A level that was not probed reaches the decoder as one patch of zeros.
+        sizes[f"anchors_{name}"] = _Range(
+            least=anchors, usual=anchors * patches.usual, most=anchors * patches.most
+        )
+        if graph.name == f"probe_{name}":
+            sizes["patches"] = patches
+            sizes["height_feature"] = _cells(height, probed.stride)
+            sizes["width_feature"] = _cells(width, probed.stride)
+    return sizes
+
+
+def _image_sides(manifest: Manifest) -> tuple[_Range, _Range]:
+    """Height and width of the network's input.
+
+    Either may be the longer one, and of a very long image the shorter is next to nothing; the usual picture
+    is in landscape format, four to three.
+    """
+    preprocessing = manifest.preprocessing
+    divisor = preprocessing.size_divisor
+    most = _round_up(preprocessing.longer_side, divisor)
+    usual_height = _round_up(preprocessing.shorter_side, divisor)
+    usual_width = _round_up(
+        min(round(preprocessing.shorter_side * _USUAL_ASPECT), preprocessing.longer_side), divisor
+    )
+    least = min(divisor, usual_height)
+    return (
+        _Range(least=least, usual=usual_height, most=most),
+        _Range(least=least, usual=usual_width, most=most),
+    )
+
+
+def _cells(side: _Range, stride: int) -> _Range:
+    return _Range(
+        least=-(-side.least // stride), usual=-(-side.usual // stride), most=-(-side.most // stride)
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

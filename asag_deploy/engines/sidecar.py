@@ -1,0 +1,259 @@
+"""What an engine says of itself, in a JSON file beside it, and whether it may be loaded.
+
+A library that is given an engine of another release, for another GPU or of another network fails late and
+says little, or computes something else.  `check` finds that out beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from asag_deploy.bundle import Bundle
+from asag_deploy.engines.shapes import InputRange
+from asag_deploy.engines.targets import number
+from asag_deploy.errors import BundleCorruptError, EngineMissingError, EngineStaleError, EngineUnfitError
+from asag_deploy.manifest import Precision, TensorSpec
+from asag_deploy.manifest_json import read_fields
+
+Format = Literal["tensorrt-rtx", "tensorrt"]
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+
+SIDECAR_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what an engine is: equal recipes make equally good engines."""
+
+    sidecar_version: int = SIDECAR_VERSION
+    producer: str
+    """Distribution and version that built it, e.g. `asag-deploy 0.1.0`."""
+    format: Format
+    sdk_version: str
+    """Of the library, in full; an engine is loaded by the very same."""
+    stage: str
+    graph_sha256: str
+    """Of the graph in the bundle."""
+    precision: Precision
+    """Of the graph: networks are strongly typed, so the engine computes in the types of its graph."""
+    tf32: bool
+    """Whether float32 products may be computed in TF32, with 10 bits of mantissa."""
+    capabilities: tuple[str, ...]
+    """The compute capabilities it is for, such as `sm86`."""
+    compatibility: Compatibility
+    """`none`: only those capabilities; `ampere_plus`: also every later one (TensorRT alone)."""
+    version_compatible: bool
+    """Whether later releases of the library within a major version load it too (TensorRT alone)."""
+    device: str | None
+    """The model of GPU it is tied to (TensorRT without compatibility), or None."""
+    optimization_level: int | None
+    """The builder's, or None for its default."""
+    plugins: tuple[str, ...]
+    """Plugins in it, which must be registered before it is loaded."""
+    inputs: tuple[InputRange, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """The JSON file beside an engine."""
+
+    recipe: Recipe
+    engine_sha256: str
+    engine_bytes: int
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise EngineUnfitError if the engine cannot take inputs of these shapes."""
+        for range_ in self.recipe.inputs:
+            shape = shapes.get(range_.name)
+            if shape is not None and not range_.holds(shape):
+                raise EngineUnfitError(
+                    f"the engine of the stage '{self.recipe.stage}' takes '{range_.name}' of shapes "
+                    f"{_shape(range_.least)} to {_shape(range_.most)}, got {_shape(shape)}; "
+                    "build engines for larger batches with `asag-build BUNDLE --max-batch N`, "
+                    "or resize the image"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine that has been proven fit to load."""
+
+    path: Path
+    content: bytes
+    """The file as it was verified: load this, not the file again."""
+    sidecar: Sidecar
+
+
+def engine_folder(bundle: Bundle, engine_format: Format, target: str) -> Path:
+    """Where the engines of a bundle for a target such as `sm86` are."""
+    return bundle.path / "engines" / engine_format / target
+
+
+def engine_path(folder: Path, stage: str) -> Path:
+    """The engine of a stage; its sidecar has the same name and ends in `.json`."""
+    return folder / f"{stage}.engine"
+
+
+def check(
+    bundle: Bundle,
+    stage: str,
+    *,
+    engine_format: Format,
+    sdk_version: str,
+    capability: str,
+    device: str | None = None,
+) -> Engine:
+    """The engine of a stage for a GPU of that compute capability (`sm86`), read and verified.
+
+    `sdk_version` is the full version of the library that is to load it, `device` the model of the GPU where
+    that is known.  One built for this capability alone is preferred to one that it shares with others.
+
+    Raises EngineMissingError if none was built for this GPU, EngineStaleError if it was built from another
+    graph or by another release of the library, or is damaged, EngineUnfitError if it was built for another
+    GPU.  Every message ends with the command that builds the right one.
+    """
+    again = build_again(bundle, engine_format, capability)
+    path = _find(bundle, stage, engine_format, capability, again)
+    sidecar = read_sidecar(path.with_suffix(".json"), again)
+    _check_recipe(sidecar.recipe, path, bundle, stage, again)
+    _check_library(sidecar.recipe, path, engine_format, sdk_version, again)
+    _check_gpu(sidecar.recipe, path, capability, device, again)
+    return Engine(path=path, content=_read_engine(path, sidecar, again), sidecar=sidecar)
+
+
+def build_again(bundle: Bundle, engine_format: Format, capability: str) -> str:
+    """The half sentence that says how to build the engines of a bundle for a GPU."""
+    gpu = f" --gpu {capability}" if engine_format == "tensorrt-rtx" else ""
+    return f"build it with `asag-build '{bundle.path}' --format {engine_format}{gpu}`"
+
+
+def read_sidecar(path: Path, again: str) -> Sidecar:
+    """Read the file beside an engine.
+
+    Raises EngineMissingError if there is none, EngineStaleError if it is malformed or of another release;
+    the messages end with `again`.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise EngineMissingError(f"there is no '{path}'; {again}") from None
+    except OSError as error:
+        raise EngineStaleError(
+            f"cannot read '{path}' ({(error.strerror or str(error)).lower()}); {again}"
+        ) from None
+    except (ValueError, RecursionError):
+        raise EngineStaleError(f"'{path}' is not JSON; {again}") from None
+    try:
+        return cast(Sidecar, read_fields(Sidecar, data))
+    except BundleCorruptError as error:
+        raise EngineStaleError(f"in '{path}', {error}; {again}") from None
+
+
+def sidecar_to_json(sidecar: Sidecar) -> str:
+    """The text of the file beside an engine."""
+    return json.dumps(dataclasses.asdict(sidecar), indent=2, allow_nan=False) + "\n"
+
+
+def is_current(path: Path, recipe: Recipe) -> bool:
+    """Whether the engine at `path` is whole and has been built by exactly this recipe."""
+    try:
+        sidecar = read_sidecar(path.with_suffix(".json"), "")
+        if sidecar.recipe != recipe:
+            return False
+        _read_engine(path, sidecar, "")
+    except (EngineMissingError, EngineStaleError):
+        return False
+    return True
+
+
+def _find(bundle: Bundle, stage: str, engine_format: Format, capability: str, again: str) -> Path:
+    folder = engine_folder(bundle, engine_format, capability)
+    own = engine_path(folder, stage)
+    if own.is_file():
+        return own
+    shared = [other for other in _folders(folder.parent) if capability in other.name.split("+")]
+    if (
+        engine_format == "tensorrt"
+    ):  # an engine for all GPUs from Ampere on lies in the folder of its builder's
+        shared += _folders(folder.parent)
+    for other in shared:
+        if engine_path(other, stage).is_file():
+            return engine_path(other, stage)
+    built = ", ".join(other.name for other in _folders(folder.parent)) or "none"
+    raise EngineMissingError(
+        f"the bundle '{bundle.path}' has no {engine_format} engine of the stage '{stage}' for {capability} "
+        f"(there are: {built}); {again}"
+    )
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(
+        folder for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith(".")
+    )
+
+
+def _check_recipe(recipe: Recipe, path: Path, bundle: Bundle, stage: str, again: str) -> None:
+    if recipe.stage != stage:
+        raise EngineStaleError(f"'{path}' is an engine of the stage '{recipe.stage}', not '{stage}'; {again}")
+    if recipe.graph_sha256 != bundle.manifest.graph(stage).sha256:
+        raise EngineStaleError(f"'{path}' was built from another graph than the bundle's '{stage}'; {again}")
+
+
+def _check_library(recipe: Recipe, path: Path, engine_format: Format, sdk_version: str, again: str) -> None:
+    if recipe.format != engine_format:
+        raise EngineStaleError(f"'{path}' is an engine of {recipe.format}, not of {engine_format}; {again}")
+    if recipe.sdk_version == sdk_version:
+        return
+    same_major = recipe.sdk_version.split(".")[0] == sdk_version.split(".")[0]
+    if recipe.version_compatible and same_major and _numbers(recipe.sdk_version) <= _numbers(sdk_version):
+        return
+    raise EngineStaleError(
+        f"'{path}' was built with {engine_format} {recipe.sdk_version}, but {sdk_version} is installed; "
+        f"{again}"
+    )
+
+
+def _check_gpu(recipe: Recipe, path: Path, capability: str, device: str | None, again: str) -> None:
+    later = recipe.compatibility == "ampere_plus" and number(capability) >= 80
+    if capability not in recipe.capabilities and not later:
+        built_for = ", ".join(recipe.capabilities)
+        raise EngineUnfitError(
+            f"'{path}' was built for {built_for}, but the GPU here is {capability}; {again}"
+        )
+    if recipe.device is not None and device is not None and recipe.device != device:
+        raise EngineUnfitError(
+            f"'{path}' was built on and for the GPU '{recipe.device}', but this one is '{device}'; {again}"
+        )
+
+
+def _read_engine(path: Path, sidecar: Sidecar, again: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise EngineMissingError(f"there is no '{path}'; {again}") from None
+    except OSError as error:
+        raise EngineStaleError(
+            f"cannot read '{path}' ({(error.strerror or str(error)).lower()}); {again}"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != sidecar.engine_sha256:
+        raise EngineStaleError(
+            f"'{path}' is truncated or was altered, its SHA-256 is not the one in its sidecar; {again}"
+        )
+    return content
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in sizes)

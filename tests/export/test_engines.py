@@ -1,0 +1,224 @@
+"""The graphs of every variant become TensorRT-RTX engines for four generations of GPUs, without a GPU.
+
+That they compute the same can be seen on a GPU only; that rewriting them for the compiler changes nothing is
+held here, in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from asag_deploy.bundle import Bundle
+from asag_deploy.engines.adapter import CompileOptions, Library, open_library
+from asag_deploy.engines.cli import main as build_main
+from asag_deploy.engines.graph import for_parser
+from asag_deploy.engines.shapes import Batches, profile
+from asag_deploy.manifest import GraphSpec, Manifest, Precision, Preprocessing
+from asag_export.cli import main as export_main
+from asag_export.graphs import DEFAULT_OPSET, export_stage
+from asag_export.prepare import prepare
+from asag_export.untrained import untrained_checkpoint
+from asag_training.checkpoints import save_checkpoint
+from asag_training.config import VARIANTS, AsagConfig
+from asag_training.model import build
+from asag_training.plan import build_stages, probing_plan
+from asag_training.stages import StageModule
+from small_network import small_checkpoint, small_config
+from tiny_bundle import tiny_manifest
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="needs TensorRT-RTX: pip install tensorrt-rtx",
+)
+
+GPUS = ("sm75", "sm86", "sm89", "sm120")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+ONE_FOR_ALL = CompileOptions(
+    capabilities=GPUS, tf32=False, optimization_level=None, compatibility="none", version_compatible=False
+)
+_DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
+OF_NO_MATTER = {
+    "backbone": _DECODER,
+    "probe_p4": {*_DECODER, "backbone_depth", "backbone_width"},
+    "probe_p3": {*_DECODER, "backbone_depth", "backbone_width"},
+    "decoder": {"backbone_depth", "backbone_width"},
+}
+"""Settings that leave a stage as it is: variants that differ in nothing else share that stage."""
+
+
+def what_matters(stage: str, config: AsagConfig) -> Any:
+    if stage == "normalize":
+        return stage
+    settings = {name: value for name, value in config.to_dict().items() if name not in OF_NO_MATTER[stage]}
+    return stage, tuple(sorted((settings | {"variant": ""}).items(), key=str))
+
+
+def stages_of(
+    config: AsagConfig, precision: Precision, preprocessing: Preprocessing
+) -> tuple[list[StageModule], Manifest]:
+    checkpoint = untrained_checkpoint(config)
+    probing = probing_plan(config, "p3-p6", "exact")
+    model = prepare(build(config, checkpoint.state), precision)
+    manifest = dataclasses.replace(tiny_manifest(), probing=probing, preprocessing=preprocessing)
+    return build_stages(model, probing, preprocessing=preprocessing), manifest
+
+
+def compile_stage(
+    library: Library, stage: StageModule, config: AsagConfig, precision: Precision, manifest: Manifest
+) -> int:
+    """Export and compile one stage; returns the size of its engine."""
+    proto, inputs, outputs = export_stage(
+        stage, config, manifest.probing, precision=precision, opset=DEFAULT_OPSET
+    )
+    spec = GraphSpec(name=stage.name, file="", sha256="", inputs=inputs, outputs=outputs)
+    graph = for_parser(proto.SerializeToString(), name=stage.name, plugins=(), turing=True)
+    return len(library.compile(graph, stage.name, profile(spec, manifest, Batches()), ONE_FOR_ALL))
+
+
+def different_stages() -> list[tuple[str, str]]:
+    """The first variant and the stage, of all stages of all variants that are not the same."""
+    first: dict[Any, tuple[str, str]] = {}
+    for variant in VARIANTS:
+        for stage in ("normalize", *OF_NO_MATTER):
+            first.setdefault(what_matters(stage, small_config(variant)), (variant, stage))
+    return list(first.values())
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("variant", "name"), different_stages())
+def test_every_stage_of_every_variant_compiles(variant: str, name: str, precision: Precision) -> None:
+    library = open_library("tensorrt-rtx")
+    config = small_config(variant)
+    stages, manifest = stages_of(config, precision, Preprocessing())
+    assert {stage.name for stage in stages} == {"normalize", *OF_NO_MATTER}
+    (stage,) = (stage for stage in stages if stage.name == name)
+    assert compile_stage(library, stage, config, precision, manifest) > 10_000
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_a_network_of_full_size_compiles() -> None:
+    library = open_library("tensorrt-rtx")
+    config = VARIANTS["asag-a-r50-100"]
+    stages, manifest = stages_of(config, "fp16", Preprocessing())
+    sizes = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in stages}
+    assert sizes["backbone"] > 40_000_000  # half precision of 24 million weights
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_export_and_build_in_one_go(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, output = tmp_path / "small.safetensors", tmp_path / "bundle"
+    save_checkpoint(checkpoint, small_checkpoint())
+    options = f"--levels p4-p6 --precision {precision} --shorter-side 160 --longer-side 320"
+    options += " --format tensorrt-rtx --gpu sm86 --gpu sm75"
+    arguments = ["--checkpoint", str(checkpoint), "--output-dir", str(output), *options.split()]
+    assert export_main(arguments) == 0
+    assert "built 8 engines with TensorRT-RTX" in capsys.readouterr().out
+    for gpu in ("sm75", "sm86"):
+        names = {path.name for path in (output / "engines" / "tensorrt-rtx" / gpu).glob("*.engine")}
+        assert names == {f"{stage}.engine" for stage in ("normalize", "backbone", "probe_p4", "decoder")}
+    assert build_main([str(output), "--gpu", "sm86", "--gpu", "sm75", "--precision", precision]) == 0
+    assert "nothing to do: all 8 engines" in capsys.readouterr().out
+
+
+@needs_rtx
+def test_a_bundle_is_built_by_asag_build(
+    half_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(half_bundle.path, tmp_path / "bundle")
+    assert build_main([str(tmp_path / "bundle"), "--gpu", "sm120"]) == 0
+    assert "built 4 engines" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"])
+def test_rewriting_for_the_compiler_changes_nothing(small_bundle: Bundle, stage: str) -> None:
+    content = small_bundle.graph_path(stage).read_bytes()
+    rewritten = for_parser(content, name=stage, plugins=(), turing=True)
+    graph = onnx.load_model_from_string(rewritten).graph
+    assert not [node for node in graph.node if node.op_type == "MatMul" or node.domain == "asag"]
+    feed = _inputs(small_bundle, stage)
+    expected, actual = _run(content, feed), _run(rewritten, feed)
+    for spec in small_bundle.manifest.graph(stage).outputs:
+        assert expected[spec.name].size > 0, spec.name
+        if np.issubdtype(expected[spec.name].dtype, np.floating):
+            scale = float(np.abs(expected[spec.name]).max())
+            np.testing.assert_allclose(actual[spec.name], expected[spec.name], rtol=0, atol=1e-5 * scale)
+        else:
+            np.testing.assert_array_equal(actual[spec.name], expected[spec.name])
+
+
+def test_engines_that_cannot_be_built_are_refused_before_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "bundle"
+    arguments = ["--untrained", "--variant", "asag-a-r50-100", "--output-dir", str(output)]
+    for options, message in (
+        (["--format", "engine"], "unknown format 'engine'; choose one of onnx, tensorrt-rtx, tensorrt"),
+        (["--gpu", "sm86"], "--gpu is for engines; give --format tensorrt-rtx too"),
+        (["--format", "tensorrt-rtx", "--max-batch", "0"], "batches of 1 and take at most 0"),
+        (["--format", "tensorrt"], "tensorrt is not installed; install it with `pip install tensorrt`"),
+    ):
+        if "tensorrt" in options:
+            monkeypatch.setitem(sys.modules, "tensorrt", None)
+        assert export_main([*arguments, *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not output.exists()
+
+
+def _run(content: bytes, feed: dict[str, Any]) -> dict[str, Any]:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, feed), strict=True))
+
+
+def _inputs(bundle: Bundle, stage: str) -> dict[str, Any]:
+    """Random inputs of one shape, with anchors and patches inside the image."""
+    height, width, batch = 160, 224, 2
+    level = {"probe_p4": 4, "probe_p3": 3}.get(stage, 2)
+    sizes: dict[str, int] = {"batch": batch, "height": height, "width": width, "patches": 6, "queries": 60}
+    sizes |= {
+        "anchors_p4": 40,
+        "anchors_p3": 60,
+        "height_feature": height >> level,
+        "width_feature": width >> level,
+    }
+    for i in (2, 3, 4, 5):
+        sizes |= {f"height_p{i}": height >> i, f"width_p{i}": width >> i}
+    rng = np.random.default_rng(0)
+    feed = {}
+    for spec in bundle.manifest.graph(stage).inputs:
+        shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+        if spec.name == "image_size":
+            value = np.array([[height, width], [height - 30, width - 9]])
+        elif spec.name.endswith("slots"):
+            value = np.arange(shape[0])
+        elif spec.name == "patch_count":
+            value = np.array([6, 3])
+        elif spec.name == "patches":
+            value = rng.integers(0, 5, shape)
+        elif spec.name == "pixels":
+            value = rng.integers(0, 256, shape)
+        elif spec.dtype == "bool":
+            value = rng.random(shape) < 0.3
+        elif spec.name.startswith("anchors"):
+            value = rng.random(shape) * (width, height, 80, 80, 1)
+        else:
+            value = rng.normal(size=shape)
+        feed[spec.name] = value.astype(spec.dtype)
+    return feed
