@@ -66,23 +66,25 @@ class BundleWriter:
         self.directory = directory
         """Where it is built; it moves to its own name in the end."""
         self.finished = False
-        self._graphs: list[GraphSpec] = []
+        self._graphs: dict[str, GraphSpec] = {}
 
     def add_graph(
         self, name: str, onnx: bytes, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
-        """Write the stage graph `name`, a serialised ONNX model, with its interface."""
+        """Write the stage graph `name`, a serialised ONNX model, with its interface.
+
+        One of that name that was added before is replaced.
+        """
         file = f"{name}.onnx"
         (self.directory / file).write_bytes(onnx)
-        self._graphs.append(
-            GraphSpec(
-                name=name,
-                file=file,
-                sha256=hashlib.sha256(onnx).hexdigest(),
-                inputs=tuple(inputs),
-                outputs=tuple(outputs),
-            )
+        spec = GraphSpec(
+            name=name,
+            file=file,
+            sha256=hashlib.sha256(onnx).hexdigest(),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
         )
+        self._graphs = {**self._graphs, name: spec}
 
     def finish(self, manifest: Manifest) -> Bundle:
         """Write `manifest.json`, `manifest` with the graphs that were added, and open the bundle where it is.
@@ -90,7 +92,7 @@ class BundleWriter:
         May be called again, to add the report of the parity gate that ran on what the first call returned.
         Raises BundleCorruptError if what was added makes no bundle.
         """
-        complete = dataclasses.replace(manifest, graphs=tuple(self._graphs))
+        complete = dataclasses.replace(manifest, graphs=tuple(self._graphs.values()))
         (self.directory / MANIFEST).write_text(manifest_to_json(complete), encoding="utf-8")
         bundle = Bundle.open(self.directory)
         self.finished = True

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
+from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.errors import BackendError, ConfigError, ImageError
 from asag_deploy.images import ChannelOrder, ImageLike, RgbImage, load
 from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
 from asag_deploy.postprocess import anchors_of, detections_of, traces_of
-from asag_deploy.preprocess import check_batch, make_batch
+from asag_deploy.preprocess import check_batch, check_batch_shape, make_batch
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Array, Network
 from asag_deploy.trace import ProbingTrace
@@ -78,7 +79,7 @@ class Detector:
         threads: CPU threads, or None for the backend's choice.
 
         Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
-        it, BackendError if the backend cannot run here.
+        it, BackendError if the backend cannot run here, EngineError if the bundle has no engine for it.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if deadline_ms is not None and not deadline_ms > 0:
@@ -117,18 +118,16 @@ class Detector:
             return self._detect(images, channel_order)
         return self._detect([images], channel_order)[0]
 
-    def forward(self, images: NDArray[np.float32], sizes: NDArray[np.integer[Any]]) -> RawOutput:
+    def forward(self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]) -> RawOutput:
         """Run the network on a batch that is already normalised.
 
-        images: float32 (B, 3, H, W) RGB, padded right and bottom with zeros; sizes: integer (B, 2), the
-        valid height and width of each.  Raises ImageError for other shapes or types, BackendError as
-        calling the detector does.
+        images: float32 (B, 3, H, W) RGB, padded right and bottom with zeros: a NumPy array, or with a GPU
+        backend a contiguous array on the GPU that has DLPack or `__cuda_array_interface__` (CuPy, PyCUDA,
+        PyTorch), which is used where it lies; sizes: integer (B, 2), the valid height and width of each.
+        Raises ImageError for other shapes or types, BackendError as calling the detector does, and with a
+        TensorRT backend EngineUnfitError for sizes that its engines were not built for.
         """
-        deadline = self._deadline()
-        network = self._open_network()
-        check_batch(images, sizes)
-        valid = sizes.astype(np.int64)
-        probed = self._probe(network, network.upload(images), valid, deadline)
+        network, valid, probed = self._forward(images, sizes)
         count = network.download(probed.outputs["anchor_count"])
         logits, boxes, anchors = (
             network.download(probed.outputs[name])[:, : count.max()].astype(np.float32)
@@ -137,6 +136,46 @@ class Detector:
         scales = [(1.0, 1.0)] * len(valid)
         trace = traces_of(network, self.manifest.probing, probed, valid, count, scales)
         return RawOutput(logits=logits, boxes=boxes, anchors=anchors, anchor_count=count, trace=trace)
+
+    def forward_on_device(
+        self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]
+    ) -> dict[str, Array]:
+        """As `forward`, but the decoder's outputs stay on the GPU, and nothing waits for them.
+
+        Returns what `asag_deploy.stages` says of `decoder`, by name; rows from `anchor_count` on are padding.
+        Each array has DLPack and `__cuda_array_interface__`, so that CuPy, PyCUDA or PyTorch take it without
+        a copy.  Raises ConfigError with a backend whose arrays are not on a GPU, and what `forward` raises.
+        """
+        network = self._open_network()
+        if not _is_on_gpu(network):
+            raise ConfigError(
+                "forward_on_device needs a backend that runs on a GPU with TensorRT; load the detector with "
+                "backend='tensorrt-rtx', or call forward"
+            )
+        return self._forward(images, sizes)[2].outputs
+
+    def _forward(
+        self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]
+    ) -> tuple[Network, NDArray[np.int64], Probed]:
+        deadline = self._deadline()
+        network = self._open_network()
+        if not is_device_array(images):
+            check_batch(images, sizes)
+        elif not _is_on_gpu(network):
+            raise ImageError(
+                "the images lie on a GPU, but this backend takes arrays on the host; load the detector with "
+                "backend='tensorrt-rtx', or pass a NumPy array"
+            )
+        valid = np.asarray(sizes)
+        image = network.upload(images)
+        try:
+            if is_device_array(images):
+                check_batch_shape(image.shape, image.dtype, sizes)
+            valid = valid.astype(np.int64)
+            return network, valid, self._probe(network, image, valid, deadline)
+        finally:
+            if _is_on_gpu(network):
+                network.keep(image)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Let go of the network; calls that are under way end as usual.  Closing twice does no harm."""
@@ -241,6 +280,11 @@ def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) ->
         return StopRule(max_patches=probing.max_patches, max_level=deepest)
     most = min(FAST_MAX_PATCHES, probing.max_patches or FAST_MAX_PATCHES)
     return StopRule(min_selected=FAST_MIN_SELECTED, max_patches=most, max_level=deepest)
+
+
+def _is_on_gpu(network: Network) -> bool:
+    """Whether the network's arrays are other libraries' GPU arrays too."""
+    return bool(getattr(network, "takes_device_arrays", False))
 
 
 def _since(start: float) -> float:

@@ -77,19 +77,28 @@ def check_batch(images: NDArray[Any], sizes: NDArray[Any]) -> None:
     for name, array in (("images", images), ("sizes", sizes)):
         if not isinstance(array, np.ndarray):
             raise ImageError(f"expected {name} as a numpy array, got {type(array).__name__}")
-    if images.ndim != 4 or images.shape[1] != 3 or images.size == 0:
-        hint = "; the channels come first" if images.ndim == 4 and images.shape[-1] == 3 else ""
-        raise ImageError(f"expected images of shape (B, 3, H, W), got {images.shape}{hint}")
-    if images.dtype != np.float32:
-        hint = "; call the detector itself with uint8 images" if images.dtype == np.uint8 else ""
-        raise ImageError(f"expected normalised float32 images, got {images.dtype}{hint}")
-    if sizes.shape != (len(images), 2):
+    check_batch_shape(images.shape, images.dtype, sizes)
+    if not np.isfinite(images).all():
+        raise ImageError("expected finite images, got NaN or infinity in the batch")
+
+
+def check_batch_shape(shape: tuple[int, ...], dtype: np.dtype[Any], sizes: NDArray[Any]) -> None:
+    """As `check_batch`, of a batch of which only shape and type are known, since it lies on a GPU."""
+    if not isinstance(sizes, np.ndarray):
+        raise ImageError(f"expected sizes as a numpy array, got {type(sizes).__name__}")
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        hint = "; the channels come first" if len(shape) == 4 and shape[-1] == 3 else ""
+        raise ImageError(f"expected images of shape (B, 3, H, W), got {shape}{hint}")
+    if dtype != np.float32:
+        hint = "; call the detector itself with uint8 images" if dtype == np.uint8 else ""
+        raise ImageError(f"expected normalised float32 images, got {dtype}{hint}")
+    if sizes.shape != (shape[0], 2):
         raise ImageError(
-            f"expected sizes of shape ({len(images)}, 2), a (height, width) for each image, got {sizes.shape}"
+            f"expected sizes of shape ({shape[0]}, 2), a (height, width) for each image, got {sizes.shape}"
         )
     if not np.issubdtype(sizes.dtype, np.integer):
         raise ImageError(f"expected integer sizes in pixels, got {sizes.dtype}")
-    height, width = images.shape[2:]
+    height, width = shape[2:]
     outside = (sizes < 1) | (sizes > (height, width))
     if outside.any():
         index = int(outside.any(axis=1).argmax())
@@ -97,5 +106,3 @@ def check_batch(images: NDArray[Any], sizes: NDArray[Any]) -> None:
             f"expected sizes from 1 x 1 to the batch's {height} x {width} (height x width), "
             f"got {int(sizes[index, 0])} x {int(sizes[index, 1])} for image {index}"
         )
-    if not np.isfinite(images).all():
-        raise ImageError("expected finite images, got NaN or infinity in the batch")

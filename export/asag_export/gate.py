@@ -43,6 +43,10 @@ _SIZES: tuple[tuple[tuple[int, int], ...], ...] = (
 
 _RELATIVE_TOLERANCE: dict[Precision, float] = {"fp32": 5e-5, "fp16": 1e-2}
 """Of the largest magnitude of an output."""
+_SAMPLED_TOLERANCE = 2e-4
+"""For float32 outputs that come of sampling: coordinates of 400 pixels are rounded by 3e-5 pixels, and the
+maps of trained networks can be steep.  It is what the reference cases allow, 1e-3, on logits of 5."""
+_SAMPLED = ("logits",)
 _ABSOLUTE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-3}
 _AGREEMENT: dict[Precision, float] = {"fp32": 0.98, "fp16": 0.0}
 """Detections that must be the same end to end.  Half precision moves scores across thresholds, so what it
@@ -108,6 +112,22 @@ class ParityReport:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The batches that engines are built for."""
+
+    size_divisor: int
+    """Heights and widths are multiples of it."""
+    longer_side: int
+    """The most that either may be, in pixels, before it is rounded up."""
+    images: int
+    """The most there can be in a batch."""
+
+    def allow(self, sizes: Sequence[tuple[int, int]]) -> bool:
+        """Whether a batch of images of these sizes can be given to the engines."""
+        return len(sizes) <= self.images and max(max(size) for size in sizes) <= self.longer_side
+
+
 def run_gate(
     stages: Sequence[StageModule],
     network: Network,
@@ -115,13 +135,19 @@ def run_gate(
     *,
     backend: str,
     precision: Precision,
+    limits: Limits | None = None,
 ) -> ParityReport:
-    """Compare `network` (the bundle as a backend runs it) with `stages` (the network in PyTorch, float32)."""
+    """Compare `network` (the bundle as a backend runs it) with `stages` (the network in PyTorch, float32).
+
+    limits: what the backend can take, where that is not everything; other cases are left out.
+    """
     reference = _Recorder(stages)
     gate = _Gate(reference, network, precision)
     report = ParityReport(backend=backend, precision=precision)
     for sizes in _SIZES:
-        pixels, image_size = _pictures(sizes)
+        if limits is not None and not limits.allow(sizes):
+            continue
+        pixels, image_size = _pictures(sizes, 1 if limits is None else limits.size_divisor)
         image = reference.stage("normalize")({"pixels": pixels, "image_size": image_size})["image"]
         gate.compare_calls()
         for name, rule in _rules(probing).items():
@@ -147,9 +173,9 @@ def _rules(probing: Probing) -> dict[str, StopRule]:
     return rules
 
 
-def _pictures(sizes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generated scenes of these sizes as one zero-padded batch, and their sizes."""
-    height, width = (max(side) for side in zip(*sizes, strict=True))
+def _pictures(sizes: Sequence[tuple[int, int]], divisor: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generated scenes of these sizes as one batch, padded to multiples of `divisor`, and their sizes."""
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     pixels = np.zeros((len(sizes), height, width, 3), dtype=np.uint8)
     for i, (h, w) in enumerate(sizes):
         pixels[i, :h, :w] = draw_scene(h, w, seed=i)
@@ -239,7 +265,10 @@ class _Gate:
             else:
                 target = expected[name].numpy().astype(np.float64)
                 bound = _ABSOLUTE_TOLERANCE[self.precision]
-                bound += _RELATIVE_TOLERANCE[self.precision] * float(np.abs(target).max(initial=0.0))
+                relative = _RELATIVE_TOLERANCE[self.precision]
+                if name in _SAMPLED:
+                    relative = max(relative, _SAMPLED_TOLERANCE)
+                bound += relative * float(np.abs(target).max(initial=0.0))
                 self._note(stage.name, name, _difference(target, actual[name]), bound)
 
     def _note(self, stage: str, output: str, difference: float, tolerance: float) -> None:

@@ -1,0 +1,216 @@
+"""TensorRT-RTX and TensorRT: the engines of a bundle, on the GPU of this machine.
+
+Everything that can be wrong with an engine is found before any is loaded.  Features never leave the GPU; the
+host reads what the probing loop asks for, four integers per image and level, through pinned memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from asag_deploy.backends.openvino_cache import CompiledCache, cache_folder
+from asag_deploy.backends.tensorrt_stage import EngineStage
+from asag_deploy.bundle import Bundle
+from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
+from asag_deploy.engines.adapter import MODULES, Library, open_library
+from asag_deploy.engines.sidecar import Engine, Format, build_again, check
+from asag_deploy.errors import BackendError, EngineStaleError
+from asag_deploy.stages import Stage
+
+PLUGINS_VARIABLE = "ASAG_PLUGINS_LIBRARY"
+"""Environment variable with the path of the library of plugins, for engines that were built with plugins."""
+
+_PLUGIN_PREFIX = "Asag"
+_INSTALL: dict[Format, str] = {
+    "tensorrt-rtx": "pip install 'asag-deploy[tensorrt-rtx]'",
+    "tensorrt": "pip install tensorrt",
+}
+# TensorRT-RTX compiles kernels when it runs.  Those for the very shapes are the fastest, and worth waiting
+# for where most of the work is and few shapes come; what follows comes in too many shapes for that.
+_SPECIALISED = ("normalize", "backbone")
+
+_Release = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRt:
+    """One of the two libraries as an `asag_deploy.backends.Backend`."""
+
+    name: Format
+
+    def available(self) -> str | None:
+        """None if the library, cuda-python, a driver and a GPU are there, else what is missing."""
+        module = MODULES[self.name]
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed; install it with `{_INSTALL[self.name]}`"
+        return why_no_cuda()
+
+    def open(self, bundle: Bundle, *, threads: int | None) -> EngineNetwork:
+        """Load the engines of every stage for this GPU; `threads` is for backends on the CPU.
+
+        Raises BackendError if the library, a driver or a GPU is missing, EngineMissingError,
+        EngineStaleError or EngineUnfitError if there is no engine for the GPU, from this bundle and of the
+        library's release, each with the command that builds it.
+        """
+        library = open_library(self.name)
+        cuda = open_cuda()
+        engines = [
+            check(
+                bundle,
+                graph.name,
+                engine_format=self.name,
+                sdk_version=library.version,
+                capability=cuda.capability,
+                device=cuda.name,
+            )
+            for graph in bundle.manifest.graphs
+        ]
+        _register_plugins(library, engines)
+        loader = _Loader(library, Device(cuda), build_again(bundle, self.name, cuda.capability))
+        try:
+            stages = [loader.load(engine) for engine in engines]
+        except BaseException:
+            loader.close()
+            raise
+        return EngineNetwork(stages, loader.device, loader.close)
+
+
+class EngineNetwork:
+    """The engines of one bundle on one GPU: an `asag_deploy.stages.Network`.
+
+    Released with the last reference to it, or by `close`.
+    """
+
+    # Every combination of input shapes takes an execution context, so there should be few.
+    patch_bucket = 16
+    query_bucket = 32
+    takes_device_arrays = True
+    """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
+
+    def __init__(self, stages: Sequence[EngineStage], device: Device, release: _Release) -> None:
+        self._stages = {stage.name: stage for stage in stages}
+        self.device = device
+        self.close = weakref.finalize(self, release)
+        """Let go of engines and memory once the GPU is done; closing twice does no harm."""
+
+    def stage(self, name: str) -> Stage:
+        """The stage called `name` (KeyError if there is none)."""
+        return self._stages[name]
+
+    def upload(self, array: NDArray[Any] | Any) -> DeviceArray:
+        """An array on the GPU: a copy of a NumPy array, or another library's GPU array where it lies.
+
+        Raises ImageError for a GPU array that is not contiguous.
+        """
+        return self.device.adopt(array) if is_device_array(array) else self.device.upload(array)
+
+    def keep(self, array: DeviceArray) -> None:
+        """Refer to an array, such as one of another library, until all that was begun with it is done."""
+        self.device.keep(array)
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """A copy on the host, once it has been computed."""
+        return self.device.download(array)
+
+
+class _Loader:
+    """Deserialises engines, and lets go of them in the end."""
+
+    def __init__(self, library: Library, device: Device, again: str) -> None:
+        self.device = device
+        self._library = library
+        self._again = again
+        self._runtime = library.module.Runtime(library.messages.logger)
+        self._stages: list[EngineStage] = []
+        self._caches: list[tuple[CompiledCache, str, Any]] = []
+
+    def load(self, engine: Engine) -> EngineStage:
+        """An engine that has been checked, as a stage.  Raises EngineStaleError if the library refuses it."""
+        self._library.messages.clear()
+        loaded = self._runtime.deserialize_cuda_engine(engine.content)
+        if loaded is None:
+            raise EngineStaleError(
+                f"{self._library.title} could not load '{engine.path}' ({self._first_error()}); {self._again}"
+            )
+        stage = EngineStage(
+            engine,
+            loaded,
+            self.device,
+            make_context=self._context_maker(loaded, engine),
+            library=self._library.title,
+            first_error=self._first_error,
+        )
+        self._stages.append(stage)
+        return stage
+
+    def close(self) -> None:
+        """Let go of everything once the GPU is done."""
+        with contextlib.suppress(BackendError), self.device.lock:
+            self.device.synchronize()
+        for cache, key, compiled in self._caches:
+            content = compiled.serialize()
+            if content is not None:
+                cache.write(key, bytes(content))
+        self._caches.clear()
+        for stage in self._stages:
+            stage.close()
+        self._stages.clear()
+        self._runtime = None
+        self.device.close()
+
+    def _context_maker(self, loaded: Any, engine: Engine) -> Callable[[], Any]:
+        by_user = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._library.format == "tensorrt":
+            return lambda: loaded.create_execution_context(by_user)
+        config = self._rtx_config(loaded, engine)
+        config.set_execution_context_allocation_strategy(by_user)
+        return lambda: loaded.create_execution_context(config)
+
+    def _rtx_config(self, loaded: Any, engine: Engine) -> Any:
+        """How TensorRT-RTX compiles kernels at run time, and what it has compiled before."""
+        module = self._library.module
+        config = loaded.create_runtime_config()
+        config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # graphs are captured here
+        kernels = module.DynamicShapesKernelSpecializationStrategy
+        specialised = engine.sidecar.recipe.stage in _SPECIALISED
+        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if specialised else kernels.NONE
+        recipe = f"{self._library.title} {self.device.cuda.name} {self.device.cuda.capability}"
+        cache, compiled = (
+            CompiledCache(cache_folder() / "tensorrt-rtx", recipe),
+            config.create_runtime_cache(),
+        )
+        before = cache.read(engine.sidecar.engine_sha256)
+        if before is not None:
+            compiled.deserialize(before)
+        config.set_runtime_cache(compiled)
+        self._caches.append((cache, engine.sidecar.engine_sha256, compiled))
+        return config
+
+    def _first_error(self) -> str:
+        return self._library.messages.first_error
+
+
+def _register_plugins(library: Library, engines: Sequence[Engine]) -> None:
+    """Register the plugins that engines need.  Raises BackendError if it is not known where they are."""
+    needed = sorted({plugin for engine in engines for plugin in engine.sidecar.recipe.plugins})
+    if not needed:
+        return
+    path = os.environ.get(PLUGINS_VARIABLE)
+    if not path:
+        raise BackendError(
+            f"the engines were built with the plugins {', '.join(needed)}; set {PLUGINS_VARIABLE} to the "
+            "library they were built with, libasag_plugins.so"
+        )
+    found = library.load_plugins(Path(path), [name.removeprefix(_PLUGIN_PREFIX) for name in needed])
+    missing = sorted(set(needed) - {plugin.name for plugin in found})
+    if missing:
+        raise BackendError(f"'{path}' has no plugin {missing[0]}, which the engines need; build it again")

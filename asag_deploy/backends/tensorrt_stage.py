@@ -1,0 +1,246 @@
+"""One TensorRT engine as a stage of the network.
+
+Every combination of input shapes has an execution context of its own, so that none has to be told its shapes
+twice, and whatever was captured from it stays true.  All contexts compute in the same scratch memory, since
+one stream runs them one after the other.
+
+A context first runs as it is.  When it is called again with all arrays at the same addresses, as happens as
+soon as the loop repeats itself, it is captured in a CUDA graph, and from then on that is replayed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.engines.sidecar import Engine
+from asag_deploy.errors import BackendError, EngineStaleError, EngineUnfitError
+from asag_deploy.stages import Array
+
+MOST_CONTEXTS = 16
+"""Combinations of input shapes a stage is ready for; beyond, the one used longest ago goes."""
+MOST_GRAPHS = 4
+"""Captured graphs for each of them, which differ in addresses."""
+
+Shapes = tuple[tuple[int, ...], ...]
+Addresses = tuple[int, ...]
+MakeContext = Callable[[], Any]
+
+_TYPES: dict[str, np.dtype[Any]] = {
+    "FLOAT": np.dtype(np.float32),
+    "HALF": np.dtype(np.float16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An input or output of an engine."""
+
+    name: str
+    dtype: np.dtype[Any]
+
+
+class EngineStage:
+    """An engine that has been deserialised: an `asag_deploy.stages.Stage`.
+
+    `make_context` creates an execution context without memory of its own, `first_error` gives what the
+    library said last.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        loaded: Any,
+        device: Device,
+        *,
+        make_context: MakeContext,
+        library: str,
+        first_error: Callable[[], str],
+    ) -> None:
+        self.name = engine.sidecar.recipe.stage
+        self._engine = engine
+        self._loaded = loaded
+        self._device = device
+        self._make_context = make_context
+        self._library = library
+        self._first_error = first_error
+        self._contexts: OrderedDict[Shapes, _Context] = OrderedDict()
+        self.inputs, self.outputs = _tensors(loaded, engine)
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the engine on those of `inputs` that it declares; the outputs stay on the GPU.
+
+        Raises BackendError for an input that is missing or of another type or if TensorRT fails,
+        EngineUnfitError for shapes that the engine was not built for.
+        """
+        arrays = [self._input(tensor, inputs) for tensor in self.inputs]
+        with self._device.lock:
+            context = self._context(tuple(array.shape for array in arrays))
+            results = {
+                tensor.name: self._device.empty(shape, tensor.dtype)
+                for tensor, shape in zip(self.outputs, context.output_shapes, strict=True)
+            }
+            context.run(tuple(array.pointer for array in (*arrays, *results.values())))
+        return results
+
+    def close(self) -> None:
+        """Let go of the engine; the stream must have done its work."""
+        for context in self._contexts.values():
+            context.close()
+        self._contexts.clear()
+        self._loaded = None
+
+    def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
+        if tensor.name not in inputs:
+            raise BackendError(
+                f"the graph '{self.name}' asks for an input '{tensor.name}' that this release does not give; "
+                "export the bundle again with `asag-export` of the same release"
+            )
+        array: DeviceArray = inputs[tensor.name]
+        if array.dtype != tensor.dtype:
+            raise BackendError(
+                f"the engine of the graph '{self.name}' takes '{tensor.name}' as {tensor.dtype}, "
+                f"got {array.dtype}; convert it first"
+            )
+        return array
+
+    def _context(self, shapes: Shapes) -> _Context:
+        context = self._contexts.get(shapes)
+        if context is None:
+            names = (tensor.name for tensor in self.inputs)
+            self._engine.sidecar.check_shapes(dict(zip(names, shapes, strict=True)))
+            if len(self._contexts) >= MOST_CONTEXTS:
+                self._device.synchronize()  # it may still be running
+                _, oldest = self._contexts.popitem(last=False)
+                oldest.close()
+            context = self._contexts[shapes] = _Context(
+                self._make_context(), self.inputs, self.outputs, shapes, self._device, self._failed
+            )
+        self._contexts.move_to_end(shapes)
+        return context
+
+    def _failed(self, what: str) -> BackendError:
+        return BackendError(
+            f"{self._library} failed in the graph '{self.name}': it {what} ({self._first_error()})"
+        )
+
+
+class _Context:
+    """An execution context for one combination of input shapes, and what was captured of it."""
+
+    def __init__(
+        self,
+        context: Any,
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[Tensor, ...],
+        shapes: Shapes,
+        device: Device,
+        failed: Callable[[str], BackendError],
+    ) -> None:
+        if context is None:
+            raise failed("could not create an execution context")
+        self._context = context
+        self._names = tuple(tensor.name for tensor in (*inputs, *outputs))
+        self._device = device
+        self._failed = failed
+        self._capturable = True
+        self._seen: OrderedDict[Addresses, None] = OrderedDict()
+        self._graphs: OrderedDict[Addresses, int] = OrderedDict()
+        for tensor, shape in zip(inputs, shapes, strict=True):
+            if not context.set_input_shape(tensor.name, shape):
+                raise EngineUnfitError(str(failed(f"refused '{tensor.name}' of shape {shape}")))
+        missing = context.infer_shapes()
+        self.output_shapes = tuple(tuple(context.get_tensor_shape(tensor.name)) for tensor in outputs)
+        if missing or any(size < 0 for shape in self.output_shapes for size in shape):
+            raise failed("could not tell the shapes of its outputs")
+        self._scratch = device.scratch(context.update_device_memory_size_for_shapes())
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._scratch.pointer, self._scratch.size)
+        else:  # TensorRT 10.0
+            context.device_memory = self._scratch.pointer
+
+    def run(self, addresses: Addresses) -> None:
+        """Put the engine on the stream, with its tensors at these addresses, in their order."""
+        graph = self._graphs.get(addresses)
+        if graph is None and self._capturable and addresses in self._seen:
+            graph = self._capture(addresses)
+        if graph is None:
+            self._enqueue(addresses)
+            _remember(self._seen, addresses, None, 2 * MOST_GRAPHS)
+            return
+        self._graphs.move_to_end(addresses)
+        self._device.cuda.launch(graph, self._device.stream)
+
+    def close(self) -> None:
+        """Let go of everything; the stream must have done its work."""
+        for graph in self._graphs.values():
+            self._device.cuda.destroy_graph(graph)
+        self._graphs.clear()
+        self._context = None
+
+    def _enqueue(self, addresses: Addresses) -> None:
+        for name, address in zip(self._names, addresses, strict=True):
+            if not self._context.set_tensor_address(name, address):
+                raise self._failed(f"refused the address of '{name}'")
+        if not self._context.execute_async_v3(self._device.stream):
+            raise self._failed("could not be started")
+
+    def _capture(self, addresses: Addresses) -> int | None:
+        """A graph of one run, or None, once and for all, if TensorRT does what cannot be captured."""
+        cuda, stream = self._device.cuda, self._device.stream
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(stream):
+            self._capturable = False
+            return None
+        cuda.begin_capture(stream)
+        try:
+            self._enqueue(addresses)
+        except BackendError:
+            with contextlib.suppress(BackendError):
+                cuda.abandon_capture(stream)
+            self._capturable = False
+            return None
+        try:
+            graph = cuda.end_capture(stream)
+        except BackendError:
+            self._capturable = False
+            return None
+        evicted = _remember(self._graphs, addresses, graph, MOST_GRAPHS)
+        if evicted is not None:
+            cuda.destroy_graph(evicted)
+        return graph
+
+
+def _remember(entries: OrderedDict[Addresses, Any], addresses: Addresses, value: Any, most: int) -> Any:
+    """Keep an entry, and return the oldest one if there are too many."""
+    entries[addresses] = value
+    entries.move_to_end(addresses)
+    return entries.popitem(last=False)[1] if len(entries) > most else None
+
+
+def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The inputs and outputs of a deserialised engine.
+
+    Raises EngineStaleError if it has a type that no graph of this project has.
+    """
+    found: dict[str, list[Tensor]] = {"INPUT": [], "OUTPUT": []}
+    for i in range(loaded.num_io_tensors):
+        name = loaded.get_tensor_name(i)
+        kind = loaded.get_tensor_dtype(name).name
+        if kind not in _TYPES:
+            raise EngineStaleError(
+                f"'{engine.path}' has a tensor '{name}' of type {kind}, which no stage has; "
+                "build it again with `asag-build --force`"
+            )
+        found[loaded.get_tensor_mode(name).name].append(Tensor(name=name, dtype=_TYPES[kind]))
+    return tuple(found["INPUT"]), tuple(found["OUTPUT"])

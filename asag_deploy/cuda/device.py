@@ -1,0 +1,167 @@
+"""One GPU as a network uses it: one stream, its memory, and the way to the host and back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.cuda import interchange
+from asag_deploy.cuda.memory import Block, DeviceArray, PinnedPool, Pool
+from asag_deploy.cuda.runtime import Cuda
+from asag_deploy.errors import BackendError
+
+_ALIGNMENT = 256
+"""What TensorRT asks of an address."""
+_CONSTANT_BYTES = 4096
+_MOST_CONSTANTS = 256
+
+
+class Device:
+    """Memory and one stream of a GPU.  Safe to call from several threads at once.
+
+    Whoever gives several things to the stream that belong together, or captures what is given to it, holds
+    `lock` meanwhile.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.lock = threading.RLock()
+        self.stream = cuda.create_stream()
+        self._pool = Pool(cuda)
+        self._pinned = PinnedPool(cuda)
+        self._constants: OrderedDict[tuple[Any, ...], Block] = OrderedDict()
+        self._scratch: Block | None = None
+        self._kept: list[tuple[int, object]] = []
+        self._closed = False
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        """An array whose elements are still to be computed."""
+        with self.lock:
+            block = self._pool.take(math.prod(shape) * dtype.itemsize)
+        return self._array(block, shape, dtype)
+
+    def scratch(self, size: int) -> Block:
+        """At least `size` bytes for whatever runs on the stream next; the same for all who ask."""
+        with self.lock:
+            if self._scratch is None or self._scratch.size < size:
+                self._scratch = self._pool.take(size)
+            return self._scratch
+
+    def upload(self, array: NDArray[Any]) -> DeviceArray:
+        """A host array on the GPU; it may be written to as soon as this returns.
+
+        Small arrays that were uploaded before are not copied again: the result must not be written to.
+        """
+        contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
+        with self.lock:
+            if contiguous.nbytes > _CONSTANT_BYTES:
+                return self._array(self._copied(contiguous), contiguous.shape, contiguous.dtype)
+            key = (contiguous.dtype.str, contiguous.tobytes())
+            block = self._constants.get(key)
+            if block is None:
+                block = self._constants[key] = self._copied(contiguous)
+                if len(self._constants) > _MOST_CONSTANTS:
+                    self._constants.popitem(last=False)
+            self._constants.move_to_end(key)
+            return self._array(block, contiguous.shape, contiguous.dtype)
+
+    def adopt(self, array: Any) -> DeviceArray:
+        """An array of another library on the GPU, in place; what is still being computed is waited for.
+
+        Raises ImageError if it is not contiguous or does not lie on the GPU.
+        """
+        foreign = interchange.take(array, self.stream)
+        with self.lock:
+            if foreign.stream is not None:
+                self._order(foreign.stream, self.stream)
+            found = DeviceArray(foreign.pointer, foreign.shape, foreign.dtype, foreign.owner, self)
+            if found.size and not found.pointer % _ALIGNMENT:
+                return found
+            aligned = self.empty(found.shape, found.dtype)
+            if found.size:
+                self.cuda.copy(aligned.pointer, found.pointer, found.nbytes, "on_device", self.stream)
+                self.cuda.synchronize(self.stream)  # the original may go as soon as this returns
+            return aligned
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """A copy on the host, once the array has been computed.  Other threads go on meanwhile."""
+        if array.size == 0:
+            return np.empty(array.shape, array.dtype)
+        with self.lock:
+            slot = self._pinned.take(array.nbytes)
+            self.cuda.copy(slot.pointer, array.pointer, array.nbytes, "to_host", self.stream)
+            self.cuda.record(slot.event, self.stream)
+        self.cuda.wait_event(slot.event)
+        result = slot.view(array.shape, array.dtype).copy()
+        with self.lock:
+            self._pinned.give_back(slot, busy=False)
+        return result
+
+    def keep(self, array: object) -> None:
+        """Refer to `array` until everything that the stream has been given so far is done."""
+        with self.lock:
+            self._let_go()
+            event = self.cuda.create_event()
+            self.cuda.record(event, self.stream)
+            self._kept.append((event, array))
+
+    def let_wait(self, stream: int) -> None:
+        """Let another stream wait for everything that this one has been given."""
+        with self.lock:
+            self._order(self.stream, stream)
+
+    def synchronize(self) -> None:
+        """Wait until everything has been computed."""
+        self.cuda.synchronize(self.stream)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of GPU memory that are held, in use or not; without TensorRT's own."""
+        return self._pool.allocated
+
+    def close(self) -> None:
+        """Free everything, but for arrays that are still referred to: those go with their last reference."""
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(BackendError):  # a GPU that has failed cannot be tidied up
+                self.cuda.synchronize(self.stream)
+                self._let_go()
+                self._constants.clear()
+                self._scratch = None
+                self._pool.close()
+                self._pinned.close()
+                self.cuda.destroy_stream(self.stream)
+
+    def _let_go(self) -> None:
+        while self._kept and self.cuda.has_happened(self._kept[0][0]):
+            event, _ = self._kept.pop(0)
+            self.cuda.destroy_event(event)
+
+    def _array(self, block: Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        return DeviceArray(block.pointer, shape, dtype, block, self)
+
+    def _copied(self, array: NDArray[Any]) -> Block:
+        block = self._pool.take(array.nbytes)
+        if array.nbytes:
+            slot = self._pinned.take(array.nbytes)
+            slot.view(array.shape, array.dtype)[...] = array
+            self.cuda.copy(block.pointer, slot.pointer, array.nbytes, "to_device", self.stream)
+            self.cuda.record(slot.event, self.stream)
+            self._pinned.give_back(slot, busy=True)
+        return block
+
+    def _order(self, first: int, then: int) -> None:
+        event = self.cuda.create_event()
+        try:
+            self.cuda.record(event, first)
+            self.cuda.stream_waits(then, event)
+        finally:
+            self.cuda.destroy_event(event)  # which CUDA does once it has happened

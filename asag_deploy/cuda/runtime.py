@@ -1,0 +1,217 @@
+"""The calls of the CUDA runtime that this project makes; a failure is a BackendError with CUDA's own words.
+
+Handles and addresses are plain integers here, as TensorRT and the kernels take them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any, Literal
+
+from asag_deploy.errors import BackendError
+
+INSTALL = "pip install 'asag-deploy[gpu]'"
+
+_MODULE = "cuda.bindings.runtime"
+_THE_DEVICE = 0
+_COPIES = {
+    "to_device": "cudaMemcpyHostToDevice",
+    "to_host": "cudaMemcpyDeviceToHost",
+    "on_device": "cudaMemcpyDeviceToDevice",
+}
+_PINNED = 0
+"""cudaHostAllocDefault"""
+
+Direction = Literal["to_device", "to_host", "on_device"]
+
+
+class Cuda:
+    """CUDA on the first device that `CUDA_VISIBLE_DEVICES` leaves; made by `open_cuda`."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        attribute = module.cudaDeviceAttr
+        major = self._ask(attribute.cudaDevAttrComputeCapabilityMajor)
+        minor = self._ask(attribute.cudaDevAttrComputeCapabilityMinor)
+        self.capability = f"sm{major}{minor}"
+        """Such as `sm86`."""
+        name = self._must(module.cudaGetDeviceProperties(_THE_DEVICE), "describe the device").name
+        self.name: str = (name.decode(errors="replace") if isinstance(name, bytes) else str(name)).strip("\0")
+        """The model of the GPU."""
+
+    def versions(self) -> tuple[int, int]:
+        """The CUDA version that the driver supports and that of the runtime, e.g. 13010 for 13.1."""
+        driver = self._must(self._module.cudaDriverGetVersion(), "ask for the driver's version")
+        return int(driver), int(self._must(self._module.cudaRuntimeGetVersion(), "ask for its version"))
+
+    def allocate(self, size: int) -> int:
+        """Device memory of `size` bytes; it is aligned to 256 bytes."""
+        pointer = self._must(self._module.cudaMalloc(size), f"allocate {size / 2**20:.1f} MiB on the GPU")
+        return int(pointer)
+
+    def free(self, pointer: int) -> None:
+        """Give device memory back."""
+        self._must(self._module.cudaFree(pointer), "free memory")
+
+    def allocate_pinned(self, size: int) -> int:
+        """Host memory of `size` bytes that the GPU copies from and to while the CPU goes on."""
+        return int(self._must(self._module.cudaHostAlloc(size, _PINNED), "allocate pinned memory"))
+
+    def free_pinned(self, pointer: int) -> None:
+        """Give pinned memory back."""
+        self._must(self._module.cudaFreeHost(pointer), "free pinned memory")
+
+    def copy(self, target: int, source: int, size: int, direction: Direction, stream: int) -> None:
+        """Copy `size` bytes in the order of the stream; the host does not wait."""
+        kind = getattr(self._module.cudaMemcpyKind, _COPIES[direction])
+        self._must(self._module.cudaMemcpyAsync(target, source, size, kind, stream), "copy memory")
+
+    def create_stream(self) -> int:
+        """A stream that does not wait for the default one."""
+        flag = self._module.cudaStreamNonBlocking
+        return int(self._must(self._module.cudaStreamCreateWithFlags(flag), "create a stream"))
+
+    def synchronize(self, stream: int) -> None:
+        """Wait until the stream has done all it was given."""
+        self._must(self._module.cudaStreamSynchronize(stream), "finish what it was given")
+
+    def synchronize_device(self) -> None:
+        """Wait for every stream of every library in this process."""
+        self._must(self._module.cudaDeviceSynchronize(), "finish what it was given")
+
+    def destroy_stream(self, stream: int) -> None:
+        """Let go of a stream."""
+        self._must(self._module.cudaStreamDestroy(stream), "destroy a stream")
+
+    def create_event(self, *, timing: bool = False) -> int:
+        """An event; only one for `timing` can be asked for times."""
+        flag = self._module.cudaEventDefault if timing else self._module.cudaEventDisableTiming
+        return int(self._must(self._module.cudaEventCreateWithFlags(flag), "create an event"))
+
+    def record(self, event: int, stream: int) -> None:
+        """Let the event happen when the stream gets here."""
+        self._must(self._module.cudaEventRecord(event, stream), "record an event")
+
+    def wait_event(self, event: int) -> None:
+        """Wait on the host until the event has happened."""
+        self._must(self._module.cudaEventSynchronize(event), "finish what it was given")
+
+    def stream_waits(self, stream: int, event: int) -> None:
+        """Let the stream wait for the event; the host goes on."""
+        self._must(self._module.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
+
+    def has_happened(self, event: int) -> bool:
+        """Whether the event has happened."""
+        (status, *_) = self._module.cudaEventQuery(event)
+        if status == self._module.cudaError_t.cudaErrorNotReady:
+            return False
+        self._must((status,), "ask for an event")
+        return True
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Milliseconds between two events for timing that have both happened."""
+        return float(self._must(self._module.cudaEventElapsedTime(start, end), "compare events"))
+
+    def destroy_event(self, event: int) -> None:
+        """Let go of an event."""
+        self._must(self._module.cudaEventDestroy(event), "destroy an event")
+
+    def begin_capture(self, stream: int) -> None:
+        """From now on note down what this thread gives to the stream, instead of doing it."""
+        # Other threads may go on allocating meanwhile, which the global mode forbids.
+        mode = self._module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._must(self._module.cudaStreamBeginCapture(stream, mode), "begin to capture a graph")
+
+    def end_capture(self, stream: int) -> int:
+        """What was noted down, as a graph that can be launched."""
+        graph = self._must(self._module.cudaStreamEndCapture(stream), "capture a graph")
+        try:
+            return int(self._must(self._module.cudaGraphInstantiate(graph, 0), "instantiate a graph"))
+        finally:
+            self._must(self._module.cudaGraphDestroy(graph), "destroy a graph")
+
+    def abandon_capture(self, stream: int) -> None:
+        """End a capture that went wrong, so that the stream can be used again."""
+        status, *values = self._module.cudaStreamEndCapture(stream)
+        if status == self._module.cudaError_t.cudaSuccess and values and values[0] is not None:
+            self._must(self._module.cudaGraphDestroy(values[0]), "destroy a graph")
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Do again what was captured."""
+        self._must(self._module.cudaGraphLaunch(graph, stream), "launch a graph")
+
+    def destroy_graph(self, graph: int) -> None:
+        """Let go of a captured graph."""
+        self._must(self._module.cudaGraphExecDestroy(graph), "destroy a graph")
+
+    def _ask(self, attribute: Any) -> int:
+        return int(
+            self._must(self._module.cudaDeviceGetAttribute(attribute, _THE_DEVICE), "describe the device")
+        )
+
+    def _must(self, answer: tuple[Any, ...], what: str) -> Any:
+        status, *values = answer
+        if status != self._module.cudaError_t.cudaSuccess:
+            raise BackendError(f"CUDA could not {what}: {_words(self._module, status)}")
+        return values[0] if values else None
+
+
+def open_cuda() -> Cuda:
+    """CUDA on this machine.  Raises BackendError with the sentence of `why_no_cuda` if there is none."""
+    problem = why_no_cuda()
+    if problem is not None:
+        raise BackendError(problem)
+    return Cuda(importlib.import_module(_MODULE))
+
+
+def why_no_cuda() -> str | None:
+    """What keeps this machine from running GPU backends, and what to do about it; None if nothing does."""
+    try:
+        if importlib.util.find_spec(_MODULE) is None:
+            return f"cuda-python is not installed; install it with `{INSTALL}`"
+        module = importlib.import_module(_MODULE)
+    except ModuleNotFoundError:
+        return f"cuda-python is not installed; install it with `{INSTALL}`"
+    except (ImportError, OSError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"cuda-python is installed but cannot be loaded ({first}); install it again with `{INSTALL}`"
+    try:
+        return _why_no_device(module)
+    except RuntimeError as error:  # the driver's library is there, but lacks what is asked for
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"the NVIDIA driver cannot be used ({first}); install a newer driver"
+
+
+def _why_no_device(module: Any) -> str | None:
+    errors = module.cudaError_t
+    status, count = module.cudaGetDeviceCount()
+    if status == errors.cudaErrorInsufficientDriver:
+        _, driver = module.cudaDriverGetVersion()
+        if not driver:
+            return "there is no NVIDIA driver on this machine; install one, or use a backend for the CPU"
+        _, needed = module.cudaRuntimeGetVersion()
+        return (
+            f"the NVIDIA driver supports CUDA {_version(driver)}, but the cuda-python here is for "
+            f"{_version(needed)}; install a newer driver, or "
+            f"`pip install 'cuda-bindings=={driver // 1000}.*'`"
+        )
+    if status == errors.cudaErrorNoDevice or (status == errors.cudaSuccess and count == 0):
+        return (
+            "the NVIDIA driver finds no GPU on this machine; check with `nvidia-smi`, and that "
+            "CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    if status != errors.cudaSuccess:
+        return f"CUDA cannot start ({_words(module, status)}); check the driver with `nvidia-smi`"
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _words(module: Any, status: Any) -> str:
+    answer, text = module.cudaGetErrorString(status)
+    if answer != module.cudaError_t.cudaSuccess or text is None:
+        return str(status)
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)

@@ -1,0 +1,108 @@
+"""A machine with an imaginary GPU: `fake_cuda` and `fake_tensorrt` installed, and engines for them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import fake_tensorrt
+from asag_deploy.bundle import Bundle
+from asag_deploy.engines.shapes import Batches, InputRange, profile
+from asag_deploy.engines.sidecar import Format, Recipe, Sidecar, engine_folder, engine_path, sidecar_to_json
+from asag_deploy.manifest import GraphSpec
+from fake_cuda import FakeCuda
+
+MODULES: dict[Format, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+MOST_IMAGES = 4
+_LARGEST = 4096
+
+
+def install_cuda(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
+    """Let `cuda.bindings.runtime` be `cuda`; None: as if it were not installed."""
+    for name in ("cuda", "cuda.bindings"):
+        package = ModuleType(name)
+        package.__path__ = []
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    if cuda is not None:
+        cuda.__spec__ = importlib.machinery.ModuleSpec("cuda.bindings.runtime", None)
+
+
+def install_tensorrt(
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: FakeCuda,
+    engine_format: Format = "tensorrt-rtx",
+    version: str = fake_tensorrt.VERSION,
+) -> ModuleType:
+    """Let TensorRT's module be the fake one."""
+    name = MODULES[engine_format]
+    module = fake_tensorrt.module(name, cuda, version)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def write_engines(
+    bundle: Bundle,
+    engine_format: Format = "tensorrt-rtx",
+    capability: str = "sm86",
+    *,
+    batches: Batches | None = None,
+    **changes: Any,
+) -> None:
+    """An engine for each graph of a bundle: the graph itself, and a sidecar (with `changes`).
+
+    With `batches` it takes the shapes that a real one would be built for, else any.
+    """
+    folder = engine_folder(bundle, engine_format, capability)
+    folder.mkdir(parents=True, exist_ok=True)
+    for graph in bundle.manifest.graphs:
+        content = bundle.graph_path(graph.name).read_bytes()
+        recipe = {
+            "producer": "tests",
+            "format": engine_format,
+            "sdk_version": fake_tensorrt.VERSION,
+            "stage": graph.name,
+            "graph_sha256": graph.sha256,
+            "precision": "fp32",
+            "tf32": False,
+            "capabilities": (capability,),
+            "compatibility": "none",
+            "version_compatible": False,
+            "device": None,
+            "optimization_level": None,
+            "plugins": (),
+            "inputs": _ranges(graph) if batches is None else profile(graph, bundle.manifest, batches),
+            "outputs": graph.outputs,
+        }
+        sidecar = Sidecar(
+            recipe=Recipe(**{**recipe, **changes}),
+            engine_sha256=hashlib.sha256(content).hexdigest(),
+            engine_bytes=len(content),
+        )
+        path = engine_path(folder, graph.name)
+        path.write_bytes(content)
+        path.with_suffix(".json").write_text(sidecar_to_json(sidecar), encoding="utf-8")
+
+
+def _ranges(graph: GraphSpec) -> tuple[InputRange, ...]:
+    """Every dynamic size from 1 on, and at most `MOST_IMAGES` images."""
+    return tuple(
+        InputRange(
+            name=spec.name,
+            dtype=spec.dtype,
+            least=tuple(size if isinstance(size, int) else 1 for size in spec.shape),
+            usual=tuple(size if isinstance(size, int) else 1 for size in spec.shape),
+            most=tuple(
+                size if isinstance(size, int) else MOST_IMAGES if size == "B" else _LARGEST
+                for size in spec.shape
+            ),
+        )
+        for spec in graph.inputs
+    )
