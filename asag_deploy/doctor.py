@@ -29,6 +29,7 @@ _CPU_FEATURES = (
 )
 _ARM_FEATURES = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 _NVIDIA_SMI_SECONDS = 10
+_SAYS_WHAT_TO_DO = ("pip install", "; install", "; check")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,11 @@ _KNOWN = (
         remedy="pip uninstall onnxruntime && pip install onnxruntime-gpu",
     ),
     _Known(name="openvino", distributions=("openvino",), remedy="pip install openvino"),
+    _Known(name="openvino-bf16", distributions=("openvino",), remedy="pip install openvino"),
     _Known(
         name="tensorrt-rtx",
         distributions=("tensorrt-rtx", "tensorrt_rtx"),
-        remedy="pip install tensorrt-rtx",
+        remedy="pip install 'asag-deploy[tensorrt-rtx]'",
     ),
     _Known(name="tensorrt", distributions=("tensorrt", "tensorrt-cu12"), remedy="pip install tensorrt"),
 )
@@ -140,7 +142,7 @@ def describe(backends: list[BackendReport], computer: MachineReport) -> str:
 def _what_to_do(report: BackendReport) -> str:
     if report.missing is None:
         return ""
-    if report.remedy is None or "pip install" in report.missing:
+    if report.remedy is None or any(words in report.missing for words in _SAYS_WHAT_TO_DO):
         return report.missing
     return f"{report.missing}: {report.remedy}"
 

@@ -239,7 +239,7 @@ DECODER = """
 decoder (INPUTS int64[B, 2] image_size, int64[Q] query_slots) => (
     float[B, Q, 3] logits, float[B, Q, 4] boxes, float[B, Q, 4] anchors, int64[B] anchor_count,
     float[B, D] det_scores, int64[B, D] det_labels, float[B, D, 4] det_boxes)
-<int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[1] first4 = {4}, int64[1] first0 = {0},
+<int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[1] first4 = {4}, int64[4] cxcywh = {0, 1, 2, 3},
  int64[1] end5 = {5}, int64[4] whwh = {1, 0, 1, 0}, float zero = {0}, float half = {0.5}, float four = {4},
  float refused = {-1}, float[3] per_class = {0, 1, 2}, int64[2] flat = {0, -1}, int64 classes = {3},
  int64[1] limit = {10}>
@@ -250,7 +250,7 @@ decoder (INPUTS int64[B, 2] image_size, int64[Q] query_slots) => (
     score = Where (keep, score_of_all, refused)
     queries = Shape (query_slots)
     best, best_index = TopK <axis = 1> (score, queries)
-    boxes_of_all = Slice (all, first0, first4, axis2)
+    boxes_of_all = Gather <axis = 2> (all, cxcywh)
     index_column = Unsqueeze (best_index, axis2)
     index = Concat <axis = 2> (index_column, index_column, index_column, index_column)
     chosen = GatherElements <axis = 1> (boxes_of_all, index)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from asag_deploy.backends.onnxruntime import OnnxRuntime
+from asag_deploy.backends.openvino import OpenVino
+from asag_deploy.backends.tensorrt import TensorRt
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.stages import Network
@@ -41,6 +43,10 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         OnnxRuntime(name="onnxruntime", device="cpu"),
         OnnxRuntime(name="onnxruntime-cuda", device="cuda"),
+        OpenVino(name="openvino", precision="f32"),
+        OpenVino(name="openvino-bf16", precision="bf16"),
+        TensorRt(name="tensorrt-rtx"),
+        TensorRt(name="tensorrt"),
     )
 }
 

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("asag-deploy", "numpy", "onnxruntime", "opencv-python-headless", "torch")
+_PACKAGES = (
+    *("asag-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "openvino"),
+    *("tensorrt-rtx", "tensorrt", "torch"),
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -27,10 +30,28 @@ def describe_machine() -> dict[str, Any]:
 
 def resident_mib() -> float:
     """Memory of this process that is in RAM, in MiB."""
+    return _status_mib("VmRSS")
+
+
+def peak_resident_mib() -> float:
+    """The most memory of this process that was ever in RAM, in MiB."""
+    return _status_mib("VmHWM")
+
+
+def clocks_mhz() -> list[float]:
+    """What each core runs at now, in MHz; nothing where the kernel does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    except (OSError, ValueError, IndexError):
+        return []
+
+
+def _status_mib(field: str) -> float:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmRSS line")
+    raise RuntimeError(f"/proc/self/status has no {field} line")
 
 
 def _processor() -> str:

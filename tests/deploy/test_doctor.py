@@ -12,7 +12,7 @@ import pytest
 from asag_deploy import doctor
 from asag_deploy.backends import BACKENDS
 
-NAMES = ("onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt-rtx", "tensorrt")
+NAMES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16", "tensorrt-rtx", "tensorrt")
 
 
 class FakeBackend:

@@ -11,7 +11,7 @@ import pytest
 
 from asag_deploy import Detector
 from asag_deploy.bundle import Bundle, write_bundle
-from asag_deploy.manifest import Manifest, Preprocessing
+from asag_deploy.manifest import Level, Manifest, Preprocessing
 from asag_export.graphs import DEFAULT_OPSET, export_stage
 from asag_export.prepare import prepare
 from asag_training.categories import default_categories
@@ -65,13 +65,15 @@ def bundle(
     shutil.rmtree(path)  # some 200 MB each
 
 
-def test_forward(bundle: tuple[str, Bundle]) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_forward(bundle: tuple[str, Bundle], backend: str) -> None:
     group, opened = bundle
     names = [name for name in NAMES if WEIGHTS[name] == WEIGHTS[group]]
     assert names
     for name in names:
         case = load_case(name)
-        with Detector.load(opened, max_level=case.max_level) as detector:  # type: ignore[arg-type]
+        level: Level | None = case.max_level  # type: ignore[assignment]
+        with Detector.load(opened, backend=backend, max_level=level) as detector:
             output = detector.forward(case.images(), case.sizes)
         side = case.sizes[:, None, [1, 0, 1, 0]]
         np.testing.assert_array_equal(output.anchor_count, case.arrays["anchors_valid"].sum(axis=1))

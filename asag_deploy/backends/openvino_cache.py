@@ -1,0 +1,82 @@
+"""Compiled graphs on disk, so that only the first start on a machine compiles.
+
+They lie in `$ASAG_CACHE_DIR`, else in `$XDG_CACHE_HOME/asag-deploy`, else in `~/.cache/asag-deploy`.  Not in
+the bundle, which may be read-only, and is the same on every machine.  Everything may be deleted at any time;
+a file that is damaged is as good as none, and where nothing can be written, nothing is cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from asag_deploy.atomic import atomic_write
+from asag_deploy.errors import OutputError
+
+_MOST_BYTES = 4 * 2**30
+_SUFFIX = ".blob"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class CompiledCache:
+    """Compiled graphs that were made by one recipe (library, version, processor and options)."""
+
+    folder: Path
+    recipe: str
+    most_bytes: int = _MOST_BYTES
+    """Beyond this, what was used longest ago is deleted."""
+
+    @classmethod
+    def of_user(cls, recipe: str) -> CompiledCache:
+        """The cache of whoever runs this."""
+        return cls(cache_folder() / "openvino", recipe)
+
+    def read(self, graph_sha256: str) -> bytes | None:
+        """What was compiled from the graph of that SHA-256, or None if it must be compiled (again)."""
+        file = self._file(graph_sha256)
+        try:
+            content = file.read_bytes()
+        except OSError:
+            return None
+        digest, compiled = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(compiled).digest() != digest:
+            return None
+        with contextlib.suppress(OSError):
+            file.touch()  # it is used, and so not the first to go
+        return compiled
+
+    def write(self, graph_sha256: str, compiled: bytes) -> None:
+        """Keep what was compiled from the graph of that SHA-256, if the disk takes it."""
+        with contextlib.suppress(OutputError), atomic_write(self._file(graph_sha256)) as temporary:
+            temporary.write_bytes(hashlib.sha256(compiled).digest() + compiled)
+        self._forget_the_oldest()
+
+    def _file(self, graph_sha256: str) -> Path:
+        key = hashlib.sha256(f"{graph_sha256} {self.recipe}".encode()).hexdigest()
+        return self.folder / f"{key}{_SUFFIX}"
+
+    def _forget_the_oldest(self) -> None:
+        with contextlib.suppress(OSError):  # another process may be at it too
+            states = [(file, file.stat()) for file in self.folder.glob(f"*{_SUFFIX}")]
+            states.sort(key=lambda entry: entry[1].st_mtime, reverse=True)
+            total = 0
+            for file, state in states:
+                total += state.st_size
+                if total > self.most_bytes:
+                    file.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where this project keeps what it can make again."""
+    own = os.environ.get("ASAG_CACHE_DIR")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "asag-deploy"
+    except RuntimeError:  # a user without a home
+        return Path(".asag-cache")

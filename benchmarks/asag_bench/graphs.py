@@ -1,0 +1,135 @@
+"""Graphs that only comparisons need, made from a bundle's own: the backbone alone, and everything in one.
+
+They are run by the same backends: each is wrapped as a bundle of one graph, which is not opened but handed
+straight to the backend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.compose
+import onnx.inliner
+import onnx.utils
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from asag_deploy.bundle import Bundle, stage_names
+from asag_deploy.manifest import GraphSpec, Probing
+from asag_deploy.probing import FEATURES
+
+PYRAMID, UNSPLIT = "pyramid", "unsplit"
+RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+
+
+def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """The part of the backbone graph that computes P2..P5, without the anchors of the first level."""
+    whole = onnx.load(bundle.graph_path("backbone"))
+    part = onnx.utils.Extractor(whole).extract_model(["image"], list(FEATURES))
+    return _bundle_of(PYRAMID, part, bundle, folder)
+
+
+def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """The whole network as one graph, which cannot stop early: every level runs, on every image.
+
+    It has what the loop decides inside the graph: as many patches as the fullest image asks for (at least
+    one), and always room for the most anchors that the decoder takes.
+    """
+    probing = bundle.manifest.probing
+    levels = [level.level for level in probing.levels]
+    parts = {name: _part(bundle, name) for name in stage_names(levels)}
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    for name, part in parts.items():
+        nodes += [*_wires(name, probing, weights), *part.graph.node]
+        weights += part.graph.initializer
+    last = parts["decoder"].graph
+    outputs = [value for value in last.output if value.name.removeprefix("decoder/") in RESULTS]
+    model = helper.make_model(
+        helper.make_graph(nodes, UNSPLIT, list(parts["normalize"].graph.input), outputs, weights),
+        opset_imports=parts["backbone"].opset_import,
+        ir_version=parts["backbone"].ir_version,
+    )
+    _rename(model, {value.name: value.name.rpartition("/")[2] for value in (*model.graph.input, *outputs)})
+    onnx.checker.check_model(model)
+    return _bundle_of(UNSPLIT, model, bundle, folder)
+
+
+def _part(bundle: Bundle, name: str) -> ModelProto:
+    """A stage without functions, all its names beginning with its own."""
+    whole = onnx.inliner.inline_local_functions(onnx.load(bundle.graph_path(name)))
+    return onnx.compose.add_prefix(whole, f"{name}/")
+
+
+def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[NodeProto]:
+    """The nodes that give the stage `name` its inputs; their constants are added to `weights`."""
+
+    def constant(label: str, value: object, dtype: type = np.int64) -> str:
+        weights.append(numpy_helper.from_array(np.array(value, dtype=dtype), f"{name}/{label}"))
+        return f"{name}/{label}"
+
+    def same(source: str, target: str) -> NodeProto:
+        return helper.make_node("Identity", [source], [f"{name}/{target}"])
+
+    if name == "normalize":
+        return
+    yield same("normalize/image_size", "image_size")
+    if name == "backbone":
+        yield same("normalize/image", "image")
+        return
+    levels = [level.level.lower() for level in probing.levels]
+    if name == "decoder":
+        yield from (same(f"backbone/{feature}", feature) for feature in FEATURES)
+        yield from (same(f"{_stage(level)}/anchors", f"anchors_{level}") for level in ("p5", *levels))
+        yield from (same(f"{_stage(level)}/selected", f"selected_{level}") for level in ("p5", *levels)[:-1])
+        constant("query_slots", np.arange(probing.anchor_cap))
+        if levels:
+            batch = f"{name}/wire_batch"
+            yield helper.make_node("Shape", ["normalize/image_size"], [batch], start=0, end=1)
+            all_levels = [batch, constant("wire_levels", [len(levels)])]
+            yield helper.make_node("Concat", all_levels, [f"{name}/wire_shape"], axis=0)
+            everywhere = [constant("wire_yes", True, np.bool_), f"{name}/wire_shape"]
+            yield helper.make_node("Expand", everywhere, [f"{name}/probed"])
+        return
+    level = name.removeprefix("probe_")
+    before = _stage(("p5", *levels)[levels.index(level)])
+    capacity = probing.levels[levels.index(level)].capacity
+    limit = min(capacity, probing.max_patches or capacity)
+    yield same(f"backbone/{level}", "feature")
+    yield same(f"{before}/origins", "patches")
+    column = [f"{before}/counts", constant("wire_column", 1)]
+    yield helper.make_node("Gather", column, [f"{name}/wire_wanted"], axis=1)
+    most = [f"{name}/wire_wanted", constant("wire_limit", limit)]
+    yield helper.make_node("Min", most, [f"{name}/patch_count"])
+    yield helper.make_node("ReduceMax", [f"{name}/patch_count"], [f"{name}/wire_fullest"], keepdims=0)
+    one = constant("wire_one", 1)
+    yield helper.make_node("Max", [f"{name}/wire_fullest", one], [f"{name}/wire_slots"])
+    span = [constant("wire_zero", 0), f"{name}/wire_slots", one]
+    yield helper.make_node("Range", span, [f"{name}/slots"])
+
+
+def _stage(level: str) -> str:
+    return "backbone" if level == "p5" else f"probe_{level}"
+
+
+def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Give values other names throughout the top level of a graph."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def _bundle_of(name: str, model: ModelProto, bundle: Bundle, folder: Path) -> Bundle:
+    content = model.SerializeToString()
+    (folder / f"{name}.onnx").write_bytes(content)
+    graph = GraphSpec(
+        name=name, file=f"{name}.onnx", sha256=hashlib.sha256(content).hexdigest(), inputs=(), outputs=()
+    )
+    return Bundle(path=folder, manifest=dataclasses.replace(bundle.manifest, graphs=(graph,)))

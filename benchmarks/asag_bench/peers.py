@@ -1,0 +1,156 @@
+"""What a bundle is compared with in the same run: PyTorch, and ways to go without early stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asag_bench.subjects import DetectorSubject, Run, Subject
+from asag_deploy.backends import open_network
+from asag_deploy.bundle import Bundle
+from asag_deploy.detector import stop_rule
+from asag_deploy.errors import ConfigError
+from asag_deploy.images import RgbImage
+from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
+from asag_deploy.postprocess import detections_of
+from asag_deploy.preprocess import make_batch
+from asag_deploy.probing import StopRule
+from asag_deploy.stages import Network
+
+if TYPE_CHECKING:
+    from asag_training.stages import TorchNetwork
+
+PEERS = {
+    "torch": "the same network in PyTorch, eager",
+    "torch-compile": "the same network in PyTorch, every stage through torch.compile",
+    "unsplit": "the whole network as one graph without early stop, in the first backend",
+    "always-probe": "the split loop, probing every level whether or not an anchor asks, in the first backend",
+}
+_FROM_CHECKPOINTS = ("torch", "torch-compile")
+
+Rule = Callable[[Level | None], StopRule]
+
+
+def check_peers(peers: Sequence[str], checkpoint: Path | None) -> None:
+    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint."""
+    for peer in peers:
+        if peer not in PEERS:
+            raise ConfigError(f"unknown peer '{peer}'; the peers are {', '.join(PEERS)}")
+        if peer in _FROM_CHECKPOINTS and checkpoint is None:
+            raise ConfigError(
+                f"the peer '{peer}' needs the weights the bundle was exported from: give --checkpoint FILE"
+            )
+
+
+def rule_of(manifest: Manifest, mode: Mode | None) -> Rule:
+    """How a bundle's probing stops, given the manual stop."""
+    return lambda max_level: stop_rule(manifest, mode, max_level)
+
+
+def open_peer(
+    peer: str,
+    bundle: Bundle,
+    *,
+    network: Network,
+    backend: str | None,
+    mode: Mode | None,
+    threads: int | None,
+    checkpoint: Path | None,
+) -> Subject:
+    """A peer, ready to be timed; `network` is the bundle as the first backend runs it.
+
+    Raises BackendError if the backend cannot run it, CheckpointError or ConfigError for a checkpoint that
+    cannot be read or is another network.
+    """
+    rule = rule_of(bundle.manifest, mode)
+    if peer == "always-probe":
+        return DetectorSubject(peer, bundle, network, _never_stops(rule))
+    if peer == "unsplit":
+        return _Unsplit(bundle, backend, threads)
+    if checkpoint is None:
+        raise ConfigError(f"the peer '{peer}' needs a checkpoint")
+    torch_network = _torch_network(checkpoint, bundle.manifest, threads)
+    if peer == "torch-compile":
+        _compile(torch_network)
+    return DetectorSubject(peer, bundle, torch_network, rule)
+
+
+def _never_stops(rule: Rule) -> Rule:
+    return lambda max_level: dataclasses.replace(rule(max_level), min_selected=0)
+
+
+def _torch_network(path: Path, manifest: Manifest, threads: int | None) -> TorchNetwork:
+    """The bundle's checkpoint as PyTorch runs it, after the same pre-processing and up to the same level."""
+    try:
+        import torch
+
+        from asag_training.checkpoints import load_checkpoint, select_head
+        from asag_training.model import build
+        from asag_training.plan import build_stages
+        from asag_training.stages import TorchNetwork
+    except ImportError as error:
+        raise ConfigError(
+            f"PyTorch peers need {error.name}: install it with `pip install 'asag-deploy[bench]'`"
+        ) from None
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = select_head(load_checkpoint(path), manifest.head)
+    if checkpoint.config.variant != manifest.variant:
+        raise ConfigError(
+            f"'{path}' holds {checkpoint.config.variant}, but the bundle {manifest.variant}; "
+            "give the checkpoint that the bundle was exported from"
+        )
+    model = build(checkpoint.config, checkpoint.state)
+    stages = build_stages(model, manifest.probing, checkpoint.head or "main", manifest.preprocessing)
+    return TorchNetwork(stages)
+
+
+def _compile(network: TorchNetwork) -> None:
+    import torch
+
+    modules: dict[str, Any] = network.modules
+    for name, stage in modules.items():
+        compiled = torch.compile(stage, dynamic=True)
+        # The network asks a stage for its interface, which a compiled one passes on to the original.
+        modules[name] = compiled
+
+
+class _Unsplit:
+    """One graph from pixels to detections."""
+
+    name = "unsplit"
+
+    def __init__(self, bundle: Bundle, backend: str | None, threads: int | None) -> None:
+        from asag_bench.graphs import UNSPLIT, unsplit_bundle
+
+        self._manifest = bundle.manifest
+        with tempfile.TemporaryDirectory() as folder:
+            self._network = open_network(backend, unsplit_bundle(bundle, Path(folder)), threads)
+        self._stage = self._network.stage(UNSPLIT)
+        levels: list[Level] = [FIRST_LEVEL, *(level.level for level in bundle.manifest.probing.levels)]
+        self._deepest = levels[-1]
+
+    def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
+        """Detect in a batch of RGB images, always to the deepest level."""
+        start = time.perf_counter()
+        pixels, sizes = make_batch(images, self._manifest.preprocessing)
+        given = {"pixels": self._network.upload(pixels), "image_size": self._network.upload(sizes)}
+        outputs = self._stage(given)
+        scores, labels, boxes, *_ = (
+            self._network.download(outputs[name])
+            for name in ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+        )
+        for i, image in enumerate(images):
+            detections_of(
+                scores[i],
+                labels[i],
+                boxes[i],
+                original_shape=(image.shape[0], image.shape[1]),
+                nms_iou=self._manifest.postprocessing.nms_iou,
+            )
+        total = (time.perf_counter() - start) * 1000
+        return Run(total_ms=total, exits=(self._deepest,) * len(images))

@@ -1,0 +1,252 @@
+"""`asag-bench` from its command line to its files, on a tiny bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from asag_bench.cli import main
+from asag_bench.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
+from asag_bench.peers import PEERS
+from asag_bench.phases import PHASES
+from asag_bench.report import markdown, on_screen
+from asag_deploy.backends import open_network
+from asag_deploy.bundle import Bundle
+from asag_deploy.detector import Detector
+from asag_deploy.postprocess import detections_of
+from bundle_edits import replace_graph
+from coco_files import write_coco
+from tiny_bundle import make_bundle, picture
+
+QUICK = ("--duration", "0.2", "--warmup", "1", "--threads", "1", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bench") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for each exit level, and one that is deeper than all."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, colour in {"p5": (0, 0), "p4": (4, 0), "p3": (5, 2), "p3-worst": (9, 6)}.items():
+        cv2.imwrite(str(folder / f"{name}.png"), picture(*colour)[..., ::-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Everything but PyTorch, in one run."""
+    folder = tmp_path_factory.mktemp("result")
+    arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(folder), *QUICK]
+    arguments += ["--peer", "unsplit", "--peer", "always-probe", "--batch", "1", "--batch", "2"]
+    assert main([*arguments, "--percentile", "50,99.9"]) == 0
+    files = {"result.json", "result.md", "latency.png", "stages.png"}
+    assert {path.name for path in folder.iterdir()} == files
+    for plot in folder.glob("*.png"):
+        drawn = cv2.imread(str(plot))
+        assert drawn is not None
+        assert np.ptp(drawn) > 100
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    assert (folder / "result.md").read_text() == markdown(found)
+    return found
+
+
+def test_strata(result: dict[str, Any]) -> None:
+    assert result["input"]["exit_levels"] == {"P5": 1, "P4": 1, "P3": 2}
+    names = [(stratum["images"], stratum["batch"]) for stratum in result["strata"]]
+    assert names == [(name, batch) for batch in (1, 2) for name in ("P5", "P4", "P3", "worst")]
+    by_name = {stratum["images"]: stratum for stratum in result["strata"]}
+    assert by_name["worst"]["pictures"] == ["p3-worst.png"]
+    assert by_name["P5"]["patches"] == [0]
+    exits = {name: stratum["subjects"]["onnxruntime"]["exits"] for name, stratum in by_name.items()}
+    assert [list(levels) for levels in exits.values()] == [["P5"], ["P4"], ["P3"], ["P3"]]
+
+
+def test_figures(result: dict[str, Any]) -> None:
+    for stratum in result["strata"]:
+        assert list(stratum["subjects"]) == ["onnxruntime", "unsplit", "always-probe"]
+        assert stratum["backbone_and_neck_ms"] > 0
+        for subject in stratum["subjects"].values():
+            calls = [ms for window in subject["windows_ms"] for ms in window]
+            assert subject["calls"] == len(calls) >= 1
+            assert subject["ms"]["max"] == max(calls)
+            assert set(subject["ms"]) == {"p50", "p99.9", "mean", "min", "max"}
+        split = stratum["subjects"]["onnxruntime"]
+        assert sum(split["share_of_total"].values()) == pytest.approx(1, abs=0.01)
+        assert split["times_as_long_as_the_first"] == {"median": 1, "p25": 1, "p75": 1}
+        assert stratum["subjects"]["unsplit"]["phases_ms"] == {}
+        probed = {"P5": set(), "P4": {"probe_p4"}}.get(stratum["images"], {"probe_p4", "probe_p3"})
+        assert set(split["phases_ms"]) == {*PHASES} - {"probe_p4", "probe_p3"} | probed
+        assert "probe_p3" in stratum["subjects"]["always-probe"]["phases_ms"]
+
+
+def test_what_it_was_measured_on(result: dict[str, Any], bundle: Bundle) -> None:
+    assert result["machine"]["packages"]["onnxruntime"]
+    assert result["machine"]["processor"]
+    assert result["command"].startswith("asag-bench ")
+    assert result["options"]["threads"] == 1
+    assert result["bundle"]["graphs"]["decoder"] == bundle.manifest.graph("decoder").sha256
+    assert result["bundle"]["trained"] is False
+    assert result["memory"]["peak_mib"] > 10
+    assert set(result["memory"]["subjects"]) == {"onnxruntime", "unsplit", "always-probe"}
+
+
+def test_tables(result: dict[str, Any]) -> None:
+    screen, page = on_screen(result), markdown(result)
+    for text in (screen, page):
+        assert "UNTRAINED weights" in text
+        assert "exit levels: P5 1, P4 1, P3 2" in text
+        assert "p99.9" in text
+        assert all(phase in text for phase in PHASES)
+        assert "'p3-worst.png': it stops at P3" in text
+    stable = all(stratum["stable"] for stratum in result["strata"])
+    assert ("NOT STABLE" in screen) is not stable
+    tables = [line for line in page.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in tables}) == 2
+    result["strata"][0]["subjects"]["unsplit"]["stable"] = result["strata"][0]["stable"] = False
+    assert "NOT STABLE: P5, batch 1: " in on_screen(result)
+
+
+def test_unsplit_finds_what_the_loop_finds(bundle: Bundle, tmp_path: Path) -> None:
+    network = open_network(None, unsplit_bundle(bundle, tmp_path), threads=1)
+    images = [picture(5, 2), picture(0), picture(3)]
+    given = {
+        "pixels": network.upload(np.stack(images)),
+        "image_size": network.upload(np.full((3, 2), 64)),
+    }
+    outputs = network.stage(UNSPLIT)(given)
+    scores, labels, boxes = (network.download(outputs[n]) for n in ("det_scores", "det_labels", "det_boxes"))
+    with Detector.load(bundle, threads=1) as detector:
+        for i, expected in enumerate(detector(images, channel_order="rgb")):
+            found = detections_of(scores[i], labels[i], boxes[i], original_shape=(64, 64), nms_iou=None)
+            np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-4)
+            np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-6)
+            np.testing.assert_array_equal(found.class_id, expected.class_id)
+
+
+def test_backbone_and_neck_alone(bundle: Bundle, tmp_path: Path) -> None:
+    network = open_network(None, pyramid_bundle(bundle, tmp_path), threads=1)
+    outputs = network.stage(PYRAMID)({"image": network.upload(np.zeros((1, 3, 64, 96), np.float32))})
+    assert list(outputs) == ["p2", "p3", "p4", "p5"]
+    assert network.download(outputs["p3"]).shape == (1, 3, 8, 12)
+
+
+def test_levels_where_no_picture_stops(
+    bundle: Bundle, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "only.png"), picture(4)[..., ::-1])
+    (tmp_path / "torn.png").write_bytes(b"")
+    loud = [option for option in QUICK if option != "--quiet"]
+    assert main([str(bundle.path), "--images", str(tmp_path), *loud]) == 0
+    text = capsys.readouterr().out
+    assert "P5 (manual stop)" in text
+    assert "no picture stops by itself at P5: these rows are of a manual stop" in text
+    assert "no picture reaches P3: that is not measured" in text
+    assert "pictures that could not be read: 1, beginning with: " in text
+
+
+def test_generated_scenes(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(bundle.path), "--limit", "2", "--mode", "fast", *QUICK[:-1]]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "2 pictures (generated scenes)" in text
+    assert "fast mode" in text
+
+
+def test_accuracy_of_what_is_timed(bundle: Bundle, tmp_path: Path) -> None:
+    categories = [{"id": 10 * i, "name": c.name} for i, c in enumerate(bundle.manifest.categories, start=1)]
+    annotations = [{"image_id": 1, "bbox": [1, 1, 20, 20], "category_id": 10}]
+    pictures = [picture(5, 2), picture(0)]
+    write_coco(tmp_path, annotations, split="val2017", pictures=pictures, categories=categories)
+    arguments = [str(bundle.path), "--data", str(tmp_path), "--output-dir", str(tmp_path / "out"), *QUICK]
+    assert main(arguments) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert found["accuracy"]["onnxruntime"]["images"] == 2
+    assert 0 <= found["accuracy"]["onnxruntime"]["ap"] <= 1
+    assert found["input"]["pictures"] == 2
+    assert "| AP |" in markdown(found)
+    assert (tmp_path / "out" / "speed_accuracy.png").is_file()
+
+
+def test_accuracy_without_its_library(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    arguments = ["--images", str(photos), "--data", str(tmp_path), "--limit", "1"]
+    assert main([str(bundle.path), *arguments, *QUICK[:-1]]) == 0
+    assert "accuracy was not measured: it needs pycocotools" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--percentile 50,abc", "--percentile is '50,abc'; expected numbers from 0 to 100"),
+        ("--percentile 101", "--percentile is '101'"),
+        ("--percentile ,", "--percentile is ','"),
+        ("--batch 0", "--batch is 0; it must be at least 1"),
+        ("--duration 0", "--duration is 0 seconds"),
+        ("--duration nan", "--duration is nan seconds"),
+        ("--warmup -1", "--warmup is -1"),
+        ("--threads 0", "--threads is 0"),
+        ("--limit 0", "--limit is 0"),
+        ("--backend tensorflow", "unknown backend 'tensorflow'; the backends are onnxruntime"),
+        ("--peer yolo", f"unknown peer 'yolo'; the peers are {', '.join(PEERS)}"),
+        ("--peer torch", "the peer 'torch' needs the weights the bundle was exported from"),
+        ("--images absent", "there is no folder 'absent' with pictures"),
+        ("--data absent", "absent"),
+        ("--mode slow", "invalid choice: 'slow'"),
+    ],
+)
+def test_wrong_input(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: str, sentence: str
+) -> None:
+    assert main([str(bundle.path), *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("asag-bench: error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_wrong_bundles_and_missing_backends(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "absent")]) == 2
+    assert "there is no bundle" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([str(bundle.path), "--images", str(tmp_path / "empty")]) == 2
+    assert "holds no images" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert main([str(bundle.path), "--backend", "openvino"]) == 2
+    assert "pip install openvino" in capsys.readouterr().err
+
+
+def test_plots_without_their_library(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([str(bundle.path), "--output-dir", str(tmp_path / "out")]) == 2
+    assert "plots need matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_backbone_that_cannot_be_cut_is_only_a_note(
+    bundle: Bundle, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    from asag_bench import graphs
+
+    broken = replace_graph(bundle, "backbone", b"no graph", tmp_path / "broken")
+    monkeypatch.setattr(graphs, "pyramid_bundle", lambda *_: broken)
+    assert main([str(bundle.path), "--images", str(photos), *QUICK[:-1]]) == 0
+    assert "backbone and neck alone were not timed: the backend 'onnxruntime'" in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""The PyTorch peers: the checkpoint that a bundle was exported from, eager and compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asag_bench.peers import open_peer
+from asag_bench.subjects import Subject
+from asag_deploy.bundle import Bundle
+from asag_deploy.errors import CheckpointError, ConfigError
+from asag_deploy.manifest import Manifest, Preprocessing
+from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_training.plan import postprocessing_plan, probing_plan
+from asag_training.scenes import draw_scene
+from small_network import small_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return small_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("peers") / "small.safetensors"
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+def bundle_of(checkpoint: Checkpoint, variant: str | None = None) -> Bundle:
+    """What the manifest would say; PyTorch needs no graphs."""
+    config = checkpoint.config
+    manifest = Manifest(
+        producer="tests",
+        variant=variant or config.variant,
+        head="main",
+        precision="fp32",
+        opset=20,
+        trained=False,
+        categories=tuple(checkpoint.categories),
+        preprocessing=Preprocessing(shorter_side=96, longer_side=160),
+        probing=probing_plan(config),
+        postprocessing=postprocessing_plan(config),
+        graphs=(),
+    )
+    return Bundle(path=Path(), manifest=manifest)
+
+
+def peer(name: str, bundle: Bundle, file: Path) -> Subject:
+    network: Any = None  # of the bundle, which these peers do without
+    return open_peer(name, bundle, network=network, backend=None, mode=None, threads=None, checkpoint=file)
+
+
+def test_eager(checkpoint: Checkpoint, file: Path) -> None:
+    subject = peer("torch", bundle_of(checkpoint), file)
+    run = subject([draw_scene(96, 128, 0), draw_scene(96, 96, 1)], None)
+    assert len(run.exits) == 2
+    assert {"backbone", "decoder", "loop"} <= set(run.phases_ms)
+    assert subject([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+
+
+def test_every_stage_is_compiled(checkpoint: Checkpoint, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def fake_compile(stage: Any, *, dynamic: bool) -> Any:
+        assert dynamic
+        compiled.append(stage.name)
+        return original(stage, dynamic=dynamic, backend="eager")  # traced, but no C++ compiler needed
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    subject = peer("torch-compile", bundle_of(checkpoint), file)
+    assert compiled == ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
+    image = draw_scene(96, 128, 0)
+    assert subject([image], "P5").exits == ("P5",)
+
+
+def test_another_network(checkpoint: Checkpoint, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds asag-a-r50-100, but the bundle asag-s-r50-100"):
+        peer("torch", bundle_of(checkpoint, "asag-s-r50-100"), file)
+    with pytest.raises(CheckpointError, match="there is no checkpoint file"):
+        peer("torch", bundle_of(checkpoint), tmp_path / "absent.pth")
+
+
+def test_pictures_are_prepared_as_for_the_bundle(checkpoint: Checkpoint, file: Path) -> None:
+    subject: Any = peer("torch", bundle_of(checkpoint), file)
+    found = subject.detector()(draw_scene(192, 256, 0), channel_order="rgb")
+    assert found.original_shape == (192, 256)
+    assert np.isfinite(found.xyxy).all()

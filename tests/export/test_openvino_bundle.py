@@ -1,0 +1,121 @@
+"""Exported bundles in OpenVINO: float32 passes the parity gate, and what bfloat16 costs is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.bundle import Bundle
+from asag_deploy.stages import Network
+from asag_export.gate import run_gate
+from asag_training.model import build
+from asag_training.plan import build_stages
+from asag_training.scenes import draw_scene
+from small_network import small_checkpoint
+
+pytest.importorskip("openvino", reason="needs OpenVINO")
+
+Arrays = dict[str, NDArray[Any]]
+
+BFLOAT16_BOUNDS = {
+    "backbone": {"p2": 0.02, "p3": 0.03, "p4": 0.03, "p5": 0.03, "anchors": 0.03},
+    "probe_p4": {"anchors": 0.03},
+    "decoder": {"logits": 0.05, "boxes": 0.05, "anchors": 1e-6},
+}
+"""The most that an output of a stage differs for the same inputs, as a share of its largest magnitude."""
+
+
+def test_float32_passes_the_gate(small_bundle: Bundle) -> None:
+    checkpoint = small_checkpoint()
+    manifest = small_bundle.manifest
+    stages = build_stages(
+        build(checkpoint.config, checkpoint.state).requires_grad_(False),
+        manifest.probing,
+        preprocessing=manifest.preprocessing,
+    )
+    network = open_network("openvino", small_bundle, threads=1)
+    report = run_gate(stages, network, manifest.probing, backend="openvino", precision="fp32")
+    assert [row for row in report.stages if not row.passed] == []
+    assert [run for run in report.runs if not run.passed] == []
+
+
+@pytest.fixture
+def expected(small_bundle: Bundle) -> dict[str, tuple[Arrays, Arrays]]:
+    """Inputs and outputs of each stage in ONNX Runtime, on two images of which both are probed on P4."""
+    network = open_network(None, small_bundle, threads=1)
+    pixels = np.stack([draw_scene(160, 224, seed) for seed in (1, 2)])
+    size = np.array([[160, 224], [150, 200]])
+    image = run(network, "normalize", {"pixels": pixels, "image_size": size})["image"]
+    calls: dict[str, tuple[Arrays, Arrays]] = {}
+
+    def call(name: str, inputs: Arrays) -> Arrays:
+        calls[name] = (inputs, run(network, name, inputs))
+        return calls[name][1]
+
+    first = call("backbone", {"image": image, "image_size": size})
+    patches = first["counts"][:, 1]
+    assert (patches > 0).all()
+    slots = np.arange(patches.max())
+    second = call(
+        "probe_p4",
+        {
+            "feature": first["p4"],
+            "image_size": size,
+            "patches": first["origins"],
+            "patch_count": patches,
+            "slots": slots,
+        },
+    )
+    empty = small_bundle.manifest.probing.levels[1].anchors_per_patch
+    call(
+        "decoder",
+        {
+            **{name: first[name] for name in ("p2", "p3", "p4", "p5")},
+            "anchors_p5": first["anchors"],
+            "selected_p5": first["selected"],
+            "anchors_p4": second["anchors"],
+            "selected_p4": second["selected"],
+            "anchors_p3": np.zeros((2, empty, 5), np.float32),
+            "probed": np.array([[True, False]] * 2),
+            "image_size": size,
+            "query_slots": np.arange(60),
+        },
+    )
+    return calls
+
+
+def run(network: Network, name: str, inputs: Arrays) -> Arrays:
+    outputs = network.stage(name)({key: network.upload(array) for key, array in inputs.items()})
+    return {key: network.download(array) for key, array in outputs.items()}
+
+
+def differences(network: Network, expected: dict[str, tuple[Arrays, Arrays]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for name, bounds in BFLOAT16_BOUNDS.items():
+        inputs, outputs = expected[name]
+        actual = run(network, name, inputs)
+        found[name] = {key: relative_difference(outputs[key], actual[key]) for key in bounds}
+    return found
+
+
+def relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def test_what_bfloat16_costs(small_bundle: Bundle, expected: dict[str, tuple[Arrays, Arrays]]) -> None:
+    missing = BACKENDS["openvino-bf16"].available()
+    if missing is not None:
+        pytest.skip(missing)
+    found = differences(open_network("openvino-bf16", small_bundle, threads=1), expected)
+    over = {
+        f"{name}.{key}": value
+        for name, values in found.items()
+        for key, value in values.items()
+        if value > BFLOAT16_BOUNDS[name][key]
+    }
+    assert over == {}, found
+    assert found["backbone"]["p2"] > 1e-4, "nothing was computed in bfloat16"
