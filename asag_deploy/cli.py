@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
-from asag_deploy.command_line import OneSentenceParser
+from asag_deploy.command_line import ALL_FINE, INTERRUPTED, SOME_FAILED, OneSentenceParser, exit_code
 from asag_deploy.detections import Detections
 from asag_deploy.doctor import describe, diagnose, machine
 from asag_deploy.drawing import trace_caption
-from asag_deploy.errors import AsagError, ConfigError, ImageError, SourceError
+from asag_deploy.errors import ConfigError, ImageError, SourceError
 from asag_deploy.manifest import Level, Mode
 from asag_deploy.results import ResultWriter
 from asag_deploy.sources import Failure, Frame, count_frames, iter_frames, list_sources
@@ -34,8 +34,6 @@ _UNTRAINED = "the bundle's weights are untrained, so its detections mean nothing
 _TIMES_KEPT = 10_000
 """Times a phase that the summary is made of, the latest ones: a camera may run for days."""
 
-ALL_FINE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-detect` with these arguments (None: the command line's) and return its exit code.
@@ -44,19 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted, after writing what had been found.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a bad video is reported by us, once
-    try:
+
+    def command() -> int:
         options = parse_arguments(argv)
         return _doctor(options) if options.doctor else _detect(options)
-    except AsagError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return NOTHING_DONE
-    except SystemExit as stop:  # argparse, after --help or --version
-        return int(stop.code or ALL_FINE)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOTHING_DONE
+
+    return exit_code(PROGRAM, command)
 
 
 @dataclass(frozen=True, kw_only=True)

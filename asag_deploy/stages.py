@@ -17,9 +17,11 @@ probe_p4    feature = p4, image_size, patches = origins, patch_count i64 (B), sl
 probe_p3    feature = p3, the others as above
             -> anchors (B, k*A, 5), counts (B, 4)
 decoder     p2..p5, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3, probed bool (B, levels),
-            image_size, query_slots i64 (Q) = 0..Q-1; without what belongs to levels the network cannot probe
+            image_size, query_slots i64 (Q) = 0..Q-1; without what belongs to levels the network cannot probe,
+            and without selected_* and probed where anchors that were probed stay
             -> logits (B, Q, classes), boxes (B, Q, 4), anchors (B, Q, 4), anchor_count i64 (B),
-               det_scores (B, D), det_labels i64 (B, D), det_boxes (B, D, 4)
+               det_scores (B, D), det_labels i64 (B, D), det_boxes (B, D, 4),
+               proposal_scores (B, Q), proposal_boxes (B, Q, 4)
 
 image_size     valid height and width in pixels, what lies right of and below it is padding
 anchors        cx, cy, w, h in pixels, score 0..1; in the decoder's output without the score
@@ -28,6 +30,8 @@ origins        x, y of patches in cells of the next level's map, best scored fir
 counts         per image, see `asag_deploy.probing.Counts`
 boxes          cx, cy, w, h relative to image_size; det_boxes likewise but x1, y1, x2, y2
 anchor_count   queries before it are real, the others padding; det_* rows beyond them have score 0
+proposal_*     what the relation block made of the anchors, best class score and box as `boxes`: for
+               evaluation, never read by the runtime, and not in bundles of earlier releases
 """
 
 from __future__ import annotations

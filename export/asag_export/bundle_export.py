@@ -11,10 +11,14 @@ from pathlib import Path
 from asag_deploy import __version__
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle, write_bundle
+from asag_deploy.engines.adapter import FORMATS as ENGINE_FORMATS
+from asag_deploy.engines.build import BuildOptions
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.manifest import Manifest, Mode, Precision, Preprocessing
+from asag_export.engine_gate import EngineParity, engines_can_run, gate_engines
 from asag_export.gate import ParityReport, run_gate
-from asag_export.graphs import DEFAULT_OPSET, OPSETS, export_stage
+from asag_export.graphs import DEFAULT_OPSET, check_opset, export_stage
+from asag_export.mixed import with_half_features
 from asag_export.prepare import prepare
 from asag_training.checkpoints import Checkpoint, select_head
 from asag_training.config import MAIN_HEAD
@@ -22,7 +26,7 @@ from asag_training.model import build
 from asag_training.plan import build_stages, postprocessing_plan, probing_plan
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-FORMATS = ("onnx",)
+FORMATS = ("onnx", *ENGINE_FORMATS)
 
 Progress = Callable[[str], None]
 
@@ -33,6 +37,8 @@ class Export:
 
     bundle: Bundle
     parity: ParityReport
+    engines: EngineParity | None = None
+    """What the gate found on engines; None if none were asked for, or no GPU here can run them."""
 
 
 def export_bundle(
@@ -45,6 +51,7 @@ def export_bundle(
     precision: Precision = "fp32",
     opset: int = DEFAULT_OPSET,
     preprocessing: Preprocessing | None = None,
+    engines: BuildOptions | None = None,
     overwrite: bool = False,
     keep_failed: bool = False,
     progress: Progress = lambda step: None,
@@ -52,7 +59,8 @@ def export_bundle(
     """Export a checkpoint to a bundle at `output_dir` and prove that it computes the same.
 
     head: which of the parallel decoders, None for the main one; levels: the manual stop (`p3-p6`, `p4-p6`,
-    `p5-p6`); mode: `fast` keeps 15 patches a level at most; progress: told what is being done, step by step.
+    `p5-p6`); mode: `fast` keeps 15 patches a level at most; engines: built and compared as well, if a GPU
+    here can run them, where stages that fail in float16 stay in float32; progress: told what is being done.
 
     The bundle appears only when everything has succeeded, the parity gate included; with `keep_failed` one
     that fails the gate is kept for inspection, its manifest saying so.  Raises ConfigError for options that
@@ -61,8 +69,7 @@ def export_bundle(
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
-    if opset not in OPSETS:
-        raise ConfigError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    check_opset(opset)
     chosen = select_head(checkpoint, head or checkpoint.head_names[-1])
     config = chosen.config
     probing = probing_plan(config, levels, mode)
@@ -88,18 +95,42 @@ def export_bundle(
             postprocessing=postprocessing_plan(config),
             graphs=(),
         )
-        progress("comparing with PyTorch")
-        report = run_gate(
-            build_stages(model, probing, preprocessing=preprocessing),
-            open_network(None, writer.finish(manifest)),
-            probing,
-            backend="onnxruntime",
-            precision=precision,
-        )
-        writer.finish(dataclasses.replace(manifest, parity=report.to_dict()))
-        if not report.passed and not keep_failed:
-            raise ParityError(_failure(report, Path(output_dir)))
-    return Export(bundle=Bundle.open(output_dir), parity=report)
+        reference = build_stages(model, probing, preprocessing=preprocessing)
+
+        def judge(bundle: Bundle) -> ParityReport:
+            progress("comparing with PyTorch")
+            network = open_network(None, bundle)
+            return run_gate(reference, network, probing, backend="onnxruntime", precision=precision)
+
+        def in_float32(name: str) -> Bundle:
+            progress(f"exporting {name} in float32")
+            stages = build_stages(prepare(model, "fp32"), probing, preprocessing=preprocessing)
+            (stage,) = (stage for stage in stages if stage.name == name)
+            full = export_stage(stage, config, probing, precision="fp32", opset=opset)
+            proto, inputs, outputs = with_half_features(*full)
+            writer.add_graph(name, proto.SerializeToString(), inputs=inputs, outputs=outputs)
+            return writer.finish(manifest)
+
+        report = judge(writer.finish(manifest))
+        found: EngineParity | None = None
+        if engines is not None and report.passed and engines_can_run(engines):
+            progress(f"comparing {engines.engine_format} with PyTorch")
+            found = gate_engines(
+                reference,
+                writer.finish(manifest),
+                engines,
+                probing,
+                precision=precision,
+                in_float32=in_float32,
+            )
+            if found.full_precision:
+                report = judge(writer.finish(manifest))  # other graphs than those that were judged
+        parity = report.to_dict() | ({"engines": found.to_dict()} if found is not None else {})
+        writer.finish(dataclasses.replace(manifest, parity=parity))
+        failed = report if not report.passed or found is None else found.report
+        if not failed.passed and not keep_failed:
+            raise ParityError(_failure(failed, Path(output_dir)))
+    return Export(bundle=Bundle.open(output_dir), parity=report, engines=found)
 
 
 def _failure(report: ParityReport, output_dir: Path) -> str:
@@ -111,6 +142,6 @@ def _failure(report: ParityReport, output_dir: Path) -> str:
         else "the loop's stops or the detections differ end to end"
     )
     return (
-        f"the exported bundle does not compute what the checkpoint computes: {where}; nothing was written to "
-        f"'{output_dir}'; export again with --keep-failed to inspect it"
+        f"the exported bundle does not compute what the checkpoint computes with {report.backend}: {where}; "
+        f"nothing was written to '{output_dir}'; export again with --keep-failed to inspect it"
     )

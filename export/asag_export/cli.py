@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from asag_deploy import __version__
-from asag_deploy.command_line import OneSentenceParser
-from asag_deploy.errors import AsagError, ConfigError, ParityError
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.engines.adapter import open_library
+from asag_deploy.engines.build import BuildOptions, summary
+from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
+from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.manifest import Preprocessing
 from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
 from asag_export.graphs import DEFAULT_OPSET
@@ -22,22 +25,12 @@ from asag_training.plan import LEVELS
 
 PROGRAM = "asag-export"
 
-EXIT_OK, EXIT_PARITY, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_PARITY = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-export` and return its exit code: 0, 1 if the parity gate fails, 2 for any other error."""
-    try:
-        _run(_parser().parse_args(argv))
-    except ParityError as error:
-        return _complain(error, EXIT_PARITY)
-    except AsagError as error:
-        return _complain(error, EXIT_ERROR)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return EXIT_OK
+    return exit_code(PROGRAM, lambda: _run(_parser().parse_args(argv)), {ParityError: EXIT_PARITY})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,19 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
     precisions = " or ".join(PRECISIONS)
     add("--precision", metavar="NAME", default="fp32", help=f"{precisions} (default %(default)s)")
-    add("--format", metavar="NAME", default="onnx", help="onnx (default)")
+    formats = "onnx alone (default), or engines beside it: tensorrt-rtx or tensorrt"
+    add("--format", metavar="NAME", default="onnx", help=formats)
     add("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
     add("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
     add("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
     add("--quiet", action="store_true", help="no progress and no table")
+    add_engine_options(parser)
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
-    if options.format not in FORMATS:
-        raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
+def _run(options: argparse.Namespace) -> int:
+    engines = _engines(options)  # before an export that takes minutes
     checkpoint = _checkpoint(options)
     steps = 4 + len(LEVELS.get(options.levels, ()))
     off = True if options.quiet else None  # None: unless stderr is a terminal
@@ -94,16 +88,39 @@ def _run(options: argparse.Namespace) -> None:
             precision=options.precision,
             opset=options.opset,
             preprocessing=_preprocessing(options, checkpoint),
+            engines=engines,
             overwrite=options.overwrite,
             keep_failed=options.keep_failed,
             progress=progress,
         )
     if not options.quiet:
         print(format_report(result.parity))
+        if result.engines is not None:
+            print(format_report(result.engines.report))
+            for stage, why in result.engines.full_precision.items():
+                print(f"  {stage} stays in float32: {why}")
         variant = result.bundle.manifest.variant
         print(f"{result.bundle.path}: {variant}, {options.precision}, ready for asag-detect")
-    if not result.parity.passed:
+    if not result.parity.passed or (result.engines is not None and not result.engines.report.passed):
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although it failed the parity gate")
+    if engines is not None:
+        report = build_with_progress(result.bundle, engines, quiet=options.quiet)
+        if not options.quiet:
+            print("\n".join(summary(report, result.bundle)))
+    return 0
+
+
+def _engines(options: argparse.Namespace) -> BuildOptions | None:
+    """How to build engines, if they are asked for and their library is there."""
+    if options.format not in FORMATS:
+        raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
+    if options.format == "onnx":
+        if options.gpus:
+            raise ConfigError("--gpu is for engines; give --format tensorrt-rtx too, or leave it out")
+        return None
+    engines = engine_options(options, engine_format=options.format, precision=options.precision)
+    open_library(engines.engine_format)
+    return engines
 
 
 def _checkpoint(options: argparse.Namespace) -> Checkpoint:
@@ -124,11 +141,6 @@ def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepr
             f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer"
         )
     return dataclasses.replace(default, shorter_side=shorter, longer_side=longer)
-
-
-def _complain(error: AsagError, code: int) -> int:
-    print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -50,8 +50,7 @@ def export_stage(
     Raises ConfigError for an opset that is not supported, ExportError if the model cannot be made or is not
     valid ONNX.
     """
-    if opset not in OPSETS:
-        raise ConfigError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
+    check_opset(opset)
     inputs = stage_inputs(stage, config, probing, precision)
     outputs = stage_outputs(stage, config, probing, precision)
     arguments = tuple(_example(spec) for spec in inputs)
@@ -78,6 +77,12 @@ def export_stage(
     proto = ir.serde.serialize_model(model)
     check(proto, stage.name)
     return proto, inputs, outputs
+
+
+def check_opset(opset: int) -> None:
+    """Raise ConfigError for a version of ONNX's operators that graphs cannot be exported to."""
+    if opset not in OPSETS:
+        raise ConfigError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
 
 
 def check(model: onnx.ModelProto, name: str) -> None:
@@ -148,6 +153,8 @@ def _outputs(stage: StageModule, config: AsagConfig, probing: Probing) -> dict[s
         _spec("det_scores", "float32", "batch", "detections"),
         _spec("det_labels", "int64", "batch", "detections"),
         _spec("det_boxes", "float32", "batch", "detections", 4),
+        _spec("proposal_scores", "float32", "batch", "queries"),
+        _spec("proposal_boxes", "float32", "batch", "queries", 4),
         _spec("anchors", "float32", "batch", "queries", 4)
         if stage.name == "decoder"
         else _spec("anchors", "float32", "batch", anchors, 5),

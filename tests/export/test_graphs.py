@@ -155,7 +155,7 @@ def test_what_inference_does_without_is_left_out(small_bundle: Bundle) -> None:
     heads = [holders(f"decoder.bbox_head.{i}.fc_cls.weight") for i in range(4)]
     assert heads == [set(), set(), set(), {"decoder"}]
     assert holders("rpn.fc_reg.weight") == {"decoder"}
-    assert holders("rpn.fc_cls.weight") == set()  # only trained for its gradients
+    assert holders("rpn.fc_cls.weight") == {"decoder"}  # which says how good the proposals are
 
 
 @pytest.mark.slow

@@ -103,7 +103,10 @@ def test_half_precision_is_of_weights_and_features_only(model: Asag) -> None:
     half = {name for name, tensor in outputs.items() if tensor.dtype == torch.float16}
     assert half == {f"backbone.p{i}" for i in (2, 3, 4, 5)}
     full = {name for name, tensor in outputs.items() if tensor.dtype == torch.float32}
-    assert full == {*FLOATS, "decoder.det_boxes"} - half
+    assert (
+        full
+        == {*FLOATS, *(f"decoder.{n}" for n in ("det_boxes", "proposal_scores", "proposal_boxes"))} - half
+    )
     for name in ("decoder.logits", "backbone.p2"):
         bound = 2e-2 * float(expected[name].abs().max())
         torch.testing.assert_close(outputs[name].float(), expected[name], atol=bound, rtol=0, msg=name)

@@ -118,8 +118,8 @@ class AdaMixerStage(nn.Module):
 
     def forward(
         self, features: list[Tensor], xyzr: Tensor, content: Tensor, blocked: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """-> logits (B, Q, classes) and refined boxes (B, Q, 4) xyzr."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-> logits (B, Q, classes), refined boxes (B, Q, 4) xyzr, and content (B, Q, C)."""
         bias = overlap_bias(xyzr, self.iof_tau, blocked)
         content = content + sine_embedding(xyzr, content.shape[-1]).to(content.dtype)
         content = self.attention_norm(self.attention(content, bias) + content)
@@ -127,22 +127,29 @@ class AdaMixerStage(nn.Module):
         content = self.ffn_norm(self.ffn(content) + content)
         logits = self.fc_cls(run(self.cls_fcs, content)).float()
         delta = self.fc_reg(run(self.reg_fcs, content)).float()
-        return logits, box_ops.refine_xyzr(xyzr, delta)
+        return logits, box_ops.refine_xyzr(xyzr, delta), content
 
 
 class AdaMixerDecoder(nn.Module):
-    """The parallel AdaMixer stages of ASAG-A; each refines the same proposals."""
+    """The parallel decoders of ASAG-A, each of one AdaMixer stage or a sequence of them; all refine the same
+    proposals."""
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
-        self.decoder_embedding = nn.Embedding(config.heads, config.hidden_dim)
-        self.bbox_head = nn.ModuleList(AdaMixerStage(config) for _ in range(config.heads))
+        self.layers = config.decoder_layers
+        stages = config.heads * self.layers
+        self.decoder_embedding = nn.Embedding(stages, config.hidden_dim)
+        self.bbox_head = nn.ModuleList(AdaMixerStage(config) for _ in range(stages))
 
     def forward(
         self, head: int, features: list[Tensor], proposals: Proposals, image_size: Tensor, blocked: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Head `head` -> logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative to the valid image."""
-        xyzr = proposals.xyzr.detach()
-        content = proposals.content + self.decoder_embedding.weight[head]
-        logits, refined = self.bbox_head[head](features, xyzr, content, blocked)
-        return logits, xyzr_to_relative(refined, image_size)
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Head `head` -> for each of its layers, logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative
+        to the valid image."""
+        xyzr, content = proposals.xyzr, proposals.content
+        predicted = []
+        for stage in range(head * self.layers, (head + 1) * self.layers):
+            query = content + self.decoder_embedding.weight[stage]
+            logits, xyzr, content = self.bbox_head[stage](features, xyzr.detach(), query, blocked)
+            predicted.append((logits, xyzr_to_relative(xyzr, image_size)))
+        return predicted

@@ -25,6 +25,7 @@ _COUNTS = (
     "backbone_width",
     "num_classes",
     "heads",
+    "decoder_layers",
     "hidden_dim",
     "ffn_dim",
     "attention_heads",
@@ -60,6 +61,9 @@ class AsagConfig:
     num_classes: int = 80
     heads: int = 4
     """Parallel decoders: the main one and `heads - 1` auxiliary ones [num_decoder_layers]."""
+    decoder_layers: int = 1
+    """Layers of each decoder, in sequence: each refines boxes and content of the one before, and is trained
+    (paper, table 8).  The published networks have one."""
 
     hidden_dim: int = 256
     ffn_dim: int = 2048
@@ -98,6 +102,9 @@ class AsagConfig:
     """Anchors narrower or lower than this, in pixels, get score 0."""
     max_patches: int | None = None
     """The most patches per image and level, or None (CrowdHuman: 60)."""
+    replace_anchors: bool = True
+    """Anchors that asked for a closer look give way to those of the level that took it; else they stay, and
+    pass by their score as others do (paper, table 5a)."""
 
     max_detections: int | None = 100
     """Detections kept per image, or None for one per query and class (CrowdHuman)."""
@@ -140,6 +147,10 @@ class AsagConfig:
     def head_names(self) -> tuple[str, ...]:
         """The parallel decoders in checkpoint order: `aux_0`, `aux_1`, ..., and `main`, which is the last."""
         return (*(f"aux_{i}" for i in range(self.heads - 1)), MAIN_HEAD)
+
+    def layer_names(self, head: str) -> tuple[str, ...]:
+        """The layers of a decoder in sequence: `main_layer_0`, ..., and the last by the decoder's name."""
+        return (*(f"{head}_layer_{i}" for i in range(self.decoder_layers - 1)), head)
 
     @property
     def detection_limit(self) -> int:

@@ -61,9 +61,16 @@ class Asag(nn.Module):
     def decode(
         self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
     ) -> HeadOutput:
-        """The predictions of one of the parallel decoders (`main`, `aux_0`, ...)."""
+        """The predictions of one of the parallel decoders (`main`, `aux_0`, ...): those of its last layer."""
+        return self.decode_layers(head, features, proposals, blocked, image_size)[-1]
+
+    def decode_layers(
+        self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
+    ) -> list[HeadOutput]:
+        """The predictions of every layer of one of the parallel decoders, in sequence."""
         index = self.head_index(head)
-        return HeadOutput(*self.decoder(index, features, proposals, image_size, blocked))
+        predicted = self.decoder(index, features, proposals, image_size, blocked)
+        return [HeadOutput(*of_layer) for of_layer in predicted]
 
     def head_index(self, head: str) -> int:
         """Position of a decoder among the parallel ones (ConfigError lists them)."""

@@ -54,7 +54,8 @@ class NetworkOutput:
     relation: HeadOutput
     """Logits (B, N + Q, classes) and boxes (B, N + Q, 4) of the relation block."""
     heads: dict[str, HeadOutput]
-    """The same of each parallel decoder, by name."""
+    """The same of each parallel decoder by name, and of its layers before the last where it has several
+    (`AsagConfig.layer_names`)."""
     denoising: Denoising | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.manifest import Preprocessing
@@ -20,7 +20,7 @@ from asag_training.training_settings import TrainingSettings
 _PUBLISHED_IMAGES_PER_RANK = 2
 """Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
 
-Compute = Literal["fp32", "bf16"]
+Compute = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class Optimisation:
     """Let BatchNorm normalise by each batch and learn its statistics: for random weights.  Not synchronised
     between processes."""
     compute: Compute = "fp32"
-    """The type backbone and neck compute in; everything else is float32."""
+    """The type backbone and neck compute in; everything else is float32.  With fp16 the loss is scaled, and
+    updates whose gradients overflow are left out and counted."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
@@ -53,7 +54,7 @@ class Optimisation:
         for name in ("lr", "backbone_factor", "max_gradient_norm"):
             self._require(getattr(self, name) > 0, name, "above 0")
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        self._require(self.compute in ("fp32", "bf16"), "compute", "'fp32' or 'bf16'")
+        self._require(self.compute in get_args(Compute), "compute", "'fp32', 'bf16' or 'fp16'")
 
     def _require(self, condition: bool, name: str, expected: str) -> None:
         if not condition:
@@ -145,7 +146,7 @@ def _scenes() -> Recipe:
     """Generated scenes of 320 pixels, 3000 of them, from random weights on one CPU core."""
     return Recipe(
         network=_small("asag-a-scenes", num_classes=5),
-        schedule=Schedule(epochs=12, drops=(9, 11), warmup_steps=100),
+        schedule=Schedule(epochs=9, drops=(7, 8), warmup_steps=100),
         augmentation=Augmentation(shorter_sides=(320,), longer_side=320, vertical_flip=0.5),
         patches=TrainingSettings(min_patches=8, denoising_queries=50),
         optimisation=_FROM_RANDOM_WEIGHTS,
@@ -157,7 +158,7 @@ def _bccd() -> Recipe:
     """Photographs of blood cells, 640x480: a few hundred images, no up or down."""
     return Recipe(
         network=_small("asag-a-bccd", num_classes=3),
-        schedule=Schedule(epochs=130, drops=(100, 120), warmup_steps=100),
+        schedule=Schedule(epochs=90, drops=(75, 85), warmup_steps=100),
         augmentation=Augmentation(
             shorter_sides=(288, 320, 352),
             longer_side=480,

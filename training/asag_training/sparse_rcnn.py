@@ -69,14 +69,16 @@ class SparseRcnnStage(nn.Module):
         self.bboxes_delta = nn.Linear(dim, 4)
         init_detection_head(self, self.class_logits, self.bboxes_delta)
 
-    def forward(self, content: Tensor, roi: Tensor, boxes: Tensor, blocked: Tensor) -> tuple[Tensor, Tensor]:
-        """-> logits (B, Q, classes) and refined boxes (B, Q, 4), cxcywh as `boxes`."""
+    def forward(
+        self, content: Tensor, roi: Tensor, boxes: Tensor, blocked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-> logits (B, Q, classes), refined boxes (B, Q, 4), cxcywh as `boxes`, and content (B, Q, C)."""
         content = self.norm1(content + self.self_attn(content, blocking_bias(blocked)))
         content = self.norm2(content + self.inst_interact(content, roi.to(content.dtype)))
         content = self.norm3(content + self.linear2(self.act(self.linear1(content))))
         logits = self.class_logits(run(self.cls_module, content)).float()
         delta = self.bboxes_delta(run(self.reg_module, content)).float()
-        return logits, _refine(boxes, delta)
+        return logits, _refine(boxes, delta), content
 
 
 def _refine(boxes: Tensor, delta: Tensor) -> Tensor:
@@ -87,19 +89,28 @@ def _refine(boxes: Tensor, delta: Tensor) -> Tensor:
 
 
 class SparseRcnnDecoder(nn.Module):
-    """The parallel Sparse R-CNN stages of ASAG-S; each refines the same proposals."""
+    """The parallel decoders of ASAG-S, each of one Sparse R-CNN stage or a sequence of them; all refine the
+    same proposals."""
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
-        self.head_series = nn.ModuleList(SparseRcnnStage(config) for _ in range(config.heads))
-        self.decoder_embedding = nn.Embedding(config.heads, config.hidden_dim)
+        self.layers = config.decoder_layers
+        stages = config.heads * self.layers
+        self.head_series = nn.ModuleList(SparseRcnnStage(config) for _ in range(stages))
+        self.decoder_embedding = nn.Embedding(stages, config.hidden_dim)
 
     def forward(
         self, head: int, features: list[Tensor], proposals: Proposals, image_size: Tensor, blocked: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Head `head` -> logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative to the valid image."""
-        boxes = proposals.boxes.detach()
-        pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
-        roi = multiscale_roi_align(features, pixels, PYRAMID_STRIDES).flatten(2, 3)
-        content = proposals.content + self.decoder_embedding.weight[head]
-        return self.head_series[head](content, roi, boxes, blocked)  # type: ignore[no-any-return]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Head `head` -> for each of its layers, logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative
+        to the valid image."""
+        boxes, content = proposals.boxes, proposals.content
+        predicted = []
+        for stage in range(head * self.layers, (head + 1) * self.layers):
+            boxes = boxes.detach()
+            pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
+            roi = multiscale_roi_align(features, pixels, PYRAMID_STRIDES).flatten(2, 3)
+            query = content + self.decoder_embedding.weight[stage]
+            logits, boxes, content = self.head_series[stage](query, roi, boxes, blocked)
+            predicted.append((logits, boxes))
+        return predicted

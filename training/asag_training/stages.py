@@ -72,8 +72,10 @@ class SelectingStage(StageModule):
             zero = torch.zeros_like(passing)
             return (torch.stack([zero, zero, passing, passing], dim=1),)
         selected = generator.select(anchors, self.next_level)
-        remaining = (passes & ~selected).sum(dim=1).clamp(min=floor)
         config = self.model.config
+        remaining = passing
+        if config.replace_anchors:
+            remaining = (passes & ~selected).sum(dim=1).clamp(min=floor)
         origins, patches = patch_nms(
             anchors,
             selected,
@@ -132,7 +134,10 @@ class ProbeStage(SelectingStage):
 
 
 class DecoderStage(StageModule):
-    """Anchor padding, relation block, one decoder, and the best-scored detections."""
+    """Anchor padding, relation block, one decoder, and the best-scored detections.
+
+    The relation block's own boxes come out as well, for whoever measures them.
+    """
 
     name = "decoder"
     outputs: tuple[str, ...] = (
@@ -143,16 +148,20 @@ class DecoderStage(StageModule):
         "det_scores",
         "det_labels",
         "det_boxes",
+        "proposal_scores",
+        "proposal_boxes",
     )
 
     def __init__(self, model: Asag, head: str, levels: Sequence[Level]) -> None:
         super().__init__()
         self.model, self.head, self.levels = model, head, tuple(levels)
         model.head_index(head)
+        self.replace = model.config.replace_anchors
         anchors: list[str] = ["anchors_p5"]
         for i, level in enumerate(self.levels):
-            anchors += [f"selected_{('p5', 'p4')[i]}", f"anchors_{level.lower()}"]
-        probed = ("probed",) if self.levels else ()
+            selected = [f"selected_{('p5', 'p4')[i]}"] if self.replace else []
+            anchors += [*selected, f"anchors_{level.lower()}"]
+        probed = ("probed",) if self.levels and self.replace else ()
         self.inputs = (*FEATURES, *anchors, *probed, "image_size", "query_slots")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -164,7 +173,9 @@ class DecoderStage(StageModule):
         proposals, blocked = self.model.relate(features, queries, valid, image_size)
         logits, boxes = self.model.decode(self.head, features, proposals, blocked, image_size)
         limit = self.model.config.detection_limit
-        return logits, boxes, queries, count, *best_detections(logits, boxes, valid, limit)
+        detections = best_detections(logits, boxes, valid, limit)
+        score = torch.where(valid, proposals.logits.amax(dim=-1).sigmoid(), 0.0)
+        return logits, boxes, queries, count, *detections, score, proposals.boxes
 
     def queries(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The anchors that reach the decoder (B, Q, 4), and how many of them are real (B,)."""
@@ -175,12 +186,12 @@ class DecoderStage(StageModule):
         return pad_anchors(anchors, keep, named["image_size"], named["query_slots"], first_level, floor, cap)
 
     def _gather(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """All levels' anchors (B, N, 5), and which pass: those a deeper level replaced do not."""
+        """All levels' anchors (B, N, 5), and which pass: those that a deeper level replaced do not."""
         anchors, keep = [], []
         for i, level in enumerate(("P5", *self.levels)):
             of_level = named[f"anchors_{level.lower()}"]
             passes = self.model.anchor_generator.passes(of_level)
-            if i < len(self.levels):
+            if self.replace and i < len(self.levels):
                 passes = passes & ~(named[f"selected_{level.lower()}"] & named["probed"][:, i : i + 1])
             anchors.append(of_level)
             keep.append(passes)

@@ -25,11 +25,13 @@ from asag_deploy.manifest import Category
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.distributed import Process
+from asag_training.gradient_scaling import AUTOCAST, GradientScaling
 from asag_training.interruption import Interruption
 from asag_training.losses import Criterion, Losses
 from asag_training.model import Asag
 from asag_training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from asag_training.recipes import Recipe
+from asag_training.run_identity import default_settings, differences, flat
 from asag_training.training_network import run_network
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
@@ -84,6 +86,7 @@ class Trainer:
         )
         if o.batch_statistics:
             model.backbone[0].body.learn_statistics()  # type: ignore[union-attr, operator]
+        self.scaling = GradientScaling(self.process.device, o.compute)
         self.position = Position()
         self._step: nn.Module = _Step(self.model, recipe)
         if self.process.world_size > 1:
@@ -103,7 +106,8 @@ class Trainer:
 
         `on_step` gets the losses, learning rates, statistics and times of every update: of this process's
         images, averaged over the passes.  Raises TrainingError if a loss or a gradient is not finite; the
-        batch that caused it is then in `bad-batch.pt`.  Raises DataError if an image cannot be read.
+        batch that caused it is then in `bad-batch.pt`.  (With float16, gradients that may only have been
+        scaled too much cost an update instead.)  Raises DataError if an image cannot be read.
         """
         start, accumulate = self.position, self.recipe.optimisation.accumulate
         passes = min(accumulate, loader.batches_per_epoch)
@@ -157,6 +161,7 @@ class Trainer:
             if not other:
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
+                self.scaling.load_state_dict(state.get("scaling", {}))
                 self.position = Position(**state["position"])
         except (
             OSError,
@@ -193,7 +198,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         return {
-            **_flat(self.recipe.to_dict()),
+            **flat(self.recipe.to_dict()),
             "seed": self.seed,
             "number of processes": self.process.world_size,
             "classes": [[category.id, category.name] for category in self.categories],
@@ -205,13 +210,12 @@ class Trainer:
             "position": asdict(self.position),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaling": self.scaling.state_dict(),
         }
 
     def _differences(self, state: Mapping[str, Any]) -> list[str]:
         """In words, where a saved run is another than this."""
-        saved, own = dict(state["run"]), self._identity()
-        names = [name for name in own | saved if saved.get(name) != own.get(name)]
-        return [f"its {name} is {saved.get(name)}, not {own.get(name)}" for name in names]
+        return differences(state["run"], self._identity(), default_settings(self.recipe))
 
     def _add_gradients(self, batches: Iterator[Batch], passes: int, clock: _Clock) -> dict[str, float]:
         """The mean gradients of so many batches; returns the means of what is to be logged of them."""
@@ -222,9 +226,10 @@ class Trainer:
             clock.lap("data")
             with self._communicating(part == passes - 1):
                 total, losses = self._forward(batch, part, clock)
-                (total / passes).backward()  # type: ignore[no-untyped-call]
+                self.scaling.backward(total / passes)
             logged.append(losses.to_host())
             clock.lap("backward")
+        self.scaling.unscale(self.optimizer)
         self._check_gradients(batch)
         names = dict.fromkeys(name for values in logged for name in values)
         return {name: _mean([values[name] for values in logged if name in values]) for name in names}
@@ -244,13 +249,14 @@ class Trainer:
         epoch, step = self.position.epoch, self.position.step
         rates = set_learning_rate(self.optimizer, self.recipe.schedule.factor(epoch, step))
         norm = clip_gradients(self.model.parameters(), self.recipe.optimisation.max_gradient_norm)
-        self.optimizer.step()
+        self.scaling.step(self.optimizer)
         clock.lap("optimizer")
         self.position = replace(self.position, update=self.position.update + 1, step=step + 1)
         return {
             "epoch": float(epoch),
             **{f"lr_{name}": rate for name, rate in rates.items()},
-            "gradient_norm": float(norm),
+            **({"gradient_norm": float(norm)} if torch.isfinite(norm) else {}),
+            **self.scaling.values(),
             **{f"ms_{name}": value for name, value in clock.times_ms.items()},
         }
 
@@ -270,7 +276,7 @@ class Trainer:
     def _check_gradients(self, batch: Batch) -> None:
         named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         finite = torch.stack([torch.isfinite(gradient).all() for _, gradient in named])
-        if not finite.all():
+        if not finite.all() and not self.scaling.excuses_overflow():
             self._fail(
                 "gradient",
                 [name for (name, _), fine in zip(named, finite.tolist(), strict=True) if not fine],
@@ -313,7 +319,7 @@ class _Step(nn.Module):
                 settings=self.recipe.patches,
                 epoch=epoch,
                 generator=generator,
-                autocast=torch.bfloat16 if self.recipe.optimisation.compute == "bf16" else None,
+                autocast=AUTOCAST[self.recipe.optimisation.compute],
             )
         finally:
             hook.remove()
@@ -370,17 +376,6 @@ def _save(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(content, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OutputError(f"could not write '{path}': is the disk full?") from error
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their whole names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _mean(values: list[float]) -> float:

@@ -257,10 +257,10 @@ class _Decoder(DecoderStage):
         boxes = queries if extra is None else torch.cat([extra.boxes, queries], dim=1)
         blocked = padding_blocked(valid) if extra is None else extra.blocked
         proposals = self.model.rpn(features, boxes, image_size, blocked)
-        heads = {
-            head: self.model.decode(head, features, proposals, blocked, image_size)
-            for head in self.model.config.head_names
-        }
+        heads: dict[str, HeadOutput] = {}
+        for head in self.model.config.head_names:
+            layers = self.model.decode_layers(head, features, proposals, blocked, image_size)
+            heads |= dict(zip(self.model.config.layer_names(head), layers, strict=True))
         self.record.decoded = {
             "anchors": queries,
             "valid": valid,

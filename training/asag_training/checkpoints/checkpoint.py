@@ -73,13 +73,14 @@ def select_head(checkpoint: Checkpoint, head: str) -> Checkpoint:
         raise CheckpointError(f"there is no head '{head}' in the checkpoint; it has {', '.join(names)}")
     if len(names) == 1:
         return dataclasses.replace(checkpoint, head=head)
-    index = names.index(head)
+    layers = checkpoint.config.decoder_layers
+    first = names.index(head) * layers
     state = {}
     for name, tensor in checkpoint.state.items():
         match = _HEAD_KEY.fullmatch(name)
         if match is None:
-            state[name] = tensor[index : index + 1] if name == _EMBEDDING_KEY else tensor
-        elif int(match[2]) == index:
-            state[f"{match[1]}0{match[3]}"] = tensor
+            state[name] = tensor[first : first + layers] if name == _EMBEDDING_KEY else tensor
+        elif first <= int(match[2]) < first + layers:
+            state[f"{match[1]}{int(match[2]) - first}{match[3]}"] = tensor
     config = checkpoint.config.with_changes(heads=1)
     return dataclasses.replace(checkpoint, config=config, state=state, head=head)

@@ -62,7 +62,10 @@ def mismatch(found: Layout, expected: Layout) -> str | None:
 
 
 def count_heads(names: Iterable[str]) -> int:
-    """How many parallel decoders tensors of these names make up."""
+    """How many parallel decoders of one layer tensors of these names make up.
+
+    (Those of several layers look the same; only our own checkpoints have any, and say so.)
+    """
     return len({match[1] for match in map(_HEAD_KEY.match, names) if match})
 
 

@@ -52,7 +52,8 @@ def load_checkpoint(
     if is_native(file):
         checkpoint = native_checkpoint(path, file)
         if variant is not None:
-            config = _settle(path, layout_of(checkpoint.state), variant)
+            layers = checkpoint.config.decoder_layers
+            config = _settle(path, layout_of(checkpoint.state), variant, layers)
             checkpoint = dataclasses.replace(checkpoint, config=config)
     else:
         checkpoint = _public_checkpoint(path, file.content, variant)
@@ -97,11 +98,12 @@ def _infer(path: Path, found: Layout, options: Mapping[str, Any]) -> AsagConfig:
         raise CheckpointError(f"the options stored in '{path}' make no network: {error}") from error
 
 
-def _settle(path: Path, found: Layout, variant: str | AsagConfig) -> AsagConfig:
-    """The wanted settings, once it is certain that the weights are theirs."""
+def _settle(path: Path, found: Layout, variant: str | AsagConfig, layers: int = 1) -> AsagConfig:
+    """The wanted settings, once it is certain that the weights are theirs; `layers` a decoder."""
     if isinstance(variant, str):
         config = variant_config(variant)
-        config = config.with_changes(heads=count_heads(found) or config.heads)
+        heads = count_heads(found) // layers or config.heads
+        config = config.with_changes(heads=heads, decoder_layers=layers)
     else:
         config = variant
     wrong = mismatch(found, expected_layout(config))

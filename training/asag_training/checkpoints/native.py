@@ -110,6 +110,7 @@ def _preprocessing(values: Mapping[str, Any] | None) -> Preprocessing | None:
 
 
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {
+    "bool": (bool,),
     "int": (int,),
     "int | None": (int, type(None)),
     "float": (int, float),

@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
-from asag_deploy.command_line import OneSentenceParser
-from asag_deploy.errors import AsagError, DataError
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import DataError
 from asag_training.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_training.data.crowdhuman import convert_crowdhuman
 from asag_training.data.scenes import write_scenes
@@ -29,16 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: all fine; 1: a checked data set has damaged images; 2: nothing could be done, with the reason in one
     sentence on stderr; 130: interrupted.
     """
-    try:
+
+    def command() -> int:
         options = _parser().parse_args(argv)
         return int(options.run(options))
-    except AsagError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # argparse, after --help or --version
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        return 130
+
+    return exit_code(PROGRAM, command)
 
 
 def _parser() -> argparse.ArgumentParser:

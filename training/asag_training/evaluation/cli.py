@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
-from asag_deploy.command_line import OneSentenceParser
-from asag_deploy.errors import AsagError, ConfigError
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import ConfigError
 from asag_deploy.manifest import Preprocessing
 from asag_training.data.coco import VAL_SPLIT, CocoDataset
 from asag_training.evaluation.evaluate import Evaluation, evaluate
@@ -26,15 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: all fine; 2: nothing could be measured, with the reason in one sentence on stderr; 130: interrupted.
     """
-    try:
-        return _run(_parser().parse_args(argv))
-    except AsagError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # argparse, after --help or --version
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(PROGRAM, lambda: _run(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +19,9 @@ from asag_training.evaluation.coco_metrics import CocoMetrics, coco_metrics
 from asag_training.evaluation.crowdhuman_metrics import CrowdHumanMetrics, PersonImage, crowdhuman_metrics
 from asag_training.evaluation.overlaps import Boxes, clip_boxes
 
-
-class ProposalSource(NamedTuple):
-    """A way to the boxes that the relation block gives the decoder."""
-
-    listen: Callable[[], Callable[[], None]]
-    """Begin to take note of them; returns how to end it."""
-    latest: Callable[[Sequence[int]], list[Boxes]]
-    """Of the last batch, given the real queries of each image: (n, 4) relative x1, y1, x2, y2, best first."""
+ProposalSource = Callable[[Sequence[int]], list[Boxes]]
+"""A way to the boxes that the relation block gave the decoder for the last batch: given how many queries of
+each image are real, (n, 4) x1, y1, x2, y2 relative to the image, best scored first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +35,7 @@ class Evaluation:
     anchor_recall: dict[int, float | None]
     """Average recall of the 100, 300 and 1000 best anchors."""
     proposal_recall: dict[int, float | None] | None
-    """The same of the relation block's boxes; None where they could not be had (bundles)."""
+    """The same of the relation block's boxes; None where they could not be had (bundles of old releases)."""
     crowdhuman: CrowdHumanMetrics | None
     """Measured where there is one class."""
     ms_per_image: float
@@ -89,17 +83,16 @@ def evaluate(
             "the data set's labels are not the network's: open it with the network's categories"
         )
     measured = _Measured(dataset)
-    with _listening(proposals):
-        for start in range(0, len(dataset), batch):
-            numbers = range(start, min(start + batch, len(dataset)))
-            samples = [dataset[i] for i in numbers]
-            found = detector([sample.image for sample in samples], channel_order="rgb")
-            relative: Sequence[Boxes | None] = [None] * len(samples)
-            if proposals is not None:
-                relative = proposals.latest([detections.trace.anchor_count for detections in found])
-            for i, sample, detections, boxes in zip(numbers, samples, found, relative, strict=True):
-                measured.add(dataset.records[i], detections, boxes, len(samples))
-                on_image(sample, detections)
+    for start in range(0, len(dataset), batch):
+        numbers = range(start, min(start + batch, len(dataset)))
+        samples = [dataset[i] for i in numbers]
+        found = detector([sample.image for sample in samples], channel_order="rgb")
+        relative: Sequence[Boxes | None] = [None] * len(samples)
+        if proposals is not None:
+            relative = proposals([detections.trace.anchor_count for detections in found])
+        for i, sample, detections, boxes in zip(numbers, samples, found, relative, strict=True):
+            measured.add(dataset.records[i], detections, boxes, len(samples))
+            on_image(sample, detections)
     return measured.evaluation()
 
 
@@ -164,15 +157,3 @@ def _persons(record: ImageRecord, found: Detections) -> PersonImage:
         found=found.xyxy,
         scores=found.confidence,
     )
-
-
-@contextmanager
-def _listening(proposals: ProposalSource | None) -> Iterator[None]:
-    if proposals is None:
-        yield
-        return
-    stop = proposals.listen()
-    try:
-        yield
-    finally:
-        stop()

@@ -6,25 +6,23 @@ PyTorch is one more backend: the stages of a checkpoint run under the loop that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from asag_deploy import __version__
+from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector, stop_rule
 from asag_deploy.errors import ConfigError
 from asag_deploy.manifest import Category, Level, Manifest, Mode, Preprocessing
-from asag_training.boxes import cxcywh_to_xyxy
 from asag_training.checkpoints import load_checkpoint, select_head
 from asag_training.config import MAIN_HEAD
 from asag_training.evaluation.evaluate import ProposalSource
-from asag_training.evaluation.overlaps import Boxes
+from asag_training.evaluation.proposals import OverheardNetwork, gives_proposals
 from asag_training.model import Asag, build
 from asag_training.plan import build_stages, postprocessing_plan, probing_plan
-from asag_training.relation import Proposals
 from asag_training.stages import TorchNetwork
 
 TORCH = "torch"
@@ -32,14 +30,14 @@ TORCH = "torch"
 
 
 class Predictor:
-    """A detector, and where there is one to be had, a way to its proposals."""
+    """A detector, and where there is one, a way to its proposals."""
 
     def __init__(self, detector: Detector, name: str, proposals: ProposalSource | None) -> None:
         self.detector = detector
         self.name = name
         """What it is, for reports: variant and backend."""
         self.proposals = proposals
-        """The boxes of the relation block; None for bundles, which keep them inside a graph."""
+        """The boxes of the relation block; None for bundles of releases that kept them inside a graph."""
 
 
 def load_predictor(
@@ -65,8 +63,7 @@ def load_predictor(
             )
         if backend == TORCH:
             raise ConfigError(f"'{path}' is a bundle, which PyTorch does not run: leave the backend out")
-        detector = Detector.load(path, backend=backend, mode=mode, max_level=max_level)
-        return Predictor(detector, f"{detector.manifest.variant} ({backend or 'onnxruntime'})", None)
+        return _bundle_predictor(Bundle.open(path), backend, mode, max_level)
     if backend not in (None, TORCH):
         raise ConfigError(
             f"'{path}' is a checkpoint, which only PyTorch runs, not {backend}: export it, "
@@ -117,24 +114,19 @@ def network_predictor(
         graphs=(),
     )
     bundle = Bundle(path=Path(), manifest=manifest)  # never read: its graphs are the network's own stages
-    detector = Detector(bundle, TorchNetwork(stages, device), stop_rule(manifest, mode, max_level), None)
-    return Predictor(detector, f"{model.config.variant} (torch)", _recorder(model.rpn))
+    network = OverheardNetwork(TorchNetwork(stages, device))
+    detector = Detector(bundle, network, stop_rule(manifest, mode, max_level), None)
+    return Predictor(detector, f"{model.config.variant} (torch)", network.proposals)
 
 
-def _recorder(relation: nn.Module) -> ProposalSource:
-    """Listen to the relation block; what is returned gives the proposals of the last batch."""
-    last: list[Proposals] = []
-
-    def remember(module: nn.Module, inputs: object, output: Proposals) -> None:
-        last[:] = [output]
-
-    def listen() -> Callable[[], None]:
-        return relation.register_forward_hook(remember).remove
-
-    def proposals(counts: Sequence[int]) -> list[Boxes]:
-        """Per image (counts[i], 4) x1, y1, x2, y2 relative to it, best scored first."""
-        boxes = cxcywh_to_xyxy(last[0].boxes.detach().float()).cpu().numpy()
-        best = last[0].logits.detach().float().amax(dim=-1).cpu().numpy()
-        return [boxes[i, :count][(-best[i, :count]).argsort(kind="stable")] for i, count in enumerate(counts)]
-
-    return ProposalSource(listen, proposals)
+def _bundle_predictor(
+    bundle: Bundle, backend: str | None, mode: Mode | None, max_level: Level | None
+) -> Predictor:
+    manifest = bundle.manifest
+    name = f"{manifest.variant} ({backend or 'onnxruntime'})"
+    rule = stop_rule(manifest, mode, max_level)
+    network = open_network(backend, bundle, None)
+    if not gives_proposals(manifest):
+        return Predictor(Detector(bundle, network, rule, None), name, None)
+    overheard = OverheardNetwork(network)
+    return Predictor(Detector(bundle, overheard, rule, None), name, overheard.proposals)

@@ -164,8 +164,9 @@ def _sizes(found: PaddedTargets, probed: Patches | None, across_ranks: bool) -> 
 
 
 def _suffix(head: str) -> str:
-    """`main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn'."""
-    return "" if head == MAIN_HEAD else f"_{head.removeprefix('aux_')}"
+    """`main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn'; `main_layer_0` -> '_layer_0', `aux_0_layer_0` ->
+    '_0_layer_0'."""
+    return "" if head == MAIN_HEAD else f"_{head.removeprefix('aux_').removeprefix(f'{MAIN_HEAD}_')}"
 
 
 def _query_statistics(heads: list[str], losses: QueryLosses) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ class Losses(Mapping[str, Tensor]):
 
     `loss_ce`, `loss_bbox` (L1) and `loss_giou` of the main decoder; `*_0`, `*_1`, ... of the auxiliary ones,
     `*_rpn` of the relation block, `*_anchor` of the anchor generator; `dn_loss_*` likewise of denoising.
+    Where decoders have several layers, `*_layer_0`, ... and `*_0_layer_0`, ... of those before the last.
     """
 
     def __init__(

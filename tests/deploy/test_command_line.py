@@ -1,0 +1,78 @@
+"""What all command line tools do with what stops them."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ParityError
+
+
+def raises(error: BaseException) -> Callable[[], int]:
+    def command() -> NoReturn:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_a_command_returns(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("tool", lambda: code) == code
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("tool", raises(ConfigError("no such thing: give another"))) == 2
+    assert capsys.readouterr() == ("", "tool: error: no such thing: give another\n")
+
+
+def test_some_errors_have_codes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    codes = {ParityError: 1, BundleError: 5}
+    assert exit_code("tool", raises(ParityError("unlike")), codes) == 1
+    assert exit_code("tool", raises(BundleNotFoundError("none")), codes) == 5
+    assert exit_code("tool", raises(ConfigError("bad")), codes) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_other_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("tool", raises(KeyboardInterrupt())) == 130
+    assert exit_code("tool", raises(SystemExit())) == 0
+    assert exit_code("tool", raises(SystemExit(3))) == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_nobody_meant_to_raise_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code("tool", raises(ZeroDivisionError()))
+
+
+def test_a_reader_that_has_gone() -> None:
+    script = (
+        "import sys\n"
+        "from asag_deploy.command_line import exit_code\n"
+        "sys.exit(exit_code('tool', lambda: print('line\\n' * 100_000) or 0))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait() == 2
+    assert errors == ""
+
+
+def test_a_bad_command_line_is_an_error() -> None:
+    parser = OneSentenceParser(prog="tool sub")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(ConfigError, match=r"invalid int value: 'x' \(see tool --help\)"):
+        parser.parse_args(["--number", "x"])
+    assert parser.parse_args(["--number", "1"]) == argparse.Namespace(number=1)
