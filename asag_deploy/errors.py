@@ -11,6 +11,10 @@ AsagError
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
 ├── BackendError             a backend that this machine lacks, or that failed
+├── EngineError              an engine that cannot be built or used
+│   ├── EngineMissingError       none was built for this GPU
+│   ├── EngineStaleError         from another graph or release of its library, or damaged
+│   └── EngineUnfitError         for another GPU or other shapes
 ├── SourceError              a file, folder, video or camera that gives no frames
 ├── OutputError              results that could not be written
 ├── ExportError              a network that could not be exported
@@ -65,6 +69,22 @@ class ImageError(AsagError, ValueError):
 
 class BackendError(AsagError):
     """A backend that this machine lacks, or that failed."""
+
+
+class EngineError(AsagError):
+    """An engine that cannot be built or used."""
+
+
+class EngineMissingError(EngineError):
+    """No engine was built for the GPU at hand."""
+
+
+class EngineStaleError(EngineError):
+    """The engine was built from another graph or by another release of its library, or it is damaged."""
+
+
+class EngineUnfitError(EngineError):
+    """The engine was built for another GPU, or for other shapes."""
 
 
 class SourceError(AsagError):

@@ -55,6 +55,17 @@ def manifest_from_json(text: str | bytes, source: str) -> Manifest:
         raise BundleCorruptError(f"in '{source}', {error}; {export_again()}") from None
 
 
+def read_fields(cls: type[Any], data: object) -> Any:
+    """Data from JSON as the dataclass `cls`, read as strictly as a manifest.
+
+    Raises BundleCorruptError, whose message is the half sentence naming the field, if it is none.
+    """
+    try:
+        return _read(cls, data, "")
+    except _FieldError as error:
+        raise BundleCorruptError(str(error)) from None
+
+
 class _FieldError(Exception):
     """A field is not what the schema says."""
 

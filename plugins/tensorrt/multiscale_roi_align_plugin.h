@@ -9,7 +9,7 @@ namespace asag {
 // Inputs: a map per level (B, h, w, C), boxes (B, Q, 4).  Output: (B, Q, 7, 7, C).
 class MultiscaleRoIAlignPlugin final : public Plugin<MultiscaleRoIAlignPlugin> {
 public:
-    static constexpr const char* NAME = "MultiscaleRoIAlign";
+    static constexpr const char* NAME = "AsagMultiscaleRoIAlign";
     static constexpr int32_t OUTPUTS = 1;
 
     template <class Visit>

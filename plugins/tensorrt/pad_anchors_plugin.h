@@ -9,7 +9,7 @@ namespace asag {
 // Outputs: queries (B, Q, 4), counts (B,).
 class PadAnchorsPlugin final : public Plugin<PadAnchorsPlugin> {
 public:
-    static constexpr const char* NAME = "PadAnchors";
+    static constexpr const char* NAME = "AsagPadAnchors";
     static constexpr int32_t OUTPUTS = 2;
 
     template <class Visit>

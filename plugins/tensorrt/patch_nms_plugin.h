@@ -8,7 +8,7 @@ namespace asag {
 // Inputs: anchors (B, N, 5), selected (B, N), image_size (B, 2).  Outputs: origins (B, capacity, 2), counts (B,).
 class PatchNMSPlugin final : public Plugin<PatchNMSPlugin> {
 public:
-    static constexpr const char* NAME = "PatchNMS";
+    static constexpr const char* NAME = "AsagPatchNMS";
     static constexpr int32_t OUTPUTS = 2;
 
     template <class Visit>

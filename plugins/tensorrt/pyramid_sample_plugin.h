@@ -9,7 +9,7 @@ namespace asag {
 // Output: (B, Q, G, P, C / G).
 class PyramidSamplePlugin final : public Plugin<PyramidSamplePlugin> {
 public:
-    static constexpr const char* NAME = "PyramidSample";
+    static constexpr const char* NAME = "AsagPyramidSample";
     static constexpr int32_t OUTPUTS = 1;
 
     template <class Visit>
