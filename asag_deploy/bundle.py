@@ -84,7 +84,7 @@ class BundleWriter:
             inputs=tuple(inputs),
             outputs=tuple(outputs),
         )
-        self._graphs = {**self._graphs, name: spec}
+        self._graphs[name] = spec
 
     def finish(self, manifest: Manifest) -> Bundle:
         """Write `manifest.json`, `manifest` with the graphs that were added, and open the bundle where it is.

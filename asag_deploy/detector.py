@@ -166,12 +166,11 @@ class Detector:
                 "the images lie on a GPU, but this backend takes arrays on the host; load the detector with "
                 "backend='tensorrt-rtx', or pass a NumPy array"
             )
-        valid = np.asarray(sizes)
         image = network.upload(images)
         try:
             if is_device_array(images):
                 check_batch_shape(image.shape, image.dtype, sizes)
-            valid = valid.astype(np.int64)
+            valid = sizes.astype(np.int64)
             return network, valid, self._probe(network, image, valid, deadline)
         finally:
             if _is_on_gpu(network):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from plugin_builds import missing_gpu
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -20,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = _why_no_gpu()
+    reason = missing_gpu()
     if reason is not None:
         for item in items:
             if "gpu" in item.keywords:
@@ -45,15 +46,3 @@ def _fixed_seeds() -> None:
     torch = sys.modules.get("torch")  # not imported for tests that do without it
     if torch is not None:
         torch.manual_seed(0)
-
-
-def _why_no_gpu() -> str | None:
-    """Why the tests marked `gpu` cannot run here, or None if they can."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "needs an NVIDIA GPU: no driver (libcuda.so.1) on this machine"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "needs an NVIDIA GPU: the driver finds no device"
-    return None

@@ -34,6 +34,7 @@ from asag_deploy.manifest import (
     Probing,
     TensorSpec,
 )
+from asag_deploy.stages import Network
 
 FIRST_ANCHORS = 20
 PATCH_ANCHORS = 2
@@ -53,6 +54,23 @@ def picture(
 ) -> NDArray[np.uint8]:
     """An RGB image of one colour; `size` is height and width."""
     return np.full((*size, 3), (red, green, blue), dtype=np.uint8)
+
+
+def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pictures as the network's input: float32 (B, 3, H, W)."""
+    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
+    """What the first stage makes of a picture."""
+    size = np.array([image.shape[:2]], dtype=np.int64)
+    inputs = {"image": network.upload(batch(image)), "image_size": network.upload(size)}
+    return network.stage("backbone")(inputs)
+
+
+def counts(network: Network, red: int) -> list[int]:
+    """The four counts of the first stage, of a picture of that red."""
+    return [int(value) for value in network.download(backbone(network, picture(red))["counts"])[0]]
 
 
 def make_bundle(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from asag_bench.samples import evenly
 from asag_bench.subjects import DetectorSubject
 from asag_deploy.images import RgbImage
 
@@ -47,9 +48,7 @@ def open_data(folder: Path, detector: DetectorSubject, limit: int | None) -> tup
 
 def pictures_of(data: Any, most: int) -> list[tuple[str, RgbImage]]:
     """At most so many pictures of a data set, evenly from first to last, with their names."""
-    count = min(len(data), most)
-    chosen = [i * len(data) // count for i in range(count)]
-    return [(str(data.records[i].image_id), data[i].image) for i in chosen]
+    return [(str(data.records[i].image_id), data[i].image) for i in evenly(len(data), most)]
 
 
 def measure_accuracy(subject: DetectorSubject, data: Any, *, quiet: bool) -> Accuracy:

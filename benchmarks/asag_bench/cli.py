@@ -16,8 +16,8 @@ from asag_bench.report import markdown, on_screen
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.command_line import OneSentenceParser
-from asag_deploy.errors import AsagError, ConfigError
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import ConfigError
 
 PROGRAM = "asag-bench"
 
@@ -29,15 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run(_parser().parse_args(arguments), f"{PROGRAM} {shlex.join(arguments)}")
-    except AsagError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # argparse, after --help or --version
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        return 130
+    command = f"{PROGRAM} {shlex.join(arguments)}"
+    return exit_code(PROGRAM, lambda: _run(_parser().parse_args(arguments), command))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -146,7 +146,11 @@ def network_shape(image: RgbImage, spec: Preprocessing) -> tuple[int, int]:
     return resized_shape(image.shape[0], image.shape[1], spec)
 
 
+def evenly(total: int, most: int) -> list[int]:
+    """At most so many of the numbers below `total`, evenly from first to last."""
+    count = min(total, most)
+    return [i * total // count for i in range(count)]
+
+
 def _spread(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
-    """At most so many of them, evenly from first to last."""
-    count = min(len(pictures), MOST_PER_LEVEL)
-    return tuple(pictures[i * len(pictures) // count] for i in range(count))
+    return tuple(pictures[i] for i in evenly(len(pictures), MOST_PER_LEVEL))

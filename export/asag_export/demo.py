@@ -18,9 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from asag_deploy import Detector
-from asag_deploy.command_line import OneSentenceParser
+from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.detections import Detections
-from asag_deploy.errors import AsagError
 from asag_deploy.images import RgbImage
 from asag_deploy.results import write_picture
 from asag_export.bundle_export import export_bundle
@@ -54,16 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneSentenceParser(prog="demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--output-dir", type=Path, default=Path("demo-output"))
     parser.add_argument("--scenes", type=int, default=200, metavar="N", help="how many (default: 200)")
-    try:
+
+    def command() -> int:
         options = parser.parse_args(argv)
-        _demo(options.output_dir, options.scenes)
-    except AsagError as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return _demo(options.output_dir, options.scenes)
+
+    return exit_code("demo", command)
 
 
-def _demo(output_dir: Path, count: int) -> None:
+def _demo(output_dir: Path, count: int) -> int:
     checkpoint = load_checkpoint(CHECKPOINT)
     print(f"1. Exporting {checkpoint.config.variant} to {output_dir / 'bundle'}", flush=True)
     start = time.perf_counter()
@@ -85,6 +83,7 @@ def _demo(output_dir: Path, count: int) -> None:
     print("   " + table(measured["exact"]).replace("\n", "\n   "))
     write_report(measured["exact"], output_dir / "evaluation", name=f"{checkpoint.config.variant}, exact")
     print(f"\nPictures: {output_dir / 'gallery.jpg'}, plots: {output_dir / 'evaluation'}")
+    return ALL_FINE
 
 
 def _scenes(folder: Path, count: int) -> CocoDataset:

@@ -18,7 +18,7 @@ from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.probing import FEATURES, StopRule, detect
 from asag_deploy.stages import Network
 from bundle_edits import replace_graph
-from tiny_bundle import make_bundle, picture
+from tiny_bundle import backbone, batch, counts, make_bundle, picture
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 ON_THE_CPU = ("onnxruntime", "openvino", "openvino-bf16")
@@ -41,11 +41,6 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def network(bundle: Bundle, backend: str) -> Network:
     return open_network(backend, bundle, threads=1)
-
-
-def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures as the network's input: float32 (B, 3, H, W)."""
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)
 
 
 def test_backends_know_their_names() -> None:
@@ -204,13 +199,3 @@ def test_detections_are_those_of_the_default_backend(bundle: Bundle, backend: st
             # Patches' anchors all score 0.8: equal scores have to come in the same order too.
             np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-3)
             np.testing.assert_array_equal(one.class_id, other.class_id)
-
-
-def backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
-    size = np.array([image.shape[:2]], dtype=np.int64)
-    inputs = {"image": network.upload(batch(image)), "image_size": network.upload(size)}
-    return network.stage("backbone")(inputs)
-
-
-def counts(network: Network, red: int) -> list[int]:
-    return [int(value) for value in network.download(backbone(network, picture(red))["counts"])[0]]

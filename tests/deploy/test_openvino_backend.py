@@ -17,8 +17,7 @@ from asag_deploy.backends.openvino_precision import keep_coordinates_precise
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError
 from asag_deploy.probing import StopRule, detect
-from asag_deploy.stages import Network
-from tiny_bundle import make_bundle, picture
+from tiny_bundle import batch, counts, make_bundle, picture
 
 library = pytest.importorskip("openvino", reason="needs OpenVINO")
 
@@ -35,16 +34,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache" / "openvino"
-
-
-def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)
-
-
-def counts(network: Network, red: int) -> list[int]:
-    inputs = {"image": network.upload(batch(picture(red))), "image_size": network.upload(SIZES)}
-    found: list[int] = network.download(network.stage("backbone")(inputs)["counts"])[0].tolist()
-    return found
 
 
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:

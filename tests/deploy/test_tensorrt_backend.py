@@ -23,7 +23,7 @@ from asag_deploy.probing import FEATURES
 from fake_cuda import FakeCuda
 from fake_gpu import MOST_IMAGES, install_cuda, install_tensorrt, write_engines
 from fake_tensorrt import view
-from tiny_bundle import make_bundle, picture
+from tiny_bundle import backbone, batch, counts, make_bundle, picture
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
@@ -58,21 +58,6 @@ def network(cuda: FakeCuda, bundle: Bundle, backend: Format) -> Iterator[EngineN
     assert isinstance(made, EngineNetwork)
     yield made
     made.close()
-
-
-def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures as the network's input: float32 (B, 3, H, W)."""
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)
-
-
-def backbone(network: EngineNetwork, image: NDArray[np.uint8]) -> dict[str, Any]:
-    size = np.array([image.shape[:2]], dtype=np.int64)
-    inputs = {"image": network.upload(batch(image)), "image_size": network.upload(size)}
-    return network.stage("backbone")(inputs)
-
-
-def counts(network: EngineNetwork, red: int) -> list[int]:
-    return [int(value) for value in network.download(backbone(network, picture(red))["counts"])[0]]
 
 
 @pytest.mark.parametrize(

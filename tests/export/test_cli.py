@@ -243,10 +243,10 @@ def test_progress_on_a_terminal(
     arguments = ["--checkpoint", str(checkpoint), "--output-dir", str(output), "--levels", levels]
     assert main(arguments) == 0
     steps = 4 + len(LEVELS[levels])
-    (last,) = (
-        line for line in capsys.readouterr().err.split("\r") if line.startswith("comparing with PyTorch")
-    )
-    assert f" {steps - 1}/{steps} " in last
+    lines = capsys.readouterr().err.split("\r")
+    # A slow machine is shown more lines of one step than a fast one; its first line is always there.
+    first = next(line for line in lines if line.startswith("comparing with PyTorch"))
+    assert f" {steps - 1}/{steps} " in first
 
 
 def test_bundle_that_fails_the_gate(

@@ -15,10 +15,11 @@ DecoderType = Literal["adamixer", "sparse-rcnn"]
 Activation = Literal["gelu", "relu", "silu"]
 
 MAIN_HEAD = "main"
+BACKBONE_DEPTHS = (26, 50, 101)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder": get_args(DecoderType),
-    "backbone_depth": (26, 50, 101),
+    "backbone_depth": BACKBONE_DEPTHS,
     "activation": get_args(Activation),
 }
 _COUNTS = (

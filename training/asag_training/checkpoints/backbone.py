@@ -10,12 +10,11 @@ from torch import Tensor
 from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
 from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
-from asag_training.config import AsagConfig
+from asag_training.config import BACKBONE_DEPTHS, AsagConfig
 from asag_training.model import Asag
 
 _PREFIX = "backbone.0.body."
 _CLASSIFIER = "fc."
-_DEPTHS = (50, 101, 26)
 
 
 def load_backbone(model: Asag, path: str | Path) -> None:
@@ -32,7 +31,9 @@ def load_backbone(model: Asag, path: str | Path) -> None:
 
 
 def _check(path: Path, weights: Mapping[str, Tensor], config: AsagConfig) -> None:
-    misfits = {depth: _misfit(weights, config.with_changes(backbone_depth=depth)) for depth in _DEPTHS}
+    misfits = {
+        depth: _misfit(weights, config.with_changes(backbone_depth=depth)) for depth in BACKBONE_DEPTHS
+    }
     wrong = misfits[config.backbone_depth]
     if wrong is None:
         return

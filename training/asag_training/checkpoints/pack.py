@@ -7,12 +7,12 @@ What reads it computes in float32 as before.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from asag_deploy.command_line import OneSentenceParser
-from asag_deploy.errors import AsagError
+from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_training.checkpoints.changing import change_settings
 from asag_training.checkpoints.loading import load_checkpoint
 from asag_training.checkpoints.native import save_checkpoint
@@ -20,6 +20,10 @@ from asag_training.checkpoints.native import save_checkpoint
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it with these arguments (None: the command line's) and return its exit code, 0 or 2."""
+    return exit_code("pack", lambda: _run(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog="pack",
         description="Store a checkpoint in half the space, its weights rounded to float16.",
@@ -36,16 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="change a setting of the network that decides no shape, e.g. score_low=0.2; may be repeated",
     )
-    try:
-        options = parser.parse_args(argv)
-        checkpoint = change_settings(load_checkpoint(options.checkpoint), options.changes)
-        save_checkpoint(options.output, checkpoint, half=True)
-    except AsagError as error:
-        print(f"pack: error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # argparse, after --help
-        return int(stop.code or 0)
-    return 0
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    checkpoint = change_settings(load_checkpoint(options.checkpoint), options.changes)
+    save_checkpoint(options.output, checkpoint, half=True)
+    return ALL_FINE
 
 
 if __name__ == "__main__":
