@@ -18,11 +18,12 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError, ImageError
-from asag_deploy.images import ChannelOrder, ImageLike, RgbImage, load
+from asag_deploy.images import ChannelOrder, ImageLike
 from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
-from asag_deploy.postprocess import anchors_of, detections_of, traces_of
-from asag_deploy.preprocess import check_batch, check_batch_shape, make_batch
+from asag_deploy.postprocess import anchors_of, traces_of
+from asag_deploy.preprocess import check_batch, check_batch_shape
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
+from asag_deploy.processing import Decoded, GpuImage, Prepared, processing_of, since
 from asag_deploy.stages import Array, Network
 from asag_deploy.trace import ProbingTrace
 
@@ -95,22 +96,27 @@ class Detector:
     # A str is a path, although it is a Sequence[str] too.
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, images: ImageLike, *, channel_order: ChannelOrder = ...
+        self, images: ImageLike | GpuImage, *, channel_order: ChannelOrder = ...
     ) -> Detections: ...
 
     @overload
     def __call__(
-        self, images: Sequence[ImageLike], *, channel_order: ChannelOrder = ...
+        self, images: Sequence[ImageLike | GpuImage], *, channel_order: ChannelOrder = ...
     ) -> list[Detections]: ...
 
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], *, channel_order: ChannelOrder = "bgr"
+        self,
+        images: ImageLike | GpuImage | Sequence[ImageLike | GpuImage],
+        *,
+        channel_order: ChannelOrder = "bgr",
     ) -> Detections | list[Detections]:
         """Detect objects in one image, or in a list of them as one batch.
 
         An image is a path, or a uint8 or uint16 array (H, W), (H, W, 3) or (H, W, 4) whose colours stand in
-        `channel_order`.  In a batch of images of one size, detections do not depend on the others, up to
-        rounding; where sizes differ, padding changes the smaller images' features near the border.
+        `channel_order`; with a TensorRT backend and the compiled kernels of `plugins/` also a uint8 (H, W, 3)
+        array on the GPU (CuPy, PyCUDA, PyTorch), which never leaves it.  In a batch of images of one size,
+        detections do not depend on the others, up to rounding; where sizes differ, padding changes the
+        smaller images' features near the border.
 
         Raises ImageError for what is no image, BackendError if the backend fails or the detector is closed.
         """
@@ -189,28 +195,26 @@ class Detector:
     ) -> None:
         self.close()
 
-    def _detect(self, images: Sequence[ImageLike], channel_order: ChannelOrder) -> list[Detections]:
+    def _detect(
+        self, images: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder
+    ) -> list[Detections]:
         start = time.perf_counter()
         deadline = self._deadline()
         network = self._open_network()
-        originals = [load(image, channel_order) for image in images]
-        if not originals:
+        if not images:
             return []
-        pixels, sizes = make_batch(originals, self.manifest.preprocessing)
-        times_ms = {"preprocess": _since(start)}
+        processing = processing_of(network, self.manifest)
+        prepared = processing.prepare(images, channel_order)
+        times_ms = dict(prepared.times_ms)
 
-        begin = time.perf_counter()
-        inputs = {"pixels": network.upload(pixels), "image_size": network.upload(sizes)}
-        image = network.stage("normalize")(inputs)["image"]
-        times_ms["normalize"] = _since(begin)
-
-        probed = self._probe(network, image, sizes, deadline)
+        probed = self._probe(network, prepared.image, prepared.sizes, deadline)
         times_ms.update(probed.times_ms)
 
         begin = time.perf_counter()
-        results = list(self._results(network, probed, originals, sizes))
-        times_ms["postprocess"] = _since(begin)
-        times_ms["total"] = _since(start)
+        decoded = processing.decode(probed.outputs, prepared.shapes)
+        results = list(self._results(network, probed, prepared, decoded))
+        times_ms["postprocess"] = since(begin)
+        times_ms["total"] = since(start)
         return [Detections(**fields, times_ms=dict(times_ms)) for fields in results]
 
     def _probe(
@@ -220,27 +224,18 @@ class Detector:
         return detect(network, self.manifest.probing, rule, image, sizes)
 
     def _results(
-        self, network: Network, probed: Probed, originals: list[RgbImage], sizes: NDArray[np.int64]
+        self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded
     ) -> Iterator[dict[str, Any]]:
         """The fields of each image's `Detections`, but for the times."""
-        names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
-        scores, labels, boxes, anchors, count = (network.download(probed.outputs[name]) for name in names)
-        shapes = [(image.shape[0], image.shape[1]) for image in originals]
+        shapes, sizes, count = prepared.shapes, prepared.sizes, decoded.anchor_count
         scales = [(w / size[1], h / size[0]) for (h, w), size in zip(shapes, sizes.tolist(), strict=True)]
         traces = traces_of(network, self.manifest.probing, probed, sizes, count, scales)
         for i, trace in enumerate(traces):
-            found = detections_of(
-                scores[i],
-                labels[i],
-                boxes[i],
-                original_shape=shapes[i],
-                nms_iou=self.manifest.postprocessing.nms_iou,
-            )
             yield {
-                **found._asdict(),
+                **decoded.found[i]._asdict(),
                 "categories": self.manifest.categories,
                 "original_shape": shapes[i],
-                "anchors": anchors_of(anchors[i, : count[i]], scales[i]),
+                "anchors": anchors_of(decoded.anchors[i, : count[i]], scales[i]),
                 "trace": trace,
             }
 
@@ -284,7 +279,3 @@ def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) ->
 def _is_on_gpu(network: Network) -> bool:
     """Whether the network's arrays are other libraries' GPU arrays too."""
     return bool(getattr(network, "takes_device_arrays", False))
-
-
-def _since(start: float) -> float:
-    return (time.perf_counter() - start) * 1000

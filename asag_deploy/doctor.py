@@ -60,6 +60,8 @@ class MachineReport:
     """Name, memory and driver version of each."""
     gpu_problem: str | None
     """Why no GPU can be used, or None."""
+    kernels: str
+    """Whether images are prepared and detections finished on the GPU, with which library, or why not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ def machine() -> MachineReport:
         cpu_features=_cpu_features(),
         gpus=gpus,
         gpu_problem=_gpu_problem(gpus),
+        kernels=_kernels(),
     )
 
 
@@ -126,6 +129,7 @@ def describe(backends: list[BackendReport], computer: MachineReport) -> str:
         f"asag-deploy {__version__} on {computer.system}",
         f"CPU  {computer.cores} cores, {' '.join(computer.cpu_features) or 'no special instruction sets'}",
         f"GPU  {'; '.join(gpu)}",
+        f"GPU pre- and post-processing  {computer.kernels}",
         "",
     ]
     rows = [("backend", "state", "library", "what is missing")]
@@ -224,6 +228,28 @@ def _gpu_problem(listed: tuple[str, ...]) -> str | None:
     except (OSError, AttributeError):
         return f"no NVIDIA driver: {library} is not there"
     return f"the NVIDIA driver finds no GPU it can use (cuInit returned {started})"
+
+
+def _kernels() -> str:
+    """What `asag_deploy.backends.tensorrt` would do about the compiled kernels."""
+    try:
+        from asag_deploy.cuda import open_cuda, why_no_cuda
+        from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, cuda_library_path
+
+        path = cuda_library_path()
+        if path is None:
+            return (
+                "not used, OpenCV and NumPy do it; build the kernels as plugins/README.md says and set "
+                f"{LIBRARY_VARIABLE}"
+            )
+        library = KernelLibrary(path, "cuda")
+        problem = why_no_cuda()
+        if problem is not None:
+            return f"not used, although {path} is there: {problem}"
+        library.check_device(open_cuda().capability)
+    except Exception as error:  # whatever a broken library raises is the finding
+        return f"no: {_first_line(error)}"
+    return f"used by tensorrt-rtx and tensorrt, from {path}"
 
 
 def _first_line(error: Exception) -> str:

@@ -58,8 +58,7 @@ def as_rgb(image: NDArray[Any], channel_order: ChannelOrder) -> RgbImage:
     channel is opacity and is blended onto white; `channel_order` says which way round the first three are.
     Raises ImageError for anything else: other types, channels first, a batch, an image without pixels.
     """
-    if channel_order not in ("bgr", "rgb"):
-        raise ConfigError(f"unknown channel_order '{channel_order}'; expected 'bgr' or 'rgb'")
+    check_channel_order(channel_order)
     _check_array(image)
     pixels = _to_8_bits(image)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
@@ -69,6 +68,12 @@ def as_rgb(image: NDArray[Any], channel_order: ChannelOrder) -> RgbImage:
     if channel_order == "bgr":
         return cast(RgbImage, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
     return np.ascontiguousarray(pixels)
+
+
+def check_channel_order(channel_order: str) -> None:
+    """Raise ConfigError for anything but `bgr` and `rgb`."""
+    if channel_order not in ("bgr", "rgb"):
+        raise ConfigError(f"unknown channel_order '{channel_order}'; expected 'bgr' or 'rgb'")
 
 
 def load(image: ImageLike, channel_order: ChannelOrder) -> RgbImage:

@@ -61,11 +61,16 @@ def make_batch(
         raise ImageError("expected at least one image, got an empty list")
     resized = [resize(image, spec) for image in images]
     sizes = np.array([image.shape[:2] for image in resized], dtype=np.int64)
-    height, width = (-(-int(side) // spec.size_divisor) * spec.size_divisor for side in sizes.max(axis=0))
-    batch = np.zeros((len(resized), height, width, 3), dtype=np.uint8)
+    batch = np.zeros((len(resized), *padded_shape(sizes, spec), 3), dtype=np.uint8)
     for slot, image in zip(batch, resized, strict=True):
         slot[: image.shape[0], : image.shape[1]] = image
     return batch, sizes
+
+
+def padded_shape(sizes: NDArray[np.int64], spec: Preprocessing) -> tuple[int, int]:
+    """The (height, width) of a batch of images of these sizes (B, 2): multiples of `size_divisor`."""
+    height, width = (-(-int(side) // spec.size_divisor) * spec.size_divisor for side in sizes.max(axis=0))
+    return height, width
 
 
 def check_batch(images: NDArray[Any], sizes: NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugin_builds import missing_gpu
+from plugin_builds import build_host_library, missing_compiler, missing_gpu
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = missing_gpu()
     if reason is not None:
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu") is not None:  # `keywords` has the names of folders too
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -32,6 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def reference_dir() -> Path:
     """Outputs of the public implementation: `layout_*.json` and `cases/*.npz`."""
     return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outside the source tree, and common to all workers of a session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host_library_path(build_dir: Path) -> Path:
+    missing = missing_compiler()
+    if missing is not None:
+        pytest.skip(missing)
+    return build_host_library(build_dir)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,6 +24,7 @@ from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, wh
 from asag_deploy.engines.adapter import MODULES, Library, open_library
 from asag_deploy.engines.sidecar import Engine, Format, build_again, check
 from asag_deploy.errors import BackendError, EngineStaleError
+from asag_deploy.kernels import KernelLibrary, open_cuda_library
 from asag_deploy.stages import Stage
 
 PLUGINS_VARIABLE = "ASAG_PLUGINS_LIBRARY"
@@ -59,7 +60,8 @@ class TensorRt:
 
         Raises BackendError if the library, a driver or a GPU is missing, EngineMissingError,
         EngineStaleError or EngineUnfitError if there is no engine for the GPU, from this bundle and of the
-        library's release, each with the command that builds it.
+        library's release, each with the command that builds it.  BackendError also if the compiled kernels
+        that ASAG_KERNELS_LIBRARY names cannot be used with this GPU.
         """
         library = open_library(self.name)
         cuda = open_cuda()
@@ -75,13 +77,14 @@ class TensorRt:
             for graph in bundle.manifest.graphs
         ]
         _register_plugins(library, engines)
+        kernels = open_cuda_library(cuda.capability)
         loader = _Loader(library, Device(cuda), build_again(bundle, self.name, cuda.capability))
         try:
             stages = [loader.load(engine) for engine in engines]
         except BaseException:
             loader.close()
             raise
-        return EngineNetwork(stages, loader.device, loader.close)
+        return EngineNetwork(stages, loader.device, loader.close, kernels=kernels)
 
 
 class EngineNetwork:
@@ -96,9 +99,18 @@ class EngineNetwork:
     takes_device_arrays = True
     """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
 
-    def __init__(self, stages: Sequence[EngineStage], device: Device, release: _Release) -> None:
+    def __init__(
+        self,
+        stages: Sequence[EngineStage],
+        device: Device,
+        release: _Release,
+        *,
+        kernels: KernelLibrary | None = None,
+    ) -> None:
         self._stages = {stage.name: stage for stage in stages}
         self.device = device
+        self.kernels = kernels
+        """With which images are prepared and detections finished on the GPU, if they were found."""
         self.close = weakref.finalize(self, release)
         """Let go of engines and memory once the GPU is done; closing twice does no harm."""
 

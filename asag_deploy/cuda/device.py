@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,17 +93,33 @@ class Device:
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
         """A copy on the host, once the array has been computed.  Other threads go on meanwhile."""
-        if array.size == 0:
-            return np.empty(array.shape, array.dtype)
-        with self.lock:
-            slot = self._pinned.take(array.nbytes)
-            self.cuda.copy(slot.pointer, array.pointer, array.nbytes, "to_host", self.stream)
-            self.cuda.record(slot.event, self.stream)
-        self.cuda.wait_event(slot.event)
-        result = slot.view(array.shape, array.dtype).copy()
-        with self.lock:
-            self._pinned.give_back(slot, busy=False)
+        (result,) = self.begin_download([array])()
         return result
+
+    def begin_download(self, arrays: Sequence[DeviceArray]) -> Callable[[], list[NDArray[Any]]]:
+        """Put copies to the host on the stream; what is returned waits for them, once, and gives them.
+
+        It is to be called exactly once, without `lock`, so that other threads go on meanwhile.
+        """
+        offsets = [0, *itertools.accumulate(_aligned(array.nbytes) for array in arrays)]
+        with self.lock:
+            slot = self._pinned.take(offsets[-1])
+            for array, offset in zip(arrays, offsets, strict=False):
+                if array.size:
+                    self.cuda.copy(slot.pointer + offset, array.pointer, array.nbytes, "to_host", self.stream)
+            self.cuda.record(slot.event, self.stream)
+
+        def wait() -> list[NDArray[Any]]:
+            self.cuda.wait_event(slot.event)
+            results = [
+                slot.view(array.shape, array.dtype, offset).copy()
+                for array, offset in zip(arrays, offsets, strict=False)
+            ]
+            with self.lock:
+                self._pinned.give_back(slot, busy=False)
+            return results
+
+        return wait
 
     def keep(self, array: object) -> None:
         """Refer to `array` until everything that the stream has been given so far is done."""
@@ -165,3 +183,7 @@ class Device:
             self.cuda.stream_waits(then, event)
         finally:
             self.cuda.destroy_event(event)  # which CUDA does once it has happened
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

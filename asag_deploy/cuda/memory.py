@@ -186,11 +186,13 @@ class PinnedSlot:
         self.size = size
         self.event = cuda.create_event()
 
-    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The first bytes as an array."""
+    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> NDArray[Any]:
+        """The bytes from `offset` on as an array."""
         count = math.prod(shape)
+        if count == 0:
+            return np.empty(shape, dtype)
         memory = memoryview((ctypes.c_uint8 * self.size).from_address(self.pointer)).cast("B")
-        array: NDArray[Any] = np.frombuffer(memory, dtype=dtype, count=count)
+        array: NDArray[Any] = np.frombuffer(memory, dtype=dtype, count=count, offset=offset)
         return array.reshape(shape)
 
 

@@ -1,7 +1,12 @@
 """The compiled kernels of `plugins/`, called from Python: for the GPU backends, and for tests on the CPU."""
 
 from asag_deploy.kernels.buffers import Buffer, buffer_of
-from asag_deploy.kernels.library import LIBRARY_VARIABLE, KernelLibrary, cuda_library_path
+from asag_deploy.kernels.library import (
+    LIBRARY_VARIABLE,
+    KernelLibrary,
+    cuda_library_path,
+    open_cuda_library,
+)
 from asag_deploy.kernels.operators import (
     multiscale_roi_align,
     pad_anchors,
@@ -18,6 +23,7 @@ __all__ = [
     "buffer_of",
     "cuda_library_path",
     "multiscale_roi_align",
+    "open_cuda_library",
     "pad_anchors",
     "patch_nms",
     "postprocess",

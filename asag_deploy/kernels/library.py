@@ -26,6 +26,8 @@ _OPERATORS: dict[str, type[ctypes.Structure]] = {
     "preprocess": structures.Preprocess,
     "postprocess": structures.Postprocess,
 }
+_OTHER_ARCHITECTURE = (98, 209)
+"""cudaErrorInvalidDeviceFunction and cudaErrorNoKernelImageForDevice"""
 
 
 class KernelLibrary:
@@ -61,6 +63,23 @@ class KernelLibrary:
         if status != 0:
             raise BackendError(f"the kernel {operator} failed: {self.message(status)}")
 
+    def check_device(self, capability: str) -> None:
+        """Raise BackendError if the current device, of that compute capability (`sm86`), cannot run them.
+
+        For the CUDA library; nothing is launched.
+        """
+        status = self._library.asag_cuda_ready()
+        if status in _OTHER_ARCHITECTURE:
+            raise BackendError(
+                f"the kernels in {self.path} were not compiled for this GPU, {capability}; build them again "
+                f"with -DCMAKE_CUDA_ARCHITECTURES={capability.removeprefix('sm')}, as plugins/README.md says"
+            )
+        if status != 0:
+            raise BackendError(
+                f"the kernels in {self.path} cannot run on this GPU, {capability}: {self.message(status)}; "
+                f"install a newer driver, or build them with an older CUDA, or unset {LIBRARY_VARIABLE}"
+            )
+
     def message(self, status: int) -> str:
         """What a status means, in one sentence."""
         text: bytes = self._library.asag_message(status)
@@ -90,7 +109,21 @@ class KernelLibrary:
             function.restype = ctypes.c_int
 
     def _entry_points(self) -> list[str]:
-        return [f"asag_{self.device}_{operator}" for operator in _OPERATORS]
+        operators = [f"asag_{self.device}_{operator}" for operator in _OPERATORS]
+        return [*operators, "asag_cuda_ready"] if self.device == "cuda" else operators
+
+
+def open_cuda_library(capability: str) -> KernelLibrary | None:
+    """The CUDA library that `ASAG_KERNELS_LIBRARY` names, for the current device; None if it is not set.
+
+    Raises BackendError if it cannot be loaded, or cannot run on a GPU of that compute capability (`sm86`).
+    """
+    path = cuda_library_path()
+    if path is None:
+        return None
+    library = KernelLibrary(path, "cuda")
+    library.check_device(capability)
+    return library
 
 
 def cuda_library_path() -> Path | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -160,13 +160,14 @@ def preprocess(
     new_shape: tuple[int, int],
     mean: Sequence[float] = (0, 0, 0),
     deviation: Sequence[float] = (1, 1, 1),
+    channel_order: Literal["rgb", "bgr"] = "rgb",
     stream: int = 0,
 ) -> None:
     """One image into one slot of the input batch, resized to the bit as `asag_deploy.preprocess` does it.
 
-    image: uint8 (H, W, 3) RGB; new_shape: its (height, width) in the slot, as `resized_shape` gives it; out:
-    uint8 (h, w, 3), or float32 or float16 (3, h, w), normalised by mean and deviation (of values 0 to 255);
-    zero beyond the image.  Right for images that grow both ways or shrink both ways.
+    image: uint8 (H, W, 3) in `channel_order`; new_shape: its (height, width) in the slot, as `resized_shape`
+    gives it; out: uint8 (h, w, 3) RGB, or float32 or float16 (3, h, w), normalised by mean and deviation (of
+    values 0 to 255); zero beyond the image.  Right for images that grow both ways or shrink both ways.
     """
     at = library.device == "cuda"
     pixels = expect("image", image, (-1, -1, 3), np.uint8, on_device=at)
@@ -179,7 +180,7 @@ def preprocess(
     triple = ctypes.c_float * 3
     arguments = structures.Preprocess(
         *(pixels.pointer, slot.pointer, *pixels.shape[:2], *new_shape, height, width, _TYPES[slot.dtype]),
-        *(triple(*mean), triple(*deviation)),
+        *(triple(*mean), triple(*deviation), int(channel_order == "bgr")),
     )
     library.run("preprocess", arguments, stream)
 

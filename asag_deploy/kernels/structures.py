@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 MAX_LEVELS = 4
 
 FLOAT32 = 0
@@ -105,6 +105,7 @@ class Preprocess(ctypes.Structure):
         ("type", _Int),
         ("mean", ctypes.c_float * 3),
         ("deviation", ctypes.c_float * 3),
+        ("bgr", _Int),
     )
 
 

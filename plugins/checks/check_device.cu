@@ -245,6 +245,7 @@ void check_preprocess(int new_height, int new_width, int type) {
     on_host.new_height = new_height, on_host.new_width = new_width;
     on_host.batch_height = batch_height, on_host.batch_width = batch_width;
     on_host.type = type;
+    on_host.bgr = new_height % 2;
     for (int i = 0; i < 3; ++i) on_host.mean[i] = 100.0f + i, on_host.deviation[i] = 58.395f - i;
     AsagPreprocess on_device = on_host;
     on_device.image = image.upload();

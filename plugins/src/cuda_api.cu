@@ -30,6 +30,13 @@ int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream) { return
 
 int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream) { return checked_launch(arguments, stream); }
 
+int asag_cuda_ready(void) {
+    cudaFuncAttributes attributes;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, asag::preprocess_kernel);
+    cudaGetLastError();  // which would be that of the next launch otherwise
+    return static_cast<int>(status);
+}
+
 const char* asag_message(int status) {
     if (status == ASAG_OK) return "no error";
     return status < 0 ? asag::last_problem() : cudaGetErrorString(static_cast<cudaError_t>(status));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 from asag_deploy import doctor
 from asag_deploy.backends import BACKENDS
+from asag_deploy.kernels import LIBRARY_VARIABLE
+from fake_cuda import CudaError, FakeCuda
+from fake_gpu import install_cuda
+from fake_kernels import ReadyLibrary
 
 NAMES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16", "tensorrt-rtx", "tensorrt")
 
@@ -202,3 +207,42 @@ def test_doctor_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    text = doctor.describe([], doctor.machine())
+    assert "GPU pre- and post-processing  not used, OpenCV and NumPy do it; build the kernels as" in text
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "none.so"))
+    assert "no: ASAG_KERNELS_LIBRARY is" in doctor.machine().kernels
+    (tmp_path / "none.so").write_bytes(b"no library")
+    assert "none.so cannot be loaded" in doctor.machine().kernels
+
+
+@pytest.mark.parametrize(
+    ("status", "devices", "finding"),
+    [
+        (0, (CudaError.cudaSuccess, 1), r"used by tensorrt-rtx and tensorrt, from .*libasag_kernels\.so"),
+        (209, (CudaError.cudaSuccess, 1), r"no: .* were not compiled for this GPU, sm86; build them again"),
+        (
+            0,
+            (CudaError.cudaErrorNoDevice, None),
+            r"not used, although .* is there: the NVIDIA driver finds no",
+        ),
+    ],
+)
+def test_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: int,
+    devices: tuple[CudaError, int | None],
+    finding: str,
+) -> None:
+    cuda = FakeCuda()
+    cuda.devices = devices
+    install_cuda(monkeypatch, cuda)
+    path = tmp_path / "libasag_kernels.so"
+    path.touch()
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(path))
+    monkeypatch.setattr("asag_deploy.kernels.library.ctypes.CDLL", lambda *_, **__: ReadyLibrary(status))
+    assert re.fullmatch(f"{finding}.*", doctor._kernels())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,27 +10,8 @@ from asag_deploy.kernels import KernelLibrary
 from plugin_builds import (
     build_cuda_library,
     build_cuda_objects,
-    build_host_library,
-    missing_compiler,
     missing_nvcc,
 )
-
-
-@pytest.fixture(scope="session")
-def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outside the source tree, and common to all workers of a session."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def host_library_path(build_dir: Path) -> Path:
-    missing = missing_compiler()
-    if missing is not None:
-        pytest.skip(missing)
-    return build_host_library(build_dir)
 
 
 @pytest.fixture(params=[(1, 0), (32, 7), (512, 3)], ids=["1 thread", "32 shuffled", "512 shuffled"])

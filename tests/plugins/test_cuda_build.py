@@ -11,7 +11,7 @@ import pytest
 
 from asag_deploy import kernels
 from asag_deploy.errors import BackendError
-from asag_deploy.kernels import Buffer, KernelLibrary
+from asag_deploy.kernels import Buffer, KernelLibrary, structures
 from plugin_builds import ARCHITECTURES, missing_gpu, nvcc_folder, run
 
 
@@ -44,6 +44,8 @@ def test_says_what_is_wrong_without_a_gpu(cuda_library_path: Path) -> None:
         kernels.patch_nms(library, *nowhere.values(), **{**options, "stride": 0})  # type: ignore[arg-type]
     if missing_gpu() is None:
         pytest.skip("this machine has a GPU, on which these addresses must not be used")
+    with pytest.raises(BackendError, match=r"cannot run on this GPU, sm86: .*(driver|device)"):
+        library.check_device("sm86")
     with pytest.raises(BackendError, match=r"the kernel patch_nms failed: .*(driver|device)"):
         kernels.patch_nms(library, *nowhere.values(), **options)  # type: ignore[arg-type]
 
@@ -63,5 +65,6 @@ def test_exports_the_interface_and_nothing_else(cuda_library_path: Path) -> None
         "preprocess",
         "postprocess",
     )
-    assert names == {f"asag_cuda_{name}" for name in operators} | {"asag_message", "asag_interface_version"}
-    assert ctypes.CDLL(str(cuda_library_path)).asag_interface_version() == 1
+    more = {"asag_cuda_ready", "asag_message", "asag_interface_version"}
+    assert names == {f"asag_cuda_{name}" for name in operators} | more
+    assert ctypes.CDLL(str(cuda_library_path)).asag_interface_version() == structures.INTERFACE_VERSION

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 1
+#define ASAG_INTERFACE_VERSION 2
 #define ASAG_MAX_LEVELS 4
 
 /* Element types. */
@@ -103,7 +103,7 @@ typedef struct AsagPadAnchors {
 
 /* One image into one slot of the input batch: resized to (new_height, new_width), zero right of and below that. */
 typedef struct AsagPreprocess {
-    const uint8_t* image; /* (height, width, 3) RGB */
+    const uint8_t* image; /* (height, width, 3) RGB, or BGR if `bgr` is not 0; the result is RGB */
     void* out; /* ASAG_UINT8: (batch_height, batch_width, 3), else normalised (3, batch_height, batch_width) */
     int32_t height;
     int32_t width;
@@ -114,6 +114,7 @@ typedef struct AsagPreprocess {
     int32_t type;
     float mean[3]; /* of values 0 to 255; for a normalised result only */
     float deviation[3];
+    int32_t bgr;
 } AsagPreprocess;
 
 /* The decoder's detections as those of the original images, best first, with zeros beyond the last. */
@@ -139,6 +140,10 @@ ASAG_API int asag_cuda_patch_nms(const AsagPatchNMS* arguments, void* stream);
 ASAG_API int asag_cuda_pad_anchors(const AsagPadAnchors* arguments, void* stream);
 ASAG_API int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream);
 ASAG_API int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream);
+
+/* 0 if the current device can run these kernels, else a cudaError_t: another architecture than they were compiled for,
+ * or a driver that is too old.  Nothing is launched. */
+ASAG_API int asag_cuda_ready(void);
 
 /* How the host executes a block: with `threads` threads (1 to 512), whose turns between two barriers come in
  * ascending order for `seed` 0 and in a random one for any other, so that a missing barrier shows. */

@@ -143,6 +143,7 @@ ASAG_HD inline uint8_t block_pixel(
     return to_byte(nearest(mul(static_cast<float>(sum), divide(1.0f, static_cast<float>(height * width)))));
 }
 
+// The channels come in the order that the image has.
 ASAG_HD inline void resized_pixel(const AsagPreprocess& arguments, int y, int x, uint8_t rgb[3]) {
     const int height = arguments.height, width = arguments.width;
     const int new_height = arguments.new_height, new_width = arguments.new_width;
@@ -173,6 +174,11 @@ ASAG_HD inline void preprocess_pixel(const AsagPreprocess& arguments, int64_t in
     const bool inside = y < arguments.new_height && x < arguments.new_width;
     uint8_t rgb[3] = {0, 0, 0};
     if (inside) resized_pixel(arguments, y, x, rgb);
+    if (arguments.bgr != 0) {
+        const uint8_t blue = rgb[0];
+        rgb[0] = rgb[2];
+        rgb[2] = blue;
+    }
     const int64_t plane = static_cast<int64_t>(arguments.batch_height) * arguments.batch_width;
     for (int i = 0; i < 3; ++i) {
         if (arguments.type == ASAG_UINT8) {
