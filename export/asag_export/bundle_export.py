@@ -13,12 +13,15 @@ from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle, write_bundle
 from asag_deploy.engines.adapter import FORMATS as ENGINE_FORMATS
 from asag_deploy.engines.build import BuildOptions
+from asag_deploy.engines.shapes import Batches
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.manifest import Manifest, Mode, Precision, Preprocessing
 from asag_export.engine_gate import EngineParity, engines_can_run, gate_engines
-from asag_export.gate import ParityReport, run_gate
+from asag_export.gate import run_gate
+from asag_export.gate_checks import usual_shapes
 from asag_export.graphs import DEFAULT_OPSET, check_opset, export_stage
 from asag_export.mixed import with_half_features
+from asag_export.parity import ParityReport
 from asag_export.prepare import prepare
 from asag_training.checkpoints import Checkpoint, select_head
 from asag_training.config import MAIN_HEAD
@@ -100,7 +103,10 @@ def export_bundle(
         def judge(bundle: Bundle) -> ParityReport:
             progress("comparing with PyTorch")
             network = open_network(None, bundle)
-            return run_gate(reference, network, probing, backend="onnxruntime", precision=precision)
+            usual = usual_shapes(bundle.manifest, Batches() if engines is None else engines.batches)
+            return run_gate(
+                reference, network, probing, backend="onnxruntime", precision=precision, usual=usual
+            )
 
         def in_float32(name: str) -> Bundle:
             progress(f"exporting {name} in float32")
@@ -134,13 +140,14 @@ def export_bundle(
 
 
 def _failure(report: ParityReport, output_dir: Path) -> str:
-    failed = [row for row in report.stages if not row.passed]
-    where = (
-        f"output '{failed[0].output}' of graph '{failed[0].stage}' differs by {failed[0].difference:.3g} "
-        f"where {failed[0].tolerance:.3g} is allowed"
-        if failed
-        else "the loop's stops or the detections differ end to end"
-    )
+    check, worst = next(report.failures(), ("", None))
+    if worst is None:
+        where = "the loop's stops or the detections differ end to end"
+    else:
+        where = (
+            f"output '{worst.output}' of graph '{worst.stage}' differs by {worst.difference:.3g} "
+            f"where {worst.tolerance:.3g} is allowed" + (f" (the check '{check}')" if check else "")
+        )
     return (
         f"the exported bundle does not compute what the checkpoint computes with {report.backend}: {where}; "
         f"nothing was written to '{output_dir}'; export again with --keep-failed to inspect it"

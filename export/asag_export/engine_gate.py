@@ -16,7 +16,9 @@ from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.engines.targets import parse_target
 from asag_deploy.engines.targets import this_gpu as find_gpu
 from asag_deploy.manifest import Precision, Probing
-from asag_export.gate import Limits, ParityReport, StageParity, run_gate
+from asag_export.gate import Limits, run_gate
+from asag_export.gate_checks import OTHER_SHAPES, usual_shapes
+from asag_export.parity import ParityReport, StageParity
 from asag_training.stages import StageModule
 
 Attempt = Callable[[frozenset[str]], ParityReport]
@@ -92,7 +94,10 @@ def gate_engines(
         build_engines(current, options)
         network = open_network(options.engine_format, current)
         name = options.engine_format
-        return run_gate(reference, network, probing, backend=name, precision=precision, limits=limits)
+        usual = usual_shapes(current.manifest, options.batches)
+        return run_gate(
+            reference, network, probing, backend=name, precision=precision, limits=limits, usual=usual
+        )
 
     names = [graph.name for graph in bundle.manifest.graphs if graph.name != "normalize"]
     return fall_back(names if precision == "fp16" else [], attempt)
@@ -102,9 +107,14 @@ def _why(report: ParityReport, stages: Sequence[str]) -> dict[str, str]:
     """The stages to be kept in float32 next, with the reason."""
     rows = [row for row in report.stages if row.stage in stages]
     failed: dict[str, str] = {}
-    for row in sorted((row for row in rows if not row.passed), key=_telling, reverse=True):
+    wrong = [
+        (check, row) for check, row in report.failures() if row.stage in stages and check != OTHER_SHAPES
+    ]
+    for check, row in sorted(wrong, key=lambda item: _telling(item[1]), reverse=True):
+        where = f", which is the check '{check}'" if check else ""
         failed.setdefault(
-            row.stage, f"'{row.output}' differs by {row.difference:.3g} where {row.tolerance:.3g} is allowed"
+            row.stage,
+            f"'{row.output}' differs by {row.difference:.3g} where {row.tolerance:.3g} is allowed{where}",
         )
     if failed:
         return failed

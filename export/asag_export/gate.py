@@ -1,6 +1,6 @@
 """The parity gate: does an exported bundle compute what the network computes?
 
-Two questions are put to every case.
+Three questions are put to a bundle, the first two of every case.
 
 *Stage by stage*: given the same inputs, does each graph give the same outputs?  Floating outputs are compared
 within a stated tolerance.  Decisions (which anchors are selected, which patches kept, how many) are compared
@@ -9,6 +9,8 @@ make a correct graph fail, and a wrong decision cannot hide behind a tolerance.
 
 *End to end*: does the loop stop for the same reason at the same level, and are the detections the same?
 
+*The backend by itself*: see `asag_export.gate_checks`.
+
 The cases cover every manual stop and the natural ones, single images and a batch of different sizes, and
 probes of patches that no image asked for, so that no graph goes untested when the images stop early.
 """
@@ -16,7 +18,7 @@ probes of patches that no image asked for, so that no graph goes untested when t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from numpy.typing import NDArray
 from asag_deploy.manifest import Precision, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Network
+from asag_export.gate_checks import IMAGES, Shapes, batch_checks, shapes_check
+from asag_export.parity import ParityReport, RunParity, StageParity, largest_difference
 from asag_training.anchor_generator import STRIDES
 from asag_training.boxes import cxcywh_to_xyxy, iou
 from asag_training.scenes import draw_scene
@@ -62,57 +66,6 @@ _PAIR_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageParity:
-    """The worst that one output of one graph showed over all cases."""
-
-    stage: str
-    output: str
-    difference: float
-    """Largest absolute difference; for decisions, how many entries differed."""
-    tolerance: float
-    cases: int
-    passed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunParity:
-    """One image or batch, end to end."""
-
-    case: str
-    stops: tuple[str, ...]
-    """Why each image stopped, as PyTorch decided."""
-    same_stops: bool
-    agreement: float
-    """Share of PyTorch's detections that the bundle has too: same class, IoU over 0.9, score within 0.01."""
-    passed: bool
-
-
-@dataclass(kw_only=True)
-class ParityReport:
-    """What the gate found."""
-
-    backend: str
-    precision: Precision
-    stages: list[StageParity] = field(default_factory=list)
-    runs: list[RunParity] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the bundle may be used."""
-        return all(row.passed for row in self.stages) and all(run.passed for run in self.runs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, for the manifest."""
-        return {
-            "passed": self.passed,
-            "backend": self.backend,
-            "precision": self.precision,
-            "stages": [dict(vars(row)) for row in self.stages],
-            "runs": [{**vars(run), "stops": list(run.stops)} for run in self.runs],
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
 class Limits:
     """The batches that engines are built for."""
 
@@ -136,10 +89,12 @@ def run_gate(
     backend: str,
     precision: Precision,
     limits: Limits | None = None,
+    usual: Mapping[str, Shapes] | None = None,
 ) -> ParityReport:
     """Compare `network` (the bundle as a backend runs it) with `stages` (the network in PyTorch, float32).
 
-    limits: what the backend can take, where that is not everything; other cases are left out.
+    limits: what the backend can take, where that is not everything; other cases are left out.  usual: the
+    shapes that engines are tuned for (`asag_export.gate_checks.usual_shapes`), None not to ask about them.
     """
     reference = _Recorder(stages)
     gate = _Gate(reference, network, precision)
@@ -160,6 +115,11 @@ def run_gate(
         _probe_unasked(reference, probing, image, image_size)
         gate.compare_calls()
     report.stages = gate.rows()
+    images = IMAGES if limits is None else min(IMAGES, limits.images)
+    if images > 1:
+        report.checks += batch_checks(network, gate.samples, gate.allowed, images)
+    if usual is not None:
+        report.checks.append(shapes_check(gate.ran, usual))
     return report
 
 
@@ -228,12 +188,18 @@ class _Gate:
     def __init__(self, reference: _Recorder, network: Network, precision: Precision) -> None:
         self.reference, self.network, self.precision = reference, network, precision
         self.worst: dict[tuple[str, str], StageParity] = {}
+        self.samples: dict[str, Arrays] = {}
+        """The inputs of the first call of each graph that was for one image."""
+        self.ran: dict[str, list[Shapes]] = {}
+        """The shapes of the inputs of every call."""
 
     def compare_calls(self) -> None:
         """Replay what was recorded since the last time."""
         for name, inputs, expected in self.reference.calls:
             stage = self.reference.modules[name]
-            uploaded = {key: self.network.upload(self._cast(key, inputs[key])) for key in stage.inputs}
+            given = {key: self._cast(key, inputs[key]) for key in stage.inputs}
+            self._note_call(name, given)
+            uploaded = {key: self.network.upload(array) for key, array in given.items()}
             outputs = self.network.stage(name)(uploaded)
             actual = {key: self.network.download(outputs[key]) for key in stage.outputs}
             self._compare(stage, {key: value.numpy() for key, value in inputs.items()}, expected, actual)
@@ -242,6 +208,19 @@ class _Gate:
     def rows(self) -> list[StageParity]:
         """The worst of every output, in the order of the stages."""
         return list(self.worst.values())
+
+    def allowed(self, output: str, value: NDArray[Any]) -> float:
+        """The tolerance for a floating output of that name and value."""
+        relative = _RELATIVE_TOLERANCE[self.precision]
+        if output in _SAMPLED:
+            relative = max(relative, _SAMPLED_TOLERANCE)
+        largest = float(np.abs(value.astype(np.float64)).max(initial=0.0))
+        return _ABSOLUTE_TOLERANCE[self.precision] + relative * largest
+
+    def _note_call(self, name: str, given: Arrays) -> None:
+        self.ran.setdefault(name, []).append({key: array.shape for key, array in given.items()})
+        if len(given["image_size"]) == 1:
+            self.samples.setdefault(name, given)
 
     def _cast(self, name: str, tensor: torch.Tensor) -> NDArray[Any]:
         """Feature maps come in the graphs' own precision."""
@@ -264,12 +243,8 @@ class _Gate:
                 self._note(stage.name, name, _entries_that_differ(target, actual[name]), 0.0)
             else:
                 target = expected[name].numpy().astype(np.float64)
-                bound = _ABSOLUTE_TOLERANCE[self.precision]
-                relative = _RELATIVE_TOLERANCE[self.precision]
-                if name in _SAMPLED:
-                    relative = max(relative, _SAMPLED_TOLERANCE)
-                bound += relative * float(np.abs(target).max(initial=0.0))
-                self._note(stage.name, name, _difference(target, actual[name]), bound)
+                difference = largest_difference(target, actual[name])
+                self._note(stage.name, name, difference, self.allowed(name, target))
 
     def _note(self, stage: str, output: str, difference: float, tolerance: float) -> None:
         known = self.worst.get((stage, output))
@@ -286,13 +261,6 @@ class _Gate:
             cases=1 + (known.cases if known else 0),
             passed=passed,
         )
-
-
-def _difference(expected: NDArray[np.float64], actual: NDArray[Any]) -> float:
-    """Largest absolute difference; infinite where the shapes differ or a value is not a number."""
-    if expected.shape != actual.shape or not np.isfinite(actual).all():
-        return float("inf")
-    return float(np.abs(expected - actual).max(initial=0.0))
 
 
 def _entries_that_differ(expected: NDArray[Any], actual: NDArray[Any]) -> float:

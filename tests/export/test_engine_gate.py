@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -27,8 +28,10 @@ from asag_deploy.manifest import Level, TensorSpec
 from asag_export import engine_gate, gate
 from asag_export.bundle_export import export_bundle
 from asag_export.engine_gate import engines_can_run, fall_back
-from asag_export.gate import Limits, ParityReport, RunParity, StageParity
+from asag_export.gate import Limits
+from asag_export.gate_checks import IDENTICAL_ROWS, OTHER_SHAPES
 from asag_export.mixed import with_half_features
+from asag_export.parity import Check, ParityReport, RunParity, StageParity
 from asag_training.scenes import draw_scene
 from fake_cuda import FakeCuda
 from fake_gpu import install_cuda, install_tensorrt, write_engines
@@ -94,6 +97,22 @@ def test_what_spoils_the_runs_goes_in_order_of_its_difference() -> None:
     assert found.report.passed
     assert attempts.made == [frozenset(), frozenset({"decoder"}), frozenset({"decoder", "probe_p3"})]
     assert found.full_precision["probe_p3"].startswith("end to end the detections differ, and its 'anchors'")
+
+
+def test_a_stage_that_fails_a_check_stays_too() -> None:
+    """But not for the shapes that ran, which its precision does not change."""
+    row = dataclasses.replace(report({}).stages[0], stage="probe_p4", difference=3.0, passed=False)
+    shapes = dataclasses.replace(row, stage="decoder")
+
+    def attempt(kept: frozenset[str]) -> ParityReport:
+        checks = [] if kept else [Check(name=IDENTICAL_ROWS, rows=(row,))]
+        return dataclasses.replace(report({}), checks=[*checks, Check(name=OTHER_SHAPES, rows=(shapes,))])
+
+    found = fall_back(STAGES, attempt)
+    assert not found.report.passed
+    assert found.full_precision == {
+        "probe_p4": "'anchors' differs by 3 where 1 is allowed, which is the check 'identical rows'"
+    }
 
 
 def test_what_is_wrong_in_float32_too_stays_wrong() -> None:

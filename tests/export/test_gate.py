@@ -20,8 +20,10 @@ from asag_deploy.manifest import Probing
 from asag_deploy.probing import StopRule
 from asag_deploy.stages import Network
 from asag_export import gate
-from asag_export.gate import ParityReport, run_gate
+from asag_export.gate import run_gate
+from asag_export.gate_checks import BATCH_OF_ONE, IDENTICAL_ROWS, OTHER_SHAPES
 from asag_export.operators import DOMAIN
+from asag_export.parity import ParityReport
 from asag_training.model import Asag, build
 from asag_training.plan import build_stages, probing_plan
 from asag_training.stages import TorchNetwork
@@ -90,6 +92,29 @@ def test_network_agrees_with_itself(model: Asag) -> None:
     assert len(set(cases)) == len(cases)
     assert {case.rpartition(" ")[2] for case in cases} == {"P5", "P4", "P3", "fast"}
     assert any("+" in case for case in cases)
+    assert [check.name for check in report.checks] == [IDENTICAL_ROWS, BATCH_OF_ONE]
+    assert all([row.stage for row in check.rows] == list(stages_of(report)) for check in report.checks)
+
+
+def stages_of(report: ParityReport) -> dict[str, None]:
+    """The graphs that were judged, in their order."""
+    return dict.fromkeys(row.stage for row in report.stages)
+
+
+@pytest.mark.usefixtures("few_cases")
+def test_a_batch_that_mixes_its_images_fails(model: Asag) -> None:
+    """All else is as it should be for a single image, and the check names the graph and the output."""
+
+    def mix(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[1:] += 0.1 * tensor[:1]
+        return tensor
+
+    report = judge(model, Tampered(model, "backbone", "p4", mix))
+    assert not report.passed
+    assert failed(report) == set()
+    assert all(run.passed for run in report.runs)
+    wrong = [(check, row.stage, row.output) for check, row in report.failures()]
+    assert wrong == [(IDENTICAL_ROWS, "backbone", "p4")]
 
 
 def add(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -235,6 +260,10 @@ def test_report_is_json(model: Asag) -> None:
     assert len(content["stages"]) == len(report.stages)
     assert set(content["stages"][0]) == {"stage", "output", "difference", "tolerance", "cases", "passed"}
     assert [run["case"] for run in content["runs"]] == [run.case for run in report.runs]
+    assert [(check["name"], check["passed"], len(check["rows"])) for check in content["checks"]] == [
+        (IDENTICAL_ROWS, True, 5),
+        (BATCH_OF_ONE, True, 5),
+    ]
 
 
 @pytest.mark.slow
@@ -245,6 +274,8 @@ def test_the_exported_bundle_passes(model: Asag, small_bundle: Bundle) -> None:
     judged = {(row["stage"], row["output"]) for row in small_bundle.manifest.parity["stages"]}
     assert judged == {(row.stage, row.output) for row in report.stages}
     assert all(run.same_stops and run.agreement > 0.98 for run in report.runs)
+    checks = {check["name"]: check["passed"] for check in small_bundle.manifest.parity["checks"]}
+    assert checks == {IDENTICAL_ROWS: True, BATCH_OF_ONE: True, OTHER_SHAPES: True}
 
 
 def judge_bundle(model: Asag, bundle: Bundle, head: str = "main") -> ParityReport:

@@ -41,6 +41,7 @@ def test_float32_passes_the_gate(small_bundle: Bundle) -> None:
     report = run_gate(stages, network, manifest.probing, backend="openvino", precision="fp32")
     assert [row for row in report.stages if not row.passed] == []
     assert [run for run in report.runs if not run.passed] == []
+    assert [check for check in report.checks if not check.passed] == []
 
 
 @pytest.fixture

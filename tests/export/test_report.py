@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from asag_export.gate import ParityReport, RunParity, StageParity
+from asag_export.parity import Check, ParityReport, RunParity, StageParity
 from asag_export.report import format_report
 
 ROW = StageParity(stage="decoder", output="logits", difference=1.5e-4, tolerance=2e-3, cases=12, passed=True)
@@ -15,6 +15,9 @@ RUN = RunParity(
     agreement=0.985,
     passed=True,
 )
+
+
+CHECK = Check(name="identical rows", rows=(ROW, dataclasses.replace(ROW, stage="backbone", output="p4")))
 
 
 def report(*, stage_passes: bool = True, run_passes: bool = True) -> ParityReport:
@@ -49,6 +52,18 @@ def test_failed_run() -> None:
     lines = format_report(failing).splitlines()
     assert [line.split()[0] for line in lines if "FAILED" in line] == ["225x190", "FAILED"]
     assert "differ" in next(line for line in lines if "225x190" in line)
+
+
+def test_checks() -> None:
+    found = dataclasses.replace(report(), checks=[CHECK])
+    assert "  identical rows holds for decoder, backbone" in format_report(found).splitlines()
+    wrong = dataclasses.replace(CHECK, rows=(ROW, dataclasses.replace(CHECK.rows[1], passed=False)))
+    failing = dataclasses.replace(found, checks=[wrong])
+    assert not failing.passed
+    assert list(failing.failures()) == [("identical rows", wrong.rows[1])]
+    lines = format_report(failing).splitlines()
+    assert "  identical rows holds for decoder" in lines
+    assert [line.split()[:2] for line in lines if "FAILED" in line] == [["backbone", "p4"], ["FAILED"]]
 
 
 def test_verdict_is_of_every_row_and_run() -> None:
