@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from asag_deploy.atomic import atomic_directory
 from asag_deploy.errors import BundleCorruptError, BundleNotFoundError
-from asag_deploy.manifest import GraphSpec, Level, Manifest, TensorSpec
+from asag_deploy.manifest import GraphSpec, Level, Manifest, Precision, TensorSpec
 from asag_deploy.manifest_json import export_again, manifest_from_json, manifest_to_json
 
 MANIFEST = "manifest.json"
@@ -69,9 +69,17 @@ class BundleWriter:
         self._graphs: dict[str, GraphSpec] = {}
 
     def add_graph(
-        self, name: str, onnx: bytes, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        name: str,
+        onnx: bytes,
+        *,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        precision: Precision | None = None,
     ) -> None:
         """Write the stage graph `name`, a serialised ONNX model, with its interface.
+
+        precision: what it computes in, where that is not what the bundle's manifest says.
 
         One of that name that was added before is replaced.
         """
@@ -83,6 +91,7 @@ class BundleWriter:
             sha256=hashlib.sha256(onnx).hexdigest(),
             inputs=tuple(inputs),
             outputs=tuple(outputs),
+            precision=precision,
         )
         self._graphs[name] = spec
 

@@ -141,8 +141,8 @@ def _doctor(options: Options) -> int:
             manifest = detector.manifest
             weights = "trained" if manifest.trained else "untrained"
             print(
-                f"\nbundle '{options.bundle}' is sound: {manifest.variant} ({manifest.precision}, {weights} "
-                f"weights, {len(manifest.categories)} classes), written by {manifest.producer}"
+                f"\nbundle '{options.bundle}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
+                f"{weights} weights, {len(manifest.categories)} classes), written by {manifest.producer}"
             )
     return ALL_FINE
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+SINCE = "since"
+"""Key in the metadata of a field that came with a later schema version, and which: older ones lack it."""
 
 Precision = Literal["fp32", "fp16"]
 Mode = Literal["exact", "fast"]
@@ -40,6 +43,8 @@ class GraphSpec:
     sha256: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    precision: Precision | None = field(default=None, metadata={SINCE: 2})
+    """What it computes in, between inputs and outputs; None for that of the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,7 @@ class Manifest:
     variant: str
     head: str
     precision: Precision
+    """Of all graphs but those that say otherwise."""
     opset: int
     trained: bool
     """False if the weights are random: everything runs, but the detections mean nothing."""
@@ -128,6 +134,20 @@ class Manifest:
     graphs: tuple[GraphSpec, ...]
     parity: dict[str, Any] = field(default_factory=dict)
     """The report of the parity gate, as the exporter wrote it."""
+
+    def precision_of(self, name: str) -> Precision:
+        """What the stage graph called `name` computes in (KeyError if the bundle has none)."""
+        return self.graph(name).precision or self.precision
+
+    @property
+    def precision_in_words(self) -> str:
+        """Such as `fp32`, or `fp16 (but normalize, decoder in fp32)`."""
+        others: dict[Precision, list[str]] = {}
+        for graph in self.graphs:
+            if graph.precision is not None and graph.precision != self.precision:
+                others.setdefault(graph.precision, []).append(graph.name)
+        but = ", ".join(f"{', '.join(names)} in {precision}" for precision, names in others.items())
+        return f"{self.precision} (but {but})" if but else self.precision
 
     def graph(self, name: str) -> GraphSpec:
         """The stage graph called `name` (KeyError if the bundle has none)."""

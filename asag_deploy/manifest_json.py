@@ -1,7 +1,8 @@
 """`manifest.json` as text: written from a `Manifest`, and read back strictly.
 
-Reading takes nothing on trust: every field must be there, no other may be, and each must have the type that
-the dataclasses of `asag_deploy.manifest` declare, whose annotations are the schema.
+Reading takes nothing on trust: every field must be there (unless it came with a later schema), no other may
+be, and each must have the type that the dataclasses of `asag_deploy.manifest` declare, whose annotations are
+the schema.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import dataclasses
 import json
 import math
 import types
-from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from asag_deploy.errors import BundleCorruptError, BundleVersionError
-from asag_deploy.manifest import SCHEMA_VERSION, Manifest
+from asag_deploy.manifest import SCHEMA_VERSION, SINCE, Manifest
 
 _NAMES: dict[Any, str] = {
     str: "text",
@@ -101,9 +102,9 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         # `True in (1,)` holds, hence the types.
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
-            _expected(" or ".join(f"'{choice}'" for choice in arguments), value, path)
+            _expected(_named(hint), value, path)
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, Union):  # the second if a Literal is in it
         return _read_union(arguments, value, path)
     return _read_plain(origin or hint, value, path)
 
@@ -115,10 +116,12 @@ def _read_object(cls: type, value: Any, path: str) -> Any:
     for name in value:
         if name not in hints:
             raise _FieldError(f"`{_join(path, name)}` is not a known field")
+    later = {field.name for field in dataclasses.fields(cls) if SINCE in field.metadata}
     for name in hints:
-        if name not in value:
+        if name not in value and name not in later:
             raise _FieldError(f"`{_join(path, name)}` is missing")
-    return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in value}
+    return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in given.items()})
 
 
 def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
@@ -141,7 +144,7 @@ def _read_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
             return _read(hint, value, path)
         except _FieldError:
             continue
-    return _expected(" or ".join(_NAMES.get(hint, str(hint)) for hint in arguments), value, path)
+    return _expected(" or ".join(_named(hint) for hint in arguments), value, path)
 
 
 def _read_plain(kind: Any, value: Any, path: str) -> Any:
@@ -152,6 +155,12 @@ def _read_plain(kind: Any, value: Any, path: str) -> Any:
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         _expected(_NAMES[kind], value, path)
     return value
+
+
+def _named(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(f"'{choice}'" for choice in get_args(hint))
+    return _NAMES.get(hint, str(hint))
 
 
 def _expected(what: str, value: Any, path: str) -> NoReturn:

@@ -184,7 +184,7 @@ class _Job:
             sdk_version=library.version,
             stage=self.graph.name,
             graph_sha256=self.graph.sha256,
-            precision=self.bundle.manifest.precision,
+            precision=self.bundle.manifest.precision_of(self.graph.name),
             tf32=options.tf32,
             capabilities=self.target.capabilities,
             compatibility=compatibility,

@@ -22,7 +22,7 @@ from asag_export.gate_checks import usual_shapes
 from asag_export.graphs import DEFAULT_OPSET, check_opset, export_stage
 from asag_export.mixed import with_half_features
 from asag_export.parity import ParityReport
-from asag_export.prepare import prepare
+from asag_export.prepare import FULL_PRECISION, prepare
 from asag_training.checkpoints import Checkpoint, select_head
 from asag_training.config import MAIN_HEAD
 from asag_training.model import build
@@ -84,7 +84,10 @@ def export_bundle(
         for stage in exported:
             progress(f"exporting {stage.name}")
             proto, inputs, outputs = export_stage(stage, config, probing, precision=precision, opset=opset)
-            writer.add_graph(stage.name, proto.SerializeToString(), inputs=inputs, outputs=outputs)
+            full: Precision | None = "fp32" if stage.name in FULL_PRECISION else None
+            writer.add_graph(
+                stage.name, proto.SerializeToString(), inputs=inputs, outputs=outputs, precision=full
+            )
         manifest = Manifest(
             producer=f"asag-deploy {__version__}",
             variant=config.variant,
@@ -114,7 +117,9 @@ def export_bundle(
             (stage,) = (stage for stage in stages if stage.name == name)
             full = export_stage(stage, config, probing, precision="fp32", opset=opset)
             proto, inputs, outputs = with_half_features(*full)
-            writer.add_graph(name, proto.SerializeToString(), inputs=inputs, outputs=outputs)
+            writer.add_graph(
+                name, proto.SerializeToString(), inputs=inputs, outputs=outputs, precision="fp32"
+            )
             return writer.finish(manifest)
 
         report = judge(writer.finish(manifest))

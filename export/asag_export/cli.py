@@ -99,8 +99,10 @@ def _run(options: argparse.Namespace) -> int:
             print(format_report(result.engines.report))
             for stage, why in result.engines.full_precision.items():
                 print(f"  {stage} stays in float32: {why}")
-        variant = result.bundle.manifest.variant
-        print(f"{result.bundle.path}: {variant}, {options.precision}, ready for asag-detect")
+        manifest = result.bundle.manifest
+        print(
+            f"{result.bundle.path}: {manifest.variant}, {manifest.precision_in_words}, ready for asag-detect"
+        )
     if not result.parity.passed or (result.engines is not None and not result.engines.report.passed):
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although it failed the parity gate")
     if engines is not None:

@@ -15,6 +15,9 @@ from asag_deploy.manifest import Precision
 from asag_training.backbone import FrozenBatchNorm2d
 from asag_training.model import Asag
 
+FULL_PRECISION = ("normalize",)
+"""Stages that compute in float32 whatever the network's weights are in."""
+
 _TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 

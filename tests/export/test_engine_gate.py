@@ -233,6 +233,9 @@ def test_an_export_falls_back(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.parity["passed"] is True
     assert manifest.parity["engines"]["full_precision"] == result.engines.full_precision
+    assert [manifest.precision_of(name) for name in ("normalize", "backbone", "decoder")] == [
+        *("fp32", "fp16", "fp32")
+    ]
     decoder = manifest.graph("decoder")
     assert {spec.dtype for spec in decoder.inputs if spec.name.startswith("p")} >= {"float16"}
     assert not _computes_in_half(result.bundle.graph_path("decoder").read_bytes())

@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 
 class Doubling:
-    """A network of one stage on the host: twice a row, whether that is over 1, a length, and something ranked."""
+    """A network of one stage on the host: twice a row, if that is over 1, a length, and something ranked."""
 
     patch_bucket = query_bucket = 1
 

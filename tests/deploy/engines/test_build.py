@@ -224,3 +224,19 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BuildOptions(**options)
+
+
+def test_a_graph_in_another_precision_than_the_bundle(bundle: Bundle, rtx: RecordedModule) -> None:
+    """The sidecar says what the engine computes in, not what most of the bundle does."""
+    graphs = [
+        dataclasses.replace(graph, precision="fp16" if graph.name == "backbone" else None)
+        for graph in bundle.manifest.graphs
+    ]
+    mixed = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, graphs=tuple(graphs)))
+    report = build_engines(mixed, BuildOptions(gpus=("sm86",)))
+    said = {path.stem: json.loads(path.with_suffix(".json").read_text()) for path in report.built}
+    assert {name: data["recipe"]["precision"] for name, data in said.items()} == {
+        "normalize": "fp32",
+        "backbone": "fp16",
+        "decoder": "fp32",
+    }
