@@ -85,6 +85,7 @@ def write_engines(
             recipe=Recipe(**{**recipe, **changes}),
             engine_sha256=hashlib.sha256(content).hexdigest(),
             engine_bytes=len(content),
+            layers=None,
         )
         path = engine_path(folder, graph.name)
         path.write_bytes(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import json
 import math
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ _TYPES: dict[str, tuple[str, Any]] = {
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64", "BOOL", "UINT8", "STRANGE"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
+LayerInformationFormat = enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"])
 Strategy = enum.Enum("Strategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"])
 
 
@@ -48,6 +50,7 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
         self.cuda = _CUDA[-1]
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         options = onnxruntime.SessionOptions()
@@ -118,6 +121,9 @@ class ICudaEngine:
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[_TYPES[self.io[name][0].type][0]]
 
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self)
+
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
@@ -127,6 +133,22 @@ class ICudaEngine:
         context = IExecutionContext(self, needs_memory=strategy is Strategy.USER_MANAGED)
         self.contexts.append(context)
         return context
+
+
+class EngineInspector:
+    """Says that an engine is one layer, from its inputs to its outputs."""
+
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine = engine
+
+    def get_engine_information(self, format: Any) -> str:
+        assert format is LayerInformationFormat.JSON
+        sides: dict[str, list[dict[str, str]]] = {"Inputs": [], "Outputs": []}
+        for name, (node, mode) in self._engine.io.items():
+            kind = _TYPES[node.type][0].capitalize()
+            side = "Inputs" if mode is TensorIOMode.INPUT else "Outputs"
+            sides[side].append({"Name": name, "Format/Datatype": kind})
+        return json.dumps({"Layers": [{"Name": "all", **sides}], "Bindings": list(self._engine.io)})
 
 
 class IExecutionContext:
@@ -260,6 +282,7 @@ def module(name: str, cuda: FakeCuda, version: str = VERSION) -> ModuleType:
     made.__dict__.update(
         ILogger=ILogger,
         Runtime=Runtime,
+        LayerInformationFormat=LayerInformationFormat,
         ExecutionContextAllocationStrategy=Strategy,
         CudaGraphStrategy=enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"]),
         DynamicShapesKernelSpecializationStrategy=enum.Enum("KernelStrategy", ["LAZY", "EAGER", "NONE"]),

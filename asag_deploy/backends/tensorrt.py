@@ -22,6 +22,7 @@ from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
 from asag_deploy.engines.adapter import MODULES, Library, open_library
+from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.sidecar import Engine, Format, build_again, check
 from asag_deploy.errors import BackendError, EngineStaleError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
@@ -118,6 +119,10 @@ class EngineNetwork:
         """The stage called `name` (KeyError if there is none)."""
         return self._stages[name]
 
+    def layers(self) -> dict[str, Layers | None]:
+        """What the engine of each stage was built of, as the library's inspector says."""
+        return {name: stage.layers() for name, stage in self._stages.items()}
+
     def upload(self, array: NDArray[Any] | Any) -> DeviceArray:
         """An array on the GPU: a copy of a NumPy array, or another library's GPU array where it lies.
 
@@ -141,25 +146,24 @@ class _Loader:
         self.device = device
         self._library = library
         self._again = again
-        self._runtime = library.module.Runtime(library.messages.logger)
         self._stages: list[EngineStage] = []
         self._caches: list[tuple[CompiledCache, str, Any]] = []
 
     def load(self, engine: Engine) -> EngineStage:
         """An engine that has been checked, as a stage.  Raises EngineStaleError if the library refuses it."""
-        self._library.messages.clear()
-        loaded = self._runtime.deserialize_cuda_engine(engine.content)
+        recipe = engine.sidecar.recipe
+        loaded = self._library.load(engine.content, version_compatible=recipe.version_compatible)
         if loaded is None:
             raise EngineStaleError(
-                f"{self._library.title} could not load '{engine.path}' ({self._first_error()}); {self._again}"
+                f"{self._library.title} could not load '{engine.path}' "
+                f"({self._library.messages.first_error}); {self._again}"
             )
         stage = EngineStage(
             engine,
             loaded,
             self.device,
             make_context=self._context_maker(loaded, engine),
-            library=self._library.title,
-            first_error=self._first_error,
+            library=self._library,
         )
         self._stages.append(stage)
         return stage
@@ -176,7 +180,6 @@ class _Loader:
         for stage in self._stages:
             stage.close()
         self._stages.clear()
-        self._runtime = None
         self.device.close()
 
     def _context_maker(self, loaded: Any, engine: Engine) -> Callable[[], Any]:
@@ -206,9 +209,6 @@ class _Loader:
         config.set_runtime_cache(compiled)
         self._caches.append((cache, engine.sidecar.engine_sha256, compiled))
         return config
-
-    def _first_error(self) -> str:
-        return self._library.messages.first_error
 
 
 def _register_plugins(library: Library, engines: Sequence[Engine]) -> None:

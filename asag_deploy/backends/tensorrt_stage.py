@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.engines.adapter import Library
+from asag_deploy.engines.inspector import Layers, layers_of
 from asag_deploy.engines.sidecar import Engine
 from asag_deploy.errors import BackendError, EngineStaleError, EngineUnfitError
 from asag_deploy.stages import Array
@@ -53,8 +55,7 @@ class Tensor:
 class EngineStage:
     """An engine that has been deserialised: an `asag_deploy.stages.Stage`.
 
-    `make_context` creates an execution context without memory of its own, `first_error` gives what the
-    library said last.
+    `make_context` creates an execution context without memory of its own.
     """
 
     def __init__(
@@ -64,8 +65,7 @@ class EngineStage:
         device: Device,
         *,
         make_context: MakeContext,
-        library: str,
-        first_error: Callable[[], str],
+        library: Library,
     ) -> None:
         self.name = engine.sidecar.recipe.stage
         self._engine = engine
@@ -73,7 +73,6 @@ class EngineStage:
         self._device = device
         self._make_context = make_context
         self._library = library
-        self._first_error = first_error
         self._contexts: OrderedDict[Shapes, _Context] = OrderedDict()
         self.inputs, self.outputs = _tensors(loaded, engine)
 
@@ -92,6 +91,10 @@ class EngineStage:
             }
             context.run(tuple(array.pointer for array in (*arrays, *results.values())))
         return results
+
+    def layers(self) -> Layers | None:
+        """What the engine was built of; None if it does not say."""
+        return layers_of(self._library.module, self._loaded)
 
     def close(self) -> None:
         """Let go of the engine; the stream must have done its work."""
@@ -131,7 +134,8 @@ class EngineStage:
 
     def _failed(self, what: str) -> BackendError:
         return BackendError(
-            f"{self._library} failed in the graph '{self.name}': it {what} ({self._first_error()})"
+            f"{self._library.title} failed in the graph '{self.name}': it {what} "
+            f"({self._library.messages.first_error})"
         )
 
 

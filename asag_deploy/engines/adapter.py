@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from asag_deploy.engines.graph import Plugin
+from asag_deploy.engines.inspector import Layers, layers_of
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.engines.sidecar import Compatibility, Format
 from asag_deploy.errors import BackendError, ConfigError, EngineError
@@ -88,6 +89,8 @@ class Library:
         if module not in _LOGGERS:
             _LOGGERS[module] = _Messages(module)
         self._messages = _LOGGERS[module]
+        self._runtime: Any = None
+        """Lives as long as this, and so as whatever was loaded."""
         self.format: Format = engine_format
         self.version: str = module.__version__
         self.timing_cache: bytes | None = None
@@ -161,6 +164,20 @@ class Library:
             self.timing_cache = bytes(cache.serialize())
         return bytes(serialized)
 
+    def load(self, engine: bytes, *, version_compatible: bool) -> Any:
+        """A deserialised engine, or None if the library refuses it; what it said is in `messages`."""
+        self._messages.clear()
+        if self._runtime is None:
+            self._runtime = self._module.Runtime(self._messages.logger)
+        if version_compatible:  # it brings the lean runtime of the release that built it, as code to be run
+            self._runtime.engine_host_code_allowed = True
+        return self._runtime.deserialize_cuda_engine(engine)
+
+    def layers(self, engine: bytes, *, version_compatible: bool) -> Layers | None:
+        """The layers of an engine that was built for the GPU of this machine; None if it cannot be asked."""
+        loaded = self.load(engine, version_compatible=version_compatible)
+        return None if loaded is None else layers_of(self._module, loaded)
+
     def _network_flags(self) -> int:
         major = int(self.version.split(".")[0])
         if self.format == "tensorrt-rtx" or major >= 11:
@@ -190,6 +207,7 @@ class Library:
                 f"{self.title} refused the shapes for the stage '{stage}': "
                 f"{_one_line(self._messages.first_error)}"
             )
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # for the inspector
         if not options.tf32:
             config.clear_flag(module.BuilderFlag.TF32)
         if options.optimization_level is not None:

@@ -222,8 +222,12 @@ def _build(job: _Job, recipe: Recipe, path: Path, library: Library) -> None:
             version_compatible=recipe.version_compatible,
         ),
     )
+    here = job.gpu is not None and job.gpu.capability in recipe.capabilities
     sidecar = Sidecar(
-        recipe=recipe, engine_sha256=hashlib.sha256(engine).hexdigest(), engine_bytes=len(engine)
+        recipe=recipe,
+        engine_sha256=hashlib.sha256(engine).hexdigest(),
+        engine_bytes=len(engine),
+        layers=library.layers(engine, version_compatible=recipe.version_compatible) if here else None,
     )
     _write(path, engine)
     _write(path.with_suffix(".json"), sidecar_to_json(sidecar).encode())

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from asag_deploy.bundle import Bundle
 from asag_deploy.engines.shapes import InputRange
@@ -24,7 +24,7 @@ from asag_deploy.manifest_json import read_fields
 Format = Literal["tensorrt-rtx", "tensorrt"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
-SIDECAR_VERSION = 1
+SIDECAR_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,9 @@ class Sidecar:
     recipe: Recipe
     engine_sha256: str
     engine_bytes: int
+    layers: dict[str, Any] | None
+    """How many layers read and write which types, as the library's inspector said once it was built; None
+    if it was built without the GPU that it is for, which the inspector takes."""
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise EngineUnfitError if the engine cannot take inputs of these shapes."""

@@ -14,6 +14,7 @@ from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.build import BuildOptions, summary
 from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
+from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.manifest import Preprocessing
 from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
@@ -99,6 +100,8 @@ def _run(options: argparse.Namespace) -> int:
             print(format_report(result.engines.report))
             for stage, why in result.engines.full_precision.items():
                 print(f"  {stage} stays in float32: {why}")
+            for stage, layers in result.engines.layers.items():
+                print(f"  layers of {stage}: {in_words(layers)}")
         manifest = result.bundle.manifest
         print(
             f"{result.bundle.path}: {manifest.variant}, {manifest.precision_in_words}, ready for asag-detect"

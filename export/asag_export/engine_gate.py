@@ -6,13 +6,16 @@ order or in half precision.  A stage that fails is built again in float32, and a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions, build_engines
+from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.targets import parse_target
 from asag_deploy.engines.targets import this_gpu as find_gpu
 from asag_deploy.manifest import Precision, Probing
@@ -32,10 +35,13 @@ class EngineParity:
     report: ParityReport
     full_precision: dict[str, str] = field(default_factory=dict)
     """The stages that stayed in float32, and why, in the order in which that was found necessary."""
+    layers: dict[str, Layers | None] = field(default_factory=dict)
+    """What the engine of each stage was built of, as the library's inspector says."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values, for the manifest."""
-        return {**self.report.to_dict(), "full_precision": dict(self.full_precision)}
+        more = {"full_precision": dict(self.full_precision), "layers": dict(self.layers)}
+        return {**self.report.to_dict(), **more}
 
 
 def fall_back(stages: Sequence[str], attempt: Attempt) -> EngineParity:
@@ -85,14 +91,16 @@ def gate_engines(
     )
     done: set[str] = set()
     current = bundle
+    layers: dict[str, Layers | None] = {}
 
     def attempt(kept: frozenset[str]) -> ParityReport:
-        nonlocal current
+        nonlocal current, layers
         for stage in sorted(kept - done):
             current = in_float32(stage)
             done.add(stage)
         build_engines(current, options)
         network = open_network(options.engine_format, current)
+        layers = network.layers() if isinstance(network, EngineNetwork) else {}
         name = options.engine_format
         usual = usual_shapes(current.manifest, options.batches)
         return run_gate(
@@ -100,7 +108,8 @@ def gate_engines(
         )
 
     names = [graph.name for graph in bundle.manifest.graphs if graph.name != "normalize"]
-    return fall_back(names if precision == "fp16" else [], attempt)
+    found = fall_back(names if precision == "fp16" else [], attempt)
+    return dataclasses.replace(found, layers=layers)
 
 
 def _why(report: ParityReport, stages: Sequence[str]) -> dict[str, str]:

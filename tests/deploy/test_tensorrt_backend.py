@@ -369,3 +369,10 @@ def test_an_input_outlives_a_call_that_fails(
                 detector.forward(OnGpu(cuda, batch(picture(5, 2))), SIZES)
         gc.collect()
         network.device.synchronize()  # in which the backbone runs, and reads it
+
+
+def test_the_inspector_is_asked_once_engines_are_loaded(network: EngineNetwork) -> None:
+    """For engines that were built where there was no GPU."""
+    found = network.layers()
+    assert list(found) == list(stage_names(("P4", "P3")))
+    assert found["backbone"] == {"fp32": 1}

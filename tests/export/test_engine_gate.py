@@ -236,6 +236,11 @@ def test_an_export_falls_back(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest
     assert [manifest.precision_of(name) for name in ("normalize", "backbone", "decoder")] == [
         *("fp32", "fp16", "fp32")
     ]
+    layers = manifest.parity["engines"]["layers"]
+    assert layers == result.engines.layers
+    assert list(layers) == [graph.name for graph in manifest.graphs]
+    assert layers["normalize"] == {"fp32": 1}
+    assert layers["backbone"] == {"fp16+fp32": 1}
     decoder = manifest.graph("decoder")
     assert {spec.dtype for spec in decoder.inputs if spec.name.startswith("p")} >= {"float16"}
     assert not _computes_in_half(result.bundle.graph_path("decoder").read_bytes())

@@ -59,7 +59,10 @@ def put(bundle: Bundle, made: Recipe, *, folder: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(CONTENT)
     sidecar = Sidecar(
-        recipe=made, engine_sha256=hashlib.sha256(CONTENT).hexdigest(), engine_bytes=len(CONTENT)
+        recipe=made,
+        engine_sha256=hashlib.sha256(CONTENT).hexdigest(),
+        engine_bytes=len(CONTENT),
+        layers={"fp16": 3},
     )
     path.with_suffix(".json").write_text(sidecar_to_json(sidecar))
     return path
