@@ -1,12 +1,17 @@
 """ONNX Runtime, on the CPU or through its CUDA provider: one code for both, only the device differs.
 
 Graphs are run with IO binding: arrays are OrtValues on the device, passed from one graph to the next as they
-are, and copied to the host only by `download`.
+are, and copied to the host only by `download`.  On a GPU their memory comes from the arena of the graph that
+made them, and goes back to it with the last reference.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +30,16 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CUDA_OPTIONS = {
+    # By default every convolution is tried out in all ways again for each new size of image.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "cudnn_conv_use_max_workspace": "1",
+    # Every graph has an arena: five that double whenever they grow would take most of a small card.
+    "arena_extend_strategy": "kSameAsRequested",
+    "do_copy_in_default_stream": "1",
+}
+_CONSTANT_BYTES = 4096
+_MOST_CONSTANTS = 256
 _ERRORS_ONLY = 3
 _NOTHING = 4
 
@@ -55,7 +70,8 @@ class OnnxRuntime:
         import onnxruntime
 
         path = bundle.graph_path(name)
-        providers = list(dict.fromkeys([_PROVIDERS[self.device], _PROVIDERS["cpu"]]))
+        on_gpu: list[str | tuple[str, dict[str, str]]] = [(_PROVIDERS["cuda"], _CUDA_OPTIONS)]
+        providers = [*(on_gpu if self.device == "cuda" else []), _PROVIDERS["cpu"]]
         try:
             session = onnxruntime.InferenceSession(path, _session_options(threads), providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no other base
@@ -79,6 +95,8 @@ class OrtNetwork:
 
     def __init__(self, sessions: Mapping[str, InferenceSession], device: Device) -> None:
         self._device = device
+        self._lock = threading.Lock()
+        self._constants: OrderedDict[tuple[Any, ...], OrtValue] = OrderedDict()
         self._stages = {name: _OrtStage(name, session, device) for name, session in sessions.items()}
 
     def stage(self, name: str) -> Stage:
@@ -86,11 +104,25 @@ class OrtNetwork:
         return self._stages[name]
 
     def upload(self, array: NDArray[Any]) -> OrtValue:
-        """A host array on the device.  On the CPU it is not copied, and must not be written to any more."""
+        """A host array on the device.  On the CPU it is not copied, and must not be written to any more.
+
+        On a GPU small arrays that were uploaded before are not copied again.
+        """
         from onnxruntime import OrtValue
 
-        # The OrtValue borrows the array's memory on the CPU, and keeps a reference to it.
-        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+        contiguous = np.ascontiguousarray(array)
+        if self._device == "cpu":  # the OrtValue borrows the array's memory, and keeps a reference to it
+            return OrtValue.ortvalue_from_numpy(contiguous, "cpu")
+        with self._lock:  # for these, ONNX Runtime has one allocator on the GPU, which is not safe by itself
+            if contiguous.nbytes > _CONSTANT_BYTES:
+                return OrtValue.ortvalue_from_numpy(contiguous, self._device)
+            key = (contiguous.dtype.str, contiguous.shape, contiguous.tobytes())
+            if key not in self._constants:
+                self._constants[key] = OrtValue.ortvalue_from_numpy(contiguous, self._device)
+                if len(self._constants) > _MOST_CONSTANTS:
+                    self._constants.popitem(last=False)
+            self._constants.move_to_end(key)
+            return self._constants[key]
 
     def download(self, array: OrtValue) -> NDArray[Any]:
         """A copy on the host.  (On the CPU `numpy()` alone would be a view of the runtime's memory.)"""
@@ -160,11 +192,22 @@ def _cuda_problem() -> str | None:
             "the installed ONNX Runtime has no CUDA provider; "
             "replace it with `pip uninstall onnxruntime && pip install onnxruntime-gpu`"
         )
+    _load_cuda_libraries()
     try:
         onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
     except Exception as error:  # ONNX Runtime's exceptions have no other base
         return f"ONNX Runtime finds no usable CUDA device ({_first_line(error)}); check with `nvidia-smi`"
     return None
+
+
+def _load_cuda_libraries() -> None:
+    """Find CUDA and cuDNN where `pip install onnxruntime-gpu[cuda,cudnn]` has put them."""
+    import onnxruntime
+
+    preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
+    if preload is not None:
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            preload()  # it prints what it cannot find, which the system's loader may find all the same
 
 
 def _first_line(error: Exception) -> str:

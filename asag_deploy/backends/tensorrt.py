@@ -39,6 +39,7 @@ _INSTALL: dict[Format, str] = {
 # TensorRT-RTX compiles kernels when it runs.  Those for the very shapes are the fastest, and worth waiting
 # for where most of the work is and few shapes come; what follows comes in too many shapes for that.
 _SPECIALISED = ("normalize", "backbone")
+_DRIVER_TOO_OLD = "driver version is insufficient"
 
 _Release = Callable[[], None]
 
@@ -153,6 +154,11 @@ class _Loader:
         """An engine that has been checked, as a stage.  Raises EngineStaleError if the library refuses it."""
         recipe = engine.sidecar.recipe
         loaded = self._library.load(engine.content, version_compatible=recipe.version_compatible)
+        if loaded is None and _DRIVER_TOO_OLD in self._library.messages.first_error:
+            raise BackendError(
+                f"the NVIDIA driver is too old for {self._library.title}; install a newer driver, or an "
+                "older release of the library and build the engines again"
+            )
         if loaded is None:
             raise EngineStaleError(
                 f"{self._library.title} could not load '{engine.path}' "

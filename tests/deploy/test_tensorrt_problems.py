@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fake_tensorrt
 from asag_deploy.backends import open_network
 from asag_deploy.backends.tensorrt import PLUGINS_VARIABLE
 from asag_deploy.bundle import Bundle
@@ -129,6 +130,29 @@ def test_one_engine_is_missing(cuda: FakeCuda, bundle: Bundle, backend: Format) 
     write_engines(bundle, backend)
     (engine_folder(bundle, backend, "sm86") / "probe_p3.engine").unlink()
     assert "engine of the stage 'probe_p3'" in refused(cuda, backend, bundle, EngineMissingError)
+
+
+def test_a_driver_that_is_too_old_for_the_library(
+    cuda: FakeCuda, bundle: Bundle, backend: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building the engines again would not help."""
+    write_engines(bundle, backend)
+
+    def refuse(runtime: fake_tensorrt.Runtime, engine: bytes) -> None:
+        where = "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (In ScopedCudaStream at c:25 "
+        why = "(cudaError 35: CUDA driver version is insufficient for CUDA runtime version))"
+        runtime.logger.log(fake_tensorrt.ILogger.Severity.ERROR, where + why)
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", refuse)
+    sentence = refused(cuda, backend, bundle, BackendError)
+    title = "TensorRT-RTX" if backend == "tensorrt-rtx" else "TensorRT"
+    assert f"the NVIDIA driver is too old for {title} 1.7.1.116; install a newer driver" in sentence
+
+
+def test_a_gpu_that_the_library_does_not_know(cuda: FakeCuda, bundle: Bundle) -> None:
+    cuda.capability = (7, 0)
+    sentence = refused(cuda, "tensorrt-rtx", bundle, EngineMissingError)
+    assert "has no tensorrt-rtx engine of the stage 'normalize' for sm70" in sentence
 
 
 def test_engines_with_plugins_want_their_library(

@@ -13,8 +13,10 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.engines import BuildOptions, build_engines, check
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main
+from asag_deploy.engines.sidecar import read_sidecar
 from asag_deploy.errors import EngineError
 from bundle_edits import edit_graph
+from plugin_builds import missing_gpu
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -39,6 +41,18 @@ def test_engines_for_four_generations_of_gpus(bundle: Bundle) -> None:
             contents.add(engine.content)
     assert len(contents) == 12
     assert len(build_engines(bundle, BuildOptions(gpus=GPUS)).current) == 12
+
+
+def test_the_inspector_takes_a_gpu(bundle: Bundle) -> None:
+    """If this fails, sidecars can say what was built also where there is no GPU."""
+    missing = missing_gpu()
+    if missing is None:
+        pytest.skip("this machine has a GPU, so the engine can be loaded")
+    (path, *_) = build_engines(bundle, BuildOptions(gpus=("sm86",))).built
+    library = open_library("tensorrt-rtx")
+    assert library.layers(path.read_bytes(), version_compatible=False) is None
+    assert "driver version is insufficient" in library.messages.first_error
+    assert read_sidecar(path.with_suffix(".json"), "").layers is None
 
 
 def test_one_engine_for_all(bundle: Bundle) -> None:

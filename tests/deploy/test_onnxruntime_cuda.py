@@ -1,0 +1,242 @@
+"""ONNX Runtime's CUDA provider as far as it can be seen without a GPU: what is asked of ONNX Runtime.
+
+Sessions run on the CPU, behind a device that is called cuda: every array knows where it lies, and a graph
+that is bound to anything on the host fails.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.bundle import Bundle
+from asag_deploy.detector import Detector
+from asag_deploy.errors import BackendError
+from asag_deploy.stages import Network
+from tiny_bundle import make_bundle, picture
+
+Session = onnxruntime.InferenceSession
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+class Gpu:
+    """What was put on the device, read from it, and asked of sessions."""
+
+    def __init__(self) -> None:
+        self.options: list[Any] = []
+        self.uploads: list[tuple[int, ...]] = []
+        self.downloads: list[tuple[int, ...]] = []
+
+
+class Value:
+    """An OrtValue on the device."""
+
+    gpu: Gpu
+    of_numpy = staticmethod(onnxruntime.OrtValue.ortvalue_from_numpy)
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    @classmethod
+    def ortvalue_from_numpy(cls, array: NDArray[Any], device: str) -> Any:
+        if device == "cpu":
+            return cls.of_numpy(array, device)
+        assert device == "cuda"
+        cls.gpu.uploads.append(array.shape)
+        return cls(cls.of_numpy(array.copy(), "cpu"))
+
+    @classmethod
+    def ortvalue_from_shape_and_type(cls, shape: list[int], dtype: Any, device: str, number: int) -> Any:
+        assert (device, number) == ("cuda", 0)
+        return cls(cls.of_numpy(np.zeros(shape, dtype), "cpu"))
+
+    def numpy(self) -> NDArray[Any]:
+        array: NDArray[Any] = self.inner.numpy()
+        self.gpu.downloads.append(array.shape)
+        return array
+
+
+class Binding:
+    """An IOBinding that takes what lies on the device, and leaves its outputs there."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def bind_ortvalue_input(self, name: str, value: Value) -> None:
+        assert isinstance(value, Value), f"{name} lies on the host"
+        self.inner.bind_ortvalue_input(name, value.inner)
+
+    def bind_output(self, name: str, device: str) -> None:
+        assert device == "cuda"
+        self.inner.bind_output(name, "cpu")
+
+    def get_outputs(self) -> list[Value]:
+        return [Value(value) for value in self.inner.get_outputs()]
+
+
+class CudaSession:
+    """A session on the device."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.get_inputs, self.get_outputs = inner.get_inputs, inner.get_outputs
+
+    def get_providers(self) -> list[str]:
+        return PROVIDERS
+
+    def io_binding(self) -> Binding:
+        return Binding(self.inner.io_binding())
+
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        self.inner.run_with_iobinding(binding.inner, options)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    made = Gpu()
+    monkeypatch.setattr(Value, "gpu", made, raising=False)
+
+    def open_session(path: object, options: object, *, providers: list[Any]) -> object:
+        if providers == ["CPUExecutionProvider"]:
+            return Session(path, options, providers=providers)
+        made.options.append(providers)
+        return CudaSession(Session(path, options, providers=["CPUExecutionProvider"]))
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    monkeypatch.setattr(onnxruntime, "OrtValue", Value)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("onnxruntime-cuda") / "bundle")
+
+
+@pytest.fixture
+def network(gpu: Gpu, bundle: Bundle) -> Network:
+    return open_network("onnxruntime-cuda", bundle)
+
+
+def test_detections_are_those_of_the_cpu(gpu: Gpu, bundle: Bundle) -> None:
+    images = [picture(5, 2), picture(18, 6, 1, size=(64, 100))]
+    with (
+        Detector.load(bundle, threads=1) as expected,
+        Detector.load(bundle, backend="onnxruntime-cuda") as detector,
+    ):
+        for one, other in zip(expected(images), detector(images), strict=True):
+            assert one.trace.to_dict() == other.trace.to_dict()
+            np.testing.assert_array_equal(one.xyxy, other.xyxy)
+
+
+def test_features_never_come_to_the_host(gpu: Gpu, bundle: Bundle) -> None:
+    """Four counts of each image and level are read while the loop runs, then the decoder's small outputs."""
+    with Detector.load(bundle, backend="onnxruntime-cuda") as detector:
+        found = detector([picture(5, 2), picture(3, 1)], channel_order="rgb")
+    levels = max(len(detections.trace.levels) for detections in found)
+    assert levels == 3
+    assert gpu.downloads[:levels] == [(2, 4)] * levels
+    after = gpu.downloads[levels:]
+    assert len(after) == 5 + 2  # scores, labels, boxes, anchors and their count; origins of two levels
+    assert max(int(np.prod(shape)) for shape in after) < 2 * 32 * 4
+
+
+def test_what_was_uploaded_is_not_copied_again(gpu: Gpu, bundle: Bundle) -> None:
+    with Detector.load(bundle, backend="onnxruntime-cuda") as detector:
+        first = detector(picture(5, 2), channel_order="rgb")
+        gpu.uploads.clear()
+        again = detector(picture(5, 2), channel_order="rgb")
+        assert gpu.uploads == [(1, 64, 64, 3)]  # the pixels; sizes, slots and counts are there
+    assert again.trace.to_dict() == first.trace.to_dict()
+
+
+def test_arrays_of_equal_bytes_are_told_apart(gpu: Gpu, network: Network) -> None:
+    arrays = [
+        np.zeros((2, 2), np.int64),
+        np.zeros(4, np.int64),
+        np.zeros(4),
+        np.zeros((0, 5)),
+        np.zeros((5, 0)),
+    ]
+    for array in arrays * 2:
+        back = network.download(network.upload(array))
+        assert (back.shape, back.dtype) == (array.shape, array.dtype)
+    assert len(gpu.uploads) == len(arrays)
+
+
+def test_an_array_may_be_written_to_once_it_is_uploaded(network: Network) -> None:
+    array = np.full(3, 7)
+    uploaded = network.upload(array)
+    array[:] = 0
+    assert network.download(uploaded).tolist() == [7, 7, 7]
+
+
+def test_few_constants_are_kept(gpu: Gpu, network: Network) -> None:
+    for value in range(300):
+        network.upload(np.array([value]))
+    network.upload(np.array([299]))
+    assert len(gpu.uploads) == 300
+    network.upload(np.array([0]))
+    assert len(gpu.uploads) == 301
+
+
+def test_many_threads(gpu: Gpu, bundle: Bundle) -> None:
+    with Detector.load(bundle, backend="onnxruntime-cuda") as detector:
+        expected = [detector(picture(red, red % 3)).trace.to_dict() for red in range(8)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda red: detector(picture(red, red % 3)), list(range(8)) * 3))
+    assert [one.trace.to_dict() for one in found] == expected * 3
+
+
+def test_what_the_provider_is_told(gpu: Gpu, network: Network) -> None:
+    assert len(gpu.options) == 5
+    for (name, options), fallback in gpu.options:
+        assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+        assert options["arena_extend_strategy"] == "kSameAsRequested"
+        assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+        assert all(isinstance(value, str) for value in options.values())
+
+
+def test_libraries_of_other_wheels_are_found_without_a_word(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+
+    def preload() -> None:
+        calls.append("called")
+        sys.stdout.write("Failed to load libcudnn.so.9")
+        raise OSError("libcudnn.so.9")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    assert BACKENDS["onnxruntime-cuda"].available() is None
+    assert calls == ["called"]
+    assert capsys.readouterr().out == ""
+    monkeypatch.delattr(onnxruntime, "preload_dlls")
+    assert BACKENDS["onnxruntime-cuda"].available() is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+        "CUDA failure 209: no kernel image is available for execution on the device",
+    ],
+)
+def test_a_driver_or_a_gpu_that_does_not_fit(
+    gpu: Gpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, reason: str, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError(f"{reason}\nmore")
+
+    monkeypatch.setattr(Value, "ortvalue_from_shape_and_type", refuse)
+    with pytest.raises(BackendError, match=f"no usable CUDA device .{reason}.; check with `nvidia-smi`"):
+        open_network("onnxruntime-cuda", bundle)
+    assert gpu.options == []  # no graph was loaded
