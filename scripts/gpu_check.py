@@ -3,7 +3,8 @@
     python scripts/gpu_check.py --output-dir gpu-report
 
 Compiles the kernels, runs the tests marked `gpu`, the kernels' own check under compute-sanitizer, builds and
-judges engines with every GPU backend that this machine has, and times them.  Writes `gpu_check.json` and
+judges engines with every GPU backend that this machine has, alone and in batches, compares pictures that were
+prepared on the GPU with the CPU's, and times all.  Writes `gpu_check.json` and
 `gpu_check.md`.  A step that cannot be done says why; the others go on.
 
 Exit codes: 0 if nothing failed, 1 if something did, 2 if there is no GPU to check.
@@ -28,14 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_equality import Recorder, compare_batches, compare_processing, kernels_at, pictures
 
 from asag_deploy import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.cuda import open_cuda, why_no_cuda
 from asag_deploy.errors import AsagError, BackendError, ConfigError
+from asag_deploy.kernels import LIBRARY_VARIABLE
 from asag_deploy.manifest import Level, Manifest
 from asag_deploy.probing import StopRule, detect
 from asag_deploy.stages import Network
@@ -77,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-dir", metavar="DIR", type=Path, default=Path("gpu-report"), help="default %(default)s")
     add("--bundle", metavar="DIR", type=Path, help="a bundle to time; default: random weights are exported")
     add("--variant", metavar="NAME", default="asag-a-r50-100", help="of that export; default %(default)s")
+    add("--images", metavar="DIR", type=Path, help="photographs to prepare on the GPU; default: drawn ones")
     add("--repeats", metavar="N", type=int, default=200, help="calls that are timed; default %(default)s")
     add("--shape", metavar="HxW", default="800x1088", help="of the image that is timed; default %(default)s")
     return parser
@@ -100,6 +105,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.bundle is None:
         plan.append(("export a bundle", partial(export, bundle, options.variant)))
     plan += [(f"engines with {name}", partial(build_and_judge, bundle, name)) for name in ENGINES]
+    for name in ENGINES:
+        plan += [
+            (f"batches with {name}", partial(check_batches, bundle, name, shape)),
+            (f"pictures with {name}", partial(check_pictures, bundle, name, build, options.images)),
+        ]
     plan += [
         (f"time {name}", partial(time_backend, name, bundle, shape, options.repeats)) for name in GPU_BACKENDS
     ]
@@ -187,16 +197,40 @@ def export(bundle: Path, variant: str) -> dict[str, Any]:
 
 def build_and_judge(bundle: Path, backend: str) -> dict[str, Any]:
     """Engines for this GPU, and whether they detect what ONNX Runtime detects on the CPU."""
-    missing = BACKENDS[backend].available()
-    if missing is not None:
-        raise Skip(missing)
+    require(backend)
     text = shell([sys.executable, "-m", "asag_deploy.engines.cli", bundle, "--format", backend])
     opened = Bundle.open(bundle)
     shape = (320, 416)
     expected = outputs_of(open_network(None, opened), opened.manifest, shape)
-    actual = outputs_of(open_network(backend, opened), opened.manifest, shape)
+    network = open_network(backend, opened)
+    actual = outputs_of(network, opened.manifest, shape)
     differences = {name: difference(expected[name], actual[name]) for name in expected}
-    return {"detail": f"logits differ by {differences['logits']}", "differences": differences, "output": text}
+    detail = f"logits differ by {differences['logits']}"
+    layers = network.layers() if isinstance(network, EngineNetwork) else {}
+    return {"detail": detail, "differences": differences, "layers": layers, "output": text}
+
+
+def check_batches(bundle: Path, backend: str, shape: tuple[int, int]) -> dict[str, Any]:
+    """Whether an image is the same alone, in a batch, and beside its like."""
+    require(backend)
+    return compare_batches(Bundle.open(bundle), backend, *picture(shape))
+
+
+def check_pictures(bundle: Path, backend: str, build: Path, folder: Path | None) -> dict[str, Any]:
+    """Whether the kernels prepare pictures and finish detections to the bit as the CPU does."""
+    require(backend)
+    library = build / "libasag_kernels.so"
+    if not library.is_file() and LIBRARY_VARIABLE not in os.environ:
+        raise Skip(f"there is no {library.name}, since the kernels were not compiled")
+    with kernels_at(library):
+        return compare_processing(Bundle.open(bundle), backend, pictures(folder))
+
+
+def require(backend: str) -> None:
+    """Skip a step whose backend this machine does not have."""
+    missing = BACKENDS[backend].available()
+    if missing is not None:
+        raise Skip(missing)
 
 
 def difference(expected: Any, actual: Any) -> float | str:
@@ -218,9 +252,7 @@ def outputs_of(network: Network, manifest: Manifest, shape: tuple[int, int]) -> 
 
 def time_backend(backend: str, path: Path, shape: tuple[int, int], repeats: int) -> dict[str, Any]:
     """Milliseconds a detection takes to each level, and the share of what comes before probing."""
-    missing = BACKENDS[backend].available()
-    if missing is not None:
-        raise Skip(missing)
+    require(backend)
     bundle = Bundle.open(path)
     network = open_network(backend, bundle)
     levels: list[Level] = ["P5", *(level.level for level in bundle.manifest.probing.levels)]
@@ -273,25 +305,6 @@ def time_level(
         "overhead_ms": percentiles(overhead),
         "rest_share_of_backbone": round(statistics.median(rest) / statistics.median(backbones), 4),
     }
-
-
-class Recorder:
-    """A network that notes the inputs of every stage."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
-        self.upload, self.download = network.upload, network.download
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-
-    def stage(self, name: str) -> Any:
-        """The stage called `name`."""
-
-        def run(inputs: Any) -> Any:
-            self.calls.append((name, dict(inputs)))
-            return self._network.stage(name)(inputs)
-
-        return run
 
 
 def picture(shape: tuple[int, int]) -> tuple[Any, Any]:

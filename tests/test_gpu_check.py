@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
-from asag_deploy.backends import BACKENDS
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.backends import BACKENDS, tensorrt
+from asag_deploy.errors import BackendError, ConfigError, ParityError
+from asag_deploy.kernels import LIBRARY_VARIABLE
 from fake_cuda import FakeCuda
 from fake_gpu import install_cuda, install_tensorrt, write_engines
+from fake_kernels import FakeKernels
 from tiny_bundle import make_bundle
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
@@ -130,11 +135,59 @@ def test_a_whole_run_leaves_a_report(
     assert report["machine"]["gpu"] == "Imaginary GPU"
     states = {step["name"]: step["state"] for step in report["steps"]}
     assert states["time tensorrt-rtx"] == "passed"
+    assert states["batches with tensorrt-rtx"] == "passed"
+    assert states["pictures with tensorrt-rtx"] == "skipped"  # there are no kernels
     assert states["tests on the GPU"] == "skipped"
     assert "failed" not in states.values()
     text = (output / "gpu_check.md").read_text()
     assert text.startswith("# GPU check\n\nImaginary GPU (sm86)")
     assert "## time tensorrt-rtx: fp32, [64, 64], batch 1" in text
+
+
+def test_pictures_are_compared_to_the_bit(
+    script: ModuleType,
+    gpu: FakeCuda,
+    host_library_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    write_engines(bundle)
+    folder, build = tmp_path / "photographs", tmp_path / "build"
+    folder.mkdir()
+    build.mkdir()
+    (build / "libasag_kernels.so").touch()
+    for i, size in enumerate([(90, 130), (40, 30)]):
+        picture = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"{i}.png"), picture)
+    kernels = FakeKernels(host_library_path, gpu)
+    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    found = script.check_pictures(bundle.path, "tensorrt-rtx", build, folder)
+    assert found["pictures"] == 2
+    assert found["detail"].startswith("2 are equal; ")
+    assert LIBRARY_VARIABLE not in os.environ
+
+    run = FakeKernels.run
+
+    def one_off(self: FakeKernels, operator: str, arguments: Any, stream: int = 0) -> None:
+        if operator == "preprocess":
+            arguments.mean[1] += 1e-5
+        run(self, operator, arguments, stream)
+
+    monkeypatch.setattr(FakeKernels, "run", one_off)
+    with pytest.raises(ParityError, match=r"entries that differ from the CPU's: {'inputs': [1-9]"):
+        script.check_pictures(bundle.path, "tensorrt-rtx", build, folder)
+
+
+def test_pictures_need_the_kernels(
+    script: ModuleType, gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    write_engines(bundle)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    with pytest.raises(script.Skip, match="since the kernels were not compiled"):
+        script.check_pictures(bundle.path, "tensorrt-rtx", tmp_path, None)
 
 
 def test_a_failed_step_is_a_failed_run(

@@ -123,6 +123,15 @@ def run_gate(
     return report
 
 
+def tolerance(output: str, value: NDArray[Any], precision: Precision) -> float:
+    """What a floating output of that name and value may differ by."""
+    relative = _RELATIVE_TOLERANCE[precision]
+    if output in _SAMPLED:
+        relative = max(relative, _SAMPLED_TOLERANCE)
+    largest = float(np.abs(value.astype(np.float64)).max(initial=0.0))
+    return _ABSOLUTE_TOLERANCE[precision] + relative * largest
+
+
 def _rules(probing: Probing) -> dict[str, StopRule]:
     """Every manual stop the bundle allows; the deepest one leaves the natural stops to the images."""
     rules: dict[str, StopRule] = {"to P5": StopRule(max_level="P5", max_patches=probing.max_patches)}
@@ -211,11 +220,7 @@ class _Gate:
 
     def allowed(self, output: str, value: NDArray[Any]) -> float:
         """The tolerance for a floating output of that name and value."""
-        relative = _RELATIVE_TOLERANCE[self.precision]
-        if output in _SAMPLED:
-            relative = max(relative, _SAMPLED_TOLERANCE)
-        largest = float(np.abs(value.astype(np.float64)).max(initial=0.0))
-        return _ABSOLUTE_TOLERANCE[self.precision] + relative * largest
+        return tolerance(output, value, self.precision)
 
     def _note_call(self, name: str, given: Arrays) -> None:
         self.ran.setdefault(name, []).append({key: array.shape for key, array in given.items()})
