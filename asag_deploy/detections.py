@@ -46,7 +46,9 @@ class Detections:
     times_ms: dict[str, float]
     """Wall time in milliseconds of each phase of the call (`preprocess`, `backbone`, ..., `postprocess`).
 
-    The images of a batch share it."""
+    The images of a batch share it.  `normalize` begins with the upload; where images are prepared on the GPU
+    it holds resizing and padding too, and `preprocess` reading them alone.  A GPU backend goes on before the
+    GPU has finished: what it takes shows where the host next needs a value."""
 
     def __post_init__(self) -> None:
         count = len(self.xyxy)

@@ -287,4 +287,7 @@ def module(name: str, cuda: FakeCuda, version: str = VERSION) -> ModuleType:
         CudaGraphStrategy=enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"]),
         DynamicShapesKernelSpecializationStrategy=enum.Enum("KernelStrategy", ["LAZY", "EAGER", "NONE"]),
     )
+    if name == "tensorrt_rtx":
+        capabilities = ["NONE", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
+        made.__dict__["ComputeCapability"] = enum.IntEnum("ComputeCapability", capabilities)
     return made

@@ -24,6 +24,7 @@ from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, wh
 from asag_deploy.engines.adapter import MODULES, Library, open_library
 from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.sidecar import Engine, Format, build_again, check
+from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError, EngineStaleError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
 from asag_deploy.stages import Stage
@@ -60,13 +61,20 @@ class TensorRt:
     def open(self, bundle: Bundle, *, threads: int | None) -> EngineNetwork:
         """Load the engines of every stage for this GPU; `threads` is for backends on the CPU.
 
-        Raises BackendError if the library, a driver or a GPU is missing, EngineMissingError,
+        Raises BackendError if the library, a driver or a GPU is missing or the library has nothing for the
+        GPU, EngineMissingError,
         EngineStaleError or EngineUnfitError if there is no engine for the GPU, from this bundle and of the
         library's release, each with the command that builds it.  BackendError also if the compiled kernels
         that ASAG_KERNELS_LIBRARY names cannot be used with this GPU.
         """
         library = open_library(self.name)
         cuda = open_cuda()
+        known = library.capabilities
+        if known is not None and cuda.capability not in known:
+            raise BackendError(
+                f"{library.title} has nothing for this GPU, {cuda.name} ({cuda.capability}): it knows "
+                f"{', '.join(sorted(known, key=number))}; use backend='tensorrt' or 'onnxruntime-cuda' on it"
+            )
         engines = [
             check(
                 bundle,

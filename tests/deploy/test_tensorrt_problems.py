@@ -150,9 +150,12 @@ def test_a_driver_that_is_too_old_for_the_library(
 
 
 def test_a_gpu_that_the_library_does_not_know(cuda: FakeCuda, bundle: Bundle) -> None:
-    cuda.capability = (7, 0)
-    sentence = refused(cuda, "tensorrt-rtx", bundle, EngineMissingError)
-    assert "has no tensorrt-rtx engine of the stage 'normalize' for sm70" in sentence
+    """It is of no use then to say that engines are missing, for none can be built."""
+    cuda.capability = (9, 0)
+    assert refused(cuda, "tensorrt-rtx", bundle, BackendError) == (
+        "TensorRT-RTX 1.7.1.116 has nothing for this GPU, Imaginary GPU (sm90): it knows sm75, sm80, sm86, "
+        "sm89, sm120, sm121; use backend='tensorrt' or 'onnxruntime-cuda' on it"
+    )
 
 
 def test_engines_with_plugins_want_their_library(

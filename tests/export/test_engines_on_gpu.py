@@ -15,6 +15,8 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.engines.sidecar import Format
+from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
+from asag_deploy.processing import OnHost, processing_of
 from asag_export.bundle_export import export_bundle
 from asag_training.scenes import draw_scene
 from small_network import small_checkpoint
@@ -112,3 +114,31 @@ def test_arrays_of_other_libraries(bundle: Bundle, backend: Format, library: str
         logits = module.from_dlpack(outputs["logits"])
         host = logits.cpu().numpy() if library == "torch" else module.asnumpy(logits)
     np.testing.assert_array_equal(host[:, : expected.logits.shape[1]], expected.logits)
+
+
+def test_pictures_prepared_on_the_gpu(
+    bundle: Bundle, backend: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernels and without, from the host and where they lie: the same inputs to the bit."""
+    if cuda_library_path() is None:
+        pytest.skip(f"needs the compiled kernels: {LIBRARY_VARIABLE} is not set")
+    images = [draw_scene(*size, seed=i) for i, size in enumerate((*SIZES, (500, 333), (90, 200)))]
+    with_kernels = open_network(backend, bundle)
+    assert isinstance(with_kernels, EngineNetwork)
+    assert with_kernels.kernels is not None
+    on_gpu = processing_of(with_kernels, bundle.manifest)
+    on_host = OnHost(open_network(None, bundle), bundle.manifest)
+    for image in images:
+        expected = on_host.prepare([image], "bgr").image.numpy()
+        for given in (image, with_kernels.upload(image)):
+            prepared = on_gpu.prepare([given], "bgr").image
+            np.testing.assert_array_equal(with_kernels.download(prepared), expected)
+    monkeypatch.delenv(LIBRARY_VARIABLE)
+    with Detector.load(bundle, backend=backend) as plain:
+        without = [plain(image) for image in images]
+    monkeypatch.undo()
+    with Detector.load(bundle, backend=backend) as detector:
+        for image, one in zip(images, without, strict=True):
+            found = detector(image)
+            assert found.trace.exit_level == one.trace.exit_level
+            np.testing.assert_allclose(found.confidence[:10], one.confidence[:10], atol=2e-3)
