@@ -36,4 +36,4 @@ def test_a_network_that_is_timed_uses_the_kernels_too(
     assert [name for name in PHASES if name in phases] == list(phases)
     assert {"preprocess", "normalize", "backbone", "probe_p4", "probe_p3", "decoder"} <= set(phases)
     assert phases["normalize"] > 0
-    assert sum(phases.values()) == pytest.approx(run.total_ms, rel=0.2)
+    assert sum(phases.values()) <= run.total_ms * 1.01  # nothing counts twice
