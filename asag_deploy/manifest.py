@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+"""Of the graphs; `int8` ones are float32 but for backbone and neck, which are quantised."""
 Mode = Literal["exact", "fast"]
 Level = Literal["P5", "P4", "P3"]
 
