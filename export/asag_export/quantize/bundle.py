@@ -119,8 +119,9 @@ def quantize_bundle(
         writer.finish(dataclasses.replace(manifest, parity=parity))
         if failures and not keep_failed:
             raise ParityError(
-                f"quantising costs too much: {failures[0]}; calibrate on more pictures like those the network "
-                f"will see, or keep the bundle with --keep-failed (nothing was written to '{output_dir}')"
+                f"quantising costs too much: {failures[0]}; calibrate on more pictures like those the "
+                "network will see, or keep the bundle with --keep-failed "
+                f"(nothing was written to '{output_dir}')"
             )
     return Quantization(bundle=Bundle.open(Path(output_dir)), report=report)
 

@@ -26,8 +26,8 @@ from asag_deploy.errors import ExportError
 from asag_export.quantize.placement import OPERATORS, feature_nodes, name_nodes, rectified
 
 Activations = Literal["int8", "uint8"]
-"""int8: symmetric, with zero point 0, the only kind that TensorRT takes.  uint8: with a zero point, which uses
-all 256 values after a ReLU, and which ONNX Runtime's fast kernels for x86 want; for the CPU alone."""
+"""int8: symmetric, with zero point 0, the only kind that TensorRT takes.  uint8: with a zero point, which
+uses all 256 values after a ReLU, and which ONNX Runtime's fast kernels for x86 want; for the CPU alone."""
 
 ACTIVATIONS: tuple[Activations, ...] = ("int8", "uint8")
 

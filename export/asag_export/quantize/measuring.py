@@ -36,7 +36,7 @@ def network_inputs(
 def signal_to_noise(
     bundle: Bundle, quantized: Bundle, inputs: Sequence[Mapping[str, NDArray[Any]]]
 ) -> dict[str, float]:
-    """Per feature map, the power of the original over that of the difference, in decibels, over all inputs."""
+    """Per feature map, the power of the original over that of the difference over all inputs, in decibels."""
     before, after = open_network(None, bundle), open_network(None, quantized)
     signal = dict.fromkeys(FEATURES, 0.0)
     noise = dict.fromkeys(FEATURES, 0.0)

@@ -68,8 +68,9 @@ def check_detectable(pictures: Sequence[RgbImage], detector: Detector, least_sco
     if not detector.manifest.trained or _finds_something(pictures, detector, least_score):
         return
     raise DataError(
-        f"the network finds nothing (score {least_score:g} or more) in any of the {len(pictures)} calibration "
-        "pictures, so they are not what it was trained for; calibrate on pictures like those it will see"
+        f"the network finds nothing (score {least_score:g} or more) in any of the {len(pictures)} "
+        "calibration pictures, so they are not what it was trained for; calibrate on pictures like those "
+        "it will see"
     )
 
 

@@ -67,16 +67,16 @@ class QuantizationReport:
 def format_quantization(report: QuantizationReport) -> str:
     """A few lines of plain text."""
     ratios = ", ".join(f"{name} {value:.1f}" for name, value in report.signal_to_noise.items())
+    calibrated = f"calibrated on {report.pictures} pictures, activations {report.activations}"
     lines = [
-        f"{report.convolutions} convolutions in int8, activations {report.activations}, calibrated on "
-        f"{report.pictures} pictures",
+        f"{report.convolutions} convolutions in int8, {calibrated}",
         f"  signal to noise of feature maps in dB (at least {report.least_signal_to_noise:g}): {ratios}",
     ]
     if not report.accuracy:
         lines.append("  accuracy was not measured: give --data DIR, a data set in COCO layout")
-    for pair in report.accuracy:
-        lines.append(
-            f"  AP on {pair.images} images, {pair.backend}: float32 {pair.float32:.4f}, int8 {pair.int8:.4f}, "
-            f"loss {pair.loss:+.4f} (at most {report.most_loss:g})"
-        )
+    lines += [
+        f"  AP on {pair.images} images, {pair.backend}: float32 {pair.float32:.4f}, "
+        f"int8 {pair.int8:.4f}, loss {pair.loss:+.4f} (at most {report.most_loss:g})"
+        for pair in report.accuracy
+    ]
     return "\n".join(lines + [f"  FAILED: {failure}" for failure in report.failures()])
