@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in float32, or in bfloat16 where the processor multiplies it.
+"""OpenVINO on the CPU, in float32, or in bfloat16 where the processor multiplies it; INT8 bundles in either.
 
 A stage's outputs stay in the memory of the inference request that wrote them and go into the next stage as
 they are.  The request serves another call only when the last of its outputs has been let go.
@@ -39,9 +39,9 @@ _DEVICE = "CPU"
 _RECIPE = 2
 """To be counted up when this file makes another model of a graph: what is cached is then made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
-"""Graphs that take bfloat16 features but compute in float32.  Attention over boxes and the decoder's mixing
-cost 0.02 AP in bfloat16, and are a twentieth of the arithmetic; marking single layers does not save it, since
-OpenVINO turns products with weights into layers of its own, which lose the mark."""
+"""Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
+the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
+makes products with weights into layers of another type, which lose the mark."""
 _MISSING = "OpenVINO is not installed; install it with `pip install openvino`"
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
 

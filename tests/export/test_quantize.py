@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,12 @@ def test_tensorrt_rtx_compiles_it(int8_bundle: Bundle, small_bundle: Bundle, tmp
     report = build_engines(bundle, BuildOptions(gpus=("sm89",), precision="int8"))
     (engine,) = report.built
     assert json.loads(engine.with_suffix(".json").read_text())["recipe"]["precision"] == "int8"
+
+
+def test_it_takes_no_pytorch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import asag_export.quantize.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def fill(folder: Path, images: list[Any]) -> Path:
