@@ -98,12 +98,11 @@ def quantize_bundle(
             bundle.manifest, producer=f"asag-deploy {__version__}", precision="int8", graphs=()
         )
         made = writer.finish(manifest)
-        judged = list(network_inputs(network, manifest.preprocessing, pictures[:_JUDGED_PICTURES]))
         report = QuantizationReport(
             activations=activations,
             pictures=len(pictures),
             convolutions=sum(node.op_type == "Conv" for node in feature_nodes(model)),
-            signal_to_noise=signal_to_noise(bundle, made, judged),
+            signal_to_noise=_signal_to_noise(bundle, made, pictures[:_JUDGED_PICTURES]),
             least_signal_to_noise=LEAST_SIGNAL_TO_NOISE,
             accuracy=compare_accuracy(bundle, made, data, backends, lambda: progress("measuring AP"))
             if data is not None
@@ -118,12 +117,22 @@ def quantize_bundle(
         }
         writer.finish(dataclasses.replace(manifest, parity=parity))
         if failures and not keep_failed:
-            raise ParityError(
-                f"quantising costs too much: {failures[0]}; calibrate on more pictures like those the "
-                "network will see, or keep the bundle with --keep-failed "
-                f"(nothing was written to '{output_dir}')"
-            )
+            raise ParityError(_too_much(failures[0], output_dir))
     return Quantization(bundle=Bundle.open(Path(output_dir)), report=report)
+
+
+def _signal_to_noise(bundle: Bundle, made: Bundle, pictures: Sequence[RgbImage]) -> dict[str, float]:
+    network = open_network(None, bundle)
+    return signal_to_noise(
+        bundle, made, list(network_inputs(network, bundle.manifest.preprocessing, pictures))
+    )
+
+
+def _too_much(failure: str, output_dir: str | os.PathLike[str]) -> str:
+    return (
+        f"quantising costs too much: {failure}; calibrate on more pictures like those the network will see, "
+        f"or keep the bundle with --keep-failed (nothing was written to '{output_dir}')"
+    )
 
 
 def _copy_graphs(bundle: Bundle, writer: BundleWriter, backbone: onnx.ModelProto) -> None:
