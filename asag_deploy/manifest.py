@@ -14,7 +14,8 @@ SCHEMA_VERSION = 2
 SINCE = "since"
 """Key in the metadata of a field that came with a later schema version, and which: older ones lack it."""
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+"""Of the graphs; `int8` ones are float32 but for backbone and neck, which are quantised."""
 Mode = Literal["exact", "fast"]
 Level = Literal["P5", "P4", "P3"]
 

@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how many engines are done, and how many there are in all."""
 
 COMPATIBILITIES: tuple[Compatibility, ...] = ("none", "ampere_plus", "same_compute_capability")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _LEVELS = range(6)
 _TIMING_CACHE = "timing.cache"
 
@@ -246,9 +246,18 @@ def _spells_out_products(target: Target, library: Library) -> bool:
 
 def _check_precision(bundle: Bundle, options: BuildOptions) -> None:
     if options.precision is not None and options.precision != bundle.manifest.precision:
+        other = f"export another bundle with `asag-export --precision {options.precision}`"
+        if options.precision == "int8":
+            other = "make an int8 bundle of a float32 one with `asag-quantize`"
         raise ConfigError(
             f"the graphs of '{bundle.path}' are {bundle.manifest.precision}, and an engine computes in the "
-            f"types of its graph; export another bundle with `asag-export --precision {options.precision}`"
+            f"types of its graph; {other}"
+        )
+    quantization = bundle.manifest.parity.get("quantization")
+    if isinstance(quantization, dict) and quantization.get("activations") == "uint8":
+        raise ConfigError(
+            f"'{bundle.path}' was quantised with --activations uint8, which TensorRT does not take; "
+            "quantise the float32 bundle again with `asag-quantize --activations int8`"
         )
 
 

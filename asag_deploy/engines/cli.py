@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
     formats = " or ".join(FORMATS)
     add("--format", metavar="NAME", default=FORMATS[0], help=f"{formats} (default %(default)s)")
-    add("--precision", metavar="NAME", help="fp32 or fp16: fail unless the bundle was exported in it")
+    add("--precision", metavar="NAME", help="fp32, fp16 or int8: fail unless the bundle is in it")
     add("--force", action="store_true", help="build also the engines that are current")
     add("--quiet", action="store_true", help="no progress and no summary")
     add_engine_options(parser)

@@ -71,7 +71,7 @@ def test_parity_report_may_hold_what_json_cannot() -> None:
         ("opset", "18", '`opset` is "18", expected a whole number'),
         ("opset", 18.0, "`opset` is 18.0, expected a whole number"),
         ("opset", True, "`opset` is true, expected a whole number"),
-        ("precision", "int8", "`precision` is \"int8\", expected 'fp32' or 'fp16'"),
+        ("precision", "int4", "`precision` is \"int4\", expected 'fp32' or 'fp16' or 'int8'"),
         ("categories", {}, "`categories` is {}, expected a list"),
         ("categories.1", "dog", '`categories[1]` is "dog", expected an object'),
         ("categories.0.id", None, "`categories[0].id` is null, expected a whole number"),

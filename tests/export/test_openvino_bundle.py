@@ -24,7 +24,7 @@ Arrays = dict[str, NDArray[Any]]
 BFLOAT16_BOUNDS = {
     "backbone": {"p2": 0.02, "p3": 0.03, "p4": 0.03, "p5": 0.03, "anchors": 0.03},
     "probe_p4": {"anchors": 0.03},
-    "decoder": {"logits": 0.05, "boxes": 0.05, "anchors": 1e-6},
+    "decoder": {"logits": 0.01, "boxes": 0.01, "anchors": 1e-6},
 }
 """The most that an output of a stage differs for the same inputs, as a share of its largest magnitude."""
 

@@ -171,6 +171,15 @@ def test_another_precision_than_the_bundles(bundle: Bundle, rtx: RecordedModule)
     build_engines(bundle, BuildOptions(gpus=("sm86",), precision="fp32"))
     with pytest.raises(ConfigError, match=r"are fp32, .*`asag-export --precision fp16`"):
         build_engines(bundle, BuildOptions(gpus=("sm86",), precision="fp16"))
+    with pytest.raises(ConfigError, match=r"are fp32, .*with `asag-quantize`"):
+        build_engines(bundle, BuildOptions(gpus=("sm86",), precision="int8"))
+
+
+def test_activations_that_tensorrt_does_not_take(bundle: Bundle, rtx: RecordedModule) -> None:
+    parity = {"quantization": {"activations": "uint8"}}
+    manifest = dataclasses.replace(bundle.manifest, precision="int8", parity=parity)
+    with pytest.raises(ConfigError, match=r"--activations uint8, .*`asag-quantize --activations int8`"):
+        build_engines(dataclasses.replace(bundle, manifest=manifest), BuildOptions(gpus=("sm86",)))
 
 
 def test_a_bundle_without_graphs(bundle: Bundle, rtx: RecordedModule) -> None:
@@ -214,7 +223,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     ("options", "message"),
     [
         ({"compatibility": "all"}, "unknown hardware compatibility 'all'; choose one of none, ampere_plus"),
-        ({"precision": "int8"}, "unknown precision 'int8'; choose one of fp32, fp16"),
+        ({"precision": "int4"}, "unknown precision 'int4'; choose one of fp32, fp16, int8"),
         ({"optimization_level": 6}, "the optimization level is 6; choose 0 to 5"),
         ({"plugins": Path("p.so")}, "TensorRT-RTX has no plugins"),
         ({"version_compatible": True}, "TensorRT-RTX has no version compatibility"),

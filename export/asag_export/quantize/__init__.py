@@ -1,0 +1,1 @@
+"""Post-training quantisation: a float32 bundle and pictures become an INT8 bundle.  Takes no PyTorch."""

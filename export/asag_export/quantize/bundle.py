@@ -1,0 +1,164 @@
+"""A float32 bundle becomes an INT8 bundle, complete and measured, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from asag_deploy import __version__
+from asag_deploy.backends import open_network
+from asag_deploy.bundle import Bundle, BundleWriter, write_bundle
+from asag_deploy.detector import Detector
+from asag_deploy.errors import BundleCorruptError, ConfigError, ParityError
+from asag_deploy.images import RgbImage
+from asag_export.quantize.graph import ACTIVATIONS, Activations, quantize_graph
+from asag_export.quantize.measuring import compare_accuracy, network_inputs, signal_to_noise
+from asag_export.quantize.pictures import check_detectable
+from asag_export.quantize.placement import feature_nodes
+from asag_export.quantize.report import QuantizationReport
+from asag_training.data.coco import CocoDataset
+
+DEFAULT_BACKEND = "onnxruntime"
+DEFAULT_MOST_LOSS = 0.005
+LEAST_SIGNAL_TO_NOISE = 10.0
+"""Decibels below which a map is noise rather than rounded: a tensor's range was wrong."""
+
+_LEAST_SCORE = 0.05
+_JUDGED_PICTURES = 8
+
+Progress = Callable[[str], None]
+"""Told what is being done: once for each picture calibrated on, and each image measured on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What came of it."""
+
+    bundle: Bundle
+    report: QuantizationReport
+
+
+def check_quantizable(bundle: Bundle) -> None:
+    """Raise ConfigError unless the bundle's graphs are float32."""
+    precision = bundle.manifest.precision
+    if precision == "int8":
+        raise ConfigError(
+            f"'{bundle.path}' is quantised already; give the float32 bundle that it was made from"
+        )
+    if precision != "fp32":
+        raise ConfigError(
+            f"the graphs of '{bundle.path}' are {precision}, and ranges are measured in float32; "
+            "export the checkpoint again with `asag-export --precision fp32`"
+        )
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    output_dir: str | os.PathLike[str],
+    pictures: Sequence[RgbImage],
+    *,
+    activations: Activations = "int8",
+    data: CocoDataset | None = None,
+    backends: Sequence[str] = (DEFAULT_BACKEND,),
+    most_loss: float = DEFAULT_MOST_LOSS,
+    overwrite: bool = False,
+    keep_failed: bool = False,
+    progress: Progress = lambda step: None,
+) -> Quantization:
+    """Write the quantised bundle to `output_dir`, and say what it costs.
+
+    pictures: to calibrate on, from `read_pictures`; activations: what to make of them, see `Activations`;
+    data: annotated images on which AP of both bundles is measured, with each of `backends`; most_loss: how
+    much AP may fall.
+
+    The bundle appears only if the feature maps are near those in float32 and AP does not fall too far, unless
+    `keep_failed`.  Raises ConfigError for a bundle that is not float32 or an unknown kind of activations,
+    DataError for pictures that do not suit the network, ExportError if a graph cannot be quantised,
+    ParityError if it costs too much, OutputError if the bundle cannot be written.
+    """
+    check_quantizable(bundle)
+    if activations not in ACTIVATIONS:
+        raise ConfigError(f"unknown activations '{activations}'; choose one of {', '.join(ACTIVATIONS)}")
+    network = open_network(None, bundle)
+    with Detector.load(bundle) as detector:
+        check_detectable(pictures, detector, _LEAST_SCORE)
+
+    with write_bundle(output_dir, overwrite=overwrite) as writer:
+        inputs = network_inputs(network, bundle.manifest.preprocessing, pictures)
+        model = _read_graph(bundle)
+        quantized = quantize_graph(model, _told(inputs, progress, "calibrating"), activations)
+        _copy_graphs(bundle, writer, quantized)
+        manifest = dataclasses.replace(
+            bundle.manifest, producer=f"asag-deploy {__version__}", precision="int8", graphs=()
+        )
+        made = writer.finish(manifest)
+        report = QuantizationReport(
+            activations=activations,
+            pictures=len(pictures),
+            convolutions=sum(node.op_type == "Conv" for node in feature_nodes(model)),
+            signal_to_noise=_signal_to_noise(bundle, made, pictures[:_JUDGED_PICTURES]),
+            least_signal_to_noise=LEAST_SIGNAL_TO_NOISE,
+            accuracy=compare_accuracy(bundle, made, data, backends, lambda: progress("measuring AP"))
+            if data is not None
+            else (),
+            most_loss=most_loss,
+        )
+        failures = report.failures()
+        parity = {
+            "passed": not failures,
+            "quantization": report.to_dict(),
+            "float32": bundle.manifest.parity,
+        }
+        writer.finish(dataclasses.replace(manifest, parity=parity))
+        if failures and not keep_failed:
+            raise ParityError(_too_much(failures[0], output_dir))
+    return Quantization(bundle=Bundle.open(Path(output_dir)), report=report)
+
+
+def _signal_to_noise(bundle: Bundle, made: Bundle, pictures: Sequence[RgbImage]) -> dict[str, float]:
+    network = open_network(None, bundle)
+    return signal_to_noise(
+        bundle, made, list(network_inputs(network, bundle.manifest.preprocessing, pictures))
+    )
+
+
+def _too_much(failure: str, output_dir: str | os.PathLike[str]) -> str:
+    return (
+        f"quantising costs too much: {failure}; calibrate on more pictures like those the network will see, "
+        f"or keep the bundle with --keep-failed (nothing was written to '{output_dir}')"
+    )
+
+
+def _copy_graphs(bundle: Bundle, writer: BundleWriter, backbone: onnx.ModelProto) -> None:
+    """All graphs as they are, but for the backbone."""
+    for graph in bundle.manifest.graphs:
+        content = (
+            backbone.SerializeToString()
+            if graph.name == "backbone"
+            else bundle.graph_path(graph.name).read_bytes()
+        )
+        writer.add_graph(graph.name, content, inputs=graph.inputs, outputs=graph.outputs)
+
+
+def _read_graph(bundle: Bundle) -> onnx.ModelProto:
+    path = bundle.graph_path("backbone")
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's exceptions have no base of their own
+        raise BundleCorruptError(
+            f"'{path}' is not an ONNX graph; export the bundle again with `asag-export`"
+        ) from error
+
+
+def _told(
+    inputs: Iterable[dict[str, NDArray[Any]]], progress: Progress, step: str
+) -> Iterator[dict[str, NDArray[Any]]]:
+    for given in inputs:
+        yield given
+        progress(step)

@@ -1,0 +1,126 @@
+"""`asag-quantize`: a float32 bundle and pictures become an INT8 bundle, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from asag_deploy import __version__
+from asag_deploy.backends import BACKENDS
+from asag_deploy.bundle import Bundle
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import ConfigError, ParityError
+from asag_export.quantize.bundle import (
+    DEFAULT_BACKEND,
+    DEFAULT_MOST_LOSS,
+    check_quantizable,
+    quantize_bundle,
+)
+from asag_export.quantize.graph import ACTIVATIONS
+from asag_export.quantize.measuring import open_data
+from asag_export.quantize.pictures import DEFAULT_COUNT, choose, image_files, read_pictures
+from asag_export.quantize.report import format_quantization
+from asag_training.data.coco import TRAIN_SPLIT, VAL_SPLIT
+
+PROGRAM = "asag-quantize"
+
+EXIT_COST = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asag-quantize` and return its exit code: 0, 1 if it costs too much, 2 for any other error."""
+    return exit_code(PROGRAM, lambda: _run(_parser().parse_args(argv)), {ParityError: EXIT_COST})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneSentenceParser(
+        prog=PROGRAM,
+        description="Quantise backbone and neck of a float32 bundle to INT8, calibrated on pictures.",
+        epilog=f"With --data alone it calibrates on {TRAIN_SPLIT} and measures AP on {VAL_SPLIT}.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add("--output-dir", metavar="DIR", required=True, help="where the INT8 bundle is written")
+    add("--images", metavar="PATH", nargs="+", help="folders, globs or files to calibrate on")
+    add("--data", metavar="DIR", type=Path, help="a data set in COCO layout: AP before and after is measured")
+    add("--calibration-split", metavar="NAME", default=TRAIN_SPLIT, help="default %(default)s")
+    add("--split", metavar="NAME", default=VAL_SPLIT, help="what AP is measured on (default %(default)s)")
+    add("--count", metavar="N", type=int, default=DEFAULT_COUNT, help="pictures (default %(default)s)")
+    add("--limit", metavar="N", type=int, help="measure AP on the first N images only")
+    kinds = "int8, for every runtime (default), or uint8, faster in ONNX Runtime but not for TensorRT"
+    add("--activations", metavar="KIND", default=ACTIVATIONS[0], help=kinds)
+    backends = f"what measures AP; may be repeated (default {DEFAULT_BACKEND})"
+    add("--backend", metavar="NAME", dest="backends", action="append", help=backends)
+    add("--max-loss", metavar="AP", type=float, default=DEFAULT_MOST_LOSS, help="default %(default)s")
+    add("--overwrite", action="store_true", help="replace a bundle that is already there")
+    add("--keep-failed", action="store_true", help="keep a bundle that costs too much")
+    add("--quiet", action="store_true", help="no progress and no table")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check(options)
+    bundle = Bundle.open(options.bundle)
+    check_quantizable(bundle)
+    data = open_data(options.data, options.split, bundle, options.limit) if options.data else None
+    files = choose(_files(options, bundle), options.count)
+    backends = options.backends or [DEFAULT_BACKEND]
+    steps = 2 * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
+    off = True if options.quiet else None  # None: unless stderr is a terminal
+    with tqdm(total=steps, disable=off, leave=False, unit="picture", file=sys.stderr) as bar:
+
+        def progress(step: str) -> None:
+            bar.set_description(step, refresh=False)
+            bar.update()
+
+        pictures = read_pictures(files, bundle.manifest.preprocessing, lambda: progress("reading"))
+        result = quantize_bundle(
+            bundle,
+            options.output_dir,
+            pictures,
+            activations=options.activations,
+            data=data,
+            backends=backends,
+            most_loss=options.max_loss,
+            overwrite=options.overwrite,
+            keep_failed=options.keep_failed,
+            progress=progress,
+        )
+    if not options.quiet:
+        print(format_quantization(result.report))
+        print(f"{result.bundle.path}: {result.bundle.manifest.variant}, int8, ready for asag-detect")
+    if result.report.failures():
+        raise ParityError(f"the bundle at '{options.output_dir}' was kept although quantising costs too much")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Before anything is read, and minutes before it is needed."""
+    if options.images is None and options.data is None:
+        raise ConfigError("there is nothing to calibrate on; give --images PATH or --data DIR")
+    if options.activations not in ACTIVATIONS:
+        raise ConfigError(
+            f"unknown activations '{options.activations}'; choose one of {', '.join(ACTIVATIONS)}"
+        )
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
+    unknown = [name for name in options.backends or () if name not in BACKENDS]
+    if unknown:
+        raise ConfigError(f"unknown backend '{unknown[0]}'; choose one of {', '.join(BACKENDS)}")
+
+
+def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
+    """What to choose the calibration pictures from."""
+    if options.images is not None:
+        return image_files(options.images)
+    calibration = open_data(options.data, options.calibration_split, bundle, None)
+    return [calibration.path(i) for i in range(len(calibration))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The pictures that activations are calibrated on, and which are refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from asag_deploy.detector import Detector
+from asag_deploy.errors import ConfigError, DataError, SourceError
+from asag_deploy.images import RgbImage, read_image
+from asag_deploy.manifest import Preprocessing
+from asag_deploy.preprocess import resize
+from asag_deploy.sources import list_sources
+
+DEFAULT_COUNT = 64
+LEAST = 8
+"""Fewer pictures show too little of the range that activations have."""
+
+_LEAST_CONTRAST = 2.0
+"""Standard deviation of pixel values, of 255, below which a picture is one colour."""
+
+
+def image_files(arguments: Sequence[str]) -> list[Path]:
+    """The image files that folders, globs and paths stand for; raises SourceError if there are none."""
+    files = [Path(source.name) for source in list_sources(arguments).sources if source.kind == "image"]
+    if not files:
+        raise SourceError(
+            f"there are no images in {', '.join(arguments)}, only videos or cameras; "
+            "calibrate on a folder of pictures"
+        )
+    return files
+
+
+def choose(files: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of the files, evenly from first to last.
+
+    Raises ConfigError if fewer than `LEAST` are asked for, DataError if there are fewer.
+    """
+    if count < LEAST:
+        raise ConfigError(f"{count} pictures are asked for; {_why_so_many()}")
+    if len(files) < LEAST:
+        raise DataError(f"there are {len(files)} pictures to calibrate on; {_why_so_many()}")
+    indices = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    return [files[i] for i in indices]
+
+
+def read_pictures(
+    files: Sequence[Path], preprocessing: Preprocessing, on_picture: Callable[[], object] = lambda: None
+) -> list[RgbImage]:
+    """The pictures at the size the network sees them.
+
+    Raises ImageError for one that cannot be read, DataError if they show too little: half of them one colour
+    each, or fewer than `LEAST` that differ.
+    """
+    pictures = []
+    for file in files:
+        pictures.append(resize(read_image(file), preprocessing))
+        on_picture()
+    _check(pictures)
+    return pictures
+
+
+def check_detectable(pictures: Sequence[RgbImage], detector: Detector, least_score: float) -> None:
+    """Raise DataError if a trained network finds nothing in any picture: it has not been made for them."""
+    if not detector.manifest.trained or _finds_something(pictures, detector, least_score):
+        return
+    raise DataError(
+        f"the network finds nothing (score {least_score:g} or more) in any of the {len(pictures)} "
+        "calibration pictures, so they are not what it was trained for; calibrate on pictures like those "
+        "it will see"
+    )
+
+
+def _finds_something(pictures: Sequence[RgbImage], detector: Detector, least_score: float) -> bool:
+    return any(
+        bool((detector(picture, channel_order="rgb").confidence >= least_score).any()) for picture in pictures
+    )
+
+
+def _check(pictures: Sequence[RgbImage]) -> None:
+    plain = sum(float(picture.std(axis=(0, 1)).max()) < _LEAST_CONTRAST for picture in pictures)
+    if 2 * plain >= len(pictures):
+        raise DataError(
+            f"{plain} of the {len(pictures)} calibration pictures are of one colour and say nothing about "
+            "activations; calibrate on pictures like those the network will see"
+        )
+    different = len(set(_digests(pictures)))
+    if different < LEAST:
+        raise DataError(
+            f"only {different} of the {len(pictures)} calibration pictures differ from each other; "
+            f"{_why_so_many()}"
+        )
+
+
+def _digests(pictures: Sequence[RgbImage]) -> Iterator[bytes]:
+    return (hashlib.sha256(picture.tobytes()).digest() for picture in pictures)
+
+
+def _why_so_many() -> str:
+    return (
+        f"give {LEAST} or more (some {DEFAULT_COUNT} are good), since the ranges that activations have in a "
+        "few pictures do not hold for others"
+    )
