@@ -67,10 +67,10 @@ def _latency(axes: Axes, result: Mapping[str, Any]) -> None:
         for x, stratum in enumerate(strata):
             calls = [ms for window in stratum["subjects"][name]["windows_ms"] for ms in window]
             position = x + (i - (len(subjects) - 1) / 2) * 0.8 / len(subjects)
-            axes.scatter([position] * len(calls), calls, s=8, color=_colour(i), alpha=0.3, linewidths=0)
+            axes.scatter([position] * len(calls), calls, s=8, color=colour(i), alpha=0.3, linewidths=0)
             positions.append(position)
             middles.append(median(calls))
-        axes.scatter(positions, middles, marker="_", s=220, color=_colour(i), label=name)
+        axes.scatter(positions, middles, marker="_", s=220, color=colour(i), label=name)
     axes.set_xticks(range(len(strata)), [stratum["images"] for stratum in strata])
     axes.set(xlabel="exit level", ylabel="ms a call", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -88,7 +88,7 @@ def _stages(axes: Axes, result: Mapping[str, Any]) -> None:
     for i, phase in enumerate(PHASES):
         widths = [phases.get(phase, 0.0) for _, phases in bars]
         if any(widths):
-            axes.barh(range(len(bars)), widths, 0.7, left, color=_colour(i), label=phase)
+            axes.barh(range(len(bars)), widths, 0.7, left, color=colour(i), label=phase)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
     axes.invert_yaxis()
@@ -106,7 +106,7 @@ def _speed_accuracy(axes: Axes, result: Mapping[str, Any]) -> None:
     strata = [stratum for stratum in _smallest_batch(result) if stratum["images"] != "worst"]
     for i, (name, accuracy) in enumerate(result["accuracy"].items()):
         speeds = [stratum["subjects"][name]["images_per_second"] for stratum in strata]
-        axes.plot(speeds, [100 * (accuracy["ap"] or 0)] * len(speeds), "o-", color=_colour(i), label=name)
+        axes.plot(speeds, [100 * (accuracy["ap"] or 0)] * len(speeds), "o-", color=colour(i), label=name)
     axes.set(xlabel="images a second, at each exit level", ylabel="AP", xlim=(0, None), ylim=(0, None))
     axes.legend(frameon=False, fontsize=8)
 
@@ -116,5 +116,6 @@ def _smallest_batch(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [stratum for stratum in result["strata"] if stratum["batch"] == least]
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
+    """Of the subject or phase with that number."""
     return _COLOURS[index % len(_COLOURS)]

@@ -167,7 +167,7 @@ def test_measuring_ends_when_the_windows_agree() -> None:
         spec=SPEC,
         warmup=3,
         duration=60,
-        pyramid=lambda images: 5.0,
+        pyramids={"steady": lambda images: 5.0},
     )
     assert result.stable
     assert len(result.latencies["steady"].windows) == 3
@@ -175,7 +175,7 @@ def test_measuring_ends_when_the_windows_agree() -> None:
     assert set(steady.calls) == {(2, "P5")}
     assert result.ratios()["other"]["median"] == 2
     assert result.exits["other"] == {"P5": 24}
-    assert len(result.pyramid_ms) == 12
+    assert result.pyramid_ms == {"steady": [5.0] * 12}
 
 
 def test_what_does_not_settle_is_said_to_be_unstable() -> None:
