@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asag_bench.plots import colour
+from asag_bench.plots import colour, draw_speed_accuracy
 from asag_bench.report import title
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ def draw_summary(
     """
     from matplotlib.figure import Figure
 
-    panels = 1 if accuracy is None else 2
-    figure = Figure(figsize=(6.4 * panels, 4.6), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    bars = max(6.4, 1.0 + 0.9 * len(speed["headline"]["subjects"]))
+    widths = [bars] if accuracy is None else [bars, 5.0]
+    figure = Figure(figsize=(sum(widths), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _speeds(axes[0], speed)
     if accuracy is not None:
-        _speed_accuracy(axes[1], accuracy)
+        draw_speed_accuracy(axes[1], accuracy)
+        axes[1].set_title(title(accuracy), fontsize=10)
     for one in axes:
         for side in ("top", "right"):
             one.spines[side].set_visible(False)
@@ -54,37 +56,19 @@ def _speeds(axes: Axes, result: Mapping[str, Any]) -> None:
         )
         for x, height, up in zip(places, heights, above, strict=True):
             axes.annotate(
-                f"{height:.1f}", (x, height + up), (0, 2), textcoords="offset points", ha="center", fontsize=7
+                f"{height:.1f}",
+                (x, height + up),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
             )
-    axes.axhline(1.0, color="#444", linewidth=0.8, linestyle="--", label=_called(reference))
+    axes.axhline(1.0, color="#444", linewidth=0.8, linestyle="--", label=_called(reference), zorder=0)
     axes.set_xticks(range(len(levels)), [f"stops at {level}" for level in levels])
     axes.set_ylabel(f"times as fast as {_called(reference)}")
     axes.set_title(title(result), fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
-
-
-def _speed_accuracy(axes: Axes, result: Mapping[str, Any]) -> None:
-    """AP over throughput on all of the pictures, a dot for each subject whose accuracy was measured."""
-    measured = {name: found["ap"] for name, found in result["accuracy"].items() if found["ap"] is not None}
-    for i, (name, ap) in enumerate(measured.items()):
-        axes.scatter([images_per_second(result, name)], [100 * ap], s=70, color=colour(i), label=name)
-    axes.set(xlabel="images a second", ylabel="AP", xlim=(0, None))
-    axes.margins(x=0.15, y=0.3)
-    axes.set_xlim(left=0)
-    axes.set_title(title(result), fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-
-
-def images_per_second(result: Mapping[str, Any], subject: str) -> float:
-    """Of a subject, one by one: each exit level counts as often as pictures stopped there by themselves."""
-    seconds = pictures = 0.0
-    least = min(stratum["batch"] for stratum in result["strata"])
-    for stratum in result["strata"]:
-        count = result["input"]["exit_levels"].get(stratum["images"], 0)
-        if stratum["batch"] == least and not stratum["manual_stop"]:
-            seconds += count / stratum["subjects"][subject]["images_per_second"]
-            pictures += count
-    return pictures / seconds
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def _called(reference: str) -> str:

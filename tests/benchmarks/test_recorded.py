@@ -14,7 +14,8 @@ import pytest
 from asag_bench import compare, page
 from asag_bench.cli import main as bench
 from asag_bench.headline import headline, sentences
-from asag_bench.summary_plot import draw_summary, images_per_second
+from asag_bench.plots import images_per_second
+from asag_bench.summary_plot import draw_summary
 from asag_deploy.errors import ConfigError, SourceError
 from tiny_bundle import make_bundle, picture
 
