@@ -16,7 +16,7 @@ from asag_bench.accuracy import Accuracy, measure_accuracy, open_data, pictures_
 from asag_bench.headline import headline
 from asag_bench.machine import clocks_mhz, describe_machine, peak_resident_mib, resident_mib
 from asag_bench.measure import Pyramid, StratumResult, measure
-from asag_bench.peers import is_random, open_peer, rule_of
+from asag_bench.peers import check_peers, is_random, open_peer, rule_of
 from asag_bench.plan import Candidate, Plan, candidates, check_shape
 from asag_bench.samples import (
     Samples,
@@ -56,6 +56,7 @@ def run(plan: Plan) -> dict[str, Any]:
     """
     chosen = candidates(plan, [Bundle.open(path) for path in plan.bundles])
     bundle = chosen[0].bundle
+    check_peers(plan.peers, plan.checkpoint, bundle.manifest)
     check_shape(plan.shape, bundle.manifest.preprocessing)
     reference = _reference(plan, chosen)
     clocks = clocks_mhz()

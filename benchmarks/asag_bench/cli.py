@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asag_bench.bench import run
-from asag_bench.peers import PEERS, check_peers
+from asag_bench.peers import PEERS
 from asag_bench.plan import Plan
 from asag_bench.plots import check_plots, write_plots
 from asag_bench.report import markdown, on_screen
@@ -75,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: str) -> int:
     plan = _plan(options, command)
-    check_peers(plan.peers, plan.checkpoint)
     if options.output_dir is not None:
         check_plots()
     result = run(plan)

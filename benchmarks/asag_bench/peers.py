@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -42,12 +43,18 @@ _FROM_CHECKPOINTS = ("torch", "torch-compile", *(f"{_IN_TORCH}{name}" for name i
 Rule = Callable[[Level | None], StopRule]
 
 
-def check_peers(peers: Sequence[str], checkpoint: Path | None) -> None:
-    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint."""
+def check_peers(peers: Sequence[str], checkpoint: Path | None, manifest: Manifest) -> None:
+    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint.
+
+    A bundle that `asag-export --untrained` made has none: its weights are drawn again.
+    """
+    from asag_training.config import VARIANTS
+
+    drawn_again = not manifest.trained and manifest.variant in VARIANTS
     for peer in peers:
         if peer not in PEERS:
             raise ConfigError(f"unknown peer '{peer}'; the peers are {', '.join(PEERS)}")
-        if peer in _FROM_CHECKPOINTS and checkpoint is None:
+        if peer in _FROM_CHECKPOINTS and checkpoint is None and not drawn_again:
             raise ConfigError(
                 f"the peer '{peer}' needs the weights the bundle was exported from: give --checkpoint FILE"
             )
@@ -85,8 +92,6 @@ def open_peer(
         return _Unsplit(bundle, backend, threads)
     if peer in SIX_LAYERS:
         return _six_layers(peer, bundle, backend, threads, checkpoint)
-    if checkpoint is None:
-        raise ConfigError(f"the peer '{peer}' needs a checkpoint")
     if is_random(peer):
         return _six_layers_in_torch(peer, bundle, threads, checkpoint)
     torch_network = _torch_network(checkpoint, bundle.manifest, threads)
@@ -99,7 +104,7 @@ def _never_stops(rule: Rule) -> Rule:
     return lambda max_level: dataclasses.replace(rule(max_level), min_selected=0)
 
 
-def _torch_network(path: Path, manifest: Manifest, threads: int | None) -> TorchNetwork:
+def _torch_network(path: Path | None, manifest: Manifest, threads: int | None) -> TorchNetwork:
     """The bundle's checkpoint as PyTorch runs it, after the same pre-processing and up to the same level."""
     checkpoint = _checkpoint(path, manifest, threads)
     from asag_training.model import build
@@ -114,14 +119,14 @@ def _torch_network(path: Path, manifest: Manifest, threads: int | None) -> Torch
 def _six_layers(
     peer: str, bundle: Bundle, backend: str | None, threads: int | None, path: Path | None
 ) -> Subject:
-    _need_torch()
+    _need("torch", "onnxscript")
     from asag_bench.six_layers import open_six_layers
 
     checkpoint = None if path is None else _checkpoint(path, bundle.manifest, threads)
     return open_six_layers(peer, bundle, backend, threads, checkpoint)
 
 
-def _six_layers_in_torch(peer: str, bundle: Bundle, threads: int | None, path: Path) -> Subject:
+def _six_layers_in_torch(peer: str, bundle: Bundle, threads: int | None, path: Path | None) -> Subject:
     manifest = bundle.manifest
     checkpoint = _checkpoint(path, manifest, threads)
     from asag_bench import six_layers
@@ -139,16 +144,21 @@ def _six_layers_in_torch(peer: str, bundle: Bundle, threads: int | None, path: P
     return six_layers.SixLayers(peer, manifest, TorchNetwork([stage.eval() for stage in stages]))
 
 
-def _checkpoint(path: Path, manifest: Manifest, threads: int | None) -> Checkpoint:
-    """The checkpoint a bundle was exported from, and its head; PyTorch gets so many threads."""
-    _need_torch()
+def _checkpoint(path: Path | None, manifest: Manifest, threads: int | None) -> Checkpoint:
+    """The checkpoint a bundle was exported from, and its head; PyTorch gets so many threads.
+
+    Without a path, the weights that `asag-export --untrained` draws.
+    """
+    _need("torch")
     import torch
 
+    from asag_export.untrained import untrained_checkpoint
     from asag_training.checkpoints import load_checkpoint, select_head
 
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint = select_head(load_checkpoint(path), manifest.head)
+    whole = untrained_checkpoint(manifest.variant) if path is None else load_checkpoint(path)
+    checkpoint = select_head(whole, manifest.head)
     if checkpoint.config.variant != manifest.variant:
         raise ConfigError(
             f"'{path}' holds {checkpoint.config.variant}, but the bundle {manifest.variant}; "
@@ -157,14 +167,11 @@ def _checkpoint(path: Path, manifest: Manifest, threads: int | None) -> Checkpoi
     return checkpoint
 
 
-def _need_torch() -> None:
-    try:
-        import onnxscript  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"this peer needs {error.name}: install it with `pip install 'asag-deploy[bench]'`"
-        ) from None
+def _need(*modules: str) -> None:
+    """Raise ConfigError for what is not installed."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"this peer needs {module}: install it with `pip install 'asag-deploy[bench]'`")
 
 
 def _compile(network: TorchNetwork) -> None:

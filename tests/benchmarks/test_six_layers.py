@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -168,5 +169,8 @@ def test_what_cannot_be_built(bundle: Bundle, file: Path) -> None:
         ConfigError, match="the bundle's features have 32 channels, but those of asag-a-r50-100 256"
     ):
         peer("adamixer-6", bundle, None)
+    trained = dataclasses.replace(bundle.manifest, trained=True)
+    check_peers(["torch-adamixer-6"], None, bundle.manifest)
+    check_peers(["torch-adamixer-6"], file, trained)
     with pytest.raises(ConfigError, match="'torch-adamixer-6' needs the weights"):
-        check_peers(["torch-adamixer-6"], None)
+        check_peers(["torch-adamixer-6"], None, trained)
