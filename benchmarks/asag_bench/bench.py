@@ -64,6 +64,8 @@ def run(plan: Plan) -> dict[str, Any]:
     data, why_not = open_data(plan.data, loaded.detectors[0], plan.limit) if plan.data else (None, None)
     if why_not is not None:
         loaded.notes.append(why_not)
+    if data is not None and plan.shape is not None:
+        loaded.notes.append("pictures were resized to be timed; accuracy is of the pictures as they are")
     samples = _samples(plan, bundle, loaded.detectors[0], data)
     _load_peers(plan, chosen[0], loaded, samples)
     pyramids = _pyramids(plan, chosen, loaded)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--output-dir", type=Path, default=Path("bench-output"), metavar="DIR")
     add("--scenes", type=int, default=60, metavar="N", help="how many (default: 60)")
-    add("--duration", type=float, default=20.0, metavar="S", help="most seconds a row block (default: 20)")
+    add("--duration", type=float, default=30.0, metavar="S", help="most seconds a row block (default: 30)")
 
     def command() -> int:
         options = parser.parse_args(argv)

@@ -22,7 +22,7 @@ def latency_rows(result: Mapping[str, Any]) -> list[Row]:
             *("images", "batch", "subject", "calls", *(f"{name} ms" for name in names), "max ms", "images/s"),
             *("ratio", f"times as fast as {result['reference']}"),
             *(["AP"] if with_accuracy else []),
-            "stable",
+            *("parity", "stable"),
         )
     ]
     for stratum in result["strata"]:
@@ -41,10 +41,17 @@ def latency_rows(result: Mapping[str, Any]) -> list[Row]:
                     _times(subject["times_as_long_as_the_first"]),
                     _times(subject["times_as_fast_as_the_reference"]),
                     *([_percent(accuracy)] if with_accuracy else []),
+                    _parity(result, name),
                     "yes" if subject["stable"] else "NO",
                 )
             )
     return rows
+
+
+def _parity(result: Mapping[str, Any], name: str) -> str:
+    """What the bundle of a subject says of its parity with PyTorch; nothing for peers."""
+    passed = result["bundles"].get(name, {}).get("parity_passed")
+    return {True: "passed", False: "NOT PASSED", None: "-"}[passed]
 
 
 def phase_rows(result: Mapping[str, Any]) -> list[Row]:

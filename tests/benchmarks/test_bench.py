@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
+from asag_bench import bench
 from asag_bench.cli import main
 from asag_bench.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
 from asag_bench.peers import PEERS
 from asag_bench.phases import PHASES
 from asag_bench.report import markdown, on_screen
+from asag_bench.subjects import Run
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
@@ -69,6 +71,8 @@ def test_strata(result: dict[str, Any]) -> None:
     assert by_name["worst"]["pictures"] == ["p3-worst.png"]
     assert by_name["P5"]["patches"] == [0]
     exits = {name: stratum["subjects"]["onnxruntime"]["exits"] for name, stratum in by_name.items()}
+    stopped = by_name["P3"]["subjects"]["onnxruntime (stopped at P5)"]
+    assert list(stopped["exits"]) == ["P5"]
     assert [list(levels) for levels in exits.values()] == [["P5"], ["P4"], ["P3"], ["P3"]]
 
 
@@ -199,6 +203,24 @@ def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) 
     text = markdown(found)
     assert "- onnxruntime fp16: times as fast as onnxruntime fp32: P5 " in text
     assert "fp32, fp16" in text.splitlines()[0]
+
+
+def test_six_layers_are_said_to_be_random(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        name = "adamixer-6"
+
+        def __call__(self, images: Any, max_level: Any) -> Run:
+            return Run(total_ms=1e6, phases_ms={"backbone": 4e5, "decoder": 6e5})
+
+    monkeypatch.setattr(bench, "open_peer", lambda *_, **__: Slow())
+    arguments = [str(bundle.path), "--images", str(photos), "--output", str(tmp_path), "--peer", "adamixer-6"]
+    assert main([*arguments, *QUICK]) == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert "adamixer-6 carries random weights: it is for speed and has no accuracy" in found["notes"]
+    assert found["headline"]["six_layers"]["adamixer-6"]["P5"]["median"] > 1000
+    assert "adamixer-6, six layers with random weights: times as long as onnxruntime: P5 " in markdown(found)
 
 
 def test_precisions_of_one_bundle(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
