@@ -225,7 +225,7 @@ def _measure_all(
             results.append(
                 measure(
                     stratum,
-                    [*loaded.detectors, *stopped.values(), *loaded.peers],
+                    [*_side_by_side(loaded.detectors, stopped), *loaded.peers],
                     batch=batch,
                     spec=bundle.manifest.preprocessing,
                     warmup=plan.warmup,
@@ -237,6 +237,12 @@ def _measure_all(
             )
             bar.update()
     return results
+
+
+def _side_by_side(detectors: Sequence[Subject], stopped: Mapping[str, Stopped]) -> list[Subject]:
+    """Each detector, and right after it the one that is stopped, if there is one: they are compared."""
+    pairs = ((detector, stopped.get(detector.name)) for detector in detectors)
+    return [subject for pair in pairs for subject in pair if subject is not None]
 
 
 def _accuracy(plan: Plan, loaded: _Loaded, data: Any | None) -> dict[str, Accuracy]:

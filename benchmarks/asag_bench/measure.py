@@ -124,7 +124,7 @@ def measure(
     """Time every subject on the stratum's pictures, for `duration` seconds at most after the warm-up.
 
     Each round gives the same batch to every subject, beginning with another one each time, so that what
-    slows the machine slows all of them, and times the pyramids of those subjects that have one.  A window is
+    slows the machine slows all of them; a subject that has a pyramid has it timed beside it.  A window is
     one pass over the pictures, or a few where they are few.  It ends early once the medians of each subject's
     last three windows agree within 5%.
     """
@@ -147,11 +147,14 @@ def measure(
             for latencies in result.latencies.values():
                 latencies.windows.append([])
         images = sets[number % len(sets)]
-        for name, pyramid in pyramids.items():
-            result.pyramid_ms[name].append(pyramid(images))
         for i in range(len(subjects)):
             subject = subjects[(number + i) % len(subjects)]
+            # Right beside the call, on either side in turn: close enough that the machine has not changed.
+            if number % 2:
+                _time_pyramid(result, pyramids, subject.name, images)
             _note(result, subject.name, subject(images, stratum.max_level))
+            if not number % 2:
+                _time_pyramid(result, pyramids, subject.name, images)
         number += 1
         on_round()
     return result
@@ -176,6 +179,13 @@ def shapes_of(stratum: Stratum, spec: Preprocessing) -> list[str]:
     """The heights and widths at which the pictures reach the network, before padding, each once."""
     shapes = sorted({network_shape(picture.image, spec) for picture in stratum.pictures})
     return [f"{height}x{width}" for height, width in shapes]
+
+
+def _time_pyramid(
+    result: StratumResult, pyramids: Mapping[str, Pyramid], name: str, images: Sequence[RgbImage]
+) -> None:
+    if name in pyramids:
+        result.pyramid_ms[name].append(pyramids[name](images))
 
 
 def _note(result: StratumResult, name: str, run: Run) -> None:
