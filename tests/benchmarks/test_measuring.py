@@ -16,7 +16,7 @@ from asag_bench.measure import StratumResult, measure, shares
 from asag_bench.phases import PHASES
 from asag_bench.samples import Stratum, batches, generated_pictures, read_pictures, sort_pictures
 from asag_bench.statistics import Latencies, agree, ratio
-from asag_bench.subjects import DetectorSubject, Run, Stopped
+from asag_bench.subjects import DetectorSubject, Run, Stopped, Subject
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detections import Detections
@@ -210,8 +210,10 @@ def test_the_pyramid_is_timed_beside_its_subject_on_either_side() -> None:
         return 1.0
 
     one = Noting("one", [1.0])
+    subjects: list[Subject] = [one, Stopped(one, "P5")]
     measure(
-        *(stratum_of(picture(0)), [one, Stopped(one, "P5")]),
+        stratum_of(picture(0)),
+        subjects,
         batch=1,
         spec=SPEC,
         warmup=0,
