@@ -6,6 +6,7 @@ has and the peers that need nothing else; a few minutes.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def _run(output_dir: Path, scenes: int, duration: float) -> int:
         write_scenes(data, count=scenes, seed=SEED, size=_SIZE, split=VAL_SPLIT)
     backends = [name for name in ON_CPU if BACKENDS[name].available() is None]
     arguments = [str(output_dir / "bundle"), "--data", str(data), "--backend", ",".join(backends)]
-    arguments += ["--peer", ",".join(PEERS), "--checkpoint", str(CHECKPOINT), "--duration", f"{duration:g}"]
+    weights = os.path.relpath(CHECKPOINT)  # for the result repeats the command, which is to be read elsewhere
+    arguments += ["--peer", ",".join(PEERS), "--checkpoint", weights, "--duration", f"{duration:g}"]
     print(f"3. Measuring {', '.join(backends)} and the peers {', '.join(PEERS)}\n", flush=True)
     code = bench([*arguments, "--output-dir", str(output_dir)])
     if code == 0:
