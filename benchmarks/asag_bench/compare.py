@@ -43,7 +43,9 @@ class Row:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; returns 0 if all stable rows agree, 1 if one does not, 2 with the reason for wrong input."""
+    """Compare; returns 0 if all stable rows agree, 1 if one does not or none is stable, 2 with the reason for
+    wrong input.
+    """
     return exit_code(PROGRAM, lambda: _run(_parser().parse_args(argv)))
 
 
@@ -68,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     stable = [verdict for verdict in verdicts if verdict is not None]
     print(f"\n{sum(stable)} of {len(stable)} stable rows agree within {tolerance:.0%}; ", end="")
     print(f"{len(rows) - len(stable)} of all {len(rows)} are not stable and claim nothing")
-    return ALL_FINE if all(stable) else SOME_FAILED
+    return ALL_FINE if stable and all(stable) else SOME_FAILED
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -107,6 +107,12 @@ def test_rows_that_are_not_stable_claim_nothing(
     out = capsys.readouterr().out
     rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
     assert f"{rows - 1} of {rows - 1} stable rows agree within 5%; 1 of all {rows} are not stable" in out
+    for stratum in far["strata"]:
+        for subject in stratum["subjects"].values():
+            subject["stable"] = False
+    write(tmp_path, b=far)
+    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 1
+    assert "0 of 0 stable rows" in capsys.readouterr().out
 
 
 def test_runs_that_cannot_be_compared(
