@@ -8,10 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint clean
+.PHONY: help demo bench test fast lint clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
+	@echo "make bench   what that network costs on this machine, and its peers; results in bench-output/"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
 	@echo "make lint    ruff and mypy"
@@ -19,6 +20,9 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/python -m asag_export.demo --output-dir demo-output
+
+bench: $(STAMP)
+	$(BIN)/python -m asag_bench.demo --output-dir bench-output
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -32,7 +36,7 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo-output bench-output .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that a set-up that was interrupted is taken up again.

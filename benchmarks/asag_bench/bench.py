@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,69 +13,29 @@ from typing import Any
 from tqdm import tqdm
 
 from asag_bench.accuracy import Accuracy, measure_accuracy, open_data, pictures_of
+from asag_bench.headline import headline
 from asag_bench.machine import clocks_mhz, describe_machine, peak_resident_mib, resident_mib
-from asag_bench.measure import StratumResult, measure
-from asag_bench.peers import open_peer, rule_of
-from asag_bench.samples import Samples, generated_pictures, read_pictures, sort_pictures
-from asag_bench.subjects import DetectorSubject, Subject
-from asag_deploy.backends import BACKENDS, open_network
+from asag_bench.measure import Pyramid, StratumResult, measure
+from asag_bench.peers import check_peers, is_random, open_peer, rule_of
+from asag_bench.plan import Candidate, Plan, candidates, check_shape
+from asag_bench.samples import (
+    Samples,
+    generated_pictures,
+    read_pictures,
+    resized_pictures,
+    sort_pictures,
+)
+from asag_bench.subjects import DetectorSubject, Stopped, Subject
+from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.images import RgbImage
-from asag_deploy.manifest import FIRST_LEVEL, Level, Mode
+from asag_deploy.manifest import FIRST_LEVEL, Level
 from asag_deploy.preprocess import make_batch
 from asag_deploy.stages import Network
 
 MOST_PICTURES = 100
 """Of a data set, to choose from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to measure.  Raises ConfigError where it makes no sense."""
-
-    command: str
-    bundle: Path
-    images: Path | None = None
-    data: Path | None = None
-    limit: int | None = None
-    backends: tuple[str, ...]
-    batches: tuple[int, ...] = (1,)
-    peers: tuple[str, ...] = ()
-    checkpoint: Path | None = None
-    mode: Mode | None = None
-    threads: int | None = None
-    duration: float = 60.0
-    warmup: int = 3
-    percentiles: tuple[float, ...] = (50, 90, 95, 99)
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for option, value in (("--limit", self.limit), ("--threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{option} is {value}; it must be at least 1")
-        if min(self.batches) < 1:
-            raise ConfigError(f"--batch is {min(self.batches)}; it must be at least 1")
-        if self.warmup < 0:
-            raise ConfigError(f"--warmup is {self.warmup}; it must be at least 0")
-        if not 0 < self.duration < float("inf"):
-            raise ConfigError(f"--duration is {self.duration:g} seconds; it must be more than 0")
-        for backend in self.backends:
-            if backend not in BACKENDS:
-                raise ConfigError(f"unknown backend '{backend}'; the backends are {', '.join(BACKENDS)}")
-
-    def options(self) -> dict[str, Any]:
-        """What of it bears on the figures, as plain JSON values."""
-        return {
-            "backends": list(self.backends),
-            "batches": list(self.batches),
-            "peers": list(self.peers),
-            "mode": self.mode,
-            "threads": self.threads,
-            "duration_s": self.duration,
-            "warmup": self.warmup,
-            "percentile": list(self.percentiles),
-        }
 
 
 @dataclass(kw_only=True)
@@ -94,22 +54,31 @@ def run(plan: Plan) -> dict[str, Any]:
     Raises BundleError, BackendError, ConfigError, SourceError, DataError or CheckpointError if something that
     was asked for cannot be measured.
     """
-    bundle = Bundle.open(plan.bundle)
+    chosen = candidates(plan, [Bundle.open(path) for path in plan.bundles])
+    bundle = chosen[0].bundle
+    check_peers(plan.peers, plan.checkpoint, bundle.manifest)
+    check_shape(plan.shape, bundle.manifest.preprocessing)
+    reference = _reference(plan, chosen)
     clocks = clocks_mhz()
-    loaded = _load_detectors(plan, bundle)
+    loaded = _load_detectors(plan, chosen)
     data, why_not = open_data(plan.data, loaded.detectors[0], plan.limit) if plan.data else (None, None)
     if why_not is not None:
         loaded.notes.append(why_not)
+    if data is not None and plan.shape is not None:
+        loaded.notes.append("pictures were resized to be timed; accuracy is of the pictures as they are")
     samples = _samples(plan, bundle, loaded.detectors[0], data)
-    _load_peers(plan, bundle, loaded, samples)
-    pyramid = _pyramid(plan, bundle, loaded)
-    results = _measure_all(plan, bundle, loaded, samples, pyramid)
+    _load_peers(plan, chosen[0], loaded, samples)
+    pyramids = _pyramids(plan, chosen, loaded)
+    results = _measure_all(plan, bundle, loaded, samples, pyramids)
     accuracy = _accuracy(plan, loaded, data)
     clocks += clocks_mhz()
-    return {
+    descriptions = {candidate.name: _describe(candidate, plan) for candidate in chosen}
+    result = {
         "command": plan.command,
         "machine": {**describe_machine(), "clock_mhz": [min(clocks), max(clocks)] if clocks else None},
-        "bundle": _describe(bundle, plan),
+        "bundle": descriptions[chosen[0].name],
+        "bundles": descriptions,
+        "reference": reference,
         "options": plan.options(),
         "input": {
             "origin": samples.origin,
@@ -117,28 +86,42 @@ def run(plan: Plan) -> dict[str, Any]:
             "exit_levels": samples.histogram,
             "skipped": list(samples.skipped),
         },
-        "strata": [result.to_dict(plan.percentiles) for result in results],
+        "strata": [found.to_dict(plan.percentiles, reference) for found in results],
         "memory": {
             "peak_mib": round(peak_resident_mib(), 1),
             "subjects": {name: {"added_mib": round(mib, 1)} for name, mib in loaded.added_mib.items()},
         },
         "accuracy": {name: found.to_dict() for name, found in accuracy.items()},
-        "notes": [*loaded.notes, *_input_notes(samples)],
+        "notes": [*loaded.notes, *_input_notes(samples, bundle)],
     }
+    return {**result, "headline": headline(result)}
 
 
-def _load_detectors(plan: Plan, bundle: Bundle) -> _Loaded:
+def _reference(plan: Plan, chosen: Sequence[Candidate]) -> str:
+    """The subject that the others are compared with: what was asked for, else PyTorch, else the first."""
+    names = [*(candidate.name for candidate in chosen), *plan.peers]
+    if plan.reference is None:
+        return "torch" if "torch" in plan.peers else names[0]
+    if plan.reference not in names:
+        raise ConfigError(
+            f"--reference is '{plan.reference}', which is not measured; choose one of {', '.join(names)}"
+        )
+    return plan.reference
+
+
+def _load_detectors(plan: Plan, chosen: Sequence[Candidate]) -> _Loaded:
     loaded = _Loaded()
-    for backend in plan.backends:
+    for candidate in chosen:
         before = resident_mib()
-        network = open_network(backend, bundle, plan.threads)
-        subject = DetectorSubject(backend, bundle, network, rule_of(bundle.manifest, plan.mode))
+        network = open_network(candidate.backend, candidate.bundle, plan.threads)
+        rule = rule_of(candidate.bundle.manifest, plan.mode)
+        subject = DetectorSubject(candidate.name, candidate.bundle, network, rule)
         loaded.detectors.append(subject)
         loaded.added_mib[subject.name] = resident_mib() - before
     return loaded
 
 
-def _load_peers(plan: Plan, bundle: Bundle, loaded: _Loaded, samples: Samples) -> None:
+def _load_peers(plan: Plan, first: Candidate, loaded: _Loaded, samples: Samples) -> None:
     """Open the peers; each subject runs the worst image once, so that its memory is what it takes to work."""
     worst = samples.strata[-1].pictures[0].image
     for detector in loaded.detectors:
@@ -149,9 +132,9 @@ def _load_peers(plan: Plan, bundle: Bundle, loaded: _Loaded, samples: Samples) -
         before = resident_mib()
         subject = open_peer(
             peer,
-            bundle,
+            first.bundle,
             network=loaded.detectors[0].network,
-            backend=plan.backends[0],
+            backend=first.backend,
             mode=plan.mode,
             threads=plan.threads,
             checkpoint=plan.checkpoint,
@@ -159,6 +142,8 @@ def _load_peers(plan: Plan, bundle: Bundle, loaded: _Loaded, samples: Samples) -
         _try_out(subject, worst)
         loaded.peers.append(subject)
         loaded.added_mib[subject.name] = resident_mib() - before
+        if is_random(peer):
+            loaded.notes.append(f"{peer} carries random weights: it is for speed and has no accuracy")
 
 
 def _try_out(subject: Subject, image: RgbImage) -> None:
@@ -180,8 +165,10 @@ def _samples(plan: Plan, bundle: Bundle, subject: DetectorSubject, data: Any | N
     elif data is not None:
         pictures, origin = pictures_of(data, MOST_PICTURES), "validation images of the data set"
     else:
-        pictures, origin = generated_pictures(), "generated scenes"
-        pictures = pictures[: plan.limit]
+        pictures, origin = generated_pictures(shape=plan.shape)[: plan.limit], "generated scenes"
+    if plan.shape is not None:
+        pictures = resized_pictures(pictures, plan.shape)
+        origin += f" of {plan.shape[0]}x{plan.shape[1]}"
     levels: list[Level] = [FIRST_LEVEL, *(level.level for level in bundle.manifest.probing.levels)]
     detector = subject.detector()
     return sort_pictures(
@@ -193,18 +180,23 @@ def _samples(plan: Plan, bundle: Bundle, subject: DetectorSubject, data: Any | N
     )
 
 
-def _pyramid(plan: Plan, bundle: Bundle, loaded: _Loaded) -> Callable[[Sequence[RgbImage]], float] | None:
-    """A function that times backbone and neck alone, as the first backend runs them on a batch."""
+def _pyramids(plan: Plan, chosen: Sequence[Candidate], loaded: _Loaded) -> dict[str, Pyramid]:
+    """For each detector, a function that times its backbone and neck alone."""
+    found = {}
+    for candidate, detector in zip(chosen, loaded.detectors, strict=True):
+        try:
+            found[candidate.name] = _pyramid(candidate, detector.network, plan.threads)
+        except BackendError as error:
+            loaded.notes.append(f"{candidate.name}: backbone and neck alone were not timed: {error}")
+    return found
+
+
+def _pyramid(candidate: Candidate, network: Network, threads: int | None) -> Pyramid:
     from asag_bench.graphs import PYRAMID, pyramid_bundle
 
-    network: Network = loaded.detectors[0].network
-    spec = bundle.manifest.preprocessing
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            alone = open_network(plan.backends[0], pyramid_bundle(bundle, Path(folder)), plan.threads)
-    except BackendError as error:
-        loaded.notes.append(f"backbone and neck alone were not timed: {error}")
-        return None
+    spec = candidate.bundle.manifest.preprocessing
+    with tempfile.TemporaryDirectory() as folder:
+        alone = open_network(candidate.backend, pyramid_bundle(candidate.bundle, Path(folder)), threads)
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:
         pixels, sizes = make_batch(images, spec)
@@ -218,33 +210,39 @@ def _pyramid(plan: Plan, bundle: Bundle, loaded: _Loaded) -> Callable[[Sequence[
 
 
 def _measure_all(
-    plan: Plan,
-    bundle: Bundle,
-    loaded: _Loaded,
-    samples: Samples,
-    pyramid: Callable[[Sequence[RgbImage]], float] | None,
+    plan: Plan, bundle: Bundle, loaded: _Loaded, samples: Samples, pyramids: Mapping[str, Pyramid]
 ) -> list[StratumResult]:
-    subjects = [*loaded.detectors, *loaded.peers]
     blocks = [(stratum, batch) for batch in plan.batches for stratum in samples.strata]
+    deepest = next((stratum for stratum in reversed(samples.strata[:-1])), None)
     off = True if plan.quiet else None
     results = []
     with tqdm(total=len(blocks), unit="block", file=sys.stderr, disable=off, leave=False) as bar:
         for stratum, batch in blocks:
             bar.set_description(f"{stratum.name}, batch {batch}")
+            stopped: dict[str, Stopped] = {}
+            if stratum is deepest and stratum.name != FIRST_LEVEL:
+                stopped = {detector.name: Stopped(detector, FIRST_LEVEL) for detector in loaded.detectors}
             results.append(
                 measure(
                     stratum,
-                    subjects,
+                    [*_side_by_side(loaded.detectors, stopped), *loaded.peers],
                     batch=batch,
                     spec=bundle.manifest.preprocessing,
                     warmup=plan.warmup,
                     duration=plan.duration,
-                    pyramid=pyramid,
+                    pyramids=pyramids,
+                    compared={name: other.name for name, other in stopped.items()},
                     on_round=bar.refresh,
                 )
             )
             bar.update()
     return results
+
+
+def _side_by_side(detectors: Sequence[Subject], stopped: Mapping[str, Stopped]) -> list[Subject]:
+    """Each detector, and right after it the one that is stopped, if there is one: they are compared."""
+    pairs = ((detector, stopped.get(detector.name)) for detector in detectors)
+    return [subject for pair in pairs for subject in pair if subject is not None]
 
 
 def _accuracy(plan: Plan, loaded: _Loaded, data: Any | None) -> dict[str, Accuracy]:
@@ -253,12 +251,13 @@ def _accuracy(plan: Plan, loaded: _Loaded, data: Any | None) -> dict[str, Accura
     return {subject.name: measure_accuracy(subject, data, quiet=plan.quiet) for subject in loaded.detectors}
 
 
-def _describe(bundle: Bundle, plan: Plan) -> dict[str, Any]:
-    manifest = bundle.manifest
+def _describe(candidate: Candidate, plan: Plan) -> dict[str, Any]:
+    manifest = candidate.bundle.manifest
     return {
         "variant": manifest.variant,
         "head": manifest.head,
         "precision": manifest.precision,
+        "computed_in": candidate.precision,
         "trained": manifest.trained,
         "parity_passed": manifest.parity.get("passed"),
         "mode": plan.mode or manifest.probing.mode,
@@ -269,7 +268,7 @@ def _describe(bundle: Bundle, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _input_notes(samples: Samples) -> list[str]:
+def _input_notes(samples: Samples, bundle: Bundle) -> list[str]:
     forced = [stratum.name for stratum in samples.strata if stratum.forced]
     notes = []
     if forced:
@@ -284,4 +283,17 @@ def _input_notes(samples: Samples) -> list[str]:
         f"worst is the picture with the most patches, '{worst.name}': it stops at {worst.exit_level} with "
         f"{worst.patches} patches and {worst.found.trace.anchor_count} anchors"
     )
+    if not bundle.manifest.trained:
+        shape = next((t.shape for t in bundle.manifest.graph("backbone").outputs if t.name == "anchors"), ())
+        first, cap = worst.found.trace.levels[0], bundle.manifest.probing.anchor_cap
+        notes.append(
+            "UNTRAINED weights: where probing stops and how much it looks at mean nothing; in the worst "
+            f"picture {first.selected} of the first level's {_count(shape)} anchors ask for a closer look, "
+            f"and {worst.found.trace.anchor_count} of at most {cap} reach the decoder"
+        )
     return notes
+
+
+def _count(shape: Sequence[int | str]) -> str:
+    """The number of anchors in the first level's output (B, N, 5)."""
+    return str(shape[1]) if len(shape) > 1 else "unknown number of"

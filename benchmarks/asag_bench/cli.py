@@ -8,9 +8,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from asag_bench.bench import Plan, run
-from asag_bench.peers import PEERS, check_peers
+from asag_bench.bench import run
+from asag_bench.peers import PEERS
+from asag_bench.plan import Plan
 from asag_bench.plots import check_plots, write_plots
 from asag_bench.report import markdown, on_screen
 from asag_deploy._version import __version__
@@ -20,6 +22,8 @@ from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError
 
 PROGRAM = "asag-bench"
+_LIST: dict[str, Any] = {"action": "append", "default": []}
+"""An option that takes several values, with commas or by giving it again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,20 +45,29 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a bundle's folder; several of one network")
     add("--images", type=Path, metavar="DIR", help="pictures to time (default: generated scenes)")
     add("--data", type=Path, metavar="DIR", help="a data set in COCO layout: pictures to time, and its AP")
     add("--limit", type=int, metavar="N", help="use the first N pictures only")
-    add("--backend", action="append", metavar="B", help="what runs the bundle; may be given again")
-    add("--batch", type=int, action="append", metavar="N", help="images a call, 1 if not given; also again")
-    add("--peer", action="append", default=[], metavar="NAME", help="compare with it; may be given again")
+    add("--shape", metavar="HxW", help="pictures of this height and width: generated or resized before")
+    add("--backend", **_LIST, metavar="B,...", help="what runs the bundles (default: onnxruntime)")
+    add("--precision", **_LIST, metavar="P,...", help="only these of fp32, fp16, bf16, int8 (default: all)")
+    add("--batch", **_LIST, metavar="N,...", help="images a call (default: 1)")
+    add("--peer", **_LIST, metavar="NAME,...", help="compare with these, listed below")
+    add("--reference", metavar="NAME", help="say how many times as fast as it (default: torch, or the first)")
     add("--checkpoint", type=Path, metavar="FILE", help="what the bundle was made from, for PyTorch peers")
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: each library's choice)")
     add("--duration", type=float, default=60.0, metavar="S", help="most seconds a row block (default: 60)")
     add("--warmup", type=int, default=3, metavar="N", help="calls of each shape before (default: 3)")
     add("--percentile", default="50,90,95,99", metavar="P,...", help="(default: 50,90,95,99)")
-    add("--output-dir", type=Path, metavar="DIR", help="write result.json, result.md and plots to DIR")
+    add(
+        "--output-dir",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write result.json, result.md and plots to DIR",
+    )
     add("--quiet", action="store_true", help="no progress and no table")
     add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
@@ -62,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: str) -> int:
     plan = _plan(options, command)
-    check_peers(plan.peers, plan.checkpoint)
     if options.output_dir is not None:
         check_plots()
     result = run(plan)
@@ -80,13 +92,16 @@ def _run(options: argparse.Namespace, command: str) -> int:
 def _plan(options: argparse.Namespace, command: str) -> Plan:
     return Plan(
         command=command,
-        bundle=options.bundle,
+        bundles=tuple(dict.fromkeys(options.bundles)),
         images=options.images,
         data=options.data,
         limit=options.limit,
-        backends=tuple(dict.fromkeys(options.backend or [DEFAULT_BACKEND])),
-        batches=tuple(dict.fromkeys(options.batch or [1])),
-        peers=tuple(dict.fromkeys(options.peer)),
+        shape=None if options.shape is None else _shape(options.shape),
+        backends=_listed(options.backend) or (DEFAULT_BACKEND,),
+        precisions=_listed(options.precision),
+        batches=_batches(options.batch),
+        peers=_listed(options.peer),
+        reference=options.reference,
         checkpoint=options.checkpoint,
         mode=options.mode,
         threads=options.threads,
@@ -95,6 +110,26 @@ def _plan(options: argparse.Namespace, command: str) -> Plan:
         percentiles=_percentiles(options.percentile),
         quiet=options.quiet,
     )
+
+
+def _listed(values: Sequence[str]) -> tuple[str, ...]:
+    """An option's values, each once, whether given with commas or by giving the option again."""
+    return tuple(dict.fromkeys(part for value in values for part in value.split(",")))
+
+
+def _batches(values: Sequence[str]) -> tuple[int, ...]:
+    listed = _listed(values) or ("1",)
+    try:
+        return tuple(int(value) for value in listed)
+    except ValueError:
+        raise ConfigError(f"--batch is '{','.join(listed)}'; expected whole numbers, such as 1,4") from None
+
+
+def _shape(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")
+    return int(height), int(width)
 
 
 def _percentiles(text: str) -> tuple[float, ...]:

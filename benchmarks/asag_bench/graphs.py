@@ -1,7 +1,7 @@
-"""Graphs that only comparisons need, made from a bundle's own: the backbone alone, and everything in one.
+"""Graphs that only comparisons need, made of a bundle's own: the pyramid alone, and everything in one.
 
-They are run by the same backends: each is wrapped as a bundle of one graph, which is not opened but handed
-straight to the backend.
+They are run by the same backends: wrapped as a bundle, which is not opened but handed straight to the
+backend.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ PYRAMID, UNSPLIT = "pyramid", "unsplit"
 RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
 
 
-def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:
+def feature_pyramid(bundle: Bundle) -> ModelProto:
     """The part of the backbone graph that computes P2..P5, without the anchors of the first level."""
     whole = onnx.load(bundle.graph_path("backbone"))
-    part = onnx.utils.Extractor(whole).extract_model(["image"], list(FEATURES))
-    return _bundle_of(PYRAMID, part, bundle, folder)
+    return onnx.utils.Extractor(whole).extract_model(["image"], list(FEATURES))
+
+
+def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """`feature_pyramid` as a bundle."""
+    return several_graphs({PYRAMID: feature_pyramid(bundle)}, bundle, folder)
 
 
 def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
@@ -56,7 +60,7 @@ def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
     )
     _rename(model, {value.name: value.name.rpartition("/")[2] for value in (*model.graph.input, *outputs)})
     onnx.checker.check_model(model)
-    return _bundle_of(UNSPLIT, model, bundle, folder)
+    return several_graphs({UNSPLIT: model}, bundle, folder)
 
 
 def _part(bundle: Bundle, name: str) -> ModelProto:
@@ -126,10 +130,21 @@ def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
 
 
-def _bundle_of(name: str, model: ModelProto, bundle: Bundle, folder: Path) -> Bundle:
-    content = model.SerializeToString()
-    (folder / f"{name}.onnx").write_bytes(content)
-    graph = GraphSpec(
-        name=name, file=f"{name}.onnx", sha256=hashlib.sha256(content).hexdigest(), inputs=(), outputs=()
-    )
-    return Bundle(path=folder, manifest=dataclasses.replace(bundle.manifest, graphs=(graph,)))
+def several_graphs(models: Mapping[str, ModelProto | None], bundle: Bundle, folder: Path) -> Bundle:
+    """Graphs written to `folder`, with what else the bundle says; None is the bundle's own graph of that
+    name."""
+    graphs = []
+    for name, model in models.items():
+        own = model is None
+        content = bundle.graph_path(name).read_bytes() if model is None else model.SerializeToString()
+        (folder / f"{name}.onnx").write_bytes(content)
+        graphs.append(
+            GraphSpec(
+                name=name,
+                file=f"{name}.onnx",
+                sha256=hashlib.sha256(content).hexdigest(),
+                inputs=bundle.manifest.graph(name).inputs if own else (),
+                outputs=bundle.manifest.graph(name).outputs if own else (),
+            )
+        )
+    return Bundle(path=folder, manifest=dataclasses.replace(bundle.manifest, graphs=tuple(graphs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,28 +23,46 @@ from asag_deploy.probing import StopRule
 from asag_deploy.stages import Network
 
 if TYPE_CHECKING:
+    from asag_training.checkpoints import Checkpoint
     from asag_training.stages import TorchNetwork
 
+SIX_LAYERS = ("adamixer-6", "sparse-rcnn-6")
 PEERS = {
     "torch": "the same network in PyTorch, eager",
     "torch-compile": "the same network in PyTorch, every stage through torch.compile",
     "unsplit": "the whole network as one graph without early stop, in the first backend",
     "always-probe": "the split loop, probing every level whether or not an anchor asks, in the first backend",
+    "adamixer-6": "six AdaMixer layers over learned queries, random weights, in the first backend",
+    "sparse-rcnn-6": "six Sparse R-CNN layers over learned queries, random weights, in the first backend",
+    "torch-adamixer-6": "the six AdaMixer layers in PyTorch, eager",
+    "torch-sparse-rcnn-6": "the six Sparse R-CNN layers in PyTorch, eager",
 }
-_FROM_CHECKPOINTS = ("torch", "torch-compile")
+_IN_TORCH = "torch-"
+_FROM_CHECKPOINTS = ("torch", "torch-compile", *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS))
 
 Rule = Callable[[Level | None], StopRule]
 
 
-def check_peers(peers: Sequence[str], checkpoint: Path | None) -> None:
-    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint."""
+def check_peers(peers: Sequence[str], checkpoint: Path | None, manifest: Manifest) -> None:
+    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint.
+
+    A bundle that `asag-export --untrained` made has none: its weights are drawn again.
+    """
+    from asag_training.config import VARIANTS
+
+    drawn_again = not manifest.trained and manifest.variant in VARIANTS
     for peer in peers:
         if peer not in PEERS:
             raise ConfigError(f"unknown peer '{peer}'; the peers are {', '.join(PEERS)}")
-        if peer in _FROM_CHECKPOINTS and checkpoint is None:
+        if peer in _FROM_CHECKPOINTS and checkpoint is None and not drawn_again:
             raise ConfigError(
                 f"the peer '{peer}' needs the weights the bundle was exported from: give --checkpoint FILE"
             )
+
+
+def is_random(peer: str) -> bool:
+    """Whether a peer's weights are random, so that only its speed means anything."""
+    return peer.removeprefix(_IN_TORCH) in SIX_LAYERS
 
 
 def rule_of(manifest: Manifest, mode: Mode | None) -> Rule:
@@ -71,8 +90,10 @@ def open_peer(
         return DetectorSubject(peer, bundle, network, _never_stops(rule))
     if peer == "unsplit":
         return _Unsplit(bundle, backend, threads)
-    if checkpoint is None:
-        raise ConfigError(f"the peer '{peer}' needs a checkpoint")
+    if peer in SIX_LAYERS:
+        return _six_layers(peer, bundle, backend, threads, checkpoint)
+    if is_random(peer):
+        return _six_layers_in_torch(peer, bundle, threads, checkpoint)
     torch_network = _torch_network(checkpoint, bundle.manifest, threads)
     if peer == "torch-compile":
         _compile(torch_network)
@@ -83,30 +104,74 @@ def _never_stops(rule: Rule) -> Rule:
     return lambda max_level: dataclasses.replace(rule(max_level), min_selected=0)
 
 
-def _torch_network(path: Path, manifest: Manifest, threads: int | None) -> TorchNetwork:
+def _torch_network(path: Path | None, manifest: Manifest, threads: int | None) -> TorchNetwork:
     """The bundle's checkpoint as PyTorch runs it, after the same pre-processing and up to the same level."""
-    try:
-        import torch
+    checkpoint = _checkpoint(path, manifest, threads)
+    from asag_training.model import build
+    from asag_training.plan import build_stages
+    from asag_training.stages import TorchNetwork
 
-        from asag_training.checkpoints import load_checkpoint, select_head
-        from asag_training.model import build
-        from asag_training.plan import build_stages
-        from asag_training.stages import TorchNetwork
-    except ImportError as error:
-        raise ConfigError(
-            f"PyTorch peers need {error.name}: install it with `pip install 'asag-deploy[bench]'`"
-        ) from None
+    model = build(checkpoint.config, checkpoint.state)
+    stages = build_stages(model, manifest.probing, checkpoint.head or "main", manifest.preprocessing)
+    return TorchNetwork(stages)
+
+
+def _six_layers(
+    peer: str, bundle: Bundle, backend: str | None, threads: int | None, path: Path | None
+) -> Subject:
+    _need("torch", "onnxscript")
+    from asag_bench.six_layers import open_six_layers
+
+    checkpoint = None if path is None else _checkpoint(path, bundle.manifest, threads)
+    return open_six_layers(peer, bundle, backend, threads, checkpoint)
+
+
+def _six_layers_in_torch(peer: str, bundle: Bundle, threads: int | None, path: Path | None) -> Subject:
+    manifest = bundle.manifest
+    checkpoint = _checkpoint(path, manifest, threads)
+    from asag_bench import six_layers
+    from asag_training.model import build
+    from asag_training.stages import NormalizeStage, StageModule, TorchNetwork
+
+    decoder = six_layers.DECODERS[peer.removeprefix(_IN_TORCH)]
+    config = six_layers.six_layer_config(decoder, bundle, checkpoint)
+    model = build(checkpoint.config, checkpoint.state)
+    stages: list[StageModule] = [
+        NormalizeStage(manifest.preprocessing),
+        six_layers.PyramidStage(model),
+        six_layers.six_layer_decoder(config),
+    ]
+    return six_layers.SixLayers(peer, manifest, TorchNetwork([stage.eval() for stage in stages]))
+
+
+def _checkpoint(path: Path | None, manifest: Manifest, threads: int | None) -> Checkpoint:
+    """The checkpoint a bundle was exported from, and its head; PyTorch gets so many threads.
+
+    Without a path, the weights that `asag-export --untrained` draws.
+    """
+    _need("torch")
+    import torch
+
+    from asag_export.untrained import untrained_checkpoint
+    from asag_training.checkpoints import load_checkpoint, select_head
+
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint = select_head(load_checkpoint(path), manifest.head)
+    whole = untrained_checkpoint(manifest.variant) if path is None else load_checkpoint(path)
+    checkpoint = select_head(whole, manifest.head)
     if checkpoint.config.variant != manifest.variant:
         raise ConfigError(
             f"'{path}' holds {checkpoint.config.variant}, but the bundle {manifest.variant}; "
             "give the checkpoint that the bundle was exported from"
         )
-    model = build(checkpoint.config, checkpoint.state)
-    stages = build_stages(model, manifest.probing, checkpoint.head or "main", manifest.preprocessing)
-    return TorchNetwork(stages)
+    return checkpoint
+
+
+def _need(*modules: str) -> None:
+    """Raise ConfigError for what is not installed."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"this peer needs {module}: install it with `pip install 'asag-deploy[bench]'`")
 
 
 def _compile(network: TorchNetwork) -> None:

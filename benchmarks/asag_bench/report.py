@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from asag_bench.headline import sentences
 from asag_bench.phases import PHASES
 
 Row = Sequence[str]
@@ -19,12 +20,14 @@ def latency_rows(result: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [
         (
             *("images", "batch", "subject", "calls", *(f"{name} ms" for name in names), "max ms", "images/s"),
-            *("ratio", *(["AP"] if with_accuracy else []), "stable"),
+            *("ratio", f"times as fast as {result['reference']}"),
+            *(["AP"] if with_accuracy else []),
+            *("parity", "stable"),
         )
     ]
     for stratum in result["strata"]:
         for name, subject in stratum["subjects"].items():
-            ms, times = subject["ms"], subject["times_as_long_as_the_first"]
+            ms = subject["ms"]
             accuracy = result["accuracy"].get(name, {}).get("ap")
             rows.append(
                 (
@@ -35,12 +38,20 @@ def latency_rows(result: Mapping[str, Any]) -> list[Row]:
                     *(f"{ms[percentile]:.1f}" for percentile in names),
                     f"{ms['max']:.1f}",
                     f"{subject['images_per_second']:.2f}",
-                    f"{times['median']:.2f} ({times['p25']:.2f} to {times['p75']:.2f})",
+                    _times(subject["times_as_long_as_the_first"]),
+                    _times(subject["times_as_fast_as_the_reference"]),
                     *([_percent(accuracy)] if with_accuracy else []),
+                    _parity(result, name),
                     "yes" if subject["stable"] else "NO",
                 )
             )
     return rows
+
+
+def _parity(result: Mapping[str, Any], name: str) -> str:
+    """What the bundle of a subject says of its parity with PyTorch; nothing for peers."""
+    passed = result["bundles"].get(name, {}).get("parity_passed")
+    return {True: "passed", False: "NOT PASSED", None: "-"}[passed]
 
 
 def phase_rows(result: Mapping[str, Any]) -> list[Row]:
@@ -48,9 +59,9 @@ def phase_rows(result: Mapping[str, Any]) -> list[Row]:
     and neck alone where these could be timed."""
     rows: list[Row] = [("images", "batch", "subject", "backbone + neck alone", *PHASES)]
     for stratum in result["strata"]:
-        alone = stratum["backbone_and_neck_ms"]
         for name, subject in stratum["subjects"].items():
             if subject["phases_ms"]:
+                alone = subject["backbone_and_neck_ms"]
                 phases = (_phase(subject, phase) for phase in PHASES)
                 known = "-" if alone is None else f"{alone:.1f}"
                 rows.append((_stratum_name(stratum), str(stratum["batch"]), name, known, *phases))
@@ -66,34 +77,54 @@ def _phase(subject: Mapping[str, Any], phase: str) -> str:
     return f"{subject['phases_ms'][phase]:.4g} ({', '.join(map(_share, shares))})"
 
 
+def _times(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.2f} ({found['p25']:.2f} to {found['p75']:.2f})"
+
+
 def _share(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def on_screen(result: Mapping[str, Any]) -> str:
     """The whole result in columns."""
-    lines = [*_introduction(result), "", *_columns(latency_rows(result)), ""]
-    return "\n".join([*lines, *_columns(phase_rows(result)), "", *_notes(result)])
+    lines = [
+        *_introduction(result),
+        "",
+        *sentences(result["headline"]),
+        "",
+        *columns(latency_rows(result)),
+        "",
+    ]
+    return "\n".join([*lines, *columns(phase_rows(result)), "", *_notes(result)])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The whole result as a page."""
-    bundle = result["bundle"]
-    lines = [f"# {bundle['variant']}, {bundle['precision']}", "", f"`{result['command']}`", ""]
-    lines += [*(f"- {line}" for line in _introduction(result)), "", "## Latency", ""]
+    lines = [f"# {title(result)}", "", f"`{result['command']}`", ""]
+    lines += [*(f"- {line}" for line in _introduction(result)), "", "## In short", ""]
+    lines += [*(f"- {line}" for line in sentences(result["headline"])), "", "## Latency", ""]
     lines += [*_markdown_table(latency_rows(result)), "", "## Where the time goes", ""]
     lines += [*_markdown_table(phase_rows(result)), "", "## Notes", ""]
     return "\n".join([*lines, *(f"- {line}" for line in _notes(result)), ""])
 
 
+def title(result: Mapping[str, Any]) -> str:
+    """Network, precisions, and the shapes at which pictures reach the network."""
+    precisions = dict.fromkeys(bundle["computed_in"] for bundle in result["bundles"].values())
+    shapes = dict.fromkeys(shape for stratum in result["strata"] for shape in stratum["network_shapes"])
+    seen = next(iter(shapes)) if len(shapes) == 1 else f"{len(shapes)} shapes"
+    return f"{result['bundle']['variant']}, {', '.join(precisions)}, {seen}"
+
+
 def _introduction(result: Mapping[str, Any]) -> Iterator[str]:
-    machine, bundle = result["machine"], result["bundle"]
-    weights = "trained" if bundle["trained"] else "UNTRAINED"
-    yield (
-        f"{bundle['variant']}, {bundle['precision']}, {weights} weights, "
-        f"{_PARITY[bundle['parity_passed']]}, to {bundle['deepest_level']}, "
-        f"{bundle['mode']} mode"
-    )
+    machine = result["machine"]
+    for name, bundle in result["bundles"].items():
+        weights = "trained" if bundle["trained"] else "UNTRAINED"
+        yield (
+            f"{name}: {bundle['variant']}, {bundle['computed_in']}, {weights} weights, "
+            f"{_PARITY[bundle['parity_passed']]}, to {bundle['deepest_level']}, "
+            f"{bundle['mode']} mode"
+        )
     clock = machine.get("clock_mhz")
     yield (
         f"{machine['processor']}, {machine['cores']} cores"
@@ -110,6 +141,10 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     first = next(iter(result["strata"][0]["subjects"]))
     yield "phases: median ms (share of the whole call, and of backbone and neck alone where these were timed)"
     yield f"ratio: time over that of {first} for the same images in the same round, with the middle half"
+    yield (
+        f"times as fast as {result['reference']}: its time over that of the row, likewise; everything after "
+        "the neck: from the normalised picture to detections, beyond backbone and neck alone, likewise"
+    )
     unstable = [stratum for stratum in result["strata"] if not stratum["stable"]]
     for stratum in unstable:
         names = [name for name, subject in stratum["subjects"].items() if not subject["stable"]]
@@ -136,7 +171,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table under its title, for a screen; numbers stand at the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left = {i for i, title in enumerate(rows[0]) if title in ("images", "subject")}
     return [

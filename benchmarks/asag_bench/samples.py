@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from asag_deploy.detections import Detections
 from asag_deploy.errors import SourceError
 from asag_deploy.images import RgbImage
@@ -90,10 +93,21 @@ def read_pictures(folder: Path, limit: int | None) -> tuple[list[tuple[str, RgbI
     return pictures, failed
 
 
-def generated_pictures(count: int = GENERATED) -> list[tuple[str, RgbImage]]:
-    """Generated scenes, the same everywhere."""
-    shapes = [_SHAPES[i % len(_SHAPES)] for i in range(count)]
+def generated_pictures(
+    count: int = GENERATED, shape: tuple[int, int] | None = None
+) -> list[tuple[str, RgbImage]]:
+    """Generated scenes, the same everywhere; of several shapes, or all of one (height, width)."""
+    given = _SHAPES if shape is None else (shape,)
+    shapes = [given[i % len(given)] for i in range(count)]
     return [(f"scene-{i}", draw_scene(*shape, seed=i)) for i, shape in enumerate(shapes)]
+
+
+def resized_pictures(
+    pictures: Sequence[tuple[str, RgbImage]], shape: tuple[int, int]
+) -> list[tuple[str, RgbImage]]:
+    """Pictures of one (height, width), whatever their own proportions were."""
+    size = shape[1], shape[0]
+    return [(name, cv2.resize(image, size).astype(np.uint8, copy=False)) for name, image in pictures]
 
 
 def sort_pictures(

@@ -8,6 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 WINDOWS_TO_AGREE = 3
 AGREEMENT = 0.05
@@ -72,6 +73,10 @@ def agree(medians: Sequence[float]) -> bool:
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     """How many times as long as `base`, round by round: the median ratio, and the middle half of them."""
-    ratios = np.array(times) / np.array(base)
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    return spread(np.array(times) / np.array(base))
+
+
+def spread(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    """The median, and the middle half."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
     return {"median": round(float(middle), 3), "p25": round(float(low), 3), "p75": round(float(high), 3)}

@@ -39,6 +39,18 @@ class Subject(Protocol):
         ...
 
 
+class Stopped:
+    """A subject with a manual stop of its own, to be compared with the same one that goes on."""
+
+    def __init__(self, subject: Subject, max_level: Level) -> None:
+        self.name = f"{subject.name} (stopped at {max_level})"
+        self._subject, self._max_level = subject, max_level
+
+    def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
+        """Detect in a batch of RGB images."""
+        return self._subject(images, self._max_level)
+
+
 class DetectorSubject:
     """A detector: the split loop over a network, whichever backend runs it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 
+from asag_bench import bench
 from asag_bench.cli import main
 from asag_bench.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
 from asag_bench.peers import PEERS
 from asag_bench.phases import PHASES
 from asag_bench.report import markdown, on_screen
+from asag_bench.subjects import Run
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
@@ -68,19 +71,23 @@ def test_strata(result: dict[str, Any]) -> None:
     assert by_name["worst"]["pictures"] == ["p3-worst.png"]
     assert by_name["P5"]["patches"] == [0]
     exits = {name: stratum["subjects"]["onnxruntime"]["exits"] for name, stratum in by_name.items()}
+    stopped = by_name["P3"]["subjects"]["onnxruntime (stopped at P5)"]
+    assert list(stopped["exits"]) == ["P5"]
     assert [list(levels) for levels in exits.values()] == [["P5"], ["P4"], ["P3"], ["P3"]]
 
 
 def test_figures(result: dict[str, Any]) -> None:
     for stratum in result["strata"]:
-        assert list(stratum["subjects"]) == ["onnxruntime", "unsplit", "always-probe"]
-        assert stratum["backbone_and_neck_ms"] > 0
+        stopped = ["onnxruntime (stopped at P5)"] if stratum["images"] == "P3" else []
+        assert list(stratum["subjects"]) == ["onnxruntime", *stopped, "unsplit", "always-probe"]
         for subject in stratum["subjects"].values():
             calls = [ms for window in subject["windows_ms"] for ms in window]
             assert subject["calls"] == len(calls) >= 1
             assert subject["ms"]["max"] == max(calls)
             assert set(subject["ms"]) == {"p50", "p99.9", "mean", "min", "max"}
         split = stratum["subjects"]["onnxruntime"]
+        assert split["backbone_and_neck_ms"] > 0
+        assert stratum["subjects"]["unsplit"]["backbone_and_neck_ms"] is None
         assert sum(split["share_of_total"].values()) == pytest.approx(1, abs=0.01)
         assert split["times_as_long_as_the_first"] == {"median": 1, "p25": 1, "p75": 1}
         assert stratum["subjects"]["unsplit"]["phases_ms"] == {}
@@ -162,11 +169,80 @@ def test_generated_scenes(bundle: Bundle, capsys: pytest.CaptureFixture[str]) ->
     assert "fast mode" in text
 
 
+def test_pictures_of_one_shape(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    for given, origin in (
+        (["--limit", "2"], "generated scenes of 64x96"),
+        (["--images", str(photos)], f"folder {photos.name} of 64x96"),
+    ):
+        arguments = [str(bundle.path), *given, "--shape", "64x96", "--output", str(tmp_path), *QUICK]
+        assert main(arguments) == 0
+        found = json.loads((tmp_path / "result.json").read_text())
+        assert found["input"]["origin"] == origin
+        assert {shape for stratum in found["strata"] for shape in stratum["network_shapes"]} == {"64x96"}
+        assert "fp32, 64x96" in markdown(found).splitlines()[0]
+
+
+def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) -> None:
+    """The second only says that it is in half precision, which is what the result goes by."""
+    half = shutil.copytree(bundle.path, tmp_path / "half")
+    manifest = half / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
+    write_coco(tmp_path / "data", **two_scenes(bundle))
+    arguments = [str(bundle.path), str(half), "--data", str(tmp_path / "data"), *QUICK[:-1]]
+    assert main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    names = ["onnxruntime fp32", "onnxruntime fp16"]
+    assert list(found["bundles"]) == names
+    assert list(found["accuracy"]) == names
+    assert [found["bundles"][name]["computed_in"] for name in names] == ["fp32", "fp16"]
+    for stratum in found["strata"]:
+        assert set(names) <= set(stratum["subjects"])
+        one, other = (stratum["subjects"][name] for name in names)
+        assert one["calls"] == other["calls"]
+        assert other["after_the_neck"]["median"] > -1
+    text = markdown(found)
+    assert "- onnxruntime fp16: times as fast as onnxruntime fp32: P5 " in text
+    assert "fp32, fp16" in text.splitlines()[0]
+
+
+def test_six_layers_are_said_to_be_random(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        name = "adamixer-6"
+
+        def __call__(self, images: Any, max_level: Any) -> Run:
+            return Run(total_ms=1e6, phases_ms={"backbone": 4e5, "decoder": 6e5})
+
+    monkeypatch.setattr(bench, "open_peer", lambda *_, **__: Slow())
+    arguments = [str(bundle.path), "--images", str(photos), "--output", str(tmp_path), "--peer", "adamixer-6"]
+    assert main([*arguments, *QUICK]) == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert "adamixer-6 carries random weights: it is for speed and has no accuracy" in found["notes"]
+    assert found["headline"]["six_layers"]["adamixer-6"]["P5"]["median"] > 1000
+    assert "adamixer-6, six layers with random weights: times as long as onnxruntime: P5 " in markdown(found)
+
+
+def test_precisions_of_one_bundle(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path), *QUICK]
+    assert main([*arguments, "--precision", "fp32", "--backend", "onnxruntime,onnxruntime"]) == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert list(found["bundles"]) == ["onnxruntime"]
+    assert found["options"]["precisions"] == ["fp32"]
+
+
+def two_scenes(bundle: Bundle) -> dict[str, Any]:
+    """A data set of the bundle's classes."""
+    return {
+        "annotations": [{"image_id": 1, "bbox": [1, 1, 20, 20], "category_id": 10}],
+        "split": "val2017",
+        "pictures": [picture(5, 2), picture(0)],
+        "categories": [{"id": 10 * i, "name": c.name} for i, c in enumerate(bundle.manifest.categories, 1)],
+    }
+
+
 def test_accuracy_of_what_is_timed(bundle: Bundle, tmp_path: Path) -> None:
-    categories = [{"id": 10 * i, "name": c.name} for i, c in enumerate(bundle.manifest.categories, start=1)]
-    annotations = [{"image_id": 1, "bbox": [1, 1, 20, 20], "category_id": 10}]
-    pictures = [picture(5, 2), picture(0)]
-    write_coco(tmp_path, annotations, split="val2017", pictures=pictures, categories=categories)
+    write_coco(tmp_path, **two_scenes(bundle))
     arguments = [str(bundle.path), "--data", str(tmp_path), "--output-dir", str(tmp_path / "out"), *QUICK]
     assert main(arguments) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -193,6 +269,7 @@ def test_accuracy_without_its_library(
         ("--percentile 50,abc", "--percentile is '50,abc'; expected numbers from 0 to 100"),
         ("--percentile 101", "--percentile is '101'"),
         ("--percentile ,", "--percentile is ','"),
+        ("--batch 1,many", "--batch is '1,many'; expected whole numbers"),
         ("--batch 0", "--batch is 0; it must be at least 1"),
         ("--duration 0", "--duration is 0 seconds"),
         ("--duration nan", "--duration is nan seconds"),
@@ -202,6 +279,13 @@ def test_accuracy_without_its_library(
         ("--backend tensorflow", "unknown backend 'tensorflow'; the backends are onnxruntime"),
         ("--peer yolo", f"unknown peer 'yolo'; the peers are {', '.join(PEERS)}"),
         ("--peer torch", "the peer 'torch' needs the weights the bundle was exported from"),
+        ("--peer adamixer-6", "six decoder layers beside 'tiny' are to be is not known"),
+        ("--peer torch-sparse-rcnn-6", "the peer 'torch-sparse-rcnn-6' needs the weights"),
+        ("--reference torch", "--reference is 'torch', which is not measured; choose one of onnxruntime"),
+        ("--precision int8", "--precision is 'int8', but what was given computes in fp32"),
+        ("--shape 800", "--shape is '800'; expected height x width in pixels, such as 800x1088"),
+        ("--shape 0x64", "--shape is '0x64'"),
+        ("--shape 640x480", "pictures of --shape 640x480 would be resized to"),
         ("--images absent", "there is no folder 'absent' with pictures"),
         ("--data absent", "absent"),
         ("--mode slow", "invalid choice: 'slow'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench.measure import measure, shares
+from asag_bench.measure import StratumResult, measure, shares
 from asag_bench.phases import PHASES
 from asag_bench.samples import Stratum, batches, generated_pictures, read_pictures, sort_pictures
 from asag_bench.statistics import Latencies, agree, ratio
-from asag_bench.subjects import DetectorSubject, Run
+from asag_bench.subjects import DetectorSubject, Run, Stopped, Subject
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detections import Detections
@@ -167,7 +168,7 @@ def test_measuring_ends_when_the_windows_agree() -> None:
         spec=SPEC,
         warmup=3,
         duration=60,
-        pyramid=lambda images: 5.0,
+        pyramids={"steady": lambda images: 5.0},
     )
     assert result.stable
     assert len(result.latencies["steady"].windows) == 3
@@ -175,7 +176,51 @@ def test_measuring_ends_when_the_windows_agree() -> None:
     assert set(steady.calls) == {(2, "P5")}
     assert result.ratios()["other"]["median"] == 2
     assert result.exits["other"] == {"P5": 24}
-    assert len(result.pyramid_ms) == 12
+    assert result.pyramid_ms == {"steady": [5.0] * 12}
+    assert result.after_the_neck("other") is None
+
+
+def test_what_comes_after_the_neck_is_beyond_the_pyramid_of_the_same_round() -> None:
+    """A machine that slows down to a tenth changes nothing."""
+    slowness = [1.0, 2.0, 10.0]
+    before = {"preprocess": 1.0, "upload": 2.0, "normalize": 3.0}
+    phases = [{name: factor * ms for name, ms in before.items()} for factor in slowness]
+    calls = Latencies(batch=1, windows=[[66.0 * factor for factor in slowness]], phases=phases)
+    result = StratumResult(
+        stratum=stratum_of(picture(0)),
+        batch=1,
+        spec=SPEC,
+        latencies={"one": calls},
+        exits={"one": Counter()},
+        pyramid_ms={"one": [50.0 * factor for factor in slowness]},
+    )
+    assert result.after_the_neck("one") == {"median": 0.2, "p25": 0.2, "p75": 0.2}
+
+
+def test_the_pyramid_is_timed_beside_its_subject_on_either_side() -> None:
+    order: list[str] = []
+
+    class Noting(Clockwork):
+        def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
+            order.append(self.name if max_level is None else f"{self.name} to {max_level}")
+            return super().__call__(images, max_level)
+
+    def pyramid(images: Sequence[RgbImage]) -> float:
+        order.append("pyramid")
+        return 1.0
+
+    one = Noting("one", [1.0])
+    subjects: list[Subject] = [one, Stopped(one, "P5")]
+    measure(
+        stratum_of(picture(0)),
+        subjects,
+        batch=1,
+        spec=SPEC,
+        warmup=0,
+        duration=60,
+        pyramids={"one": pyramid},
+    )
+    assert order[:6] == ["one", "pyramid", "one to P5", "one to P5", "pyramid", "one"]
 
 
 def test_what_does_not_settle_is_said_to_be_unstable() -> None:

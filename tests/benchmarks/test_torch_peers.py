@@ -14,6 +14,7 @@ from asag_bench.subjects import Subject
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_deploy.manifest import Manifest, Preprocessing
+from asag_export import untrained
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.plan import postprocessing_plan, probing_plan
 from asag_training.scenes import draw_scene
@@ -51,7 +52,7 @@ def bundle_of(checkpoint: Checkpoint, variant: str | None = None) -> Bundle:
     return Bundle(path=Path(), manifest=manifest)
 
 
-def peer(name: str, bundle: Bundle, file: Path) -> Subject:
+def peer(name: str, bundle: Bundle, file: Path | None) -> Subject:
     network: Any = None  # of the bundle, which these peers do without
     return open_peer(name, bundle, network=network, backend=None, mode=None, threads=None, checkpoint=file)
 
@@ -62,6 +63,20 @@ def test_eager(checkpoint: Checkpoint, file: Path) -> None:
     assert len(run.exits) == 2
     assert {"backbone", "decoder", "loop"} <= set(run.phases_ms)
     assert subject([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+
+
+def test_weights_that_an_untrained_bundle_has(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def drawn(variant: str) -> Checkpoint:
+        asked.append(variant)
+        return checkpoint
+
+    monkeypatch.setattr(untrained, "untrained_checkpoint", drawn)
+    assert peer("torch", bundle_of(checkpoint), None)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert asked == ["asag-a-r50-100"]
 
 
 def test_every_stage_is_compiled(checkpoint: Checkpoint, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,187 @@
+"""What is made of results: comparing two runs, the page of recorded results, and its plot."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from asag_bench import compare, page
+from asag_bench.cli import main as bench
+from asag_bench.headline import headline, sentences
+from asag_bench.plots import images_per_second
+from asag_bench.summary_plot import draw_summary
+from asag_deploy.errors import ConfigError, SourceError
+from tiny_bundle import make_bundle, picture
+
+ROOT = Path(__file__).parents[2]
+RECORDED = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A real run on a tiny bundle; every row said to be stable, so that they claim something."""
+    folder = tmp_path_factory.mktemp("recorded")
+    bundle = make_bundle(folder / "bundle")
+    (folder / "photos").mkdir()
+    for name, colour in {"p5": (0, 0), "p4": (4, 0), "p3": (5, 2)}.items():
+        cv2.imwrite(str(folder / "photos" / f"{name}.png"), picture(*colour)[..., ::-1])
+    arguments = [str(bundle.path), "--images", str(folder / "photos"), "--output", str(folder / "out")]
+    arguments += ["--peer", "unsplit,always-probe", "--reference", "unsplit", "--batch", "1,2"]
+    assert bench([*arguments, "--duration", "0.1", "--warmup", "1", "--threads", "1", "--quiet"]) == 0
+    found: dict[str, Any] = json.loads((folder / "out" / "result.json").read_text())
+    for stratum in found["strata"]:
+        for subject in stratum["subjects"].values():
+            subject["stable"] = True
+    return found
+
+
+def write(folder: Path, **results: Any) -> Path:
+    for name, value in results.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+def slower(result: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The same run, but for one row that takes longer."""
+    changed = copy.deepcopy(result)
+    subject = changed["strata"][0]["subjects"]["onnxruntime"]
+    subject["ms"]["p50"] *= factor
+    return changed
+
+
+def test_the_headline(result: dict[str, Any]) -> None:
+    found = headline(result)
+    assert found == result["headline"]
+    assert found["reference"] == "unsplit"
+    assert list(found["subjects"]) == ["onnxruntime", "unsplit", "always-probe"]
+    own = found["subjects"]["onnxruntime"]
+    first = result["strata"][0]["subjects"]
+    assert own["times_as_fast"]["P5"] == first["onnxruntime"]["times_as_fast_as_the_reference"]
+    assert found["subjects"]["unsplit"]["times_as_fast"]["P5"] == {"median": 1, "p25": 1, "p75": 1}
+    assert set(own["after_the_neck"]) == {"P5", "P4", "P3", "worst"}
+    rounds = [ms for window in first["onnxruntime"]["windows_ms"] for ms in window]
+    assert own["after_the_neck"]["P5"]["median"] < max(rounds) / first["onnxruntime"]["backbone_and_neck_ms"]
+    assert own["probing_costs"]["median"] > -1
+    assert own["loop_ms"] == max(
+        stratum["subjects"]["onnxruntime"]["phases_ms"]["loop"]
+        for stratum in result["strata"]
+        if stratum["batch"] == 1
+    )
+    lines = "\n".join(sentences(found))
+    for text in (
+        "onnxruntime: times as fast as unsplit: P5 ",
+        "onnxruntime: everything after the neck, on top of backbone and neck: P5 ",
+        "onnxruntime: probing costs ",
+        "onnxruntime: the loop's own overhead: ",
+    ):
+        assert text in lines
+
+
+def test_two_runs_that_agree(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path, a=result, b=slower(result, 1.04), c=slower(result, 1.06))
+    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 0
+    rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
+    assert f"{rows} of {rows} stable rows agree within 5%" in capsys.readouterr().out
+    assert compare.main([str(folder / "a.json"), str(folder / "c.json")]) == 1
+    out = capsys.readouterr().out
+    assert f"{rows - 1} of {rows} stable rows agree" in out
+    assert sum(line.endswith("NO") for line in out.splitlines()) == 1
+    assert compare.main([str(folder / "a.json"), str(folder / "c.json"), "--tolerance", "0.1"]) == 0
+
+
+def test_rows_that_are_not_stable_claim_nothing(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = slower(result, 2.0)
+    far["strata"][0]["subjects"]["onnxruntime"]["stable"] = False
+    folder = write(tmp_path, a=result, b=far)
+    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 0
+    out = capsys.readouterr().out
+    rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
+    assert f"{rows - 1} of {rows - 1} stable rows agree within 5%; 1 of all {rows} are not stable" in out
+    for stratum in far["strata"]:
+        for subject in stratum["subjects"].values():
+            subject["stable"] = False
+    write(tmp_path, b=far)
+    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 1
+    assert "0 of 0 stable rows" in capsys.readouterr().out
+
+
+def test_runs_that_cannot_be_compared(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = copy.deepcopy(result)
+    other["machine"]["processor"] = "another"
+    with pytest.raises(ConfigError, match="of different processors"):
+        compare.rows_of(result, other)
+    other = copy.deepcopy(result)
+    other["bundles"]["onnxruntime"]["graphs"]["decoder"] = "0"
+    with pytest.raises(ConfigError, match="of different graphs"):
+        compare.rows_of(result, other)
+    folder = write(tmp_path, a=result, b={"no": "result"})
+    for second, sentence in (
+        ("b.json", "is no result of asag-bench"),
+        ("absent.json", "cannot read the result"),
+    ):
+        assert compare.main([str(folder / "a.json"), str(folder / second)]) == 2
+        err = capsys.readouterr().err
+        assert sentence in err
+        assert err.count("\n") == 1
+    assert compare.main([str(folder / "a.json"), str(folder / "a.json"), "--tolerance", "2"]) == 2
+
+
+def test_the_recorded_page_is_of_the_recorded_results() -> None:
+    results = page.read_results(RECORDED)
+    assert (RECORDED / page.PAGE).read_text(encoding="utf-8") == page.page(results), (
+        "benchmarks/results has changed: run `python -m asag_bench.page`"
+    )
+    if page.shown(results)[0] is not None:
+        assert page.fingerprint(results).encode() in (ROOT / page.PLOT).read_bytes()
+
+
+def test_page_and_plot(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = {"command": "python -m other", "machine": result["machine"]}
+    folder, plot = write(tmp_path, a=older, b=result), tmp_path / "plot.png"
+    assert page.main(["--results", str(folder), "--plot", str(plot)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "| [a.json](a.json) | `python -m other` |" in text
+    assert f"`{result['command']}`" in text
+    assert "### Latency" in text
+    assert "[b.json](b.json)" in text
+    results = page.read_results(folder)
+    assert page.shown(results) == ("b.json", None)
+    assert page.fingerprint(results).encode() in plot.read_bytes()
+    drawn = cv2.imread(str(plot))
+    assert drawn is not None
+    assert np.ptp(drawn) > 100
+    write(folder, b=slower(result, 2.0))
+    changed = page.read_results(folder)
+    assert page.page(changed) != text
+    assert page.fingerprint(changed).encode() not in plot.read_bytes()
+
+
+def test_folders_that_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SourceError, match="there are no results"):
+        page.read_results(tmp_path)
+    (tmp_path / "a.json").write_text("[]")
+    assert page.main(["--results", str(tmp_path)]) == 2
+    assert "is no result of this project's benchmarks" in capsys.readouterr().err
+
+
+def test_speed_beside_accuracy(result: dict[str, Any], tmp_path: Path) -> None:
+    measured = copy.deepcopy(result)
+    measured["accuracy"] = {"onnxruntime": {"images": 3, "ap": 0.5, "ap50": 0.6, "ap75": 0.5}}
+    draw_summary(result, measured, tmp_path / "plot.png", "a fingerprint")
+    assert b"a fingerprint" in (tmp_path / "plot.png").read_bytes()
+    for stratum in measured["strata"]:
+        speed = {"P5": 10.0, "P4": 5.0, "P3": 2.0}.get(stratum["images"], 1.0)
+        stratum["subjects"]["onnxruntime"]["images_per_second"] = speed
+    assert images_per_second(measured, "onnxruntime") == pytest.approx(3 / (0.1 + 0.2 + 0.5))

@@ -1,0 +1,176 @@
+"""Six decoder layers over learned queries: the graph computes what its module does, over the same pyramid."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from asag_bench.peers import check_peers, open_peer
+from asag_bench.six_layers import (
+    DECODERS,
+    LAYERS,
+    PyramidStage,
+    SixLayers,
+    query_count,
+    six_layer_config,
+    six_layer_decoder,
+)
+from asag_deploy.backends import open_network
+from asag_deploy.bundle import Bundle
+from asag_deploy.errors import ConfigError
+from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing
+from asag_deploy.preprocess import make_batch
+from asag_deploy.probing import FEATURES
+from asag_export.graphs import DEFAULT_OPSET, export_stage
+from asag_export.prepare import prepare
+from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_training.config import variant_config
+from asag_training.model import build
+from asag_training.plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.scenes import draw_scene
+from asag_training.stages import NormalizeStage, TorchNetwork
+from small_network import small_checkpoint
+
+IMAGES = [draw_scene(96, 128, 0), draw_scene(80, 96, 1)]
+SMALL = Preprocessing(shorter_side=96, longer_side=160)
+RESULTS = ("logits", "boxes", "det_scores", "det_boxes")
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return small_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The two graphs that six layers share with a network; nothing else of it is needed."""
+    folder, config = tmp_path_factory.mktemp("six"), checkpoint.config
+    probing = probing_plan(config)
+    stages = build_stages(prepare(build(config, checkpoint.state), "fp32"), probing, preprocessing=SMALL)
+    graphs = []
+    for stage in stages[:2]:
+        model, inputs, outputs = export_stage(stage, config, probing, precision="fp32", opset=DEFAULT_OPSET)
+        (folder / f"{stage.name}.onnx").write_bytes(model.SerializeToString())
+        graphs.append(
+            GraphSpec(name=stage.name, file=f"{stage.name}.onnx", sha256="", inputs=inputs, outputs=outputs)
+        )
+    manifest = Manifest(
+        producer="tests",
+        variant=config.variant,
+        head="main",
+        precision="fp32",
+        opset=DEFAULT_OPSET,
+        trained=False,
+        categories=tuple(checkpoint.categories),
+        preprocessing=SMALL,
+        probing=probing,
+        postprocessing=postprocessing_plan(config),
+        graphs=tuple(graphs),
+    )
+    return Bundle(path=folder, manifest=manifest)
+
+
+@pytest.fixture(scope="module")
+def file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("six") / "small.safetensors"
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def graph(request: pytest.FixtureRequest, bundle: Bundle, file: Path) -> SixLayers:
+    return peer(request.param, bundle, file)
+
+
+def peer(name: str, bundle: Bundle, file: Path | None) -> SixLayers:
+    bundles_own: Any = None
+    subject = open_peer(
+        name, bundle, network=bundles_own, backend=None, mode=None, threads=1, checkpoint=file
+    )
+    assert isinstance(subject, SixLayers)
+    return subject
+
+
+def outputs_of(subject: SixLayers, bundle: Bundle) -> dict[str, Any]:
+    """What the layers make of a batch of two sizes."""
+    network = subject._network
+    pixels, sizes = make_batch(IMAGES, bundle.manifest.preprocessing)
+    size = network.upload(sizes)
+    image = network.stage("normalize")({"pixels": network.upload(pixels), "image_size": size})["image"]
+    features = network.stage("backbone")({"image": image, "image_size": size})
+    found = network.stage("decoder")({**features, "image_size": size})
+    return {name: network.download(found[name]) for name in RESULTS}
+
+
+def test_the_graph_computes_what_the_module_computes(graph: SixLayers, bundle: Bundle, file: Path) -> None:
+    module = peer(f"torch-{graph.name}", bundle, file)
+    found, expected = outputs_of(graph, bundle), outputs_of(module, bundle)
+    assert expected["logits"].shape == (2, 100, 80)
+    assert expected["boxes"].std(axis=1).min() > 0.05
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
+    np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-4)
+    np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-3)
+    for subject in (graph, module):
+        run = subject(IMAGES, None)
+        assert run.exits == ()
+        assert run.phases_ms["decoder"] > 0
+        assert "probe_p4" not in run.phases_ms
+        assert sum(run.phases_ms.values()) == pytest.approx(run.total_ms)
+
+
+def test_there_are_six_layers_and_each_of_them_counts(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    config = six_layer_config("adamixer", bundle, checkpoint)
+    decoder = six_layer_decoder(config)
+    layers = list(cast(torch.nn.ModuleList, decoder.decoder.bbox_head))
+    assert len(layers) == LAYERS
+    features = [torch.randn(1, 96 >> i, 128 >> i, config.hidden_dim) for i in range(4)]
+    given = (*features, torch.tensor([[384, 512]]))
+    with torch.no_grad():
+        before = decoder(*given)[0]
+        for layer in layers:
+            bias = layer.get_parameter("ffn_norm.bias")
+            bias.add_(0.5)
+            assert not torch.equal(decoder(*given)[0], before)
+            bias.sub_(0.5)
+
+
+def test_the_pyramid_is_the_bundles_own(graph: SixLayers, bundle: Bundle, checkpoint: Checkpoint) -> None:
+    network = graph._network
+    own = open_network(None, bundle, threads=1)
+    model = build(checkpoint.config, checkpoint.state)
+    in_torch = TorchNetwork([NormalizeStage(bundle.manifest.preprocessing), PyramidStage(model).eval()])
+    size = np.array([[96, 128]])
+    image = np.random.default_rng(0).normal(size=(1, 3, 96, 128)).astype(np.float32)
+    found: list[dict[str, Any]] = []
+    for any_network in (network, own, in_torch):
+        given = {"image": any_network.upload(image), "image_size": any_network.upload(size)}
+        features = any_network.stage("backbone")(given)
+        found.append({name: any_network.download(features[name]) for name in FEATURES})
+    for name in FEATURES:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+        np.testing.assert_allclose(found[0][name], found[2][name], atol=1e-3)
+
+
+def test_as_many_queries_as_the_variant_stands_for() -> None:
+    assert query_count(variant_config("asag-a-r50-100")) == 100
+    assert query_count(variant_config("asag-s-r101-300")) == 300
+
+
+def test_what_cannot_be_built(bundle: Bundle, file: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="the bundle's features have 32 channels, but those of asag-a-r50-100 256"
+    ):
+        peer("adamixer-6", bundle, None)
+    trained = dataclasses.replace(bundle.manifest, trained=True)
+    check_peers(["torch-adamixer-6"], None, bundle.manifest)
+    check_peers(["torch-adamixer-6"], file, trained)
+    with pytest.raises(ConfigError, match="'torch-adamixer-6' needs the weights"):
+        check_peers(["torch-adamixer-6"], None, trained)
