@@ -90,7 +90,7 @@ def test_parity_report_may_hold_what_json_cannot() -> None:
         (
             "graphs.0.precision",
             "half",
-            "`graphs[0].precision` is \"half\", expected 'fp32' or 'fp16' or null",
+            "`graphs[0].precision` is \"half\", expected 'fp32' or 'fp16' or 'int8' or null",
         ),
         ("graphs.2.sha256", 7, "`graphs[2].sha256` is 7, expected text"),
         (

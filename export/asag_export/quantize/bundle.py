@@ -136,14 +136,16 @@ def _too_much(failure: str, output_dir: str | os.PathLike[str]) -> str:
 
 
 def _copy_graphs(bundle: Bundle, writer: BundleWriter, backbone: onnx.ModelProto) -> None:
-    """All graphs as they are, but for the backbone."""
+    """All graphs as they are, each with the precision that it keeps, but for the backbone."""
     for graph in bundle.manifest.graphs:
-        content = (
-            backbone.SerializeToString()
-            if graph.name == "backbone"
-            else bundle.graph_path(graph.name).read_bytes()
+        quantized = graph.name == "backbone"
+        writer.add_graph(
+            graph.name,
+            backbone.SerializeToString() if quantized else bundle.graph_path(graph.name).read_bytes(),
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            precision=None if quantized else bundle.manifest.precision_of(graph.name),
         )
-        writer.add_graph(graph.name, content, inputs=graph.inputs, outputs=graph.outputs)
 
 
 def _read_graph(bundle: Bundle) -> onnx.ModelProto:
