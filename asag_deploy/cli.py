@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
@@ -21,7 +22,9 @@ from asag_deploy.detections import Detections
 from asag_deploy.doctor import describe, diagnose, machine
 from asag_deploy.drawing import trace_caption
 from asag_deploy.errors import ConfigError, ImageError, SourceError
+from asag_deploy.images import RgbImage
 from asag_deploy.manifest import Level, Mode
+from asag_deploy.pipeline import detect_all
 from asag_deploy.results import ResultWriter
 from asag_deploy.sources import Failure, Frame, count_frames, iter_frames, list_sources
 
@@ -68,6 +71,7 @@ class Options:
     deadline_ms: float | None
     batch: int
     threads: int | None
+    requests: int
     quiet: bool
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class Options:
             raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads is {self.threads}; it must be at least 1")
+        if self.requests < 1:
+            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
         if self.deadline_ms is not None and not self.deadline_ms > 0:
             raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0")
 
@@ -126,8 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
     add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
-    add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
+    add("--batch", type=int, default=1, metavar="N", help="images of one size a batch (default: 1)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    add(
+        "--requests",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches to run at once, each on its share of the threads (default: 1)",
+    )
     add("--quiet", action="store_true", help="print nothing but failures")
     add("--doctor", action="store_true", help="say which backends this machine has, and what others lack")
     add("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -159,6 +172,7 @@ def _load(options: Options) -> Detector:
         max_level=options.max_level,
         deadline_ms=options.deadline_ms,
         threads=options.threads,
+        requests=options.requests,
     )
 
 
@@ -178,11 +192,13 @@ def _detect(options: Options) -> int:
                 coco_file=options.coco_file,
                 trace=options.trace,
             )
-            with writer, run.progress(count_frames(listing.sources)):
-                for batch in batches(run.readable(iter_frames(listing.sources)), options.batch):
-                    for frame, detections in run.detect(detector, batch):
-                        writer.add(frame, detections)
-                        run.done(frame, detections)
+            results = detect_all(
+                detector, iter_frames(listing.sources), image_of=_image, batch_size=options.batch
+            )
+            with writer, run.progress(count_frames(listing.sources)), closing(results):
+                for frame, detections in run.successes(results):
+                    writer.add(frame, detections)
+                    run.done(frame, detections)
     except KeyboardInterrupt:
         run.report()
         return INTERRUPTED
@@ -190,16 +206,8 @@ def _detect(options: Options) -> int:
     return run.exit_code()
 
 
-def batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Frames in groups of `size`; the last group may be smaller."""
-    batch: list[Frame] = []
-    for frame in frames:
-        batch.append(frame)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _image(item: Frame | Failure) -> RgbImage | None:
+    return item.image if isinstance(item, Frame) else None
 
 
 class _Run:
@@ -217,7 +225,8 @@ class _Run:
 
     @contextmanager
     def progress(self, total: int | None) -> Iterator[None]:
-        """Show a progress bar on stderr, if that is a terminal."""
+        """Show a progress bar on stderr, if that is a terminal, and take the time."""
+        start = time.perf_counter()
         off = True if self.options.quiet else None
         with tqdm(total=total, unit="image", file=sys.stderr, disable=off, leave=False) as bar:
             self._bar = bar
@@ -225,28 +234,19 @@ class _Run:
                 yield
             finally:
                 self._bar = None
+                self.summary.seconds = time.perf_counter() - start
 
-    def readable(self, items: Iterable[Frame | Failure]) -> Iterator[Frame]:
-        """The frames among `items`; failures are reported."""
-        for item in items:
-            if isinstance(item, Frame):
-                yield item
-            else:
+    def successes(
+        self, results: Iterable[tuple[Frame | Failure, Detections | ImageError | None]]
+    ) -> Iterator[tuple[Frame, Detections]]:
+        """The frames that were detected in, with what is confident enough; failures are reported."""
+        for item, found in results:
+            if isinstance(item, Failure):
                 self.failed(item)
-
-    def detect(self, detector: Detector, frames: list[Frame]) -> Iterator[tuple[Frame, Detections]]:
-        """Detect in a batch; if an image of it is refused, one by one, so that the others go on."""
-        try:
-            found = detector([frame.image for frame in frames], channel_order="rgb")
-        except ImageError as error:
-            if len(frames) > 1:
-                for frame in frames:
-                    yield from self.detect(detector, [frame])
+            elif isinstance(found, Detections):
+                yield item, found.filter(self.options.threshold)
             else:
-                self.failed(Failure(source=frames[0].name, message=f"'{frames[0].name}': {error}"))
-            return
-        for frame, detections in zip(frames, found, strict=True):
-            yield frame, detections.filter(self.options.threshold)
+                self.failed(Failure(source=item.name, message=f"'{item.name}': {found}"))
 
     def done(self, frame: Frame, detections: Detections) -> None:
         """Take note of a frame's results."""
@@ -293,6 +293,8 @@ class Summary:
     """Counts and times over many images."""
 
     images: int = 0
+    seconds: float = 0.0
+    """From the first image read to the last one written."""
     classes: Counter[str] = field(default_factory=Counter)
     exits: Counter[str] = field(default_factory=Counter)
     times_ms: dict[str, deque[float]] = field(default_factory=dict)
@@ -303,8 +305,8 @@ class Summary:
         self.images += 1
         self.classes.update(detections.names)
         self.exits[detections.trace.exit_level] += 1
-        for phase, time in detections.times_ms.items():
-            self.times_ms.setdefault(phase, deque(maxlen=_TIMES_KEPT)).append(time)
+        for phase, taken in detections.times_ms.items():
+            self.times_ms.setdefault(phase, deque(maxlen=_TIMES_KEPT)).append(taken)
 
     def text(self, options: Options) -> str:
         """The summary in a few lines, with mean and median times."""
@@ -314,6 +316,9 @@ class Summary:
             f"{count} of confidence {options.threshold:g} or more{found}",
             f"exit levels: {', '.join(f'{level} {self.exits[level]}' for level in ('P5', 'P4', 'P3'))}",
         ]
+        if self.seconds > 0:
+            rate = f"{self.images / self.seconds:.3g} images/s"
+            lines.append(f"{rate}, from reading to writing, in {self.seconds:.1f} s")
         if self.times_ms:
             width = max(len(phase) for phase in (*self.times_ms, "ms a batch"))
             unit = "ms" if options.batch == 1 else "ms a batch"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, overload
@@ -13,6 +13,7 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy import stream
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import is_device_array
@@ -53,7 +54,17 @@ class Detector:
     It may be called from several threads at once, and is a context manager that closes itself.
     """
 
-    def __init__(self, bundle: Bundle, network: Network, rule: StopRule, deadline_ms: float | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        network: Network,
+        rule: StopRule,
+        deadline_ms: float | None,
+        *,
+        requests: int = 1,
+    ) -> None:
+        self.requests = requests
+        """Calls at once that the network was loaded for."""
         self._bundle = bundle
         self._network: Network | None = network
         self._rule = rule
@@ -69,6 +80,7 @@ class Detector:
         max_level: Level | None = None,
         deadline_ms: float | None = None,
         threads: int | None = None,
+        requests: int = 1,
     ) -> Detector:
         """Load a bundle.
 
@@ -78,6 +90,9 @@ class Detector:
         max_level: the deepest level that may be probed, P5, P4 or P3; None for all that the bundle has.
         deadline_ms: no further level is begun once a call has taken this many milliseconds.
         threads: CPU threads, or None for the backend's choice.
+        requests: calls at once that the threads are divided among.  With 1, a call has all of them and is
+        done soonest; with as many as there are cores, `stream` and calls from that many threads get most
+        images a second, each taking longer.
 
         Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
         it, BackendError if the backend cannot run here, EngineError if the bundle has no engine for it.
@@ -86,7 +101,8 @@ class Detector:
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
         rule = stop_rule(opened.manifest, mode, max_level)
-        return cls(opened, open_network(backend, opened, threads), rule, deadline_ms)
+        network = open_network(backend, opened, threads, requests)
+        return cls(opened, network, rule, deadline_ms, requests=requests)
 
     @property
     def manifest(self) -> Manifest:
@@ -123,6 +139,31 @@ class Detector:
         if isinstance(images, Sequence) and not isinstance(images, str):
             return self._detect(images, channel_order)
         return self._detect([images], channel_order)[0]
+
+    def stream(
+        self,
+        sources: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = 1,
+        requests: int | None = None,
+        channel_order: ChannelOrder = "bgr",
+    ) -> Generator[Detections, None, None]:
+        """Detect in image after image, reading the next ones meanwhile; results come in the images' order.
+
+        sources: arrays as calling the detector takes them (not on a GPU), and names of image files, folders,
+        globs, videos or cameras, in any mixture and number, or a single one.
+        batch_size: images that go through the network together, of those that reach it at the same size and
+        are near each other; with 1, detections are those of calling the detector image by image.
+        requests: batches that are detected in at once; None for what the detector was loaded for.
+
+        A few images at most are read ahead.  What calling the detector would raise for an image, and what the
+        iterable raises, is raised in its turn and ends the stream; so is SourceError for a folder or video
+        that gives nothing.  Closing the iterator ends it early, once what is under way is done.  Raises
+        ConfigError at once for numbers less than 1.
+        """
+        return stream.stream(
+            self, sources, batch_size=batch_size, requests=requests, channel_order=channel_order
+        )
 
     def forward(self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]) -> RawOutput:
         """Run the network on a batch that is already normalised.

@@ -30,8 +30,10 @@ class Backend(Protocol):
         """None if this machine can run it, else what is missing and the command that installs it."""
         ...
 
-    def open(self, bundle: Bundle, *, threads: int | None) -> Network:
+    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> Network:
         """Load the bundle's graphs, to run on `threads` CPU threads (None: the library's choice).
+
+        requests: how many calls at once the threads are to be divided among; more calls do no harm.
 
         Raises BackendError if they cannot be loaded.
         """
@@ -51,7 +53,9 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def open_network(backend: str | None, bundle: Bundle, threads: int | None = None) -> Network:
+def open_network(
+    backend: str | None, bundle: Bundle, threads: int | None = None, requests: int = 1
+) -> Network:
     """Load a bundle with the backend of that name (None: onnxruntime, which every installation has).
 
     Raises ConfigError for a name that is not in `BACKENDS`, BackendError if this machine cannot run it.
@@ -61,7 +65,9 @@ def open_network(backend: str | None, bundle: Bundle, threads: int | None = None
         raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1, or None for the backend's choice")
+    if requests < 1:
+        raise ConfigError(f"requests is {requests}; expected at least 1 call at a time")
     missing = BACKENDS[name].available()
     if missing is not None:
         raise BackendError(f"the backend '{name}' cannot run on this machine: {missing}")
-    return BACKENDS[name].open(bundle, threads=threads)
+    return BACKENDS[name].open(bundle, threads=threads, requests=requests)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -59,8 +60,10 @@ class OnnxRuntime:
             return None
         return _cuda_problem()
 
-    def open(self, bundle: Bundle, *, threads: int | None) -> OrtNetwork:
+    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OrtNetwork:
         """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
+        if self.device == "cpu":
+            threads = threads_of_a_call(threads, requests)
         names = [graph.name for graph in bundle.manifest.graphs]
         with ThreadPoolExecutor() as pool:  # creating a session releases the interpreter lock
             sessions = pool.map(lambda name: self._open_session(bundle, name, threads), names)
@@ -163,6 +166,18 @@ class _OrtStage:
                 f"ONNX Runtime failed in the graph '{self._name}': {_first_line(error)}"
             ) from error
         return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+
+
+def threads_of_a_call(threads: int | None, requests: int) -> int | None:
+    """How many threads a call may use, its caller's included, so that `requests` at once fill `threads`.
+
+    None is ONNX Runtime's choice, for one call at a time; several share all the cores there are.  All calls
+    of a session share its pool and each brings its caller's thread, so that the pool is what the callers
+    leave; it goes to whoever has work, and the weights are held once.
+    """
+    if requests == 1:
+        return threads
+    return max((threads or len(os.sched_getaffinity(0))) - requests + 1, 1)
 
 
 def _session_options(threads: int | None) -> SessionOptions:

@@ -65,7 +65,7 @@ class OpenVino:
             return None
         return "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use the backend 'openvino'"
 
-    def open(self, bundle: Bundle, *, threads: int | None) -> OpenVinoNetwork:
+    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
         """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
         import openvino
 
@@ -73,7 +73,8 @@ class OpenVino:
         cache = CompiledCache.of_user(self._recipe(core))
         names = [graph.name for graph in bundle.manifest.graphs]
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
-            models = pool.map(lambda name: self._load(core, cache, bundle, name, threads), names)
+            config = _config(threads, requests)
+            models = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
             return OpenVinoNetwork(dict(zip(names, models, strict=True)))
 
     def _recipe(self, core: Core) -> str:
@@ -85,12 +86,10 @@ class OpenVino:
         return f"{_RECIPE} {openvino.get_version()} {device} {' '.join(capabilities)} {self.precision}"
 
     def _load(
-        self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, threads: int | None
+        self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, how: Mapping[str, Any]
     ) -> CompiledModel:
         precision = "f32" if name in _COMPUTED_IN_FLOAT32 else self.precision
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
+        config = {"INFERENCE_PRECISION_HINT": precision, **how}
         path = bundle.graph_path(name)
         digest = bundle.manifest.graph(name).sha256
         cached = _import(core, cache.read(digest), config)
@@ -190,6 +189,16 @@ class _Lease:
     """What the outputs of a call hold together; when it goes, their request is free for another call."""
 
     __slots__ = ("__weakref__",)
+
+
+def _config(threads: int | None, requests: int) -> dict[str, Any]:
+    """How OpenVINO is to use the cores: all for one call, or divided among so many at once."""
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if requests > 1:
+        config = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": requests}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    return config
 
 
 def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> CompiledModel | None:

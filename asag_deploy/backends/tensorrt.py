@@ -58,8 +58,8 @@ class TensorRt:
             return f"{module} is not installed; install it with `{_INSTALL[self.name]}`"
         return why_no_cuda()
 
-    def open(self, bundle: Bundle, *, threads: int | None) -> EngineNetwork:
-        """Load the engines of every stage for this GPU; `threads` is for backends on the CPU.
+    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> EngineNetwork:
+        """Load the engines of every stage for this GPU; `threads` and `requests` are for CPU backends.
 
         Raises BackendError if the library, a driver or a GPU is missing or the library has nothing for the
         GPU, EngineMissingError,

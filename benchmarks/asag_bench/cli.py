@@ -96,7 +96,7 @@ def _plan(options: argparse.Namespace, command: str) -> Plan:
         images=options.images,
         data=options.data,
         limit=options.limit,
-        shape=None if options.shape is None else _shape(options.shape),
+        shape=None if options.shape is None else parse_shape(options.shape),
         backends=_listed(options.backend) or (DEFAULT_BACKEND,),
         precisions=_listed(options.precision),
         batches=_batches(options.batch),
@@ -125,7 +125,8 @@ def _batches(values: Sequence[str]) -> tuple[int, ...]:
         raise ConfigError(f"--batch is '{','.join(listed)}'; expected whole numbers, such as 1,4") from None
 
 
-def _shape(text: str) -> tuple[int, int]:
+def parse_shape(text: str) -> tuple[int, int]:
+    """Height and width of `800x1088`; raises ConfigError for what is none."""
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")

@@ -103,8 +103,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [f"# {title(result)}", "", f"`{result['command']}`", ""]
     lines += [*(f"- {line}" for line in _introduction(result)), "", "## In short", ""]
     lines += [*(f"- {line}" for line in sentences(result["headline"])), "", "## Latency", ""]
-    lines += [*_markdown_table(latency_rows(result)), "", "## Where the time goes", ""]
-    lines += [*_markdown_table(phase_rows(result)), "", "## Notes", ""]
+    lines += [*markdown_table(latency_rows(result)), "", "## Where the time goes", ""]
+    lines += [*markdown_table(phase_rows(result)), "", "## Notes", ""]
     return "\n".join([*lines, *(f"- {line}" for line in _notes(result)), ""])
 
 
@@ -184,6 +184,7 @@ def columns(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _markdown_table(rows: Sequence[Row]) -> list[str]:
+def markdown_table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table under its title, for a page."""
     head, *body = rows
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]

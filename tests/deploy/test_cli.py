@@ -19,7 +19,6 @@ from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, BundleNotFoundError, ConfigError, ImageError
 from asag_deploy.images import read_image
 from asag_deploy.manifest import Manifest, Postprocessing, Preprocessing, Probing
-from asag_deploy.sources import Failure, Frame, Source
 from detection_samples import CATEGORIES, make_detections, make_trace
 
 HEIGHT, WIDTH = 80, 100
@@ -33,6 +32,7 @@ class FakeDetector:
         self.bundle: Any = None
         self.batches: list[int] = []
         self.closed = False
+        self.requests = 1
         self.refuses: int | None = None
         """The red value of images that it raises ImageError for."""
         self.error_after: tuple[int, BaseException] | None = None
@@ -54,7 +54,7 @@ class FakeDetector:
         )
 
     def load(self, bundle: Any, **options: Any) -> Self:
-        self.bundle, self.options = bundle, options
+        self.bundle, self.options, self.requests = bundle, options, options["requests"]
         return self
 
     def __enter__(self) -> Self:
@@ -145,7 +145,7 @@ def test_images_to_pictures_json_and_coco(
 
 def test_options_reach_the_detector(detector: FakeDetector, folder: Path) -> None:
     arguments = ["--backend", "openvino", "--mode", "fast", "--max-level", "P4", "--deadline-ms", "12.5"]
-    assert run("some/bundle", "in/a.png", *arguments, "--threads", "3") == 0
+    assert run("some/bundle", "in/a.png", *arguments, "--threads", "3", "--requests", "2") == 0
     assert detector.bundle == Path("some/bundle")
     assert detector.options == {
         "backend": "openvino",
@@ -153,8 +153,10 @@ def test_options_reach_the_detector(detector: FakeDetector, folder: Path) -> Non
         "max_level": "P4",
         "deadline_ms": 12.5,
         "threads": 3,
+        "requests": 2,
     }
     assert run("some/bundle", "in/a.png") == 0
+    assert detector.options.pop("requests") == 1
     assert set(detector.options.values()) == {None}
 
 
@@ -305,6 +307,7 @@ def test_untrained_weights_are_pointed_out(
         (["bundle", "in", "--threshold", "nan"], "--threshold is nan"),
         (["bundle", "in", "--threshold", "high"], "invalid float value: 'high'"),
         (["bundle", "in", "--batch", "0"], "--batch is 0"),
+        (["bundle", "in", "--requests", "0"], "--requests is 0"),
         (["bundle", "in", "--threads", "-1"], "--threads is -1"),
         (["bundle", "in", "--deadline-ms", "0"], "--deadline-ms is 0"),
         (["bundle", "in", "--mode", "slow"], "invalid choice: 'slow'"),
@@ -373,19 +376,6 @@ def test_progress_bar_counts_frames(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run("bundle", "in", "--json", "r.json") == 1
     assert "/3" in capsys.readouterr().err
-
-
-def test_batches_of_nothing() -> None:
-    assert list(cli.batches([], 3)) == []
-
-
-def test_failures_do_not_end_up_in_batches() -> None:
-    options = cli.parse_arguments(["bundle", "source"])
-    progress = cli._Run(options, alone=False)
-    source = Source(name="a.png", kind="image")
-    frame = Frame(source=source, index=0, number=0, image=np.zeros((2, 2, 3), np.uint8))
-    assert list(progress.readable([Failure(source="x", message="x is bad"), frame])) == [frame]
-    assert [failure.source for failure in progress.failures] == ["x"]
 
 
 def test_options_are_checked_where_they_are_made() -> None:

@@ -1,0 +1,259 @@
+"""Images through a detector without waiting for one another: reading, detecting and writing overlap.
+
+Three things go on at once:
+
+reading     one thread takes the items of an iterable, which decodes files and videos, and sorts them into
+            batches of images that reach the network at one size
+detecting   as many threads as there are concurrent requests prepare batches and run the network
+writing     the caller's own thread, which gets the results in the order of the items
+
+No more than a fixed number of images are in flight, from before one is read until the caller has asked for
+what comes after it: a caller that takes its time holds up the reading.  Which images make up a batch depends
+on their sizes and order alone, never on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from asag_deploy.detections import Detections
+from asag_deploy.errors import ConfigError, ImageError
+from asag_deploy.images import RgbImage
+from asag_deploy.preprocess import resized_shape
+
+if TYPE_CHECKING:
+    from asag_deploy.detector import Detector
+
+T = TypeVar("T")
+
+_READ_AHEAD = 3
+"""Batches in flight beyond those being detected in: one that is read, one that waits, one that is written."""
+_REACH = 2
+"""Batches' worth of items after which an image waits no longer for others of its size."""
+_PATIENCE_S = 5.0
+"""How long closing waits for an iterable that is in the middle of giving its next item."""
+
+
+def detect_all(
+    detector: Detector,
+    items: Iterable[T],
+    *,
+    image_of: Callable[[T], RgbImage | None],
+    batch_size: int = 1,
+    requests: int | None = None,
+) -> Generator[tuple[T, Detections | ImageError | None], None, None]:
+    """Every item with what the detector finds in its image, in order.
+
+    image_of: an item's image, uint8 (H, W, 3) RGB, or None for an item that only keeps its place.
+    batch_size: images of one size that go through the network together; 1 is each by itself.
+    requests: batches that are detected in at once; None for what the detector was loaded for.
+
+    An image that the detector refuses comes with its ImageError, and the rest go on.  Any other exception, of
+    the iterable too, is raised where its item would come, which ends the stream.  `close` stops it early: it
+    waits for what is under way, and drops the rest.  Raises ConfigError for a number less than 1.
+    """
+    wanted = detector.requests if requests is None else requests
+    for name, number in (("batch_size", batch_size), ("requests", wanted)):
+        if number < 1:
+            raise ConfigError(f"{name} is {number}; expected at least 1")
+    spec = detector.manifest.preprocessing
+    return _run(
+        _Work(
+            detect=lambda images: detector(images, channel_order="rgb"),
+            image_of=image_of,
+            size_of=lambda image: resized_shape(image.shape[0], image.shape[1], spec),
+            batch_size=batch_size,
+            requests=wanted,
+        ),
+        items,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work(Generic[T]):
+    """What is to be done with the items, and how many at a time."""
+
+    detect: Callable[[list[RgbImage]], list[Detections]]
+    image_of: Callable[[T], RgbImage | None]
+    size_of: Callable[[RgbImage], Hashable]
+    """What images of one batch have in common."""
+    batch_size: int
+    requests: int
+
+    @property
+    def in_flight(self) -> int:
+        """The most images there are at any time."""
+        return self.batch_size * (self.requests + _READ_AHEAD)
+
+    @property
+    def reach(self) -> int:
+        """How many items later an image no longer waits for others.
+
+        It is less than `in_flight`: else the reading could wait for a result to be taken while that result
+        waits for images to be read.
+        """
+        return _REACH * self.batch_size
+
+
+class _Pending(NamedTuple):
+    """An image that is to be detected in, and who waits for it."""
+
+    image: RgbImage
+    result: Future[Detections | None]
+
+
+class _Slot(NamedTuple, Generic[T]):
+    """An item's place among the results."""
+
+    item: T
+    result: Future[Detections | None]
+
+
+def _run(
+    work: _Work[T], items: Iterable[T]
+) -> Generator[tuple[T, Detections | ImageError | None], None, None]:
+    pool = ThreadPoolExecutor(work.requests, thread_name_prefix="asag-detecting")
+    reader = _Reader(work, items, pool)
+    reader.start()
+    try:
+        while (slot := reader.order.get()) is not None:
+            if isinstance(slot, BaseException):
+                raise slot
+            yield slot.item, _outcome(slot.result)
+            reader.room.release()
+    finally:
+        reader.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+        reader.join(_PATIENCE_S)
+
+
+def _outcome(result: Future[Detections | None]) -> Detections | ImageError | None:
+    try:
+        return result.result()
+    except ImageError as error:
+        return error
+
+
+class _Reader(Thread, Generic[T]):
+    """Reads items while there is room, and has them detected in batch by batch."""
+
+    def __init__(self, work: _Work[T], items: Iterable[T], pool: ThreadPoolExecutor) -> None:
+        # A daemon, because an iterable that never gives another item must not keep the process alive.
+        super().__init__(name="asag-reading", daemon=True)
+        self.order: SimpleQueue[_Slot[T] | BaseException | None] = SimpleQueue()
+        """What was read, in order; at the end None, or the exception that ended it."""
+        self.room = Semaphore(work.in_flight)
+        self._work = work
+        self._items = items
+        self._pool = pool
+        self._stopped = Event()
+        self._batches = BatchesBySize[_Pending](work.batch_size, work.reach)
+
+    def stop(self) -> None:
+        """Read nothing more; what is being read is dropped."""
+        self._stopped.set()
+        self.room.release()
+
+    def run(self) -> None:
+        """Read to the end."""
+        end: BaseException | None = None
+        try:
+            iterator = iter(self._items)
+            try:
+                self._read(iterator)
+            finally:
+                if isinstance(iterator, Generator):  # closes the video that it reads
+                    iterator.close()
+        except BaseException as error:  # whatever it is, it is for the caller to see
+            end = error
+        for batch in self._batches.rest():
+            self._submit(batch)
+        self.order.put(end)
+
+    def _read(self, iterator: Iterator[T]) -> None:
+        number = 0
+        while True:
+            self.room.acquire()
+            if self._stopped.is_set():
+                return
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._sort(number, item)
+            number += 1
+
+    def _sort(self, number: int, item: T) -> None:
+        image = self._work.image_of(item)
+        result: Future[Detections | None] = Future()
+        self.order.put(_Slot(item, result))
+        if image is None:
+            result.set_result(None)
+        else:
+            self._batches.add(number, self._work.size_of(image), _Pending(image, result))
+        for batch in self._batches.ready(number):
+            self._submit(batch)
+
+    def _submit(self, batch: list[_Pending]) -> None:
+        try:
+            self._pool.submit(_detect, self._work.detect, batch)
+        except RuntimeError as error:  # no thread can be started, or the stream was closed meanwhile
+            for pending in batch:
+                pending.result.set_exception(error)
+
+
+def _detect(detect: Callable[[list[RgbImage]], list[Detections]], batch: list[_Pending]) -> None:
+    """Detect in a batch; if an image of it is refused, one by one, so that the others go on."""
+    try:
+        found = list(zip(batch, detect([pending.image for pending in batch]), strict=True))
+    except ImageError as error:
+        if len(batch) == 1:
+            batch[0].result.set_exception(error)
+            return
+        for pending in batch:
+            _detect(detect, [pending])
+    except BaseException as error:  # raised in the caller's thread, at the first image of the batch
+        for pending in batch:
+            pending.result.set_exception(error)
+    else:
+        for pending, detections in found:
+            pending.result.set_result(detections)
+
+
+@dataclass
+class _Group(Generic[T]):
+    first: int
+    members: list[T] = field(default_factory=list)
+
+
+class BatchesBySize(Generic[T]):
+    """Sorts numbered things into batches of one size each, none waiting for more than `reach` others."""
+
+    def __init__(self, batch_size: int, reach: int) -> None:
+        self._batch_size = batch_size
+        self._reach = reach
+        self._open: dict[Any, _Group[T]] = {}
+
+    def add(self, number: int, size: Hashable, member: T) -> None:
+        """Take the next one; `number` counts everything that has come, things without a size too."""
+        self._open.setdefault(size, _Group(number)).members.append(member)
+
+    def ready(self, number: int) -> list[list[T]]:
+        """Batches that are full, or have waited long enough by `number`; the one begun first comes first."""
+        due = [
+            size
+            for size, group in self._open.items()
+            if len(group.members) == self._batch_size or number - group.first >= self._reach
+        ]
+        return [self._open.pop(size).members for size in due]
+
+    def rest(self) -> list[list[T]]:
+        """The batches that are left, full or not."""
+        left = [group.members for group in self._open.values()]
+        self._open.clear()
+        return left

@@ -1,0 +1,169 @@
+"""`Detector.stream` and concurrent requests, on a whole detector: the same as calling it image by image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from asag_deploy import Bundle, Detections, Detector
+from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.onnxruntime import threads_of_a_call
+from asag_deploy.errors import BackendError, ConfigError, ImageError, SourceError
+from tiny_bundle import make_bundle, picture
+
+PICTURES = [
+    picture(red, green, blue, size=size)
+    for red, green, blue in ((0, 0, 0), (3, 0, 0), (6, 2, 1), (12, 5, 3))
+    for size in ((64, 64), (64, 96), (50, 70))
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("stream") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def detector(bundle: Bundle) -> Iterator[Detector]:
+    with Detector.load(bundle, threads=1) as loaded:
+        yield loaded
+
+
+def same(found: Detections, expected: Detections) -> None:
+    for name in ("xyxy", "confidence", "class_id", "anchors"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.original_shape == expected.original_shape
+    one, other = found.to_json(), expected.to_json()
+    assert one | {"times_ms": None} == other | {"times_ms": None}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("requests", [1, 3])
+def test_the_same_as_image_by_image(bundle: Bundle, backend: str, requests: int) -> None:
+    if BACKENDS[backend].available() is not None:
+        pytest.skip(str(BACKENDS[backend].available()))
+    with Detector.load(bundle, backend=backend, threads=1) as one_by_one:
+        expected = [one_by_one(image, channel_order="rgb") for image in PICTURES]
+    with Detector.load(bundle, backend=backend, requests=requests) as detector:
+        found = list(detector.stream(PICTURES * 2, channel_order="rgb"))
+        assert detector.requests == requests
+    assert len({each.trace.exit_level for each in expected}) == 3
+    for each, other in zip(found, expected * 2, strict=True):
+        same(each, other)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batches_of_one_size_find_the_same(detector: Detector, batch_size: int) -> None:
+    found = list(detector.stream(PICTURES, batch_size=batch_size, requests=2, channel_order="rgb"))
+    for each, image in zip(found, PICTURES, strict=True):
+        expected = detector(image, channel_order="rgb")
+        np.testing.assert_allclose(each.xyxy, expected.xyxy, rtol=1e-6)
+        np.testing.assert_allclose(each.confidence, expected.confidence, rtol=1e-6)
+        assert each.trace.exit_level == expected.trace.exit_level
+
+
+def test_names_arrays_folders_and_videos(detector: Detector, tmp_path: Path) -> None:
+    images = [picture(3), picture(6, 2), picture(0)]
+    for name, image in zip("abc", images, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    writer = cv2.VideoWriter(str(tmp_path / "d.avi"), cv2.VideoWriter.fourcc(*"FFV1"), 10, (64, 64))
+    for image in images[:2]:
+        writer.write(image[..., ::-1].copy())
+    writer.release()
+    order = [*images, *images[:2]]
+    expected = [detector(image, channel_order="rgb") for image in order]
+    given: list[Any] = [tmp_path, str(tmp_path), [tmp_path]]
+    for sources in (*given, iter([str(tmp_path / "*.png"), tmp_path / "d.avi"])):
+        for found, wanted in zip(detector.stream(sources), expected, strict=True):
+            same(found, wanted)
+    mixed: list[Any] = [images[0], tmp_path / "b.png"]
+    for found, wanted in zip(detector.stream(mixed, channel_order="rgb"), expected, strict=False):
+        same(found, wanted)
+    (only,) = detector.stream(images[2], channel_order="rgb")
+    same(only, expected[2])
+
+
+def first_error(stream: Iterator[Detections]) -> tuple[int, Exception]:
+    """How many results came before it."""
+    count = 0
+    try:
+        for _ in stream:
+            count += 1
+    except Exception as error:
+        return count, error
+    raise AssertionError("nothing was raised")
+
+
+def test_bad_images_in_their_turn(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken.avi"
+    broken.write_bytes(b"no video")
+    floats: NDArray[Any] = np.zeros((64, 64, 3), np.float32)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (tmp_path / "gone.png", ImageError, "gone.png' does not exist"),
+        (floats, ImageError, "image 2 of the stream, counted from 0: expected a uint8 image"),
+        (None, ImageError, "image 2 of the stream, counted from 0: expected an image as a path or a numpy"),
+        (tmp_path / "empty", SourceError, "holds no images or videos"),
+        (broken, SourceError, "broken.avi' has no frames"),
+    ]
+    for bad, kind, sentence in cases:
+        count, error = first_error(detector.stream([picture(3), picture(0), bad, picture(3)], batch_size=2))
+        assert count == 2
+        assert type(error) is kind
+        assert sentence in str(error)
+        assert "\n" not in str(error)
+
+
+def test_wrong_arguments_are_refused_at_once(detector: Detector, bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        detector.stream([], batch_size=0)
+    with pytest.raises(ConfigError, match="unknown channel_order 'gbr'"):
+        detector.stream([], channel_order="gbr")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected images or names of sources to stream, got int"):
+        detector.stream(3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="requests is 0; expected at least 1 call at a time"):
+        Detector.load(bundle, requests=0)
+
+
+def test_a_detector_that_is_closed_meanwhile(bundle: Bundle) -> None:
+    detector = Detector.load(bundle, threads=1)
+    stream = detector.stream(picture(3) for _ in range(50))
+    next(stream)
+    detector.close()
+    count, error = first_error(stream)
+    assert count < 5
+    assert isinstance(error, BackendError)
+
+
+def test_threads_are_divided_among_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that all calls share, and the thread of each caller, are as many as there are cores."""
+    assert threads_of_a_call(None, 1) is None
+    assert threads_of_a_call(6, 1) == 6
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert [threads_of_a_call(None, requests) for requests in (2, 4, 8, 20)] == [7, 5, 1, 1]
+    assert threads_of_a_call(4, 2) == 3
+
+
+def test_onnxruntime_is_told(bundle: Bundle) -> None:
+    network: Any = open_network("onnxruntime", bundle, threads=5, requests=3)
+    session = network.stage("backbone")._session
+    assert session.get_session_options().intra_op_num_threads == 3
+
+
+def test_openvino_is_told_compiled_or_cached(bundle: Bundle) -> None:
+    missing = BACKENDS["openvino"].available()
+    if missing is not None:
+        pytest.skip(missing)
+    cores = len(os.sched_getaffinity(0))  # it makes no more streams than that
+    for requests in (2, 1, 2):
+        network: Any = open_network("openvino", bundle, requests=requests)
+        model = network.stage("backbone")._model
+        assert model.get_property("NUM_STREAMS") == min(requests, cores)
