@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
+from asag_deploy.backends.loops import Loop, LoopChoice, open_loop
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
@@ -53,11 +54,19 @@ class Detector:
     It may be called from several threads at once, and is a context manager that closes itself.
     """
 
-    def __init__(self, bundle: Bundle, network: Network, rule: StopRule, deadline_ms: float | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        network: Network,
+        rule: StopRule,
+        deadline_ms: float | None,
+        loop: Loop = detect,
+    ) -> None:
         self._bundle = bundle
         self._network: Network | None = network
         self._rule = rule
         self._deadline_ms = deadline_ms
+        self._loop: Loop = loop
 
     @classmethod
     def load(
@@ -69,6 +78,7 @@ class Detector:
         max_level: Level | None = None,
         deadline_ms: float | None = None,
         threads: int | None = None,
+        loop: LoopChoice = "auto",
     ) -> Detector:
         """Load a bundle.
 
@@ -78,6 +88,9 @@ class Detector:
         max_level: the deepest level that may be probed, P5, P4 or P3; None for all that the bundle has.
         deadline_ms: no further level is begun once a call has taken this many milliseconds.
         threads: CPU threads, or None for the backend's choice.
+        loop: who takes the stop decisions; `host`; `device` for the GPU itself, a whole detection being one
+        launch (TensorRT, compiled kernels, CUDA 13); `auto` for the device where it can and no deadline is
+        set.  Detections and traces are the same.
 
         Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
         it, BackendError if the backend cannot run here, EngineError if the bundle has no engine for it.
@@ -86,7 +99,8 @@ class Detector:
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
         rule = stop_rule(opened.manifest, mode, max_level)
-        return cls(opened, open_network(backend, opened, threads), rule, deadline_ms)
+        network = open_network(backend, opened, threads)
+        return cls(opened, network, rule, deadline_ms, open_loop(network, loop, deadline_ms))
 
     @property
     def manifest(self) -> Manifest:
@@ -221,7 +235,7 @@ class Detector:
         self, network: Network, image: Array, sizes: NDArray[np.int64], deadline: float | None
     ) -> Probed:
         rule = dataclasses.replace(self._rule, deadline=deadline)
-        return detect(network, self.manifest.probing, rule, image, sizes)
+        return self._loop(network, self.manifest.probing, rule, image, sizes)
 
     def _results(
         self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded

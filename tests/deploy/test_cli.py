@@ -145,7 +145,7 @@ def test_images_to_pictures_json_and_coco(
 
 def test_options_reach_the_detector(detector: FakeDetector, folder: Path) -> None:
     arguments = ["--backend", "openvino", "--mode", "fast", "--max-level", "P4", "--deadline-ms", "12.5"]
-    assert run("some/bundle", "in/a.png", *arguments, "--threads", "3") == 0
+    assert run("some/bundle", "in/a.png", *arguments, "--threads", "3", "--loop", "host") == 0
     assert detector.bundle == Path("some/bundle")
     assert detector.options == {
         "backend": "openvino",
@@ -153,9 +153,11 @@ def test_options_reach_the_detector(detector: FakeDetector, folder: Path) -> Non
         "max_level": "P4",
         "deadline_ms": 12.5,
         "threads": 3,
+        "loop": "host",
     }
     assert run("some/bundle", "in/a.png") == 0
-    assert set(detector.options.values()) == {None}
+    assert {**detector.options, "loop": None} == dict.fromkeys(detector.options)
+    assert detector.options["loop"] == "auto"
 
 
 def test_options_may_stand_anywhere(detector: FakeDetector, folder: Path) -> None:
