@@ -29,6 +29,7 @@ from asag_deploy.results import ResultWriter
 from asag_deploy.sources import Failure, Frame, count_frames, iter_frames, list_sources
 
 if TYPE_CHECKING:
+    from asag_deploy.backends.loops import LoopChoice
     from asag_deploy.detector import Detector
 
 PROGRAM = "asag-detect"
@@ -69,6 +70,7 @@ class Options:
     mode: Mode | None
     max_level: Level | None
     deadline_ms: float | None
+    loop: LoopChoice
     batch: int
     threads: int | None
     requests: int
@@ -132,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
     add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
+    add(
+        "--loop",
+        choices=("auto", "host", "device"),
+        default="auto",
+        help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
+    )
     add("--batch", type=int, default=1, metavar="N", help="images of one size a batch (default: 1)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
     add(
@@ -171,6 +179,7 @@ def _load(options: Options) -> Detector:
         mode=options.mode,
         max_level=options.max_level,
         deadline_ms=options.deadline_ms,
+        loop=options.loop,
         threads=options.threads,
         requests=options.requests,
     )

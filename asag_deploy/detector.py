@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy import stream
 from asag_deploy.backends import open_network
+from asag_deploy.backends.loops import Loop, LoopChoice, open_loop
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
@@ -60,6 +61,7 @@ class Detector:
         network: Network,
         rule: StopRule,
         deadline_ms: float | None,
+        loop: Loop = detect,
         *,
         requests: int = 1,
     ) -> None:
@@ -69,6 +71,7 @@ class Detector:
         self._network: Network | None = network
         self._rule = rule
         self._deadline_ms = deadline_ms
+        self._loop: Loop = loop
 
     @classmethod
     def load(
@@ -80,6 +83,7 @@ class Detector:
         max_level: Level | None = None,
         deadline_ms: float | None = None,
         threads: int | None = None,
+        loop: LoopChoice = "auto",
         requests: int = 1,
     ) -> Detector:
         """Load a bundle.
@@ -90,6 +94,9 @@ class Detector:
         max_level: the deepest level that may be probed, P5, P4 or P3; None for all that the bundle has.
         deadline_ms: no further level is begun once a call has taken this many milliseconds.
         threads: CPU threads, or None for the backend's choice.
+        loop: who takes the stop decisions; `host`; `device` for the GPU itself, a whole detection being one
+        launch (TensorRT, compiled kernels, CUDA 13); `auto` for the device where it can and no deadline is
+        set.  Detections and traces are the same.
         requests: calls at once that the threads are divided among.  With 1, a call has all of them and is
         done soonest; with as many as there are cores, `stream` and calls from that many threads get most
         images a second, each taking longer.
@@ -102,7 +109,9 @@ class Detector:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
         rule = stop_rule(opened.manifest, mode, max_level)
         network = open_network(backend, opened, threads, requests)
-        return cls(opened, network, rule, deadline_ms, requests=requests)
+        return cls(
+            opened, network, rule, deadline_ms, open_loop(network, loop, deadline_ms), requests=requests
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -262,7 +271,7 @@ class Detector:
         self, network: Network, image: Array, sizes: NDArray[np.int64], deadline: float | None
     ) -> Probed:
         rule = dataclasses.replace(self._rule, deadline=deadline)
-        return detect(network, self.manifest.probing, rule, image, sizes)
+        return self._loop(network, self.manifest.probing, rule, image, sizes)
 
     def _results(
         self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded

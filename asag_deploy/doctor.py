@@ -62,6 +62,8 @@ class MachineReport:
     """Why no GPU can be used, or None."""
     kernels: str
     """Whether images are prepared and detections finished on the GPU, with which library, or why not."""
+    device_loop: str
+    """Whether the GPU takes the stop decisions itself, or why not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ def machine() -> MachineReport:
         gpus=gpus,
         gpu_problem=_gpu_problem(gpus),
         kernels=_kernels(),
+        device_loop=_device_loop(),
     )
 
 
@@ -130,6 +133,7 @@ def describe(backends: list[BackendReport], computer: MachineReport) -> str:
         f"CPU  {computer.cores} cores, {' '.join(computer.cpu_features) or 'no special instruction sets'}",
         f"GPU  {'; '.join(gpu)}",
         f"GPU pre- and post-processing  {computer.kernels}",
+        f"probing loop on the GPU  {computer.device_loop}",
         "",
     ]
     rows = [("backend", "state", "library", "what is missing")]
@@ -250,6 +254,22 @@ def _kernels() -> str:
     except Exception as error:  # whatever a broken library raises is the finding
         return f"no: {_first_line(error)}"
     return f"used by tensorrt-rtx and tensorrt, from {path}"
+
+
+def _device_loop() -> str:
+    """What `Detector.load(..., loop="auto")` would do with a TensorRT backend."""
+    try:
+        from asag_deploy.backends.device_loop import why_no_device_loop
+        from asag_deploy.cuda import open_cuda, why_no_cuda
+        from asag_deploy.kernels import open_cuda_library
+
+        problem = why_no_cuda()
+        if problem is None:
+            cuda = open_cuda()
+            problem = why_no_device_loop(cuda, open_cuda_library(cuda.capability))
+    except Exception as error:  # whatever a broken library raises is the finding
+        problem = _first_line(error)
+    return "used by tensorrt-rtx and tensorrt" if problem is None else f"not used: {problem}"
 
 
 def _first_line(error: Exception) -> str:

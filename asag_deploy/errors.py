@@ -11,6 +11,7 @@ AsagError
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
 ├── BackendError             a backend that this machine lacks, or that failed
+│   └── CaptureError             the probing loop could not be made one graph on the GPU
 ├── EngineError              an engine that cannot be built or used
 │   ├── EngineMissingError       none was built for this GPU
 │   ├── EngineStaleError         from another graph or release of its library, or damaged
@@ -69,6 +70,10 @@ class ImageError(AsagError, ValueError):
 
 class BackendError(AsagError):
     """A backend that this machine lacks, or that failed."""
+
+
+class CaptureError(BackendError):
+    """The probing loop could not be made one graph that runs on the GPU."""
 
 
 class EngineError(AsagError):

@@ -6,8 +6,8 @@ P3) and predicted anew, and the new anchors *replace* the ones that asked.  When
 stops.  Which maps are looked at, and where, is therefore decided by the image.
 
 The host reads four numbers per image between levels and nothing else; features and anchors stay on the
-device.  This function is the only implementation of the loop: every backend, the PyTorch network, its
-evaluation and the exporter's parity gate run it.
+device.  `detect` is what every backend, the PyTorch network, its evaluation and the exporter's parity gate
+run; `asag_deploy.backends.device_loop` has a GPU decide, and holds that against `Decisions`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def detect(
     clock.lap("backbone")
 
     levels = [first]
-    decisions = _Decisions(len(image_size))
+    decisions = Decisions(len(image_size))
     for next_level in probing.levels:
         running = decisions.who_goes_on(rule, next_level.level, levels[-1].counts)
         if not running.any():
@@ -166,11 +166,8 @@ def _probe(
     size: Array,
 ) -> LevelRun:
     """Look closer: predict anchors on the patches of `level` that the level before it asked for."""
-    limit = min(level.capacity, rule.max_patches or level.capacity)
-    unseen = np.maximum(before.counts.selected - probing.max_candidates, 0)
-    wanted = np.where(running, before.counts.patches + unseen, 0)
-    patches = np.where(running, np.minimum(before.counts.patches, limit), 0)
-    slots = _round_up(int(patches.max()), network.patch_bucket, level.capacity)
+    patches, dropped = patches_of(probing, rule, level, before.counts, running)
+    slots = round_up(int(patches.max()), network.patch_bucket, level.capacity)
     outputs = network.stage(f"probe_{level.level.lower()}")(
         {
             "feature": features[level.level.lower()],
@@ -183,13 +180,28 @@ def _probe(
     return LevelRun(
         level=level.level,
         patches=patches,
-        patches_dropped=wanted - patches,
+        patches_dropped=dropped,
         origins=before.next_origins,
         anchors=outputs["anchors"],
         selected=outputs.get("selected"),
         next_origins=outputs.get("origins"),
         counts=_read_counts(network, outputs),
     )
+
+
+def patch_limit(rule: StopRule, level: ProbeLevel) -> int:
+    """How many patches of an image are predicted on at most."""
+    return min(level.capacity, rule.max_patches or level.capacity)
+
+
+def patches_of(
+    probing: Probing, rule: StopRule, level: ProbeLevel, before: Counts, running: NDArray[np.bool_]
+) -> tuple[Ints, Ints]:
+    """(B,) how many patches are predicted on, and how many are lost, given what the level before reported."""
+    unseen = np.maximum(before.selected - probing.max_candidates, 0)
+    wanted = np.where(running, before.patches + unseen, 0)
+    patches = np.where(running, np.minimum(before.patches, patch_limit(rule, level)), 0)
+    return patches, wanted - patches
 
 
 def _decode(
@@ -202,7 +214,7 @@ def _decode(
 ) -> dict[str, Array]:
     """Gather what every level passed on, as many queries as the fullest image needs, and decode them."""
     passing = int(np.max(sum(passed_on(levels, probed))))
-    queries = _round_up(min(passing, probing.anchor_cap), network.query_bucket, probing.anchor_cap)
+    queries = round_up(min(passing, probing.anchor_cap), network.query_bucket, probing.anchor_cap)
     return network.stage("decoder")(
         {
             **features,
@@ -236,7 +248,7 @@ def _decoder_anchors(
     return {name: array for name, array in inputs.items() if array is not None}
 
 
-class _Decisions:
+class Decisions:
     """Which image goes on to the next level, and why the others do not."""
 
     def __init__(self, batch: int) -> None:
@@ -274,7 +286,8 @@ class _Decisions:
             self._note(i, reason)
 
 
-def _round_up(count: int, bucket: int, most: int) -> int:
+def round_up(count: int, bucket: int, most: int) -> int:
+    """The multiple of `bucket` that holds `count`, at least one and at most `most`."""
     return min(max(-(-count // bucket), 1) * bucket, most)
 
 

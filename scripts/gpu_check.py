@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from gpu_equality import Recorder, compare_batches, compare_processing, kernels_at, pictures
+from gpu_loops import compare_loops
 
 from asag_deploy import __version__
 from asag_deploy.atomic import atomic_write
@@ -109,6 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         plan += [
             (f"batches with {name}", partial(check_batches, bundle, name, shape)),
             (f"pictures with {name}", partial(check_pictures, bundle, name, build, options.images)),
+            (f"loops with {name}", partial(check_loops, bundle, name, build, shape, options.repeats)),
         ]
     plan += [
         (f"time {name}", partial(time_backend, name, bundle, shape, options.repeats)) for name in GPU_BACKENDS
@@ -162,18 +164,8 @@ def run_gpu_tests(build: Path) -> dict[str, Any]:
     """Every test that is marked `gpu`."""
     library = build / "libasag_kernels.so"
     extra = {"ASAG_KERNELS_LIBRARY": str(library.resolve())} if library.is_file() else {}
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        ROOT / "tests",
-    ]
-    text = shell(command, environment=extra)
+    pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    text = shell([*pytest, ROOT / "tests"], environment=extra)
     return {"detail": text.strip().splitlines()[-1], "output": last_lines(text)}
 
 
@@ -219,11 +211,25 @@ def check_batches(bundle: Path, backend: str, shape: tuple[int, int]) -> dict[st
 def check_pictures(bundle: Path, backend: str, build: Path, folder: Path | None) -> dict[str, Any]:
     """Whether the kernels prepare pictures and finish detections to the bit as the CPU does."""
     require(backend)
+    with kernels_at(compiled(build)):
+        return compare_processing(Bundle.open(bundle), backend, pictures(folder))
+
+
+def check_loops(
+    bundle: Path, backend: str, build: Path, shape: tuple[int, int], repeats: int
+) -> dict[str, Any]:
+    """Whether the loop on the device is that of the host, and how long it takes beside it."""
+    require(backend)
+    with kernels_at(compiled(build)):
+        return compare_loops(Bundle.open(bundle), backend, *picture(shape), repeats)
+
+
+def compiled(build: Path) -> Path:
+    """The library of the kernels; the step is skipped if there is none."""
     library = build / "libasag_kernels.so"
     if not library.is_file() and LIBRARY_VARIABLE not in os.environ:
         raise Skip(f"there is no {library.name}, since the kernels were not compiled")
-    with kernels_at(library):
-        return compare_processing(Bundle.open(bundle), backend, pictures(folder))
+    return library
 
 
 def require(backend: str) -> None:

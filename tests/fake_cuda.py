@@ -75,6 +75,7 @@ class Stream:
         self.work: deque[Work] = deque()
         self.captured: list[Work] | None = None
         self.capturing_thread: int | None = None
+        self.graph = 0
 
     def put(self, work: Work) -> None:
         (self.work if self.captured is None else self.captured).append(work)
@@ -95,6 +96,11 @@ class FakeCuda:
         {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3},
     )
     cudaStreamCaptureMode = enum.IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
+    cudaGraphNodeType = enum.IntEnum("cudaGraphNodeType", {"cudaGraphNodeTypeConditional": 13})
+    cudaGraphConditionalNodeType = enum.IntEnum("cudaGraphConditionalNodeType", {"cudaGraphCondTypeIf": 0})
+    cudaStreamUpdateCaptureDependenciesFlags = enum.IntEnum(
+        "cudaStreamUpdateCaptureDependenciesFlags", {"cudaStreamSetCaptureDependencies": 1}
+    )
     cudaDeviceAttr = enum.IntEnum(
         "cudaDeviceAttr",
         {"cudaDevAttrComputeCapabilityMajor": 75, "cudaDevAttrComputeCapabilityMinor": 76},
@@ -111,9 +117,13 @@ class FakeCuda:
         self.events: dict[int, dict[str, Any]] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.launchable: dict[int, list[Work]] = {}
+        self.bodies: dict[int, list[int]] = {}
+        self.conditions: dict[int, int] = {}
         self.copies: list[tuple[str, int, int]] = []
         self.allocations = 0
         self.launches = 0
+        self.cudaGraphConditionalHandle = int
+        self.cudaGraphNodeParams = lambda: SimpleNamespace(type=None, conditional=SimpleNamespace())
         self._handles = itertools.count(1000)
         self._lock = threading.RLock()
 
@@ -267,17 +277,17 @@ class FakeCuda:
         with self._lock:
             found = self.stream(stream)
             assert found.captured is None
-            found.captured, found.capturing_thread = [], threading.get_ident()
+            found.graph = next(self._handles)
+            found.captured = self.graphs[found.graph] = []
+            found.capturing_thread = threading.get_ident()
         return OK
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[CudaError, int | None]:
         with self._lock:
             found = self.stream(stream)
             assert found.capturing_thread == threading.get_ident()
-            captured, found.captured, found.capturing_thread = found.captured, None, None
-            handle = next(self._handles)
-            self.graphs[handle] = captured or []
-            return CudaError.cudaSuccess, handle
+            found.captured, found.capturing_thread = None, None
+            return CudaError.cudaSuccess, found.graph
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[CudaError, int]:
         handle = next(self._handles)
@@ -297,6 +307,83 @@ class FakeCuda:
 
     def cudaGraphDestroy(self, graph: int) -> tuple[CudaError]:
         del self.graphs[graph]
+        for body in self.bodies.pop(graph, []):
+            self.cudaGraphDestroy(body)
+        return OK
+
+    def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[CudaError]:
+        def work() -> None:
+            assert self.device.holds(devPtr, count), "memset: the memory is not there any more"
+            ctypes.memset(devPtr, value, count)
+
+        assert self.device.holds(devPtr, count), "memset: the memory is nowhere"
+        self.put(stream, work)
+        return OK
+
+    def cudaStreamGetCaptureInfo(self, stream: int) -> tuple[Any, ...]:
+        found = self.stream(stream)
+        if found.captured is None:
+            return CudaError.cudaSuccess, 0, None, None, None, None, None
+        nodes = [len(found.captured)] if found.captured else []
+        return CudaError.cudaSuccess, 1, found.graph, found.graph, nodes, [], len(nodes)
+
+    def cudaGraphConditionalHandleCreate(
+        self, graph: int, defaultLaunchValue: int, flags: int
+    ) -> tuple[CudaError, int]:
+        assert flags == 1, "without cudaGraphCondAssignDefault the last launch's value would stay"
+        handle = next(self._handles)
+
+        def assign() -> None:
+            self.conditions[handle] = defaultLaunchValue
+
+        self.graphs[graph].insert(0, assign)
+        return CudaError.cudaSuccess, handle
+
+    def cudaGraphAddNode(
+        self,
+        graph: int,
+        pDependencies: list[int],
+        dependencyData: Any,
+        numDependencies: int,
+        nodeParams: SimpleNamespace,
+    ) -> tuple[CudaError, int]:
+        """An If node: whether its body runs is decided when the stream gets there."""
+        condition = nodeParams.conditional
+        assert nodeParams.type == self.cudaGraphNodeType.cudaGraphNodeTypeConditional
+        assert condition.type == self.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
+        assert condition.size == 1
+        assert pDependencies == [len(self.graphs[graph])], "the decision must come before the node"
+        assert numDependencies == 1
+        body: list[Work] = []
+        handle = next(self._handles)
+        self.graphs[handle] = body
+        self.bodies.setdefault(graph, []).append(handle)
+        condition.phGraph_out = [handle]
+
+        def work() -> None:
+            if self.conditions[condition.handle]:
+                for part in body:
+                    part()
+
+        self.graphs[graph].append(work)
+        return CudaError.cudaSuccess, next(self._handles)
+
+    def cudaStreamUpdateCaptureDependencies(
+        self, stream: int, dependencies: list[int], dependencyData: Any, numDependencies: int, flags: int
+    ) -> tuple[CudaError]:
+        assert self.stream(stream).captured is not None
+        assert (numDependencies, flags) == (len(dependencies), 1)
+        return OK
+
+    def cudaStreamBeginCaptureToGraph(
+        self, stream: int, graph: int, dependencies: Any, dependencyData: Any, numDependencies: int, mode: int
+    ) -> tuple[CudaError]:
+        with self._lock:
+            found = self.stream(stream)
+            assert found.captured is None
+            assert not found.work, "the stream has other things to do"
+            found.graph, found.captured = graph, self.graphs[graph]
+            found.capturing_thread = threading.get_ident()
         return OK
 
     def _captures_here(self) -> bool:

@@ -30,6 +30,8 @@ class FakeKernels(KernelLibrary):
             for address in addresses:
                 assert self._cuda.device.holds(address, 1), f"{operator} uses memory that is not there"
             self._host.run(operator, copy)
+            if operator == "decide" and copy.conditional:
+                self._cuda.conditions[copy.condition] = ctypes.c_int32.from_address(copy.any).value
 
         self.calls.append(operator)
         self._cuda.put(stream, work)

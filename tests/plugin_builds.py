@@ -106,6 +106,19 @@ def build_cuda_objects(folder: Path) -> list[Path]:
     return [kernels, checks]
 
 
+def build_check_program(folder: Path, objects: Sequence[Path]) -> Path:
+    """The program that checks the kernels on a GPU, in that folder."""
+    program = folder / "asag_check_device"
+    if not program.exists():
+        temporary = folder / f".{secrets.token_hex(4)}"
+        options = ["-std=c++17", f"-arch=compute_{ARCHITECTURES[0]}", "-Xcompiler=-Wall,-Wextra,-Werror"]
+        checks = sources(("checks/check_device.cu", "checks/check_conditional.cu", "src/host_api.cpp"))
+        include = f"-I{PLUGINS / 'include'}"
+        run(["nvcc", *options, "--Werror=all-warnings", include, *checks, *objects, "-o", temporary])
+        temporary.replace(program)
+    return program
+
+
 def build_cuda_library(folder: Path) -> Path:
     """The CUDA library in that folder."""
     library = folder / "libasag_kernels.so"

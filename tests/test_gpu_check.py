@@ -180,6 +180,37 @@ def test_pictures_are_compared_to_the_bit(
         script.check_pictures(bundle.path, "tensorrt-rtx", build, folder)
 
 
+def test_the_loop_on_the_device_is_compared_with_the_hosts(
+    script: ModuleType,
+    gpu: FakeCuda,
+    host_library_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_engines(make_bundle(tmp_path / "bundle"))
+    kernels = FakeKernels(host_library_path, gpu)
+    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(host_library_path))
+    arguments = (tmp_path / "bundle", "tensorrt-rtx", tmp_path, (64, 64), 2)
+    found = script.check_loops(*arguments)
+    assert list(found["total_ms"]) == ["host", "device", "always probing"]
+    assert len(found["differences"]) == 8  # fast, and exact to three levels; alone and in a batch
+    assert not any(found["differences"].values())
+    original = FakeKernels.run
+
+    def stop_at_once(self: FakeKernels, operator: str, arguments: Any, stream: int = 0) -> None:
+        if operator == "decide":
+            arguments.min_selected = 1000
+        original(self, operator, arguments, stream)
+
+    monkeypatch.setattr(FakeKernels, "run", stop_at_once)
+    monkeypatch.setattr(
+        script, "picture", lambda shape: (np.full((1, 3, *shape), 5.0, np.float32), np.array([shape]))
+    )
+    with pytest.raises(BackendError, match="has probed other levels than the host would have"):
+        script.check_loops(*arguments)
+
+
 def test_pictures_need_the_kernels(
     script: ModuleType, gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from asag_deploy.backends.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.openvino_cache import CompiledCache, cache_folder
 from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
@@ -94,7 +95,7 @@ class TensorRt:
         except BaseException:
             loader.close()
             raise
-        return EngineNetwork(stages, loader.device, loader.close, kernels=kernels)
+        return EngineNetwork(stages, loader.device, loader.close, kernels=kernels, loops=loader.loops)
 
 
 class EngineNetwork:
@@ -116,17 +117,36 @@ class EngineNetwork:
         release: _Release,
         *,
         kernels: KernelLibrary | None = None,
+        loops: list[DeviceLoop] | None = None,
     ) -> None:
         self._stages = {stage.name: stage for stage in stages}
         self.device = device
         self.kernels = kernels
         """With which images are prepared and detections finished on the GPU, if they were found."""
+        self._loops = [] if loops is None else loops
         self.close = weakref.finalize(self, release)
         """Let go of engines and memory once the GPU is done; closing twice does no harm."""
 
     def stage(self, name: str) -> Stage:
         """The stage called `name` (KeyError if there is none)."""
         return self._stages[name]
+
+    def why_no_device_loop(self) -> str | None:
+        """What keeps the probing loop from running on the GPU as one graph; None if nothing is known to."""
+        return why_no_device_loop(self.device.cuda, self.kernels)
+
+    def open_device_loop(self) -> DeviceLoop:
+        """The probing loop as one graph that decides on the GPU; the same for all who ask.
+
+        Raises BackendError with the reason if that cannot be here.
+        """
+        problem = self.why_no_device_loop()
+        if problem is not None or self.kernels is None:
+            raise BackendError(f"the loop cannot run on the device: {problem}")
+        with self.device.lock:
+            if not self._loops:
+                self._loops.append(DeviceLoop(self._stages, self.device, self.kernels))
+            return self._loops[0]
 
     def layers(self) -> dict[str, Layers | None]:
         """What the engine of each stage was built of, as the library's inspector says."""
@@ -155,6 +175,8 @@ class _Loader:
         self.device = device
         self._library = library
         self._again = again
+        self.loops: list[DeviceLoop] = []
+        """That refer to the stages, and so go before them."""
         self._stages: list[EngineStage] = []
         self._caches: list[tuple[CompiledCache, str, Any]] = []
 
@@ -191,6 +213,9 @@ class _Loader:
             if content is not None:
                 cache.write(key, bytes(content))
         self._caches.clear()
+        for loop in self.loops:
+            loop.close()
+        self.loops.clear()
         for stage in self._stages:
             stage.close()
         self._stages.clear()

@@ -73,7 +73,7 @@ class EngineStage:
         self._device = device
         self._make_context = make_context
         self._library = library
-        self._contexts: OrderedDict[Shapes, _Context] = OrderedDict()
+        self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
         self.inputs, self.outputs = _tensors(loaded, engine)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -91,6 +91,18 @@ class EngineStage:
             }
             context.run(tuple(array.pointer for array in (*arrays, *results.values())))
         return results
+
+    def open_context(self, inputs: Mapping[str, Array]) -> StageContext:
+        """A context of the caller's own for inputs of these shapes; used under the device's lock.
+
+        Raises what calling the stage does.
+        """
+        arrays = [self._input(tensor, inputs) for tensor in self.inputs]
+        shapes = tuple(array.shape for array in arrays)
+        self._engine.sidecar.check_shapes(
+            dict(zip((tensor.name for tensor in self.inputs), shapes, strict=True))
+        )
+        return self._new_context(shapes)
 
     def layers(self) -> Layers | None:
         """What the engine was built of; None if it does not say."""
@@ -117,7 +129,7 @@ class EngineStage:
             )
         return array
 
-    def _context(self, shapes: Shapes) -> _Context:
+    def _context(self, shapes: Shapes) -> StageContext:
         context = self._contexts.get(shapes)
         if context is None:
             names = (tensor.name for tensor in self.inputs)
@@ -126,11 +138,14 @@ class EngineStage:
                 self._device.synchronize()  # it may still be running
                 _, oldest = self._contexts.popitem(last=False)
                 oldest.close()
-            context = self._contexts[shapes] = _Context(
-                self._make_context(), self.inputs, self.outputs, shapes, self._device, self._failed
-            )
+            context = self._contexts[shapes] = self._new_context(shapes)
         self._contexts.move_to_end(shapes)
         return context
+
+    def _new_context(self, shapes: Shapes) -> StageContext:
+        return StageContext(
+            self._make_context(), self.inputs, self.outputs, shapes, self._device, self._failed
+        )
 
     def _failed(self, what: str) -> BackendError:
         return BackendError(
@@ -139,8 +154,11 @@ class EngineStage:
         )
 
 
-class _Context:
+class StageContext:
     """An execution context for one combination of input shapes, and what was captured of it."""
+
+    output_shapes: Shapes
+    """In the order of the stage's outputs."""
 
     def __init__(
         self,
@@ -179,7 +197,7 @@ class _Context:
         if graph is None and self._capturable and addresses in self._seen:
             graph = self._capture(addresses)
         if graph is None:
-            self._enqueue(addresses)
+            self.enqueue(addresses)
             _remember(self._seen, addresses, None, 2 * MOST_GRAPHS)
             return
         self._graphs.move_to_end(addresses)
@@ -192,11 +210,12 @@ class _Context:
         self._graphs.clear()
         self._context = None
 
-    def _enqueue(self, addresses: Addresses) -> None:
+    def enqueue(self, addresses: Addresses, stream: int | None = None) -> None:
+        """As `run`, but never from a captured graph, so that the caller may capture it; on any stream."""
         for name, address in zip(self._names, addresses, strict=True):
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"refused the address of '{name}'")
-        if not self._context.execute_async_v3(self._device.stream):
+        if not self._context.execute_async_v3(self._device.stream if stream is None else stream):
             raise self._failed("could not be started")
 
     def _capture(self, addresses: Addresses) -> int | None:
@@ -208,7 +227,7 @@ class _Context:
             return None
         cuda.begin_capture(stream)
         try:
-            self._enqueue(addresses)
+            self.enqueue(addresses)
         except BackendError:
             with contextlib.suppress(BackendError):
                 cuda.abandon_capture(stream)

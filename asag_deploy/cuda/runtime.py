@@ -30,130 +30,136 @@ class Cuda:
     """CUDA on the first device that `CUDA_VISIBLE_DEVICES` leaves; made by `open_cuda`."""
 
     def __init__(self, module: Any) -> None:
-        self._module = module
+        self.module = module
+        """`cuda.bindings.runtime`."""
         attribute = module.cudaDeviceAttr
         major = self._ask(attribute.cudaDevAttrComputeCapabilityMajor)
         minor = self._ask(attribute.cudaDevAttrComputeCapabilityMinor)
         self.capability = f"sm{major}{minor}"
         """Such as `sm86`."""
-        name = self._must(module.cudaGetDeviceProperties(_THE_DEVICE), "describe the device").name
+        name = self.must(module.cudaGetDeviceProperties(_THE_DEVICE), "describe the device").name
         self.name: str = (name.decode(errors="replace") if isinstance(name, bytes) else str(name)).strip("\0")
         """The model of the GPU."""
 
     def versions(self) -> tuple[int, int]:
         """The CUDA version that the driver supports and that of the runtime, e.g. 13010 for 13.1."""
-        driver = self._must(self._module.cudaDriverGetVersion(), "ask for the driver's version")
-        return int(driver), int(self._must(self._module.cudaRuntimeGetVersion(), "ask for its version"))
+        driver = self.must(self.module.cudaDriverGetVersion(), "ask for the driver's version")
+        return int(driver), int(self.must(self.module.cudaRuntimeGetVersion(), "ask for its version"))
 
     def allocate(self, size: int) -> int:
         """Device memory of `size` bytes; it is aligned to 256 bytes."""
-        pointer = self._must(self._module.cudaMalloc(size), f"allocate {size / 2**20:.1f} MiB on the GPU")
+        pointer = self.must(self.module.cudaMalloc(size), f"allocate {size / 2**20:.1f} MiB on the GPU")
         return int(pointer)
 
     def free(self, pointer: int) -> None:
         """Give device memory back."""
-        self._must(self._module.cudaFree(pointer), "free memory")
+        self.must(self.module.cudaFree(pointer), "free memory")
 
     def allocate_pinned(self, size: int) -> int:
         """Host memory of `size` bytes that the GPU copies from and to while the CPU goes on."""
-        return int(self._must(self._module.cudaHostAlloc(size, _PINNED), "allocate pinned memory"))
+        return int(self.must(self.module.cudaHostAlloc(size, _PINNED), "allocate pinned memory"))
 
     def free_pinned(self, pointer: int) -> None:
         """Give pinned memory back."""
-        self._must(self._module.cudaFreeHost(pointer), "free pinned memory")
+        self.must(self.module.cudaFreeHost(pointer), "free pinned memory")
 
     def copy(self, target: int, source: int, size: int, direction: Direction, stream: int) -> None:
         """Copy `size` bytes in the order of the stream; the host does not wait."""
-        kind = getattr(self._module.cudaMemcpyKind, _COPIES[direction])
-        self._must(self._module.cudaMemcpyAsync(target, source, size, kind, stream), "copy memory")
+        kind = getattr(self.module.cudaMemcpyKind, _COPIES[direction])
+        self.must(self.module.cudaMemcpyAsync(target, source, size, kind, stream), "copy memory")
+
+    def clear(self, pointer: int, size: int, stream: int) -> None:
+        """Set `size` bytes of device memory to zero in the order of the stream."""
+        self.must(self.module.cudaMemsetAsync(pointer, 0, size, stream), "clear memory")
 
     def create_stream(self) -> int:
         """A stream that does not wait for the default one."""
-        flag = self._module.cudaStreamNonBlocking
-        return int(self._must(self._module.cudaStreamCreateWithFlags(flag), "create a stream"))
+        flag = self.module.cudaStreamNonBlocking
+        return int(self.must(self.module.cudaStreamCreateWithFlags(flag), "create a stream"))
 
     def synchronize(self, stream: int) -> None:
         """Wait until the stream has done all it was given."""
-        self._must(self._module.cudaStreamSynchronize(stream), "finish what it was given")
+        self.must(self.module.cudaStreamSynchronize(stream), "finish what it was given")
 
     def synchronize_device(self) -> None:
         """Wait for every stream of every library in this process."""
-        self._must(self._module.cudaDeviceSynchronize(), "finish what it was given")
+        self.must(self.module.cudaDeviceSynchronize(), "finish what it was given")
 
     def destroy_stream(self, stream: int) -> None:
         """Let go of a stream."""
-        self._must(self._module.cudaStreamDestroy(stream), "destroy a stream")
+        self.must(self.module.cudaStreamDestroy(stream), "destroy a stream")
 
     def create_event(self, *, timing: bool = False) -> int:
         """An event; only one for `timing` can be asked for times."""
-        flag = self._module.cudaEventDefault if timing else self._module.cudaEventDisableTiming
-        return int(self._must(self._module.cudaEventCreateWithFlags(flag), "create an event"))
+        flag = self.module.cudaEventDefault if timing else self.module.cudaEventDisableTiming
+        return int(self.must(self.module.cudaEventCreateWithFlags(flag), "create an event"))
 
     def record(self, event: int, stream: int) -> None:
         """Let the event happen when the stream gets here."""
-        self._must(self._module.cudaEventRecord(event, stream), "record an event")
+        self.must(self.module.cudaEventRecord(event, stream), "record an event")
 
     def wait_event(self, event: int) -> None:
         """Wait on the host until the event has happened."""
-        self._must(self._module.cudaEventSynchronize(event), "finish what it was given")
+        self.must(self.module.cudaEventSynchronize(event), "finish what it was given")
 
     def stream_waits(self, stream: int, event: int) -> None:
         """Let the stream wait for the event; the host goes on."""
-        self._must(self._module.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
+        self.must(self.module.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
 
     def has_happened(self, event: int) -> bool:
         """Whether the event has happened."""
-        (status, *_) = self._module.cudaEventQuery(event)
-        if status == self._module.cudaError_t.cudaErrorNotReady:
+        (status, *_) = self.module.cudaEventQuery(event)
+        if status == self.module.cudaError_t.cudaErrorNotReady:
             return False
-        self._must((status,), "ask for an event")
+        self.must((status,), "ask for an event")
         return True
 
     def elapsed_ms(self, start: int, end: int) -> float:
         """Milliseconds between two events for timing that have both happened."""
-        return float(self._must(self._module.cudaEventElapsedTime(start, end), "compare events"))
+        return float(self.must(self.module.cudaEventElapsedTime(start, end), "compare events"))
 
     def destroy_event(self, event: int) -> None:
         """Let go of an event."""
-        self._must(self._module.cudaEventDestroy(event), "destroy an event")
+        self.must(self.module.cudaEventDestroy(event), "destroy an event")
 
     def begin_capture(self, stream: int) -> None:
         """From now on note down what this thread gives to the stream, instead of doing it."""
         # Other threads may go on allocating meanwhile, which the global mode forbids.
-        mode = self._module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._must(self._module.cudaStreamBeginCapture(stream, mode), "begin to capture a graph")
+        mode = self.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.must(self.module.cudaStreamBeginCapture(stream, mode), "begin to capture a graph")
 
     def end_capture(self, stream: int) -> int:
         """What was noted down, as a graph that can be launched."""
-        graph = self._must(self._module.cudaStreamEndCapture(stream), "capture a graph")
+        graph = self.must(self.module.cudaStreamEndCapture(stream), "capture a graph")
         try:
-            return int(self._must(self._module.cudaGraphInstantiate(graph, 0), "instantiate a graph"))
+            return int(self.must(self.module.cudaGraphInstantiate(graph, 0), "instantiate a graph"))
         finally:
-            self._must(self._module.cudaGraphDestroy(graph), "destroy a graph")
+            self.must(self.module.cudaGraphDestroy(graph), "destroy a graph")
 
     def abandon_capture(self, stream: int) -> None:
         """End a capture that went wrong, so that the stream can be used again."""
-        status, *values = self._module.cudaStreamEndCapture(stream)
-        if status == self._module.cudaError_t.cudaSuccess and values and values[0] is not None:
-            self._must(self._module.cudaGraphDestroy(values[0]), "destroy a graph")
+        status, *values = self.module.cudaStreamEndCapture(stream)
+        if status == self.module.cudaError_t.cudaSuccess and values and values[0] is not None:
+            self.must(self.module.cudaGraphDestroy(values[0]), "destroy a graph")
 
     def launch(self, graph: int, stream: int) -> None:
         """Do again what was captured."""
-        self._must(self._module.cudaGraphLaunch(graph, stream), "launch a graph")
+        self.must(self.module.cudaGraphLaunch(graph, stream), "launch a graph")
 
     def destroy_graph(self, graph: int) -> None:
         """Let go of a captured graph."""
-        self._must(self._module.cudaGraphExecDestroy(graph), "destroy a graph")
+        self.must(self.module.cudaGraphExecDestroy(graph), "destroy a graph")
 
     def _ask(self, attribute: Any) -> int:
         return int(
-            self._must(self._module.cudaDeviceGetAttribute(attribute, _THE_DEVICE), "describe the device")
+            self.must(self.module.cudaDeviceGetAttribute(attribute, _THE_DEVICE), "describe the device")
         )
 
-    def _must(self, answer: tuple[Any, ...], what: str) -> Any:
+    def must(self, answer: tuple[Any, ...], what: str) -> Any:
+        """The value of a call's answer; BackendError, `CUDA could not {what}`, if the call failed."""
         status, *values = answer
-        if status != self._module.cudaError_t.cudaSuccess:
-            raise BackendError(f"CUDA could not {what}: {_words(self._module, status)}")
+        if status != self.module.cudaError_t.cudaSuccess:
+            raise BackendError(f"CUDA could not {what}: {_words(self.module, status)}")
         return values[0] if values else None
 
 

@@ -8,6 +8,7 @@ from asag_deploy.kernels.library import (
     open_cuda_library,
 )
 from asag_deploy.kernels.operators import (
+    decide,
     multiscale_roi_align,
     pad_anchors,
     patch_nms,
@@ -22,6 +23,7 @@ __all__ = [
     "KernelLibrary",
     "buffer_of",
     "cuda_library_path",
+    "decide",
     "multiscale_roi_align",
     "open_cuda_library",
     "pad_anchors",

@@ -25,6 +25,7 @@ _OPERATORS: dict[str, type[ctypes.Structure]] = {
     "pad_anchors": structures.PadAnchors,
     "preprocess": structures.Preprocess,
     "postprocess": structures.Postprocess,
+    "decide": structures.Decide,
 }
 _OTHER_ARCHITECTURE = (98, 209)
 """cudaErrorInvalidDeviceFunction and cudaErrorNoKernelImageForDevice"""

@@ -226,6 +226,39 @@ def postprocess(
     library.run("postprocess", arguments, stream)
 
 
+def decide(
+    library: KernelLibrary,
+    counts: Any,
+    probed: Any,
+    patch_count: Any,
+    any_goes_on: Any,
+    *,
+    level: int,
+    min_selected: int,
+    max_patches: int,
+    condition: int | None = None,
+    stream: int = 0,
+) -> None:
+    """Which images are probed on the next level, as `asag_deploy.probing.Decisions` says.
+
+    counts: int64 (B, 4) of the level before; probed: bool (B, levels), whose column `level` is written, and
+    whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;
+    any_goes_on: int32 (1,) written; condition: on CUDA, the handle of a conditional node that is set to it.
+    """
+    at = library.device == "cuda"
+    count = expect("counts", counts, (-1, 4), np.int64, on_device=at)
+    batch = count.shape[0]
+    flags = expect("probed", probed, (batch, -1), np.bool_, on_device=at)
+    patches = expect("patch_count", patch_count, (batch,), np.int64, on_device=at)
+    goes_on = expect("any_goes_on", any_goes_on, (1,), np.int32, on_device=at)
+    arguments = structures.Decide(
+        *(buffer.pointer for buffer in (count, flags, patches, goes_on)),
+        *(condition or 0, int(condition is not None), batch, level, flags.shape[1]),
+        *(min_selected, max_patches),
+    )
+    library.run("decide", arguments, stream)
+
+
 def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> list[Buffer]:
     if not 1 <= len(features) <= structures.MAX_LEVELS or len(strides) != len(features):
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 MAX_LEVELS = 4
 
 FLOAT32 = 0
@@ -125,6 +125,24 @@ class Postprocess(ctypes.Structure):
         ("batch", _Int),
         ("detections", _Int),
         ("nms_iou", ctypes.c_float),
+    )
+
+
+class Decide(ctypes.Structure):
+    """`AsagDecide`."""
+
+    _fields_ = (
+        ("counts", _Pointer),
+        ("probed", _Pointer),
+        ("patch_count", _Pointer),
+        ("any", _Pointer),
+        ("condition", ctypes.c_uint64),
+        ("conditional", _Int),
+        ("batch", _Int),
+        ("level", _Int),
+        ("levels", _Int),
+        ("min_selected", _Int),
+        ("max_patches", _Int),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from asag_bench.subjects import DetectorSubject, Run, Subject
 from asag_deploy.backends import open_network
+from asag_deploy.backends.loops import LoopChoice, open_loop
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import stop_rule
 from asag_deploy.errors import ConfigError
@@ -32,11 +33,14 @@ PEERS = {
     "torch-compile": "the same network in PyTorch, every stage through torch.compile",
     "unsplit": "the whole network as one graph without early stop, in the first backend",
     "always-probe": "the split loop, probing every level whether or not an anchor asks, in the first backend",
+    "host-loop": "the split loop, the host taking every stop decision, in the first backend",
+    "device-loop": "the split loop as one CUDA graph that takes them on the GPU, in the first backend",
     "adamixer-6": "six AdaMixer layers over learned queries, random weights, in the first backend",
     "sparse-rcnn-6": "six Sparse R-CNN layers over learned queries, random weights, in the first backend",
     "torch-adamixer-6": "the six AdaMixer layers in PyTorch, eager",
     "torch-sparse-rcnn-6": "the six Sparse R-CNN layers in PyTorch, eager",
 }
+_LOOPS: dict[str, LoopChoice] = {"host-loop": "host", "device-loop": "device"}
 _IN_TORCH = "torch-"
 _FROM_CHECKPOINTS = ("torch", "torch-compile", *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS))
 
@@ -88,6 +92,8 @@ def open_peer(
     rule = rule_of(bundle.manifest, mode)
     if peer == "always-probe":
         return DetectorSubject(peer, bundle, network, _never_stops(rule))
+    if peer in _LOOPS:
+        return DetectorSubject(peer, bundle, network, rule, open_loop(network, _LOOPS[peer]))
     if peer == "unsplit":
         return _Unsplit(bundle, backend, threads)
     if peer in SIX_LAYERS:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from asag_bench.phases import TimedNetwork, split
+from asag_deploy.backends.loops import Loop
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.images import RgbImage
 from asag_deploy.manifest import Level
-from asag_deploy.probing import StopRule
+from asag_deploy.probing import StopRule, detect
 from asag_deploy.stages import Network
 
 
@@ -55,21 +56,27 @@ class DetectorSubject:
     """A detector: the split loop over a network, whichever backend runs it."""
 
     def __init__(
-        self, name: str, bundle: Bundle, network: Network, rule: Callable[[Level | None], StopRule]
+        self,
+        name: str,
+        bundle: Bundle,
+        network: Network,
+        rule: Callable[[Level | None], StopRule],
+        loop: Loop = detect,
     ) -> None:
         self.name = name
         self.network = network
         self._bundle = bundle
         self._timed = TimedNetwork(network)
         self._rule = rule
+        self._loop = loop
 
     def detector(self, max_level: Level | None = None) -> Detector:
         """The detector as it is used, untimed: what the accuracy is measured with."""
-        return Detector(self._bundle, self.network, self._rule(max_level), None)
+        return Detector(self._bundle, self.network, self._rule(max_level), None, self._loop)
 
     def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
         """Detect in a batch of RGB images."""
-        detector = Detector(self._bundle, self._timed, self._rule(max_level), None)
+        detector = Detector(self._bundle, self._timed, self._rule(max_level), None, self._loop)
         self._timed.begin()
         start = time.perf_counter()
         found = detector(images, channel_order="rgb")

@@ -210,6 +210,20 @@ int check(const AsagPostprocess* arguments) {
 
 static_assert(sizeof(PostprocessShared) + 2048 * 13 <= SHARED_LIMIT, "what check() lets through must fit into a block");
 
+int check(const AsagDecide* arguments) {
+    Checks checks;
+    if (checks.given(arguments, "arguments").status != ASAG_OK) return checks.status;
+    checks.range(arguments->batch, "batch", 0, 65535)
+        .range(arguments->levels, "levels", 1, ASAG_MAX_LEVELS)
+        .range(arguments->level, "level", 0, int64_t{arguments->levels} - 1)
+        .range(arguments->min_selected, "min_selected", 0, COUNT_LIMIT)
+        .range(arguments->max_patches, "max_patches", 0, COUNT_LIMIT)
+        .given(arguments->any, "any");
+    if (checks.status != ASAG_OK || arguments->batch == 0) return checks.status;
+    checks.given(arguments->counts, "counts").given(arguments->probed, "probed");
+    return checks.given(arguments->patch_count, "patch_count").status;
+}
+
 int check(const AsagHostBlock* block) {
     Checks checks;
     if (checks.given(block, "block").status != ASAG_OK) return checks.status;

@@ -13,6 +13,7 @@ int check(const AsagPatchNMS* arguments);
 int check(const AsagPadAnchors* arguments);
 int check(const AsagPreprocess* arguments);
 int check(const AsagPostprocess* arguments);
+int check(const AsagDecide* arguments);
 int check(const AsagHostBlock* block);
 
 // Notes a problem of the calling thread and returns its status.

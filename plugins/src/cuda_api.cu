@@ -30,6 +30,8 @@ int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream) { return
 
 int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream) { return checked_launch(arguments, stream); }
 
+int asag_cuda_decide(const AsagDecide* arguments, void* stream) { return checked_launch(arguments, stream); }
+
 int asag_cuda_ready(void) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, asag::preprocess_kernel);

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "asag/decide.h"
 #include "asag/dispatch.h"
 #include "asag/multiscale_roi_align.h"
 #include "asag/pad_anchors.h"
@@ -114,5 +115,13 @@ int asag_host_postprocess(const AsagPostprocess* arguments, const AsagHostBlock*
     return guarded(arguments, block, [&](const HostBlock& threads) {
         Shared shared(postprocess_shared_bytes(*arguments));
         for (int i = 0; i < arguments->batch; ++i) postprocess_block(threads, *arguments, i, shared.fresh());
+    });
+}
+
+int asag_host_decide(const AsagDecide* arguments, const AsagHostBlock* block) {
+    return guarded(arguments, block, [&](const HostBlock&) {
+        int any = 0;
+        for (int i = 0; i < arguments->batch; ++i) any |= decide_image(*arguments, i) ? 1 : 0;
+        *arguments->any = any;
     });
 }

@@ -145,7 +145,8 @@ def test_images_to_pictures_json_and_coco(
 
 def test_options_reach_the_detector(detector: FakeDetector, folder: Path) -> None:
     arguments = ["--backend", "openvino", "--mode", "fast", "--max-level", "P4", "--deadline-ms", "12.5"]
-    assert run("some/bundle", "in/a.png", *arguments, "--threads", "3", "--requests", "2") == 0
+    arguments += ["--threads", "3", "--requests", "2", "--loop", "host"]
+    assert run("some/bundle", "in/a.png", *arguments) == 0
     assert detector.bundle == Path("some/bundle")
     assert detector.options == {
         "backend": "openvino",
@@ -154,9 +155,11 @@ def test_options_reach_the_detector(detector: FakeDetector, folder: Path) -> Non
         "deadline_ms": 12.5,
         "threads": 3,
         "requests": 2,
+        "loop": "host",
     }
     assert run("some/bundle", "in/a.png") == 0
     assert detector.options.pop("requests") == 1
+    assert detector.options.pop("loop") == "auto"
     assert set(detector.options.values()) == {None}
 
 

@@ -246,3 +246,34 @@ def test_kernels(
     monkeypatch.setenv(LIBRARY_VARIABLE, str(path))
     monkeypatch.setattr("asag_deploy.kernels.library.ctypes.CDLL", lambda *_, **__: ReadyLibrary(status))
     assert re.fullmatch(f"{finding}.*", doctor._kernels())
+
+
+@pytest.mark.parametrize(
+    ("status", "versions", "finding"),
+    [
+        (0, (13010, 13010), "used by tensorrt-rtx and tensorrt"),
+        (0, (12080, 12080), "not used: conditional nodes of CUDA graphs take cuda-bindings 13, .*"),
+        (209, (13010, 13010), "not used: .* were not compiled for this GPU, sm86; .*"),
+        (None, (13010, 13010), "not used: it takes the compiled kernels; .* set ASAG_KERNELS_LIBRARY"),
+    ],
+)
+def test_the_loop_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: int | None,
+    versions: tuple[int, int],
+    finding: str,
+) -> None:
+    cuda = FakeCuda()
+    cuda.driver_version, cuda.runtime_version = versions
+    install_cuda(monkeypatch, cuda)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    if status is not None:
+        path = tmp_path / "libasag_kernels.so"
+        path.touch()
+        monkeypatch.setenv(LIBRARY_VARIABLE, str(path))
+        ready = ReadyLibrary(status)
+        monkeypatch.setattr("asag_deploy.kernels.library.ctypes.CDLL", lambda *_, **__: ready)
+    found = doctor.machine()
+    assert re.fullmatch(finding, found.device_loop)
+    assert f"probing loop on the GPU  {found.device_loop}\n" in doctor.describe([], found)

@@ -56,7 +56,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def detector(kernels: FakeKernels, bundle: Bundle) -> Iterator[Detector]:
-    with Detector.load(bundle, backend="tensorrt-rtx") as made:
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="host") as made:
         yield made
 
 
@@ -220,7 +220,7 @@ def test_many_threads(detector: Detector) -> None:
 
 
 def test_nothing_is_left(cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle) -> None:
-    with Detector.load(bundle, backend="tensorrt-rtx") as detector:
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="host") as detector:
         detector([picture(5, 2), picture(3, size=(90, 70))])
     gc.collect()
     assert cuda.leaked() == {}
@@ -264,7 +264,7 @@ def test_what_else_is_refused(detector: Detector, tmp_path: Path) -> None:
 def test_gpu_images_without_the_kernels(cuda: FakeCuda, bundle: Bundle) -> None:
     image = GpuImage(cuda, picture(5, 2))
     with (
-        Detector.load(bundle, backend="tensorrt-rtx") as detector,
+        Detector.load(bundle, backend="tensorrt-rtx", loop="host") as detector,
         pytest.raises(
             ImageError, match=r"takes the compiled kernels; build them as plugins/README\.md says and"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from asag_deploy import kernels
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import Buffer, KernelLibrary, structures
-from plugin_builds import ARCHITECTURES, missing_gpu, nvcc_folder, run
+from plugin_builds import ARCHITECTURES, build_check_program, missing_gpu, nvcc_folder, run
 
 
 @pytest.mark.slow
@@ -51,6 +52,18 @@ def test_says_what_is_wrong_without_a_gpu(cuda_library_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_check_program_runs(build_dir: Path, cuda_objects: list[Path]) -> None:
+    """On a GPU it compares every kernel and runs a graph that decides; elsewhere it is compiled."""
+    program = build_check_program(build_dir, cuda_objects)
+    done = subprocess.run([program], capture_output=True, text=True)
+    if missing_gpu() is None:
+        assert done.returncode == 0, done.stderr
+        assert "conditional graph to level 2" in done.stdout
+    else:
+        assert (done.returncode, done.stderr.startswith("no GPU: ")) == (77, True)
+
+
+@pytest.mark.slow
 def test_exports_the_interface_and_nothing_else(cuda_library_path: Path) -> None:
     nm = shutil.which("nm")
     if nm is None:
@@ -64,6 +77,7 @@ def test_exports_the_interface_and_nothing_else(cuda_library_path: Path) -> None
         "pad_anchors",
         "preprocess",
         "postprocess",
+        "decide",
     )
     more = {"asag_cuda_ready", "asag_message", "asag_interface_version"}
     assert names == {f"asag_cuda_{name}" for name in operators} | more

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 2
+#define ASAG_INTERFACE_VERSION 3
 #define ASAG_MAX_LEVELS 4
 
 /* Element types. */
@@ -133,6 +133,21 @@ typedef struct AsagPostprocess {
     float nms_iou; /* of class-wise NMS; negative for none */
 } AsagPostprocess;
 
+/* Whether any image is probed on the next level: the decision between two levels of the probing loop. */
+typedef struct AsagDecide {
+    const int64_t* counts; /* (B, 4) of the level before: selected, patches, passing, passing if probed */
+    uint8_t* probed;       /* (B, levels) 0 or 1: column `level` is written, the one before it read */
+    int64_t* patch_count;  /* (B,) patches to predict on, 0 for images that stop */
+    int32_t* any;          /* (1,) 1 if an image goes on, else 0 */
+    uint64_t condition;    /* cudaGraphConditionalHandle that is set to `any`; the host build leaves it alone */
+    int32_t conditional;   /* 0 if there is no such handle */
+    int32_t batch;
+    int32_t level;
+    int32_t levels;
+    int32_t min_selected; /* images with fewer selected anchors stop */
+    int32_t max_patches;
+} AsagDecide;
+
 /* `stream` is a cudaStream_t. */
 ASAG_API int asag_cuda_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, void* stream);
 ASAG_API int asag_cuda_pyramid_sample(const AsagPyramidSample* arguments, void* stream);
@@ -140,6 +155,8 @@ ASAG_API int asag_cuda_patch_nms(const AsagPatchNMS* arguments, void* stream);
 ASAG_API int asag_cuda_pad_anchors(const AsagPadAnchors* arguments, void* stream);
 ASAG_API int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream);
 ASAG_API int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream);
+/* With a `condition` it can only run in the graph that the handle belongs to; that takes CUDA 12.4. */
+ASAG_API int asag_cuda_decide(const AsagDecide* arguments, void* stream);
 
 /* 0 if the current device can run these kernels, else a cudaError_t: another architecture than they were compiled for,
  * or a driver that is too old.  Nothing is launched. */
@@ -158,6 +175,7 @@ ASAG_API int asag_host_patch_nms(const AsagPatchNMS* arguments, const AsagHostBl
 ASAG_API int asag_host_pad_anchors(const AsagPadAnchors* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_preprocess(const AsagPreprocess* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_postprocess(const AsagPostprocess* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_decide(const AsagDecide* arguments, const AsagHostBlock* block);
 
 /* One sentence on a status.  For a negative one: on the last that this thread was given by this library. */
 ASAG_API const char* asag_message(int status);

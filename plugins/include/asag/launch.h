@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "asag/decide.h"
 #include "asag/dispatch.h"
 #include "asag/multiscale_roi_align.h"
 #include "asag/pad_anchors.h"
@@ -52,6 +53,19 @@ static __global__ void __launch_bounds__(PREPROCESS_THREADS)
     if (index < preprocess_pixels(arguments)) preprocess_pixel(arguments, index);
 }
 
+static __global__ void __launch_bounds__(DECIDE_THREADS) decide_kernel(const __grid_constant__ AsagDecide arguments) {
+    bool goes_on = false;
+    for (int i = static_cast<int>(threadIdx.x); i < arguments.batch; i += DECIDE_THREADS) {
+        goes_on |= decide_image(arguments, i);
+    }
+    const int any = __syncthreads_or(goes_on) != 0 ? 1 : 0;
+    if (threadIdx.x != 0) return;
+    *arguments.any = any;
+#if CUDART_VERSION >= 12040
+    if (arguments.conditional != 0) cudaGraphSetConditional(arguments.condition, static_cast<unsigned>(any));
+#endif
+}
+
 inline cudaError_t launch(const AsagMultiscaleRoIAlign& arguments, cudaStream_t stream) {
     const int64_t blocks = roi_align_blocks(arguments);
     if (blocks == 0) return cudaSuccess;
@@ -94,6 +108,12 @@ inline cudaError_t launch(const AsagPostprocess& arguments, cudaStream_t stream)
     if (arguments.batch == 0) return cudaSuccess;
     const size_t shared = postprocess_shared_bytes(arguments);
     postprocess_kernel<<<static_cast<unsigned>(arguments.batch), SELECT_THREADS, shared, stream>>>(arguments);
+    return cudaGetLastError();
+}
+
+inline cudaError_t launch(const AsagDecide& arguments, cudaStream_t stream) {
+    if (CUDART_VERSION < 12040 && arguments.conditional != 0) return cudaErrorNotSupported;
+    decide_kernel<<<1, DECIDE_THREADS, 0, stream>>>(arguments);
     return cudaGetLastError();
 }
 

@@ -1,0 +1,72 @@
+"""Who takes the stop decisions of the probing loop: the host, or with TensorRT the GPU itself."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.errors import CaptureError, ConfigError
+from asag_deploy.manifest import Probing
+from asag_deploy.probing import Probed, StopRule, detect
+from asag_deploy.stages import Array, Network
+
+LoopChoice = Literal["auto", "host", "device"]
+LOOPS: tuple[str, ...] = get_args(LoopChoice)
+
+
+class Loop(Protocol):
+    """`asag_deploy.probing.detect`, or what returns the same."""
+
+    def __call__(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Probed:
+        """Run backbone, adaptive probing and decoder on a batch."""
+        ...
+
+
+def open_loop(network: Network, choice: LoopChoice, deadline_ms: float | None = None) -> Loop:
+    """The loop that was asked for; `auto` is `device` where that can be, else `host`.
+
+    Raises ConfigError for an unknown choice or for `device` with a deadline, which only the host can keep,
+    or with a backend that has none; BackendError if something that it takes is missing here.
+    """
+    if choice not in LOOPS:
+        raise ConfigError(f"unknown loop '{choice}'; expected 'auto', 'host' or 'device'")
+    if choice == "host":
+        return detect
+    has_one = hasattr(network, "open_device_loop")
+    if choice == "device":
+        if deadline_ms is not None:
+            raise ConfigError("loop 'device' cannot keep a deadline; use loop 'host', or no deadline_ms")
+        if not has_one:
+            raise ConfigError(
+                "loop 'device' needs a backend that runs on a GPU with TensorRT; load the detector with "
+                "backend='tensorrt-rtx', or with loop='host'"
+            )
+        loop: Loop = network.open_device_loop()  # type: ignore[attr-defined]
+        return loop
+    if deadline_ms is not None or not has_one or network.why_no_device_loop() is not None:  # type: ignore[attr-defined]
+        return detect
+    return _DeviceOrHost(network.open_device_loop())  # type: ignore[attr-defined]
+
+
+class _DeviceOrHost:
+    """The loop on the device; that of the host, with a RuntimeWarning, once no graph could be captured."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Loop = loop
+
+    def __call__(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Probed:
+        try:
+            return self._loop(network, probing, rule, image, image_size)
+        except CaptureError as error:
+            self._loop = detect
+            warnings.warn(
+                f"the probing loop runs on the host from now on: {error}", RuntimeWarning, stacklevel=4
+            )
+            return detect(network, probing, rule, image, image_size)

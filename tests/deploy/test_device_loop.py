@@ -1,0 +1,317 @@
+"""The probing loop as one CUDA graph, on an imaginary GPU whose conditional nodes decide when reached."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from asag_deploy.backends import tensorrt
+from asag_deploy.backends.device_loop import MOST_GRAPHS, DeviceLoop
+from asag_deploy.bundle import Bundle
+from asag_deploy.detections import Detections
+from asag_deploy.detector import Detector
+from asag_deploy.engines.sidecar import Format
+from asag_deploy.errors import BackendError, CaptureError, ConfigError
+from asag_deploy.manifest import Level, Mode
+from fake_cuda import FakeCuda
+from fake_gpu import install_cuda, install_tensorrt, write_engines
+from fake_kernels import FakeKernels
+from fake_tensorrt import IExecutionContext
+from tiny_bundle import batch, make_bundle, picture
+
+FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
+STOPS: dict[str, NDArray[np.uint8]] = {
+    "P5": picture(0),
+    "P4": picture(5, 0, 2),
+    "P3": picture(5, 2),
+}
+MIXED = [STOPS["P5"], STOPS["P3"], STOPS["P4"], picture(18, 6, 1)]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    made = FakeCuda()
+    install_cuda(monkeypatch, made)
+    for engine_format in FORMATS:
+        install_tensorrt(monkeypatch, made, engine_format)
+    return made
+
+
+@pytest.fixture
+def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
+    made = FakeKernels(host_library_path, cuda)
+    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = make_bundle(tmp_path_factory.mktemp("device") / "bundle")
+    for engine_format in FORMATS:
+        write_engines(made, engine_format)
+    return made
+
+
+@pytest.fixture
+def host(kernels: FakeKernels, bundle: Bundle) -> Iterator[Detector]:
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="host") as made:
+        yield made
+
+
+@pytest.fixture
+def device(kernels: FakeKernels, bundle: Bundle) -> Iterator[Detector]:
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="device") as made:
+        yield made
+
+
+def loop_of(detector: Detector) -> DeviceLoop:
+    assert isinstance(detector._loop, DeviceLoop)
+    return detector._loop
+
+
+def assert_same(expected: list[Detections], found: list[Detections]) -> None:
+    for one, other in zip(expected, found, strict=True):
+        assert one.trace.to_dict() == other.trace.to_dict()
+        np.testing.assert_array_equal(one.xyxy, other.xyxy)
+        np.testing.assert_array_equal(one.confidence, other.confidence)
+        np.testing.assert_array_equal(one.class_id, other.class_id)
+        np.testing.assert_array_equal(one.anchors, other.anchors)
+
+
+@pytest.mark.parametrize("level", STOPS)
+def test_an_image_stops_where_it_does_on_the_host(host: Detector, device: Detector, level: Level) -> None:
+    expected = host([STOPS[level]], channel_order="rgb")
+    assert expected[0].trace.levels[-1].level == level
+    assert_same(expected, device([STOPS[level]], channel_order="rgb"))
+
+
+def test_one_graph_serves_images_that_stop_elsewhere(
+    cuda: FakeCuda, host: Detector, device: Detector
+) -> None:
+    """In every order, so that nothing of the image before is left."""
+    for _ in range(2):
+        for image in [*MIXED, *reversed(MIXED)]:
+            assert_same(host([image], channel_order="rgb"), device([image], channel_order="rgb"))
+    assert len(loop_of(device)._graphs) == 1
+    assert loop_of(device).redone == 0
+
+
+def test_a_mixed_batch(host: Detector, device: Detector) -> None:
+    for images in (MIXED, MIXED[::-1], MIXED[:2], MIXED[2:]):
+        assert_same(host(images, channel_order="rgb"), device(images, channel_order="rgb"))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("max_level", ["P5", "P4", "P3"])
+def test_every_rule(kernels: FakeKernels, bundle: Bundle, mode: Mode, max_level: Level) -> None:
+    def found(loop: Any) -> list[Detections]:
+        options = {"backend": "tensorrt", "mode": mode, "max_level": max_level, "loop": loop}
+        with Detector.load(bundle, **options) as detector:
+            return detector([picture(2), *MIXED[1:]], channel_order="rgb")
+
+    assert_same(found("host"), found("device"))
+
+
+def test_a_bundle_with_fewer_levels(kernels: FakeKernels, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle", levels=("P4",))
+    write_engines(made)
+    with (
+        Detector.load(made, backend="tensorrt-rtx", loop="host") as host,
+        Detector.load(made, backend="tensorrt-rtx", loop="device") as device,
+    ):
+        assert_same(host(MIXED, channel_order="rgb"), device(MIXED, channel_order="rgb"))
+
+
+def test_levels_that_nobody_asks_for_are_not_run(cuda: FakeCuda, device: Detector) -> None:
+    device(STOPS["P3"], channel_order="rgb")  # which captures the graph
+    network = device._open_network()
+    (graph,) = loop_of(device)._graphs.values()
+    contexts = {name: call.context._context for name, call in graph._calls.items()}
+    for level, ran in (("P5", (0, 0)), ("P4", (1, 0)), ("P3", (1, 1))):
+        before = {name: context.runs for name, context in contexts.items()}
+        device(STOPS[level], channel_order="rgb")
+        network.device.synchronize()  # type: ignore[attr-defined]
+        runs = {name: context.runs - before[name] for name, context in contexts.items()}
+        assert runs == {"backbone": 1, "probe_p4": ran[0], "probe_p3": ran[1], "decoder": 1}
+
+
+def test_a_detection_is_one_launch_and_one_wait(
+    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, sizes = batch(STOPS["P3"]), np.array([[64, 64]])
+    for _ in range(3):
+        device.forward_on_device(images, sizes)
+    launches, allocated = cuda.launches, cuda.allocations
+    waits: list[int] = []
+    reached = cuda.cudaEventSynchronize
+
+    def wait(event: int) -> Any:
+        waits.append(event)
+        return reached(event)
+
+    monkeypatch.setattr(cuda, "cudaEventSynchronize", wait)
+    device.forward_on_device(images, sizes)
+    assert (cuda.launches - launches, len(waits), cuda.allocations) == (1, 1, allocated)
+
+
+def test_more_patches_than_there_is_room_for_are_detected_by_the_host(
+    kernels: FakeKernels, bundle: Bundle, host: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asag_deploy.backends.device_loop.MOST_SLOTS", 4)
+    monkeypatch.setattr("asag_deploy.backends.device_loop.PATCH_BUCKET", 4)
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="device") as device:
+        few, on_p4, on_p3 = picture(4, 2), picture(5, 2), picture(4, 6)
+        for images, redone in (([few], 0), ([on_p4], 1), ([few], 1), ([few, on_p3], 2), ([on_p3, on_p4], 3)):
+            assert_same(host(images, channel_order="rgb"), device(images, channel_order="rgb"))
+            assert loop_of(device).redone == redone
+
+
+def test_outputs_outlive_later_calls(host: Detector, device: Detector) -> None:
+    sizes = np.array([[64, 64]])
+    held = [device.forward_on_device(batch(image), sizes) for image in MIXED]
+    for image, outputs in zip(MIXED, held, strict=True):
+        expected = host.forward(batch(image), sizes)
+        count = int(expected.anchor_count[0])
+        logits = device._open_network().download(outputs["logits"])
+        np.testing.assert_array_equal(logits[:, :count], expected.logits)
+
+
+def test_many_threads(host: Detector, device: Detector) -> None:
+    images = [MIXED[i % 4] for i in range(24)]
+    expected = [host([image], channel_order="rgb") for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: device([image], channel_order="rgb"), images))
+    for one, other in zip(expected, found, strict=True):
+        assert_same(one, other)
+
+
+def test_more_shapes_than_graphs(cuda: FakeCuda, host: Detector, device: Detector) -> None:
+    for side in range(64, 64 + 8 * (MOST_GRAPHS + 2), 8):
+        images = batch(picture(5, 2, size=(64, side)))
+        sizes = np.array([[64, side]])
+        expected, found = host.forward(images, sizes), device.forward(images, sizes)
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert [t.to_dict() for t in found.trace] == [t.to_dict() for t in expected.trace]
+    assert len(loop_of(device)._graphs) == MOST_GRAPHS
+
+
+def test_everything_is_released(cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle) -> None:
+    detector = Detector.load(bundle, backend="tensorrt-rtx", loop="device")
+    detector(MIXED, channel_order="rgb")
+    assert cuda.leaked()["graphs"]
+    detector.close()
+    del detector
+    gc.collect()
+    assert cuda.leaked() == {}
+
+
+def test_a_gpu_that_decides_otherwise_is_found_out(
+    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device(STOPS["P4"], channel_order="rgb")
+    (graph,) = loop_of(device)._graphs.values()
+    original = cuda.cudaGraphLaunch
+
+    def launch(graph_handle: int, stream: int) -> Any:
+        answer = original(graph_handle, stream)
+        probed = graph._arena["probed"]
+        cuda.cudaMemsetAsync(probed.pointer, 0, probed.nbytes, stream)
+        return answer
+
+    monkeypatch.setattr(cuda, "cudaGraphLaunch", launch)
+    with pytest.raises(BackendError, match=r"probed other levels than the host would have; .*loop='host'"):
+        device(STOPS["P4"], channel_order="rgb")
+
+
+def refuse_bodies(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
+    refused = (cuda.cudaError_t.cudaErrorStreamCaptureUnsupported,)
+    monkeypatch.setattr(cuda, "cudaStreamBeginCaptureToGraph", lambda *_: refused)
+
+
+def test_what_cannot_be_captured_is_an_error_if_it_was_asked_for(
+    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse_bodies(patch, cuda)
+        with pytest.raises(CaptureError, match=r"could not be captured in a graph \(.*conditional node"):
+            device(STOPS["P3"], channel_order="rgb")
+    assert len(cuda.graphs) == 0
+    assert device(STOPS["P3"], channel_order="rgb").trace.levels[-1].level == "P3"
+
+
+def test_an_engine_that_cannot_start_in_a_body(
+    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = IExecutionContext.execute_async_v3
+    own = device._open_network().device.stream  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            IExecutionContext,
+            "execute_async_v3",
+            lambda self, stream_handle: stream_handle == own and original(self, stream_handle),
+        )
+        with pytest.raises(CaptureError, match="probe_p4"):
+            device(STOPS["P3"], channel_order="rgb")
+    assert len(cuda.graphs) == 0
+    assert device(STOPS["P3"], channel_order="rgb").trace.levels[-1].level == "P3"
+
+
+def test_auto_goes_on_with_the_host_and_says_why(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, host: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_bodies(monkeypatch, cuda)
+    with Detector.load(bundle, backend="tensorrt-rtx") as detector:
+        with pytest.warns(RuntimeWarning, match="runs on the host from now on: .*could not be captured"):
+            first = detector(MIXED, channel_order="rgb")
+        assert_same(host(MIXED, channel_order="rgb"), first)
+        assert_same(first, detector(MIXED, channel_order="rgb"))
+
+
+def test_auto_uses_the_device_where_it_can(kernels: FakeKernels, bundle: Bundle) -> None:
+    with Detector.load(bundle, backend="tensorrt-rtx") as detector:
+        assert list(detector(STOPS["P3"]).times_ms).count("loop") == 1
+    with Detector.load(bundle, backend="tensorrt-rtx", deadline_ms=1e6) as detector:
+        assert "backbone" in detector(STOPS["P3"]).times_ms
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        ((12080, 12080), r"take cuda-bindings 13, but the one here is for CUDA 12\.8"),
+        ((12080, 13000), r"take a driver for CUDA 13, but the one here supports CUDA 12\.8"),
+    ],
+)
+def test_an_older_cuda(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, versions: tuple[int, int], message: str
+) -> None:
+    cuda.driver_version, cuda.runtime_version = versions
+    with pytest.raises(BackendError, match=message):
+        Detector.load(bundle, backend="tensorrt-rtx", loop="device")
+    with Detector.load(bundle, backend="tensorrt-rtx") as detector:
+        assert "backbone" in detector(STOPS["P3"]).times_ms
+
+
+def test_without_the_kernels(cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: None)
+    with pytest.raises(BackendError, match=r"takes the compiled kernels; .*ASAG_KERNELS_LIBRARY"):
+        Detector.load(bundle, backend="tensorrt-rtx", loop="device")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "loop 'device' needs a backend that runs on a GPU with TensorRT"),
+        ({"deadline_ms": 5}, "loop 'device' cannot keep a deadline"),
+        ({"loop": "gpu"}, "unknown loop 'gpu'; expected 'auto', 'host' or 'device'"),
+    ],
+)
+def test_choices_that_make_no_sense(bundle: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Detector.load(bundle, **{"loop": "device", **options})
