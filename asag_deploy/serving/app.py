@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("asag_deploy.serving")
 _BODY_NAME = "request body"
 _RETRY_SECONDS = "1"
-_FORMS = ("multipart/", "application/x-www-form-urlencoded")
+_FORM = "multipart/"
 
 
 class ServedDetector(Protocol):
@@ -169,15 +169,18 @@ class _Service:
             self._in_hand -= 1
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body.  Refuses forms, and more bytes or seconds than the limits allow."""
+        """The whole body, whatever type it claims: curl calls every file a form.
+
+        Refuses multipart forms, and more bytes or seconds than the limits allow.
+        """
         from starlette.requests import ClientDisconnect
 
         kind = request.headers.get("content-type", "").lower()
-        if kind.startswith(_FORMS):
+        if kind.startswith(_FORM):
             raise RefusedError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 f"the request is a form ({kind.partition(';')[0]}); send the image file itself as the body, "
-                "as `curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'` does",
+                "as `curl --data-binary @photo.jpg` does",
             )
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._limits.max_bytes:

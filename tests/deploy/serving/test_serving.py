@@ -158,6 +158,11 @@ def test_answer_is_what_the_detector_says(tmp_path: Path) -> None:
     assert set(answer["times_ms"]) == set(expected["times_ms"])
 
 
+def test_curl_needs_no_content_type(served: Served) -> None:
+    """`curl --data-binary` says application/x-www-form-urlencoded of any file."""
+    assert served.detect(IMAGE, **{"Content-Type": "application/x-www-form-urlencoded"})[0] == 200
+
+
 def test_threshold_of_the_server_and_of_the_request(served: Served) -> None:
     everything = served.detect(IMAGE, "?threshold=0")[1]["detections"]
     usual = served.detect(IMAGE)[1]["detections"]
