@@ -37,17 +37,27 @@ def read_image(path: str | os.PathLike[str]) -> RgbImage:
     missing, empty, truncated, or no image.
     """
     file = Path(path)
-    data = _read_bytes(file)
+    return decode_image(_read_bytes(file), file)
+
+
+def decode_image(data: bytes, name: str | os.PathLike[str]) -> RgbImage:
+    """The bytes of an image file as uint8 (H, W, 3) RGB, upright, as `read_image` gives them.
+
+    `name` is what messages call the image.  Raises ImageError for bytes that are empty, truncated, or no
+    image.
+    """
+    if not data:
+        raise ImageError(f"image '{name}' is empty: the file has 0 bytes")
     if not _is_complete(data):
-        raise ImageError(f"image '{file}' is truncated: its end is missing, so copy or download it again")
+        raise ImageError(f"image '{name}' is truncated: its end is missing, so copy or download it again")
     image = _decode(data)
     if image is None or image.size == 0:
         raise ImageError(
-            f"'{file}' is damaged or is not an image in a format OpenCV reads "
+            f"'{name}' is damaged or is not an image in a format OpenCV reads "
             "(JPEG, PNG, WebP, BMP, TIFF and others)"
         )
     if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"image '{file}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
+        raise ImageError(f"image '{name}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
     return as_rgb(image, "bgr")
 
 
@@ -110,16 +120,13 @@ def quiet_opencv() -> Iterator[None]:
 
 def _read_bytes(file: Path) -> bytes:
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"image '{file}' does not exist") from None
     except IsADirectoryError:
         raise ImageError(f"'{file}' is a folder, not an image; pass the images in it") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise ImageError(f"image '{file}' cannot be read: {_reason(error)}") from None
-    if not data:
-        raise ImageError(f"image '{file}' is empty: the file has 0 bytes")
-    return data
 
 
 def _reason(error: Exception) -> str:

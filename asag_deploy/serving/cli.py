@@ -1,0 +1,95 @@
+"""`asag-serve`: a bundle behind HTTP, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from asag_deploy._version import __version__
+from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.detector import Detector
+from asag_deploy.errors import ConfigError
+from asag_deploy.serving.app import Limits, make_app
+from asag_deploy.serving.server import address_of, listen, make_server, run
+
+PROGRAM = "asag-serve"
+_MEBIBYTE = 2**20
+_MOST_MEBIBYTES = 4096
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asag-serve` with these arguments (None: the command line's) and return its exit code.
+
+    0: told to stop, and stopped; 2: nothing could be served, with the reason in one sentence on stderr;
+    130: stopped by Ctrl-C.
+    """
+    return exit_code(PROGRAM, lambda: _serve(_parser().parse_args(argv)))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    limits = Limits(
+        concurrency=options.concurrency,
+        queue=options.queue,
+        max_bytes=_bytes(options.max_megabytes),
+        body_seconds=options.body_seconds,
+    )
+    detector = Detector.load(
+        options.bundle,
+        backend=options.backend,
+        mode=options.mode,
+        max_level=options.max_level,
+        deadline_ms=options.deadline_ms,
+        threads=options.threads,
+    )
+    with detector:
+        if not detector.manifest.trained:
+            print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
+        app = make_app(
+            detector, limits, backend=options.backend or DEFAULT_BACKEND, threshold=options.threshold
+        )
+        server = make_server(app, grace_seconds=options.grace_seconds)
+        listener = listen(options.host, options.port)
+        print(f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}", flush=True)
+        run(server, listener)
+    return ALL_FINE
+
+
+def _bytes(mebibytes: float) -> int:
+    if not 1 / _MEBIBYTE <= mebibytes <= _MOST_MEBIBYTES:
+        raise ConfigError(
+            f"--max-megabytes is {mebibytes:g}; it must be more than 0, {_MOST_MEBIBYTES} at most"
+        )
+    return int(mebibytes * _MEBIBYTE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneSentenceParser(
+        prog=PROGRAM,
+        description="Serve a bundle: POST an image file to /detect, and get detections and trace as JSON.",
+        epilog="There is no encryption and no authentication: put it behind a proxy that has them.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
+    add("--port", type=int, default=8000, metavar="N", help="0 is any free one (default: %(default)s)")
+    add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: %(default)s)")
+    add("--backend", metavar="B", help=f"what runs the network (default: {DEFAULT_BACKEND})")
+    add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
+    add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
+    add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    add("--concurrency", type=int, default=1, metavar="N", help="images at once (default: %(default)s)")
+    add("--queue", type=int, default=16, metavar="N", help="requests that may wait (default: %(default)s)")
+    add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
+    add("--body-seconds", type=float, default=30, metavar="S", help="to send it in (default: %(default)s)")
+    add("--grace-seconds", type=int, default=30, metavar="S", help="to end in (default: %(default)s)")
+    add("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

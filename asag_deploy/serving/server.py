@@ -1,0 +1,86 @@
+"""How the server listens: one socket, one event loop, and an end that lets requests finish."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from asag_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
+_BACKLOG = 128
+_LARGEST_PORT = 65535
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one).
+
+    Raises ConfigError if the address cannot be had.
+    """
+    if not 0 <= port <= _LARGEST_PORT:
+        raise ConfigError(f"--port is {port}; it must be from 0 to {_LARGEST_PORT}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"could not listen on {host}, port {port}: {reason}; name another --host or --port"
+        ) from None
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a listening socket is reached, as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
+    """A server that, told to stop, takes no more requests and gives those it has `grace_seconds` to end.
+
+    Raises ConfigError if uvicorn is missing, or for a time that makes no sense.
+    """
+    if grace_seconds < 1:
+        raise ConfigError(f"--grace-seconds is {grace_seconds}; it must be at least 1")
+    try:
+        import uvicorn
+    except ImportError:
+        raise ConfigError(
+            "serving needs the packages starlette and uvicorn: pip install 'asag-deploy[serve]'"
+        ) from None
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=grace_seconds,
+        )
+    )
+
+
+def run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until SIGTERM, or Ctrl-C, which is raised as KeyboardInterrupt when all is done."""
+    with listener, _sigterm_ends_well():
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _sigterm_ends_well() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it once more, which would end the process with a failure."""
+    if threading.current_thread() is not threading.main_thread():  # only that one has signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,357 @@
+"""`asag-serve` over loopback: answers, refusals, limits, and how it stops."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from asag_deploy import Detector
+from asag_deploy._version import __version__
+from asag_deploy.detections import Detections
+from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.manifest import Manifest
+from asag_deploy.serving import cli
+from asag_deploy.serving.app import Limits, ServedDetector, make_app
+from asag_deploy.serving.server import address_of, listen, make_server, run
+from detection_samples import make_detections
+from tiny_bundle import make_bundle, picture, tiny_manifest
+
+SECONDS = 20.0
+
+
+class GatedDetector:
+    """Finds the same things everywhere, once its gate is open, or raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.running = 0
+        self.most_running = 0
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        return tiny_manifest()
+
+    def __call__(self, images: NDArray[np.uint8], *, channel_order: Any) -> Detections:
+        with self._lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            assert self.gate.wait(SECONDS), "the test has opened the gate"
+            if self.error is not None:
+                raise self.error
+            return make_detections(images.shape[:2])
+        finally:
+            with self._lock:
+                self.running -= 1
+
+
+class Client:
+    """Requests to one server, each over its own connection."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.host, self.port = listener.getsockname()[:2]
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
+        try:
+            connection.request(method, path, body=body, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+        finally:
+            connection.close()
+
+    def detect(self, body: Any, query: str = "", **headers: str) -> tuple[int, Any]:
+        status, answer, _ = self.ask("POST", f"/detect{query}", body, headers)
+        return status, answer
+
+
+class Served(Client):
+    """A server in a thread of this process."""
+
+    def __init__(self, detector: ServedDetector, limits: Limits) -> None:
+        listener = listen("127.0.0.1", 0)
+        super().__init__(listener)
+        self.server = make_server(
+            make_app(detector, limits, backend="onnxruntime", threshold=0.3), grace_seconds=20
+        )
+        self.thread = threading.Thread(target=run, args=(self.server, listener))
+        self.thread.start()
+
+
+@contextmanager
+def serving(detector: ServedDetector, **limits: Any) -> Iterator[Served]:
+    served = Served(detector, Limits(**limits))
+    try:
+        yield served
+    finally:
+        served.server.should_exit = True
+        served.thread.join(SECONDS)
+        assert not served.thread.is_alive()
+
+
+@pytest.fixture
+def detector() -> Iterator[GatedDetector]:
+    gated = GatedDetector()
+    yield gated
+    gated.gate.set()
+
+
+@pytest.fixture
+def served(detector: GatedDetector) -> Iterator[Served]:
+    with serving(detector, max_bytes=10_000) as server:
+        yield server
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    return bytes(cv2.imencode(".png", image[..., ::-1])[1])
+
+
+IMAGE = png(picture(3))
+
+
+def in_threads(count: int, task: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(task())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it happens in time"
+        time.sleep(0.005)
+
+
+def test_answer_is_what_the_detector_says(tmp_path: Path) -> None:
+    image = picture(4, 2)
+    with Detector.load(make_bundle(tmp_path / "bundle")) as real:
+        expected = real(image, channel_order="rgb").filter(0.5).to_json()
+        with serving(real) as server:
+            status, answer = server.detect(png(image), "?threshold=0.5")
+    assert status == 200
+    assert answer["trace"]["exit_level"] == "P3"
+    assert {**answer, "times_ms": None} == {**expected, "times_ms": None}
+    assert set(answer["times_ms"]) == set(expected["times_ms"])
+
+
+def test_curl_needs_no_content_type(served: Served) -> None:
+    """`curl --data-binary` says application/x-www-form-urlencoded of any file."""
+    assert served.detect(IMAGE, **{"Content-Type": "application/x-www-form-urlencoded"})[0] == 200
+
+
+def test_threshold_of_the_server_and_of_the_request(served: Served) -> None:
+    everything = served.detect(IMAGE, "?threshold=0")[1]["detections"]
+    usual = served.detect(IMAGE)[1]["detections"]
+    assert [d for d in everything if d["confidence"] >= 0.3] == usual
+    assert served.detect(IMAGE, "?threshold=1")[1]["detections"] == []
+    assert everything
+
+
+def test_health(served: Served, detector: GatedDetector) -> None:
+    status, answer, _ = served.ask("GET", "/health")
+    assert status == 200
+    assert answer == {
+        "status": "ok",
+        "version": __version__,
+        "variant": "tiny",
+        "trained": False,
+        "classes": 3,
+        "backend": "onnxruntime",
+        "requests": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "headers", "status", "sentence"),
+    [
+        (b"", "", {}, 400, "no body"),
+        (IMAGE, "?threshold=2", {}, 400, "threshold is '2'"),
+        (IMAGE, "?threshold=nan", {}, 400, "threshold is 'nan'"),
+        (IMAGE, "?threshold=much", {}, 400, "threshold is 'much'"),
+        (IMAGE, "?treshold=0.5", {}, 400, "unknown parameter 'treshold'"),
+        (b"no image at all", "", {}, 422, "'request body' is damaged or is not an image"),
+        (IMAGE[:-20], "", {}, 422, "truncated"),
+        (IMAGE, "", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "multipart/form-data"),
+        (bytes(10_001), "", {}, 413, "larger than"),
+        ([bytes(6_000), bytes(6_000)], "", {}, 413, "larger than"),  # chunked: no length announced
+    ],
+)
+def test_bad_request_is_one_sentence(
+    served: Served, body: Any, query: str, headers: dict[str, str], status: int, sentence: str
+) -> None:
+    got, answer = served.detect(iter(body) if isinstance(body, list) else body, query, **headers)
+    assert got == status
+    assert list(answer) == ["error"]
+    assert sentence in answer["error"]
+    assert "\n" not in answer["error"]
+    assert served.detect(IMAGE)[0] == 200  # and the server goes on
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/detect", 405), ("POST", "/health", 405), ("GET", "/", 404)]
+)
+def test_wrong_path_or_method(served: Served, method: str, path: str, status: int) -> None:
+    got, answer, headers = served.ask(method, path)
+    assert got == status
+    assert "POST /detect" in answer["error"]
+    assert (headers["Allow"] is not None) == (status == 405)
+
+
+def test_backend_failure_is_its_sentence(served: Served, detector: GatedDetector) -> None:
+    detector.error = BackendError("the backend ran out of memory")
+    assert served.detect(IMAGE) == (500, {"error": "the backend ran out of memory"})
+
+
+def test_a_bug_tells_the_client_nothing(served: Served, detector: GatedDetector) -> None:
+    detector.error = KeyError("secret")
+    status, answer = served.detect(IMAGE)
+    assert status == 500
+    assert answer == {"error": "the server failed at /detect; its log says why"}
+    detector.error = None
+    assert served.detect(IMAGE)[0] == 200
+
+
+def test_a_body_that_never_comes(detector: GatedDetector) -> None:
+    with serving(detector, body_seconds=0.05) as server:
+        with socket.create_connection((server.host, server.port), timeout=SECONDS) as connection:
+            connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+        until(lambda: server.ask("GET", "/health")[1]["requests"] == 0)
+
+
+def test_concurrency_is_bounded(detector: GatedDetector) -> None:
+    detector.gate.clear()
+    with serving(detector, concurrency=2, queue=1) as server:
+        threads, results = in_threads(3, lambda: server.detect(IMAGE)[0])
+        until(lambda: server.ask("GET", "/health")[1]["requests"] == 3 and detector.running == 2)
+        status, answer, headers = server.ask("POST", "/detect", IMAGE)
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert "busy with 3 images" in answer["error"]
+        detector.gate.set()
+        for thread in threads:
+            thread.join(SECONDS)
+        assert results == [200, 200, 200]
+        assert server.detect(IMAGE)[0] == 200
+    assert detector.most_running == 2
+
+
+def test_stopping_lets_requests_finish(detector: GatedDetector) -> None:
+    detector.gate.clear()
+    with serving(detector) as server:
+        threads, results = in_threads(1, lambda: server.detect(IMAGE)[0])
+        until(lambda: detector.running == 1)
+        server.server.should_exit = True
+        until(lambda: _refuses(server))
+        assert results == []
+        detector.gate.set()
+        threads[0].join(SECONDS)
+    assert results == [200]
+
+
+def _refuses(server: Client) -> bool:
+    try:
+        socket.create_connection((server.host, server.port), timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-W", "error", "-m", "asag_deploy.serving.cli", str(tmp_path / "bundle")]
+    with subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.fullmatch(r"asag-serve: tiny at http://127\.0\.0\.1:(\d+)\n", line)
+            assert match is not None, line
+            connection = http.client.HTTPConnection("127.0.0.1", int(match[1]), timeout=SECONDS)
+            connection.request("POST", "/detect", IMAGE)
+            assert connection.getresponse().status == 200
+            connection.close()
+            os.kill(process.pid, signal.SIGTERM)
+            out, err = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "")
+    assert err == "asag-serve: warning: the bundle's weights are untrained\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "BUNDLE"),
+        (["BUNDLE", "--port", "70000"], "--port is 70000"),
+        (["BUNDLE", "--host", "no such host"], "could not listen on no such host"),
+        (["BUNDLE", "--concurrency", "0"], "--concurrency is 0"),
+        (["BUNDLE", "--queue", "-1"], "--queue is -1"),
+        (["BUNDLE", "--max-megabytes", "0"], "--max-megabytes is 0"),
+        (["BUNDLE", "--max-megabytes", "nan"], "--max-megabytes is nan"),
+        (["BUNDLE", "--max-megabytes", "inf"], "--max-megabytes is inf"),
+        (["BUNDLE", "--body-seconds", "nan"], "--body-seconds is nan"),
+        (["BUNDLE", "--grace-seconds", "0"], "--grace-seconds is 0"),
+        (["BUNDLE", "--threshold", "1.5"], "--threshold is 1.5"),
+        (["BUNDLE", "--backend", "caffe"], "unknown backend 'caffe'"),
+        (["nowhere"], "nowhere"),
+    ],
+)
+def test_bad_usage_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], sentence: str
+) -> None:
+    make_bundle(tmp_path / "bundle")
+    assert cli.main([str(tmp_path / "bundle") if a == "BUNDLE" else a for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    error = err.splitlines()[-1]
+    assert out == ""
+    assert error.startswith("asag-serve: error: ")
+    assert sentence in error
+
+
+def test_a_port_that_is_taken() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert address_of(taken) == f"http://127.0.0.1:{port}"
+        with pytest.raises(ConfigError, match=rf"port {port}: .*another --host or --port"):
+            listen("127.0.0.1", port)
+
+
+WITHOUT_EXTRA = r"pip install 'asag-deploy\[serve\]'"
+
+
+def test_without_starlette(monkeypatch: pytest.MonkeyPatch, detector: GatedDetector) -> None:
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(ConfigError, match=WITHOUT_EXTRA):
+        make_app(detector, Limits(), backend="onnxruntime", threshold=0.3)
+
+
+def test_without_uvicorn(monkeypatch: pytest.MonkeyPatch, detector: GatedDetector) -> None:
+    app = make_app(detector, Limits(), backend="onnxruntime", threshold=0.3)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=WITHOUT_EXTRA):
+        make_server(app, grace_seconds=1)
