@@ -23,6 +23,15 @@ MOST_IMAGES = 4
 _LARGEST = 4096
 
 
+def install_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A simulated GPU, with TensorRT and TensorRT-RTX on it."""
+    cuda = FakeCuda()
+    install_cuda(monkeypatch, cuda)
+    for engine_format in MODULES:
+        install_tensorrt(monkeypatch, cuda, engine_format)
+    return cuda
+
+
 def install_cuda(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
     """Let `cuda.bindings.runtime` be `cuda`; None: as if it were not installed."""
     for name in ("cuda", "cuda.bindings"):

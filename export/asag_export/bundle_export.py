@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asag_deploy import __version__
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle, write_bundle
+from asag_deploy.bundle import Bundle, BundleWriter, write_bundle
 from asag_deploy.engines.adapter import FORMATS as ENGINE_FORMATS
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
@@ -19,14 +19,15 @@ from asag_deploy.manifest import Manifest, Mode, Precision, Preprocessing
 from asag_export.engine_gate import EngineParity, engines_can_run, gate_engines
 from asag_export.gate import run_gate
 from asag_export.gate_checks import usual_shapes
-from asag_export.graphs import DEFAULT_OPSET, check_opset, export_stage
+from asag_export.graphs import DEFAULT_OPSET, ExportedStage, check_opset, export_stage
 from asag_export.mixed import with_half_features
 from asag_export.parity import ParityReport
 from asag_export.prepare import FULL_PRECISION, prepare
 from asag_training.checkpoints import Checkpoint, select_head
-from asag_training.config import MAIN_HEAD
-from asag_training.model import build
+from asag_training.config import MAIN_HEAD, AsagConfig
+from asag_training.model import Asag, build
 from asag_training.plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.stages import StageModule
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 FORMATS = ("onnx", *ENGINE_FORMATS)
@@ -76,72 +77,99 @@ def export_bundle(
     chosen = select_head(checkpoint, head or checkpoint.head_names[-1])
     config = chosen.config
     probing = probing_plan(config, levels, mode)
-    preprocessing = preprocessing or chosen.preprocessing or Preprocessing()
+    manifest = Manifest(
+        producer=f"asag-deploy {__version__}",
+        variant=config.variant,
+        head=chosen.head or MAIN_HEAD,
+        precision=precision,
+        opset=opset,
+        trained=chosen.trained,
+        categories=chosen.categories,
+        preprocessing=preprocessing or chosen.preprocessing or Preprocessing(),
+        probing=probing,
+        postprocessing=postprocessing_plan(config),
+        graphs=(),
+    )
     model = build(config, chosen.state)
-    exported = build_stages(prepare(model, precision), probing, preprocessing=preprocessing)
-
     with write_bundle(output_dir, overwrite=overwrite) as writer:
-        for stage in exported:
-            progress(f"exporting {stage.name}")
-            proto, inputs, outputs = export_stage(stage, config, probing, precision=precision, opset=opset)
-            full: Precision | None = "fp32" if stage.name in FULL_PRECISION else None
-            writer.add_graph(
-                stage.name, proto.SerializeToString(), inputs=inputs, outputs=outputs, precision=full
-            )
-        manifest = Manifest(
-            producer=f"asag-deploy {__version__}",
-            variant=config.variant,
-            head=chosen.head or MAIN_HEAD,
-            precision=precision,
-            opset=opset,
-            trained=chosen.trained,
-            categories=chosen.categories,
-            preprocessing=preprocessing,
-            probing=probing,
-            postprocessing=postprocessing_plan(config),
-            graphs=(),
-        )
-        reference = build_stages(model, probing, preprocessing=preprocessing)
-
-        def judge(bundle: Bundle) -> ParityReport:
-            progress("comparing with PyTorch")
-            network = open_network(None, bundle)
-            usual = usual_shapes(bundle.manifest, Batches() if engines is None else engines.batches)
-            return run_gate(
-                reference, network, probing, backend="onnxruntime", precision=precision, usual=usual
-            )
-
-        def in_float32(name: str) -> Bundle:
-            progress(f"exporting {name} in float32")
-            stages = build_stages(prepare(model, "fp32"), probing, preprocessing=preprocessing)
-            (stage,) = (stage for stage in stages if stage.name == name)
-            full = export_stage(stage, config, probing, precision="fp32", opset=opset)
-            proto, inputs, outputs = with_half_features(*full)
-            writer.add_graph(
-                name, proto.SerializeToString(), inputs=inputs, outputs=outputs, precision="fp32"
-            )
-            return writer.finish(manifest)
-
-        report = judge(writer.finish(manifest))
+        making = _Making(model, config, manifest, writer, progress)
+        making.write_graphs()
+        batches = Batches() if engines is None else engines.batches
+        report = making.judge(batches)
         found: EngineParity | None = None
         if engines is not None and report.passed and engines_can_run(engines):
-            progress(f"comparing {engines.engine_format} with PyTorch")
-            found = gate_engines(
-                reference,
-                writer.finish(manifest),
-                engines,
-                probing,
-                precision=precision,
-                in_float32=in_float32,
-            )
+            found = making.judge_engines(engines)
             if found.full_precision:
-                report = judge(writer.finish(manifest))  # other graphs than those that were judged
+                report = making.judge(batches)  # other graphs than those that were judged
         parity = report.to_dict() | ({"engines": found.to_dict()} if found is not None else {})
         writer.finish(dataclasses.replace(manifest, parity=parity))
         failed = report if not report.passed or found is None else found.report
         if not failed.passed and not keep_failed:
             raise ParityError(_failure(failed, Path(output_dir)))
     return Export(bundle=Bundle.open(output_dir), parity=report, engines=found)
+
+
+class _Making:
+    """A bundle in the making: its graphs are written and judged, and some perhaps written again."""
+
+    def __init__(
+        self, model: Asag, config: AsagConfig, manifest: Manifest, writer: BundleWriter, progress: Progress
+    ) -> None:
+        self._model, self._config, self._manifest = model, config, manifest
+        self._writer, self._progress = writer, progress
+        self._reference = self._stages(model)
+
+    def write_graphs(self) -> None:
+        """Every stage in the precision of the manifest."""
+        precision = self._manifest.precision
+        for stage in self._stages(prepare(self._model, precision)):
+            self._progress(f"exporting {stage.name}")
+            own: Precision | None = "fp32" if stage.name in FULL_PRECISION else None
+            self._add(stage.name, self._export(stage, precision), own)
+
+    def judge(self, batches: Batches) -> ParityReport:
+        """The graphs, run by ONNX Runtime, against the network in PyTorch."""
+        bundle = self._writer.finish(self._manifest)
+        self._progress("comparing with PyTorch")
+        return run_gate(
+            self._reference,
+            open_network(None, bundle),
+            self._manifest.probing,
+            backend="onnxruntime",
+            precision=self._manifest.precision,
+            usual=usual_shapes(bundle.manifest, batches),
+        )
+
+    def judge_engines(self, engines: BuildOptions) -> EngineParity:
+        """Engines of the graphs, on the GPU here, against the network in PyTorch."""
+        self._progress(f"comparing {engines.engine_format} with PyTorch")
+        return gate_engines(
+            self._reference,
+            self._writer.finish(self._manifest),
+            engines,
+            self._manifest.probing,
+            precision=self._manifest.precision,
+            in_float32=self._in_float32,
+        )
+
+    def _in_float32(self, name: str) -> Bundle:
+        """The bundle with the stage of that name in float32 between features in half precision."""
+        self._progress(f"exporting {name} in float32")
+        (stage,) = (stage for stage in self._stages(prepare(self._model, "fp32")) if stage.name == name)
+        self._add(name, with_half_features(*self._export(stage, "fp32")), "fp32")
+        return self._writer.finish(self._manifest)
+
+    def _stages(self, model: Asag) -> list[StageModule]:
+        return build_stages(model, self._manifest.probing, preprocessing=self._manifest.preprocessing)
+
+    def _export(self, stage: StageModule, precision: Precision) -> ExportedStage:
+        opset = self._manifest.opset
+        return export_stage(stage, self._config, self._manifest.probing, precision=precision, opset=opset)
+
+    def _add(self, name: str, exported: ExportedStage, precision: Precision | None) -> None:
+        proto, inputs, outputs = exported
+        content = proto.SerializeToString()
+        self._writer.add_graph(name, content, inputs=inputs, outputs=outputs, precision=precision)
 
 
 def _failure(report: ParityReport, output_dir: Path) -> str:

@@ -27,6 +27,9 @@ from asag_training.stages import StageModule
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 
+ExportedStage = tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+"""A stage's model, its inputs and its outputs."""
+
 _EXAMPLE_BATCH = 2
 _EXAMPLE_SIZE = (192, 256)
 _EXAMPLE_PATCHES = 3
@@ -44,7 +47,7 @@ _DTYPES: dict[str, torch.dtype] = {
 
 def export_stage(
     stage: StageModule, config: AsagConfig, probing: Probing, *, precision: Precision, opset: int
-) -> tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+) -> ExportedStage:
     """Export one stage; returns the model and its inputs and outputs.
 
     Raises ConfigError for an opset that is not supported, ExportError if the model cannot be made or is not

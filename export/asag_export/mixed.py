@@ -9,13 +9,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from asag_deploy.manifest import TensorSpec
+from asag_export.graphs import ExportedStage
 
 FEATURES = frozenset({"p2", "p3", "p4", "p5", "feature"})
 
 
 def with_half_features(
     model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+) -> ExportedStage:
     """A copy of a float32 stage, and its interface, whose feature maps come and go as float16."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -21,7 +21,7 @@ from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, CaptureError, ConfigError
 from asag_deploy.manifest import Level, Mode
 from fake_cuda import FakeCuda
-from fake_gpu import install_cuda, install_tensorrt, write_engines
+from fake_gpu import install_gpu, write_engines
 from fake_kernels import FakeKernels
 from fake_tensorrt import IExecutionContext
 from tiny_bundle import batch, make_bundle, picture
@@ -37,11 +37,7 @@ MIXED = [STOPS["P5"], STOPS["P3"], STOPS["P4"], picture(18, 6, 1)]
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
-    install_cuda(monkeypatch, made)
-    for engine_format in FORMATS:
-        install_tensorrt(monkeypatch, made, engine_format)
-    return made
+    return install_gpu(monkeypatch)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.probing import FEATURES
 from fake_cuda import FakeCuda
-from fake_gpu import MOST_IMAGES, install_cuda, install_tensorrt, write_engines
+from fake_gpu import MOST_IMAGES, install_gpu, write_engines
 from fake_tensorrt import view
 from tiny_bundle import backbone, batch, counts, make_bundle, picture
 
@@ -31,11 +31,7 @@ FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
-    install_cuda(monkeypatch, made)
-    for engine_format in FORMATS:
-        install_tensorrt(monkeypatch, made, engine_format)
-    return made
+    return install_gpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from asag_deploy.errors import (
     ImageError,
 )
 from fake_cuda import CudaError, FakeCuda
-from fake_gpu import MODULES, install_cuda, install_tensorrt, write_engines
+from fake_gpu import MODULES, install_cuda, install_gpu, write_engines
 from tiny_bundle import make_bundle
 
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
@@ -33,11 +33,7 @@ FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
-    install_cuda(monkeypatch, made)
-    for engine_format in FORMATS:
-        install_tensorrt(monkeypatch, made, engine_format)
-    return made
+    return install_gpu(monkeypatch)
 
 
 @pytest.fixture

@@ -110,11 +110,7 @@ def quantize_bundle(
             most_loss=most_loss,
         )
         failures = report.failures()
-        parity = {
-            "passed": not failures,
-            "quantization": report.to_dict(),
-            "float32": bundle.manifest.parity,
-        }
+        parity = {"passed": not failures, "quantization": report.to_dict(), "float32": bundle.manifest.parity}
         writer.finish(dataclasses.replace(manifest, parity=parity))
         if failures and not keep_failed:
             raise ParityError(_too_much(failures[0], output_dir))
