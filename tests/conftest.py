@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,11 @@ REFERENCE = Path(__file__).parent / "reference"
 # when it is imported, which the conftests of the folders below do as soon as they are loaded, hence at once.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts tests and what they start, even if a shell runs the suite in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,6 +42,7 @@ needs_rtx = pytest.mark.skipif(
 )
 
 GPUS = ("sm75", "sm86", "sm89", "sm120")
+FIRST = "asag-a-r50-100"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 ONE_FOR_ALL = CompileOptions(
     capabilities=GPUS, tf32=False, optimization_level=None, compatibility="none", version_compatible=False
@@ -86,12 +87,33 @@ def compile_stage(
 
 
 def different_stages() -> list[tuple[str, str]]:
-    """The first variant and the stage, of all stages of all variants that are not the same."""
+    """The first variant and the stage, of all stages of all variants that are not the same.
+
+    Without those of the first variant, whose bundles are built further down.  The deeper backbone comes once:
+    what follows it in its graph is built on the other.
+    """
     first: dict[Any, tuple[str, str]] = {}
-    for variant in VARIANTS:
+    for variant, config in VARIANTS.items():
         for stage in ("normalize", *OF_NO_MATTER):
-            first.setdefault(what_matters(stage, small_config(variant)), (variant, stage))
-    return list(first.values())
+            if stage != "backbone" or config.backbone_depth == 50 or variant == "asag-a-r101-100":
+                first.setdefault(what_matters(stage, small_config(variant)), (variant, stage))
+    return [(variant, stage) for variant, stage in first.values() if variant != FIRST]
+
+
+def test_every_variant_is_among_them() -> None:
+    """Each stage is compiled for its own settings, and each backbone for its depth."""
+    compiled = [(FIRST, stage) for stage in ("normalize", *OF_NO_MATTER)] + different_stages()
+    for variant, config in VARIANTS.items():
+        for stage in OF_NO_MATTER:
+            named = [small_config(name) for name, of in compiled if of == stage]
+            depths = {other.backbone_depth for other in named}
+            assert stage != "backbone" or config.backbone_depth in depths
+            depth = {} if stage != "backbone" else {"backbone_depth": 50}
+            own = what_matters(stage, small_config(variant, **depth))
+            assert own in [what_matters(stage, other.with_changes(**depth)) for other in named], (
+                variant,
+                stage,
+            )
 
 
 @needs_rtx
@@ -109,41 +131,52 @@ def test_every_stage_of_every_variant_compiles(variant: str, name: str, precisio
 
 @needs_rtx
 @pytest.mark.slow
-def test_a_network_of_full_size_compiles() -> None:
+def test_graphs_of_full_size_compile() -> None:
+    """The two largest; the others have hardly a weight."""
     library = open_library("tensorrt-rtx")
     config = VARIANTS["asag-a-r50-100"]
     stages, manifest = stages_of(config, "fp16", Preprocessing())
-    sizes = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in stages}
+    large = [stage for stage in stages if stage.name in ("backbone", "decoder")]
+    sizes = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in large}
     assert sizes["backbone"] > 40_000_000  # half precision of 24 million weights
+    assert sizes["decoder"] > 10_000_000
 
 
 @needs_rtx
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_export_and_build_in_one_go(
-    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_and_build_in_one_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stage of the first variant in FP16, for every generation."""
     checkpoint, output = tmp_path / "small.safetensors", tmp_path / "bundle"
     save_checkpoint(checkpoint, small_checkpoint())
-    options = f"--levels p4-p6 --precision {precision} --shorter-side 160 --longer-side 320"
-    options += " --format tensorrt-rtx --gpu sm86 --gpu sm75"
-    arguments = ["--checkpoint", str(checkpoint), "--output-dir", str(output), *options.split()]
+    options = "--precision fp16 --shorter-side 160 --longer-side 320 --format tensorrt-rtx"
+    arguments = ["--checkpoint", str(checkpoint), "--output-dir", str(output), *options.split(), *for_gpus()]
     assert export_main(arguments) == 0
-    assert "built 8 engines with TensorRT-RTX" in capsys.readouterr().out
-    for gpu in ("sm75", "sm86"):
-        names = {path.name for path in (output / "engines" / "tensorrt-rtx" / gpu).glob("*.engine")}
-        assert names == {f"{stage}.engine" for stage in ("normalize", "backbone", "probe_p4", "decoder")}
-    assert build_main([str(output), "--gpu", "sm86", "--gpu", "sm75", "--precision", precision]) == 0
-    assert "nothing to do: all 8 engines" in capsys.readouterr().out
+    assert "built 20 engines with TensorRT-RTX" in capsys.readouterr().out
+    assert_every_engine(output)
+    assert build_main([str(output), *for_gpus(), "--precision", "fp16"]) == 0
+    assert "nothing to do: all 20 engines" in capsys.readouterr().out
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_a_bundle_is_built_by_asag_build(
-    half_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(half_bundle.path, tmp_path / "bundle")
-    assert build_main([str(tmp_path / "bundle"), "--gpu", "sm120"]) == 0
-    assert "built 4 engines" in capsys.readouterr().out
+    """Every stage of the first variant in FP32, for every generation."""
+    shutil.copytree(small_bundle.path, tmp_path / "bundle")
+    assert build_main([str(tmp_path / "bundle"), *for_gpus()]) == 0
+    assert "built 20 engines" in capsys.readouterr().out
+    assert_every_engine(tmp_path / "bundle")
+
+
+def for_gpus() -> list[str]:
+    return [word for gpu in GPUS for word in ("--gpu", gpu)]
+
+
+def assert_every_engine(bundle: Path) -> None:
+    for gpu in GPUS:
+        names = {path.name for path in (bundle / "engines" / "tensorrt-rtx" / gpu).glob("*.engine")}
+        assert names == {f"{stage}.engine" for stage in ("normalize", *OF_NO_MATTER)}
 
 
 @pytest.mark.parametrize("stage", ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"])

@@ -14,18 +14,15 @@ import torch
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError, DataError
 from asag_deploy.manifest import Preprocessing
-from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.coco import CocoDataset
 from asag_training.data.scenes import SCENE_CATEGORIES, write_scenes
 from asag_training.evaluation.cli import main
-from asag_training.evaluation.evaluate import Evaluation, evaluate
-from asag_training.evaluation.predictor import Predictor, load_predictor, network_predictor
-from asag_training.evaluation.report import table
+from asag_training.evaluation.evaluate import evaluate
+from asag_training.evaluation.predictor import load_predictor, network_predictor
 from asag_training.model import build
 from checkpoint_files import random_state, tiny_checkpoint, tiny_config
 from coco_files import box, write_coco
-from small_network import small_checkpoint
 from tiny_bundle import make_bundle, picture
 
 PICTURES = [picture(0), picture(3), picture(5, 2)]
@@ -130,27 +127,6 @@ def test_proposals_are_those_of_the_relation_block() -> None:
     assert boxes[:, 2].tolist() == pytest.approx(
         (outputs[0].boxes[0, rest, 0] + outputs[0].boxes[0, rest, 2] / 2).tolist(), abs=1e-5
     )
-
-
-@pytest.mark.slow
-def test_a_bundle_has_the_proposals_of_its_checkpoint(tmp_path: Path) -> None:
-    write_scenes(tmp_path, count=2, seed=0, size=160, split="val2017")
-    small = Preprocessing(shorter_side=160, longer_side=160)
-    checkpoint = dataclasses.replace(small_checkpoint(num_classes=5), categories=SCENE_CATEGORIES)
-    save_checkpoint(tmp_path / "c.safetensors", checkpoint)
-    export_bundle(checkpoint, tmp_path / "bundle", preprocessing=small)
-    of_checkpoint = _measure(load_predictor(tmp_path / "c.safetensors", preprocessing=small), tmp_path)
-    of_bundle = _measure(load_predictor(tmp_path / "bundle"), tmp_path)
-    assert of_bundle.proposal_recall == pytest.approx(of_checkpoint.proposal_recall, abs=0.02)
-    assert of_bundle.anchor_recall == pytest.approx(of_checkpoint.anchor_recall, abs=0.02)
-    assert "AR of proposals: " in table(of_bundle)
-
-
-def _measure(predictor: Predictor, data: Path) -> Evaluation:
-    dataset = CocoDataset.open(data, "val2017", categories=SCENE_CATEGORIES)
-    evaluation = evaluate(predictor.detector, dataset, proposals=predictor.proposals, batch=2)
-    assert evaluation.proposal_recall is not None
-    return evaluation
 
 
 def test_one_class_is_measured_as_crowdhuman(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from asag_deploy.detector import Detector
 from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import load_checkpoint
 from asag_training.data.coco import CocoDataset
 from asag_training.evaluation.evaluate import Evaluation, evaluate
 from asag_training.evaluation.predictor import load_predictor
+from asag_training.evaluation.report import table
 from asag_training.losses import Criterion, LossConfig
 from asag_training.trainer import LAST, Trainer
 from asag_training.training_network import run_network
@@ -118,15 +118,25 @@ def test_every_part_of_the_loss_is_minimised(learned: Learned) -> None:
     assert {name: ratio for name, ratio in ratios.items() if not ratio < bounds[name]} == {}
 
 
+def evaluate_with_proposals(path: Path, data: Path) -> Evaluation:
+    predictor = load_predictor(path)
+    dataset = CocoDataset.open(data, "val2017", categories=predictor.detector.manifest.categories)
+    return evaluate(predictor.detector, dataset, proposals=predictor.proposals, batch=2)
+
+
 @pytest.mark.slow
-def test_the_bundle_detects_what_the_checkpoint_detects(learned: Learned, tmp_path: Path) -> None:
+def test_the_bundle_detects_and_proposes_what_the_checkpoint_does(learned: Learned, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(learned.run / LAST)
     exported = export_bundle(checkpoint, tmp_path / "bundle")
     assert exported.parity.passed
     assert exported.bundle.manifest.preprocessing == RECIPE.preprocessing
-    dataset = CocoDataset.open(learned.data, "val2017", categories=checkpoint.categories)
-    with Detector.load(tmp_path / "bundle") as detector:
-        of_bundle = evaluate(detector, dataset)
+    of_bundle = evaluate_with_proposals(tmp_path / "bundle", learned.data)
     of_checkpoint = learned.after.evaluation
     assert of_bundle.coco.ap == pytest.approx(of_checkpoint.coco.ap, abs=1e-6)
     assert of_bundle.anchors == of_checkpoint.anchors
+    proposed = evaluate_with_proposals(learned.run / LAST, learned.data)
+    assert proposed.proposal_recall is not None
+    assert (proposed.proposal_recall[100] or 0) > 0.25
+    assert of_bundle.proposal_recall == pytest.approx(proposed.proposal_recall, abs=0.02)
+    assert of_bundle.anchor_recall == pytest.approx(proposed.anchor_recall, abs=0.02)
+    assert "AR of proposals: " in table(of_bundle)
