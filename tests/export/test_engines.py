@@ -42,7 +42,7 @@ needs_rtx = pytest.mark.skipif(
 )
 
 GPUS = ("sm75", "sm86", "sm89", "sm120")
-FIRST = "asag-a-r50-100"
+FIRST = next(iter(VARIANTS))
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 ONE_FOR_ALL = CompileOptions(
     capabilities=GPUS, tf32=False, optimization_level=None, compatibility="none", version_compatible=False
@@ -89,31 +89,13 @@ def compile_stage(
 def different_stages() -> list[tuple[str, str]]:
     """The first variant and the stage, of all stages of all variants that are not the same.
 
-    Without those of the first variant, whose bundles are built further down.  The deeper backbone comes once:
-    what follows it in its graph is built on the other.
+    Without those of the first variant, whose bundles are built further down.
     """
     first: dict[Any, tuple[str, str]] = {}
-    for variant, config in VARIANTS.items():
+    for variant in VARIANTS:
         for stage in ("normalize", *OF_NO_MATTER):
-            if stage != "backbone" or config.backbone_depth == 50 or variant == "asag-a-r101-100":
-                first.setdefault(what_matters(stage, small_config(variant)), (variant, stage))
+            first.setdefault(what_matters(stage, small_config(variant)), (variant, stage))
     return [(variant, stage) for variant, stage in first.values() if variant != FIRST]
-
-
-def test_every_variant_is_among_them() -> None:
-    """Each stage is compiled for its own settings, and each backbone for its depth."""
-    compiled = [(FIRST, stage) for stage in ("normalize", *OF_NO_MATTER)] + different_stages()
-    for variant, config in VARIANTS.items():
-        for stage in OF_NO_MATTER:
-            named = [small_config(name) for name, of in compiled if of == stage]
-            depths = {other.backbone_depth for other in named}
-            assert stage != "backbone" or config.backbone_depth in depths
-            depth = {} if stage != "backbone" else {"backbone_depth": 50}
-            own = what_matters(stage, small_config(variant, **depth))
-            assert own in [what_matters(stage, other.with_changes(**depth)) for other in named], (
-                variant,
-                stage,
-            )
 
 
 @needs_rtx
@@ -131,15 +113,12 @@ def test_every_stage_of_every_variant_compiles(variant: str, name: str, precisio
 
 @needs_rtx
 @pytest.mark.slow
-def test_graphs_of_full_size_compile() -> None:
-    """The two largest; the others have hardly a weight."""
+def test_a_network_of_full_size_compiles() -> None:
     library = open_library("tensorrt-rtx")
     config = VARIANTS["asag-a-r50-100"]
     stages, manifest = stages_of(config, "fp16", Preprocessing())
-    large = [stage for stage in stages if stage.name in ("backbone", "decoder")]
-    sizes = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in large}
+    sizes = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in stages}
     assert sizes["backbone"] > 40_000_000  # half precision of 24 million weights
-    assert sizes["decoder"] > 10_000_000
 
 
 @needs_rtx
