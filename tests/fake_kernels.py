@@ -6,6 +6,9 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from asag_deploy.backends import tensorrt
 from asag_deploy.kernels import KernelLibrary
 from asag_deploy.kernels.structures import INTERFACE_VERSION
 from fake_cuda import FakeCuda
@@ -35,6 +38,13 @@ class FakeKernels(KernelLibrary):
 
         self.calls.append(operator)
         self._cuda.put(stream, work)
+
+
+def install_kernels(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, host_library: Path) -> FakeKernels:
+    """Let the TensorRT backends find the kernels compiled, whatever the GPU."""
+    kernels = FakeKernels(host_library, cuda)
+    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    return kernels
 
 
 class ReadyLibrary:

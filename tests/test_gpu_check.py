@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_deploy.backends import BACKENDS, tensorrt
+from asag_deploy.backends import BACKENDS
 from asag_deploy.errors import BackendError, ConfigError, ParityError
 from asag_deploy.kernels import LIBRARY_VARIABLE
 from fake_cuda import FakeCuda
 from fake_gpu import install_cuda, install_tensorrt, write_engines
-from fake_kernels import FakeKernels
+from fake_kernels import FakeKernels, install_kernels
 from tiny_bundle import make_bundle
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
@@ -39,6 +39,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """With TensorRT-RTX alone."""
     cuda = FakeCuda()
     install_cuda(monkeypatch, cuda)
     install_tensorrt(monkeypatch, cuda)
@@ -160,8 +161,7 @@ def test_pictures_are_compared_to_the_bit(
     for i, size in enumerate([(90, 130), (40, 30)]):
         picture = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
         assert cv2.imwrite(str(folder / f"{i}.png"), picture)
-    kernels = FakeKernels(host_library_path, gpu)
-    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    install_kernels(monkeypatch, gpu, host_library_path)
     monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
     found = script.check_pictures(bundle.path, "tensorrt-rtx", build, folder)
     assert found["pictures"] == 2
@@ -188,8 +188,7 @@ def test_the_loop_on_the_device_is_compared_with_the_hosts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_engines(make_bundle(tmp_path / "bundle"))
-    kernels = FakeKernels(host_library_path, gpu)
-    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    install_kernels(monkeypatch, gpu, host_library_path)
     monkeypatch.setenv(LIBRARY_VARIABLE, str(host_library_path))
     arguments = (tmp_path / "bundle", "tensorrt-rtx", tmp_path, (64, 64), 2)
     found = script.check_loops(*arguments)

@@ -8,11 +8,10 @@ import pytest
 
 from asag_bench.phases import PHASES
 from asag_bench.subjects import DetectorSubject
-from asag_deploy.backends import open_network, tensorrt
+from asag_deploy.backends import open_network
 from asag_deploy.detector import stop_rule
-from fake_cuda import FakeCuda
-from fake_gpu import install_cuda, install_tensorrt, write_engines
-from fake_kernels import FakeKernels
+from fake_gpu import install_gpu, write_engines
+from fake_kernels import install_kernels
 from tiny_bundle import make_bundle, picture
 
 
@@ -20,11 +19,7 @@ def test_a_network_that_is_timed_uses_the_kernels_too(
     host_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or what is measured would not be what is used."""
-    cuda = FakeCuda()
-    install_cuda(monkeypatch, cuda)
-    install_tensorrt(monkeypatch, cuda)
-    kernels = FakeKernels(host_library_path, cuda)
-    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    kernels = install_kernels(monkeypatch, install_gpu(monkeypatch), host_library_path)
     bundle = make_bundle(tmp_path / "bundle")
     write_engines(bundle)
     network = open_network("tensorrt-rtx", bundle)

@@ -8,12 +8,11 @@ import pytest
 
 from asag_bench.peers import open_peer
 from asag_bench.subjects import DetectorSubject
-from asag_deploy.backends import open_network, tensorrt
+from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import ConfigError
-from fake_cuda import FakeCuda
-from fake_gpu import install_cuda, install_tensorrt, write_engines
-from fake_kernels import FakeKernels
+from fake_gpu import install_gpu, write_engines
+from fake_kernels import install_kernels
 from tiny_bundle import make_bundle, picture
 
 IMAGES = [picture(0), picture(5, 0), picture(5, 2)]
@@ -38,11 +37,7 @@ def peer(name: str, bundle: Bundle, backend: str) -> DetectorSubject:
 def test_both_loops_stop_at_the_same_levels(
     monkeypatch: pytest.MonkeyPatch, host_library_path: Path, bundle: Bundle
 ) -> None:
-    cuda = FakeCuda()
-    install_cuda(monkeypatch, cuda)
-    install_tensorrt(monkeypatch, cuda)
-    kernels = FakeKernels(host_library_path, cuda)
-    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: kernels)
+    install_kernels(monkeypatch, install_gpu(monkeypatch), host_library_path)
     for name, stages in (("host-loop", True), ("device-loop", False)):
         subject = peer(name, bundle, "tensorrt-rtx")
         run = subject(IMAGES, None)

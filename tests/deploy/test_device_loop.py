@@ -22,7 +22,7 @@ from asag_deploy.errors import BackendError, CaptureError, ConfigError
 from asag_deploy.manifest import Level, Mode
 from fake_cuda import FakeCuda
 from fake_gpu import install_gpu, write_engines
-from fake_kernels import FakeKernels
+from fake_kernels import FakeKernels, install_kernels
 from fake_tensorrt import IExecutionContext
 from tiny_bundle import batch, make_bundle, picture
 
@@ -42,9 +42,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 @pytest.fixture
 def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    made = FakeKernels(host_library_path, cuda)
-    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: made)
-    return made
+    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.fixture(scope="module")

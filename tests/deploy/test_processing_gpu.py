@@ -26,7 +26,7 @@ from asag_deploy.kernels import LIBRARY_VARIABLE
 from asag_deploy.manifest import Preprocessing
 from fake_cuda import FakeCuda
 from fake_gpu import install_cuda, install_tensorrt, write_engines
-from fake_kernels import FakeKernels, ReadyLibrary
+from fake_kernels import FakeKernels, ReadyLibrary, install_kernels
 from tiny_bundle import make_bundle, picture
 
 ORDERS: tuple[ChannelOrder, ...] = ("rgb", "bgr")
@@ -42,9 +42,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 @pytest.fixture
 def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    made = FakeKernels(host_library_path, cuda)
-    monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: made)
-    return made
+    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.fixture(scope="module", params=[None, 0.5], ids=["no NMS", "NMS"])

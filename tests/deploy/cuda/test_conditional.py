@@ -12,27 +12,19 @@ from asag_deploy.cuda import Cuda, open_cuda
 from asag_deploy.cuda.conditional import if_set, new_condition, why_no_conditions
 from asag_deploy.errors import BackendError
 from fake_cuda import FakeCuda
-from fake_gpu import install_cuda
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
-    install_cuda(monkeypatch, made)
-    return made
-
-
-@pytest.fixture
-def cuda(fake: FakeCuda) -> Cuda:
+def api(cuda: FakeCuda) -> Cuda:
     return open_cuda()
 
 
 @pytest.fixture
-def streams(cuda: Cuda) -> Iterator[list[int]]:
-    made = [cuda.create_stream() for _ in range(3)]
+def streams(api: Cuda) -> Iterator[list[int]]:
+    made = [api.create_stream() for _ in range(3)]
     yield made
     for stream in made:
-        cuda.destroy_stream(stream)
+        api.destroy_stream(stream)
 
 
 def bytes_at(pointer: int, count: int) -> list[int]:
@@ -41,79 +33,79 @@ def bytes_at(pointer: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_nested_bodies_run_if_their_condition_is_set(
-    fake: FakeCuda, cuda: Cuda, streams: list[int], first: int, second: int
+    cuda: FakeCuda, api: Cuda, streams: list[int], first: int, second: int
 ) -> None:
     """Decided when the stream runs: the values are given after the launch, and anew for the next one."""
     outer, inner, innermost = streams
-    memory, source = cuda.allocate(2), cuda.allocate(1)
+    memory, source = api.allocate(2), api.allocate(1)
     ctypes.memset(source, 1, 1)
     given = {"first": 0, "second": 0}
 
     def decide(stream: int, condition: int, name: str) -> None:
-        fake.put(stream, lambda: fake.conditions.update({condition: given[name]}))
+        cuda.put(stream, lambda: cuda.conditions.update({condition: given[name]}))
 
-    cuda.begin_capture(outer)
-    cuda.clear(memory, 2, outer)
-    condition = new_condition(cuda, outer)
+    api.begin_capture(outer)
+    api.clear(memory, 2, outer)
+    condition = new_condition(api, outer)
     decide(outer, condition, "first")
-    with if_set(cuda, outer, condition, inner):
-        cuda.copy(memory, source, 1, "on_device", inner)
-        nested = new_condition(cuda, inner)
+    with if_set(api, outer, condition, inner):
+        api.copy(memory, source, 1, "on_device", inner)
+        nested = new_condition(api, inner)
         decide(inner, nested, "second")
-        with if_set(cuda, inner, nested, innermost):
-            cuda.copy(memory + 1, source, 1, "on_device", innermost)
-    graph = cuda.end_capture(outer)
+        with if_set(api, inner, nested, innermost):
+            api.copy(memory + 1, source, 1, "on_device", innermost)
+    graph = api.end_capture(outer)
     for values in ((1, 1), (first, second)):
-        cuda.launch(graph, outer)
+        api.launch(graph, outer)
         given.update(first=values[0], second=values[1])
-        cuda.synchronize(outer)
+        api.synchronize(outer)
         assert bytes_at(memory, 2) == [values[0], values[0] and values[1]]
-    cuda.destroy_graph(graph)
-    cuda.free(memory)
-    cuda.free(source)
-    assert set(fake.leaked()) == {"streams"}
+    api.destroy_graph(graph)
+    api.free(memory)
+    api.free(source)
+    assert set(cuda.leaked()) == {"streams"}
 
 
-def test_a_condition_that_nothing_sets_is_not_met(fake: FakeCuda, cuda: Cuda, streams: list[int]) -> None:
+def test_a_condition_that_nothing_sets_is_not_met(cuda: FakeCuda, api: Cuda, streams: list[int]) -> None:
     outer, inner, _ = streams
-    cuda.begin_capture(outer)
-    condition = new_condition(cuda, outer)
+    api.begin_capture(outer)
+    condition = new_condition(api, outer)
     ran: list[bool] = []
-    with if_set(cuda, outer, condition, inner):
-        fake.put(inner, lambda: ran.append(True))
-    graph = cuda.end_capture(outer)
-    fake.conditions[condition] = 1  # of a launch before, which must not matter
-    cuda.launch(graph, outer)
-    cuda.synchronize(outer)
+    with if_set(api, outer, condition, inner):
+        cuda.put(inner, lambda: ran.append(True))
+    graph = api.end_capture(outer)
+    cuda.conditions[condition] = 1  # of a launch before, which must not matter
+    api.launch(graph, outer)
+    api.synchronize(outer)
     assert ran == []
 
 
-def test_a_body_that_fails_leaves_the_streams_usable(fake: FakeCuda, cuda: Cuda, streams: list[int]) -> None:
+def test_a_body_that_fails_leaves_the_streams_usable(cuda: FakeCuda, api: Cuda, streams: list[int]) -> None:
     outer, inner, _ = streams
 
     def capture() -> None:
-        with if_set(cuda, outer, new_condition(cuda, outer), inner):
+        with if_set(api, outer, new_condition(api, outer), inner):
             raise BackendError("the engine cannot be captured")
 
-    cuda.begin_capture(outer)
+    api.begin_capture(outer)
     with pytest.raises(BackendError, match="the engine cannot be captured"):
         capture()
-    cuda.abandon_capture(outer)
+    api.abandon_capture(outer)
     for stream in (outer, inner):
-        cuda.begin_capture(stream)
-        cuda.abandon_capture(stream)
-    assert fake.graphs == {}
+        api.begin_capture(stream)
+        api.abandon_capture(stream)
+    assert cuda.graphs == {}
 
 
-def test_a_condition_needs_a_capture(cuda: Cuda, streams: list[int]) -> None:
+def test_a_condition_needs_a_capture(api: Cuda, streams: list[int]) -> None:
     with pytest.raises(BackendError, match="nothing is being captured"):
-        new_condition(cuda, streams[0])
+        new_condition(api, streams[0])
 
 
-def test_bindings_that_lack_a_call(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert why_no_conditions(cuda) is None
+def test_bindings_that_lack_a_call(api: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_no_conditions(api) is None
     monkeypatch.delattr(FakeCuda, "cudaGraphAddNode")
-    assert "take cuda-bindings 13" in str(why_no_conditions(cuda))
+    assert "take cuda-bindings 13" in str(why_no_conditions(api))
 
 
 def test_the_real_module_takes_what_is_given_to_it() -> None:
