@@ -43,6 +43,7 @@ _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark."""
 _MISSING = "OpenVINO is not installed; install it with `pip install openvino`"
+_OUTPUT_SUFFIX = "/sink_port_0"
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
 
 
@@ -151,8 +152,8 @@ class _OpenVinoStage:
     def __init__(self, name: str, model: CompiledModel) -> None:
         self._name = name
         self._model = model
-        self._inputs = {port.any_name: port.get_element_type() for port in model.inputs}
-        self._outputs = [port.any_name for port in model.outputs]
+        self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
+        self._outputs = [_own_name(port) for port in model.outputs]
         self._idle: SimpleQueue[InferRequest] = SimpleQueue()
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -272,6 +273,12 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
         return np.array(tensor.data)
     halves: NDArray[np.uint16] = tensor.data.view(np.uint16)  # OpenVINO calls the same bits float16
     return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _own_name(port: Any) -> str:
+    """A compiled port's name in the graph, not that of a value that compiling made one with it."""
+    name: str = port.node.friendly_name.removesuffix(_OUTPUT_SUFFIX)
+    return name if name in port.names else port.any_name
 
 
 def _reason(error: Exception) -> str:

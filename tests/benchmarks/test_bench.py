@@ -20,7 +20,7 @@ from asag_bench.peers import PEERS
 from asag_bench.phases import PHASES
 from asag_bench.report import markdown, on_screen
 from asag_bench.subjects import Run
-from asag_deploy.backends import open_network
+from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.postprocess import detections_of
@@ -123,8 +123,12 @@ def test_tables(result: dict[str, Any]) -> None:
     assert "NOT STABLE: P5, batch 1: " in on_screen(result)
 
 
-def test_unsplit_finds_what_the_loop_finds(bundle: Bundle, tmp_path: Path) -> None:
-    network = open_network(None, unsplit_bundle(bundle, tmp_path), threads=1)
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_unsplit_finds_what_the_loop_finds(backend: str, bundle: Bundle, tmp_path: Path) -> None:
+    missing = BACKENDS[backend].available()
+    if missing is not None:
+        pytest.skip(missing)
+    network = open_network(backend, unsplit_bundle(bundle, tmp_path), threads=1)
     images = [picture(5, 2), picture(0), picture(3)]
     given = {
         "pixels": network.upload(np.stack(images)),

@@ -8,10 +8,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from asag_deploy.backends import BACKENDS, open_network, openvino
+from asag_deploy.backends.openvino import OpenVinoArray
 from asag_deploy.backends.openvino_cache import CompiledCache, cache_folder
 from asag_deploy.backends.openvino_precision import keep_coordinates_precise
 from asag_deploy.bundle import Bundle
@@ -274,6 +277,26 @@ def test_a_marked_graph_is_computed_in_two_precisions(cached: bool) -> None:
     assert 1e-5 < difference < 2e-2
     # In bfloat16 a sine of thousands would be any number.
     np.testing.assert_allclose(wave_found, np.sin(1700 * values.astype(np.float64)) @ weight, atol=0.1)
+
+
+def test_values_that_compiling_makes_one_keep_the_names_of_the_graph(tmp_path: Path) -> None:
+    """What goes in and what comes out, although `a`, copied from it, comes first in the alphabet."""
+    nodes = [
+        helper.make_node("Identity", ["pixels"], ["a"]),
+        helper.make_node("Add", ["a", "a"], ["b"]),
+        helper.make_node("Identity", ["b"], ["image"]),
+    ]
+    pixels, image = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in ("pixels", "image"))
+    opset = [helper.make_opsetid("", 18)]
+    model = helper.make_model(helper.make_graph(nodes, "copies", [pixels], [image]), opset_imports=opset)
+    onnx.save(model, tmp_path / "copies.onnx")
+    core = library.Core()
+    compiled = core.compile_model(core.read_model(tmp_path / "copies.onnx"), "CPU")
+    assert len(compiled.input(0).names) == 2
+    stage = openvino._OpenVinoStage("copies", compiled)
+    found = stage({"pixels": OpenVinoArray(library.Tensor(np.arange(3, dtype=np.float32)), None)})
+    assert list(found) == ["image"]
+    assert found["image"].tensor.data.tolist() == [0, 2, 4]
 
 
 def test_equal_values_come_in_order() -> None:
