@@ -93,17 +93,17 @@ def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[
     shape = op.Shape(boxes)
     batch = op.Squeeze(op.Gather(shape, op.Constant(value_ints=[0])))
     image = op.Range(op.Constant(value_int=0), batch, op.Constant(value_int=1))
-    image_start = op.Reshape(image * op.ReduceSum(areas, keepdims=0), op.Constant(value_ints=[-1, 1, 1]))
-    base = op.Unsqueeze(op.Gather(starts, level) + image_start, everywhere)
+    image = op.Reshape(image, op.Constant(value_ints=[-1, 1, 1]))
+    base = op.Gather(starts * batch, level) + op.Gather(areas, level) * image
+    base = op.Unsqueeze(base, everywhere)
     index = base + op.Unsqueeze(row, down) * op.Unsqueeze(width, everywhere) + op.Unsqueeze(column, across)
     weight = op.Unsqueeze(row_weight, down) * op.Unsqueeze(column_weight, across) / 4.0
 
     depth = op.Gather(shape2, op.Constant(value_ints=[3]))
-    flat = op.Concat(op.Constant(value_ints=[0, -1]), depth, axis=0)
+    flat = op.Concat(op.Constant(value_ints=[-1]), depth, axis=0)
     cells = op.Concat(
-        op.Reshape(p2, flat), op.Reshape(p3, flat), op.Reshape(p4, flat), op.Reshape(p5, flat), axis=1
-    )  # (B, cells of all levels, C)
-    cells = op.Reshape(cells, op.Concat(op.Constant(value_ints=[-1]), depth, axis=0))
+        op.Reshape(p2, flat), op.Reshape(p3, flat), op.Reshape(p4, flat), op.Reshape(p5, flat), axis=0
+    )  # (cells of all images on P2, then on P3, ..., C)
     taps = op.Gather(cells, op.Reshape(index, op.Constant(value_ints=[-1, 16])))  # (B*Q*49, 16, C)
     weight = op.CastLike(op.Reshape(weight, op.Constant(value_ints=[-1, 1, 16])), p2)
     out = op.MatMul(weight, taps)
@@ -164,25 +164,26 @@ def PyramidSample(
     column = op.Cast(op.Min(op.Max(column, 0.0), limit_x), to=7)
     row = op.Cast(op.Min(op.Max(row, 0.0), limit_y), to=7)
 
-    # (B, Q, G, P, level, row, column) -> index of a group of channels of a cell
-    level_start = op.Reshape(starts, op.Constant(value_ints=[4, 1, 1]))
-    level_width = op.Reshape(widths, op.Constant(value_ints=[4, 1, 1]))
-    cell = op.Unsqueeze(row, axis) * level_width + op.Unsqueeze(column, op.Constant(value_ints=[-2]))
-    cell = cell + level_start
+    # Where the group's channels of each row's first cell are, (B, Q, G, P, level, row), and each column's
+    # from there: all that can be done before there are sixteen of them is done before.
     shape = op.Shape(xy)
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     batch, groups = op.Gather(shape, zero), op.Gather(shape, op.Constant(value_int=2))
-    image = op.Range(zero, batch, one) * op.ReduceSum(areas, keepdims=0)
-    cell = cell + op.Reshape(image, op.Constant(value_ints=[-1, 1, 1, 1, 1, 1, 1]))
-    group = op.Reshape(op.Range(zero, groups, one), op.Constant(value_ints=[-1, 1, 1, 1, 1]))
-    index = cell * groups + group
-    taps_weight = op.Unsqueeze(row_weight, axis) * op.Unsqueeze(column_weight, op.Constant(value_ints=[-2]))
-    taps_weight = taps_weight * op.Unsqueeze(weight, op.Constant(value_ints=[5, 6]))
+    image = op.Reshape(op.Range(zero, batch, one), op.Constant(value_ints=[-1, 1]))
+    start = (starts * batch + image * areas) * groups  # (B, 4)
+    start = op.Unsqueeze(start, op.Constant(value_ints=[1, 2, 3, 5]))
+    group = op.Reshape(op.Range(zero, groups, one), op.Constant(value_ints=[-1, 1, 1, 1]))
+    row = row * op.Unsqueeze(widths * groups, axis) + (start + group)
+    column = column * groups
+    beside = op.Constant(value_ints=[-2])
+    index = op.Unsqueeze(row, axis) + op.Unsqueeze(column, beside)
+    row_weight = row_weight * op.Unsqueeze(weight, axis)
+    taps_weight = op.Unsqueeze(row_weight, axis) * op.Unsqueeze(column_weight, beside)
 
     channels = op.Gather(shape2, op.Constant(value_ints=[3]))
-    flat = op.Concat(op.Constant(value_ints=[0, -1]), channels, axis=0)
+    flat = op.Concat(axis, channels, axis=0)
     cells = op.Concat(
-        op.Reshape(p2, flat), op.Reshape(p3, flat), op.Reshape(p4, flat), op.Reshape(p5, flat), axis=1
+        op.Reshape(p2, flat), op.Reshape(p3, flat), op.Reshape(p4, flat), op.Reshape(p5, flat), axis=0
     )
     width = channels / op.Reshape(groups, second)
     cells = op.Reshape(cells, op.Concat(axis, width, axis=0))

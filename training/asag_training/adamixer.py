@@ -51,7 +51,8 @@ class AdaptiveMixing(nn.Module):
 
 def _normalise(x: Tensor) -> Tensor:
     """LayerNorm over the last two axes, without parameters."""
-    return F.layer_norm(x, x.shape[-2:])
+    flat = x.flatten(-2)  # over one axis: not every runtime knows how to normalise over two at once
+    return F.layer_norm(flat, flat.shape[-1:]).view_as(x)
 
 
 class AdaptiveSamplingMixing(nn.Module):
