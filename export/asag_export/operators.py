@@ -165,7 +165,7 @@ def PyramidSample(
     row = op.Cast(op.Min(op.Max(row, 0.0), limit_y), to=7)
 
     # Where the group's channels of each row's first cell are, (B, Q, G, P, level, row), and each column's
-    # from there: all that can be done before there are sixteen of them is done before.
+    # from there: what can be done before there are sixteen of them is done before.
     shape = op.Shape(xy)
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     batch, groups = op.Gather(shape, zero), op.Gather(shape, op.Constant(value_int=2))
@@ -174,11 +174,10 @@ def PyramidSample(
     start = op.Unsqueeze(start, op.Constant(value_ints=[1, 2, 3, 5]))
     group = op.Reshape(op.Range(zero, groups, one), op.Constant(value_ints=[-1, 1, 1, 1]))
     row = row * op.Unsqueeze(widths * groups, axis) + (start + group)
-    column = column * groups
-    beside = op.Constant(value_ints=[-2])
-    index = op.Unsqueeze(row, axis) + op.Unsqueeze(column, beside)
-    row_weight = row_weight * op.Unsqueeze(weight, axis)
-    taps_weight = op.Unsqueeze(row_weight, axis) * op.Unsqueeze(column_weight, beside)
+    index = op.Unsqueeze(row, axis) + op.Unsqueeze(column * groups, op.Constant(value_ints=[-2]))
+    # The point's weight comes last: OpenVINO 2026.4 computes the product of the two others alone wrongly.
+    taps_weight = op.Unsqueeze(row_weight, axis) * op.Unsqueeze(column_weight, op.Constant(value_ints=[-2]))
+    taps_weight = taps_weight * op.Unsqueeze(weight, op.Constant(value_ints=[5, 6]))
 
     channels = op.Gather(shape2, op.Constant(value_ints=[3]))
     flat = op.Concat(axis, channels, axis=0)

@@ -24,7 +24,8 @@ from asag_deploy.errors import ConfigError
 from asag_export.quantize import graph as quantize_graph_module
 from asag_export.quantize.bundle import check_quantizable
 from asag_export.quantize.cli import main
-from asag_export.quantize.measuring import network_inputs, signal_to_noise
+from asag_export.quantize.measuring import decoder_inputs, network_inputs, signal_to_noise
+from asag_export.quantize.placement import product_nodes, settle_weights
 from asag_training.scenes import draw_scene
 from bundle_edits import edit_graph
 from coco_files import write_coco
@@ -32,6 +33,7 @@ from coco_files import write_coco
 PICTURES = 8
 SHAPE = (160, 224)
 CONVOLUTIONS = 61
+PRODUCTS = 3
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +62,10 @@ def quantizers(bundle: Bundle) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
 
 
-def noise(bundle: Bundle, quantized: Bundle, count: int = 1) -> float:
-    """The worst feature map's signal-to-noise ratio in decibels."""
-    network = open_network(None, bundle)
-    scenes = [draw_scene(*SHAPE, seed) for seed in range(count)]
-    inputs = list(network_inputs(network, bundle.manifest.preprocessing, scenes))
-    return min(signal_to_noise(bundle, quantized, inputs).values())
+def noise(bundle: Bundle, quantized: Bundle, stage: str = "backbone") -> float:
+    """The signal-to-noise ratio of a stage's worst result in decibels."""
+    inputs = (network_inputs if stage == "backbone" else decoder_inputs)(bundle, [draw_scene(*SHAPE, 0)])
+    return min(signal_to_noise(bundle, quantized, stage, inputs).values())
 
 
 def test_what_is_quantised(small_bundle: Bundle, int8_bundle: Bundle) -> None:
@@ -81,10 +81,68 @@ def test_what_is_quantised(small_bundle: Bundle, int8_bundle: Bundle) -> None:
     assert both.count(True) == CONVOLUTIONS
     assert both.count(False) == 3, "those of the anchor generator"
     assert [function.name for function in model.functions] == ["PatchNMS"]
-    for name in ("normalize", "probe_p4", "probe_p3", "decoder"):
+    for name in ("normalize", "probe_p4", "probe_p3"):
         original = small_bundle.manifest.graph(name)
         assert manifest.graph(name) == dataclasses.replace(original, precision="fp32")
-    assert manifest.precision_of("backbone") == "int8"
+    assert manifest.precision_of("backbone") == manifest.precision_of("decoder") == "int8"
+
+
+def test_the_decoder_keeps_its_light_products_in_float32(small_bundle: Bundle, int8_bundle: Bundle) -> None:
+    assert int8_bundle.manifest.parity["quantization"]["products"] == PRODUCTS
+    model = onnx.load(int8_bundle.graph_path("decoder"))
+    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    linear = [node for node in products if is_linear(producers.get(node.input[1]))]
+    assert len(linear) == PRODUCTS
+    assert all(is_linear(producers[node.input[0]]) for node in linear)
+    weights = [constants[producers[node.input[1]].input[0]] for node in linear]
+    scales = [constants[producers[node.input[1]].input[1]] for node in linear]
+    assert [scale.shape for scale in scales] == [weight.shape[1:] for weight in weights]
+    light = [constants[node.input[1]] for node in products if node.input[1] in constants]
+    assert len(light) == 21
+    assert max(weight.size for weight in light) < min(weight.size for weight in weights)
+    results = {
+        reader.op_type for reader in model.graph.node if set(reader.input) & {n.output[0] for n in linear}
+    }
+    assert "QuantizeLinear" not in results, "sums and attention are in float32"
+    # Nor is a weight there twice: as it was, and in eight bits.
+    saved = 3 * sum(weight.size for weight in weights)
+    before, after = (b.graph_path("decoder").stat().st_size for b in (small_bundle, int8_bundle))
+    assert before - after == pytest.approx(saved, rel=0.05)
+    assert noise(small_bundle, int8_bundle, "decoder") > 30
+
+
+def is_linear(node: onnx.NodeProto | None) -> bool:
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def test_weights_that_the_graph_moves_itself() -> None:
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    names = {"model.weight": weight, "shape": np.array([1, 3, 2]), "other": weight}
+    nodes = [
+        onnx.helper.make_node("Reshape", ["model.weight", "shape"], ["reshaped"]),
+        onnx.helper.make_node("Transpose", ["reshaped"], ["moved"], perm=[0, 2, 1]),
+        onnx.helper.make_node("MatMul", ["x", "moved"], ["product"]),
+        onnx.helper.make_node("Reshape", ["x", "shape"], ["also"]),
+    ]
+    x, product, also = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in ("x", "product", "also")
+    )
+    constants = [numpy_helper.from_array(array, name) for name, array in names.items()]
+    graph = onnx.helper.make_graph(nodes, "decoder", [x], [product, also], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    settle_weights(model)
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "Reshape"]
+    left = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    assert set(left) == {"shape", "moved"}
+    np.testing.assert_array_equal(left["moved"], weight.reshape(1, 3, 2).transpose(0, 2, 1))
+    (product_node,) = product_nodes(model)
+    assert product_node.input[1] == "moved"
+    del model.graph.node[0]
+    with pytest.raises(ConfigError, match="the graph 'decoder' multiplies by no weights"):
+        product_nodes(model)
 
 
 def test_scales_are_symmetric_and_weights_have_one_per_channel(int8_bundle: Bundle) -> None:
@@ -127,16 +185,20 @@ def test_every_backend_detects_with_it(backend: str, small_bundle: Bundle, int8_
     np.testing.assert_allclose(actual.confidence, expected.confidence, atol=0.05)
 
 
-def test_openvino_multiplies_bytes(int8_bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("stage", "layer", "count"),
+    [("backbone", "Convolution", CONVOLUTIONS), ("decoder", "FullyConnected", PRODUCTS)],
+)
+def test_openvino_multiplies_bytes(stage: str, layer: str, count: int, int8_bundle: Bundle) -> None:
     openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
     network: Any = open_network("openvino", int8_bundle, threads=1)
-    runtime = network.stage("backbone")._model.get_runtime_model()
+    runtime = network.stage(stage)._model.get_runtime_model()
     kinds = [
         node.get_rt_info()["runtimePrecision"].astype(str)
         for node in runtime.get_ops()
-        if node.get_rt_info()["layerType"].astype(str) == "Convolution"
+        if layer in node.get_rt_info()["layerType"].astype(str)
     ]
-    assert kinds.count("u8") + kinds.count("i8") == CONVOLUTIONS, openvino.get_version()
+    assert kinds.count("u8") + kinds.count("i8") == count, (kinds, openvino.get_version())
 
 
 def test_a_wrong_scale_or_zero_point_is_noise(
@@ -180,10 +242,10 @@ def test_wrong_ranges_fail_the_gate(
     command = [str(small_bundle.path), "--images", str(pictures), "--output-dir", str(tmp_path / "out")]
     assert main([*command, "--quiet"]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("asag-quantize: error: quantising costs too much: feature map p2 has")
+    assert message.startswith("asag-quantize: error: quantising costs too much: 'p2' has")
     assert list(tmp_path.iterdir()) == []
     assert main([*command, "--keep-failed"]) == 1
-    assert "FAILED: feature map p2" in capsys.readouterr().out
+    assert "FAILED: 'p2' has" in capsys.readouterr().out
     assert Bundle.open(tmp_path / "out").manifest.parity["passed"] is False
 
 
@@ -198,7 +260,9 @@ def test_uint8_for_the_cpu_and_what_accuracy_it_has(
     command = [str(small_bundle.path), "--data", str(tmp_path / "data"), "--activations", "uint8"]
     assert main([*command, "--output-dir", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "61 convolutions in int8, calibrated on 8 pictures, activations uint8" in shown
+    assert (
+        "61 convolutions and 3 matrix products in int8, calibrated on 8 pictures, activations uint8" in shown
+    )
     assert "AP on 2 images, onnxruntime: float32 " in shown
     bundle = Bundle.open(tmp_path / "out")
     (pair,) = bundle.manifest.parity["quantization"]["accuracy"]
@@ -220,11 +284,11 @@ def test_tensorrt_rtx_compiles_it(int8_bundle: Bundle, small_bundle: Bundle, tmp
             content = int8_bundle.graph_path(graph.name).read_bytes()
             writer.add_graph(graph.name, content, inputs=graph.inputs, outputs=graph.outputs)
         bundle = writer.finish(int8_bundle.manifest)
-    only = tuple(graph for graph in bundle.manifest.graphs if graph.name == "backbone")
+    only = tuple(graph for graph in bundle.manifest.graphs if graph.name in ("backbone", "decoder"))
     bundle = Bundle(path=tmp_path / "copy", manifest=dataclasses.replace(bundle.manifest, graphs=only))
     report = build_engines(bundle, BuildOptions(gpus=("sm89",), precision="int8"))
-    (engine,) = report.built
-    assert json.loads(engine.with_suffix(".json").read_text())["recipe"]["precision"] == "int8"
+    recipes = [json.loads(engine.with_suffix(".json").read_text())["recipe"] for engine in report.built]
+    assert [recipe["precision"] for recipe in recipes] == ["int8", "int8"]
 
 
 def test_it_takes_no_pytorch() -> None:

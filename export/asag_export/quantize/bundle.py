@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,26 @@ import onnx
 from numpy.typing import NDArray
 
 from asag_deploy import __version__
-from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle, BundleWriter, write_bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BundleCorruptError, ConfigError, ParityError
 from asag_deploy.images import RgbImage
 from asag_export.quantize.graph import ACTIVATIONS, Activations, quantize_graph
-from asag_export.quantize.measuring import compare_accuracy, network_inputs, signal_to_noise
+from asag_export.quantize.measuring import (
+    compare_accuracy,
+    decoder_inputs,
+    network_inputs,
+    signal_to_noise,
+)
 from asag_export.quantize.pictures import check_detectable
-from asag_export.quantize.placement import feature_nodes
+from asag_export.quantize.placement import PLACEMENTS
 from asag_export.quantize.report import QuantizationReport
 from asag_training.data.coco import CocoDataset
 
 DEFAULT_BACKEND = "onnxruntime"
 DEFAULT_MOST_LOSS = 0.005
 LEAST_SIGNAL_TO_NOISE = 10.0
-"""Decibels below which a map is noise rather than rounded: a tensor's range was wrong."""
+"""Decibels below which a result is noise rather than rounded: a tensor's range was wrong."""
 
 _LEAST_SCORE = 0.05
 _JUDGED_PICTURES = 8
@@ -77,22 +81,22 @@ def quantize_bundle(
     data: annotated images on which AP of both bundles is measured, with each of `backends`; most_loss: how
     much AP may fall.
 
-    The bundle appears only if the feature maps are near those in float32 and AP does not fall too far, unless
-    `keep_failed`.  Raises ConfigError for a bundle that is not float32 or an unknown kind of activations,
-    DataError for pictures that do not suit the network, ExportError if a graph cannot be quantised,
-    ParityError if it costs too much, OutputError if the bundle cannot be written.
+    The bundle appears only if what the stages give is near that in float32 and AP does not fall too far,
+    unless `keep_failed`.  Raises ConfigError for a bundle that is not float32 or an unknown kind of
+    activations, DataError for pictures that do not suit the network, ExportError if a graph cannot be
+    quantised, ParityError if it costs too much, OutputError if the bundle cannot be written.
     """
     check_quantizable(bundle)
     if activations not in ACTIVATIONS:
         raise ConfigError(f"unknown activations '{activations}'; choose one of {', '.join(ACTIVATIONS)}")
-    network = open_network(None, bundle)
     with Detector.load(bundle) as detector:
         check_detectable(pictures, detector, _LEAST_SCORE)
 
     with write_bundle(output_dir, overwrite=overwrite) as writer:
-        inputs = network_inputs(network, bundle.manifest.preprocessing, pictures)
-        model = _read_graph(bundle)
-        quantized = quantize_graph(model, _told(inputs, progress, "calibrating"), activations)
+        quantized = {}
+        for name, placement in PLACEMENTS.items():
+            inputs = _told(_inputs(bundle, name, pictures), progress, f"calibrating {name}")
+            quantized[name] = quantize_graph(_read_graph(bundle, name), inputs, activations, placement)
         _copy_graphs(bundle, writer, quantized)
         manifest = dataclasses.replace(
             bundle.manifest, producer=f"asag-deploy {__version__}", precision="int8", graphs=()
@@ -101,7 +105,8 @@ def quantize_bundle(
         report = QuantizationReport(
             activations=activations,
             pictures=len(pictures),
-            convolutions=sum(node.op_type == "Conv" for node in feature_nodes(model)),
+            convolutions=_quantized_nodes(quantized["backbone"], "Conv"),
+            products=_quantized_nodes(quantized["decoder"], "MatMul"),
             signal_to_noise=_signal_to_noise(bundle, made, pictures[:_JUDGED_PICTURES]),
             least_signal_to_noise=LEAST_SIGNAL_TO_NOISE,
             accuracy=compare_accuracy(bundle, made, data, backends, lambda: progress("measuring AP"))
@@ -117,11 +122,24 @@ def quantize_bundle(
     return Quantization(bundle=Bundle.open(Path(output_dir)), report=report)
 
 
+def _inputs(bundle: Bundle, stage: str, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a stage gets of each picture, as far as its graph takes it."""
+    given = (network_inputs if stage == "backbone" else decoder_inputs)(bundle, pictures)
+    taken = {spec.name for spec in bundle.manifest.graph(stage).inputs}
+    return ({name: array for name, array in inputs.items() if name in taken} for inputs in given)
+
+
+def _quantized_nodes(model: onnx.ModelProto, operator: str) -> int:
+    """How many nodes of a type multiply by weights of 8 bits."""
+    linear = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return sum(node.op_type == operator and node.input[1] in linear for node in model.graph.node)
+
+
 def _signal_to_noise(bundle: Bundle, made: Bundle, pictures: Sequence[RgbImage]) -> dict[str, float]:
-    network = open_network(None, bundle)
-    return signal_to_noise(
-        bundle, made, list(network_inputs(network, bundle.manifest.preprocessing, pictures))
-    )
+    found: dict[str, float] = {}
+    for stage in PLACEMENTS:
+        found |= signal_to_noise(bundle, made, stage, _inputs(bundle, stage, pictures))
+    return found
 
 
 def _too_much(failure: str, output_dir: str | os.PathLike[str]) -> str:
@@ -131,21 +149,21 @@ def _too_much(failure: str, output_dir: str | os.PathLike[str]) -> str:
     )
 
 
-def _copy_graphs(bundle: Bundle, writer: BundleWriter, backbone: onnx.ModelProto) -> None:
-    """All graphs as they are, each with the precision that it keeps, but for the backbone."""
+def _copy_graphs(bundle: Bundle, writer: BundleWriter, quantized: Mapping[str, onnx.ModelProto]) -> None:
+    """All graphs: those that are quantised, and the others as they are, each with its precision."""
     for graph in bundle.manifest.graphs:
-        quantized = graph.name == "backbone"
+        made = quantized.get(graph.name)
         writer.add_graph(
             graph.name,
-            backbone.SerializeToString() if quantized else bundle.graph_path(graph.name).read_bytes(),
+            bundle.graph_path(graph.name).read_bytes() if made is None else made.SerializeToString(),
             inputs=graph.inputs,
             outputs=graph.outputs,
-            precision=None if quantized else bundle.manifest.precision_of(graph.name),
+            precision=bundle.manifest.precision_of(graph.name) if made is None else None,
         )
 
 
-def _read_graph(bundle: Bundle) -> onnx.ModelProto:
-    path = bundle.graph_path("backbone")
+def _read_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
+    path = bundle.graph_path(name)
     try:
         return onnx.load(path)
     except Exception as error:  # protobuf's exceptions have no base of their own

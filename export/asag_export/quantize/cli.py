@@ -23,6 +23,7 @@ from asag_export.quantize.bundle import (
 from asag_export.quantize.graph import ACTIVATIONS
 from asag_export.quantize.measuring import open_data
 from asag_export.quantize.pictures import DEFAULT_COUNT, choose, image_files, read_pictures
+from asag_export.quantize.placement import PLACEMENTS
 from asag_export.quantize.report import format_quantization
 from asag_training.data.coco import TRAIN_SPLIT, VAL_SPLIT
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog=PROGRAM,
-        description="Quantise backbone and neck of a float32 bundle to INT8, calibrated on pictures.",
+        description="Quantise a float32 bundle to INT8, calibrated on pictures.",
         epilog=f"With --data alone it calibrates on {TRAIN_SPLIT} and measures AP on {VAL_SPLIT}.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     data = open_data(options.data, options.split, bundle, options.limit) if options.data else None
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
-    steps = 2 * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
+    steps = (1 + len(PLACEMENTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
     off = True if options.quiet else None  # None: unless stderr is a terminal
     with tqdm(total=steps, disable=off, leave=False, unit="picture", file=sys.stderr) as bar:
 

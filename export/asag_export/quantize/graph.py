@@ -23,7 +23,7 @@ from onnxruntime.quantization import (
 )
 
 from asag_deploy.errors import ExportError
-from asag_export.quantize.placement import OPERATORS, feature_nodes, name_nodes, rectified
+from asag_export.quantize.placement import Placement, name_nodes, rectified, settle_weights
 
 Activations = Literal["int8", "uint8"]
 """int8: symmetric, with zero point 0, the only kind that TensorRT takes.  uint8: with a zero point, which
@@ -35,22 +35,26 @@ _TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
 
 def quantize_graph(
-    model: onnx.ModelProto, inputs: Iterable[Mapping[str, NDArray[Any]]], activations: Activations
+    model: onnx.ModelProto,
+    inputs: Iterable[Mapping[str, NDArray[Any]]],
+    activations: Activations,
+    placement: Placement,
 ) -> onnx.ModelProto:
-    """The graph with everything that leads to its feature maps quantised.
+    """The graph with what `placement` chooses quantised.
 
     Weights are int8, symmetric, per output channel; activations get the range that they have over all
     `inputs`.  A tensor that goes through a ReLU gets the range of what comes out, so that the half of the
-    values below zero costs no precision.  Raises ConfigError for a graph without convolutions, ExportError if
+    values below zero costs no precision.  Raises ConfigError if there is nothing to choose, ExportError if
     the quantiser fails.
     """
     source = onnx.ModelProto()
     source.CopyFrom(model)
+    settle_weights(source)
     name_nodes(source)
-    nodes = feature_nodes(source)
+    nodes = placement.choose(source)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         try:
-            ranges = _calibrate(source, inputs, Path(folder))
+            ranges = _calibrate(source, inputs, placement, Path(folder))
             for tensor, result in rectified(source, nodes).items():
                 ranges.data[tensor] = ranges.data[result]
             cache, output = Path(folder) / "ranges.json", Path(folder) / "quantized.onnx"
@@ -60,12 +64,12 @@ def quantize_graph(
                 output,
                 calibration_cache_path=cache,
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(OPERATORS),
+                op_types_to_quantize=list(placement.operators),
                 nodes_to_quantize=[node.name for node in nodes],
                 per_channel=True,
                 activation_type=_TYPES[activations],
                 weight_type=QuantType.QInt8,
-                extra_options=_options(activations),
+                extra_options=_options(activations, placement),
             )
             quantized = onnx.load(output)
         except (ValueError, RuntimeError, TypeError, KeyError, onnx.checker.ValidationError) as error:
@@ -75,13 +79,14 @@ def quantize_graph(
     return quantized
 
 
-def _options(activations: Activations) -> dict[str, Any]:
+def _options(activations: Activations, placement: Placement) -> dict[str, Any]:
     symmetric = activations == "int8"
     return {
         "ActivationSymmetric": symmetric,
         "WeightSymmetric": True,
         # TensorRT adds biases in float32; ONNX Runtime quantises them itself when it loads the graph.
         "QuantizeBias": not symmetric,
+        "OpTypesToExcludeOutputQuantization": [] if placement.results else list(placement.operators),
     }
 
 
@@ -97,13 +102,18 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if inputs is None else dict(inputs)
 
 
-def _calibrate(model: onnx.ModelProto, inputs: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Any:
+def _calibrate(
+    model: onnx.ModelProto,
+    inputs: Iterable[Mapping[str, NDArray[Any]]],
+    placement: Placement,
+    folder: Path,
+) -> Any:
     """The least and greatest value of every tensor that may be quantised."""
     path = folder / "float.onnx"
     onnx.save(model, path)
     calibrator = create_calibrator(
         path,
-        list(OPERATORS),
+        list(placement.operators),
         augmented_model_path=str(folder / "watched.onnx"),
         calibrate_method=CalibrationMethod.MinMax,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,75 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
-from asag_deploy.detector import Detector
+from asag_deploy.detector import Detector, stop_rule
 from asag_deploy.errors import BackendError, DataError
 from asag_deploy.images import RgbImage
-from asag_deploy.manifest import Preprocessing
 from asag_deploy.preprocess import make_batch
-from asag_deploy.stages import Network
+from asag_deploy.stages import Array, Network, Stage
 from asag_export.quantize.placement import FEATURES
 from asag_export.quantize.report import AccuracyPair
 from asag_training.data.coco import CocoDataset
 
+RESULTS = {"backbone": FEATURES, "decoder": ("logits", "boxes")}
+"""What is compared of each quantised stage."""
 
-def network_inputs(
-    network: Network, preprocessing: Preprocessing, pictures: Sequence[RgbImage]
-) -> Iterator[dict[str, NDArray[Any]]]:
+
+def network_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
     """What the graph `backbone` gets of each picture, made by the bundle's own pre-processing."""
+    network = open_network(None, bundle)
     for picture in pictures:
-        pixels, sizes = make_batch([picture], preprocessing)
+        pixels, sizes = make_batch([picture], bundle.manifest.preprocessing)
         given = {"pixels": network.upload(pixels), "image_size": network.upload(sizes)}
         image = network.stage("normalize")(given)["image"]
         yield {"image": network.download(image), "image_size": sizes}
 
 
+def decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
+    """What the graph `decoder` gets of each picture, once probing has stopped."""
+    network = _Listening(open_network(None, bundle), "decoder")
+    with Detector(bundle, network, stop_rule(bundle.manifest, None, None), None) as detector:
+        for picture in pictures:
+            detector(picture, channel_order="rgb")
+            yield network.heard
+
+
+class _Listening:
+    """A network, and what one of its stages was given last."""
+
+    def __init__(self, network: Network, stage: str) -> None:
+        self.heard: dict[str, NDArray[Any]] = {}
+        self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
+        self.upload, self.download = network.upload, network.download
+        self._network, self._stage = network, stage
+
+    def stage(self, name: str) -> Stage:
+        stage = self._network.stage(name)
+        if name != self._stage:
+            return stage
+
+        def listening(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            self.heard = {name: self.download(array) for name, array in inputs.items()}
+            return stage(inputs)
+
+        return listening
+
+
 def signal_to_noise(
-    bundle: Bundle, quantized: Bundle, inputs: Sequence[Mapping[str, NDArray[Any]]]
+    bundle: Bundle, quantized: Bundle, stage: str, inputs: Iterable[Mapping[str, NDArray[Any]]]
 ) -> dict[str, float]:
-    """Per feature map, the power of the original over that of the difference over all inputs, in decibels."""
+    """Of a stage's results, the power in `bundle` over that of the difference over all inputs, in decibels.
+
+    The results are those of `RESULTS`; both stages are given the same.
+    """
+    names = RESULTS[stage]
     before, after = open_network(None, bundle), open_network(None, quantized)
-    signal = dict.fromkeys(FEATURES, 0.0)
-    noise = dict.fromkeys(FEATURES, 0.0)
+    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for given in inputs:
-        expected, actual = (_features(network, given) for network in (before, after))
-        for name in FEATURES:
+        expected, actual = (_results(network, stage, given) for network in (before, after))
+        for name in names:
             signal[name] += float(np.square(expected[name], dtype=np.float64).sum())
             noise[name] += float(np.square(expected[name] - actual[name], dtype=np.float64).sum())
-    return {name: _decibels(signal[name], noise[name]) for name in FEATURES}
+    return {name: _decibels(signal[name], noise[name]) for name in names}
 
 
 def compare_accuracy(
@@ -92,9 +126,9 @@ def _average_precision(
     return found
 
 
-def _features(network: Network, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    outputs = network.stage("backbone")({name: network.upload(array) for name, array in inputs.items()})
-    return {name: network.download(outputs[name]) for name in FEATURES}
+def _results(network: Network, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    outputs = network.stage(stage)({name: network.upload(array) for name, array in inputs.items()})
+    return {name: network.download(outputs[name]) for name in RESULTS[stage]}
 
 
 def _decibels(signal: float, noise: float) -> float:

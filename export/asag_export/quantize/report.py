@@ -35,9 +35,12 @@ class QuantizationReport:
     pictures: int
     """Calibrated on."""
     convolutions: int
-    """Quantised."""
+    """Of the backbone graph that are quantised."""
+    products: int
+    """Of the decoder, likewise."""
     signal_to_noise: dict[str, float]
-    """Of each feature map, in decibels: the map in float32 over what quantisation changes in it."""
+    """Of each feature map, and of what the decoder makes of the same input, in decibels: the result in
+    float32 over what quantisation changes in it."""
     least_signal_to_noise: float
     accuracy: tuple[AccuracyPair, ...] = field(default=())
     """Empty where it was not measured."""
@@ -46,7 +49,7 @@ class QuantizationReport:
     def failures(self) -> list[str]:
         """What is worse than it may be, each as half a sentence."""
         failed = [
-            f"feature map {name} has a signal-to-noise ratio of {value:.1f} dB, where "
+            f"'{name}' has a signal-to-noise ratio of {value:.1f} dB, where "
             f"{self.least_signal_to_noise:g} is the least"
             for name, value in self.signal_to_noise.items()
             if not value >= self.least_signal_to_noise
@@ -69,8 +72,8 @@ def format_quantization(report: QuantizationReport) -> str:
     ratios = ", ".join(f"{name} {value:.1f}" for name, value in report.signal_to_noise.items())
     calibrated = f"calibrated on {report.pictures} pictures, activations {report.activations}"
     lines = [
-        f"{report.convolutions} convolutions in int8, {calibrated}",
-        f"  signal to noise of feature maps in dB (at least {report.least_signal_to_noise:g}): {ratios}",
+        f"{report.convolutions} convolutions and {report.products} matrix products in int8, {calibrated}",
+        f"  signal to noise in dB (at least {report.least_signal_to_noise:g}): {ratios}",
     ]
     if not report.accuracy:
         lines.append("  accuracy was not measured: give --data DIR, a data set in COCO layout")
