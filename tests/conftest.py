@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from asag_deploy.bundle import Bundle
+from asag_deploy.manifest import Preprocessing
 from plugin_builds import build_host_library, missing_compiler, missing_gpu
 
+SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 REFERENCE = Path(__file__).parent / "reference"
 
 # Parallel workers that each start a thread per core slow each other down, up to tenfold.  torch reads this
@@ -55,6 +60,35 @@ def host_library_path(build_dir: Path) -> Path:
     if missing is not None:
         pytest.skip(missing)
     return build_host_library(build_dir)
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """A function that gives the bundle of that name, which the first to ask makes with the given function.
+
+    So it is exported once per run of the suite, by whichever worker is first.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def get(name: str, export: Callable[[Path], object]) -> Bundle:
+        path = folder / name
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                export(path)
+        return Bundle.open(path)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def small_bundle(shared_bundle: Callable[..., Bundle]) -> Bundle:
+    """The small network, every level, exact, float32; it resizes images to 160 pixels."""
+    from small_network import export_small  # with PyTorch, which most tests do without
+
+    return shared_bundle("small", lambda path: export_small(path, preprocessing=SMALL_IMAGES))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from asag_bench.accuracy import Accuracy, measure_accuracy, open_data, pictures_of
+from asag_bench.agreement import LEAST, measure_agreement
 from asag_bench.headline import headline
 from asag_bench.machine import clocks_mhz, describe_machine, peak_resident_mib, resident_mib
 from asag_bench.measure import Pyramid, StratumResult, measure
@@ -70,6 +71,8 @@ def run(plan: Plan) -> dict[str, Any]:
     _load_peers(plan, chosen[0], loaded, samples)
     pyramids = _pyramids(plan, chosen, loaded)
     results = _measure_all(plan, bundle, loaded, samples, pyramids)
+    peak = peak_resident_mib()
+    compared_with, agreement = measure_agreement(plan, chosen, loaded.detectors, samples)
     accuracy = _accuracy(plan, loaded, data)
     clocks += clocks_mhz()
     descriptions = {candidate.name: _describe(candidate, plan) for candidate in chosen}
@@ -88,8 +91,13 @@ def run(plan: Plan) -> dict[str, Any]:
         },
         "strata": [found.to_dict(plan.percentiles, reference) for found in results],
         "memory": {
-            "peak_mib": round(peak_resident_mib(), 1),
+            "peak_mib": round(peak, 1),
             "subjects": {name: {"added_mib": round(mib, 1)} for name, mib in loaded.added_mib.items()},
+        },
+        "agreement": {
+            "with": compared_with,
+            "least_in_float32": LEAST,
+            "subjects": {name: found.to_dict() for name, found in agreement.items()},
         },
         "accuracy": {name: found.to_dict() for name, found in accuracy.items()},
         "notes": [*loaded.notes, *_input_notes(samples, bundle)],

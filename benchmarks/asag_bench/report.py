@@ -16,13 +16,16 @@ _PARITY = {True: "parity passed", False: "parity NOT PASSED", None: "no parity r
 def latency_rows(result: Mapping[str, Any]) -> list[Row]:
     """One row for each kind of image, batch and subject, under a title."""
     names = [f"p{q:g}" for q in result["options"]["percentile"]]
+    agreement = _agreements(result)
     with_accuracy = any(value["ap"] is not None for value in result["accuracy"].values())
     rows: list[Row] = [
         (
             *("images", "batch", "subject", "calls", *(f"{name} ms" for name in names), "max ms", "images/s"),
             *("ratio", f"times as fast as {result['reference']}"),
             *(["AP"] if with_accuracy else []),
-            *("parity", "stable"),
+            "parity",
+            *(["agrees"] if agreement else []),
+            "stable",
         )
     ]
     for stratum in result["strata"]:
@@ -42,6 +45,7 @@ def latency_rows(result: Mapping[str, Any]) -> list[Row]:
                     _times(subject["times_as_fast_as_the_reference"]),
                     *([_percent(accuracy)] if with_accuracy else []),
                     _parity(result, name),
+                    *([_percent(agreement.get(name, {}).get("detections"))] if agreement else []),
                     "yes" if subject["stable"] else "NO",
                 )
             )
@@ -52,6 +56,12 @@ def _parity(result: Mapping[str, Any], name: str) -> str:
     """What the bundle of a subject says of its parity with PyTorch; nothing for peers."""
     passed = result["bundles"].get(name, {}).get("parity_passed")
     return {True: "passed", False: "NOT PASSED", None: "-"}[passed]
+
+
+def _agreements(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By subject; nothing in results of releases that did not look."""
+    found: Mapping[str, Any] = result.get("agreement", {}).get("subjects", {})
+    return found
 
 
 def phase_rows(result: Mapping[str, Any]) -> list[Row]:
@@ -145,6 +155,7 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         f"times as fast as {result['reference']}: its time over that of the row, likewise; everything after "
         "the neck: from the normalised picture to detections, beyond backbone and neck alone, likewise"
     )
+    yield from _agreement_notes(result)
     unstable = [stratum for stratum in result["strata"] if not stratum["stable"]]
     for stratum in unstable:
         names = [name for name, subject in stratum["subjects"].items() if not subject["stable"]]
@@ -161,6 +172,18 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         figures = ", ".join(f"{key} {_percent(values[key.lower()])}" for key in ("AP", "AP50", "AP75"))
         yield f"accuracy of {name}: {figures} on {values['images']} images"
     yield from result["notes"]
+
+
+def _agreement_notes(result: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in _agreements(result).items():
+        reference, least = result["agreement"]["with"], result["agreement"]["least_in_float32"]
+        different = result["bundles"][name]["computed_in"] == "fp32" and found["detections"] < least
+        verdict = "DIFFERENT" if different else "agrees"
+        yield (
+            f"{verdict}: {name} finds {_percent(found['detections'])}% of what "
+            f"{reference} finds (same class, score within 0.01, IoU above 0.9); {found['same_stops']} of "
+            f"{found['pictures']} pictures stop at the same level"
+        )
 
 
 def _stratum_name(stratum: Mapping[str, Any]) -> str:

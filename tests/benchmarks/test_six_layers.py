@@ -23,21 +23,16 @@ from asag_bench.six_layers import (
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing
 from asag_deploy.preprocess import make_batch
 from asag_deploy.probing import FEATURES
-from asag_export.graphs import DEFAULT_OPSET, export_stage
-from asag_export.prepare import prepare
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.config import variant_config
 from asag_training.model import build
-from asag_training.plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.scenes import draw_scene
 from asag_training.stages import NormalizeStage, TorchNetwork
 from small_network import small_checkpoint
 
 IMAGES = [draw_scene(96, 128, 0), draw_scene(80, 96, 1)]
-SMALL = Preprocessing(shorter_side=96, longer_side=160)
 RESULTS = ("logits", "boxes", "det_scores", "det_boxes")
 
 
@@ -50,32 +45,9 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The two graphs that six layers share with a network; nothing else of it is needed."""
-    folder, config = tmp_path_factory.mktemp("six"), checkpoint.config
-    probing = probing_plan(config)
-    stages = build_stages(prepare(build(config, checkpoint.state), "fp32"), probing, preprocessing=SMALL)
-    graphs = []
-    for stage in stages[:2]:
-        model, inputs, outputs = export_stage(stage, config, probing, precision="fp32", opset=DEFAULT_OPSET)
-        (folder / f"{stage.name}.onnx").write_bytes(model.SerializeToString())
-        graphs.append(
-            GraphSpec(name=stage.name, file=f"{stage.name}.onnx", sha256="", inputs=inputs, outputs=outputs)
-        )
-    manifest = Manifest(
-        producer="tests",
-        variant=config.variant,
-        head="main",
-        precision="fp32",
-        opset=DEFAULT_OPSET,
-        trained=False,
-        categories=tuple(checkpoint.categories),
-        preprocessing=SMALL,
-        probing=probing,
-        postprocessing=postprocessing_plan(config),
-        graphs=tuple(graphs),
-    )
-    return Bundle(path=folder, manifest=manifest)
+def bundle(small_bundle: Bundle) -> Bundle:
+    """Of which six layers share the first two graphs."""
+    return small_bundle
 
 
 @pytest.fixture(scope="module")

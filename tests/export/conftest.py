@@ -1,45 +1,16 @@
-"""Bundles that several tests share, each exported once per run of the suite, by whichever worker is first."""
+"""A bundle in float16 that several tests share."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from asag_deploy.bundle import Bundle
-from asag_deploy.manifest import Preprocessing
 from asag_export.cli import main
 from asag_training.checkpoints import save_checkpoint
-from small_network import export_small, small_checkpoint
-
-SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
-
-
-@pytest.fixture(scope="session")
-def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """A function that gives the bundle of that name, which the first to ask makes with the given function."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-
-    def get(name: str, export: Callable[[Path], object]) -> Bundle:
-        path = folder / name
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                export(path)
-        return Bundle.open(path)
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def small_bundle(shared_bundle: Callable[..., Bundle]) -> Bundle:
-    """The small network, every level, exact, float32; it resizes images to 160 pixels."""
-    return shared_bundle("small", lambda path: export_small(path, preprocessing=SMALL_IMAGES))
+from small_network import small_checkpoint
 
 
 @pytest.fixture(scope="session")
