@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from asag_bench import bench
-from asag_bench.agreement import in_common
 from asag_bench.cli import main
 from asag_bench.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
 from asag_bench.peers import PEERS
@@ -24,7 +23,7 @@ from asag_bench.subjects import Run
 from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
-from asag_deploy.postprocess import Found, detections_of
+from asag_deploy.postprocess import detections_of
 from bundle_edits import replace_graph
 from coco_files import write_coco
 from tiny_bundle import make_bundle, picture
@@ -131,57 +130,6 @@ def test_what_else_finds_the_same(result: dict[str, Any]) -> None:
     assert note not in on_screen(other)
     del other["agreement"]  # as in results of earlier releases
     assert "agrees" not in on_screen(other)
-
-
-def detections(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Found:
-    scores, labels, boxes = (np.array(values) for values in zip(*rows, strict=True))
-    corners = boxes.astype(np.float32)
-    return detections_of(scores.astype(np.float32), labels, corners, original_shape=(1, 1), nms_iou=None)
-
-
-def test_detections_in_common() -> None:
-    box, beside = (0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.5, 0.46)
-    expected = detections((0.9, 1, box), (0.8, 2, box))
-    assert in_common(expected, expected) == 1
-    assert in_common(expected, detections((0.895, 1, box), (0.8, 3, box))) == 0.5  # another class
-    assert in_common(expected, detections((0.87, 1, box), (0.8, 2, box))) == 0.5  # another score
-    assert in_common(expected, detections((0.9, 1, beside), (0.8, 2, box))) == 0.5  # another box
-    nothing = detections((0.0, 1, box))
-    assert len(nothing.confidence) == 0
-    assert in_common(nothing, expected) == 1
-    assert in_common(expected, nothing) == 0
-    flat = detections((0.9, 1, (0.1, 0.1, 0.1, 0.5)))
-    assert in_common(flat, flat) == 0  # no overlap, and no division by nothing
-
-
-def test_a_backend_that_computes_something_else_is_seen(
-    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its decoder's scores are halved behind the back of the bundle's parity report."""
-
-    def halved(backend: str | None, opened: Bundle, threads: int | None = None) -> Any:
-        network: Any = open_network(backend, opened, threads)
-        stage = network.stage
-
-        def other(name: str) -> Any:
-            if name != "decoder":
-                return stage(name)
-
-            def call(inputs: Any) -> Any:
-                outputs = stage(name)(inputs)
-                scores = network.download(outputs["det_scores"])
-                return {**outputs, "det_scores": network.upload(scores / 2)}
-
-            return call
-
-        network.stage = other
-        return network
-
-    monkeypatch.setattr(bench, "open_network", halved)
-    assert main([str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path), *QUICK]) == 0
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert found["agreement"]["subjects"]["onnxruntime"]["detections"] < 0.5
-    assert "DIFFERENT: onnxruntime finds " in (tmp_path / "result.md").read_text()
 
 
 def test_tables(result: dict[str, Any]) -> None:
