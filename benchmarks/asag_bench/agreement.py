@@ -24,7 +24,7 @@ from asag_deploy.postprocess import Found
 LEAST = 0.98
 """Of detections that float32 must have in common, as in the exporter's parity gate."""
 
-_SCORE, _OVERLAP = 0.01, 0.9
+_SCORE, _OVERLAP, _PIXELS = 0.01, 0.9, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,10 @@ def in_common(expected: Detections | Found, found: Detections | Found) -> float:
         return 1.0
     near = np.abs(expected.confidence[:, None] - found.confidence) < _SCORE
     same_class = expected.class_id[:, None] == found.class_id
-    return float((near & same_class & (_overlap(expected.xyxy, found.xyxy) > _OVERLAP)).any(axis=1).mean())
+    apart = np.abs(expected.xyxy[:, None] - found.xyxy).max(axis=-1)
+    # A box without area overlaps nothing, not even itself.
+    same_place = (_overlap(expected.xyxy, found.xyxy) > _OVERLAP) | (apart < _PIXELS)
+    return float((near & same_class & same_place).any(axis=1).mean())
 
 
 def _detect(subject: DetectorSubject, pictures: Sequence[Picture]) -> list[Detections]:

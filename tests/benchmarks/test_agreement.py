@@ -39,7 +39,8 @@ def test_detections_in_common() -> None:
     assert in_common(nothing, expected) == 1
     assert in_common(expected, nothing) == 0
     flat = detections((0.9, 1, (0.1, 0.1, 0.1, 0.5)))
-    assert in_common(flat, flat) == 0  # no overlap, and no division by nothing
+    assert in_common(flat, flat) == 1
+    assert in_common(flat, detections((0.9, 1, (0.1, 0.1, 0.15, 0.5)))) == 0
 
 
 def test_a_backend_that_computes_something_else_is_seen(
