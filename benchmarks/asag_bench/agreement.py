@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from asag_bench.peers import rule_of
 from asag_bench.plan import Candidate, Plan
@@ -19,12 +18,7 @@ from asag_bench.samples import Picture, Samples
 from asag_bench.subjects import DetectorSubject
 from asag_deploy.backends import DEFAULT_BACKEND, open_network
 from asag_deploy.detections import Detections
-from asag_deploy.postprocess import Found
-
-LEAST = 0.98
-"""Of detections that float32 must have in common, as in the exporter's parity gate."""
-
-_SCORE, _OVERLAP, _PIXELS = 0.01, 0.9, 0.01
+from asag_export.parity import Found, in_common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +29,7 @@ class Agreement:
     same_stops: int
     """Pictures that stop at the same level."""
     detections: float
-    """Mean share of a picture's detections in the reference that the subject has too: the same class, scores
-    within 0.01, boxes that overlap by more than 0.9."""
+    """Mean share of a picture's detections in the reference that the subject has too: see `in_common`."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -60,21 +53,13 @@ def measure_agreement(
     return name, {subject.name: _compare(expected, _detect(subject, pictures)) for subject in detectors}
 
 
-def in_common(expected: Detections | Found, found: Detections | Found) -> float:
-    """Share of the expected detections that were found, from 0 to 1; 1 if none is expected."""
-    if len(expected.confidence) == 0:
-        return 1.0
-    near = np.abs(expected.confidence[:, None] - found.confidence) < _SCORE
-    same_class = expected.class_id[:, None] == found.class_id
-    apart = np.abs(expected.xyxy[:, None] - found.xyxy).max(axis=-1)
-    # A box without area overlaps nothing, not even itself.
-    same_place = (_overlap(expected.xyxy, found.xyxy) > _OVERLAP) | (apart < _PIXELS)
-    return float((near & same_class & same_place).any(axis=1).mean())
-
-
 def _detect(subject: DetectorSubject, pictures: Sequence[Picture]) -> list[Detections]:
     detector = subject.detector()
     return [detector(picture.image, channel_order="rgb") for picture in pictures]
+
+
+def _found(detections: Detections) -> Found:
+    return Found(scores=detections.confidence, classes=detections.class_id, boxes=detections.xyxy)
 
 
 def _compare(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
@@ -82,16 +67,5 @@ def _compare(expected: Sequence[Detections], found: Sequence[Detections]) -> Agr
     return Agreement(
         pictures=len(pairs),
         same_stops=sum(one.trace.exit_level == other.trace.exit_level for one, other in pairs),
-        detections=float(np.mean([in_common(one, other) for one, other in pairs])),
+        detections=float(np.mean([in_common(_found(one), _found(other)) for one, other in pairs])),
     )
-
-
-def _overlap(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of each of (N, 4) with each of (M, 4), x1, y1, x2, y2: (N, M)."""
-    low = np.maximum(boxes[:, None, :2], others[:, :2])
-    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2], axis=-1) for b in (boxes, others))
-    union = areas[:, None] + other_areas - shared
-    overlap: NDArray[np.float32] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return overlap

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from asag_bench.accuracy import Accuracy, measure_accuracy, open_data, pictures_of
-from asag_bench.agreement import LEAST, measure_agreement
+from asag_bench.agreement import measure_agreement
 from asag_bench.headline import headline
 from asag_bench.machine import clocks_mhz, describe_machine, peak_resident_mib, resident_mib
 from asag_bench.measure import Pyramid, StratumResult, measure
@@ -34,6 +34,7 @@ from asag_deploy.images import RgbImage
 from asag_deploy.manifest import FIRST_LEVEL, Level
 from asag_deploy.preprocess import make_batch
 from asag_deploy.stages import Network
+from asag_export.parity import LEAST_IN_COMMON
 
 MOST_PICTURES = 100
 """Of a data set, to choose from."""
@@ -96,7 +97,7 @@ def run(plan: Plan) -> dict[str, Any]:
         },
         "agreement": {
             "with": compared_with,
-            "least_in_float32": LEAST,
+            "least_in_float32": LEAST_IN_COMMON,
             "subjects": {name: found.to_dict() for name, found in agreement.items()},
         },
         "accuracy": {name: found.to_dict() for name, found in accuracy.items()},

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.manifest import Precision
+
+LEAST_IN_COMMON = 0.98
+"""Share of detections that two runs of one network in float32 have in common, end to end."""
+
+_SCORE, _OVERLAP = 0.01, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +100,37 @@ def largest_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
     if expected.shape != actual.shape or not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(expected.astype(np.float64) - actual).max(initial=0.0))
+
+
+class Found(NamedTuple):
+    """The detections of one image: n scores, classes, and boxes (n, 4) x1, y1, x2, y2 in any unit."""
+
+    scores: NDArray[Any]
+    classes: NDArray[Any]
+    boxes: NDArray[Any]
+
+
+def in_common(expected: Found, found: Found) -> float:
+    """Share of the expected detections that were found, from 0 to 1; 1 if none is expected.
+
+    Found is one of the same class, whose score is within 0.01 and whose box overlaps by more than 0.9.
+    """
+    if len(expected.scores) == 0:
+        return 1.0
+    near = np.abs(expected.scores[:, None] - found.scores) < _SCORE
+    same_class = expected.classes[:, None] == found.classes
+    # A box without area overlaps nothing, not even itself.
+    same_box = np.isclose(expected.boxes[:, None], found.boxes, rtol=1e-4, atol=1e-6).all(axis=-1)
+    same_place = same_box | (_overlap(expected.boxes, found.boxes) > _OVERLAP)
+    return float((near & same_class & same_place).any(axis=1).mean())
+
+
+def _overlap(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    """Intersection over union of each of (N, 4) with each of (M, 4): (N, M)."""
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2], axis=-1) for b in (boxes, others))
+    union = areas[:, None] + other_areas - shared
+    overlap: NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return overlap

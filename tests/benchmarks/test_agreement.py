@@ -11,20 +11,18 @@ import numpy as np
 import pytest
 
 from asag_bench import bench
-from asag_bench.agreement import in_common
 from asag_bench.cli import main
 from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
-from asag_deploy.postprocess import Found, detections_of
+from asag_export.parity import Found, in_common
 from tiny_bundle import make_bundle, picture
 
 QUICK = ("--duration", "0.1", "--warmup", "1", "--threads", "1", "--quiet")
 
 
 def detections(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Found:
-    scores, labels, boxes = (np.array(values) for values in zip(*rows, strict=True))
-    corners = boxes.astype(np.float32)
-    return detections_of(scores.astype(np.float32), labels, corners, original_shape=(1, 1), nms_iou=None)
+    scores, classes, boxes = (np.array(values) for values in zip(*rows, strict=True))
+    return Found(scores.astype(np.float32), classes, boxes.astype(np.float32))
 
 
 def test_detections_in_common() -> None:
@@ -34,8 +32,7 @@ def test_detections_in_common() -> None:
     assert in_common(expected, detections((0.895, 1, box), (0.8, 3, box))) == 0.5  # another class
     assert in_common(expected, detections((0.87, 1, box), (0.8, 2, box))) == 0.5  # another score
     assert in_common(expected, detections((0.9, 1, beside), (0.8, 2, box))) == 0.5  # another box
-    nothing = detections((0.0, 1, box))
-    assert len(nothing.confidence) == 0
+    nothing = Found(*(column[:0] for column in expected))
     assert in_common(nothing, expected) == 1
     assert in_common(expected, nothing) == 0
     flat = detections((0.9, 1, (0.1, 0.1, 0.1, 0.5)))
@@ -47,7 +44,6 @@ def test_a_backend_that_computes_something_else_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its decoder's scores are halved behind the back of the bundle's parity report."""
-
     bundle = make_bundle(tmp_path / "bundle")
     (tmp_path / "photos").mkdir()
     cv2.imwrite(str(tmp_path / "photos" / "p3.png"), picture(5, 2)[..., ::-1])
