@@ -95,11 +95,11 @@ def settle_weights(model: onnx.ModelProto) -> None:
             return name in constants
         return node.op_type in _MOVES and all(constant(source) for source in node.input)
 
-    settled = {
+    settled = dict.fromkeys(
         node.input[1]
         for node in model.graph.node
         if node.op_type == "MatMul" and node.input[1] in producers and constant(node.input[1])
-    }
+    )  # in the graph's order, so that the same bundle gives the same file
 
     def value(name: str) -> NDArray[Any]:
         if name in constants:
@@ -127,7 +127,7 @@ def _drop_unread(model: onnx.ModelProto) -> None:
 
 def _read(model: onnx.ModelProto) -> set[str]:
     """All values that are read in the graph, or in bodies of its loops and branches, or are its results."""
-    found = {value.name for value in model.graph.output}
+    found: set[str] = set()
     front = [model.graph]
     while front:
         graph = front.pop()
