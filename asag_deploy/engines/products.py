@@ -72,7 +72,7 @@ def spell_out_products(model: onnx.ModelProto) -> onnx.ModelProto:
 def _rewrite(graph: onnx.GraphProto, inferred: onnx.GraphProto, spelling: _Spelling) -> None:
     nodes = []
     for node, same in zip(graph.node, inferred.node, strict=True):
-        for body, inferred_body in zip(_bodies(node), _bodies(same), strict=True):
+        for body, inferred_body in zip(bodies(node), bodies(same), strict=True):
             inner = _Spelling(
                 {**spelling.tensors, **_tensors(inferred_body)}, spelling.initializers, spelling.added
             )
@@ -86,7 +86,8 @@ def _rewrite(graph: onnx.GraphProto, inferred: onnx.GraphProto, spelling: _Spell
     graph.node.extend(copies)
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node: of a loop, or of a branch."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -197,6 +198,6 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 def _names_used(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         yield from node.input
-        for body in _bodies(node):
+        for body in bodies(node):
             yield from _names_used(body)
             yield from (value.name for value in body.output)

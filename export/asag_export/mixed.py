@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from asag_deploy.engines.products import bodies
 from asag_deploy.manifest import TensorSpec
 from asag_export.graphs import ExportedStage
 
@@ -51,9 +52,7 @@ def _rename(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
     for node in nodes:
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]
-        for attribute in node.attribute:
-            bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            for body in bodies:
-                _rename(body.node, names)
-                for value in body.output:
-                    value.name = names.get(value.name, value.name)
+        for body in bodies(node):
+            _rename(body.node, names)
+            for value in body.output:
+                value.name = names.get(value.name, value.name)

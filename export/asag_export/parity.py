@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.manifest import Precision
+from asag_training.evaluation.overlaps import iou
 
 LEAST_IN_COMMON = 0.98
 """Share of detections that two runs of one network in float32 have in common, end to end."""
@@ -121,16 +122,5 @@ def in_common(expected: Found, found: Found) -> float:
     same_class = expected.classes[:, None] == found.classes
     # A box without area overlaps nothing, not even itself.
     same_box = np.isclose(expected.boxes[:, None], found.boxes, rtol=1e-4, atol=1e-6).all(axis=-1)
-    same_place = same_box | (_overlap(expected.boxes, found.boxes) > _OVERLAP)
+    same_place = same_box | (iou(expected.boxes, found.boxes) > _OVERLAP)
     return float((near & same_class & same_place).any(axis=1).mean())
-
-
-def _overlap(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """Intersection over union of each of (N, 4) with each of (M, 4): (N, M)."""
-    low = np.maximum(boxes[:, None, :2], others[:, :2])
-    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas, other_areas = (np.prod(b[:, 2:] - b[:, :2], axis=-1) for b in (boxes, others))
-    union = areas[:, None] + other_areas - shared
-    overlap: NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return overlap

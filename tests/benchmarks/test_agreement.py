@@ -26,7 +26,7 @@ def detections(*rows: tuple[float, int, tuple[float, float, float, float]]) -> F
 
 
 def test_detections_in_common() -> None:
-    box, beside = (0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.5, 0.46)
+    box, beside = (0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.5, 0.45)
     expected = detections((0.9, 1, box), (0.8, 2, box))
     assert in_common(expected, expected) == 1
     assert in_common(expected, detections((0.895, 1, box), (0.8, 3, box))) == 0.5  # another class

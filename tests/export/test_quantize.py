@@ -24,7 +24,7 @@ from asag_deploy.errors import ConfigError
 from asag_export.quantize import graph as quantize_graph_module
 from asag_export.quantize.bundle import check_quantizable
 from asag_export.quantize.cli import main
-from asag_export.quantize.measuring import decoder_inputs, network_inputs, signal_to_noise
+from asag_export.quantize.measuring import signal_to_noise, stage_inputs
 from asag_export.quantize.placement import product_nodes, settle_weights
 from asag_training.scenes import draw_scene
 from bundle_edits import edit_graph
@@ -64,7 +64,7 @@ def quantizers(bundle: Bundle) -> list[onnx.NodeProto]:
 
 def noise(bundle: Bundle, quantized: Bundle, stage: str = "backbone") -> float:
     """The signal-to-noise ratio of a stage's worst result in decibels."""
-    inputs = (network_inputs if stage == "backbone" else decoder_inputs)(bundle, [draw_scene(*SHAPE, 0)])
+    inputs = stage_inputs(bundle, stage, [draw_scene(*SHAPE, 0)])
     return min(signal_to_noise(bundle, quantized, stage, inputs).values())
 
 

@@ -17,12 +17,7 @@ from asag_deploy.detector import Detector
 from asag_deploy.errors import BundleCorruptError, ConfigError, ParityError
 from asag_deploy.images import RgbImage
 from asag_export.quantize.graph import ACTIVATIONS, Activations, quantize_graph
-from asag_export.quantize.measuring import (
-    compare_accuracy,
-    decoder_inputs,
-    network_inputs,
-    signal_to_noise,
-)
+from asag_export.quantize.measuring import compare_accuracy, signal_to_noise, stage_inputs
 from asag_export.quantize.pictures import check_detectable
 from asag_export.quantize.placement import PLACEMENTS
 from asag_export.quantize.report import QuantizationReport
@@ -95,7 +90,7 @@ def quantize_bundle(
     with write_bundle(output_dir, overwrite=overwrite) as writer:
         quantized = {}
         for name, placement in PLACEMENTS.items():
-            inputs = _told(_inputs(bundle, name, pictures), progress, f"calibrating {name}")
+            inputs = _told(stage_inputs(bundle, name, pictures), progress, f"calibrating {name}")
             quantized[name] = quantize_graph(_read_graph(bundle, name), inputs, activations, placement)
         _copy_graphs(bundle, writer, quantized)
         manifest = dataclasses.replace(
@@ -122,13 +117,6 @@ def quantize_bundle(
     return Quantization(bundle=Bundle.open(Path(output_dir)), report=report)
 
 
-def _inputs(bundle: Bundle, stage: str, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
-    """What a stage gets of each picture, as far as its graph takes it."""
-    given = (network_inputs if stage == "backbone" else decoder_inputs)(bundle, pictures)
-    taken = {spec.name for spec in bundle.manifest.graph(stage).inputs}
-    return ({name: array for name, array in inputs.items() if name in taken} for inputs in given)
-
-
 def _quantized_nodes(model: onnx.ModelProto, operator: str) -> int:
     """How many nodes of a type multiply by weights of 8 bits."""
     linear = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
@@ -138,7 +126,7 @@ def _quantized_nodes(model: onnx.ModelProto, operator: str) -> int:
 def _signal_to_noise(bundle: Bundle, made: Bundle, pictures: Sequence[RgbImage]) -> dict[str, float]:
     found: dict[str, float] = {}
     for stage in PLACEMENTS:
-        found |= signal_to_noise(bundle, made, stage, _inputs(bundle, stage, pictures))
+        found |= signal_to_noise(bundle, made, stage, stage_inputs(bundle, stage, pictures))
     return found
 
 

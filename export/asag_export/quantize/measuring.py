@@ -24,8 +24,17 @@ RESULTS = {"backbone": FEATURES, "decoder": ("logits", "boxes")}
 """What is compared of each quantised stage."""
 
 
-def network_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
-    """What the graph `backbone` gets of each picture, made by the bundle's own pre-processing."""
+def stage_inputs(
+    bundle: Bundle, stage: str, pictures: Sequence[RgbImage]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a stage that is quantised gets of each picture, as far as its graph takes it."""
+    given = _backbone_inputs(bundle, pictures) if stage == "backbone" else _decoder_inputs(bundle, pictures)
+    taken = {spec.name for spec in bundle.manifest.graph(stage).inputs}
+    return ({name: array for name, array in inputs.items() if name in taken} for inputs in given)
+
+
+def _backbone_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Made by the bundle's own pre-processing, without running the rest."""
     network = open_network(None, bundle)
     for picture in pictures:
         pixels, sizes = make_batch([picture], bundle.manifest.preprocessing)
@@ -34,8 +43,8 @@ def network_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dic
         yield {"image": network.download(image), "image_size": sizes}
 
 
-def decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
-    """What the graph `decoder` gets of each picture, once probing has stopped."""
+def _decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Once probing has stopped."""
     network = _Listening(open_network(None, bundle), "decoder")
     with Detector(bundle, network, stop_rule(bundle.manifest, None, None), None) as detector:
         for picture in pictures:

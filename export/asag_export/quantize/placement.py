@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from asag_deploy.engines.products import bodies
 from asag_deploy.errors import ConfigError
 
 OPERATORS = ("Conv", "Add", "Relu", "MaxPool", "Resize")
@@ -133,8 +134,7 @@ def _read(model: onnx.ModelProto) -> set[str]:
         graph = front.pop()
         for node in graph.node:
             found.update(node.input)
-            front.extend(a.g for a in node.attribute if a.HasField("g"))
-            front.extend(body for a in node.attribute for body in a.graphs)
+            front.extend(bodies(node))
         found.update(value.name for value in graph.output)
     return found
 
