@@ -28,7 +28,10 @@ from asag_deploy.engines.sidecar import Engine, Format, build_again, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError, EngineStaleError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.stages import Stage
+from asag_deploy.manifest import Manifest
+from asag_deploy.processing import Processing
+from asag_deploy.processing_gpu import OnGpu
+from asag_deploy.stages import Network, Stage
 
 PLUGINS_VARIABLE = "ASAG_PLUGINS_LIBRARY"
 """Environment variable with the path of the library of plugins, for engines that were built with plugins."""
@@ -98,7 +101,7 @@ class TensorRt:
         return EngineNetwork(stages, loader.device, loader.close, kernels=kernels, loops=loader.loops)
 
 
-class EngineNetwork:
+class EngineNetwork(Network):
     """The engines of one bundle on one GPU: an `asag_deploy.stages.Network`.
 
     Released with the last reference to it, or by `close`.
@@ -108,7 +111,6 @@ class EngineNetwork:
     patch_bucket = 16
     query_bucket = 32
     takes_device_arrays = True
-    """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
 
     def __init__(
         self,
@@ -124,12 +126,19 @@ class EngineNetwork:
         self.kernels = kernels
         """With which images are prepared and detections finished on the GPU, if they were found."""
         self._loops = [] if loops is None else loops
-        self.close = weakref.finalize(self, release)
-        """Let go of engines and memory once the GPU is done; closing twice does no harm."""
+        self._release = weakref.finalize(self, release)
 
     def stage(self, name: str) -> Stage:
         """The stage called `name` (KeyError if there is none)."""
         return self._stages[name]
+
+    def close(self) -> None:
+        """Let go of engines and memory once the GPU is done; closing twice does no harm."""
+        self._release()
+
+    def device_processing(self, manifest: Manifest) -> Processing | None:
+        """Pre- and post-processing with the kernels, if they were found."""
+        return None if self.kernels is None else OnGpu(self.device, self.kernels, manifest)
 
     def why_no_device_loop(self) -> str | None:
         """What keeps the probing loop from running on the GPU as one graph; None if nothing is known to."""

@@ -15,26 +15,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 from asag_deploy.stages import Array, Network, Stage
+from asag_deploy.wrapped_network import WrappedNetwork
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 PHASES = ("preprocess", "upload", *STAGES, "loop", "download", "postprocess")
 """Everything a call does, in this order; `loop` is what the host does between stages."""
 
 
-class TimedNetwork:
-    """A network, and the milliseconds that its parts have taken since `begin`."""
+class TimedNetwork(WrappedNetwork):
+    """A network, and the milliseconds that its parts have taken since `begin`.
+
+    What runs on the network's device by itself, such as the loop there, is not split.
+    """
 
     def __init__(self, network: Network) -> None:
-        self._network = network
-        self.patch_bucket = network.patch_bucket
-        self.query_bucket = network.query_bucket
+        super().__init__(network)
         self.times_ms: defaultdict[str, float] = defaultdict(float)
         self.fetched_at_the_end_ms = 0.0
         """Downloads since the decoder ran, which the detector counts as post-processing."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What else a network has, such as the kernels with which images are prepared on a GPU."""
-        return getattr(self._network, name)
 
     def begin(self) -> None:
         """Forget the times of the call before."""

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from asag_deploy.manifest import Precision, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Network
+from asag_deploy.wrapped_network import HookedNetwork
 from asag_export.gate_checks import IMAGES, Shapes, batch_checks, shapes_check
 from asag_export.parity import (
     LEAST_IN_COMMON,
@@ -181,22 +182,13 @@ def _probe_unasked(
         )
 
 
-class _Recorder(TorchNetwork):
+class _Recorder(HookedNetwork):
     """The network in PyTorch, remembering every call of a stage."""
 
     def __init__(self, stages: Sequence[StageModule]) -> None:
-        super().__init__(stages)
-        self.calls: list[tuple[str, Mapping[str, torch.Tensor], dict[str, torch.Tensor]]] = []
-
-    def stage(self, name: str) -> Any:
-        run = super().stage(name)
-
-        def recorded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            outputs = run(inputs)
-            self.calls.append((name, inputs, outputs))
-            return outputs
-
-        return recorded
+        super().__init__(TorchNetwork(stages), after=lambda *call: self.calls.append(call))
+        self.modules = {stage.name: stage for stage in stages}
+        self.calls: list[tuple[str, Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]] = []
 
 
 class _Gate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def test_a_network_that_is_timed_uses_the_kernels_too(
     bundle = make_bundle(tmp_path / "bundle")
     write_engines(bundle)
     network = open_network("tensorrt-rtx", bundle)
-    subject = DetectorSubject("tiny", bundle, network, lambda level: stop_rule(bundle.manifest, None, level))
+    rule = partial(stop_rule, bundle.manifest, None)
+    subject = DetectorSubject("tiny", bundle.manifest, network, rule, "host")
     run = subject([picture(5, 2)], None)
     assert kernels.calls == ["preprocess", "postprocess"]
     assert run.exits == ("P3",)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.manifest import Level, ProbeLevel, Probing
 from asag_deploy.probing import Probed, StopRule, detect, passed_on
+from asag_deploy.stages import Network
 from asag_deploy.trace import StopReason
 
 Arrays = dict[str, NDArray[Any]]
@@ -21,7 +22,7 @@ FIRST_ANCHORS = 10
 PATCH_ANCHORS = 2
 
 
-class ScriptedNetwork:
+class ScriptedNetwork(Network):
     """Stages that report the counts they are given, an image a row, and note what they were called with."""
 
     def __init__(

@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import preprocess, processing_gpu
-from asag_deploy.backends import tensorrt
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.detections import Detections
@@ -150,9 +149,8 @@ def prepared(
 ) -> NDArray[Any]:
     """What `OnGpu` makes of images, on the host."""
     device = Device(open_cuda())
-    network = tensorrt.EngineNetwork([], device, device.close, kernels=kernels)
     manifest = dataclasses.replace(bundle.manifest, preprocessing=SMALL)
-    return network.download(processing_gpu.OnGpu(network, manifest).prepare(given, order).image)
+    return device.download(processing_gpu.OnGpu(device, kernels, manifest).prepare(given, order).image)
 
 
 def normalized(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asag_deploy.manifest import Level, Preprocessing
+from asag_deploy.stages import Network
 from asag_training import boxes as box_ops
 from asag_training.anchor_generator import FIRST_LEVEL_PATCHES, STRIDES
 from asag_training.model import Asag
@@ -215,15 +216,13 @@ def best_detections(
     return best, index - query * classes, corners
 
 
-class TorchNetwork:
+class TorchNetwork(Network):
     """The stages run by PyTorch itself: an `asag_deploy.stages.Network`.
 
     Evaluation runs it, and the exporter's parity gate compares other networks with it.
     """
 
     def __init__(self, stages: Sequence[StageModule], device: torch.device | str = "cpu") -> None:
-        # Sizes are dynamic in PyTorch, so nothing needs to be rounded up.
-        self.patch_bucket = self.query_bucket = 1
         self.device = torch.device(device)
         self.modules = {stage.name: stage for stage in stages}
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from asag_deploy.errors import ConfigError
 from asag_deploy.manifest import Level, ProbeLevel, Probing
 from asag_deploy.probing import StopRule, detect
+from asag_deploy.stages import Network
 from asag_training.anchor_generator import QUADRANTS
 from asag_training.config import MAIN_HEAD
 from asag_training.denoising import DenoisingQueries, make_denoising
@@ -118,11 +119,8 @@ class TrainingExtras:
         return selected, filled, torch.stack([asking, total, passing, passing_if_probed], dim=1)
 
 
-class TrainingNetwork:
+class TrainingNetwork(Network):
     """The stages of one pass over one batch, with gradients: an `asag_deploy.stages.Network`."""
-
-    patch_bucket: int = 1
-    query_bucket: int = 1
 
     def __init__(
         self,
