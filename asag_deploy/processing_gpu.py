@@ -112,8 +112,9 @@ class OnGpu:
             on_host = self._device.download(pixels) if isinstance(pixels, DeviceArray) else pixels
             pixels = resize(on_host, spec)
         slot = batch.shape[1:]
+        # Not under the lock: several threads copy their images into pinned memory at once.
+        uploaded = pixels if isinstance(pixels, DeviceArray) else self._device.upload(pixels)
         with self._device.lock:
-            uploaded = pixels if isinstance(pixels, DeviceArray) else self._device.upload(pixels)
             kernels.preprocess(
                 self._kernels,
                 _buffer(uploaded),
