@@ -25,7 +25,7 @@ PHASES = ("preprocess", "upload", *STAGES, "loop", "download", "postprocess")
 class TimedNetwork(WrappedNetwork):
     """A network, and the milliseconds that its parts have taken since `begin`.
 
-    What runs on the network's device by itself, such as the loop there, is not split.
+    The loop on the network's device runs the stages by itself: then `loop` is all of them.
     """
 
     def __init__(self, network: Network) -> None:
