@@ -1,4 +1,4 @@
-"""The operators of the ONNX domain `asag`, pre- and post-processing, as calls of the compiled kernels.
+"""The operators of the domain `asag`, the probing loop, pre- and post-processing, as calls of the kernels.
 
 Inputs and outputs are arrays on the library's device: NumPy arrays for the host library, anything with
 `__cuda_array_interface__` (or a `Buffer`) for the CUDA one.  Outputs are written where the caller says, so
@@ -102,7 +102,8 @@ def patch_nms(
 
     anchors: float32 or float16 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N);
     image_size: int64 (B, 2) height, width in pixels; origins: int64 (B, capacity, 2) x, y in cells of the map
-    with `stride`, zeros beyond the last; counts: int64 (B,) patches kept, which may exceed the capacity.
+    with `stride`, zeros beyond the last; counts: int64 (B, 4), whose column 1 is written: the patches kept,
+    which may exceed the capacity.
     """
     at = library.device == "cuda"
     anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=at)
@@ -110,7 +111,7 @@ def patch_nms(
     flags = expect("selected", selected, (batch, count), np.bool_, on_device=at)
     sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=at)
     patches = expect("origins", origins, (batch, -1, 2), np.int64, on_device=at)
-    kept = expect("counts", counts, (batch,), np.int64, on_device=at)
+    kept = expect("counts", counts, (batch, 4), np.int64, on_device=at)
     arguments = structures.PatchNMS(
         *(buffer.pointer for buffer in (anchor, flags, sizes, patches, kept)),
         *(_TYPES[anchor.dtype], batch, count),

@@ -37,7 +37,7 @@ def test_says_what_is_wrong_without_a_gpu(cuda_library_path: Path) -> None:
             ("selected", (1, 10), np.bool_),
             ("image_size", (1, 2), np.int64),
             ("origins", (1, 8, 2), np.int64),
-            ("counts", (1,), np.int64),
+            ("counts", (1, 4), np.int64),
         )
     }
     options = {"stride": 16, "patch_size": 15, "iou_threshold": 0.25, "max_candidates": 2048}
