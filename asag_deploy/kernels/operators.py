@@ -246,18 +246,56 @@ def decide(
     whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;
     any_goes_on: int32 (1,) written; condition: on CUDA, the handle of a conditional node that is set to it.
     """
+    arrays = (counts, probed, patch_count, any_goes_on)
+    arguments = _decision(library, arrays, condition, (level, min_selected, max_patches))
+    library.run("decide", arguments, stream)
+
+
+def add_decide(
+    library: KernelLibrary,
+    counts: Any,
+    probed: Any,
+    patch_count: Any,
+    any_goes_on: Any,
+    *,
+    level: int,
+    min_selected: int,
+    max_patches: int,
+    graph: int,
+    dependencies: Sequence[int] = (),
+    condition: int | None = None,
+) -> int:
+    """Put `decide` into a CUDA graph as a kernel node, without a capture; the node.
+
+    Arrays and settings are those of `decide`; they are used when the graph runs.  graph: a cudaGraph_t or
+    CUgraph as an integer, which may be the body of a conditional node; dependencies: nodes of that graph that
+    come before.  For the CUDA library only.
+    """
+    arrays = (counts, probed, patch_count, any_goes_on)
+    arguments = _decision(library, arrays, condition, (level, min_selected, max_patches))
+    return library.add_decide(graph, dependencies, arguments)
+
+
+def _decision(
+    library: KernelLibrary,
+    arrays: tuple[Any, Any, Any, Any],
+    condition: int | None,
+    settings: tuple[int, int, int],
+) -> structures.Decide:
+    """The arguments of `decide`; `settings`: level, min_selected, max_patches."""
+    counts, probed, patch_count, any_goes_on = arrays
     at = library.device == "cuda"
     count = expect("counts", counts, (-1, 4), np.int64, on_device=at)
     batch = count.shape[0]
     flags = expect("probed", probed, (batch, -1), np.bool_, on_device=at)
     patches = expect("patch_count", patch_count, (batch,), np.int64, on_device=at)
     goes_on = expect("any_goes_on", any_goes_on, (1,), np.int32, on_device=at)
-    arguments = structures.Decide(
+    level, min_selected, max_patches = settings
+    return structures.Decide(
         *(buffer.pointer for buffer in (count, flags, patches, goes_on)),
         *(condition or 0, int(condition is not None), batch, level, flags.shape[1]),
         *(min_selected, max_patches),
     )
-    library.run("decide", arguments, stream)
 
 
 def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> list[Buffer]:

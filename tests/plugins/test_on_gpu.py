@@ -220,6 +220,28 @@ def test_kernels_can_be_captured_in_a_graph(gpu: Gpu, on_gpu: KernelLibrary) -> 
     gpu._must(cudart.cudaGraphDestroy(graph))
 
 
+def test_decisions_as_nodes_of_a_graph(gpu: Gpu, on_host: KernelLibrary, on_gpu: KernelLibrary) -> None:
+    """In a graph that another copy of the CUDA runtime has made: two levels, one after the other."""
+    rng, cudart = np.random.default_rng(0), gpu.cudart
+    counts = rng.integers(0, 9, (2, 30, 4))
+    probed, patches, goes_on = np.ones((30, 2), np.bool_), np.ones(30, np.int64), np.ones(1, np.int32)
+    levels, written = [gpu.upload(count) for count in counts], (probed, patches, goes_on)
+    on_device = [gpu.upload(array) for array in written]
+    graph = gpu._must(cudart.cudaGraphCreate(0))
+    before: list[int] = []
+    for level in range(2):
+        settings: dict[str, int] = {"level": level, "min_selected": 3, "max_patches": 6}
+        place: dict[str, Any] = {"graph": int(graph), "dependencies": before}
+        before = [kernels.add_decide(on_gpu, levels[level], *on_device, **settings, **place)]
+        kernels.decide(on_host, counts[level], *written, **settings)
+    executable = gpu._must(cudart.cudaGraphInstantiate(graph, 0))
+    gpu._must(cudart.cudaGraphLaunch(executable, gpu.stream))
+    for buffer, array in zip(on_device, written, strict=True):
+        np.testing.assert_array_equal(gpu.download(buffer), array)
+    gpu._must(cudart.cudaGraphExecDestroy(executable))
+    gpu._must(cudart.cudaGraphDestroy(graph))
+
+
 def test_a_launch_that_fails_says_why(gpu: Gpu, on_gpu: KernelLibrary) -> None:
     boxes = gpu.upload(np.zeros((1, 1, 4), np.float32))
     feature = gpu.upload(np.zeros((1, 4, 4, 8), np.float32))

@@ -14,6 +14,7 @@
 #ifndef ASAG_KERNELS_H
 #define ASAG_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -166,6 +167,13 @@ ASAG_API int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream)
 ASAG_API int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream);
 /* With a `condition` it can only run in the graph that the handle belongs to; that takes CUDA 12.4. */
 ASAG_API int asag_cuda_decide(const AsagDecide* arguments, void* stream);
+
+/* Adds the launch of asag_cuda_decide to a graph as a node, after the nodes that it depends on.  Nothing is captured,
+ * for a capture that fails inside the body of a conditional node can end the process.  `graph` is a cudaGraph_t (a
+ * CUgraph), which another copy of the CUDA runtime may have made.  `dependencies` are `count` nodes of that graph, null
+ * if there are none.  `node` is written. */
+ASAG_API int asag_cuda_add_decide(
+    const AsagDecide* arguments, void* graph, void* const* dependencies, size_t count, void** node);
 
 /* 0 if the current device can run these kernels, else a cudaError_t: another architecture than they were compiled for,
  * or a driver that is too old.  Nothing is launched. */
