@@ -109,8 +109,8 @@ def test_blue_first_and_normalised(host: KernelLibrary, kind: str) -> None:
     image = picture(KINDS[kind](17, 41))
     pixels: NDArray[np.uint8] = np.empty((17, 41, 3), dtype=np.uint8)
     kernels.preprocess(host, image, pixels, new_shape=(17, 41))
-    mean, deviation = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    values = (pixels[..., ::-1].astype(np.float32) - np.float32(mean)) / np.float32(deviation)
+    mean, deviation = np.array([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]], np.float32)
+    values = (pixels[..., ::-1].astype(np.float32) - mean) / deviation
     out = np.full((3, 30, 75), np.nan, dtype=np.float32)
     options: dict[str, Any] = {"new_shape": (17, 41), "mean": mean, "deviation": deviation}
     kernels.preprocess(host, image, out, channel_order="bgr", **options)
