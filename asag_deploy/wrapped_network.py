@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.loops import Loop
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import Manifest
+from asag_deploy.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.processing import Processing
 from asag_deploy.stages import Array, Network, Stage
 
@@ -42,6 +42,22 @@ class WrappedNetwork(Network):
     def download(self, array: Array) -> NDArray[Any]:
         """The wrapped network's array on the host."""
         return self._network.download(array)
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """The shape of the wrapped network's array."""
+        return self._network.shape(array)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """Where the next level looks, as the wrapped network finds it."""
+        return self._network.select(probing, level, anchors, selected, counts, image_size)
 
     def keep(self, array: Array) -> None:
         """As the wrapped network keeps it."""

@@ -90,7 +90,7 @@ class OnnxRuntime:
 
 
 class OrtNetwork(Network):
-    """The sessions of one bundle: an `asag_deploy.stages.Network`."""
+    """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
     def __init__(self, sessions: Mapping[str, InferenceSession], device: Device) -> None:
         self._device = device
@@ -126,6 +126,10 @@ class OrtNetwork(Network):
     def download(self, array: OrtValue) -> NDArray[Any]:
         """A copy on the host.  (On the CPU `numpy()` alone would be a view of the runtime's memory.)"""
         return np.array(array.numpy())
+
+    def shape(self, array: OrtValue) -> tuple[int, ...]:
+        """The shape of an array."""
+        return tuple(array.shape())
 
 
 class _OrtStage:

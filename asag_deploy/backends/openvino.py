@@ -120,7 +120,7 @@ class OpenVinoArray:
 
 
 class OpenVinoNetwork(Network):
-    """The compiled graphs of one bundle: an `asag_deploy.stages.Network`."""
+    """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
 
     def __init__(self, models: Mapping[str, CompiledModel]) -> None:
         self._stages = {name: _OpenVinoStage(name, model) for name, model in models.items()}
@@ -140,6 +140,10 @@ class OpenVinoNetwork(Network):
     def download(self, array: OpenVinoArray) -> NDArray[Any]:
         """A copy on the host; bfloat16 comes as float32, for NumPy does not know it."""
         return _to_numpy(array.tensor)
+
+    def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
+        """The shape of an array."""
+        return tuple(array.tensor.get_shape())
 
 
 class _OpenVinoStage:

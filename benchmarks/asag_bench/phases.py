@@ -14,11 +14,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from asag_deploy.manifest import ProbeLevel, Probing
 from asag_deploy.stages import Array, Network, Stage
 from asag_deploy.wrapped_network import WrappedNetwork
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
-PHASES = ("preprocess", "upload", *STAGES, "loop", "download", "postprocess")
+PHASES = ("preprocess", "upload", *STAGES, "select", "loop", "download", "postprocess")
 """Everything a call does, in this order; `loop` is what the host does between stages."""
 
 
@@ -68,6 +69,21 @@ class TimedNetwork(WrappedNetwork):
         self.times_ms["download"] += taken
         self.fetched_at_the_end_ms += taken
         return downloaded
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """As the network does it, timed."""
+        start = time.perf_counter()
+        found = self._network.select(probing, level, anchors, selected, counts, image_size)
+        self.times_ms["select"] += _since(start)
+        return found
 
 
 def split(timed: TimedNetwork, call_ms: Mapping[str, float]) -> dict[str, float]:

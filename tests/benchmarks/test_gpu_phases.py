@@ -30,7 +30,7 @@ def test_a_network_that_is_timed_uses_the_kernels_too(
     rule = partial(stop_rule, bundle.manifest, None)
     subject = DetectorSubject("tiny", bundle.manifest, network, rule, "host")
     run = subject([picture(5, 2)], None)
-    assert kernels.calls == ["preprocess", "postprocess"]
+    assert kernels.calls == ["preprocess", "patch_nms", "patch_nms", "postprocess"]
     assert run.exits == ("P3",)
     phases = run.phases_ms
     assert [name for name in PHASES if name in phases] == list(phases)
