@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends import tensorrt
 from asag_deploy.backends.device_loop import MOST_GRAPHS, DeviceLoop
-from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
@@ -69,12 +68,6 @@ def device(kernels: FakeKernels, bundle: Bundle) -> Iterator[Detector]:
 def loop_of(detector: Detector) -> DeviceLoop:
     assert isinstance(detector._loop, DeviceLoop)
     return detector._loop
-
-
-def network_of(detector: Detector) -> EngineNetwork:
-    network = detector._open_network()
-    assert isinstance(network, EngineNetwork)
-    return network
 
 
 def assert_same(expected: list[Detections], found: list[Detections]) -> None:
@@ -132,13 +125,13 @@ def test_a_bundle_with_fewer_levels(kernels: FakeKernels, tmp_path: Path) -> Non
 
 def test_levels_that_nobody_asks_for_are_not_run(cuda: FakeCuda, device: Detector) -> None:
     device(STOPS["P3"], channel_order="rgb")  # which captures the graph
-    network = network_of(device)
+    network = device._open_network()
     (graph,) = loop_of(device)._graphs.values()
     contexts = {name: call.context._context for name, call in graph._calls.items()}
     for level, ran in (("P5", (0, 0)), ("P4", (1, 0)), ("P3", (1, 1))):
         before = {name: context.runs for name, context in contexts.items()}
         device(STOPS[level], channel_order="rgb")
-        network.device.synchronize()
+        network.device.synchronize()  # type: ignore[attr-defined]
         runs = {name: context.runs - before[name] for name, context in contexts.items()}
         assert runs == {"backbone": 1, "probe_p4": ran[0], "probe_p3": ran[1], "decoder": 1}
 
@@ -251,7 +244,7 @@ def test_an_engine_that_cannot_start_in_a_body(
     cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = IExecutionContext.execute_async_v3
-    own = network_of(device).device.stream
+    own = device._open_network().device.stream  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         patch.setattr(
             IExecutionContext,
