@@ -66,15 +66,18 @@ class Device:
                 self._scratch = self._scratch_of(size)
             return self._scratch
 
-    def capture(self, work: Callable[[int], None]) -> int:
-        """What `work` puts on the stream that it is given, as a graph of its own: `cuda.graph.capture`.
-
-        That stream is for captures only, so that nobody else can ask something of it meanwhile.
-        """
+    @property
+    def capture_stream(self) -> int:
+        """A stream for captures only, so that nobody else can ask something of it meanwhile."""
         with self.lock:
             if self._capture_stream is None:
                 self._capture_stream = self.cuda.create_stream()
-            stream = self._capture_stream
+            return self._capture_stream
+
+    def capture(self, work: Callable[[int], None]) -> int:
+        """What `work` puts on the stream that it is given, as a graph of its own: `cuda.graph.capture`."""
+        with self.lock:
+            stream = self.capture_stream
             return capture(self.cuda, stream, lambda: work(stream))
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
