@@ -76,6 +76,7 @@ class LoopGraph:
         try:
             self._plan(workspace, image)
             self._warm_up(image)
+            self._check()
             self._graph = self._build()
         except BaseException:
             with contextlib.suppress(BackendError):
@@ -152,14 +153,11 @@ class LoopGraph:
             self._place(name, inputs)
 
     def _open(self, name: str, inputs: Mapping[str, DeviceArray]) -> None:
-        """A context, and room for its outputs.  Raises BackendError if it cannot be captured."""
+        """A context, and room for its outputs."""
         stage = self._stages[name]
         context = stage.open_context(inputs)
         # Known from now on, so that it is closed whatever goes wrong.
         self._calls[name] = _Call(context, ())
-        problem = context.why_not_capturable(self._device.capture_stream)
-        if problem is not None:
-            raise BackendError(problem)
         for tensor, shape in zip(stage.outputs, context.output_shapes, strict=True):
             self._room(name, tensor.name).add(f"{name}/{tensor.name}", shape, tensor.dtype)
 
@@ -205,6 +203,13 @@ class LoopGraph:
             self._run(stage_name(level), number + 1, stream)
         self._run("decoder", None, stream)
         self._device.synchronize()
+
+    def _check(self) -> None:
+        """Raise BackendError if a stage is known not to be capturable."""
+        for call in self._calls.values():
+            problem = call.context.why_not_capturable(self._device.capture_stream)
+            if problem is not None:
+                raise BackendError(problem)
 
     def _build(self) -> int:
         """The graph, ready to be launched."""

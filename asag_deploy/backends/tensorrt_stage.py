@@ -122,7 +122,8 @@ class EngineStage:
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
-        self._loaded = None
+        loaded, self._loaded = self._loaded, None
+        captures.when_over(lambda: loaded)  # destroying it frees memory, which a capture forbids
 
     def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
         if tensor.name not in inputs:
@@ -232,7 +233,7 @@ class StageContext:
             self._device.cuda.destroy_launchable(graph)
         self._graphs.clear()
         context, self._context = self._context, None
-        captures.when_over(lambda: context)  # destroying it frees memory, which a capture forbids
+        captures.when_over(lambda: context)
 
     def enqueue(self, addresses: Addresses, stream: int | None = None) -> None:
         """As `run`, but never from a captured graph, so that the caller may capture it; on any stream."""

@@ -151,7 +151,8 @@ def test_copies_from_and_to_the_host(
     """Told by where the memory is: what the copy says of itself is not asked."""
     pinned = api.allocate_pinned(4)
     sides = {"on_device": memory, "to_device": (memory[0], pinned), "to_host": (pinned, memory[0])}
-    part = capture(api, stream, lambda: api.copy(*sides[direction], 4, direction, stream))
+    target, source = sides[direction]
+    part = capture(api, stream, lambda: api.copy(target, source, 4, direction, stream))
     for place, expected in (("root", in_root), ("body", in_body)):
         found = why_not(api, part, place)  # type: ignore[arg-type]
         assert (found is None) == (expected is None)

@@ -193,9 +193,11 @@ def test_engines_that_were_built_with_control_flow(
         EngineStage, "__init__", functools.partialmethod(EngineStage.__init__, capturable=False)
     )
     sentence = "engine of the graph 'backbone' holds control flow, .*; export the bundle .*`asag-build`"
-    with Detector.load(bundle, backend="tensorrt", loop="device") as device:
-        with pytest.raises(CaptureError, match=sentence):
-            device(STOPS["P3"], channel_order="rgb")
+    with (
+        Detector.load(bundle, backend="tensorrt", loop="device") as device,
+        pytest.raises(CaptureError, match=sentence),
+    ):
+        device(STOPS["P3"], channel_order="rgb")
     with Detector.load(bundle, backend="tensorrt", loop="host") as host:
         for _ in range(4):
             host(STOPS["P3"], channel_order="rgb")
