@@ -144,7 +144,13 @@ class EngineStage:
 
     def _new_context(self, shapes: Shapes) -> StageContext:
         return StageContext(
-            self._make_context(), self.inputs, self.outputs, shapes, self._device, self._failed
+            self._make_context(),
+            self.inputs,
+            self.outputs,
+            shapes,
+            self._device,
+            self._failed,
+            capturable=self._engine.sidecar.capturable,
         )
 
     def _failed(self, what: str) -> BackendError:
@@ -168,6 +174,8 @@ class StageContext:
         shapes: Shapes,
         device: Device,
         failed: Callable[[str], BackendError],
+        *,
+        capturable: bool,
     ) -> None:
         if context is None:
             raise failed("could not create an execution context")
@@ -175,7 +183,7 @@ class StageContext:
         self._names = tuple(tensor.name for tensor in (*inputs, *outputs))
         self._device = device
         self._failed = failed
-        self._capturable = True
+        self._capturable = capturable
         self._seen: OrderedDict[Addresses, None] = OrderedDict()
         self._graphs: OrderedDict[Addresses, int] = OrderedDict()
         for tensor, shape in zip(inputs, shapes, strict=True):
