@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import itertools
 import warnings
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import CaptureError
@@ -185,23 +183,13 @@ def test_a_finaliser_in_the_midst_of_a_capture(
     assert freed
 
 
-def test_engines_that_were_built_with_control_flow(
-    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_of_which_the_library_says_that_it_cannot_be_captured(
+    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Known when they are loaded, also where the library itself says nothing (TensorRT)."""
-    monkeypatch.setattr(
-        EngineStage, "__init__", functools.partialmethod(EngineStage.__init__, capturable=False)
-    )
-    sentence = "engine of the graph 'backbone' holds control flow, .*; export the bundle .*`asag-build`"
-    with (
-        Detector.load(bundle, backend="tensorrt", loop="device") as device,
-        pytest.raises(CaptureError, match=sentence),
-    ):
+    monkeypatch.setattr(IExecutionContext, "is_stream_capturable", lambda *_: False)
+    with pytest.raises(CaptureError, match="graph 'backbone': it says that its work cannot be captured"):
         device(STOPS["P3"], channel_order="rgb")
-    with Detector.load(bundle, backend="tensorrt", loop="host") as host:
-        for _ in range(4):
-            host(STOPS["P3"], channel_order="rgb")
-    assert cuda.launches == 0
+    assert cuda.leaked().get("graphs") is None
 
 
 def test_auto_goes_on_with_the_host_and_says_why(
