@@ -101,9 +101,7 @@ def test_an_engine_with_a_loop_is_not_captured(
     made = bundle_with(monkeypatch, tmp_path / "bundle", stage, with_a_loop)
     with (
         Detector.load(made, backend="tensorrt-rtx", loop="device") as device,
-        pytest.raises(
-            CaptureError, match=f"'{stage}' waits for decisions of the host, .*; export the bundle"
-        ),
+        pytest.raises(CaptureError, match=f"'{stage}' waits for decisions of the host, .*; export the"),
     ):
         device(STOPS["P3"], channel_order="rgb")
     assert cuda.leaked().get("graphs") is None
