@@ -70,8 +70,24 @@ def backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
     return network.stage("backbone")(inputs)
 
 
+def probe_p4_inputs(network: Network, outputs: dict[str, Any], count: int = 2) -> dict[str, Any]:
+    """What `probe_p4` takes after `backbone` has given `outputs` for one image of 64 x 64: `count` patches."""
+    size = network.upload(np.array([[64, 64]]))
+    probing = tiny_manifest().probing
+    asked = (outputs["anchors"], outputs["selected"], outputs["counts"])
+    origins, _ = network.select(probing, probing.levels[0], *asked, size)
+    return {
+        "feature": outputs["p4"],
+        "feature_size": network.upload(np.array(network.shape(outputs["p4"])[2:])),
+        "image_size": size,
+        "patches": origins,
+        "patch_count": network.upload(np.array([count])),
+        "slots": network.upload(np.arange(count)),
+    }
+
+
 def counts(network: Network, red: int) -> list[int]:
-    """The four counts of the first stage, of a picture of that red."""
+    """The four counts of the first stage, of a picture of that red; `patches` among them is still 0."""
     return [int(value) for value in network.download(backbone(network, picture(red))["counts"])[0]]
 
 
@@ -318,7 +334,9 @@ def _backbone(probes: bool) -> onnx.ModelProto:
     model = _model(
         BACKBONE,
         first_anchors=anchors[None],
-        twin_anchors=np.concatenate([np.broadcast_to(anchors[:1, :2], (FIRST_ANCHORS, 2)), anchors[:, 2:]], 1)[None],
+        twin_anchors=np.concatenate(
+            [np.broadcast_to(anchors[:1, :2], (FIRST_ANCHORS, 2)), anchors[:, 2:]], 1
+        )[None],
     )
     if not probes:
         _without_choice(model)

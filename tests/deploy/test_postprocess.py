@@ -157,6 +157,7 @@ PROBING = Probing(
         ProbeLevel(level="P3", stride=8, capacity=256, anchors_per_patch=20),
     ),
     max_candidates=64,
+    patch_nms_iou=0.25,
     anchor_floor=5,
     anchor_cap=200,
 )

@@ -161,9 +161,7 @@ class AnchorGenerator(nn.Module):
         score = torch.where(usable, raw.detach()[..., 4].sigmoid(), 0.0)
         return torch.cat([boxes, score[..., None]], dim=-1).flatten(1, 2)
 
-    def _compress_patches(
-        self, level: str, feature: Tensor, feature_size: Tensor, origins: Tensor
-    ) -> Tensor:
+    def _compress_patches(self, level: str, feature: Tensor, feature_size: Tensor, origins: Tensor) -> Tensor:
         """Crop patches and compress them: (B, h, w, C), (B, K, 2) -> tokens (B, K, T, c).
 
         Equals compressing the whole map and cropping, but touches only the patches and the ring of one cell
