@@ -19,6 +19,7 @@ from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.manifest import Level, Mode
+from asag_deploy.probing import StopRule
 from device_loops import MIXED, STOPS, assert_same, loop_of, stage_graphs
 from fake_cuda import FakeCuda
 from fake_gpu import write_engines
@@ -100,6 +101,21 @@ def test_a_detection_is_one_launch_and_one_wait(
     monkeypatch.setattr(cuda, "cudaEventSynchronize", wait)
     device.forward_on_device(images, sizes)
     assert (cuda.launches - launches, len(waits), cuda.allocations) == (1, 1, allocated)
+
+
+def test_outputs_can_be_used_before_the_host_has_read_anything(
+    cuda: FakeCuda, host: Detector, device: Detector
+) -> None:
+    sizes = np.array([[64, 64]])
+    network, probing = device._open_network(), device.manifest.probing
+    for image in MIXED:
+        expected = host.forward(batch(image), sizes)
+        begun = loop_of(device).begin(network, probing, StopRule(), network.upload(batch(image)), sizes)
+        ahead = network.device.begin_download([begun.outputs["logits"]])  # type: ignore[attr-defined]
+        probed = begun.finish()
+        assert probed.outputs is begun.outputs
+        (logits,) = ahead()
+        np.testing.assert_array_equal(logits[:, : int(expected.anchor_count[0])], expected.logits)
 
 
 def test_more_patches_than_there_is_room_for_are_detected_by_the_host(
