@@ -22,6 +22,7 @@ from asag_deploy.backends.loop_graph import LoopGraph
 from asag_deploy.backends.loop_memory import Workspace
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.conditional import why_no_conditions
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.errors import BackendError, CaptureError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
 from asag_deploy.manifest import FIRST_LEVEL, Level, Probing
@@ -65,8 +66,21 @@ class Begun(NamedTuple):
 class DeviceLoop:
     """`asag_deploy.probing.detect` for the engines of one network; safe to call from several threads."""
 
-    def __init__(self, stages: Mapping[str, EngineStage], device: Device, kernels: KernelLibrary) -> None:
+    def __init__(
+        self,
+        stages: Mapping[str, EngineStage],
+        device: Device,
+        kernels: KernelLibrary,
+        on_canvas: Mapping[Canvas, Mapping[str, EngineStage]] | None = None,
+        *,
+        keep_compiled: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_canvas`: stages that are engines for one image of exactly that shape, which are preferred;
+        `keep_compiled` is called after each detection, for kernels that came with a new graph.
+        """
         self._stages = stages
+        self._on_canvas = on_canvas or {}
+        self._keep_compiled = keep_compiled
         self._device = device
         self._kernels = kernels
         self._graphs: OrderedDict[_Key, LoopGraph] = OrderedDict()
@@ -101,7 +115,9 @@ class DeviceLoop:
         outputs = {name.removeprefix(prefix): a for name, a in results.items() if name.startswith(prefix)}
 
         def finish() -> Probed:
-            probed = _read(probing, rule, graph, results, outputs, fetch())
+            numbers = fetch()
+            self._keep_compiled()
+            probed = _read(probing, rule, graph, results, outputs, numbers)
             if probed is None:
                 self.redone += 1
                 return detect(network, probing, rule, image, image_size)
@@ -124,10 +140,12 @@ class DeviceLoop:
             if len(self._graphs) >= MOST_GRAPHS:
                 self._device.synchronize()  # it may still be running
                 self._graphs.popitem(last=False)[1].close()
+            batch, _, height, width = image.shape
+            fixed = self._on_canvas.get(Canvas(height, width)) if batch == 1 else None
+            stages = self._stages if fixed is None else fixed
+            common = (self._device, self._kernels, self._workspace)
             try:
-                graph = LoopGraph(
-                    self._stages, self._device, self._kernels, self._workspace, probing, rule, image
-                )
+                graph = LoopGraph(stages, *common, probing, rule, image, fixed=fixed is not None)
             except BackendError as error:
                 raise CaptureError(
                     f"the loop could not be captured in a graph ({error}); use loop 'host'"

@@ -49,8 +49,8 @@ def parse_canvas(text: str) -> Canvas:
 def default_canvases(preprocessing: Preprocessing) -> tuple[Canvas, ...]:
     """A square, 4:3, 3:2 and the longest that resized pictures can be, each lying and standing.
 
-    Every picture whose longer side is resized to `longer_side` at most fits on one of them.  For 800 and 1333 pixels they are 800 by 800, 1088, 1216 and
-    1344, and the last three turned.
+    Every picture whose longer side is resized to `longer_side` at most fits on one of them.  For 800 and 1333
+    pixels they are 800 by 800, 1088, 1216 and 1344, and the last three turned.
     """
     shorter, longer, divisor = (
         preprocessing.shorter_side,

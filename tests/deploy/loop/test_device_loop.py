@@ -13,10 +13,13 @@ import pytest
 from asag_deploy.backends import tensorrt
 from asag_deploy.backends.device_loop import MOST_GRAPHS
 from asag_deploy.backends.loop_memory import Workspace
+from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
+from asag_deploy.engines.canvases import Canvas
+from asag_deploy.engines.shapes import fixed_slots
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.manifest import Level, Mode
 from asag_deploy.probing import StopRule
@@ -59,6 +62,34 @@ def test_every_rule(kernels: FakeKernels, bundle: Bundle, mode: Mode, max_level:
             return detector([picture(2), *MIXED[1:]], channel_order="rgb")
 
     assert_same(found("host"), found("device"))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("max_level", ["P5", "P4", "P3"])
+def test_engines_of_one_shape(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, mode: Mode, max_level: Level
+) -> None:
+    """They have one number of patches a level, whatever the rule, and take a single image."""
+    options = {"backend": "tensorrt-rtx", "mode": mode, "max_level": max_level}
+    with (
+        Detector.load(bundle, loop="host", **options) as host,
+        Detector.load(bundle, loop="device", **options) as device,
+    ):
+        network = device._open_network()
+        assert isinstance(network, EngineNetwork)
+        loop = loop_of(device)
+        loop._on_canvas = {Canvas(64, 64): network._stages}
+        for image in MIXED:
+            assert_same(host([image], channel_order="rgb"), device([image], channel_order="rgb"))
+        assert_same(host(MIXED, channel_order="rgb"), device(MIXED, channel_order="rgb"))
+        alone, together = loop._graphs.values()
+        levels = device.manifest.probing.levels
+        assert alone.slots == tuple(fixed_slots(level) for level in levels[: len(alone.levels)])
+        assert together.slots == ((16, 6) if mode == "fast" else (18, 6))[: len(together.levels)]
+        decoder = alone._calls["decoder"].context._context._shapes
+        for level in levels:
+            anchors = fixed_slots(level) * level.anchors_per_patch
+            assert decoder[f"anchors_{level.level.lower()}"] == (1, anchors, 5)
 
 
 def test_a_bundle_with_fewer_levels(kernels: FakeKernels, tmp_path: Path) -> None:
@@ -165,6 +196,16 @@ def test_more_shapes_than_graphs(
     assert [key[0][3] for key in loop_of(device)._graphs] == [88, 96, 72]
     assert len(cuda.launchable) == 3 + len(stage_graphs(host))
     assert cuda.graphs == {}
+
+
+def test_what_was_compiled_for_a_graph_is_kept_at_once(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only in the end, to which a server that is killed does not come."""
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="device") as detector:
+        detector.forward_on_device(batch(STOPS["P3"]), np.array([[64, 64]]))
+        assert len(list((tmp_path / "tensorrt-rtx").iterdir())) == 4  # all stages but `normalize`
 
 
 def test_everything_is_released(cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle) -> None:
