@@ -70,7 +70,7 @@ def test_engines_of_one_shape(
     cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, mode: Mode, max_level: Level
 ) -> None:
     """They have one number of patches a level, whatever the rule, and take a single image."""
-    options = {"backend": "tensorrt-rtx", "mode": mode, "max_level": max_level}
+    options: dict[str, Any] = {"backend": "tensorrt-rtx", "mode": mode, "max_level": max_level}
     with (
         Detector.load(bundle, loop="host", **options) as host,
         Detector.load(bundle, loop="device", **options) as device,
