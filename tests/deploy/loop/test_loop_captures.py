@@ -170,17 +170,17 @@ def test_a_finaliser_in_the_midst_of_a_capture(
         during.append(cuda.leaked()["device"] - before)
 
     while_capturing(monkeypatch, cuda, 1, let_go)
-    freed: list[int] = []
+    answers: list[Any] = []
     free = cuda.cudaFree
 
     def note(pointer: int) -> Any:
-        freed.append(pointer)
-        return free(pointer)
+        answers.append(free(pointer))
+        return answers[-1]
 
     monkeypatch.setattr(cuda, "cudaFree", note)
     assert_same(expected, device(image, channel_order="rgb"))
     assert during == [0]
-    assert freed
+    assert set(answers) == {(cuda.cudaError_t.cudaSuccess,)}
 
 
 def test_an_engine_of_which_the_library_says_that_it_cannot_be_captured(
