@@ -64,7 +64,8 @@ def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def _parts(bundle: Bundle) -> dict[str, ModelProto]:
-    """The stages and the steps between them, in order, without functions; all names begin with the part's own."""
+    """The stages and the steps between them, in order, without functions; all names begin with the part's
+    own."""
     manifest = bundle.manifest
     steps = {stage_name(level): level for level in manifest.probing.levels}
     parts = {}

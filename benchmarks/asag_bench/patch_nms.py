@@ -21,8 +21,10 @@ from asag_export.operators import DOMAIN, OPSET
 
 
 def patch_nms_model(probing: Probing, level: ProbeLevel, opset: int) -> onnx.ModelProto:
-    """Where `level` looks: anchors (B, N, 5), selected (B, N), image_size (B, 2) -> origins (B, capacity, 2), patches
-    (B,), in standard operators of that version of ONNX's."""
+    """A graph that finds where `level` looks, in standard operators of that version of ONNX's.
+
+    anchors (B, N, 5), selected (B, N), image_size (B, 2) -> origins (B, capacity, 2), patches (B,).
+    """
     attributes = {
         "stride": level.stride,
         "patch_size": probing.patch_size,

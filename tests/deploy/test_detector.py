@@ -86,8 +86,8 @@ def test_patch_boxes_are_in_pixels_of_the_original(detector: Detector) -> None:
         [64, 64, 128, 128],
         [0, 0, 128, 128],
     ]
-    # Two cells of 16 pixels a side around the first anchors on the diagonal, at twice the network's size: their
-    # centres, up to 0.225 of the image, all lie within the first patch that fits into it.
+    # Two cells of 16 pixels a side around the first anchors on the diagonal, at twice the network's size:
+    # their centres, up to 0.225 of the image, all lie within the first patch that fits into it.
     assert p4.patch_boxes.tolist() == [[0, 0, 64, 64]] * 5
     # Anchors of P4 stand at the middle of their patch: there two cells of 8 pixels.
     assert p3.patch_boxes.tolist() == [[16, 16, 48, 48]] * 2

@@ -142,7 +142,8 @@ def test_detections_are_those_of_the_cpu(gpu: Gpu, bundle: Bundle) -> None:
 
 
 def test_features_never_come_to_the_host(gpu: Gpu, bundle: Bundle) -> None:
-    """Small arrays alone: what NMS needs, four counts of each image and level, and the decoder's small outputs."""
+    """Small arrays alone: what NMS needs, four counts of each image and level, and the decoder's small
+    outputs."""
     with Detector.load(bundle, backend="onnxruntime-cuda") as detector:
         found = detector([picture(5, 2), picture(3, 1)], channel_order="rgb")
     levels = max(len(detections.trace.levels) for detections in found)

@@ -59,8 +59,9 @@ def expected(small_bundle: Bundle) -> dict[str, tuple[Arrays, Arrays]]:
 
     first = call("backbone", {"image": image, "image_size": size})
     p4 = small_bundle.manifest.probing.levels[0]
-    asked = (network.upload(first[name]) for name in ("anchors", "selected", "counts"))
-    found = network.select(small_bundle.manifest.probing, p4, *asked, network.upload(size))
+    anchors, selected, counts = (network.upload(first[name]) for name in ("anchors", "selected", "counts"))
+    probing = small_bundle.manifest.probing
+    found = network.select(probing, p4, anchors, selected, counts, network.upload(size))
     origins, counts = (network.download(array) for array in found)
     patches = counts[:, 1]
     assert (patches > 0).all()

@@ -2,8 +2,8 @@
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
-TensorRT may have a plugin for; all are tested against the reference.  Patch NMS runs between the stages and is
-never exported.
+TensorRT may have a plugin for; all are tested against the reference.  Patch NMS runs between the stages and
+is never exported.
 """
 
 from __future__ import annotations

@@ -117,7 +117,9 @@ class TrainingExtras:
 
 
 class TrainingNetwork(TorchNetwork):
-    """The stages of one pass over one batch, with gradients."""
+    """The stages of one pass over one batch."""
+
+    gradients = True
 
     def __init__(
         self,
@@ -135,16 +137,6 @@ class TrainingNetwork(TorchNetwork):
         stages.append(_Decoder(model, levels, record, extras))
         super().__init__(stages, record.image_size.device)
         self._extras = extras
-
-    def stage(self, name: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-        """The stage called `name` (KeyError if there is none)."""
-        module = self.modules[name]
-
-        def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            outputs = module(*(inputs[given] for given in module.inputs))
-            return dict(zip(module.outputs, outputs, strict=True))
-
-        return run
 
     def select(
         self,
