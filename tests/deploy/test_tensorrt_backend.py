@@ -22,7 +22,6 @@ from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.probing import FEATURES
 from fake_cuda import FakeCuda
 from fake_gpu import MOST_IMAGES, install_gpu, write_engines
-from fake_kernels import install_kernels
 from fake_tensorrt import view
 from tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
@@ -121,21 +120,6 @@ def test_features_never_leave_the_gpu(cuda: FakeCuda, bundle: Bundle, backend: F
         }
         assert len(read) == 2 * len(of_nms) + 3 + len(of_results)
         assert max(read) <= 2 * 32 * 5 * 4  # 32 anchors of two images, five floats each
-
-
-def test_with_the_kernels_the_host_reads_counts_alone(
-    cuda: FakeCuda, bundle: Bundle, backend: Format, host_library_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between two stages: the four counts of each image, once.  The kernel has found the patches."""
-    kernels = install_kernels(monkeypatch, cuda, host_library_path)
-    with Detector.load(bundle, backend=backend, loop="host") as detector:
-        found = detector([picture(5, 2), picture(3, 1)], channel_order="rgb")
-        read = [size for direction, size, _ in cuda.copies if direction == "DeviceToHost"]
-    assert [len(detections.trace.levels) for detections in found] == [3, 3]
-    counts_of_two_images = 2 * 4 * 8
-    assert read[:3] == [counts_of_two_images] * 3
-    assert len(read) == 3 + 2 + 3  # origins of two levels; detections, anchors and their count
-    assert kernels.calls.count("patch_nms") == 2
 
 
 def test_a_loop_that_repeats_itself_replays_graphs(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
@@ -305,7 +289,7 @@ def test_rtx_keeps_what_it_has_compiled(
 ) -> None:
     monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
     with Detector.load(bundle, backend="tensorrt-rtx") as detector:
-        detector(picture(1))
+        assert detector(picture(5, 2), channel_order="rgb").trace.exit_level == "P3"
     gc.collect()
     kept = list((tmp_path / "tensorrt-rtx").iterdir())
     assert len(kept) == len(bundle.manifest.graphs)
@@ -313,6 +297,19 @@ def test_rtx_keeps_what_it_has_compiled(
     monkeypatch.setattr("fake_tensorrt.IRuntimeCache.deserialize", lambda _, blob: given.append(blob))
     open_network("tensorrt-rtx", bundle)
     assert given == [b"compiled"] * len(kept)
+
+
+def test_rtx_keeps_it_as_soon_as_it_is_warm(
+    cuda: FakeCuda, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed has not compiled in vain."""
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
+    detector = Detector.load(bundle, backend="tensorrt-rtx")
+    assert not (tmp_path / "tensorrt-rtx").exists()
+    exit_level = detector(picture(1)).trace.exit_level
+    used = len(bundle.manifest.graphs) - ["P3", "P4", "P5"].index(exit_level)
+    assert len(list((tmp_path / "tensorrt-rtx").iterdir())) == used
+    detector.close()
 
 
 class OnGpu:
