@@ -12,7 +12,8 @@ import pytest
 
 from asag_deploy.bundle import Bundle, stage_names, write_bundle
 from asag_deploy.errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, OutputError
-from tiny_bundle import CLASSES, make_bundle, models, tiny_manifest
+from tiny_bundle import CLASSES, make_bundle, tiny_manifest
+from tiny_graphs import models
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import tiny_bundle
+import tiny_graphs
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Cuda, open_cuda
 from asag_deploy.detector import Detector
@@ -73,7 +74,7 @@ def _before_counts(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
 
 def bundle_with(monkeypatch: pytest.MonkeyPatch, path: Path, stage: str, change: Change) -> Bundle:
     """The tiny bundle, and engines, with one stage changed."""
-    original = tiny_bundle.models
+    original = tiny_graphs.models
 
     def models(levels: Any) -> dict[str, onnx.ModelProto]:
         made = original(levels)
@@ -144,10 +145,10 @@ def test_sizes_from_the_host_may_be_in_the_root(
 
 
 def test_the_stages_as_they_are_hold_neither() -> None:
-    for name, model in tiny_bundle.models().items():
+    for name, model in tiny_graphs.models().items():
         assert not has_control_flow(model), name
         assert not computes_with_sizes(model), name
-    changed = tiny_bundle.models()
+    changed = tiny_graphs.models()
     with_a_loop(changed["backbone"])
     with_sizes_from_the_host(changed["probe_p3"])
     assert has_control_flow(changed["backbone"])
