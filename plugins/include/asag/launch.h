@@ -1,5 +1,6 @@
 // The kernels and their launchers, for CUDA compilers.  A launcher takes arguments that have been checked and a
-// stream; it launches at most one kernel, never waits, and returns what the launch did.
+// stream; it launches at most one kernel, never waits, and returns what the launch did.  add_node() makes the same
+// launch a node of a graph.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -48,9 +49,10 @@ static __global__ void __launch_bounds__(SELECT_THREADS)
 }
 
 static __global__ void __launch_bounds__(PREPROCESS_THREADS)
-    preprocess_kernel(const __grid_constant__ AsagPreprocess arguments) {
-    const int64_t index = static_cast<int64_t>(blockIdx.x) * PREPROCESS_THREADS + threadIdx.x;
-    if (index < preprocess_pixels(arguments)) preprocess_pixel(arguments, index);
+    preprocess_kernel(const __grid_constant__ AsagPreprocess arguments, const __grid_constant__ ResizePlan plan) {
+    __shared__ PreprocessShared shared;
+    const int down = static_cast<int>(blockIdx.y), across = static_cast<int>(blockIdx.x);
+    preprocess_block(DeviceBlock{}, arguments, plan, down, across, shared);
 }
 
 static __global__ void __launch_bounds__(DECIDE_THREADS) decide_kernel(const __grid_constant__ AsagDecide arguments) {
@@ -117,9 +119,25 @@ inline cudaError_t launch(const AsagDecide& arguments, cudaStream_t stream) {
     return cudaGetLastError();
 }
 
+inline cudaError_t add_node(
+    const AsagDecide& arguments, cudaGraph_t graph, const cudaGraphNode_t* dependencies, size_t count,
+    cudaGraphNode_t* node) {
+    if (CUDART_VERSION < 12040 && arguments.conditional != 0) return cudaErrorNotSupported;
+    AsagDecide copied = arguments;  // once more by the graph
+    void* parameters[] = {&copied};
+    cudaKernelNodeParams kernel = {};
+    kernel.func = reinterpret_cast<void*>(decide_kernel);
+    kernel.gridDim = dim3(1);
+    kernel.blockDim = dim3(DECIDE_THREADS);
+    kernel.kernelParams = parameters;
+    const cudaError_t status = cudaGraphAddKernelNode(node, graph, dependencies, count, &kernel);
+    cudaGetLastError();  // which would be that of the next launch otherwise
+    return status;
+}
+
 inline cudaError_t launch(const AsagPreprocess& arguments, cudaStream_t stream) {
-    const int64_t blocks = (preprocess_pixels(arguments) + PREPROCESS_THREADS - 1) / PREPROCESS_THREADS;
-    preprocess_kernel<<<static_cast<unsigned>(blocks), PREPROCESS_THREADS, 0, stream>>>(arguments);
+    const dim3 tiles(static_cast<unsigned>(tiles_across(arguments)), static_cast<unsigned>(tiles_down(arguments)));
+    preprocess_kernel<<<tiles, PREPROCESS_THREADS, 0, stream>>>(arguments, resize_plan(arguments));
     return cudaGetLastError();
 }
 
