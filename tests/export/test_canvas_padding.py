@@ -121,7 +121,7 @@ def _padding_added(canvases: tuple[Canvas, ...], height: int, width: int) -> flo
 
 
 def _sure(detections: Detections) -> Found:
-    """Those that anyone would look at; the scores of the others are near nothing, and so are their changes."""
+    """Those that anyone would look at: of the rest, scores next to nothing change places."""
     found = _found(detections)
     sure = found.scores >= _SURE
     return Found(scores=found.scores[sure], classes=found.classes[sure], boxes=found.boxes[sure])
