@@ -47,7 +47,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides = (SHORTER, int(rng.integers(SHORTER, LONGER + 1)))
         record["height"], record["width"] = sides if number % 2 else sides[::-1]
         path = next(folder.rglob(record["file_name"]))
-        cv2.imwrite(str(path), cv2.imread(str(path))[: record["height"], : record["width"]])
+        picture = cv2.imread(str(path))
+        assert picture is not None
+        cv2.imwrite(str(path), picture[: record["height"], : record["width"]])
     shapes = {record["id"]: record for record in data["images"]}
     data["annotations"] = [a for a in data["annotations"] if _cut(a, shapes[a["image_id"]])]
     annotations.write_text(json.dumps(data))
@@ -95,7 +97,7 @@ def test_padding_to_canvases_changes_next_to_nothing(
     expected_ap, expected = detect_all(bundle, scenes, (), monkeypatch)
     assert expected_ap > 50
     print(f"\npadded to multiples of 32: AP {expected_ap:.2f}")
-    for canvases, least_larger in ((usual, 0.2), (usual[-2:], 0.7)):
+    for canvases, least_larger in ((usual, 0.2), (usual[-2:], 0.5)):
         added = np.array([_padding_added(canvases, *shape) for shape in shapes])
         assert (added > 0).mean() > least_larger  # else there would be nothing to see
         ap, found = detect_all(bundle, scenes, canvases, monkeypatch)
