@@ -159,7 +159,8 @@ class EngineNetwork(Network):
             raise BackendError(f"the loop cannot run on the device: {problem}")
         with self.device.lock:
             if not self._loops:
-                self._loops.append(DeviceLoop(self._stages, self.device, self.kernels))
+                made = DeviceLoop(self._stages, self.device, self.kernels, keep_compiled=self.keep_compiled)
+                self._loops.append(made)
             return self._loops[0]
 
     def layers(self) -> dict[str, Layers | None]:

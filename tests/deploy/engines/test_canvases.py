@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asag_deploy.backends import device_loop
 from asag_deploy.bundle import Bundle
 from asag_deploy.engines import BuildOptions, build_engines, canvas_engines, check
 from asag_deploy.engines.canvases import (
@@ -22,7 +21,7 @@ from asag_deploy.engines.canvases import (
     smallest_holding,
 )
 from asag_deploy.engines.cli import main
-from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, Batches, fixed_slots
+from asag_deploy.engines.shapes import Batches, fixed_slots
 from asag_deploy.engines.sidecar import built_canvases
 from asag_deploy.errors import ConfigError, EngineMissingError, EngineStaleError
 from asag_deploy.manifest import Preprocessing, ProbeLevel
@@ -125,7 +124,6 @@ def test_a_narrow_canvas_holds_the_longest_pictures() -> None:
 
 def test_an_engine_of_one_shape_has_the_room_that_the_loop_asks_for() -> None:
     """Whatever the stop rule allows: a level that is to be probed less has slots to spare."""
-    assert (MOST_SLOTS, PATCH_BUCKET) == (device_loop.MOST_SLOTS, device_loop.PATCH_BUCKET)
     slots = [
         fixed_slots(ProbeLevel(level="P4", stride=16, capacity=capacity, anchors_per_patch=4))
         for capacity in (5, 16, 20, 31, 300)
