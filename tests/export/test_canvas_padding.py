@@ -97,7 +97,7 @@ def test_padding_to_canvases_changes_next_to_nothing(
     expected_ap, expected = detect_all(bundle, scenes, (), monkeypatch)
     assert expected_ap > 50
     print(f"\npadded to multiples of 32: AP {expected_ap:.2f}")
-    for canvases, least_larger in ((usual, 0.2), (usual[-2:], 0.5)):
+    for canvases, least_larger, least_common in ((usual, 0.2, 0.9), (usual[-2:], 0.5, 0.8)):
         added = np.array([_padding_added(canvases, *shape) for shape in shapes])
         assert (added > 0).mean() > least_larger  # else there would be nothing to see
         ap, found = detect_all(bundle, scenes, canvases, monkeypatch)
@@ -110,7 +110,7 @@ def test_padding_to_canvases_changes_next_to_nothing(
             f"of detections of at least {_SURE} in common {100 * common:.1f}%"
         )
         assert abs(ap - expected_ap) < 0.5
-        assert common > 0.9
+        assert common > least_common  # to within 0.01 of the score and 0.9 of the box
         assert stops > 0.95
 
 
