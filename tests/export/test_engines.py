@@ -22,7 +22,9 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.cli import main as build_main
 from asag_deploy.engines.graph import for_parser
+from asag_deploy.engines.plan import read_plan
 from asag_deploy.engines.shapes import Batches, profile
+from asag_deploy.engines.sidecar import read_sidecar
 from asag_deploy.manifest import GraphSpec, Manifest, Precision, Preprocessing
 from asag_export.cli import main as export_main
 from asag_export.graphs import DEFAULT_OPSET, export_stage
@@ -82,14 +84,24 @@ def stages_of(
 
 def compile_stage(
     library: Library, stage: StageModule, config: AsagConfig, precision: Precision, manifest: Manifest
-) -> int:
-    """Export and compile one stage; returns the size of its engine."""
+) -> bytes:
+    """Export and compile one stage; returns its engine."""
     proto, inputs, outputs = export_stage(
         stage, config, manifest.probing, precision=precision, opset=DEFAULT_OPSET
     )
     spec = GraphSpec(name=stage.name, file="", sha256="", inputs=inputs, outputs=outputs)
     graph = for_parser(proto.SerializeToString(), name=stage.name, plugins=(), turing=True)
-    return len(library.compile(graph, stage.name, profile(spec, manifest, Batches()), ONE_FOR_ALL))
+    return library.compile(graph, stage.name, profile(spec, manifest, Batches()), ONE_FOR_ALL)
+
+
+def assert_can_be_captured(stage: str, engine: bytes) -> None:
+    """No engine waits for the host, and none that a conditional body may hold reads its memory."""
+    plan = read_plan(engine)
+    assert plan.stream_capturable, stage
+    assert plan.decisions == 0, stage
+    assert plan.copies_to_host == 0, stage
+    if stage.startswith("probe_"):
+        assert plan.shape_copies == 0, stage
 
 
 def different_stages() -> list[tuple[str, str]]:
@@ -114,7 +126,9 @@ def test_every_stage_of_every_variant_compiles(variant: str, name: str, precisio
     stages, manifest = stages_of(config, precision, Preprocessing())
     assert {stage.name for stage in stages} == {"normalize", *OF_NO_MATTER}
     (stage,) = (stage for stage in stages if stage.name == name)
-    assert compile_stage(library, stage, config, precision, manifest) > 10_000
+    engine = compile_stage(library, stage, config, precision, manifest)
+    assert len(engine) > 10_000
+    assert_can_be_captured(name, engine)
 
 
 @needs_rtx
@@ -123,8 +137,10 @@ def test_a_network_of_full_size_compiles() -> None:
     library = open_library("tensorrt-rtx")
     config = VARIANTS["asag-a-r50-100"]
     stages, manifest = stages_of(config, "fp16", Preprocessing())
-    sizes = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in stages}
-    assert sizes["backbone"] > 40_000_000  # half precision of 24 million weights
+    engines = {stage.name: compile_stage(library, stage, config, "fp16", manifest) for stage in stages}
+    assert len(engines["backbone"]) > 40_000_000  # half precision of 24 million weights
+    for stage, engine in engines.items():
+        assert_can_be_captured(stage, engine)
 
 
 @needs_rtx
@@ -160,8 +176,13 @@ def for_gpus() -> list[str]:
 
 def assert_every_engine(bundle: Path) -> None:
     for gpu in GPUS:
-        names = {path.name for path in (bundle / "engines" / "tensorrt-rtx" / gpu).glob("*.engine")}
-        assert names == {f"{stage}.engine" for stage in ("normalize", *OF_NO_MATTER)}
+        paths = list((bundle / "engines" / "tensorrt-rtx" / gpu).glob("*.engine"))
+        assert {path.stem for path in paths} == {"normalize", *OF_NO_MATTER}
+        for path in paths:
+            engine, sidecar = path.read_bytes(), read_sidecar(path.with_suffix(".json"), "")
+            assert_can_be_captured(path.stem, engine)
+            assert sidecar.capturable
+            assert sidecar.host_memory == read_plan(engine).host_memory
 
 
 @pytest.mark.parametrize("stage", ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"])

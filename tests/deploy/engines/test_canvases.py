@@ -64,9 +64,9 @@ def test_every_picture_fits_on_a_default_canvas(spec: Preprocessing) -> None:
         size = resized_shape(480, width, spec)
         if max(size) > spec.longer_side:
             continue  # of very narrow ones, rounding the shorter side makes the longer one too long
-        canvas = smallest_holding(canvases, *size)
-        assert canvas is not None
-        assert canvas.holds(*size)
+        held_by = smallest_holding(canvases, *size)
+        assert held_by is not None
+        assert held_by.holds(*size)
 
 
 def test_the_smallest_canvas_that_holds_a_batch() -> None:
