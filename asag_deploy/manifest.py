@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 2
-
-SINCE = "since"
-"""Key in the metadata of a field that came with a later schema version, and which: older ones lack it."""
+SCHEMA_VERSION = 3
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the graphs; `int8` ones are float32 but for backbone and neck, which are quantised."""
@@ -44,7 +41,7 @@ class GraphSpec:
     sha256: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    precision: Precision | None = field(default=None, metadata={SINCE: 2})
+    precision: Precision | None = None
     """What it computes in, between inputs and outputs; None for that of the bundle."""
 
 
@@ -96,6 +93,8 @@ class Probing:
     """The levels beyond the first that the bundle can probe: (P4, P3), (P4,) or ()."""
     max_candidates: int
     """The most selected anchors per image that patch NMS considers, best first."""
+    patch_nms_iou: float
+    """IoU over which a patch suppresses a lower scored one."""
     anchor_floor: int
     """If fewer anchors than this pass the first level, its best `anchor_floor` do."""
     anchor_cap: int

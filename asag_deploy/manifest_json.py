@@ -1,8 +1,7 @@
 """`manifest.json` as text: written from a `Manifest`, and read back strictly.
 
-Reading takes nothing on trust: every field must be there (unless it came with a later schema), no other may
-be, and each must have the type that the dataclasses of `asag_deploy.manifest` declare, whose annotations are
-the schema.
+Reading takes nothing on trust: every field must be there, no other may be, and each must have the type that the
+dataclasses of `asag_deploy.manifest` declare, whose annotations are the schema.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import types
 from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 from asag_deploy.errors import BundleCorruptError, BundleVersionError
-from asag_deploy.manifest import SCHEMA_VERSION, SINCE, Manifest
+from asag_deploy.manifest import SCHEMA_VERSION, Manifest
 
 _NAMES: dict[Any, str] = {
     str: "text",
@@ -40,7 +39,7 @@ def manifest_to_json(manifest: Manifest) -> str:
 def manifest_from_json(text: str | bytes, source: str) -> Manifest:
     """Read the text of a `manifest.json`; `source` is the name that messages give it.
 
-    Raises BundleVersionError if a newer release wrote it, BundleCorruptError (naming the field) if it is not
+    Raises BundleVersionError if a newer or a much older release wrote it, BundleCorruptError (naming the field) if it is not
     a manifest.
     """
     try:
@@ -80,6 +79,11 @@ def _check_version(version: object, source: str) -> None:
         )
     if isinstance(version, int) and version < 1:
         raise BundleCorruptError(f"'{source}' has the impossible schema version {version}; {export_again()}")
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        raise BundleVersionError(
+            f"'{source}' has schema version {version}, of an earlier release whose graphs themselves decide where to "
+            f"look; this release reads {SCHEMA_VERSION}; {export_again()}"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -116,12 +120,10 @@ def _read_object(cls: type, value: Any, path: str) -> Any:
     for name in value:
         if name not in hints:
             raise _FieldError(f"`{_join(path, name)}` is not a known field")
-    later = {field.name for field in dataclasses.fields(cls) if SINCE in field.metadata}
     for name in hints:
-        if name not in value and name not in later:
+        if name not in value:
             raise _FieldError(f"`{_join(path, name)}` is missing")
-    given = {name: hint for name, hint in hints.items() if name in value}
-    return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in given.items()})
+    return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in hints.items()})
 
 
 def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

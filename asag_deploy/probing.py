@@ -75,7 +75,7 @@ class LevelRun:
     selected: Array | None
     """(B, N) on the device; None on the last level that the network can probe."""
     next_origins: Array | None
-    """(B, K, 2) where it asks the next level to look, on the device; None on that last level."""
+    """(B, K, 2) where it asks the next level to look, on the device; None on the last level that may be probed."""
     counts: Counts
 
 
@@ -105,17 +105,21 @@ def detect(
     """
     clock = _Stopwatch()
     size = network.upload(image_size)
-    features, first = _first_level(network, image, size)
+    outputs = network.stage("backbone")({"image": image, "image_size": size})
+    features = {name: outputs[name] for name in FEATURES}
+    levels = [_first_level(outputs, _look(network, probing, rule, 0, outputs, size))]
     clock.lap("backbone")
 
-    levels = [first]
     decisions = Decisions(len(image_size))
-    for next_level in probing.levels:
+    for number, next_level in enumerate(probing.levels, start=1):
         running = decisions.who_goes_on(rule, next_level.level, levels[-1].counts)
         if not running.any():
             break
-        levels.append(_probe(network, probing, rule, next_level, features, levels[-1], running, size))
-        clock.lap(f"probe_{next_level.level.lower()}")
+        patches = patches_of(probing, rule, next_level, levels[-1].counts, running)
+        outputs = _probe(network, next_level, features, levels[-1].next_origins, patches[0], size)
+        found = _look(network, probing, rule, number, outputs, size)
+        levels.append(_probed_level(next_level, levels[-1], patches, outputs, found))
+        clock.lap(stage_name(next_level))
 
     probed = decisions.probed(len(probing.levels))
     outputs = _decode(network, probing, features, levels, probed, size)
@@ -138,55 +142,80 @@ def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
     return result
 
 
-def _first_level(network: Network, image: Array, size: Array) -> tuple[dict[str, Array], LevelRun]:
-    """The feature pyramid, and the anchors of P5 and P6."""
-    outputs = network.stage("backbone")({"image": image, "image_size": size})
-    counts = _read_counts(network, outputs)
-    first = LevelRun(
+class _Look(NamedTuple):
+    """What a level reports, and where it asks the next one to look."""
+
+    counts: Counts
+    next_origins: Array | None
+
+
+def _look(
+    network: Network, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
+) -> _Look:
+    """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
+    counts, origins = outputs["counts"], None
+    if number < len(probing.levels) and rule.allows(probing.levels[number].level):
+        asked = (outputs["anchors"], outputs["selected"], counts)
+        origins, counts = network.select(probing, probing.levels[number], *asked, size)
+    return _Look(Counts(*network.download(counts).T), origins)
+
+
+def _first_level(outputs: dict[str, Array], found: _Look) -> LevelRun:
+    """P5 and P6 as they were run."""
+    return LevelRun(
         level=FIRST_LEVEL,
-        patches=np.full_like(counts.selected, 5),
-        patches_dropped=np.zeros_like(counts.selected),
+        patches=np.full_like(found.counts.selected, 5),
+        patches_dropped=np.zeros_like(found.counts.selected),
         origins=None,
         anchors=outputs["anchors"],
         selected=outputs.get("selected"),
-        next_origins=outputs.get("origins"),
-        counts=counts,
+        next_origins=found.next_origins,
+        counts=found.counts,
     )
-    return {name: outputs[name] for name in FEATURES}, first
 
 
 def _probe(
     network: Network,
-    probing: Probing,
-    rule: StopRule,
     level: ProbeLevel,
     features: dict[str, Array],
-    before: LevelRun,
-    running: NDArray[np.bool_],
+    origins: Array | None,
+    patches: Ints,
     size: Array,
-) -> LevelRun:
+) -> dict[str, Array]:
     """Look closer: predict anchors on the patches of `level` that the level before it asked for."""
-    patches, dropped = patches_of(probing, rule, level, before.counts, running)
     slots = round_up(int(patches.max()), network.patch_bucket, level.capacity)
-    outputs = network.stage(f"probe_{level.level.lower()}")(
+    feature = features[level.level.lower()]
+    return network.stage(stage_name(level))(
         {
-            "feature": features[level.level.lower()],
+            "feature": feature,
+            "feature_size": network.upload(np.array(network.shape(feature)[1:3], dtype=np.int64)),
             "image_size": size,
-            "patches": before.next_origins,
+            "patches": origins,
             "patch_count": network.upload(patches),
             "slots": network.upload(np.arange(slots, dtype=np.int64)),
         }
     )
+
+
+def _probed_level(
+    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Look
+) -> LevelRun:
+    """A level beyond the first as it was run."""
     return LevelRun(
         level=level.level,
-        patches=patches,
-        patches_dropped=dropped,
+        patches=patches[0],
+        patches_dropped=patches[1],
         origins=before.next_origins,
         anchors=outputs["anchors"],
         selected=outputs.get("selected"),
-        next_origins=outputs.get("origins"),
-        counts=_read_counts(network, outputs),
+        next_origins=found.next_origins,
+        counts=found.counts,
     )
+
+
+def stage_name(level: ProbeLevel) -> str:
+    """The stage that probes a level."""
+    return f"probe_{level.level.lower()}"
 
 
 def patch_limit(rule: StopRule, level: ProbeLevel) -> int:
@@ -224,10 +253,6 @@ def _decode(
             "query_slots": network.upload(np.arange(queries, dtype=np.int64)),
         }
     )
-
-
-def _read_counts(network: Network, outputs: dict[str, Array]) -> Counts:
-    return Counts(*network.download(outputs["counts"]).T)
 
 
 def _decoder_anchors(

@@ -10,10 +10,9 @@ The stages, with B images, k patches per image (K at most), A anchors per patch,
 normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)
             -> image f32 (B, 3, H, W), zero outside image_size
 backbone    image, image_size
-            -> p2..p5 (B, h, w, C), anchors (B, N, 5), selected bool (B, N), origins i64 (B, K, 2),
-               counts i64 (B, 4)
-probe_p4    feature = p4, image_size, patches = origins, patch_count i64 (B), slots i64 (k) = 0..k-1
-            -> anchors (B, k*A, 5), selected (B, k*A), origins (B, K', 2), counts (B, 4)
+            -> p2..p5 (B, h, w, C), anchors (B, N, 5), selected bool (B, N), counts i64 (B, 4)
+probe_p4    feature = p4, feature_size i64 (2,), image_size, patches = origins, patch_count i64 (B), slots i64 (k) = 0..k-1
+            -> anchors (B, k*A, 5), selected (B, k*A), counts (B, 4)
 probe_p3    feature = p3, the others as above
             -> anchors (B, k*A, 5), counts (B, 4)
 decoder     p2..p5, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3, probed bool (B, levels),
@@ -23,11 +22,16 @@ decoder     p2..p5, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3
                det_scores (B, D), det_labels i64 (B, D), det_boxes (B, D, 4),
                proposal_scores (B, Q), proposal_boxes (B, Q, 4)
 
+Between them `Network.select` finds where the next level looks.  It is no graph: greedy NMS has a loop, and an engine
+with a loop in it would wait for the host.
+
+feature_size   height and width of the feature map in cells: an input, since a graph that asked for the shape would
+               bring it from the host
 image_size     valid height and width in pixels, what lies right of and below it is padding
 anchors        cx, cy, w, h in pixels, score 0..1; in the decoder's output without the score
 selected       anchors the next level would probe (and so replace)
-origins        x, y of patches in cells of the next level's map, best scored first
-counts         per image, see `asag_deploy.probing.Counts`
+origins        x, y of patches in cells of the level's own map, best scored first: what `select` gives
+counts         per image, see `asag_deploy.probing.Counts`; graphs leave `patches` 0, for `select` to write
 boxes          cx, cy, w, h relative to image_size; det_boxes likewise but x1, y1, x2, y2
 anchor_count   queries before it are real, the others padding; det_* rows beyond them have score 0
 proposal_*     what the relation block made of the anchors, best class score and box as `boxes`: for
@@ -36,10 +40,17 @@ proposal_*     what the relation block made of the anchors, best class score and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
+from asag_deploy.manifest import ProbeLevel, Probing
+from asag_deploy.patch_nms import patch_nms
+
+PATCHES_COLUMN = 1
+"""Of `counts`: what `Network.select` writes."""
 
 Array = Any
 """An array on a backend's device; only the backend knows what it is."""
@@ -53,22 +64,55 @@ class Stage(Protocol):
         ...
 
 
-class Network(Protocol):
+class Network(ABC):
     """The stages of one network on one backend.  Safe to call from several threads at once."""
 
-    patch_bucket: int
+    patch_bucket: int = 1
     """Patches per image are rounded up to a multiple of this before a level is probed."""
-    query_bucket: int
+    query_bucket: int = 1
     """Queries are rounded up to a multiple of this before they are decoded."""
 
+    @abstractmethod
     def stage(self, name: str) -> Stage:
         """The stage called `name`."""
-        ...
 
+    @abstractmethod
     def upload(self, array: NDArray[Any]) -> Array:
         """A host array as an array of this backend."""
-        ...
 
+    @abstractmethod
     def download(self, array: Array) -> NDArray[Any]:
         """An array of this backend on the host, once it has been computed."""
-        ...
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """The shape of an array of this backend."""
+        return tuple(array.shape)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """Where `level` looks, if it is probed: NMS over the patches that the level before it asks for.
+
+        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity, 2), zeros
+        beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the counts given may be
+        written to.  Here it is done on the host; a network on a GPU does it there.
+        """
+        origins, patches = patch_nms(
+            self.download(anchors),
+            self.download(selected),
+            self.download(image_size),
+            stride=level.stride,
+            patch_size=probing.patch_size,
+            iou_threshold=probing.patch_nms_iou,
+            capacity=level.capacity,
+            max_candidates=probing.max_candidates,
+        )
+        filled = self.download(counts).copy()
+        filled[:, PATCHES_COLUMN] = patches
+        return self.upload(origins), self.upload(filled)

@@ -30,14 +30,25 @@ SIZES = ((1080, 1920), (480, 640), (333, 211), (600, 600))
 REPEATS = 20
 
 
-class Recorder:
+class Recorder(Network):
     """A network that notes the inputs of every stage."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
-        self.upload, self.download = network.upload, network.download
         self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        """As the network does it."""
+        return self._network.upload(array)
+
+    def download(self, array: Any) -> NDArray[Any]:
+        """As the network does it."""
+        return self._network.download(array)
+
+    def select(self, *given: Any) -> tuple[Any, Any]:
+        """As the network does it."""
+        return self._network.select(*given)
 
     def stage(self, name: str) -> Any:
         """The stage called `name`."""

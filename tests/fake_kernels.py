@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from asag_deploy.backends import tensorrt
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.kernels.structures import INTERFACE_VERSION
+from asag_deploy.kernels.structures import INTERFACE_VERSION, Decide
 from fake_cuda import FakeCuda
 
 
@@ -26,6 +27,15 @@ class FakeKernels(KernelLibrary):
         self._cuda = cuda
 
     def run(self, operator: str, arguments: ctypes.Structure, stream: int = 0) -> None:
+        self.calls.append(operator)
+        self._cuda.put(stream, self._work(operator, arguments))
+
+    def add_decide(self, graph: int, dependencies: Sequence[int], arguments: Decide) -> int:
+        self.calls.append("decide")
+        return self._cuda.add_kernel_node(graph, list(dependencies), self._work("decide", arguments))
+
+    def _work(self, operator: str, arguments: ctypes.Structure) -> Callable[[], None]:
+        """What the GPU does when it gets there, with the arguments as they are now."""
         copy = type(arguments).from_buffer_copy(arguments)
         addresses = [getattr(copy, name) for name, kind, *_ in copy._fields_ if kind is ctypes.c_void_p]
 
@@ -36,8 +46,7 @@ class FakeKernels(KernelLibrary):
             if operator == "decide" and copy.conditional:
                 self._cuda.conditions[copy.condition] = ctypes.c_int32.from_address(copy.any).value
 
-        self.calls.append(operator)
-        self._cuda.put(stream, work)
+        return work
 
 
 def install_kernels(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, host_library: Path) -> FakeKernels:

@@ -5,7 +5,7 @@ so images of one colour decide what happens (`picture` makes them):
 
 red     anchors of the first level that ask for a closer look, 0 to `FIRST_ANCHORS`
 green   anchors of P4 that do
-blue    how many fewer patches than anchors there are on P4, as if NMS had dropped them
+blue    how many fewer patches than anchors there are on P4: as many anchors, but the first, stand where it does
 
 Images of 64 x 64 reach the network as they are; smaller and larger ones are resized to that shorter side.
 """
@@ -43,6 +43,8 @@ ANCHOR_CAP = 24
 MAX_DETECTIONS = 10
 STRIDES: dict[Level, int] = {"P4": 16, "P3": 8}
 CAPACITY: dict[Level, int] = {"P4": 18, "P3": 6}
+PATCH_NMS_IOU = 0.999
+"""Patches are dropped that lie where another does."""
 CLASSES = ("round", "square", "other")
 BOTH: tuple[Level, ...] = ("P4", "P3")
 
@@ -120,6 +122,7 @@ def tiny_manifest(
                 for level in levels
             ),
             max_candidates=FIRST_ANCHORS,
+            patch_nms_iou=PATCH_NMS_IOU,
             anchor_floor=5,
             anchor_cap=ANCHOR_CAP,
             max_patches=max_patches,
@@ -164,10 +167,10 @@ normalize (uint8[B, H, W, 3] pixels, int64[B, 2] image_size) => (float[B, 3, H, 
 BACKBONE = """
 backbone (float[B, 3, H, W] image, int64[B, 2] image_size) => (
     float[B, 3, H2, W2] p2, float[B, 3, H3, W3] p3, float[B, 3, H4, W4] p4, float[B, 3, H5, W5] p5,
-    float[B, 20, 5] anchors, bool[B, 20] selected, int64[B, 18, 2] origins, int64[B, 4] counts)
+    float[B, 20, 5] anchors, bool[B, 20] selected, int64[B, 4] counts)
 <int64[2] start = {0, 0}, int64[2] end = {9999, 9999}, int64[2] axes = {2, 3}, int64[2] by4 = {4, 4},
  int64[2] by8 = {8, 8}, int64[2] by16 = {16, 16}, int64[2] by32 = {32, 32}, int64 zero = {0}, int64 one = {1},
- int64[1] axis1 = {1}, int64[4] whwh = {1, 0, 1, 0}, int64[4] pads = {0, 0, 0, 1}, float unit = {1},
+ int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[4] whwh = {1, 0, 1, 0}, int64[4] pads = {0, 0, 0, 1}, float unit = {1},
  int64 all = {20}>
 {
     p2 = Slice (image, start, end, axes, by4)
@@ -179,7 +182,6 @@ backbone (float[B, 3, H, W] image, int64[B, 2] image_size) => (
     sides = Gather <axis = 1> (size, whwh)
     scale = Pad (sides, pads, unit)
     scale_of_all = Unsqueeze (scale, axis1)
-    anchors = Mul (first_anchors, scale_of_all)
 
     column = Gather <axis = 3> (image, zero)
     pixel = Gather <axis = 2> (column, zero)
@@ -189,33 +191,38 @@ backbone (float[B, 3, H, W] image, int64[B, 2] image_size) => (
     selected = Less (rank, red)
     left = Sub (red, blue)
     at_least = Min (red, one)
-    patches = Max (left, at_least)
+    distinct = Max (left, at_least)
     none = Sub (red, red)
     passing = Add (none, all)
     unselected = Sub (passing, red)
-    counts = Concat <axis = 1> (red, patches, passing, unselected)
+    counts = Concat <axis = 1> (red, none, passing, unselected)
 
-    batch = Shape <start = 0, end = 1> (image)
-    shape = Concat <axis = 0> (batch, origins_shape)
-    origins = Expand (next_origins, shape)
+    beyond = GreaterOrEqual (rank, distinct)
+    twin = And (selected, beyond)
+    twin_column = Unsqueeze (twin, axis2)
+    placed = Where (twin_column, twin_anchors, first_anchors)
+    anchors = Mul (placed, scale_of_all)
 }
 """
 
 PROBE = """
-probe (float[B, 3, h, w] feature, int64[B, 2] image_size, int64[B, K, 2] patches, int64[B] patch_count,
-       int64[k] slots) => (
-    float[B, n, 5] anchors, bool[B, n] selected, int64[B, k3, 2] origins, int64[B, 4] counts)
+probe (float[B, 3, h, w] feature, int64[2] feature_size, int64[B, 2] image_size, int64[B, K, 2] patches,
+       int64[B] patch_count, int64[k] slots) => (
+    float[B, n, 5] anchors, bool[B, n] selected, int64[B, 4] counts)
 <int64 zero = {0}, int64 one = {1}, int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[1] last = {-1},
  int64[3] flat = {0, -1, 5}, int64[2] flat_mask = {0, -1}, float good = {0.8}, float nothing = {0},
- float[1, 1, 2, 2] sides = {8, 8, 12, 6}>
+ float[1, 1, 2, 2] sides = {8, 8, 12, 6}, float half = {0.5}, float[1, 1, 2, 2] apart = {0, 0, 0.25, 0.25}>
 {
     own = Gather <axis = 1> (patches, slots)
     cells = Cast <to = 1> (own)
     corner = Mul (cells, stride)
     middle = Add (corner, stride)
-    centre = Unsqueeze (middle, axis2)
-    zeros = Sub (sides, sides)
-    centres = Add (centre, zeros)
+    place = Cast <to = 1> (slots)
+    step = Mul (place, half)
+    step_column = Unsqueeze (step, axis1)
+    moved = Add (middle, step_column)
+    centre = Unsqueeze (moved, axis2)
+    centres = Add (centre, apart)
     nowhere = Sub (centres, centres)
     extents = Add (nowhere, sides)
 
@@ -245,11 +252,8 @@ probe (float[B, 3, h, w] feature, int64[B, 2] image_size, int64[B, K, 2] patches
     selected_int = Cast <to = 7> (selected)
     asking = ReduceSum <keepdims = 1> (selected_int, axis1)
     unselected = Sub (passing, asking)
-    counts = Concat <axis = 1> (asking, asking, passing, unselected)
-
-    batch = Shape <start = 0, end = 1> (feature)
-    shape = Concat <axis = 0> (batch, origins_shape)
-    origins = Expand (next_origins, shape)
+    none = Sub (passing, passing)
+    counts = Concat <axis = 1> (asking, none, passing, unselected)
 }
 """
 
@@ -310,10 +314,11 @@ def _backbone(probes: bool) -> onnx.ModelProto:
     rank = np.arange(FIRST_ANCHORS, dtype=np.float32)
     along = (rank + 0.5) / FIRST_ANCHORS
     width = np.full_like(along, 0.2)
+    anchors = np.stack([along, along, width, width, 0.9 - 0.01 * rank], axis=1)
     model = _model(
         BACKBONE,
-        first_anchors=np.stack([along, along, width, width, 0.9 - 0.01 * rank], axis=1)[None],
-        **_origins("P4"),
+        first_anchors=anchors[None],
+        twin_anchors=np.concatenate([np.broadcast_to(anchors[:1, :2], (FIRST_ANCHORS, 2)), anchors[:, 2:]], 1)[None],
     )
     if not probes:
         _without_choice(model)
@@ -321,7 +326,7 @@ def _backbone(probes: bool) -> onnx.ModelProto:
 
 
 def _probe(level: Level, *, last: bool) -> onnx.ModelProto:
-    model = _model(PROBE, stride=np.array(STRIDES[level], np.float32), **_origins("P3"))
+    model = _model(PROBE, stride=np.array(STRIDES[level], np.float32))
     if last:
         _without_choice(model)
     return model
@@ -359,16 +364,9 @@ def _decoder(levels: tuple[Level, ...]) -> onnx.ModelProto:
     return _model(text, threshold=np.array(0.1, np.float32), **constants)
 
 
-def _origins(level: Level) -> dict[str, NDArray[Any]]:
-    """Patches in rows of three, from the top left; beyond nine they start again."""
-    slot = np.arange(CAPACITY[level])
-    origins = np.stack([slot % 3, slot // 3 % 3], axis=1)[None]
-    return {"next_origins": origins, "origins_shape": np.array([CAPACITY[level], 2])}
-
-
 def _without_choice(model: onnx.ModelProto) -> None:
-    """Make it the last level: no `selected`, no `origins`, and nothing selected in `counts`."""
-    kept = [output for output in model.graph.output if output.name not in ("selected", "origins")]
+    """Make it the last level: no `selected`, and nothing selected in `counts`."""
+    kept = [output for output in model.graph.output if output.name != "selected"]
     del model.graph.output[:]
     model.graph.output.extend(kept)
     node = next(node for node in model.graph.node if list(node.output) == ["counts"])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.stages import Array, Stage
+from asag_deploy.stages import Array, Network, Stage
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
@@ -89,12 +89,8 @@ class OnnxRuntime:
         return session
 
 
-class OrtNetwork:
-    """The sessions of one bundle: an `asag_deploy.stages.Network`."""
-
-    # Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up.
-    patch_bucket = 1
-    query_bucket = 1
+class OrtNetwork(Network):
+    """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
     def __init__(self, sessions: Mapping[str, InferenceSession], device: Device) -> None:
         self._device = device
@@ -130,6 +126,10 @@ class OrtNetwork:
     def download(self, array: OrtValue) -> NDArray[Any]:
         """A copy on the host.  (On the CPU `numpy()` alone would be a view of the runtime's memory.)"""
         return np.array(array.numpy())
+
+    def shape(self, array: OrtValue) -> tuple[int, ...]:
+        """The shape of an array."""
+        return tuple(array.shape())
 
 
 class _OrtStage:

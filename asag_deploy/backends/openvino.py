@@ -28,7 +28,7 @@ from asag_deploy.backends.openvino_cache import CompiledCache
 from asag_deploy.backends.openvino_precision import FEATURE_NAMES, keep_coordinates_precise
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.stages import Array, Stage
+from asag_deploy.stages import Array, Network, Stage
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model, Tensor
@@ -119,12 +119,8 @@ class OpenVinoArray:
         self._owner = owner  # the memory lives, and is not written to again, for as long as this does
 
 
-class OpenVinoNetwork:
-    """The compiled graphs of one bundle: an `asag_deploy.stages.Network`."""
-
-    # Sizes are dynamic in OpenVINO too.
-    patch_bucket = 1
-    query_bucket = 1
+class OpenVinoNetwork(Network):
+    """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
 
     def __init__(self, models: Mapping[str, CompiledModel]) -> None:
         self._stages = {name: _OpenVinoStage(name, model) for name, model in models.items()}
@@ -144,6 +140,10 @@ class OpenVinoNetwork:
     def download(self, array: OpenVinoArray) -> NDArray[Any]:
         """A copy on the host; bfloat16 comes as float32, for NumPy does not know it."""
         return _to_numpy(array.tensor)
+
+    def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
+        """The shape of an array."""
+        return tuple(array.tensor.get_shape())
 
 
 class _OpenVinoStage:

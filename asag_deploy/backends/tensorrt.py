@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.device_loop import DeviceLoop, why_no_device_loop
+from asag_deploy.backends.loop_memory import buffer
 from asag_deploy.backends.openvino_cache import CompiledCache, cache_folder
 from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
@@ -27,8 +29,9 @@ from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.sidecar import Engine, Format, build_again, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError, EngineStaleError
-from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.stages import Stage
+from asag_deploy.kernels import KernelLibrary, open_cuda_library, patch_nms
+from asag_deploy.manifest import ProbeLevel, Probing
+from asag_deploy.stages import Network, Stage
 
 PLUGINS_VARIABLE = "ASAG_PLUGINS_LIBRARY"
 """Environment variable with the path of the library of plugins, for engines that were built with plugins."""
@@ -98,8 +101,8 @@ class TensorRt:
         return EngineNetwork(stages, loader.device, loader.close, kernels=kernels, loops=loader.loops)
 
 
-class EngineNetwork:
-    """The engines of one bundle on one GPU: an `asag_deploy.stages.Network`.
+class EngineNetwork(Network):
+    """The engines of one bundle on one GPU.
 
     Released with the last reference to it, or by `close`.
     """
@@ -166,6 +169,31 @@ class EngineNetwork:
     def download(self, array: DeviceArray) -> NDArray[Any]:
         """A copy on the host, once it has been computed."""
         return self.device.download(array)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: DeviceArray,
+        selected: DeviceArray,
+        counts: DeviceArray,
+        image_size: DeviceArray,
+    ) -> tuple[DeviceArray, DeviceArray]:
+        """Patch NMS by the compiled kernel, which writes to `counts`; on the host where there is none."""
+        if self.kernels is None:
+            return super().select(probing, level, anchors, selected, counts, image_size)
+        with self.device.lock:
+            origins = self.device.empty((counts.shape[0], level.capacity, 2), np.dtype(np.int64))
+            patch_nms(
+                self.kernels,
+                *(buffer(array) for array in (anchors, selected, image_size, origins, counts)),
+                stride=level.stride,
+                patch_size=probing.patch_size,
+                iou_threshold=probing.patch_nms_iou,
+                max_candidates=probing.max_candidates,
+                stream=self.device.stream,
+            )
+        return origins, counts
 
 
 class _Loader:

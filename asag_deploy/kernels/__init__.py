@@ -8,6 +8,7 @@ from asag_deploy.kernels.library import (
     open_cuda_library,
 )
 from asag_deploy.kernels.operators import (
+    add_decide,
     decide,
     multiscale_roi_align,
     pad_anchors,
@@ -21,6 +22,7 @@ __all__ = [
     "LIBRARY_VARIABLE",
     "Buffer",
     "KernelLibrary",
+    "add_decide",
     "buffer_of",
     "cuda_library_path",
     "decide",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,28 @@ class KernelLibrary:
         if status != 0:
             raise BackendError(f"the kernel {operator} failed: {self.message(status)}")
 
+    def add_decide(self, graph: int, dependencies: Sequence[int], arguments: structures.Decide) -> int:
+        """Put `decide` into a CUDA graph, as a kernel node after the nodes it depends on; the node.
+
+        The graph (a cudaGraph_t or CUgraph) and its nodes are handles as integers, whoever made them.  Raises
+        BackendError with the library's sentence if it refuses, or if the node cannot be added.
+        """
+        if self.device != "cuda":
+            raise BackendError(
+                f"the kernel decide was given a CUDA graph, but {self.path} runs on the CPU; "
+                "load libasag_kernels.so as a cuda library"
+            )
+        before = (ctypes.c_void_p * len(dependencies))(*dependencies)
+        node = ctypes.c_void_p()
+        status = self._library.asag_cuda_add_decide(
+            ctypes.byref(arguments), graph, before, len(dependencies), ctypes.byref(node)
+        )
+        if status != 0:
+            raise BackendError(
+                f"the kernel decide could not be put into a CUDA graph: {self.message(status)}"
+            )
+        return int(node.value or 0)
+
     def check_device(self, capability: str) -> None:
         """Raise BackendError if the current device, of that compute capability (`sm86`), cannot run them.
 
@@ -108,10 +131,16 @@ class KernelLibrary:
             last = ctypes.POINTER(structures.HostBlock) if self.device == "host" else ctypes.c_void_p
             function.argtypes = [ctypes.POINTER(structure), last]
             function.restype = ctypes.c_int
+        if self.device == "cuda":
+            nodes = ctypes.POINTER(ctypes.c_void_p)
+            add = self._library.asag_cuda_add_decide
+            decide = ctypes.POINTER(structures.Decide)
+            add.argtypes = [decide, ctypes.c_void_p, nodes, ctypes.c_size_t, nodes]
+            add.restype = ctypes.c_int
 
     def _entry_points(self) -> list[str]:
         operators = [f"asag_{self.device}_{operator}" for operator in _OPERATORS]
-        return [*operators, "asag_cuda_ready"] if self.device == "cuda" else operators
+        return [*operators, "asag_cuda_add_decide", "asag_cuda_ready"] if self.device == "cuda" else operators
 
 
 def open_cuda_library(capability: str) -> KernelLibrary | None:

@@ -1,4 +1,4 @@
-"""The operators of the ONNX domain `asag`, pre- and post-processing, as calls of the compiled kernels.
+"""The operators of the domain `asag`, the probing loop, pre- and post-processing, as calls of the kernels.
 
 Inputs and outputs are arrays on the library's device: NumPy arrays for the host library, anything with
 `__cuda_array_interface__` (or a `Buffer`) for the CUDA one.  Outputs are written where the caller says, so
@@ -102,7 +102,8 @@ def patch_nms(
 
     anchors: float32 or float16 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N);
     image_size: int64 (B, 2) height, width in pixels; origins: int64 (B, capacity, 2) x, y in cells of the map
-    with `stride`, zeros beyond the last; counts: int64 (B,) patches kept, which may exceed the capacity.
+    with `stride`, zeros beyond the last; counts: int64 (B, 4), whose column 1 is written: the patches kept,
+    which may exceed the capacity.
     """
     at = library.device == "cuda"
     anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=at)
@@ -110,7 +111,7 @@ def patch_nms(
     flags = expect("selected", selected, (batch, count), np.bool_, on_device=at)
     sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=at)
     patches = expect("origins", origins, (batch, -1, 2), np.int64, on_device=at)
-    kept = expect("counts", counts, (batch,), np.int64, on_device=at)
+    kept = expect("counts", counts, (batch, 4), np.int64, on_device=at)
     arguments = structures.PatchNMS(
         *(buffer.pointer for buffer in (anchor, flags, sizes, patches, kept)),
         *(_TYPES[anchor.dtype], batch, count),
@@ -245,18 +246,56 @@ def decide(
     whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;
     any_goes_on: int32 (1,) written; condition: on CUDA, the handle of a conditional node that is set to it.
     """
+    arrays = (counts, probed, patch_count, any_goes_on)
+    arguments = _decision(library, arrays, condition, (level, min_selected, max_patches))
+    library.run("decide", arguments, stream)
+
+
+def add_decide(
+    library: KernelLibrary,
+    counts: Any,
+    probed: Any,
+    patch_count: Any,
+    any_goes_on: Any,
+    *,
+    level: int,
+    min_selected: int,
+    max_patches: int,
+    graph: int,
+    dependencies: Sequence[int] = (),
+    condition: int | None = None,
+) -> int:
+    """Put `decide` into a CUDA graph as a kernel node, without a capture; the node.
+
+    Arrays and settings are those of `decide`; they are used when the graph runs.  graph: a cudaGraph_t or
+    CUgraph as an integer, which may be the body of a conditional node; dependencies: nodes of that graph that
+    come before.  For the CUDA library only.
+    """
+    arrays = (counts, probed, patch_count, any_goes_on)
+    arguments = _decision(library, arrays, condition, (level, min_selected, max_patches))
+    return library.add_decide(graph, dependencies, arguments)
+
+
+def _decision(
+    library: KernelLibrary,
+    arrays: tuple[Any, Any, Any, Any],
+    condition: int | None,
+    settings: tuple[int, int, int],
+) -> structures.Decide:
+    """The arguments of `decide`; `settings`: level, min_selected, max_patches."""
+    counts, probed, patch_count, any_goes_on = arrays
     at = library.device == "cuda"
     count = expect("counts", counts, (-1, 4), np.int64, on_device=at)
     batch = count.shape[0]
     flags = expect("probed", probed, (batch, -1), np.bool_, on_device=at)
     patches = expect("patch_count", patch_count, (batch,), np.int64, on_device=at)
     goes_on = expect("any_goes_on", any_goes_on, (1,), np.int32, on_device=at)
-    arguments = structures.Decide(
+    level, min_selected, max_patches = settings
+    return structures.Decide(
         *(buffer.pointer for buffer in (count, flags, patches, goes_on)),
         *(condition or 0, int(condition is not None), batch, level, flags.shape[1]),
         *(min_selected, max_patches),
     )
-    library.run("decide", arguments, stream)
 
 
 def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> list[Buffer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 MAX_LEVELS = 4
 
 FLOAT32 = 0

@@ -14,14 +14,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from asag_deploy.manifest import ProbeLevel, Probing
 from asag_deploy.stages import Array, Network, Stage
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
-PHASES = ("preprocess", "upload", *STAGES, "loop", "download", "postprocess")
+PHASES = ("preprocess", "upload", *STAGES, "select", "loop", "download", "postprocess")
 """Everything a call does, in this order; `loop` is what the host does between stages."""
 
 
-class TimedNetwork:
+class TimedNetwork(Network):
     """A network, and the milliseconds that its parts have taken since `begin`."""
 
     def __init__(self, network: Network) -> None:
@@ -70,6 +71,25 @@ class TimedNetwork:
         self.times_ms["download"] += taken
         self.fetched_at_the_end_ms += taken
         return downloaded
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """As the network says it."""
+        return self._network.shape(array)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """As the network does it, timed."""
+        start = time.perf_counter()
+        found = self._network.select(probing, level, anchors, selected, counts, image_size)
+        self.times_ms["select"] += _since(start)
+        return found
 
 
 def split(timed: TimedNetwork, call_ms: Mapping[str, float]) -> dict[str, float]:

@@ -108,7 +108,7 @@ def stage_outputs(
     stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
 ) -> tuple[TensorSpec, ...]:
     """The outputs of a stage in order."""
-    known = _tensors(stage, config, probing, precision) | _outputs(stage, config, probing)
+    known = _tensors(stage, config, probing, precision) | _outputs(stage, config)
     return tuple(known[name] for name in stage.outputs)
 
 
@@ -126,6 +126,7 @@ def _tensors(
         _spec("image_size", "int64", "batch", 2),
         *(_spec(f"p{i}", feature, "batch", f"height_p{i}", f"width_p{i}", dim) for i in (2, 3, 4, 5)),
         _spec("feature", feature, "batch", "height_feature", "width_feature", dim),
+        _spec("feature_size", "int64", 2),
         _spec("patches", "int64", "batch", capacity.get(own_level, 0), 2),
         _spec("patch_count", "int64", "batch"),
         _spec("slots", "int64", "patches"),
@@ -140,15 +141,12 @@ def _tensors(
     return {spec.name: spec for spec in specs}
 
 
-def _outputs(stage: StageModule, config: AsagConfig, probing: Probing) -> dict[str, TensorSpec]:
+def _outputs(stage: StageModule, config: AsagConfig) -> dict[str, TensorSpec]:
     """What may come out of a stage by name."""
     first = stage.name == "backbone"
     anchors: int | str = 5 * config.first_level_anchors if first else "anchors"
-    following = {"backbone": 0, "probe_p4": 1}.get(stage.name, len(probing.levels))
-    capacity = probing.levels[following].capacity if following < len(probing.levels) else 0
     specs = [
         _spec("selected", "bool", "batch", anchors),
-        _spec("origins", "int64", "batch", capacity, 2),
         _spec("counts", "int64", "batch", 4),
         _spec("logits", "float32", "batch", "queries", config.num_classes),
         _spec("boxes", "float32", "batch", "queries", 4),
@@ -188,6 +186,8 @@ def _example(spec: TensorSpec) -> Tensor:
         sizes |= {f"height_p{i}": height >> i, f"width_p{i}": width >> i}
     sizes |= {"height_feature": height >> 3, "width_feature": width >> 3}
     shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+    if spec.name == "feature_size":
+        return torch.tensor([sizes["height_feature"], sizes["width_feature"]])
     if spec.name == "image_size":
         return torch.tensor([[height, width]]).repeat(_EXAMPLE_BATCH, 1)
     if spec.name in ("slots", "query_slots"):

@@ -113,7 +113,8 @@ struct Candidates {
 void check_patch_nms(int count, float share, int candidates) {
     constexpr int BATCH = 3, CAPACITY = 128;
     Candidates given(BATCH, count, share);
-    Twin<int64_t> origins(BATCH * CAPACITY * 2), counts(BATCH);
+    Twin<int64_t> origins(BATCH * CAPACITY * 2), counts(BATCH * ASAG_COUNT_COLUMNS);
+    for (int64_t& value : counts.host) value = static_cast<int64_t>(uniform(100, 999));  // other columns stay
     const AsagPatchNMS on_host = {
         given.anchors.host.data(), given.flags.host.data(), given.image_size.host.data(), origins.host.data(),
         counts.host.data(), ASAG_FLOAT32, BATCH, count, 16, 15, CAPACITY, candidates, 0.25f};

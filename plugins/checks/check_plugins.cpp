@@ -75,7 +75,6 @@ using Shape = std::vector<int64_t>;
 struct Case {
     std::string name;
     std::vector<std::pair<std::string, std::vector<int32_t>>> integers;
-    std::vector<std::pair<std::string, float>> floats;
     std::vector<Shape> input_shapes;
     std::vector<Shape> output_shapes;
     // 'f': the free type, float or half; '4': float; 'b': bool; 'i': int64.
@@ -86,28 +85,18 @@ const std::vector<Case>& cases() {
     static const std::vector<Case> all = {
         {"AsagMultiscaleRoIAlign",
          {{"strides", {4, 8, 16, 32}}},
-         {},
          {{2, 50, 68, 256}, {2, 25, 34, 256}, {2, 13, 17, 256}, {2, 7, 9, 256}, {2, 100, 4}},
          {{2, 100, 7, 7, 256}},
          "ffff4",
          "f"},
         {"AsagPyramidSample",
          {{"strides", {4, 8, 16, 32}}},
-         {},
          {{2, 50, 68, 256}, {2, 25, 34, 256}, {2, 13, 17, 256}, {2, 7, 9, 256}, {2, 100, 4, 32, 2}, {2, 100, 4, 32, 4}},
          {{2, 100, 4, 32, 64}},
          "ffff44",
          "f"},
-        {"AsagPatchNMS",
-         {{"stride", {16}}, {"patch_size", {15}}, {"capacity", {128}}, {"max_candidates", {2048}}},
-         {{"iou_threshold", 0.25f}},
-         {{2, 250, 5}, {2, 250}, {2, 2}},
-         {{2, 128, 2}, {2}},
-         "fbi",
-         "ii"},
         {"AsagPadAnchors",
          {{"first_level", {250}}, {"floor", {5}}, {"cap", {200}}},
-         {},
          {{2, 900, 5}, {2, 900}, {2, 2}, {160}},
          {{2, 160, 4}, {2}},
          "fbii",
@@ -124,9 +113,6 @@ struct Fields {
         for (const auto& [name, values] : made.integers) {
             fields.emplace_back(
                 name.c_str(), values.data(), PluginFieldType::kINT32, static_cast<int32_t>(values.size()));
-        }
-        for (const auto& [name, value] : made.floats) {
-            fields.emplace_back(name.c_str(), &value, PluginFieldType::kFLOAT32, 1);
         }
         collection = {static_cast<int32_t>(fields.size()), fields.data()};
     }

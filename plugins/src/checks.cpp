@@ -230,6 +230,19 @@ int check(const AsagHostBlock* block) {
     return checks.range(block->threads, "threads", 1, SELECT_THREADS).status;
 }
 
+int check_place(const void* graph, void* const* dependencies, size_t count, void* const* node) {
+    if (graph == nullptr) return problem(ASAG_NULL_POINTER, "graph is a null pointer; pass a graph that has been made");
+    if (node == nullptr) return problem(ASAG_NULL_POINTER, "node is a null pointer; pass where to write the node");
+    if (count > 0 && dependencies == nullptr) {
+        return problem(ASAG_NULL_POINTER, "dependencies is a null pointer, expected %zu nodes of the graph", count);
+    }
+    for (size_t i = 0; i < count; ++i) {
+        if (dependencies[i] != nullptr) continue;
+        return problem(ASAG_NULL_POINTER, "dependencies[%zu] is a null pointer, expected a node of the graph", i);
+    }
+    return ASAG_OK;
+}
+
 int problem(AsagStatus status, const char* format, ...) {
     va_list values;
     va_start(values, format);

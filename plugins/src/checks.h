@@ -1,6 +1,8 @@
 // Whether the arguments of a call make sense, before anything is launched.
 #pragma once
 
+#include <cstddef>
+
 #include "asag/asag_kernels.h"
 
 namespace asag {
@@ -15,6 +17,9 @@ int check(const AsagPreprocess* arguments);
 int check(const AsagPostprocess* arguments);
 int check(const AsagDecide* arguments);
 int check(const AsagHostBlock* block);
+
+// The same of the place that a node is to have in a graph.
+int check_place(const void* graph, void* const* dependencies, size_t count, void* const* node);
 
 // Notes a problem of the calling thread and returns its status.
 int problem(AsagStatus status, const char* format, ...) __attribute__((format(printf, 2, 3)));

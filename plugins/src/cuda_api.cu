@@ -32,6 +32,16 @@ int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream) { retu
 
 int asag_cuda_decide(const AsagDecide* arguments, void* stream) { return checked_launch(arguments, stream); }
 
+int asag_cuda_add_decide(
+    const AsagDecide* arguments, void* graph, void* const* dependencies, size_t count, void** node) {
+    int status = asag::check(arguments);
+    if (status == ASAG_OK) status = asag::check_place(graph, dependencies, count, node);
+    if (status != ASAG_OK) return status;
+    return static_cast<int>(asag::add_node(
+        *arguments, static_cast<cudaGraph_t>(graph), reinterpret_cast<const cudaGraphNode_t*>(dependencies), count,
+        reinterpret_cast<cudaGraphNode_t*>(node)));
+}
+
 int asag_cuda_ready(void) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, asag::preprocess_kernel);

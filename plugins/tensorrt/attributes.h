@@ -23,7 +23,6 @@ struct Strides {
 class DeclareFields {
 public:
     void operator()(const char* name, const int32_t&) { add(name, nvinfer1::PluginFieldType::kINT32, 1); }
-    void operator()(const char* name, const float&) { add(name, nvinfer1::PluginFieldType::kFLOAT32, 1); }
     void operator()(const char* name, const Strides&) { add(name, nvinfer1::PluginFieldType::kINT32, 0); }
 
     std::vector<nvinfer1::PluginField> fields;
@@ -38,7 +37,6 @@ private:
 class WriteFields {
 public:
     void operator()(const char* name, const int32_t& value) { add(name, &value, nvinfer1::PluginFieldType::kINT32, 1); }
-    void operator()(const char* name, const float& value) { add(name, &value, nvinfer1::PluginFieldType::kFLOAT32, 1); }
 
     void operator()(const char* name, const Strides& strides) {
         add(name, strides.values, nvinfer1::PluginFieldType::kINT32, strides.count);
@@ -69,18 +67,6 @@ public:
         if (field == nullptr) return;
         strides.count = field->length;
         for (int32_t i = 0; i < field->length; ++i) strides.values[i] = integer(*field, i);
-    }
-
-    void operator()(const char* name, float& value) {
-        const nvinfer1::PluginField* field = find(name, 1, 1);
-        if (field == nullptr) return;
-        if (field->type == nvinfer1::PluginFieldType::kFLOAT32) {
-            value = at<float>(*field, 0);
-        } else if (field->type == nvinfer1::PluginFieldType::kFLOAT64) {
-            value = static_cast<float>(at<double>(*field, 0));
-        } else {
-            status_ = problem(ASAG_BAD_TYPE, "attribute %s is no floating point number", name);
-        }
     }
 
 private:

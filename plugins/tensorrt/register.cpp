@@ -9,7 +9,6 @@
 #include "asag_plugins.h"
 #include "multiscale_roi_align_plugin.h"
 #include "pad_anchors_plugin.h"
-#include "patch_nms_plugin.h"
 #include "pyramid_sample_plugin.h"
 
 namespace {
@@ -73,7 +72,6 @@ int asag_register_plugins(void* registry) {
     int status = target == nullptr ? find_registry(target) : ASAG_OK;
     if (status == ASAG_OK) status = register_one<MultiscaleRoIAlignPlugin>(*target);
     if (status == ASAG_OK) status = register_one<PyramidSamplePlugin>(*target);
-    if (status == ASAG_OK) status = register_one<PatchNMSPlugin>(*target);
     if (status == ASAG_OK) status = register_one<PadAnchorsPlugin>(*target);
     return status;
 }

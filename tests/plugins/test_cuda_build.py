@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ def test_says_what_is_wrong_without_a_gpu(cuda_library_path: Path) -> None:
             ("selected", (1, 10), np.bool_),
             ("image_size", (1, 2), np.int64),
             ("origins", (1, 8, 2), np.int64),
-            ("counts", (1,), np.int64),
+            ("counts", (1, 4), np.int64),
         )
     }
     options = {"stride": 16, "patch_size": 15, "iou_threshold": 0.25, "max_candidates": 2048}
@@ -49,6 +51,32 @@ def test_says_what_is_wrong_without_a_gpu(cuda_library_path: Path) -> None:
         library.check_device("sm86")
     with pytest.raises(BackendError, match=r"the kernel patch_nms failed: .*(driver|device)"):
         kernels.patch_nms(library, *nowhere.values(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_decision_as_a_node_says_what_is_wrong(cuda_library_path: Path) -> None:
+    library = KernelLibrary(cuda_library_path, "cuda")
+    arrays = [
+        Buffer(pointer=4096, shape=shape, dtype=np.dtype(dtype), on_device=True)
+        for shape, dtype in (((1, 4), np.int64), ((1, 2), np.bool_), ((1,), np.int64), ((1,), np.int32))
+    ]
+
+    def add(graph: int, dependencies: Sequence[int] = (), level: int = 0) -> int:
+        place: dict[str, Any] = {"graph": graph, "dependencies": dependencies}
+        return kernels.add_decide(library, *arrays, level=level, min_selected=1, max_patches=9, **place)
+
+    begin = "the kernel decide could not be put into a CUDA graph: "
+    for call, message in (
+        (lambda: add(0), "graph is a null pointer; pass a graph that has been made"),
+        (lambda: add(4096, [4096, 0]), r"dependencies\[1\] is a null pointer, expected a node of the graph"),
+        (lambda: add(4096, level=2), "level is 2, expected 0 to 1"),
+    ):
+        with pytest.raises(BackendError, match=begin + message):
+            call()
+    if missing_gpu() is None:
+        pytest.skip("this machine has a GPU, whose driver must not be given these addresses")
+    with pytest.raises(BackendError, match=begin + r".*(driver|device)"):
+        add(4096)
 
 
 @pytest.mark.slow
@@ -79,6 +107,6 @@ def test_exports_the_interface_and_nothing_else(cuda_library_path: Path) -> None
         "postprocess",
         "decide",
     )
-    more = {"asag_cuda_ready", "asag_message", "asag_interface_version"}
+    more = {"asag_cuda_add_decide", "asag_cuda_ready", "asag_message", "asag_interface_version"}
     assert names == {f"asag_cuda_{name}" for name in operators} | more
     assert ctypes.CDLL(str(cuda_library_path)).asag_interface_version() == structures.INTERFACE_VERSION

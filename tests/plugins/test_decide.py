@@ -66,6 +66,13 @@ def test_refuses(host: KernelLibrary, options: dict[str, int], message: str) -> 
         )
 
 
+def test_only_cuda_has_graphs(host: KernelLibrary) -> None:
+    arrays = (np.zeros((1, 4), np.int64), np.zeros((1, 2), np.bool_), np.zeros(1, np.int64))
+    settings = {"level": 0, "min_selected": 1, "max_patches": 5, "graph": 4096}
+    with pytest.raises(BackendError, match=r"was given a CUDA graph, but .*\.so runs on the CPU; load "):
+        kernels.add_decide(host, *arrays, np.zeros(1, np.int32), **settings)
+
+
 def test_the_limit_is_the_smaller_of_capacity_and_rule() -> None:
     level = ProbeLevel(level="P4", stride=16, capacity=18, anchors_per_patch=2)
     limits = [patch_limit(StopRule(max_patches=most), level) for most in (None, 5, 40)]

@@ -48,7 +48,7 @@ for settings in (naive.NmsSettings(), naive.NmsSettings(stride=8, capacity=3, ma
     options = settings._asdict()
     capacity = options.pop("capacity")
     for _, anchors, selected, image_size in naive.nms_inputs(settings):
-        outputs = np.empty((len(anchors), capacity, 2), np.int64), np.empty(len(anchors), np.int64)
+        outputs = np.empty((len(anchors), capacity, 2), np.int64), np.empty((len(anchors), 4), np.int64)
         call(kernels.patch_nms, anchors, selected, image_size, *outputs, **options)
         anchors[:, ::3] = rng.choice(wild, anchors[:, ::3].shape)
         call(kernels.patch_nms, anchors, selected, image_size, *outputs, **options)

@@ -203,6 +203,19 @@ def test_arrays_that_do_not_fit(library: KernelLibrary) -> None:
     )
 
 
+def test_patch_nms_writes_into_the_counts_of_a_stage(library: KernelLibrary) -> None:
+    given = (np.zeros((2, 3, 5), np.float32), np.zeros((2, 3), np.bool_), np.zeros((2, 2), np.int64))
+
+    def select(counts: Any) -> None:
+        origins = np.zeros((2, 8, 2), np.int64)
+        settings = {"stride": 16, "patch_size": 15, "max_candidates": 2048}
+        kernels.patch_nms(library, *given, origins, counts, iou_threshold=0.25, **settings)
+
+    select(np.zeros((2, 4), np.int64))
+    refused(lambda: select(np.zeros(2, np.int64)), "expected counts of shape (2, 4), got (2,)")
+    refused(lambda: select(np.zeros((2, 4), np.int32)), "expected counts of type int64, got int32")
+
+
 class DeviceArray:
     """What a GPU library's array says about itself."""
 
@@ -242,6 +255,7 @@ def test_structures_are_those_of_the_header() -> None:
         "AsagPadAnchors": structures.PadAnchors,
         "AsagPreprocess": structures.Preprocess,
         "AsagPostprocess": structures.Postprocess,
+        "AsagDecide": structures.Decide,
         "AsagHostBlock": structures.HostBlock,
     }
     for name, structure in names.items():

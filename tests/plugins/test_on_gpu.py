@@ -145,7 +145,7 @@ def test_patch_nms(gpu: Gpu, on_host: KernelLibrary, on_gpu: KernelLibrary, sett
     for _, anchors, selected, image_size in naive.nms_inputs(settings):
         outputs: list[NDArray[Any]] = [
             np.full((len(anchors), capacity, 2), -7, np.int64),
-            np.full(len(anchors), -7, np.int64),
+            np.full((len(anchors), 4), -7, np.int64),
         ]
         inputs = [anchors, selected, image_size]
         for actual, expected in both(gpu, (on_host, on_gpu), kernels.patch_nms, inputs, outputs, **options):
@@ -202,7 +202,7 @@ def test_kernels_can_be_captured_in_a_graph(gpu: Gpu, on_gpu: KernelLibrary) -> 
     options = settings._asdict()
     capacity = options.pop("capacity")
     _, anchors, selected, image_size = list(naive.nms_inputs(settings))[6]
-    origins, counts = np.zeros((len(anchors), capacity, 2), np.int64), np.zeros(len(anchors), np.int64)
+    origins, counts = np.zeros((len(anchors), capacity, 2), np.int64), np.zeros((len(anchors), 4), np.int64)
     inputs = [gpu.upload(array) for array in (anchors, selected, image_size)]
     outputs = [gpu.upload(array) for array in (origins, counts)]
     cudart = gpu.cudart
@@ -213,8 +213,30 @@ def test_kernels_can_be_captured_in_a_graph(gpu: Gpu, on_gpu: KernelLibrary) -> 
     executable = gpu._must(cudart.cudaGraphInstantiate(graph, 0))
     for _ in range(2):
         gpu._must(cudart.cudaGraphLaunch(executable, gpu.stream))
-    expected = naive.patch_nms(anchors, selected, image_size, settings)
-    for buffer, array in zip(outputs, expected, strict=True):
+    expected_origins, counts[:, 1] = naive.patch_nms(anchors, selected, image_size, settings)
+    for buffer, array in zip(outputs, (expected_origins, counts), strict=True):
+        np.testing.assert_array_equal(gpu.download(buffer), array)
+    gpu._must(cudart.cudaGraphExecDestroy(executable))
+    gpu._must(cudart.cudaGraphDestroy(graph))
+
+
+def test_decisions_as_nodes_of_a_graph(gpu: Gpu, on_host: KernelLibrary, on_gpu: KernelLibrary) -> None:
+    """In a graph that another copy of the CUDA runtime has made: two levels, one after the other."""
+    rng, cudart = np.random.default_rng(0), gpu.cudart
+    counts = rng.integers(0, 9, (2, 30, 4))
+    probed, patches, goes_on = np.ones((30, 2), np.bool_), np.ones(30, np.int64), np.ones(1, np.int32)
+    levels, written = [gpu.upload(count) for count in counts], (probed, patches, goes_on)
+    on_device = [gpu.upload(array) for array in written]
+    graph = gpu._must(cudart.cudaGraphCreate(0))
+    before: list[int] = []
+    for level in range(2):
+        settings: dict[str, int] = {"level": level, "min_selected": 3, "max_patches": 6}
+        place: dict[str, Any] = {"graph": int(graph), "dependencies": before}
+        before = [kernels.add_decide(on_gpu, levels[level], *on_device, **settings, **place)]
+        kernels.decide(on_host, counts[level], *written, **settings)
+    executable = gpu._must(cudart.cudaGraphInstantiate(graph, 0))
+    gpu._must(cudart.cudaGraphLaunch(executable, gpu.stream))
+    for buffer, array in zip(on_device, written, strict=True):
         np.testing.assert_array_equal(gpu.download(buffer), array)
     gpu._must(cudart.cudaGraphExecDestroy(executable))
     gpu._must(cudart.cudaGraphDestroy(graph))

@@ -103,14 +103,21 @@ class AnchorGenerator(nn.Module):
         return Prediction(raw, self._score(upright, boxes, torch.ones_like(boxes[..., 0], dtype=torch.bool)))
 
     def probe(
-        self, level: str, feature: Tensor, image_size: Tensor, origins: Tensor, patch_count: Tensor
+        self,
+        level: str,
+        feature: Tensor,
+        feature_size: Tensor,
+        image_size: Tensor,
+        origins: Tensor,
+        patch_count: Tensor,
     ) -> Prediction:
         """Anchors of patches of `level` ('P4' or 'P3').
 
-        feature: (B, h, w, C), that level's map; origins: int64 (B, K, 2) x, y of each patch in cells;
+        feature: (B, h, w, C), that level's map; feature_size: int64 (2,), its h and w, which on a GPU must not come
+        from the host while a graph decides; origins: int64 (B, K, 2) x, y of each patch in cells;
         patch_count: int64 (B,), how many of an image's K patches are real: the rest score 0.
         """
-        tokens = self._compress_patches(level, feature, origins)
+        tokens = self._compress_patches(level, feature, feature_size, origins)
         raw = self._predict(tokens, level, self.proj_patch)
 
         cells = box_ops.whwh(image_size)[:, None] / STRIDES[level]  # the image's size in cells, (B, 1, 1, 4)
@@ -154,7 +161,9 @@ class AnchorGenerator(nn.Module):
         score = torch.where(usable, raw.detach()[..., 4].sigmoid(), 0.0)
         return torch.cat([boxes, score[..., None]], dim=-1).flatten(1, 2)
 
-    def _compress_patches(self, level: str, feature: Tensor, origins: Tensor) -> Tensor:
+    def _compress_patches(
+        self, level: str, feature: Tensor, feature_size: Tensor, origins: Tensor
+    ) -> Tensor:
         """Crop patches and compress them: (B, h, w, C), (B, K, 2) -> tokens (B, K, T, c).
 
         Equals compressing the whole map and cropping, but touches only the patches and the ring of one cell
@@ -163,12 +172,12 @@ class AnchorGenerator(nn.Module):
         layer = self._compressor(level)
         pointwise, spatial = cast(nn.Conv2d, layer[0]), cast(nn.Conv2d, layer[2])
         size = self.config.patch_size
-        batch, height, width, _ = feature.shape
+        height, width = feature_size.unbind()
         offset = torch.arange(-1, size + 1, device=feature.device)
         columns, rows = origins[..., 0:1] + offset, origins[..., 1:2] + offset  # (B, K, size + 2)
         inside = _within(rows, height)[..., :, None] & _within(columns, width)[..., None, :]
-        image = torch.arange(batch, device=feature.device)[:, None, None, None] * (height * width)
-        row, column = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        image = torch.arange(len(origins), device=feature.device)[:, None, None, None] * (height * width)
+        row, column = _clamp(rows, height), _clamp(columns, width)
         index = image + row[..., :, None] * width + column[..., None, :]
 
         cells = torch.unflatten(feature.flatten(0, 2)[index.flatten()], 0, index.shape)
@@ -218,8 +227,12 @@ def _flip(patch: Tensor, horizontally: bool, vertically: bool) -> Tensor:
     return patch.flip(axes)
 
 
-def _within(index: Tensor, size: int) -> Tensor:
+def _within(index: Tensor, size: Tensor) -> Tensor:
     return (index >= 0) & (index < size)
+
+
+def _clamp(index: Tensor, size: Tensor) -> Tensor:
+    return torch.minimum(index.clamp(min=0), size - 1)
 
 
 def _conv3x3_valid(x: Tensor, weight: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
-TensorRT may have a plugin for; all are tested against the reference.  Other implementations can be brought,
-see `asag_training.operator_choice`.
+TensorRT may have a plugin for; all are tested against the reference.  Other implementations can be brought, see
+`asag_training.operator_choice`.  Patch NMS runs between the stages and is never exported.
 """
 
 from __future__ import annotations
@@ -93,25 +93,34 @@ def patch_nms(
     Returns origins int64 (B, capacity, 2): x, y of the kept patches in cells, best first, moved inside the
     image, zeros beyond the last; and counts int64 (B,): how many were kept, which may exceed the capacity.
     """
-    if torch.compiler.is_exporting():
-        origins, count = torch.onnx.ops.symbolic_multi_out(
-            "asag::PatchNMS",
-            (anchors, selected, image_size),
-            {
-                "stride": stride,
-                "patch_size": patch_size,
-                "iou_threshold": iou_threshold,
-                "capacity": capacity,
-                "max_candidates": max_candidates,
-            },
-            dtypes=(torch.int64, torch.int64),
-            shapes=((anchors.shape[0], capacity, 2), (anchors.shape[0],)),
-            version=ONNX_VERSION,
-        )
-        return origins, count
-    return _patch_nms(
-        anchors, selected, image_size, stride, patch_size, iou_threshold, capacity, max_candidates
+    score = torch.where(selected, anchors[..., 4], -1.0)
+    score, order = torch.sort(score, dim=1, descending=True, stable=True)
+    score, order = score[:, :max_candidates], order[:, :max_candidates]
+    centres = torch.gather(anchors[..., :2], 1, order[..., None].expand(-1, -1, 2))
+    half = 0.5 * stride * patch_size
+    patches = torch.cat([centres - half, centres + half], dim=-1)
+
+    valid = score >= 0
+    count = patches.shape[1]
+    earlier = torch.ones(count, count, dtype=torch.bool, device=anchors.device).tril(-1)
+    suppresses = (box_ops.iou(patches, patches) > iou_threshold) & earlier  # [i, j]: j would suppress i
+    keep = valid
+    while True:
+        # Greedy NMS is the only fixpoint: the best patch is settled at once, the next ones round by round.
+        settled = valid & ~(suppresses & keep[:, None, :]).any(dim=-1)
+        if torch.equal(settled, keep):
+            break
+        keep = settled
+
+    rank = torch.argsort((~keep).long(), dim=1, stable=True)[:, :capacity]
+    origins = torch.gather(
+        _patch_origins(patches, image_size, stride, patch_size), 1, rank[..., None].expand(-1, -1, 2)
     )
+    origins = origins * torch.gather(keep, 1, rank)[..., None]
+    missing = capacity - origins.shape[1]
+    if missing > 0:
+        origins = torch.nn.functional.pad(origins, (0, 0, 0, missing))
+    return origins.long(), keep.sum(dim=1)
 
 
 def pad_anchors(
@@ -220,46 +229,6 @@ def _pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, stri
         total = weighted if total is None else total + weighted
     assert total is not None, "a pyramid has at least one level"
     return total.reshape(batch, groups, -1, queries, points).permute(0, 3, 1, 4, 2).to(features[0].dtype)
-
-
-def _patch_nms(
-    anchors: Tensor,
-    selected: Tensor,
-    image_size: Tensor,
-    stride: int,
-    patch_size: int,
-    iou_threshold: float,
-    capacity: int,
-    max_candidates: int,
-) -> tuple[Tensor, Tensor]:
-    score = torch.where(selected, anchors[..., 4], -1.0)
-    score, order = torch.sort(score, dim=1, descending=True, stable=True)
-    score, order = score[:, :max_candidates], order[:, :max_candidates]
-    centres = torch.gather(anchors[..., :2], 1, order[..., None].expand(-1, -1, 2))
-    half = 0.5 * stride * patch_size
-    patches = torch.cat([centres - half, centres + half], dim=-1)
-
-    valid = score >= 0
-    count = patches.shape[1]
-    earlier = torch.ones(count, count, dtype=torch.bool, device=anchors.device).tril(-1)
-    suppresses = (box_ops.iou(patches, patches) > iou_threshold) & earlier  # [i, j]: j would suppress i
-    keep = valid
-    while True:
-        # Greedy NMS is the only fixpoint: the best patch is settled at once, the next ones round by round.
-        settled = valid & ~(suppresses & keep[:, None, :]).any(dim=-1)
-        if torch.equal(settled, keep):
-            break
-        keep = settled
-
-    rank = torch.argsort((~keep).long(), dim=1, stable=True)[:, :capacity]
-    origins = torch.gather(
-        _patch_origins(patches, image_size, stride, patch_size), 1, rank[..., None].expand(-1, -1, 2)
-    )
-    origins = origins * torch.gather(keep, 1, rank)[..., None]
-    missing = capacity - origins.shape[1]
-    if missing > 0:
-        origins = torch.nn.functional.pad(origins, (0, 0, 0, missing))
-    return origins.long(), keep.sum(dim=1)
 
 
 def _patch_origins(patches: Tensor, image_size: Tensor, stride: int, patch_size: int) -> Tensor:

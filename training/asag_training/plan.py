@@ -37,6 +37,7 @@ def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact"
             for level in LEVELS[levels]
         ),
         max_candidates=_MAX_CANDIDATES,
+        patch_nms_iou=config.patch_nms_iou,
         anchor_floor=config.anchor_floor,
         anchor_cap=config.anchor_cap,
         max_patches=config.max_patches,
@@ -52,17 +53,13 @@ def build_stages(
     model: Asag, probing: Probing, head: str = MAIN_HEAD, preprocessing: Preprocessing | None = None
 ) -> list[StageModule]:
     """The stages of `model` in the order they run."""
-    following = [*probing.levels[1:], None]
-    first = probing.levels[0] if probing.levels else None
+    levels = [level.level for level in probing.levels]
+    first, *following = [*levels, None]
     stages: list[StageModule] = [
         NormalizeStage(preprocessing or Preprocessing()),
-        BackboneStage(model, *_target(first), probing.max_candidates),
+        BackboneStage(model, first),
     ]
-    for level, after in zip(probing.levels, following, strict=False):
-        stages.append(ProbeStage(model, level.level, *_target(after), probing.max_candidates))
-    stages.append(DecoderStage(model, head, [level.level for level in probing.levels]))
+    for level, after in zip(levels, following, strict=True):
+        stages.append(ProbeStage(model, level, after))
+    stages.append(DecoderStage(model, head, levels))
     return [stage.eval() for stage in stages]
-
-
-def _target(level: ProbeLevel | None) -> tuple[Level | None, int]:
-    return (None, 0) if level is None else (level.level, level.capacity)

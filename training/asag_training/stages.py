@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from asag_deploy.manifest import Level, Preprocessing
+from asag_deploy.manifest import Level, Preprocessing, ProbeLevel, Probing
+from asag_deploy.stages import PATCHES_COLUMN, Network
 from asag_training import boxes as box_ops
-from asag_training.anchor_generator import FIRST_LEVEL_PATCHES, STRIDES
+from asag_training.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.model import Asag
 from asag_training.operators import pad_anchors, patch_nms
 
@@ -55,38 +56,25 @@ class NormalizeStage(StageModule):
 
 
 class SelectingStage(StageModule):
-    """A stage that predicts anchors and finds out where the next level should look."""
+    """A stage that predicts anchors and finds out which of them ask for a closer look."""
 
     model: Asag
     next_level: Level | None
-    capacity: int
-    max_candidates: int
     floor: int = 0
 
-    def choose(self, anchors: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        """anchors (B, N, 5) -> selected, origins, counts; or counts alone where no level follows."""
+    def choose(self, anchors: Tensor) -> tuple[Tensor, ...]:
+        """anchors (B, N, 5) -> selected, counts; or counts alone where no level follows."""
         generator, floor = self.model.anchor_generator, self.floor
         passes = generator.passes(anchors)
         passing = passes.sum(dim=1).clamp(min=floor)
+        nothing = torch.zeros_like(passing)
         if self.next_level is None:
-            zero = torch.zeros_like(passing)
-            return (torch.stack([zero, zero, passing, passing], dim=1),)
+            return (torch.stack([nothing, nothing, passing, passing], dim=1),)
         selected = generator.select(anchors, self.next_level)
-        config = self.model.config
         remaining = passing
-        if config.replace_anchors:
+        if self.model.config.replace_anchors:
             remaining = (passes & ~selected).sum(dim=1).clamp(min=floor)
-        origins, patches = patch_nms(
-            anchors,
-            selected,
-            image_size,
-            STRIDES[self.next_level],
-            config.patch_size,
-            config.patch_nms_iou,
-            self.capacity,
-            self.max_candidates,
-        )
-        return selected, origins, torch.stack([selected.sum(dim=1), patches, passing, remaining], dim=1)
+        return selected, torch.stack([selected.sum(dim=1), nothing, passing, remaining], dim=1)
 
 
 class BackboneStage(SelectingStage):
@@ -95,42 +83,45 @@ class BackboneStage(SelectingStage):
     name = "backbone"
     inputs = ("image", "image_size")
 
-    def __init__(self, model: Asag, next_level: Level | None, capacity: int, max_candidates: int) -> None:
+    def __init__(self, model: Asag, next_level: Level | None) -> None:
         super().__init__()
         self.model, self.next_level = model, next_level
-        self.capacity, self.max_candidates = capacity, max_candidates
         self.floor = model.config.anchor_floor
-        choice = ("counts",) if next_level is None else ("selected", "origins", "counts")
+        choice = ("counts",) if next_level is None else ("selected", "counts")
         self.outputs = (*FEATURES, "anchors", *choice)
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
         features = self.model.features(image)
         anchors = self.model.anchor_generator.first_level(features[-1], image_size).anchors
-        return (*features, anchors, *self.choose(anchors, image_size))
+        return (*features, anchors, *self.choose(anchors))
 
 
 class ProbeStage(SelectingStage):
     """Anchors of the patches of one probed level."""
 
-    inputs = ("feature", "image_size", "patches", "patch_count", "slots")
+    inputs = ("feature", "feature_size", "image_size", "patches", "patch_count", "slots")
 
-    def __init__(
-        self, model: Asag, level: Level, next_level: Level | None, capacity: int, max_candidates: int
-    ) -> None:
+    def __init__(self, model: Asag, level: Level, next_level: Level | None) -> None:
         super().__init__()
         self.model, self.level, self.next_level = model, level, next_level
-        self.capacity, self.max_candidates = capacity, max_candidates
         self.name = f"probe_{level.lower()}"
-        choice = ("counts",) if next_level is None else ("selected", "origins", "counts")
+        choice = ("counts",) if next_level is None else ("selected", "counts")
         self.outputs = ("anchors", *choice)
 
     def forward(
-        self, feature: Tensor, image_size: Tensor, patches: Tensor, patch_count: Tensor, slots: Tensor
+        self,
+        feature: Tensor,
+        feature_size: Tensor,
+        image_size: Tensor,
+        patches: Tensor,
+        patch_count: Tensor,
+        slots: Tensor,
     ) -> tuple[Tensor, ...]:
         origins = torch.index_select(patches, 1, slots)
         generator = self.model.anchor_generator
-        anchors = generator.probe(self.level, feature, image_size, origins, patch_count).anchors
-        return (anchors, *self.choose(anchors, image_size))
+        prediction = generator.probe(self.level, feature, feature_size, image_size, origins, patch_count)
+        anchors = prediction.anchors
+        return (anchors, *self.choose(anchors))
 
 
 class DecoderStage(StageModule):
@@ -215,15 +206,13 @@ def best_detections(
     return best, index - query * classes, corners
 
 
-class TorchNetwork:
-    """The stages run by PyTorch itself: an `asag_deploy.stages.Network`.
+class TorchNetwork(Network):
+    """The stages run by PyTorch itself, on any of its devices.
 
     Evaluation runs it, and the exporter's parity gate compares other networks with it.
     """
 
     def __init__(self, stages: Sequence[StageModule], device: torch.device | str = "cpu") -> None:
-        # Sizes are dynamic in PyTorch, so nothing needs to be rounded up.
-        self.patch_bucket = self.query_bucket = 1
         self.device = torch.device(device)
         self.modules = {stage.name: stage for stage in stages}
 
@@ -237,7 +226,31 @@ class TorchNetwork:
 
     def download(self, array: Tensor) -> NDArray[Any]:
         """A tensor as a host array."""
-        return array.cpu().numpy()
+        return array.detach().cpu().numpy()
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Tensor,
+        selected: Tensor,
+        counts: Tensor,
+        image_size: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Patch NMS in PyTorch: what every other network is compared with."""
+        origins, patches = patch_nms(
+            anchors,
+            selected,
+            image_size,
+            level.stride,
+            probing.patch_size,
+            probing.patch_nms_iou,
+            level.capacity,
+            probing.max_candidates,
+        )
+        filled = counts.clone()
+        filled[:, PATCHES_COLUMN] = patches
+        return origins, filled
 
 
 class _TorchStage:

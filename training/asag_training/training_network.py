@@ -22,6 +22,7 @@ from torch import Tensor
 from asag_deploy.errors import ConfigError
 from asag_deploy.manifest import Level, ProbeLevel, Probing
 from asag_deploy.probing import StopRule, detect
+from asag_deploy.stages import PATCHES_COLUMN
 from asag_training.anchor_generator import QUADRANTS
 from asag_training.config import MAIN_HEAD
 from asag_training.denoising import DenoisingQueries, make_denoising
@@ -37,6 +38,7 @@ from asag_training.stages import (
     ProbeStage,
     SelectingStage,
     StageModule,
+    TorchNetwork,
 )
 from asag_training.training_settings import TrainingSettings
 
@@ -107,22 +109,17 @@ class TrainingExtras:
     generated: dict[str, Tensor] = field(default_factory=dict)
     """By level, how many patches of each image (B,) are generated; noted as they are chosen."""
 
-    def fill(self, level: Level, selected: Tensor, origins: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-        """What `SelectingStage.choose` returns for the next `level`, with its patches filled up."""
-        asking, patches, passing, passing_if_probed = counts.unbind(dim=1)
-        if not self.follow_anchors:
-            selected, passing_if_probed = torch.zeros_like(selected), passing
-            asking, patches = torch.zeros_like(asking), torch.zeros_like(patches)
-        self.generated[level] = patches
-        filled, total = fill_up(origins, patches, self.spare[level])
-        return selected, filled, torch.stack([asking, total, passing, passing_if_probed], dim=1)
+    def fill(self, level: Level, origins: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """What `Network.select` returns for the next `level`, with its patches filled up."""
+        self.generated[level] = counts[:, PATCHES_COLUMN]
+        origins, total = fill_up(origins, self.generated[level], self.spare[level])
+        filled = counts.clone()
+        filled[:, PATCHES_COLUMN] = total
+        return origins, filled
 
 
-class TrainingNetwork:
-    """The stages of one pass over one batch, with gradients: an `asag_deploy.stages.Network`."""
-
-    patch_bucket: int = 1
-    query_bucket: int = 1
+class TrainingNetwork(TorchNetwork):
+    """The stages of one pass over one batch, with gradients."""
 
     def __init__(
         self,
@@ -132,18 +129,18 @@ class TrainingNetwork:
         extras: TrainingExtras | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.device = record.image_size.device
-        following = [*probing.levels, None]
-        candidates = probing.max_candidates
-        stages: list[StageModule] = [_Backbone(model, following[0], candidates, record, extras, autocast)]
-        for level, after in zip(probing.levels, following[1:], strict=True):
-            stages.append(_Probe(model, level.level, after, candidates, record, extras))
-        stages.append(_Decoder(model, [level.level for level in probing.levels], record, extras))
-        self._stages = {stage.name: stage for stage in stages}
+        levels = [level.level for level in probing.levels]
+        first, *following = [*levels, None]
+        stages: list[StageModule] = [_Backbone(model, first, record, extras, autocast)]
+        for level, after in zip(levels, following, strict=True):
+            stages.append(_Probe(model, level, after, record, extras))
+        stages.append(_Decoder(model, levels, record, extras))
+        super().__init__(stages, record.image_size.device)
+        self._extras = extras
 
     def stage(self, name: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
         """The stage called `name` (KeyError if there is none)."""
-        module = self._stages[name]
+        module = self.modules[name]
 
         def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             outputs = module(*(inputs[given] for given in module.inputs))
@@ -151,25 +148,33 @@ class TrainingNetwork:
 
         return run
 
-    def upload(self, array: NDArray[Any]) -> Tensor:
-        """A host array as a tensor on the network's device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-    def download(self, array: Tensor) -> NDArray[Any]:
-        """A tensor as a host array, without its gradients."""
-        return array.detach().cpu().numpy()
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Tensor,
+        selected: Tensor,
+        counts: Tensor,
+        image_size: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Patch NMS; in training the level then gets more patches than the anchors ask for."""
+        origins, counts = super().select(probing, level, anchors, selected, counts, image_size)
+        return (origins, counts) if self._extras is None else self._extras.fill(level.level, origins, counts)
 
 
 class _FillingStage(SelectingStage):
-    """A stage that, in training, asks for more patches than the anchors do."""
+    """A stage whose anchors, in the first epochs of training, ask for nothing."""
 
     extras: TrainingExtras | None
 
-    def choose(self, anchors: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        chosen = super().choose(anchors, image_size)
-        if self.extras is None or self.next_level is None:
+    def choose(self, anchors: Tensor) -> tuple[Tensor, ...]:
+        chosen = super().choose(anchors)
+        if self.extras is None or self.extras.follow_anchors or self.next_level is None:
             return chosen
-        return self.extras.fill(self.next_level, *chosen)
+        selected, counts = chosen
+        _, _, passing, _ = counts.unbind(dim=1)
+        nothing = torch.zeros_like(passing)
+        return torch.zeros_like(selected), torch.stack([nothing, nothing, passing, passing], dim=1)
 
 
 class _Backbone(_FillingStage, BackboneStage):
@@ -178,13 +183,12 @@ class _Backbone(_FillingStage, BackboneStage):
     def __init__(
         self,
         model: Asag,
-        following: ProbeLevel | None,
-        max_candidates: int,
+        following: Level | None,
         record: Recording,
         extras: TrainingExtras | None,
         autocast: torch.dtype | None,
     ) -> None:
-        super().__init__(model, *_target(following), max_candidates)
+        super().__init__(model, following)
         self.record, self.extras, self.autocast = record, extras, autocast
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
@@ -196,7 +200,7 @@ class _Backbone(_FillingStage, BackboneStage):
             LevelOutput("P6", p6, None, _all_real(p6), tuple(flips) or None),
             LevelOutput("P5", p5, None, _all_real(p5)),
         ]
-        return (*features, prediction.anchors, *self.choose(prediction.anchors, image_size))
+        return (*features, prediction.anchors, *self.choose(prediction.anchors))
 
     def _features(self, image: Tensor) -> list[Tensor]:
         if self.extras is not None:
@@ -216,24 +220,29 @@ class _Probe(_FillingStage, ProbeStage):
         self,
         model: Asag,
         level: Level,
-        following: ProbeLevel | None,
-        max_candidates: int,
+        following: Level | None,
         record: Recording,
         extras: TrainingExtras | None,
     ) -> None:
-        super().__init__(model, level, *_target(following), max_candidates)
+        super().__init__(model, level, following)
         self.record, self.extras = record, extras
 
     def forward(
-        self, feature: Tensor, image_size: Tensor, patches: Tensor, patch_count: Tensor, slots: Tensor
+        self,
+        feature: Tensor,
+        feature_size: Tensor,
+        image_size: Tensor,
+        patches: Tensor,
+        patch_count: Tensor,
+        slots: Tensor,
     ) -> tuple[Tensor, ...]:
         origins = torch.index_select(patches, 1, slots)
         generated = patch_count if self.extras is None else self.extras.generated[self.level]
         generator = self.model.anchor_generator
-        prediction = generator.probe(self.level, feature, image_size, origins, generated)
+        prediction = generator.probe(self.level, feature, feature_size, image_size, origins, generated)
         real = slots < patch_count[:, None]
         self.record.levels.append(LevelOutput(self.level, prediction.raw, origins, real))
-        return (prediction.anchors, *self.choose(prediction.anchors, image_size))
+        return (prediction.anchors, *self.choose(prediction.anchors))
 
 
 class _Decoder(DecoderStage):
@@ -293,10 +302,6 @@ def _extras(
         flips=P6_FLIPS[: settings.min_patches],
         denoise=denoise,
     )
-
-
-def _target(level: ProbeLevel | None) -> tuple[Level | None, int]:
-    return (None, 0) if level is None else (level.level, level.capacity)
 
 
 def _all_real(raw: Tensor) -> Tensor:

@@ -52,14 +52,22 @@ def _decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[di
             yield network.heard
 
 
-class _Listening:
+class _Listening(Network):
     """A network, and what one of its stages was given last."""
 
     def __init__(self, network: Network, stage: str) -> None:
         self.heard: dict[str, NDArray[Any]] = {}
         self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
-        self.upload, self.download = network.upload, network.download
         self._network, self._stage = network, stage
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        return self._network.upload(array)
+
+    def download(self, array: Array) -> NDArray[Any]:
+        return self._network.download(array)
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        return self._network.shape(array)
 
     def stage(self, name: str) -> Stage:
         stage = self._network.stage(name)

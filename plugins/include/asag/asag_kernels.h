@@ -14,6 +14,7 @@
 #ifndef ASAG_KERNELS_H
 #define ASAG_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -26,11 +27,20 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 3
+#define ASAG_INTERFACE_VERSION 4
 #define ASAG_MAX_LEVELS 4
 
 /* Element types. */
 enum { ASAG_FLOAT32 = 0, ASAG_FLOAT16 = 1, ASAG_UINT8 = 2 };
+
+/* Columns of the counts (B, 4) that an image has after each level of probing. */
+enum {
+    ASAG_SELECTED = 0,          /* anchors that ask for a finer level */
+    ASAG_PATCHES = 1,           /* patches that are left of them after NMS */
+    ASAG_PASSING = 2,           /* anchors that pass if probing stops here */
+    ASAG_PASSING_IF_PROBED = 3, /* anchors that pass if it goes on */
+    ASAG_COUNT_COLUMNS = 4
+};
 
 typedef enum AsagStatus {
     ASAG_OK = 0,
@@ -75,7 +85,7 @@ typedef struct AsagPatchNMS {
     const uint8_t* selected;   /* (B, N) 0 or 1 */
     const int64_t* image_size; /* (B, 2) valid height, width in pixels */
     int64_t* origins;          /* (B, capacity, 2) x, y in cells, zeros beyond the last patch */
-    int64_t* counts;           /* (B,) patches kept, which may exceed the capacity */
+    int64_t* counts;           /* (B, 4), of which only column ASAG_PATCHES is written: it may exceed the capacity */
     int32_t type;
     int32_t batch;
     int32_t anchor_count;
@@ -135,7 +145,7 @@ typedef struct AsagPostprocess {
 
 /* Whether any image is probed on the next level: the decision between two levels of the probing loop. */
 typedef struct AsagDecide {
-    const int64_t* counts; /* (B, 4) of the level before: selected, patches, passing, passing if probed */
+    const int64_t* counts; /* (B, 4) of the level before */
     uint8_t* probed;       /* (B, levels) 0 or 1: column `level` is written, the one before it read */
     int64_t* patch_count;  /* (B,) patches to predict on, 0 for images that stop */
     int32_t* any;          /* (1,) 1 if an image goes on, else 0 */
@@ -157,6 +167,13 @@ ASAG_API int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream)
 ASAG_API int asag_cuda_postprocess(const AsagPostprocess* arguments, void* stream);
 /* With a `condition` it can only run in the graph that the handle belongs to; that takes CUDA 12.4. */
 ASAG_API int asag_cuda_decide(const AsagDecide* arguments, void* stream);
+
+/* Adds the launch of asag_cuda_decide to a graph as a node, after the nodes that it depends on.  Nothing is captured,
+ * for a capture that fails inside the body of a conditional node can end the process.  `graph` is a cudaGraph_t (a
+ * CUgraph), which another copy of the CUDA runtime may have made.  `dependencies` are `count` nodes of that graph, null
+ * if there are none.  `node` is written. */
+ASAG_API int asag_cuda_add_decide(
+    const AsagDecide* arguments, void* graph, void* const* dependencies, size_t count, void** node);
 
 /* 0 if the current device can run these kernels, else a cudaError_t: another architecture than they were compiled for,
  * or a driver that is too old.  Nothing is launched. */

@@ -10,15 +10,15 @@
 namespace asag {
 
 constexpr int DECIDE_THREADS = 256;
-constexpr int COUNT_COLUMNS = 4;  // selected, patches, passing, passing_if_probed
 
 // Whether image `i` goes on; writes its flag and its number of patches.
 ASAG_HD inline bool decide_image(const AsagDecide& arguments, int i) {
-    const int64_t* counts = arguments.counts + static_cast<int64_t>(i) * COUNT_COLUMNS;
+    const int64_t* counts = arguments.counts + static_cast<int64_t>(i) * ASAG_COUNT_COLUMNS;
     uint8_t* probed = arguments.probed + static_cast<int64_t>(i) * arguments.levels;
     const bool was_probed = arguments.level == 0 || probed[arguments.level - 1] != 0;
-    const bool goes_on = was_probed && counts[0] >= arguments.min_selected;
-    const int64_t patches = counts[1] < arguments.max_patches ? counts[1] : arguments.max_patches;
+    const bool goes_on = was_probed && counts[ASAG_SELECTED] >= arguments.min_selected;
+    const int64_t found = counts[ASAG_PATCHES];
+    const int64_t patches = found < arguments.max_patches ? found : arguments.max_patches;
     probed[arguments.level] = goes_on ? 1 : 0;
     arguments.patch_count[i] = goes_on ? patches : 0;
     return goes_on;

@@ -1,5 +1,6 @@
 // The kernels and their launchers, for CUDA compilers.  A launcher takes arguments that have been checked and a
-// stream; it launches at most one kernel, never waits, and returns what the launch did.
+// stream; it launches at most one kernel, never waits, and returns what the launch did.  add_node() makes the same
+// launch a node of a graph.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -115,6 +116,22 @@ inline cudaError_t launch(const AsagDecide& arguments, cudaStream_t stream) {
     if (CUDART_VERSION < 12040 && arguments.conditional != 0) return cudaErrorNotSupported;
     decide_kernel<<<1, DECIDE_THREADS, 0, stream>>>(arguments);
     return cudaGetLastError();
+}
+
+inline cudaError_t add_node(
+    const AsagDecide& arguments, cudaGraph_t graph, const cudaGraphNode_t* dependencies, size_t count,
+    cudaGraphNode_t* node) {
+    if (CUDART_VERSION < 12040 && arguments.conditional != 0) return cudaErrorNotSupported;
+    AsagDecide copied = arguments;  // once more by the graph
+    void* parameters[] = {&copied};
+    cudaKernelNodeParams kernel = {};
+    kernel.func = reinterpret_cast<void*>(decide_kernel);
+    kernel.gridDim = dim3(1);
+    kernel.blockDim = dim3(DECIDE_THREADS);
+    kernel.kernelParams = parameters;
+    const cudaError_t status = cudaGraphAddKernelNode(node, graph, dependencies, count, &kernel);
+    cudaGetLastError();  // which would be that of the next launch otherwise
+    return status;
 }
 
 inline cudaError_t launch(const AsagPreprocess& arguments, cudaStream_t stream) {

@@ -84,6 +84,7 @@ ASAG_HD void patch_nms_block(const Block& block, const AsagPatchNMS& arguments, 
     const auto anchor = [&](int i, int part) { return values[first + 5 * static_cast<int64_t>(i) + part]; };
     const uint8_t* selected = arguments.selected + static_cast<int64_t>(image) * count;
     const int64_t* size = arguments.image_size + 2 * image;  // height, width
+    int64_t* counts = arguments.counts + static_cast<int64_t>(image) * ASAG_COUNT_COLUMNS;
     int64_t* origins = arguments.origins + static_cast<int64_t>(image) * capacity * 2;
     const float threshold = arguments.iou_threshold;
 
@@ -110,7 +111,7 @@ ASAG_HD void patch_nms_block(const Block& block, const AsagPatchNMS& arguments, 
     const int kept = greedy(block, shared.greedy, found, arrays.suppressed, overlaps, keep);
     block.each([&](int thread) {
         for (int i = 2 * kept + thread; i < 2 * capacity; i += block.threads()) origins[i] = 0;
-        if (thread == 0) arguments.counts[image] = kept;
+        if (thread == 0) counts[ASAG_PATCHES] = kept;
     });
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from asag_deploy.manifest import Manifest
+from asag_deploy.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.postprocess import anchors_of
 from asag_deploy.stages import Array, Network, Stage
 from asag_training.evaluation.overlaps import Boxes
@@ -24,7 +24,7 @@ def gives_proposals(manifest: Manifest) -> bool:
     return {SCORES, BOXES} <= {output.name for output in manifest.graph("decoder").outputs}
 
 
-class OverheardNetwork:
+class OverheardNetwork(Network):
     """A network as it is (`asag_deploy.stages.Network`), whose last proposals can be asked for."""
 
     def __init__(self, network: Network) -> None:
@@ -53,6 +53,22 @@ class OverheardNetwork:
     def download(self, array: Array) -> NDArray[Any]:
         """As the network does it."""
         return self._network.download(array)
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """As the network says it."""
+        return self._network.shape(array)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """As the network does it."""
+        return self._network.select(probing, level, anchors, selected, counts, image_size)
 
     def proposals(self, counts: Sequence[int]) -> list[Boxes]:
         """Of the last batch, given how many queries of each image are real: (n, 4) x1, y1, x2, y2 relative to
