@@ -9,83 +9,19 @@ What is allocated holds noise, and so does what has been freed; every use of mem
 
 from __future__ import annotations
 
-import ctypes
 import enum
-import itertools
-import threading
-from collections import deque
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+from fake_cuda_parts import ALIGNMENT, NOISE, OK, CudaError, Stream
+from fake_graphs import FakeGraphs
 
-NOISE = 0xCD
-ALIGNMENT = 256
+__all__ = ["ALIGNMENT", "NOISE", "CudaError", "FakeCuda"]
 
-Work = Callable[[], None]
-
-
-class CudaError(enum.IntEnum):
-    """The results that this project tells apart."""
-
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorNoDevice = 100
-    cudaErrorNotReady = 600
-    cudaErrorStreamCaptureUnsupported = 900
-    cudaErrorStreamCaptureInvalidated = 901
+_FORBIDDEN = CudaError.cudaErrorStreamCaptureUnsupported
 
 
-OK = (CudaError.cudaSuccess,)
-
-
-class Memory:
-    """Everything that was ever allocated; nothing is reused, so that a stale address is known as such."""
-
-    def __init__(self) -> None:
-        self.alive: dict[int, tuple[np.ndarray[Any, Any], int]] = {}
-        self.freed: list[np.ndarray[Any, Any]] = []
-
-    def allocate(self, size: int) -> int:
-        whole = np.full(size + ALIGNMENT, NOISE, dtype=np.uint8)
-        pointer = -(-whole.ctypes.data // ALIGNMENT) * ALIGNMENT
-        self.alive[pointer] = (whole, size)
-        return pointer
-
-    def free(self, pointer: int) -> bool:
-        if pointer not in self.alive:
-            return False
-        whole, _ = self.alive.pop(pointer)
-        whole[:] = NOISE
-        self.freed.append(whole)
-        return True
-
-    def holds(self, pointer: int, size: int) -> bool:
-        """Whether these bytes lie in one allocation that is alive."""
-        return any(start <= pointer and pointer + size <= start + n for start, (_, n) in self.alive.items())
-
-
-class Stream:
-    """Work in its order, not done before somebody waits."""
-
-    def __init__(self) -> None:
-        self.work: deque[Work] = deque()
-        self.captured: list[Work] | None = None
-        self.capturing_thread: int | None = None
-        self.graph = 0
-
-    def put(self, work: Work) -> None:
-        (self.work if self.captured is None else self.captured).append(work)
-
-    def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        while self.work and not until():
-            self.work.popleft()()
-
-
-class FakeCuda:
+class FakeCuda(FakeGraphs):
     """The module.  `copies` notes every copy: direction, bytes, and the address that was read."""
 
     cudaError_t = CudaError
@@ -95,47 +31,21 @@ class FakeCuda:
         "cudaMemcpyKind",
         {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3},
     )
-    cudaStreamCaptureMode = enum.IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
-    cudaGraphNodeType = enum.IntEnum("cudaGraphNodeType", {"cudaGraphNodeTypeConditional": 13})
-    cudaGraphConditionalNodeType = enum.IntEnum("cudaGraphConditionalNodeType", {"cudaGraphCondTypeIf": 0})
-    cudaStreamUpdateCaptureDependenciesFlags = enum.IntEnum(
-        "cudaStreamUpdateCaptureDependenciesFlags", {"cudaStreamSetCaptureDependencies": 1}
-    )
     cudaDeviceAttr = enum.IntEnum(
         "cudaDeviceAttr",
         {"cudaDevAttrComputeCapabilityMajor": 75, "cudaDevAttrComputeCapabilityMinor": 76},
     )
 
     def __init__(self, *, capability: tuple[int, int] = (8, 6)) -> None:
+        super().__init__()
         self.capability = capability
         self.devices: tuple[CudaError, int | None] = (CudaError.cudaSuccess, 1)
         self.driver_version, self.runtime_version = 13010, 13010
         self.limit: int | None = None
         """Bytes of device memory, or None for as many as there are."""
-        self.device, self.pinned = Memory(), Memory()
-        self.streams: dict[int, Stream] = {1: Stream(), 2: Stream()}
         self.events: dict[int, dict[str, Any]] = {}
-        self.graphs: dict[int, list[Work]] = {}
-        self.launchable: dict[int, list[Work]] = {}
-        self.bodies: dict[int, list[int]] = {}
-        self.conditions: dict[int, int] = {}
         self.copies: list[tuple[str, int, int]] = []
         self.allocations = 0
-        self.launches = 0
-        self.cudaGraphConditionalHandle = int
-        self.cudaGraphNodeParams = lambda: SimpleNamespace(type=None, conditional=SimpleNamespace())
-        self._handles = itertools.count(1000)
-        self._lock = threading.RLock()
-
-    def stream(self, handle: int) -> Stream:
-        """The stream of a handle; AssertionError if there is none any more."""
-        assert int(handle) in self.streams, f"there is no stream {handle}"
-        return self.streams[int(handle)]
-
-    def put(self, handle: int, work: Work) -> None:
-        """Put work on a stream."""
-        with self._lock:
-            self.stream(handle).put(work)
 
     def leaked(self) -> dict[str, int]:
         """What nobody has let go of."""
@@ -173,8 +83,8 @@ class FakeCuda:
     def cudaMalloc(self, size: int) -> tuple[CudaError, int | None]:
         assert size > 0
         with self._lock:
-            if self._captures_here():
-                return CudaError.cudaErrorStreamCaptureUnsupported, None
+            if self.invalidate(here=True):
+                return _FORBIDDEN, None
             if self.limit is not None and sum(n for _, n in self.device.alive.values()) + size > self.limit:
                 return CudaError.cudaErrorMemoryAllocation, None
             self.allocations += 1
@@ -182,15 +92,21 @@ class FakeCuda:
 
     def cudaFree(self, devPtr: int) -> tuple[CudaError]:
         with self._lock:
+            if self.invalidate(here=True):
+                return (_FORBIDDEN,)
             self._run_all()  # as the real one, which waits
             return OK if self.device.free(devPtr) else (CudaError.cudaErrorInvalidValue,)
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[CudaError, int]:
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[CudaError, int | None]:
         with self._lock:
+            if self.invalidate(here=True):
+                return _FORBIDDEN, None
             return CudaError.cudaSuccess, self.pinned.allocate(size)
 
     def cudaFreeHost(self, ptr: int) -> tuple[CudaError]:
         with self._lock:
+            if self.invalidate(here=True):
+                return (_FORBIDDEN,)
             return OK if self.pinned.free(ptr) else (CudaError.cudaErrorInvalidValue,)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[CudaError]:
@@ -198,16 +114,9 @@ class FakeCuda:
         source = self.pinned if name.startswith("Host") else self.device
         target = self.pinned if name.endswith("Host") else self.device
 
-        def work() -> None:
-            assert source.holds(src, count), f"{name}: the source is not there any more"
-            assert target.holds(dst, count), f"{name}: the target is not there any more"
-            ctypes.memmove(dst, src, count)
-
-        assert source.holds(src, count), f"{name}: the source is nowhere"
-        assert target.holds(dst, count), f"{name}: the target is nowhere"
+        work, copy = self._memcpy(dst, src, count, target, source)
         self.copies.append((name, count, src))
-        self.put(stream, work)
-        return OK
+        return (self.put(stream, work, "Memcpy", copy),)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[CudaError, int]:
         assert flags == self.cudaStreamNonBlocking
@@ -217,13 +126,19 @@ class FakeCuda:
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[CudaError]:
         with self._lock:
-            if self.stream(stream).captured is not None:
-                return (CudaError.cudaErrorStreamCaptureUnsupported,)
+            capture = self.stream(stream).capture
+            if capture is not None:
+                capture.invalidated = True
+                return (_FORBIDDEN,)
+            if self.invalidate(here=True):
+                return (_FORBIDDEN,)
             self.stream(stream).run()
         return OK
 
     def cudaDeviceSynchronize(self) -> tuple[CudaError]:
         with self._lock:
+            if self.invalidate(here=False):  # also those of other threads
+                return (_FORBIDDEN,)
             self._run_all()
         return OK
 
@@ -245,6 +160,7 @@ class FakeCuda:
             state["pending"] -= 1
 
         with self._lock:
+            assert self.stream(stream).capture is None, "nothing here records events while it captures"
             state["pending"] += 1
             state["stream"] = self.stream(stream)
             self.put(stream, happen)
@@ -252,10 +168,14 @@ class FakeCuda:
 
     def cudaEventSynchronize(self, event: int) -> tuple[CudaError]:
         with self._lock:
+            if self.invalidate(here=True):
+                return (_FORBIDDEN,)
             self._reach(self.events[event])
         return OK
 
     def cudaEventQuery(self, event: int) -> tuple[CudaError]:
+        if self.invalidate(here=True):
+            return (_FORBIDDEN,)
         return (CudaError.cudaErrorNotReady,) if self.events[event]["pending"] else OK
 
     def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[CudaError]:
@@ -272,122 +192,8 @@ class FakeCuda:
         del self.events[event]
         return OK
 
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[CudaError]:
-        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        with self._lock:
-            found = self.stream(stream)
-            assert found.captured is None
-            found.graph = next(self._handles)
-            found.captured = self.graphs[found.graph] = []
-            found.capturing_thread = threading.get_ident()
-        return OK
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[CudaError, int | None]:
-        with self._lock:
-            found = self.stream(stream)
-            assert found.capturing_thread == threading.get_ident()
-            found.captured, found.capturing_thread = None, None
-            return CudaError.cudaSuccess, found.graph
-
-    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[CudaError, int]:
-        handle = next(self._handles)
-        self.launchable[handle] = list(self.graphs[graph])
-        return CudaError.cudaSuccess, handle
-
-    def cudaGraphLaunch(self, graphExec: int, stream: int) -> tuple[CudaError]:
-        with self._lock:
-            self.launches += 1
-            for work in self.launchable[graphExec]:
-                self.put(stream, work)
-        return OK
-
-    def cudaGraphExecDestroy(self, graphExec: int) -> tuple[CudaError]:
-        del self.launchable[graphExec]
-        return OK
-
-    def cudaGraphDestroy(self, graph: int) -> tuple[CudaError]:
-        del self.graphs[graph]
-        for body in self.bodies.pop(graph, []):
-            self.cudaGraphDestroy(body)
-        return OK
-
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[CudaError]:
-        def work() -> None:
-            assert self.device.holds(devPtr, count), "memset: the memory is not there any more"
-            ctypes.memset(devPtr, value, count)
-
-        assert self.device.holds(devPtr, count), "memset: the memory is nowhere"
-        self.put(stream, work)
-        return OK
-
-    def cudaStreamGetCaptureInfo(self, stream: int) -> tuple[Any, ...]:
-        found = self.stream(stream)
-        if found.captured is None:
-            return CudaError.cudaSuccess, 0, None, None, None, None, None
-        nodes = [len(found.captured)] if found.captured else []
-        return CudaError.cudaSuccess, 1, found.graph, found.graph, nodes, [], len(nodes)
-
-    def cudaGraphConditionalHandleCreate(
-        self, graph: int, defaultLaunchValue: int, flags: int
-    ) -> tuple[CudaError, int]:
-        assert flags == 1, "without cudaGraphCondAssignDefault the last launch's value would stay"
-        handle = next(self._handles)
-
-        def assign() -> None:
-            self.conditions[handle] = defaultLaunchValue
-
-        self.graphs[graph].insert(0, assign)
-        return CudaError.cudaSuccess, handle
-
-    def cudaGraphAddNode(
-        self,
-        graph: int,
-        pDependencies: list[int],
-        dependencyData: Any,
-        numDependencies: int,
-        nodeParams: SimpleNamespace,
-    ) -> tuple[CudaError, int]:
-        """An If node: whether its body runs is decided when the stream gets there."""
-        condition = nodeParams.conditional
-        assert nodeParams.type == self.cudaGraphNodeType.cudaGraphNodeTypeConditional
-        assert condition.type == self.cudaGraphConditionalNodeType.cudaGraphCondTypeIf
-        assert condition.size == 1
-        assert pDependencies == [len(self.graphs[graph])], "the decision must come before the node"
-        assert numDependencies == 1
-        body: list[Work] = []
-        handle = next(self._handles)
-        self.graphs[handle] = body
-        self.bodies.setdefault(graph, []).append(handle)
-        condition.phGraph_out = [handle]
-
-        def work() -> None:
-            if self.conditions[condition.handle]:
-                for part in body:
-                    part()
-
-        self.graphs[graph].append(work)
-        return CudaError.cudaSuccess, next(self._handles)
-
-    def cudaStreamUpdateCaptureDependencies(
-        self, stream: int, dependencies: list[int], dependencyData: Any, numDependencies: int, flags: int
-    ) -> tuple[CudaError]:
-        assert self.stream(stream).captured is not None
-        assert (numDependencies, flags) == (len(dependencies), 1)
-        return OK
-
-    def cudaStreamBeginCaptureToGraph(
-        self, stream: int, graph: int, dependencies: Any, dependencyData: Any, numDependencies: int, mode: int
-    ) -> tuple[CudaError]:
-        with self._lock:
-            found = self.stream(stream)
-            assert found.captured is None
-            assert not found.work, "the stream has other things to do"
-            found.graph, found.captured = graph, self.graphs[graph]
-            found.capturing_thread = threading.get_ident()
-        return OK
-
-    def _captures_here(self) -> bool:
-        return any(s.capturing_thread == threading.get_ident() for s in self.streams.values())
+        return (self.put(stream, self._memset(devPtr, value, count), "Memset"),)
 
     def _reach(self, state: dict[str, Any]) -> None:
         if state["stream"] is not None:

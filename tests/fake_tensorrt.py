@@ -1,6 +1,7 @@
 """A stand-in for TensorRT's runtime on the GPU of `fake_cuda`: engines are ONNX files, run by ONNX Runtime.
 
-It refuses what the real one refuses, and notes what the real one would silently get wrong: an execution
+It refuses what the real one refuses, does on the host what the real one does there (control flow, and sizes
+that are computed with), and notes what the real one would silently get wrong: an execution
 context that runs without all its shapes, addresses and memory, or whose captured graph is replayed after it
 was told other shapes.
 """
@@ -11,15 +12,21 @@ import ctypes
 import enum
 import json
 import math
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from fake_cuda import ALIGNMENT, FakeCuda
 
 VERSION = "1.7.1.116"
+MOST_SCRATCH = 1 << 16
+_CONTROL_FLOW = {"If", "Loop", "Scan"}
+# What TensorRT computes on the host if all that goes in is known there.
+_ON_SIZES = {"Cast", "Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze"}
+_ARITHMETIC = {"Add", "Clip", "Div", "Less", "Max", "Min", "Mul", "Sub", "Where"}
 _TYPES: dict[str, tuple[str, Any]] = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
@@ -61,7 +68,7 @@ class Runtime:
         except Exception:
             self.logger.log(ILogger.Severity.ERROR, "the magic tag does not match")
             return None
-        return ICudaEngine(session, self)
+        return ICudaEngine(session, self, bytes(serialized_engine))
 
 
 class IRuntimeCache:
@@ -98,9 +105,12 @@ class IRuntimeConfig:
 class ICudaEngine:
     """An engine."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, runtime: Runtime) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes) -> None:
         self.session = session
         self.runtime = runtime
+        model = onnx.load_from_string(content)
+        self.asks_the_host = has_control_flow(model)
+        self.takes_sizes_from_the_host = computes_with_sizes(model)
         self.cuda = runtime.cuda
         self.io = {
             **{node.name: (node, TensorIOMode.INPUT) for node in session.get_inputs()},
@@ -120,6 +130,10 @@ class ICudaEngine:
 
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[_TYPES[self.io[name][0].type][0]]
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        assert profile_index == 0
+        return MOST_SCRATCH
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self)
@@ -163,7 +177,6 @@ class IExecutionContext:
         self._outputs: dict[str, tuple[int, ...]] | None = None
         self._ran_with: dict[str, tuple[int, ...]] | None = None
         self.runs = 0
-        self.capturable = True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         node = self._engine.io[name][0]
@@ -192,7 +205,7 @@ class IExecutionContext:
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert set(self._shapes) == set(self._inputs())
-        return sum(4 * math.prod(shape) for shape in self._shapes.values())
+        return min(sum(4 * math.prod(shape) for shape in self._shapes.values()), MOST_SCRATCH)
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % ALIGNMENT == 0
@@ -207,18 +220,24 @@ class IExecutionContext:
         return memory != 0
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return self.capturable
+        return not self._engine.asks_the_host
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         cuda = self._engine.cuda
         assert self._outputs is not None, "enqueued before all shapes were set"
         assert set(self._addresses) == set(self._engine.io), "enqueued before all addresses were set"
         assert self._memory is not None or not self._needs_memory, "enqueued without memory"
-        capturing = cuda.stream(stream_handle).captured is not None
+        capturing = cuda.stream(stream_handle).capture is not None
         if capturing and self._ran_with != self._shapes:
             self._engine.runtime.logger.log(ILogger.Severity.ERROR, "capture before the first run")
             return False
         self._ran_with = dict(self._shapes)
+        if capturing and self._engine.asks_the_host:
+            cuda.cudaStreamSynchronize(stream_handle)  # for a condition
+            self._engine.runtime.logger.log(ILogger.Severity.ERROR, "a condition could not be read")
+            return False
+        if self._engine.takes_sizes_from_the_host:
+            self._copy_sizes(stream_handle)
         shapes, outputs = dict(self._shapes), dict(self._outputs)
         addresses, memory = dict(self._addresses), self._memory
 
@@ -226,8 +245,16 @@ class IExecutionContext:
             assert self._shapes == shapes, "a graph was replayed after other shapes were set"
             self._run(shapes, outputs, addresses, memory)
 
-        cuda.put(stream_handle, work)
-        return True
+        return bool(cuda.put(stream_handle, work) == 0)
+
+    def _copy_sizes(self, stream: int) -> None:
+        """`ShapeHostToDeviceCopy`: from memory on the host that the context keeps, to some of its scratch."""
+        assert self._memory is not None
+        values = np.array([size for shape in self._shapes.values() for size in shape], dtype=np.int64)
+        self._sizes = values
+        sides = {"srcPtr": values.ctypes.data, "dstPtr": self._memory[0]}
+        copy = SimpleNamespace(**{side: SimpleNamespace(ptr=at) for side, at in sides.items()})
+        self._engine.cuda.put(stream, lambda: None, "Memcpy", copy)
 
     def _run(
         self,
@@ -261,6 +288,30 @@ class IExecutionContext:
         }
         results = self._engine.session.run(names, zeros)
         return {name: result.shape for name, result in zip(names, results, strict=True)}
+
+
+def has_control_flow(model: onnx.ModelProto) -> bool:
+    """Whether a graph holds If, Loop or Scan, also in its functions."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return any(node.op_type in _CONTROL_FLOW for node in nodes)
+
+
+def computes_with_sizes(model: onnx.ModelProto) -> bool:
+    """Whether the size of a tensor is not only a shape but meets values that are on the GPU."""
+    known = {constant.name for constant in model.graph.initializer}
+    sizes: set[str] = set()
+    for node in model.graph.node:
+        given = set(filter(None, node.input))
+        if node.op_type == "Shape":
+            sizes.update(node.output)
+        elif node.op_type == "Constant":
+            known.update(node.output)
+        elif given & sizes and node.op_type in _ON_SIZES | _ARITHMETIC:
+            if given <= known | sizes:
+                sizes.update(node.output)
+            elif node.op_type in _ARITHMETIC:
+                return True
+    return False
 
 
 def view(cuda: FakeCuda, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:

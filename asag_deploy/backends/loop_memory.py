@@ -1,4 +1,4 @@
-"""The memory of a captured graph: one block, cleared and copied at once, with named arrays in it."""
+"""The memory of the loop's graphs: named arrays in blocks, and one piece of memory for all graphs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,38 @@ from asag_deploy.kernels import Buffer
 
 _ALIGNMENT = 256
 """What TensorRT asks of an address."""
+_BYTE: np.dtype[Any] = np.dtype(np.uint8)
+
+
+class Workspace:
+    """Memory that all graphs of a loop work in, since they run one after the other on one stream.
+
+    A graph keeps the addresses that it was captured with, and so the memory of when it was made.  As each
+    new piece is half as large again as the one before, all of them together stay within three times the
+    largest.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._whole: DeviceArray | None = None
+
+    def take(self, size: int) -> DeviceArray:
+        """At least `size` bytes."""
+        if self._whole is None or self._whole.nbytes < size:
+            before = 0 if self._whole is None else self._whole.nbytes
+            self._whole = self._device.empty((max(size, before + before // 2),), _BYTE)
+        return self._whole
+
+    def close(self) -> None:
+        """Let go of the memory; graphs that work in it keep it."""
+        self._whole = None
 
 
 class Arena:
     """Named arrays in one block of a device's memory.
 
-    `add` plans them, `allocate` takes the block.  Until then `blank` stands for an array wherever only its
-    shape and type are asked for; `placed` exchanges it for the array itself.
+    `add` plans them, `place` says where the block begins.  Until then `blank` stands for an array wherever
+    only its shape and type are asked for; `placed` exchanges it for the array itself.
     """
 
     def __init__(self, device: Device) -> None:
@@ -27,19 +52,20 @@ class Arena:
         self._planned: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         self._blanks: dict[int, tuple[str, DeviceArray]] = {}
         self._block: DeviceArray | None = None
-        self._size = 0
+        self.size = 0
+        """Bytes of what has been planned."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._planned
 
     def __getitem__(self, name: str) -> DeviceArray:
-        return self._views(self._whole())[name]
+        return self._view(self.whole, name)
 
-    def add(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    def add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.generic]) -> None:
         """Plan an array."""
-        kind = np.dtype(dtype)
-        self._planned[name] = (self._size, shape, kind)
-        self._size += -(-max(math.prod(shape) * kind.itemsize, 1) // _ALIGNMENT) * _ALIGNMENT
+        kind: np.dtype[Any] = np.dtype(dtype)
+        self._planned[name] = (self.size, shape, kind)
+        self.size += -(-max(math.prod(shape) * kind.itemsize, 1) // _ALIGNMENT) * _ALIGNMENT
 
     def blank(self, name: str) -> DeviceArray:
         """An array of the shape and type of the one that is planned, nowhere yet."""
@@ -49,36 +75,31 @@ class Arena:
         return made
 
     def placed(self, array: DeviceArray) -> DeviceArray:
-        """The array that a blank one stands for; any other array is returned as it is."""
+        """The array that a blank one of this arena stands for; any other array is returned as it is."""
         found = self._blanks.get(id(array))
         return array if found is None else self[found[0]]
 
-    def allocate(self) -> None:
-        """Take the block for everything that has been planned."""
-        self._block = self._device.empty((self._size,), np.dtype(np.uint8))
+    def place(self, memory: DeviceArray, offset: int) -> None:
+        """Put the block into `memory`, `offset` bytes from its beginning."""
+        pointer = memory.pointer + offset
+        self._block = DeviceArray(pointer, (self.size,), _BYTE, memory.owner, self._device)
 
-    def clear(self, stream: int) -> None:
-        """Set everything to zero in the order of the stream."""
-        whole = self._whole()
-        self._device.cuda.clear(whole.pointer, whole.nbytes, stream)
-
-    def copy(self) -> dict[str, DeviceArray]:
-        """Everything by name, as it is when the device's stream gets here, in a block of its own."""
-        whole = self._whole()
-        made = self._device.empty(whole.shape, whole.dtype)
-        self._device.cuda.copy(made.pointer, whole.pointer, whole.nbytes, "on_device", self._device.stream)
-        return self._views(made)
-
-    def _whole(self) -> DeviceArray:
+    @property
+    def whole(self) -> DeviceArray:
+        """The block.  Raises BackendError if it has not been placed."""
         if self._block is None:
             raise BackendError("the memory of a graph is used before it has been taken")
         return self._block
 
-    def _views(self, whole: DeviceArray) -> dict[str, DeviceArray]:
-        return {
-            name: DeviceArray(whole.pointer + offset, shape, dtype, whole.owner, self._device)
-            for name, (offset, shape, dtype) in self._planned.items()
-        }
+    def copy(self) -> dict[str, DeviceArray]:
+        """Everything by name, as it is when the device's stream gets here, in a block of its own."""
+        made = self._device.empty(self.whole.shape, _BYTE)
+        self._device.cuda.copy(made.pointer, self.whole.pointer, self.size, "on_device", self._device.stream)
+        return {name: self._view(made, name) for name in self._planned}
+
+    def _view(self, whole: DeviceArray, name: str) -> DeviceArray:
+        offset, shape, dtype = self._planned[name]
+        return DeviceArray(whole.pointer + offset, shape, dtype, whole.owner, self._device)
 
 
 def buffer(array: DeviceArray) -> Buffer:

@@ -10,7 +10,6 @@ soon as the loop repeats itself, it is captured in a CUDA graph, and from then o
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,14 +18,20 @@ from typing import Any
 import numpy as np
 
 from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.cuda.captures import captures
+from asag_deploy.cuda.graph_nodes import why_not
 from asag_deploy.engines.adapter import Library
 from asag_deploy.engines.inspector import Layers, layers_of
 from asag_deploy.engines.sidecar import Engine
 from asag_deploy.errors import BackendError, EngineStaleError, EngineUnfitError
 from asag_deploy.stages import Array
 
-MOST_CONTEXTS = 16
-"""Combinations of input shapes a stage is ready for; beyond, the one used longest ago goes."""
+MOST_CONTEXTS = 64
+"""Combinations of input shapes a stage is ready for; beyond, the one used longest ago goes.
+
+A data set's pictures come in a few dozen shapes, and TensorRT-RTX compiles kernels for a new one.  A context
+takes little memory, as all of them compute in the same scratch.
+"""
 MOST_GRAPHS = 4
 """Captured graphs for each of them, which differ in addresses."""
 
@@ -55,7 +60,8 @@ class Tensor:
 class EngineStage:
     """An engine that has been deserialised: an `asag_deploy.stages.Stage`.
 
-    `make_context` creates an execution context without memory of its own.
+    `make_context` creates an execution context without memory of its own; `capturable` is False for an engine
+    that was built with control flow in it, about which TensorRT asks the host.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class EngineStage:
         *,
         make_context: MakeContext,
         library: Library,
+        capturable: bool = True,
     ) -> None:
         self.name = engine.sidecar.recipe.stage
         self._engine = engine
@@ -73,8 +80,10 @@ class EngineStage:
         self._device = device
         self._make_context = make_context
         self._library = library
+        self._capturable = capturable
         self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
         self.inputs, self.outputs = _tensors(loaded, engine)
+        device.expect_scratch(_most_scratch(loaded))
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the engine on those of `inputs` that it declares; the outputs stay on the GPU.
@@ -144,7 +153,19 @@ class EngineStage:
 
     def _new_context(self, shapes: Shapes) -> StageContext:
         return StageContext(
-            self._make_context(), self.inputs, self.outputs, shapes, self._device, self._failed
+            self._make_context(),
+            self.inputs,
+            self.outputs,
+            shapes,
+            self._device,
+            self._failed,
+            why_not_capturable=None if self._capturable else self._holds_control_flow(),
+        )
+
+    def _holds_control_flow(self) -> str:
+        return (
+            f"the engine of the graph '{self.name}' holds control flow, about which TensorRT asks the host; "
+            "export the bundle with this release and build its engines again with `asag-build`"
         )
 
     def _failed(self, what: str) -> BackendError:
@@ -168,6 +189,8 @@ class StageContext:
         shapes: Shapes,
         device: Device,
         failed: Callable[[str], BackendError],
+        *,
+        why_not_capturable: str | None = None,
     ) -> None:
         if context is None:
             raise failed("could not create an execution context")
@@ -175,7 +198,7 @@ class StageContext:
         self._names = tuple(tensor.name for tensor in (*inputs, *outputs))
         self._device = device
         self._failed = failed
-        self._capturable = True
+        self._why_not_capturable = why_not_capturable
         self._seen: OrderedDict[Addresses, None] = OrderedDict()
         self._graphs: OrderedDict[Addresses, int] = OrderedDict()
         for tensor, shape in zip(inputs, shapes, strict=True):
@@ -194,7 +217,7 @@ class StageContext:
     def run(self, addresses: Addresses) -> None:
         """Put the engine on the stream, with its tensors at these addresses, in their order."""
         graph = self._graphs.get(addresses)
-        if graph is None and self._capturable and addresses in self._seen:
+        if graph is None and self._why_not_capturable is None and addresses in self._seen:
             graph = self._capture(addresses)
         if graph is None:
             self.enqueue(addresses)
@@ -206,9 +229,10 @@ class StageContext:
     def close(self) -> None:
         """Let go of everything; the stream must have done its work."""
         for graph in self._graphs.values():
-            self._device.cuda.destroy_graph(graph)
+            self._device.cuda.destroy_launchable(graph)
         self._graphs.clear()
-        self._context = None
+        context, self._context = self._context, None
+        captures.when_over(lambda: context)  # destroying it frees memory, which a capture forbids
 
     def enqueue(self, addresses: Addresses, stream: int | None = None) -> None:
         """As `run`, but never from a captured graph, so that the caller may capture it; on any stream."""
@@ -218,30 +242,41 @@ class StageContext:
         if not self._context.execute_async_v3(self._device.stream if stream is None else stream):
             raise self._failed("could not be started")
 
+    def why_not_capturable(self, stream: int) -> str | None:
+        """What keeps a run on that stream from being captured, as far as is known before it is tried."""
+        if self._why_not_capturable is None:
+            # TensorRT-RTX alone says so.
+            says = getattr(self._context, "is_stream_capturable", None)
+            if says is not None and not says(stream):
+                self._why_not_capturable = str(self._failed("says that its work cannot be captured"))
+        return self._why_not_capturable
+
     def _capture(self, addresses: Addresses) -> int | None:
         """A graph of one run, or None, once and for all, if TensorRT does what cannot be captured."""
-        cuda, stream = self._device.cuda, self._device.stream
-        capturable = getattr(self._context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(stream):
-            self._capturable = False
-            return None
-        cuda.begin_capture(stream)
-        try:
-            self.enqueue(addresses)
-        except BackendError:
-            with contextlib.suppress(BackendError):
-                cuda.abandon_capture(stream)
-            self._capturable = False
+        cuda = self._device.cuda
+        if self.why_not_capturable(self._device.capture_stream) is not None:
             return None
         try:
-            graph = cuda.end_capture(stream)
-        except BackendError:
-            self._capturable = False
+            graph = self._captured(addresses)
+        except BackendError as error:
+            self._why_not_capturable = str(error)
             return None
         evicted = _remember(self._graphs, addresses, graph, MOST_GRAPHS)
         if evicted is not None:
-            cuda.destroy_graph(evicted)
+            cuda.destroy_launchable(evicted)
         return graph
+
+    def _captured(self, addresses: Addresses) -> int:
+        """Raises BackendError if a run cannot be captured, or holds what would not be the same again."""
+        cuda = self._device.cuda
+        graph = self._device.capture(lambda stream: self.enqueue(addresses, stream))
+        try:
+            problem = why_not(cuda, graph, "root")
+            if problem is not None:
+                raise self._failed(f"did what cannot be replayed: {problem}")
+            return cuda.instantiate(graph)
+        finally:
+            cuda.destroy_graph(graph)
 
 
 def _remember(entries: OrderedDict[Addresses, Any], addresses: Addresses, value: Any, most: int) -> Any:
@@ -267,3 +302,10 @@ def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Ten
             )
         found[loaded.get_tensor_mode(name).name].append(Tensor(name=name, dtype=_TYPES[kind]))
     return tuple(found["INPUT"]), tuple(found["OUTPUT"])
+
+
+def _most_scratch(loaded: Any) -> int:
+    """Bytes that the engine computes in at its profile's largest shapes."""
+    if hasattr(loaded, "get_device_memory_size_for_profile_v2"):
+        return int(loaded.get_device_memory_size_for_profile_v2(0))
+    return int(loaded.get_device_memory_size_for_profile(0))  # TensorRT 10.0

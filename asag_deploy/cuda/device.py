@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.cuda import interchange
+from asag_deploy.cuda.graph import capture
 from asag_deploy.cuda.memory import Block, DeviceArray, PinnedPool, Pool
 from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
@@ -39,6 +40,8 @@ class Device:
         self._pinned = PinnedPool(cuda)
         self._constants: OrderedDict[tuple[Any, ...], Block] = OrderedDict()
         self._scratch: Block | None = None
+        self._scratch_to_come = 0
+        self._capture_stream: int | None = None
         self._kept: list[tuple[int, object]] = []
         self._closed = False
 
@@ -48,12 +51,34 @@ class Device:
             block = self._pool.take(math.prod(shape) * dtype.itemsize)
         return self._array(block, shape, dtype)
 
+    def expect_scratch(self, size: int) -> None:
+        """Say that somebody may ask for `size` bytes of scratch, so that so much is taken at once.
+
+        Whoever was given less before would keep that as well.
+        """
+        with self.lock:
+            self._scratch_to_come = max(self._scratch_to_come, size)
+
     def scratch(self, size: int) -> Block:
         """At least `size` bytes for whatever runs on the stream next; the same for all who ask."""
         with self.lock:
             if self._scratch is None or self._scratch.size < size:
-                self._scratch = self._pool.take(size)
+                self._scratch = self._scratch_of(size)
             return self._scratch
+
+    @property
+    def capture_stream(self) -> int:
+        """A stream for captures only, so that nobody else can ask something of it meanwhile."""
+        with self.lock:
+            if self._capture_stream is None:
+                self._capture_stream = self.cuda.create_stream()
+            return self._capture_stream
+
+    def capture(self, work: Callable[[int], None]) -> int:
+        """What `work` puts on the stream that it is given, as a graph of its own: `cuda.graph.capture`."""
+        with self.lock:
+            stream = self.capture_stream
+            return capture(self.cuda, stream, lambda: work(stream))
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
         """A host array on the GPU; it may be written to as soon as this returns.
@@ -157,6 +182,14 @@ class Device:
                 self._pool.close()
                 self._pinned.close()
                 self.cuda.destroy_stream(self.stream)
+                if self._capture_stream is not None:
+                    self.cuda.destroy_stream(self._capture_stream)
+
+    def _scratch_of(self, size: int) -> Block:
+        if self._scratch_to_come > size:
+            with contextlib.suppress(BackendError):  # no room for shapes that may never come
+                return self._pool.take(self._scratch_to_come)
+        return self._pool.take(size)
 
     def _let_go(self) -> None:
         while self._kept and self.cuda.has_happened(self._kept[0][0]):

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from typing import Any, Literal
 
+from asag_deploy.cuda.captures import captures
 from asag_deploy.errors import BackendError
 
 INSTALL = "pip install 'asag-deploy[gpu]'"
@@ -52,16 +53,16 @@ class Cuda:
         return int(pointer)
 
     def free(self, pointer: int) -> None:
-        """Give device memory back."""
-        self.must(self.module.cudaFree(pointer), "free memory")
+        """Give device memory back, after a capture if one is going on."""
+        captures.when_over(lambda: self.must(self.module.cudaFree(pointer), "free memory"))
 
     def allocate_pinned(self, size: int) -> int:
         """Host memory of `size` bytes that the GPU copies from and to while the CPU goes on."""
         return int(self.must(self.module.cudaHostAlloc(size, _PINNED), "allocate pinned memory"))
 
     def free_pinned(self, pointer: int) -> None:
-        """Give pinned memory back."""
-        self.must(self.module.cudaFreeHost(pointer), "free pinned memory")
+        """Give pinned memory back, after a capture if one is going on."""
+        captures.when_over(lambda: self.must(self.module.cudaFreeHost(pointer), "free pinned memory"))
 
     def copy(self, target: int, source: int, size: int, direction: Direction, stream: int) -> None:
         """Copy `size` bytes in the order of the stream; the host does not wait."""
@@ -82,8 +83,9 @@ class Cuda:
         self.must(self.module.cudaStreamSynchronize(stream), "finish what it was given")
 
     def synchronize_device(self) -> None:
-        """Wait for every stream of every library in this process."""
-        self.must(self.module.cudaDeviceSynchronize(), "finish what it was given")
+        """Wait for every stream of every library in this process, and first for captures, which it spoils."""
+        with captures.none_going_on():
+            self.must(self.module.cudaDeviceSynchronize(), "finish what it was given")
 
     def destroy_stream(self, stream: int) -> None:
         """Let go of a stream."""
@@ -128,27 +130,46 @@ class Cuda:
         mode = self.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.must(self.module.cudaStreamBeginCapture(stream, mode), "begin to capture a graph")
 
+    def capture_status(self, stream: int) -> Literal["none", "active", "invalidated"]:
+        """Whether the stream is capturing, and whether something has made the capture worthless."""
+        statuses = self.module.cudaStreamCaptureStatus
+        found = self.must(self.module.cudaStreamIsCapturing(stream), "say whether a stream captures")
+        if found == statuses.cudaStreamCaptureStatusNone:
+            return "none"
+        return "active" if found == statuses.cudaStreamCaptureStatusActive else "invalidated"
+
     def end_capture(self, stream: int) -> int:
-        """What was noted down, as a graph that can be launched."""
-        graph = self.must(self.module.cudaStreamEndCapture(stream), "capture a graph")
-        try:
-            return int(self.must(self.module.cudaGraphInstantiate(graph, 0), "instantiate a graph"))
-        finally:
-            self.must(self.module.cudaGraphDestroy(graph), "destroy a graph")
+        """What was noted down, as a graph; to be let go of with `destroy_graph`."""
+        return int(self.must(self.module.cudaStreamEndCapture(stream), "capture a graph"))
 
     def abandon_capture(self, stream: int) -> None:
         """End a capture that went wrong, so that the stream can be used again."""
+        if self.capture_status(stream) == "none":
+            return
         status, *values = self.module.cudaStreamEndCapture(stream)
-        if status == self.module.cudaError_t.cudaSuccess and values and values[0] is not None:
-            self.must(self.module.cudaGraphDestroy(values[0]), "destroy a graph")
+        # An invalidated capture gives no graph, for which bindings have None or a handle of zero.
+        if status == self.module.cudaError_t.cudaSuccess and values and values[0] and int(values[0]):
+            self.destroy_graph(int(values[0]))
 
-    def launch(self, graph: int, stream: int) -> None:
-        """Do again what was captured."""
-        self.must(self.module.cudaGraphLaunch(graph, stream), "launch a graph")
+    def create_graph(self) -> int:
+        """An empty graph; to be let go of with `destroy_graph`."""
+        return int(self.must(self.module.cudaGraphCreate(0), "create a graph"))
 
     def destroy_graph(self, graph: int) -> None:
-        """Let go of a captured graph."""
-        self.must(self.module.cudaGraphExecDestroy(graph), "destroy a graph")
+        """Let go of a graph that was created or captured; what was instantiated of it stays."""
+        self.must(self.module.cudaGraphDestroy(graph), "destroy a graph")
+
+    def instantiate(self, graph: int) -> int:
+        """A graph as one that can be launched; to be let go of with `destroy_launchable`."""
+        return int(self.must(self.module.cudaGraphInstantiate(graph, 0), "instantiate a graph"))
+
+    def launch(self, launchable: int, stream: int) -> None:
+        """Do what an instantiated graph says."""
+        self.must(self.module.cudaGraphLaunch(launchable, stream), "launch a graph")
+
+    def destroy_launchable(self, launchable: int) -> None:
+        """Let go of an instantiated graph."""
+        self.must(self.module.cudaGraphExecDestroy(launchable), "destroy a graph")
 
     def _ask(self, attribute: Any) -> int:
         return int(

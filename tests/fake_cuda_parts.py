@@ -1,0 +1,128 @@
+"""What `fake_cuda` is made of: memory, streams, the nodes of graphs, and the errors that it gives."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+NOISE = 0xCD
+ALIGNMENT = 256
+
+Work = Callable[[], None]
+
+
+class CudaError(enum.IntEnum):
+    """The results that this project tells apart."""
+
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+    cudaErrorNotReady = 600
+    cudaErrorNotSupported = 801
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
+
+
+OK = (CudaError.cudaSuccess,)
+
+NodeType = enum.IntEnum(
+    "cudaGraphNodeType",
+    {
+        f"cudaGraphNodeType{name}": value
+        for name, value in {
+            "Kernel": 0,
+            "Memcpy": 1,
+            "Memset": 2,
+            "Host": 3,
+            "Graph": 4,
+            "Empty": 5,
+            "WaitEvent": 6,
+            "EventRecord": 7,
+            "MemAlloc": 10,
+            "MemFree": 11,
+            "Conditional": 13,
+            "MemcpyBatch": 14,
+        }.items()
+    },
+)
+
+
+class Memory:
+    """Everything that was ever allocated; nothing is reused, so that a stale address is known as such."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, tuple[np.ndarray[Any, Any], int]] = {}
+        self.freed: list[np.ndarray[Any, Any]] = []
+
+    def allocate(self, size: int) -> int:
+        whole = np.full(size + ALIGNMENT, NOISE, dtype=np.uint8)
+        pointer = -(-whole.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self.alive[pointer] = (whole, size)
+        return pointer
+
+    def free(self, pointer: int) -> bool:
+        if pointer not in self.alive:
+            return False
+        whole, _ = self.alive.pop(pointer)
+        whole[:] = NOISE
+        self.freed.append(whole)
+        return True
+
+    def holds(self, pointer: int, size: int) -> bool:
+        """Whether these bytes lie in one allocation that is alive."""
+        return any(start <= pointer and pointer + size <= start + n for start, (_, n) in self.alive.items())
+
+
+class NodeHandle(int):
+    """`cudaGraphNode_t`, which lists of nodes must be made of."""
+
+
+@dataclass(eq=False)
+class Node:
+    """A node.  `graph` is what a child graph node embeds, or the body of a conditional one."""
+
+    kind: str
+    work: Work = lambda: None
+    copy: SimpleNamespace | None = None
+    graph: int | None = None
+    condition: int | None = None
+    handle: NodeHandle = field(default_factory=NodeHandle)
+
+
+@dataclass(eq=False)
+class Graph:
+    """Nodes in an order in which they can run."""
+
+    nodes: list[Node] = field(default_factory=list)
+    conditions: dict[int, int] = field(default_factory=dict)
+    """The handles that were created for it, and what they are when a launch begins."""
+    is_body: bool = False
+
+
+@dataclass(eq=False)
+class Capture:
+    """What a stream is capturing."""
+
+    graph: int
+    thread: int
+    invalidated: bool = False
+
+
+class Stream:
+    """Work in its order, not done before somebody waits."""
+
+    def __init__(self) -> None:
+        self.work: deque[Work] = deque()
+        self.capture: Capture | None = None
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        while self.work and not until():
+            self.work.popleft()()
