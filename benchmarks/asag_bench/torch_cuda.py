@@ -338,7 +338,9 @@ def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Inte
 
 def interface_of(inputs: Sequence[Any], outputs: Sequence[Any]) -> Interface:
     """From the tensors that a graph of a manifest names (`asag_deploy.manifest.TensorSpec`)."""
-    return Interface(*(tuple(Tensor(name=t.name, dtype=np.dtype(t.dtype)) for t in side) for side in (inputs, outputs)))
+    return Interface(
+        *(tuple(Tensor(name=t.name, dtype=np.dtype(t.dtype)) for t in side) for side in (inputs, outputs))
+    )
 
 
 def _without_weights(module: StageModule) -> StageModule:

@@ -43,7 +43,9 @@ def images() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, host_library_path: Path) -> Iterator[tuple[EngineNetwork, FakeCuda]]:
+def made(
+    monkeypatch: pytest.MonkeyPatch, host_library_path: Path
+) -> Iterator[tuple[EngineNetwork, FakeCuda]]:
     network, cuda, _ = fake_torch_network(monkeypatch, host_library_path, CHECKPOINT, PROBING)
     yield network, cuda
     network.close()
@@ -107,7 +109,10 @@ def test_half_precision(monkeypatch: pytest.MonkeyPatch, host_library_path: Path
     image = network.upload(images())
     host = detect(network, PROBING, StopRule(), image, SIZES)
     device = network.open_device_loop()(network, PROBING, StopRule(), image, SIZES)
-    assert network.stage("backbone")({"image": image, "image_size": network.upload(SIZES)})["p2"].dtype == np.float16
+    assert (
+        network.stage("backbone")({"image": image, "image_size": network.upload(SIZES)})["p2"].dtype
+        == np.float16
+    )
     assert_same(network, host, network, device, atol=0.05)
     network.close()
 
@@ -145,7 +150,9 @@ def test_a_wrong_input_is_refused(made: tuple[EngineNetwork, FakeCuda]) -> None:
     network, _ = made
     stage, size = network.stage("backbone"), network.upload(SIZES)
     assert isinstance(stage, TorchStage)
-    with pytest.raises(BackendError, match="the stage 'backbone' takes an input 'image', which was not given"):
+    with pytest.raises(
+        BackendError, match="the stage 'backbone' takes an input 'image', which was not given"
+    ):
         stage({"image_size": size})
     with pytest.raises(BackendError, match="takes 'image' as float32, got int64; convert it first"):
         stage({"image": size, "image_size": size})
@@ -163,5 +170,7 @@ def test_what_pytorch_says_when_it_fails(made: tuple[EngineNetwork, FakeCuda]) -
 
     stage._runner.run = run
     inputs = {"image": network.upload(images()), "image_size": network.upload(SIZES)}
-    with pytest.raises(BackendError, match=r"in the stage 'backbone': it could not be started \(CUDA out of memory\.\)"):
+    with pytest.raises(
+        BackendError, match=r"in the stage 'backbone': it could not be started \(CUDA out of memory\.\)"
+    ):
         stage(inputs)
