@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import fake_tensorrt
-from asag_bench.torch_cuda import interface_of, torch_network
+from asag_bench.torch_cuda import torch_network
 from asag_bench.torch_cuda_operators import KernelOperators
+from asag_bench.torch_cuda_peers import with_interfaces
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.kernels import KernelLibrary
 from asag_deploy.manifest import Precision, Probing
-from asag_export.graphs import stage_inputs, stage_outputs
 from asag_export.prepare import prepare
 from asag_training.checkpoints import Checkpoint
 from asag_training.model import build
@@ -56,13 +56,7 @@ def fake_torch_network(
     kernels = install_kernels(monkeypatch, cuda, host_library)
     model = prepare(build(checkpoint.config, checkpoint.state), precision)
     modules = build_stages(model, probing)
-    interfaces = [
-        interface_of(
-            stage_inputs(module, checkpoint.config, probing, precision),
-            stage_outputs(module, checkpoint.config, probing, precision),
-        )
-        for module in modules
-    ]
+    modules, interfaces = with_interfaces(modules, checkpoint, probing, precision)
     operators = KernelOperators(KernelLibrary(host_library, "host"), stream=lambda: 0)
     device, runner = Device(open_cuda()), OnFakeGpu(cuda)
     network = torch_network(modules, interfaces, device, kernels, runner=runner, operators=operators)

@@ -13,6 +13,7 @@ a captured graph finds them where they were.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections import OrderedDict
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from asag_bench.torch_cuda_operators import KernelOperators
 from asag_deploy.backends.tensorrt import EngineNetwork
@@ -148,7 +148,6 @@ class TorchStage:
 
     def layers(self) -> None:
         """PyTorch was not built of anything that could be listed."""
-        return None
 
     def close(self) -> None:
         """Let go of every context; the stream must have done its work."""
@@ -288,7 +287,7 @@ class _Owner:
 
     def close(self) -> None:
         """Wait for the GPU, and let go."""
-        with self.device.lock:
+        with contextlib.suppress(BackendError), self.device.lock:  # a GPU that has failed does not answer
             self.device.synchronize()
         for loop in self.loops:
             loop.close()

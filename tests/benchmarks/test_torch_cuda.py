@@ -1,4 +1,4 @@
-"""PyTorch's stages where engines would be, on a simulated GPU: both loops, captured graphs, and the kernels."""
+"""PyTorch's stages where engines would be, on a simulated GPU: both loops, captured graphs, the kernels."""
 
 from __future__ import annotations
 
