@@ -1,7 +1,7 @@
 """`manifest.json` as text: written from a `Manifest`, and read back strictly.
 
-Reading takes nothing on trust: every field must be there, no other may be, and each must have the type that the
-dataclasses of `asag_deploy.manifest` declare, whose annotations are the schema.
+Reading takes nothing on trust: every field must be there, no other may be, and each must have the type that
+the dataclasses of `asag_deploy.manifest` declare, whose annotations are the schema.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def manifest_to_json(manifest: Manifest) -> str:
 def manifest_from_json(text: str | bytes, source: str) -> Manifest:
     """Read the text of a `manifest.json`; `source` is the name that messages give it.
 
-    Raises BundleVersionError if a newer or a much older release wrote it, BundleCorruptError (naming the field) if it is not
-    a manifest.
+    Raises BundleVersionError if a newer or a much older release wrote it, BundleCorruptError (naming the
+    field) if it is not a manifest.
     """
     try:
         data = json.loads(text)
@@ -81,8 +81,8 @@ def _check_version(version: object, source: str) -> None:
         raise BundleCorruptError(f"'{source}' has the impossible schema version {version}; {export_again()}")
     if isinstance(version, int) and version < SCHEMA_VERSION:
         raise BundleVersionError(
-            f"'{source}' has schema version {version}, of an earlier release whose graphs themselves decide where to "
-            f"look; this release reads {SCHEMA_VERSION}; {export_again()}"
+            f"'{source}' has schema version {version}, of an earlier release whose graphs themselves decide "
+            f"where to look; this release reads {SCHEMA_VERSION}; {export_again()}"
         )
 
 

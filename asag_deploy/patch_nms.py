@@ -1,7 +1,8 @@
 """Where the next level looks: greedy NMS over the square patches around the anchors that ask for it.
 
-This is the version for the host, of paper section 4.2.  It takes the same decisions as the kernel `patch_nms` of
-`plugins/` and the reference `asag_training.operators.patch_nms`, in the same float32 arithmetic.
+This is the version for the host, of paper section 4.2.  It takes the same decisions as the kernel
+`patch_nms` of `plugins/` and the reference `asag_training.operators.patch_nms`, in the same float32
+arithmetic.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def patch_nms(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Keep the patches that no better-scored kept patch overlaps too much.
 
-    anchors: (B, N, 5) cx, cy, w, h in pixels, and score; selected: (B, N); image_size: (B, 2) valid height and
-    width in pixels.  A patch is `patch_size` cells of `stride` pixels wide and high, around an anchor's centre.  It
-    suppresses those scored lower (ties: the later one) whose IoU with it is over the threshold.  Only the best
-    `max_candidates` selected anchors of an image are considered.
+    anchors: (B, N, 5) cx, cy, w, h in pixels, and score; selected: (B, N); image_size: (B, 2) valid height
+    and width in pixels.  A patch is `patch_size` cells of `stride` pixels wide and high, around an anchor's
+    centre.  It suppresses those scored lower (ties: the later one) whose IoU with it is over the threshold.
+    Only the best `max_candidates` selected anchors of an image are considered.
 
-    Returns origins (B, capacity, 2): x, y of the kept patches in cells, best first, moved inside the image, zeros
-    beyond the last; and counts (B,): how many were kept, which may exceed the capacity.
+    Returns origins (B, capacity, 2): x, y of the kept patches in cells, best first, moved inside the image,
+    zeros beyond the last; and counts (B,): how many were kept, which may exceed the capacity.
     """
     origins = np.zeros((len(anchors), capacity, 2), dtype=np.int64)
     counts = np.zeros(len(anchors), dtype=np.int64)

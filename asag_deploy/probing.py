@@ -75,7 +75,8 @@ class LevelRun:
     selected: Array | None
     """(B, N) on the device; None on the last level that the network can probe."""
     next_origins: Array | None
-    """(B, K, 2) where it asks the next level to look, on the device; None on the last level that may be probed."""
+    """(B, K, 2) where it asks the next level to look, on the device; None on the last level that may be
+    probed."""
     counts: Counts
 
 

@@ -11,7 +11,8 @@ normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)
             -> image f32 (B, 3, H, W), zero outside image_size
 backbone    image, image_size
             -> p2..p5 (B, h, w, C), anchors (B, N, 5), selected bool (B, N), counts i64 (B, 4)
-probe_p4    feature = p4, feature_size i64 (2,), image_size, patches = origins, patch_count i64 (B), slots i64 (k) = 0..k-1
+probe_p4    feature = p4, feature_size i64 (2,), image_size, patches = origins, patch_count i64 (B),
+            slots i64 (k) = 0..k-1
             -> anchors (B, k*A, 5), selected (B, k*A), counts (B, 4)
 probe_p3    feature = p3, the others as above
             -> anchors (B, k*A, 5), counts (B, 4)
@@ -22,11 +23,11 @@ decoder     p2..p5, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3
                det_scores (B, D), det_labels i64 (B, D), det_boxes (B, D, 4),
                proposal_scores (B, Q), proposal_boxes (B, Q, 4)
 
-Between them `Network.select` finds where the next level looks.  It is no graph: greedy NMS has a loop, and an engine
-with a loop in it would wait for the host.
+Between them `Network.select` finds where the next level looks.  It is no graph: greedy NMS has a loop, and
+an engine with a loop in it would wait for the host.
 
-feature_size   height and width of the feature map in cells: an input, since a graph that asked for the shape would
-               bring it from the host
+feature_size   height and width of the feature map in cells: an input, since a graph that asked for the
+               shape would bring it from the host
 image_size     valid height and width in pixels, what lies right of and below it is padding
 anchors        cx, cy, w, h in pixels, score 0..1; in the decoder's output without the score
 selected       anchors the next level would probe (and so replace)
@@ -99,9 +100,9 @@ class Network(ABC):
     ) -> tuple[Array, Array]:
         """Where `level` looks, if it is probed: NMS over the patches that the level before it asks for.
 
-        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity, 2), zeros
-        beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the counts given may be
-        written to.  Here it is done on the host; a network on a GPU does it there.
+        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity,
+        2), zeros beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the
+        counts given may be written to.  Here it is done on the host; a network on a GPU does it there.
         """
         origins, patches = patch_nms(
             self.download(anchors),

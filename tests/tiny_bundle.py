@@ -5,7 +5,7 @@ so images of one colour decide what happens (`picture` makes them):
 
 red     anchors of the first level that ask for a closer look, 0 to `FIRST_ANCHORS`
 green   anchors of P4 that do
-blue    how many fewer patches than anchors there are on P4: as many anchors, but the first, stand where it does
+blue    how many fewer patches than anchors there are on P4: so many anchors stand where the first one does
 
 Images of 64 x 64 reach the network as they are; smaller and larger ones are resized to that shorter side.
 """
@@ -70,8 +70,25 @@ def backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
     return network.stage("backbone")(inputs)
 
 
+def probe_p4_inputs(network: Network, outputs: dict[str, Any], count: int = 2) -> dict[str, Any]:
+    """What `probe_p4` takes after `backbone` has given `outputs` for one image of 64 x 64: `count`
+    patches."""
+    size = network.upload(np.array([[64, 64]]))
+    probing = tiny_manifest().probing
+    asked = (outputs["anchors"], outputs["selected"], outputs["counts"])
+    origins, _ = network.select(probing, probing.levels[0], *asked, size)
+    return {
+        "feature": outputs["p4"],
+        "feature_size": network.upload(np.array(network.shape(outputs["p4"])[2:])),
+        "image_size": size,
+        "patches": origins,
+        "patch_count": network.upload(np.array([count])),
+        "slots": network.upload(np.arange(count)),
+    }
+
+
 def counts(network: Network, red: int) -> list[int]:
-    """The four counts of the first stage, of a picture of that red."""
+    """The four counts of the first stage, of a picture of that red; `patches` among them is still 0."""
     return [int(value) for value in network.download(backbone(network, picture(red))["counts"])[0]]
 
 
@@ -170,8 +187,8 @@ backbone (float[B, 3, H, W] image, int64[B, 2] image_size) => (
     float[B, 20, 5] anchors, bool[B, 20] selected, int64[B, 4] counts)
 <int64[2] start = {0, 0}, int64[2] end = {9999, 9999}, int64[2] axes = {2, 3}, int64[2] by4 = {4, 4},
  int64[2] by8 = {8, 8}, int64[2] by16 = {16, 16}, int64[2] by32 = {32, 32}, int64 zero = {0}, int64 one = {1},
- int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[4] whwh = {1, 0, 1, 0}, int64[4] pads = {0, 0, 0, 1}, float unit = {1},
- int64 all = {20}>
+ int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[4] whwh = {1, 0, 1, 0}, int64[4] pads = {0, 0, 0, 1},
+ float unit = {1}, int64 all = {20}>
 {
     p2 = Slice (image, start, end, axes, by4)
     p3 = Slice (image, start, end, axes, by8)
@@ -318,7 +335,9 @@ def _backbone(probes: bool) -> onnx.ModelProto:
     model = _model(
         BACKBONE,
         first_anchors=anchors[None],
-        twin_anchors=np.concatenate([np.broadcast_to(anchors[:1, :2], (FIRST_ANCHORS, 2)), anchors[:, 2:]], 1)[None],
+        twin_anchors=np.concatenate(
+            [np.broadcast_to(anchors[:1, :2], (FIRST_ANCHORS, 2)), anchors[:, 2:]], 1
+        )[None],
     )
     if not probes:
         _without_choice(model)

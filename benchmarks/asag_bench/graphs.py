@@ -18,9 +18,10 @@ import onnx.inliner
 import onnx.utils
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from asag_bench.patch_nms import patch_nms_model
 from asag_deploy.bundle import Bundle, stage_names
-from asag_deploy.manifest import GraphSpec, Probing
-from asag_deploy.probing import FEATURES
+from asag_deploy.manifest import GraphSpec, ProbeLevel, Probing
+from asag_deploy.probing import FEATURES, StopRule, patch_limit, stage_name
 
 PYRAMID, UNSPLIT = "pyramid", "unsplit"
 RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
@@ -44,8 +45,7 @@ def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
     one), and always room for the most anchors that the decoder takes.
     """
     probing = bundle.manifest.probing
-    levels = [level.level for level in probing.levels]
-    parts = {name: _part(bundle, name) for name in stage_names(levels)}
+    parts = _parts(bundle)
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
     for name, part in parts.items():
@@ -63,14 +63,27 @@ def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
     return several_graphs({UNSPLIT: model}, bundle, folder)
 
 
-def _part(bundle: Bundle, name: str) -> ModelProto:
-    """A stage without functions, all its names beginning with its own."""
-    whole = onnx.inliner.inline_local_functions(onnx.load(bundle.graph_path(name)))
-    return onnx.compose.add_prefix(whole, f"{name}/")
+def _parts(bundle: Bundle) -> dict[str, ModelProto]:
+    """The stages and the steps between them, in order, without functions; all names begin with the part's
+    own."""
+    manifest = bundle.manifest
+    steps = {stage_name(level): level for level in manifest.probing.levels}
+    parts = {}
+    for name in stage_names([level.level for level in manifest.probing.levels]):
+        if name in steps:
+            step = patch_nms_model(manifest.probing, steps[name], manifest.opset)
+            parts[_step(steps[name])] = onnx.compose.add_prefix(step, f"{_step(steps[name])}/")
+        whole = onnx.inliner.inline_local_functions(onnx.load(bundle.graph_path(name)))
+        parts[name] = onnx.compose.add_prefix(whole, f"{name}/")
+    return parts
+
+
+def _step(level: ProbeLevel) -> str:
+    return f"select_{level.level.lower()}"
 
 
 def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[NodeProto]:
-    """The nodes that give the stage `name` its inputs; their constants are added to `weights`."""
+    """The nodes that give the part `name` its inputs; their constants are added to `weights`."""
 
     def constant(label: str, value: object, dtype: type = np.int64) -> str:
         weights.append(numpy_helper.from_array(np.array(value, dtype=dtype), f"{name}/{label}"))
@@ -99,15 +112,18 @@ def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[
             everywhere = [constant("wire_yes", True, np.bool_), f"{name}/wire_shape"]
             yield helper.make_node("Expand", everywhere, [f"{name}/probed"])
         return
-    level = name.removeprefix("probe_")
-    before = _stage(("p5", *levels)[levels.index(level)])
-    capacity = probing.levels[levels.index(level)].capacity
-    limit = min(capacity, probing.max_patches or capacity)
+    kind, _, level = name.partition("_")
+    number = levels.index(level)
+    if kind == "select":
+        before = _stage(("p5", *levels)[number])
+        yield from (same(f"{before}/{output}", output) for output in ("anchors", "selected"))
+        return
+    step = _step(probing.levels[number])
+    limit = patch_limit(StopRule(max_patches=probing.max_patches), probing.levels[number])
     yield same(f"backbone/{level}", "feature")
-    yield same(f"{before}/origins", "patches")
-    column = [f"{before}/counts", constant("wire_column", 1)]
-    yield helper.make_node("Gather", column, [f"{name}/wire_wanted"], axis=1)
-    most = [f"{name}/wire_wanted", constant("wire_limit", limit)]
+    yield helper.make_node("Shape", [f"backbone/{level}"], [f"{name}/feature_size"], start=1, end=3)
+    yield same(f"{step}/origins", "patches")
+    most = [f"{step}/patches", constant("wire_limit", limit)]
     yield helper.make_node("Min", most, [f"{name}/patch_count"])
     yield helper.make_node("ReduceMax", [f"{name}/patch_count"], [f"{name}/wire_fullest"], keepdims=0)
     one = constant("wire_one", 1)

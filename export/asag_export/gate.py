@@ -3,9 +3,10 @@
 Three questions are put to a bundle, the first two of every case.
 
 *Stage by stage*: given the same inputs, does each graph give the same outputs?  Floating outputs are compared
-within a stated tolerance.  Decisions (which anchors are selected, which patches kept, how many) are compared
+within a stated tolerance.  Decisions (which anchors are selected, how many) are compared
 exactly, with what PyTorch decides on the *graph's own* anchors: so a score that lies on a threshold cannot
-make a correct graph fail, and a wrong decision cannot hide behind a tolerance.
+make a correct graph fail, and a wrong decision cannot hide behind a tolerance.  So are the patches that the
+backend keeps of those asked for between two graphs.
 
 *End to end*: does the loop stop for the same reason at the same level, and are the detections the same?
 
@@ -19,14 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asag_deploy.manifest import Precision, Probing
-from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
+from asag_deploy.manifest import Precision, ProbeLevel, Probing
+from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect, stage_name
 from asag_deploy.stages import Network
 from asag_export.gate_checks import IMAGES, Shapes, batch_checks, shapes_check
 from asag_export.parity import (
@@ -64,7 +65,6 @@ _AGREEMENT: dict[Precision, float] = {"fp32": LEAST_IN_COMMON, "fp16": 0.0}
 """Detections that must be the same end to end.  Half precision moves scores across thresholds, so what it
 costs is reported rather than judged here; the stages' tolerances are what it has to hold."""
 
-_DECISIONS = ("selected", "origins", "counts")
 _EXACT = ("anchor_count",)
 _RANKED = ("det_labels", "det_boxes")
 """Ranked by score, and equal scores in any order: each must be one of the graph's own queries and classes."""
@@ -170,9 +170,11 @@ def _probe_unasked(
         room = (cells.flip(0) - probing.patch_size).clamp(min=1)
         generator = torch.Generator().manual_seed(0)
         patches = torch.rand(len(image), level.capacity, 2, generator=generator) * room
-        reference.stage(f"probe_{level.level.lower()}")(
+        feature = features[level.level.lower()]
+        reference.stage(stage_name(level))(
             {
-                "feature": features[level.level.lower()],
+                "feature": feature,
+                "feature_size": torch.tensor(feature.shape[1:3]),
                 "image_size": image_size,
                 "patches": patches.long(),
                 "patch_count": torch.arange(count, count + len(image)).clamp(max=count),
@@ -181,12 +183,31 @@ def _probe_unasked(
         )
 
 
+class _Selection(NamedTuple):
+    """What `Network.select` was given, but for the settings, and what it found."""
+
+    probing: Probing
+    level: ProbeLevel
+    given: tuple[torch.Tensor, ...]
+    """anchors, selected, counts, image_size"""
+    found: tuple[torch.Tensor, ...]
+    """origins, counts"""
+
+
 class _Recorder(TorchNetwork):
-    """The network in PyTorch, remembering every call of a stage."""
+    """The network in PyTorch, remembering every call of a stage and every choice of patches."""
 
     def __init__(self, stages: Sequence[StageModule]) -> None:
         super().__init__(stages)
         self.calls: list[tuple[str, Mapping[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+        self.selections: list[_Selection] = []
+
+    def select(
+        self, probing: Probing, level: ProbeLevel, *given: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found = super().select(probing, level, *given)
+        self.selections.append(_Selection(probing, level, given, found))
+        return found
 
     def stage(self, name: str) -> Any:
         run = super().stage(name)
@@ -219,8 +240,11 @@ class _Gate:
             uploaded = {key: self.network.upload(array) for key, array in given.items()}
             outputs = self.network.stage(name)(uploaded)
             actual = {key: self.network.download(outputs[key]) for key in stage.outputs}
-            self._compare(stage, {key: value.numpy() for key, value in inputs.items()}, expected, actual)
+            self._compare(stage, expected, actual)
         self.reference.calls.clear()
+        for selection in self.reference.selections:
+            self._compare_selection(selection)
+        self.reference.selections.clear()
 
     def rows(self) -> list[StageParity]:
         """The worst of every output, in the order of the stages."""
@@ -241,12 +265,17 @@ class _Gate:
         half = is_feature and self.precision == "fp16"
         return (tensor.half() if half else tensor).contiguous().numpy()
 
-    def _compare(
-        self, stage: StageModule, inputs: Arrays, expected: Mapping[str, torch.Tensor], actual: Arrays
-    ) -> None:
+    def _compare_selection(self, selection: _Selection) -> None:
+        uploaded = [self.network.upload(tensor.numpy()) for tensor in selection.given]
+        found = self.network.select(selection.probing, selection.level, *uploaded)
+        for name, expected, actual in zip(("origins", "counts"), selection.found, found, strict=True):
+            difference = _entries_that_differ(expected.numpy(), self.network.download(actual))
+            self._note(f"select_{selection.level.level.lower()}", name, difference, 0.0)
+
+    def _compare(self, stage: StageModule, expected: Mapping[str, torch.Tensor], actual: Arrays) -> None:
         decided: Arrays = {}
         if isinstance(stage, SelectingStage):
-            choice = stage.choose(torch.from_numpy(actual["anchors"]), torch.from_numpy(inputs["image_size"]))
+            choice = stage.choose(torch.from_numpy(actual["anchors"]))
             decided = dict(zip(stage.outputs[-len(choice) :], (c.numpy() for c in choice), strict=True))
         for name in stage.outputs:
             if name in _RANKED:

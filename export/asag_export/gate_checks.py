@@ -33,7 +33,7 @@ counted is 1 for a graph of which that is not so."""
 
 IMAGES = 3
 _ROUNDING = 0.1
-_OF_ALL_IMAGES = ("slots", "query_slots")
+_OF_ALL_IMAGES = ("feature_size", "slots", "query_slots")
 """Inputs without a row for each image."""
 _RANKED = ("det_labels", "det_boxes")
 """In the order of scores, of which two may be equal but for rounding."""

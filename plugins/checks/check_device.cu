@@ -154,11 +154,11 @@ void check_pad_anchors(int count, float share, int floor) {
     compare(counts, 0, name + ": counts");
 }
 
-void check_preprocess(int new_height, int new_width, int type) {
+void check_preprocess(int new_height, int new_width, int room, int type) {
     constexpr int HEIGHT = 190, WIDTH = 270;
     Twin<uint8_t> image(3 * HEIGHT * WIDTH);
     for (uint8_t& value : image.host) value = static_cast<uint8_t>(uniform(0, 256));
-    const int batch_height = new_height + 7, batch_width = new_width + 5;
+    const int batch_height = new_height + room, batch_width = new_width + room;
     const size_t values = 3 * static_cast<size_t>(batch_height) * batch_width;
     Twin<uint8_t> bytes(values);
     Twin<float> floats(values);
@@ -235,10 +235,12 @@ int main() {
         check_pad_anchors(count, 0.1f, 200);
     }
     for (int type : {ASAG_UINT8, ASAG_FLOAT32}) {
-        check_preprocess(400, 568, type);
-        check_preprocess(100, 142, type);
-        check_preprocess(95, 135, type);
-        check_preprocess(190, 270, type);
+        check_preprocess(400, 568, 7, type);
+        check_preprocess(190, 301, 0, type);
+        check_preprocess(100, 142, 5, type);
+        check_preprocess(33, 65, 70, type);
+        check_preprocess(95, 135, 9, type);
+        check_preprocess(190, 270, 33, type);
     }
     check_postprocess(100, -1);
     check_postprocess(100, 0.5f);

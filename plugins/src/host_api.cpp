@@ -106,8 +106,14 @@ int asag_host_pad_anchors(const AsagPadAnchors* arguments, const AsagHostBlock* 
 }
 
 int asag_host_preprocess(const AsagPreprocess* arguments, const AsagHostBlock* block) {
-    return guarded(arguments, block, [&](const HostBlock&) {  // no two threads of it have to do with each other
-        for (int64_t i = 0; i < preprocess_pixels(*arguments); ++i) preprocess_pixel(*arguments, i);
+    return guarded(arguments, block, [&](const HostBlock& threads) {
+        Shared shared(sizeof(PreprocessShared));
+        const ResizePlan plan = resize_plan(*arguments);
+        for (int i = 0; i < tiles_down(*arguments); ++i) {
+            for (int j = 0; j < tiles_across(*arguments); ++j) {
+                preprocess_block(threads, *arguments, plan, i, j, shared.fresh_as<PreprocessShared>());
+            }
+        }
     });
 }
 

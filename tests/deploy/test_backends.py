@@ -18,7 +18,7 @@ from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.probing import FEATURES, StopRule, detect
 from asag_deploy.stages import Network
 from bundle_edits import replace_graph
-from tiny_bundle import backbone, batch, counts, make_bundle, picture
+from tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 ON_THE_CPU = ("onnxruntime", "openvino", "openvino-bf16")
@@ -104,7 +104,7 @@ def test_download_is_a_copy_of_its_own(network: Network) -> None:
     counts = backbone(network, picture(3))["counts"]
     first = network.download(counts)
     first[:] = 99
-    assert network.download(counts).tolist() == [[3, 3, 20, 17]]
+    assert network.download(counts).tolist() == [[3, 0, 20, 17]]
 
 
 def test_every_stage_is_there(network: Network) -> None:
@@ -121,7 +121,7 @@ def test_inputs_the_graph_does_not_declare_are_left_out(network: Network) -> Non
         "other": network.upload(SIZES),
     }
     outputs = network.stage("backbone")(inputs)
-    assert list(outputs) == ["p2", "p3", "p4", "p5", "anchors", "selected", "origins", "counts"]
+    assert list(outputs) == ["p2", "p3", "p4", "p5", "anchors", "selected", "counts"]
 
 
 def test_input_the_graph_lacks(network: Network) -> None:
@@ -142,7 +142,7 @@ def test_a_failed_call_does_no_harm_to_the_next(network: Network) -> None:
         network.stage("backbone")(
             {"image": network.upload(np.zeros((3, 64), np.float32)), "image_size": network.upload(SIZES)}
         )
-    assert counts(network, 7) == [7, 7, 20, 13]
+    assert counts(network, 7) == [7, 0, 20, 13]
 
 
 def test_a_stage_leaves_its_inputs_alone(network: Network) -> None:
@@ -151,16 +151,11 @@ def test_a_stage_leaves_its_inputs_alone(network: Network) -> None:
     before = image.copy()
     outputs = network.stage("backbone")({"image": network.upload(image), "image_size": network.upload(SIZES)})
     np.testing.assert_array_equal(image, before)
-    kept = {name: network.download(outputs[name]) for name in (*FEATURES, "origins")}
-    network.stage("probe_p4")(
-        {
-            "feature": outputs["p4"],
-            "image_size": network.upload(SIZES),
-            "patches": outputs["origins"],
-            "patch_count": network.upload(np.array([2])),
-            "slots": network.upload(np.arange(2)),
-        }
-    )
+    kept = {name: network.download(outputs[name]) for name in (*FEATURES, "anchors", "selected")}
+    inputs = probe_p4_inputs(network, outputs)
+    origins = network.download(inputs["patches"])
+    network.stage("probe_p4")(inputs)
+    np.testing.assert_array_equal(network.download(inputs["patches"]), origins)
     for name, array in kept.items():
         np.testing.assert_array_equal(network.download(outputs[name]), array)
 
@@ -170,7 +165,7 @@ def test_outputs_outlive_later_calls(network: Network) -> None:
     shapes = [(64, 64), (128, 96), (96, 160), (64, 64)]
     held = [backbone(network, picture(i, size=size)) for i, size in enumerate(shapes)]
     for i, outputs in enumerate(held):
-        assert network.download(outputs["counts"]).tolist() == [[i, i, 20, 20 - i]]
+        assert network.download(outputs["counts"]).tolist() == [[i, 0, 20, 20 - i]]
         height, width = shapes[i]
         features = network.download(outputs["p4"])
         assert features.shape == (1, 3, height // 16, width // 16)
@@ -187,7 +182,7 @@ def test_batches_and_empty_patches(bundle: Bundle, network: Network) -> None:
 def test_stage_is_safe_in_many_threads(network: Network) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda red: counts(network, red), list(range(20)) * 5))
-    assert found == [[red, red, 20, 20 - red] for red in list(range(20)) * 5]
+    assert found == [[red, 0, 20, 20 - red] for red in list(range(20)) * 5]
 
 
 def test_detections_are_those_of_the_default_backend(bundle: Bundle, backend: str) -> None:

@@ -47,7 +47,13 @@ class FakeDetector:
             categories=CATEGORIES,
             preprocessing=Preprocessing(),
             probing=Probing(
-                mode="exact", patch_size=15, levels=(), max_candidates=250, anchor_floor=5, anchor_cap=200
+                mode="exact",
+                patch_size=15,
+                levels=(),
+                max_candidates=250,
+                patch_nms_iou=0.25,
+                anchor_floor=5,
+                anchor_cap=200,
             ),
             postprocessing=Postprocessing(max_detections=100, nms_iou=None),
             graphs=(),

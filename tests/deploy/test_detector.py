@@ -86,15 +86,11 @@ def test_patch_boxes_are_in_pixels_of_the_original(detector: Detector) -> None:
         [64, 64, 128, 128],
         [0, 0, 128, 128],
     ]
-    # Two cells of 16 pixels a side, three patches a row, at twice the network's size.
-    assert p4.patch_boxes.tolist() == [
-        [0, 0, 64, 64],
-        [32, 0, 96, 64],
-        [64, 0, 128, 64],
-        [0, 32, 64, 96],
-        [32, 32, 96, 96],
-    ]
-    assert p3.patch_boxes.tolist() == [[0, 0, 32, 32], [16, 0, 48, 32]]
+    # Two cells of 16 pixels a side around the first anchors on the diagonal, at twice the network's size:
+    # their centres, up to 0.225 of the image, all lie within the first patch that fits into it.
+    assert p4.patch_boxes.tolist() == [[0, 0, 64, 64]] * 5
+    # Anchors of P4 stand at the middle of their patch: there two cells of 8 pixels.
+    assert p3.patch_boxes.tolist() == [[16, 16, 48, 48]] * 2
 
 
 def test_early_stop_at_once(detector: Detector) -> None:
@@ -250,7 +246,7 @@ def test_forward(detector: Detector) -> None:
     assert raw.trace[0].exit_level == "P5"
     # In pixels of the images given, clipped to what of them is valid.
     assert raw.trace[1].levels[0].patch_boxes[-1].tolist() == [0, 0, 40, 48]
-    assert raw.trace[1].levels[1].patch_boxes.tolist() == [[0, 0, 32, 32], [16, 0, 40, 32], [32, 0, 40, 32]]
+    assert raw.trace[1].levels[1].patch_boxes.tolist() == [[0, 0, 32, 32]] * 3
 
 
 def test_forward_is_what_calling_does(detector: Detector) -> None:

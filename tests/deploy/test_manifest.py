@@ -129,15 +129,15 @@ def test_every_field_must_be_there() -> None:
 LATER = [f"graphs.{i}.precision" for i in range(9)]
 
 
-def test_a_manifest_of_an_earlier_schema() -> None:
-    """It says nothing about single graphs, which then are as the bundle is."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_manifest_of_an_earlier_schema(version: int) -> None:
+    """Its graphs held the NMS, and took other inputs."""
     data = as_data()
-    for graph in data["graphs"]:
-        del graph["precision"]
-    found = read({**data, "schema_version": 1})
-    assert {graph.precision for graph in found.graphs} == {None}
-    assert found.precision_of("decoder") == found.precision
-    assert found.precision_in_words == found.precision
+    del data["probing"]["patch_nms_iou"]
+    with pytest.raises(
+        BundleVersionError, match=f"schema version {version}, of an earlier .* export it again"
+    ):
+        read({**data, "schema_version": version})
 
 
 def test_graphs_in_another_precision() -> None:

@@ -87,7 +87,7 @@ def test_cuda_computes_the_same(bundle: Bundle, network: Network) -> None:
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_only_counts_come_to_the_host_while_the_loop_runs(
+def test_no_map_comes_to_the_host_while_the_loop_runs(
     bundle: Bundle, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: list[tuple[int, ...]] = []
@@ -102,7 +102,8 @@ def test_only_counts_come_to_the_host_while_the_loop_runs(
     image = network.upload(batch(picture(5, 2), picture(3)))
     probed = detect(network, bundle.manifest.probing, StopRule(), image, np.repeat(SIZES, 2, axis=0))
     assert len(probed.levels) == 3
-    assert shapes == [(2, 4)] * 3
+    assert {len(shape) for shape in shapes} <= {2, 3}  # counts, and what NMS needs
+    assert shapes.count((2, 4)) == 2 + 3
 
 
 def _backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
@@ -112,4 +113,4 @@ def _backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
 
 def _detections(network: Network) -> list[NDArray[Any]]:
     outputs = _backbone(network, picture(5, 2))
-    return [network.download(outputs[name]) for name in ("p4", "anchors", "origins", "counts")]
+    return [network.download(outputs[name]) for name in ("p4", "anchors", "selected", "counts")]

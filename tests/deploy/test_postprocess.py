@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from asag_deploy.manifest import ProbeLevel, Probing
 from asag_deploy.postprocess import Found, anchors_of, clip, detections_of, keep_best, traces_of
 from asag_deploy.probing import Counts, LevelRun, Probed
+from asag_deploy.stages import Network
 from asag_deploy.trace import StopReason
 
 Rows = list[list[float]]
@@ -133,11 +134,8 @@ def test_anchors() -> None:
     assert anchors_of(np.zeros((0, 4), np.float32), (1.0, 1.0)).shape == (0, 4)
 
 
-class HostNetwork:
+class HostNetwork(Network):
     """Arrays that are on the host already."""
-
-    patch_bucket = 1
-    query_bucket = 1
 
     def stage(self, name: str) -> Any:
         raise NotImplementedError
@@ -157,6 +155,7 @@ PROBING = Probing(
         ProbeLevel(level="P3", stride=8, capacity=256, anchors_per_patch=20),
     ),
     max_candidates=64,
+    patch_nms_iou=0.25,
     anchor_floor=5,
     anchor_cap=200,
 )

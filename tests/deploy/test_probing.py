@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.manifest import Level, ProbeLevel, Probing
 from asag_deploy.probing import Probed, StopRule, detect, passed_on
+from asag_deploy.stages import PATCHES_COLUMN, Network
 from asag_deploy.trace import StopReason
 
 Arrays = dict[str, NDArray[Any]]
@@ -21,8 +22,11 @@ FIRST_ANCHORS = 10
 PATCH_ANCHORS = 2
 
 
-class ScriptedNetwork:
-    """Stages that report the counts they are given, an image a row, and note what they were called with."""
+class ScriptedNetwork(Network):
+    """Stages that report the counts they are given, an image a row, and note what they were called with.
+
+    So does its `select`, whose origins are the number of the level that asks.
+    """
 
     def __init__(
         self, counts: dict[Level, list[Row]], *, patch_bucket: int = 1, query_bucket: int = 1
@@ -33,6 +37,7 @@ class ScriptedNetwork:
         self.batch = len(counts["P5"])
         self.calls: list[tuple[str, Arrays]] = []
         self.downloaded: list[tuple[int, ...]] = []
+        self.selected: list[tuple[Level, tuple[int, ...]]] = []
 
     def stage(self, name: str) -> Any:
         return lambda inputs: self._run(name, dict(inputs))
@@ -43,6 +48,21 @@ class ScriptedNetwork:
     def download(self, array: NDArray[Any]) -> NDArray[Any]:
         self.downloaded.append(array.shape)
         return array
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: NDArray[Any],
+        selected: NDArray[Any],
+        counts: NDArray[Any],
+        image_size: NDArray[Any],
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        asking: Level = "P5" if level.level == "P4" else "P4"
+        self.selected.append((level.level, selected.shape))
+        filled = counts.copy()
+        filled[:, PATCHES_COLUMN] = np.array(self.counts[asking])[:, PATCHES_COLUMN] * (counts[:, 0] > 0)
+        return np.full((self.batch, level.capacity, 2), int(asking[1]), dtype=np.int64), filled
 
     def inputs_of(self, name: str) -> Arrays:
         (inputs,) = [inputs for called, inputs in self.calls if called == name]
@@ -57,7 +77,7 @@ class ScriptedNetwork:
         if name == "decoder":
             return {"anchor_count": np.zeros(self.batch, dtype=np.int64)}
         if name == "backbone":
-            features = {f"p{i}": np.full(1, i) for i in (2, 3, 4, 5)}
+            features = {f"p{i}": np.full((1, 2, 3, 1), i) for i in (2, 3, 4, 5)}
             return {**features, **self._choose("P5", FIRST_ANCHORS, np.ones(self.batch, dtype=np.bool_))}
         level: Level = "P4" if name == "probe_p4" else "P3"
         # A real graph finds nothing on an image that has no patches.
@@ -65,10 +85,10 @@ class ScriptedNetwork:
 
     def _choose(self, level: Level, anchors: int, real: NDArray[np.bool_]) -> Arrays:
         counts = np.array(self.counts[level], dtype=np.int64) * real[:, None]
+        counts[:, PATCHES_COLUMN] = 0
         outputs: Arrays = {"anchors": np.full((self.batch, anchors, 5), 1, np.float32), "counts": counts}
         if level != "P3":
             outputs["selected"] = np.ones((self.batch, anchors), dtype=np.bool_)
-            outputs["origins"] = np.full((self.batch, 20, 2), int(level[1]), dtype=np.int64)
         return outputs
 
 
@@ -81,6 +101,7 @@ def probing(levels: tuple[Level, ...] = ("P4", "P3")) -> Probing:
             for level in levels
         ),
         max_candidates=64,
+        patch_nms_iou=0.25,
         anchor_floor=5,
         anchor_cap=50,
     )
@@ -131,7 +152,8 @@ def test_each_probe_gets_its_feature_map_and_the_patches_of_the_level_before() -
     network = ScriptedNetwork({"P5": [(4, 3, 9, 5)], "P4": [(2, 1, 6, 4)], "P3": [(0, 0, 2, 2)]})
     probed = run(network)
     p4, p3 = network.inputs_of("probe_p4"), network.inputs_of("probe_p3")
-    assert (p4["feature"].item(), p3["feature"].item()) == (4, 3)
+    assert (p4["feature"].max(), p3["feature"].max()) == (4, 3)
+    assert p4["feature_size"].tolist() == p3["feature_size"].tolist() == [2, 3]
     assert (p4["patches"].max(), p3["patches"].max()) == (5, 4)
     assert (p4["slots"].tolist(), p3["slots"].tolist()) == ([0, 1, 2], [0])
     assert probed.levels[0].origins is None

@@ -22,8 +22,9 @@ from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.probing import FEATURES
 from fake_cuda import FakeCuda
 from fake_gpu import MOST_IMAGES, install_gpu, write_engines
+from fake_kernels import install_kernels
 from fake_tensorrt import view
-from tiny_bundle import backbone, batch, counts, make_bundle, picture
+from tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
@@ -103,18 +104,38 @@ def test_detections_are_those_of_the_cpu(cuda: FakeCuda, bundle: Bundle, backend
 
 
 def test_features_never_leave_the_gpu(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
-    """And between two stages the host reads the four counts of each image, once, and nothing else."""
+    """Without the kernels the host reads small arrays alone: what NMS needs, counts, detections."""
     with Detector.load(bundle, backend=backend) as detector:
         found = detector([picture(5, 2), picture(3, 1)], channel_order="rgb")
-        levels = max(len(detections.trace.levels) for detections in found)
-        assert levels == 3
+        assert max(len(detections.trace.levels) for detections in found) == 3
         read = [size for direction, size, _ in cuda.copies if direction == "DeviceToHost"]
-        counts_of_two_images = 2 * 4 * 8
-        assert read[:levels] == [counts_of_two_images] * levels
-        after = read[levels:]
-        names = {"det_scores", "det_labels", "det_boxes", "anchors", "anchor_count", "origins"}
-        assert len(after) == len(names) + 1  # the origins of two levels
-        assert max(after) <= 2 * 32 * 4 * 4  # 32 queries of two images, four floats each
+        of_nms = {"anchors", "selected", "image_size", "counts"}
+        of_results = {
+            "det_scores",
+            "det_labels",
+            "det_boxes",
+            "anchors",
+            "anchor_count",
+            "origins P4",
+            "origins P3",
+        }
+        assert len(read) == 2 * len(of_nms) + 3 + len(of_results)
+        assert max(read) <= 2 * 32 * 5 * 4  # 32 anchors of two images, five floats each
+
+
+def test_with_the_kernels_the_host_reads_counts_alone(
+    cuda: FakeCuda, bundle: Bundle, backend: Format, host_library_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two stages: the four counts of each image, once.  The kernel has found the patches."""
+    kernels = install_kernels(monkeypatch, cuda, host_library_path)
+    with Detector.load(bundle, backend=backend, loop="host") as detector:
+        found = detector([picture(5, 2), picture(3, 1)], channel_order="rgb")
+        read = [size for direction, size, _ in cuda.copies if direction == "DeviceToHost"]
+    assert [len(detections.trace.levels) for detections in found] == [3, 3]
+    counts_of_two_images = 2 * 4 * 8
+    assert read[:3] == [counts_of_two_images] * 3
+    assert len(read) == 3 + 2 + 3  # origins of two levels; detections, anchors and their count
+    assert kernels.calls.count("patch_nms") == 2
 
 
 def test_a_loop_that_repeats_itself_replays_graphs(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
@@ -137,7 +158,7 @@ def test_outputs_outlive_later_calls(network: EngineNetwork) -> None:
     shapes = [(64, 64), (128, 96), (96, 160), (64, 64), (64, 64), (64, 64)]
     held = [backbone(network, picture(i, size=size)) for i, size in enumerate(shapes)]
     for i, outputs in enumerate(held):
-        assert network.download(outputs["counts"]).tolist() == [[i, i, 20, 20 - i]]
+        assert network.download(outputs["counts"]).tolist() == [[i, 0, 20, 20 - i]]
         height, width = shapes[i]
         features = network.download(outputs["p4"])
         assert features.shape == (1, 3, height // 16, width // 16)
@@ -146,17 +167,12 @@ def test_outputs_outlive_later_calls(network: EngineNetwork) -> None:
 
 def test_a_stage_leaves_its_inputs_alone(network: EngineNetwork) -> None:
     outputs = backbone(network, picture(5, 2))
-    kept = {name: network.download(outputs[name]) for name in (*FEATURES, "origins")}
+    kept = {name: network.download(outputs[name]) for name in (*FEATURES, "anchors", "selected")}
+    inputs = probe_p4_inputs(network, outputs)
+    origins = network.download(inputs["patches"])
     for _ in range(3):
-        network.stage("probe_p4")(
-            {
-                "feature": outputs["p4"],
-                "image_size": network.upload(SIZES),
-                "patches": outputs["origins"],
-                "patch_count": network.upload(np.array([2])),
-                "slots": network.upload(np.arange(2)),
-            }
-        )
+        network.stage("probe_p4")(inputs)
+    np.testing.assert_array_equal(network.download(inputs["patches"]), origins)
     for name, array in kept.items():
         np.testing.assert_array_equal(network.download(outputs[name]), array)
 
@@ -164,7 +180,7 @@ def test_a_stage_leaves_its_inputs_alone(network: EngineNetwork) -> None:
 def test_many_threads(network: EngineNetwork) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda red: counts(network, red), list(range(20)) * 5))
-    assert found == [[red, red, 20, 20 - red] for red in list(range(20)) * 5]
+    assert found == [[red, 0, 20, 20 - red] for red in list(range(20)) * 5]
 
 
 def test_more_sizes_than_contexts(cuda: FakeCuda, network: EngineNetwork) -> None:
@@ -180,7 +196,7 @@ def test_what_cannot_be_captured_is_run_as_it_is(
     cuda: FakeCuda, network: EngineNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fake_tensorrt.IExecutionContext.is_stream_capturable", lambda *_: False)
-    assert [counts(network, 3) for _ in range(5)] == [[3, 3, 20, 17]] * 5
+    assert [counts(network, 3) for _ in range(5)] == [[3, 0, 20, 17]] * 5
     assert cuda.launches == 0
 
 
@@ -196,7 +212,7 @@ def test_a_capture_that_fails_does_no_harm(
         return cuda.cudaError_t.cudaErrorStreamCaptureInvalidated, None
 
     monkeypatch.setattr(cuda, "cudaStreamEndCapture", fail)
-    assert [counts(network, 3) for _ in range(5)] == [[3, 3, 20, 17]] * 5
+    assert [counts(network, 3) for _ in range(5)] == [[3, 0, 20, 17]] * 5
     assert cuda.launches == 0
 
 
@@ -208,7 +224,7 @@ def test_a_batch_beyond_the_profile(network: EngineNetwork) -> None:
     }
     with pytest.raises(EngineUnfitError, match=r"takes 'image' of shapes .*got 5x3x64x64; .*--max-batch"):
         network.stage("backbone")(inputs)
-    assert counts(network, 7) == [7, 7, 20, 13]
+    assert counts(network, 7) == [7, 0, 20, 13]
 
 
 def test_input_of_another_type(network: EngineNetwork) -> None:
@@ -231,7 +247,7 @@ def test_shapes_that_the_library_refuses(network: EngineNetwork, monkeypatch: py
     flat = {"image": network.upload(np.zeros((3, 64), np.float32)), "image_size": network.upload(SIZES)}
     with pytest.raises(EngineUnfitError, match=r"graph 'backbone'.*refused 'image'.*no profile holds image"):
         network.stage("backbone")(flat)
-    assert counts(network, 7) == [7, 7, 20, 13]
+    assert counts(network, 7) == [7, 0, 20, 13]
 
 
 def test_a_run_that_cannot_start(network: EngineNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,14 +257,14 @@ def test_a_run_that_cannot_start(network: EngineNetwork, monkeypatch: pytest.Mon
 
 
 def test_memory_that_runs_out_is_one_sentence(cuda: FakeCuda, network: EngineNetwork) -> None:
-    assert counts(network, 1) == [1, 1, 20, 19]
+    assert counts(network, 1) == [1, 0, 20, 19]
     cuda.limit = 0
     with pytest.raises(
         BackendError, match=r"CUDA could not allocate [\d.]+ MiB on the GPU: MemoryAllocation"
     ):
         backbone(network, picture(1, size=(1024, 1024)))
     cuda.limit = None
-    assert counts(network, 2) == [2, 2, 20, 18]
+    assert counts(network, 2) == [2, 0, 20, 18]
 
 
 def test_everything_is_released(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.engines.shapes import Batches
-from asag_deploy.stages import Array
+from asag_deploy.stages import Array, Network
 from asag_export.gate_checks import (
     BATCH_OF_ONE,
     IDENTICAL_ROWS,
@@ -27,10 +27,8 @@ from engine_bundle import make_engine_bundle
 Floats = NDArray[np.float32]
 
 
-class Doubling:
+class Doubling(Network):
     """A network of one stage on the host: twice a row, if that is over 1, a length, and something ranked."""
-
-    patch_bucket = query_bucket = 1
 
     def __init__(self, change: Callable[[dict[str, NDArray[Any]]], None] = lambda outputs: None):
         self.change = change

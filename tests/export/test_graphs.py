@@ -28,12 +28,22 @@ from small_network import small_checkpoint, small_config
 GRAPHS = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 FUNCTIONS = {
     "normalize": set(),
-    "backbone": {"PatchNMS"},
-    "probe_p4": {"PatchNMS"},
+    "backbone": set(),
+    "probe_p4": set(),
     "probe_p3": set(),
     "decoder": {"MultiscaleRoIAlign", "PyramidSample", "PadAnchors"},
 }
-DATA_DEPENDENT = {"NonZero", "Compress", "Unique", "NonMaxSuppression", "SequenceAt", "StringNormalizer"}
+DATA_DEPENDENT = {
+    "Loop",
+    "If",
+    "Scan",
+    "NonZero",
+    "Compress",
+    "Unique",
+    "NonMaxSuppression",
+    "SequenceAt",
+    "StringNormalizer",
+}
 
 
 def load(bundle: Bundle, name: str) -> onnx.ModelProto:

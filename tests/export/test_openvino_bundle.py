@@ -58,15 +58,21 @@ def expected(small_bundle: Bundle) -> dict[str, tuple[Arrays, Arrays]]:
         return calls[name][1]
 
     first = call("backbone", {"image": image, "image_size": size})
-    patches = first["counts"][:, 1]
+    p4 = small_bundle.manifest.probing.levels[0]
+    anchors, selected, counts = (network.upload(first[name]) for name in ("anchors", "selected", "counts"))
+    probing = small_bundle.manifest.probing
+    found = network.select(probing, p4, anchors, selected, counts, network.upload(size))
+    origins, counts = (network.download(array) for array in found)
+    patches = counts[:, 1]
     assert (patches > 0).all()
     slots = np.arange(patches.max())
     second = call(
         "probe_p4",
         {
             "feature": first["p4"],
+            "feature_size": np.array(first["p4"].shape[1:3]),
             "image_size": size,
-            "patches": first["origins"],
+            "patches": origins,
             "patch_count": patches,
             "slots": slots,
         },

@@ -16,15 +16,14 @@ from onnx import TensorProto, helper
 
 import naive_operators as naive
 from asag_export.graphs import OPSETS
-from asag_export.operators import DOMAIN, FUNCTIONS, MultiscaleRoIAlign, PadAnchors, PatchNMS, PyramidSample
+from asag_export.operators import DOMAIN, FUNCTIONS, MultiscaleRoIAlign, PadAnchors, PyramidSample
 from asag_training.operators import (
     ONNX_VERSION,
     multiscale_roi_align,
     pad_anchors,
-    patch_nms,
     pyramid_sample,
 )
-from naive_operators import STRIDES, NmsSettings, PadSettings
+from naive_operators import STRIDES, PadSettings
 
 OPSET = 20
 Arrays = Sequence[NDArray[Any]]
@@ -32,11 +31,6 @@ Spec = tuple[int, list[Any]]
 """Element type and shape of an input or output."""
 
 PYRAMID = {f"p{i}": ["b", f"h{i}", f"w{i}", "c"] for i in (2, 3, 4, 5)}
-NMS_INPUTS: dict[str, Spec] = {
-    "anchors": (TensorProto.FLOAT, ["b", "n", 5]),
-    "selected": (TensorProto.BOOL, ["b", "n"]),
-    "image_size": (TensorProto.INT64, ["b", 2]),
-}
 PAD_INPUTS: dict[str, Spec] = {
     "anchors": (TensorProto.FLOAT, ["b", "n", 5]),
     "keep": (TensorProto.BOOL, ["b", "n"]),
@@ -92,14 +86,6 @@ def sample_model(float_type: int, strides: Sequence[int] = STRIDES, opset: int =
     inputs["weight"] = (TensorProto.FLOAT, ["b", "q", "g", "p", 4])
     output: Spec = (float_type, ["b", "q", "g", "p", "width"])
     return model_of(PyramidSample, inputs, {"out": output}, {"strides": list(strides)}, opset)
-
-
-def nms_model(settings: NmsSettings, opset: int = OPSET) -> onnx.ModelProto:
-    outputs: dict[str, Spec] = {
-        "origins": (TensorProto.INT64, ["b", settings.capacity, 2]),
-        "count": COUNT,
-    }
-    return model_of(PatchNMS, NMS_INPUTS, outputs, settings._asdict(), opset)
 
 
 def pad_model(settings: PadSettings, opset: int = OPSET) -> onnx.ModelProto:
@@ -173,37 +159,6 @@ def test_pyramid_sample_in_half_precision() -> None:
         )
 
 
-NMS_SETTINGS = [
-    NmsSettings(),
-    NmsSettings(stride=8, capacity=3, max_candidates=10),
-    NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
-    NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
-]
-
-
-@pytest.mark.parametrize("settings", NMS_SETTINGS)
-def test_patch_nms(settings: NmsSettings) -> None:
-    run = runner(nms_model(settings))
-    for name, anchors, selected, image_size in naive.nms_inputs(settings):
-        tensors = (torch.from_numpy(anchors), torch.from_numpy(selected), torch.from_numpy(image_size))
-        expected = patch_nms(*tensors, **settings._asdict())
-        for actual, tensor in zip(run(anchors, selected, image_size), expected, strict=True):
-            np.testing.assert_array_equal(actual, tensor.numpy(), err_msg=name)
-            assert actual.dtype == np.int64
-
-
-def test_patch_nms_of_one_image_after_several() -> None:
-    settings = NmsSettings()
-    run = runner(nms_model(settings))
-    _, anchors, selected, image_size = next(i for i in naive.nms_inputs(settings) if i.name == "200 anchors")
-    origins, counts = run(anchors, selected, image_size)
-    for image in range(len(anchors)):
-        alone = slice(image, image + 1)
-        single_origins, single_counts = run(anchors[alone], selected[alone], image_size[alone])
-        np.testing.assert_array_equal(single_origins, origins[alone])
-        np.testing.assert_array_equal(single_counts, counts[alone])
-
-
 PAD_SETTINGS = [PadSettings(), PadSettings(10, 10, 15), PadSettings(5, 1, 5), PadSettings(20, 7, 100)]
 
 
@@ -220,12 +175,6 @@ def test_pad_anchors(settings: PadSettings) -> None:
 
 @pytest.mark.parametrize("opset", OPSETS)
 def test_every_opset_is_enough_for_the_bodies(opset: int) -> None:
-    settings = NmsSettings()
-    inputs = list(naive.nms_inputs(settings))[3]
-    origins, _ = runner(nms_model(settings, opset))(inputs.anchors, inputs.selected, inputs.image_size)
-    expected, _ = runner(nms_model(settings))(inputs.anchors, inputs.selected, inputs.image_size)
-    np.testing.assert_array_equal(origins, expected)
-
     padded = next(naive.pad_inputs(PadSettings()))
     arrays = (padded.anchors, padded.keep, padded.image_size, np.arange(padded.slots))
     queries, _ = runner(pad_model(PadSettings(), opset))(*arrays)
@@ -242,11 +191,20 @@ def test_every_opset_is_enough_for_the_bodies(opset: int) -> None:
 
 def test_functions_are_of_standard_operators() -> None:
     names = {function.name for function in FUNCTIONS}
-    assert names == {"MultiscaleRoIAlign", "PyramidSample", "PatchNMS", "PadAnchors"}
+    assert names == {"MultiscaleRoIAlign", "PyramidSample", "PadAnchors"}
     for function in FUNCTIONS:
         proto = function.to_function_proto()
         assert proto.domain == DOMAIN
         assert {node.domain for node in proto.node} == {""}
         # Engines that lack these refuse the whole graph, and they make shapes depend on values.
         used = {node.op_type for node in proto.node}
-        assert not used & {"NonZero", "NonMaxSuppression", "RoiAlign", "Compress", "Unique"}
+        assert not used & {
+            "Loop",
+            "If",
+            "Scan",
+            "NonZero",
+            "NonMaxSuppression",
+            "RoiAlign",
+            "Compress",
+            "Unique",
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -68,7 +70,7 @@ def test_refuses(host: KernelLibrary, options: dict[str, int], message: str) -> 
 
 def test_only_cuda_has_graphs(host: KernelLibrary) -> None:
     arrays = (np.zeros((1, 4), np.int64), np.zeros((1, 2), np.bool_), np.zeros(1, np.int64))
-    settings = {"level": 0, "min_selected": 1, "max_patches": 5, "graph": 4096}
+    settings: dict[str, Any] = {"level": 0, "min_selected": 1, "max_patches": 5, "graph": 4096}
     with pytest.raises(BackendError, match=r"was given a CUDA graph, but .*\.so runs on the CPU; load "):
         kernels.add_decide(host, *arrays, np.zeros(1, np.int32), **settings)
 

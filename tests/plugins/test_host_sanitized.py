@@ -63,7 +63,9 @@ for settings in (naive.PadSettings(), naive.PadSettings(10, 9, 4), naive.PadSett
 sides = [((9, 7), (90, 64)), ((9, 7), (4, 3)), ((8, 6), (4, 3)), ((1, 50), (1, 9)), ((1, 1), (5, 5))]
 for shape, new_shape in sides:
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    call(kernels.preprocess, image, np.empty((96, 64, 3), np.uint8), new_shape=new_shape)
+    for slot in (new_shape, (96, 64), (97, 65)):
+        call(kernels.preprocess, image, np.empty((*slot, 3), np.uint8), new_shape=new_shape)
+        call(kernels.preprocess, image, np.empty((3, *slot), np.float16), new_shape=new_shape)
 
 scores, boxes = np.ones((2, 70), np.float32), rng.choice(wild, (2, 70, 4))
 labels, sizes = np.zeros((2, 70), np.int64), np.full((2, 2), 500)

@@ -226,13 +226,13 @@ def test_decisions_as_nodes_of_a_graph(gpu: Gpu, on_host: KernelLibrary, on_gpu:
     counts = rng.integers(0, 9, (2, 30, 4))
     probed, patches, goes_on = np.ones((30, 2), np.bool_), np.ones(30, np.int64), np.ones(1, np.int32)
     levels, written = [gpu.upload(count) for count in counts], (probed, patches, goes_on)
-    on_device = [gpu.upload(array) for array in written]
+    on_device = (gpu.upload(probed), gpu.upload(patches), gpu.upload(goes_on))
     graph = gpu._must(cudart.cudaGraphCreate(0))
     before: list[int] = []
     for level in range(2):
-        settings: dict[str, int] = {"level": level, "min_selected": 3, "max_patches": 6}
-        place: dict[str, Any] = {"graph": int(graph), "dependencies": before}
-        before = [kernels.add_decide(on_gpu, levels[level], *on_device, **settings, **place)]
+        settings = {"level": level, "min_selected": 3, "max_patches": 6}
+        place: dict[str, Any] = {"graph": int(graph), "dependencies": before, **settings}
+        before = [kernels.add_decide(on_gpu, levels[level], *on_device, **place)]
         kernels.decide(on_host, counts[level], *written, **settings)
     executable = gpu._must(cudart.cudaGraphInstantiate(graph, 0))
     gpu._must(cudart.cudaGraphLaunch(executable, gpu.stream))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asag_training.anchor_generator import AnchorGenerator, resize_valid
+from asag_training.anchor_generator import AnchorGenerator, Prediction, resize_valid
 from small_network import small_config
 
 SIZE = small_config().patch_size
@@ -22,6 +22,15 @@ def generator() -> AnchorGenerator:
 def maps(batch: int, height: int, width: int) -> Tensor:
     """Random channels-last features (B, h, w, C)."""
     return torch.randn(batch, height, width, small_config().hidden_dim)
+
+
+def size_of(feature: Tensor) -> Tensor:
+    """The height and width of a map, as the stages take them."""
+    return torch.tensor(feature.shape[1:3])
+
+
+def probe(generator: AnchorGenerator, level: str, feature: Tensor, *arguments: Tensor) -> Prediction:
+    return generator.probe(level, feature, size_of(feature), *arguments)
 
 
 def predict_always(generator: AnchorGenerator, head: str, anchors: list[list[float]]) -> None:
@@ -70,7 +79,9 @@ def test_compressing_patches_is_compressing_the_map(
     feature = maps(2, height, width)
     whole = generator.compress[{"P3": 0, "P4": 1}[level]](feature.permute(0, 3, 1, 2))
     padded = F.pad(whole, (0, SIZE, 0, SIZE))
-    tokens = generator._compress_patches(level, feature, torch.tensor([origins, origins[::-1]]))
+    tokens = generator._compress_patches(
+        level, feature, size_of(feature), torch.tensor([origins, origins[::-1]])
+    )
     for image, of_image in enumerate((origins, origins[::-1])):
         for patch, (x, y) in enumerate(of_image):
             expected = padded[image, :, y : y + SIZE, x : x + SIZE].flatten(1).T
@@ -144,7 +155,7 @@ def test_probed_anchors(generator: AnchorGenerator, level: str, stride: int) -> 
     predict_always(generator, "proj_patch", [[*shape, 0.4] for shape in shapes])
     image_size = torch.tensor([[20 * stride, int(19.3 * stride)]])
     origins = torch.tensor([[[0, 0], [5, 3]]])
-    anchors = generator.probe(level, maps(1, 20, 20), image_size, origins, torch.tensor([2])).anchors
+    anchors = probe(generator, level, maps(1, 20, 20), image_size, origins, torch.tensor([2])).anchors
     first, second = torch.unflatten(anchors, 1, (2, -1))[0, :, :3] / torch.tensor([stride] * 4 + [1])
     expected = torch.tensor(
         [[7.5, 7.5, 3.75, 7.5, 0.4], [13.5, 1.5, 1.5, 1.5, 0.4], [7.5, 7.5, 2.9 / stride, 7.5, 0.0]]
@@ -160,7 +171,7 @@ def test_anchors_centred_beyond_the_image_score_nothing(generator: AnchorGenerat
     # The image ends at 100 x 160 pixels, which is 0.4166... and 0.666... of a patch.
     image_size = torch.tensor([[160, 100]])
     arguments = image_size, torch.zeros(1, 1, 2).long(), torch.tensor([1])
-    anchors = generator.probe("P4", maps(1, 10, 7), *arguments).anchors
+    anchors = probe(generator, "P4", maps(1, 10, 7), *arguments).anchors
     torch.testing.assert_close(anchors[0, :4, 4], torch.tensor([0.4, 0.0, 0.0, 0.4]))
 
 
@@ -168,14 +179,14 @@ def test_padding_patches_score_nothing(generator: AnchorGenerator) -> None:
     feature, image_size = maps(2, 30, 30), torch.tensor([[480, 480], [470, 300]])
     origins = torch.randint(0, 16, (2, 4, 2))
     count = torch.tensor([3, 0])
-    prediction = generator.probe("P4", feature, image_size, origins, count)
+    prediction = probe(generator, "P4", feature, image_size, origins, count)
     per_patch = generator.config.patch_anchors
     assert prediction.raw.shape == (2, 4, per_patch, 5)
     score = torch.unflatten(prediction.anchors[..., 4], 1, (4, per_patch))
     assert (score.amax(dim=-1) > 0).tolist() == [[True, True, True, False], [False] * 4]
 
     origins[0, 3:] = origins[1] = 0
-    again = generator.probe("P4", feature, image_size, origins, count)
+    again = probe(generator, "P4", feature, image_size, origins, count)
     torch.testing.assert_close(again.anchors[0, : 3 * per_patch], prediction.anchors[0, : 3 * per_patch])
     assert not again.anchors[1, :, 4].any()
 
@@ -185,12 +196,12 @@ def test_batch_is_its_images(generator: AnchorGenerator) -> None:
     p5, p4 = maps(3, 15, 20), maps(3, 30, 40)
     first = generator.first_level(p5, image_size).anchors
     origins, count = torch.randint(0, 15, (3, 6, 2)), torch.tensor([6, 2, 1])
-    probed = generator.probe("P4", p4, image_size, origins, count).anchors
+    probed = probe(generator, "P4", p4, image_size, origins, count).anchors
     for i in range(3):
         one = slice(i, i + 1)
         alone = generator.first_level(p5[one], image_size[one]).anchors
         torch.testing.assert_close(alone, first[one], atol=1e-3, rtol=1e-5)
-        alone = generator.probe("P4", p4[one], image_size[one], origins[one], count[one]).anchors
+        alone = probe(generator, "P4", p4[one], image_size[one], origins[one], count[one]).anchors
         torch.testing.assert_close(alone, probed[one], atol=1e-3, rtol=1e-5)
 
 
@@ -199,7 +210,7 @@ def test_gradients_reach_what_was_predicted_but_not_the_anchors() -> None:
     p5, p3 = maps(1, 10, 12).requires_grad_(), maps(1, 40, 48).requires_grad_()
     image_size = torch.tensor([[320, 384]])
     first = generator.first_level(p5, image_size)
-    probed = generator.probe("P3", p3, image_size, torch.tensor([[[2, 3]]]), torch.tensor([1]))
+    probed = probe(generator, "P3", p3, image_size, torch.tensor([[[2, 3]]]), torch.tensor([1]))
     assert not first.anchors.requires_grad
     assert not probed.anchors.requires_grad
 

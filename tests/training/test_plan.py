@@ -80,7 +80,7 @@ def test_stages(levels: str) -> None:
     # A stage that no level follows decides nothing.
     assert ("selected" in backbone.outputs) == bool(probes)
     for i, stage in enumerate(stages[2:-1], start=1):
-        assert ("origins" in stage.outputs) == (i < len(probes))
+        assert ("selected" in stage.outputs) == (i < len(probes))
     wanted = {
         "p3-p6": ["anchors_p5", "selected_p5", "anchors_p4", "selected_p4", "anchors_p3", "probed"],
         "p4-p6": ["anchors_p5", "selected_p5", "anchors_p4", "probed"],

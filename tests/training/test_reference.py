@@ -67,7 +67,8 @@ def test_probed_patches(case: ReferenceCase, model: Asag, features: list[torch.T
             size = torch.from_numpy(case.sizes[image : image + 1])
             probe, patches = model.anchor_generator.probe, torch.tensor([count])
             with torch.no_grad():
-                raw = probe(level.level, feature, size, origins, patches).raw
+                cells = torch.tensor(feature.shape[1:3])
+                raw = probe(level.level, feature, cells, size, origins, patches).raw
             expected = case.arrays[f"level{index}_raw"][rows]
             np.testing.assert_allclose(raw[0, ..., :4].numpy(), expected[..., :4], atol=BOXES)
             np.testing.assert_allclose(raw[0, ..., 4].numpy(), expected[..., 4], atol=LOGITS)

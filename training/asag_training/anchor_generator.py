@@ -113,8 +113,8 @@ class AnchorGenerator(nn.Module):
     ) -> Prediction:
         """Anchors of patches of `level` ('P4' or 'P3').
 
-        feature: (B, h, w, C), that level's map; feature_size: int64 (2,), its h and w, which on a GPU must not come
-        from the host while a graph decides; origins: int64 (B, K, 2) x, y of each patch in cells;
+        feature: (B, h, w, C), that level's map; feature_size: int64 (2,), its h and w, which on a GPU must
+        not come from the host while a graph decides; origins: int64 (B, K, 2) x, y of each patch in cells;
         patch_count: int64 (B,), how many of an image's K patches are real: the rest score 0.
         """
         tokens = self._compress_patches(level, feature, feature_size, origins)
@@ -161,9 +161,7 @@ class AnchorGenerator(nn.Module):
         score = torch.where(usable, raw.detach()[..., 4].sigmoid(), 0.0)
         return torch.cat([boxes, score[..., None]], dim=-1).flatten(1, 2)
 
-    def _compress_patches(
-        self, level: str, feature: Tensor, feature_size: Tensor, origins: Tensor
-    ) -> Tensor:
+    def _compress_patches(self, level: str, feature: Tensor, feature_size: Tensor, origins: Tensor) -> Tensor:
         """Crop patches and compress them: (B, h, w, C), (B, K, 2) -> tokens (B, K, T, c).
 
         Equals compressing the whole map and cropping, but touches only the patches and the ring of one cell

@@ -6,6 +6,7 @@ order.  Nothing in them has a shape that depends on values, so every one becomes
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -212,13 +213,16 @@ class TorchNetwork(Network):
     Evaluation runs it, and the exporter's parity gate compares other networks with it.
     """
 
+    gradients = False
+    """Whether stages keep what gradients take."""
+
     def __init__(self, stages: Sequence[StageModule], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.modules = {stage.name: stage for stage in stages}
 
     def stage(self, name: str) -> _TorchStage:
         """The stage called `name` (KeyError if there is none)."""
-        return _TorchStage(self.modules[name])
+        return _TorchStage(self.modules[name], self.gradients)
 
     def upload(self, array: NDArray[Any]) -> Tensor:
         """A host array as a tensor on the network's device."""
@@ -254,10 +258,11 @@ class TorchNetwork(Network):
 
 
 class _TorchStage:
-    def __init__(self, module: StageModule) -> None:
-        self.module = module
+    def __init__(self, module: StageModule, gradients: bool) -> None:
+        self.module, self.gradients = module, gradients
 
-    @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ordered = [inputs[name] for name in self.module.inputs]
-        return dict(zip(self.module.outputs, self.module(*ordered), strict=True))
+        # Where they are kept, it is for the caller to say in each pass whether they are needed.
+        with contextlib.nullcontext() if self.gradients else torch.no_grad():
+            return dict(zip(self.module.outputs, self.module(*ordered), strict=True))

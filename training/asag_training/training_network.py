@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from asag_deploy.errors import ConfigError
@@ -119,7 +117,9 @@ class TrainingExtras:
 
 
 class TrainingNetwork(TorchNetwork):
-    """The stages of one pass over one batch, with gradients."""
+    """The stages of one pass over one batch."""
+
+    gradients = True
 
     def __init__(
         self,
@@ -137,16 +137,6 @@ class TrainingNetwork(TorchNetwork):
         stages.append(_Decoder(model, levels, record, extras))
         super().__init__(stages, record.image_size.device)
         self._extras = extras
-
-    def stage(self, name: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-        """The stage called `name` (KeyError if there is none)."""
-        module = self.modules[name]
-
-        def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            outputs = module(*(inputs[given] for given in module.inputs))
-            return dict(zip(module.outputs, outputs, strict=True))
-
-        return run
 
     def select(
         self,

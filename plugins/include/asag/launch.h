@@ -49,9 +49,10 @@ static __global__ void __launch_bounds__(SELECT_THREADS)
 }
 
 static __global__ void __launch_bounds__(PREPROCESS_THREADS)
-    preprocess_kernel(const __grid_constant__ AsagPreprocess arguments) {
-    const int64_t index = static_cast<int64_t>(blockIdx.x) * PREPROCESS_THREADS + threadIdx.x;
-    if (index < preprocess_pixels(arguments)) preprocess_pixel(arguments, index);
+    preprocess_kernel(const __grid_constant__ AsagPreprocess arguments, const __grid_constant__ ResizePlan plan) {
+    __shared__ PreprocessShared shared;
+    const int down = static_cast<int>(blockIdx.y), across = static_cast<int>(blockIdx.x);
+    preprocess_block(DeviceBlock{}, arguments, plan, down, across, shared);
 }
 
 static __global__ void __launch_bounds__(DECIDE_THREADS) decide_kernel(const __grid_constant__ AsagDecide arguments) {
@@ -135,8 +136,8 @@ inline cudaError_t add_node(
 }
 
 inline cudaError_t launch(const AsagPreprocess& arguments, cudaStream_t stream) {
-    const int64_t blocks = (preprocess_pixels(arguments) + PREPROCESS_THREADS - 1) / PREPROCESS_THREADS;
-    preprocess_kernel<<<static_cast<unsigned>(blocks), PREPROCESS_THREADS, 0, stream>>>(arguments);
+    const dim3 tiles(static_cast<unsigned>(tiles_across(arguments)), static_cast<unsigned>(tiles_down(arguments)));
+    preprocess_kernel<<<tiles, PREPROCESS_THREADS, 0, stream>>>(arguments, resize_plan(arguments));
     return cudaGetLastError();
 }
 
