@@ -32,16 +32,12 @@ class OnFakeGpu:
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
-        self.begun = 0
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
         return torch.from_numpy(fake_tensorrt.view(self._cuda, address, shape, dtype))
 
     def run(self, stream: int, work: Callable[[], None]) -> None:
         self._cuda.put(stream, work)
-
-    def begin(self) -> None:
-        self.begun += 1
 
 
 def fake_torch_network(

@@ -20,7 +20,8 @@ from asag_deploy.backends.loop_graph import MOST_SLOTS
 from asag_deploy.backends.loops import Loop, open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
-from asag_deploy.cuda.graph_nodes import nodes
+from asag_deploy.cuda import Device
+from asag_deploy.cuda.graph_nodes import Node, nodes
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, ProbeLevel, Probing
@@ -253,25 +254,30 @@ def check_captures(network: EngineNetwork, manifest: Manifest, picture: Picture)
     prepared = processing_of(network, manifest).prepare([picture], "rgb")
     detect(_Noting(network, calls), manifest.probing, StopRule(), prepared.image, prepared.sizes)
     assert [stage.name for stage, _ in calls] == ["backbone", "probe_p4", "probe_p3", "decoder"]
-    device = network.device
     for stage, inputs in calls:
-        with device.lock:
-            context = stage.open_context(inputs)
-            arrays = [inputs[tensor.name] for tensor in stage.inputs]
-            outputs = [
-                device.empty(shape, tensor.dtype)
-                for tensor, shape in zip(stage.outputs, context.output_shapes, strict=True)
-            ]
-            addresses = tuple(array.pointer for array in (*arrays, *outputs))
-            context.enqueue(addresses)
-            device.synchronize()
-            graph = device.capture(lambda stream, c=context, a=addresses: c.enqueue(a, stream))
-            found = list(nodes(device.cuda, graph))
-            device.cuda.destroy_graph(graph)
-            context.close()
+        found = _captured(network.device, stage, inputs)
         assert found
         assert {node.kind for node in found} <= {"Kernel", "Memcpy", "Memset", "Empty"}, stage.name
         assert not any(node.source_on_host or node.target_on_host for node in found), stage.name
+
+
+def _captured(device: Device, stage: Any, inputs: Mapping[str, Any]) -> list[Node]:
+    """What a run of the stage is as a graph."""
+    with device.lock:
+        context = stage.open_context(inputs)
+        arrays = [inputs[tensor.name] for tensor in stage.inputs]
+        outputs = [
+            device.empty(shape, tensor.dtype)
+            for tensor, shape in zip(stage.outputs, context.output_shapes, strict=True)
+        ]
+        addresses = tuple(array.pointer for array in (*arrays, *outputs))
+        context.enqueue(addresses)
+        device.synchronize()
+        graph = device.capture(lambda stream: context.enqueue(addresses, stream))
+        found = list(nodes(device.cuda, graph))
+        device.cuda.destroy_graph(graph)
+        context.close()
+    return found
 
 
 class _Noting(Network):

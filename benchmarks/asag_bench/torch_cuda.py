@@ -58,10 +58,6 @@ class Runner(Protocol):
         """Put what `work` does on that stream, which may be capturing."""
         ...
 
-    def begin(self) -> None:
-        """Make ready to run, and to be captured, in the thread that calls."""
-        ...
-
 
 class OnGpu:
     """PyTorch's CUDA: a `Runner`."""
@@ -69,7 +65,6 @@ class OnGpu:
     def __init__(self) -> None:
         self._pool = torch.cuda.MemPool()
         self._streams: dict[int, torch.cuda.Stream] = {}
-        self._thread = threading.local()
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
         """The memory at that address as a tensor."""
@@ -82,20 +77,9 @@ class OnGpu:
     def run(self, stream: int, work: Callable[[], None]) -> None:
         """Put what `work` does on that stream, with temporaries from the pool."""
         if stream not in self._streams:
-            self._streams[stream] = torch.cuda.ExternalStream(stream)
+            self._streams[stream] = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]  # PyTorch's
         with torch.cuda.stream(self._streams[stream]), torch.cuda.use_mem_pool(self._pool):
             work()
-
-    def begin(self) -> None:
-        """Let the libraries make the handles that each thread has of its own: in a capture they cannot."""
-        if getattr(self._thread, "ready", False):
-            return
-        with torch.inference_mode(), torch.cuda.use_mem_pool(self._pool):
-            one = torch.ones(8, 8, 8, 8, device="cuda")
-            torch.nn.functional.conv2d(one, one)
-            torch.nn.functional.linear(one[0, 0], one[0, 0], one[0, 0, 0])
-        torch.cuda.current_stream().synchronize()
-        self._thread.ready = True
 
 
 class _Memory:
@@ -123,6 +107,7 @@ class TorchStage:
         self._module, self._device, self._runner, self._operators = module, device, runner, operators
         self._shapes_alone = _without_weights(module)
         self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
+        self._thread = threading.local()
 
     def __call__(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
         """Run the stage on those of `inputs` that it takes; the outputs stay on the GPU.
@@ -131,12 +116,17 @@ class TorchStage:
         """
         arrays = [self._input(tensor, inputs) for tensor in self.inputs]
         with self._device.lock:
-            context = self._context(tuple(array.shape for array in arrays))
+            shapes = tuple(array.shape for array in arrays)
+            context = self._context(shapes)
             results = {
                 tensor.name: self._device.empty(shape, tensor.dtype)
                 for tensor, shape in zip(self.outputs, context.output_shapes, strict=True)
             }
-            context.run(tuple(array.pointer for array in (*arrays, *results.values())))
+            addresses = tuple(array.pointer for array in (*arrays, *results.values()))
+            if self._is_new_here(shapes):
+                context.enqueue(addresses)
+            else:
+                context.run(addresses)
         return results
 
     def open_context(self, inputs: Mapping[str, DeviceArray]) -> StageContext:
@@ -174,11 +164,20 @@ class TorchStage:
                 self._contexts.popitem(last=False)[1].close()
             context = self._contexts[shapes] = self._new_context(shapes)
         self._contexts.move_to_end(shapes)
-        self._runner.begin()
         return context
 
+    def _is_new_here(self, shapes: Shapes) -> bool:
+        """Whether this thread has not run the stage on such shapes before.
+
+        Libraries make handles and plans for each thread, which they cannot while a stream captures.
+        """
+        if not hasattr(self._thread, "shapes"):
+            self._thread.shapes = set()
+        new = shapes not in self._thread.shapes
+        self._thread.shapes.add(shapes)
+        return new
+
     def _new_context(self, shapes: Shapes) -> StageContext:
-        self._runner.begin()
         interface = Interface(self.inputs, self.outputs)
         context = TorchContext(self._module, self._shapes_alone, interface, self._runner, self._operators)
 

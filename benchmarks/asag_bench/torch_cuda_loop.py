@@ -33,7 +33,7 @@ from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.cuda import DeviceArray
 from asag_deploy.errors import ConfigError, ParityError
-from asag_deploy.manifest import FIRST_LEVEL, Level, Probing
+from asag_deploy.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Array, Network, Stage
 
@@ -173,7 +173,7 @@ def exit_rules(
     """By the level at which this image then stops; without a manual stop wherever its counts allow that, so
     that the graph asks and is told no.  And fast mode."""
     counts = [int(run.counts.selected[0]) for run in detect(network, probing, StopRule(), image, size).levels]
-    rules = {FIRST_LEVEL: StopRule(min_selected=_NOBODY)}
+    rules: dict[str, StopRule] = {FIRST_LEVEL: StopRule(min_selected=_NOBODY)}
     for i, level in enumerate(probing.levels):
         stops_by_itself = i + 1 < len(counts) and counts[i] > counts[i + 1] and level != probing.levels[-1]
         rules[level.level] = (
@@ -219,9 +219,12 @@ class _Noting(Network):
         """As the network does."""
         return self._network.download(array)
 
-    def select(self, probing: Probing, level: Any, *arrays: Array) -> tuple[Array, Array]:
+    def select(self, probing: Probing, level: ProbeLevel, *arrays: Array) -> tuple[Array, Array]:
         """As the network does, noted."""
-        again = lambda: self._network.select(probing, level, *arrays)  # noqa: E731
+
+        def again() -> tuple[Array, Array]:
+            return self._network.select(probing, level, *arrays)
+
         self.calls[f"select_{level.level.lower()}"] = again
         return again()
 
@@ -234,7 +237,7 @@ def difference(network: Network, where: str, expected: Probed, found: Probed) ->
         and np.array_equal(expected.probed, found.probed)
         and [run.patches.tolist() for run in expected.levels]
         == [run.patches.tolist() for run in found.levels]
-        and np.array_equal(*counts)
+        and np.array_equal(counts[0], counts[1])
     )
     if not same:
         raise ParityError(f"{where}: the loop on the device decided otherwise than the host's")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.cuda import why_no_cuda
@@ -132,5 +132,6 @@ def modules_on_cuda(
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = prepare(build(checkpoint.config, checkpoint.state), precision)
-    stages = build_stages(model, probing, checkpoint.head or "main", preprocessing)
+    stages: list[Any] = build_stages(model, probing, checkpoint.head or "main", preprocessing)
+    # Of `Module.to` PyTorch's types do not say that it takes a memory format.
     return [stage.to("cuda", memory_format=torch.channels_last) for stage in stages]

@@ -90,6 +90,20 @@ def test_stages_are_replayed(made: tuple[EngineNetwork, FakeCuda]) -> None:
     assert network.device.allocated == allocated
 
 
+def test_a_thread_captures_only_what_it_has_run(made: tuple[EngineNetwork, FakeCuda]) -> None:
+    """Libraries make handles and plans for each thread, and not while a stream captures."""
+    network, cuda = made
+    stage, before = network.stage("backbone"), cuda.launches
+    inputs = {"image": network.upload(images()), "image_size": network.upload(SIZES)}
+    for _ in range(2):
+        stage(inputs)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(stage, inputs).result()
+    assert cuda.launches == before, "what this thread has run was captured by another"
+    stage(inputs)
+    assert cuda.launches == before + 1
+
+
 def test_from_several_threads(made: tuple[EngineNetwork, FakeCuda]) -> None:
     network, _ = made
     loop, rule = network.open_device_loop(), StopRule()

@@ -26,11 +26,11 @@ FROM_THE_HOST = {"tensor", "as_tensor", "from_numpy", "asarray"}
 SIZES = {"batch": 2, "height": 192, "width": 256, "patches": 3, "queries": 7, "detections": 9}
 
 
-class Spy(TorchDispatchMode):
+class Spy(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's
     """Notes every operation that touches a tensor of the host."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
         self.operations = 0
 

@@ -32,12 +32,14 @@ def pictures(manifest: Manifest) -> dict[Level, list[checks.Picture]]:
     return checks.pictures_of_every_level(checks.on_the_cpu(manifest), manifest, 1)
 
 
+@pytest.mark.slow
 def test_loops(
     network: EngineNetwork, manifest: Manifest, pictures: dict[Level, list[checks.Picture]]
 ) -> None:
     checks.check_loops(network, manifest, pictures)
 
 
+@pytest.mark.slow
 def test_threads(
     network: EngineNetwork, manifest: Manifest, pictures: dict[Level, list[checks.Picture]]
 ) -> None:

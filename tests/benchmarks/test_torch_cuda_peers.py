@@ -127,6 +127,7 @@ def test_pytorch_as_it_is(peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyP
     assert len(compiled) == (5 if peer == "torch-compile-cuda" else 0)
 
 
+@pytest.mark.slow
 def test_what_deciding_costs(monkeypatch: pytest.MonkeyPatch, host_library_path: Path) -> None:
     network, cuda, kernels = fake_torch_network(monkeypatch, host_library_path, CHECKPOINT, PROBING)
     plain = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))

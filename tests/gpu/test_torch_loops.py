@@ -28,7 +28,7 @@ def manifest(request: pytest.FixtureRequest) -> Manifest:
 @pytest.fixture(scope="module")
 def network(manifest: Manifest) -> Iterator[EngineNetwork]:
     given = (checks.demo_checkpoint(), manifest.probing, manifest.precision, manifest.preprocessing)
-    made = open_with_kernels(*given)  # type: ignore[arg-type]  # no bundle of the demo is quantised
+    made = open_with_kernels(*given)
     yield made
     made.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import torch as _torch
 
 import gpu_checks as checks
 from asag_bench.torch_cuda_peers import open_with_kernels
@@ -19,6 +19,8 @@ from asag_deploy.probing import detect
 from asag_training.scenes import draw_scene
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+torch: Any = _torch  # whose types lack much of what is used here
 
 SIZES = ((320, 320), (256, 320), (500, 333), (90, 200), (640, 480), (211, 333))
 """Heights and widths of pictures: some grow, some shrink, one does both."""
