@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.engines.canvases import Canvas, smallest_holding
 from asag_deploy.errors import ImageError
 from asag_deploy.images import RgbImage
 from asag_deploy.manifest import Preprocessing
@@ -49,26 +50,33 @@ def resize(image: RgbImage, spec: Preprocessing) -> RgbImage:
 
 
 def make_batch(
-    images: Sequence[RgbImage], spec: Preprocessing
+    images: Sequence[RgbImage], spec: Preprocessing, canvases: Sequence[Canvas] = ()
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Resize images and stack them into one batch.
 
-    Returns the batch uint8 (B, H, W, 3) RGB, zero-padded right and bottom to the largest image and to a
-    multiple of `size_divisor`, and the valid (height, width) of each image, int64 (B, 2).  Raises ImageError
-    when there are no images.
+    Returns the batch uint8 (B, H, W, 3) RGB, zero-padded right and bottom to `padded_shape`, and the valid
+    (height, width) of each image, int64 (B, 2).  Raises ImageError when there are no images.
     """
     if not images:
         raise ImageError("expected at least one image, got an empty list")
     resized = [resize(image, spec) for image in images]
     sizes = np.array([image.shape[:2] for image in resized], dtype=np.int64)
-    batch = np.zeros((len(resized), *padded_shape(sizes, spec), 3), dtype=np.uint8)
+    batch = np.zeros((len(resized), *padded_shape(sizes, spec, canvases), 3), dtype=np.uint8)
     for slot, image in zip(batch, resized, strict=True):
         slot[: image.shape[0], : image.shape[1]] = image
     return batch, sizes
 
 
-def padded_shape(sizes: NDArray[np.int64], spec: Preprocessing) -> tuple[int, int]:
-    """The (height, width) of a batch of images of these sizes (B, 2): multiples of `size_divisor`."""
+def padded_shape(
+    sizes: NDArray[np.int64], spec: Preprocessing, canvases: Sequence[Canvas] = ()
+) -> tuple[int, int]:
+    """The (height, width) of a batch of images of these sizes (B, 2).
+
+    That of the smallest canvas that holds them all, or where none does, multiples of `size_divisor`.
+    """
+    canvas = smallest_holding(canvases, *(int(side) for side in sizes.max(axis=0)))
+    if canvas is not None:
+        return canvas.height, canvas.width
     height, width = (-(-int(side) // spec.size_divisor) * spec.size_divisor for side in sizes.max(axis=0))
     return height, width
 

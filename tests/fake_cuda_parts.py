@@ -33,26 +33,22 @@ class CudaError(enum.IntEnum):
 
 OK = (CudaError.cudaSuccess,)
 
-NodeType = enum.IntEnum(
-    "cudaGraphNodeType",
-    {
-        f"cudaGraphNodeType{name}": value
-        for name, value in {
-            "Kernel": 0,
-            "Memcpy": 1,
-            "Memset": 2,
-            "Host": 3,
-            "Graph": 4,
-            "Empty": 5,
-            "WaitEvent": 6,
-            "EventRecord": 7,
-            "MemAlloc": 10,
-            "MemFree": 11,
-            "Conditional": 13,
-            "MemcpyBatch": 14,
-        }.items()
-    },
-)
+
+class NodeType(enum.IntEnum):
+    """`cudaGraphNodeType`."""
+
+    cudaGraphNodeTypeKernel = 0
+    cudaGraphNodeTypeMemcpy = 1
+    cudaGraphNodeTypeMemset = 2
+    cudaGraphNodeTypeHost = 3
+    cudaGraphNodeTypeGraph = 4
+    cudaGraphNodeTypeEmpty = 5
+    cudaGraphNodeTypeWaitEvent = 6
+    cudaGraphNodeTypeEventRecord = 7
+    cudaGraphNodeTypeMemAlloc = 10
+    cudaGraphNodeTypeMemFree = 11
+    cudaGraphNodeTypeConditional = 13
+    cudaGraphNodeTypeMemcpyBatch = 14
 
 
 class Memory:

@@ -13,6 +13,7 @@ import pytest
 
 import fake_tensorrt
 from asag_deploy.bundle import Bundle
+from asag_deploy.engines.graph import control_flow, for_parser
 from asag_deploy.engines.shapes import Batches, InputRange, profile
 from asag_deploy.engines.sidecar import Format, Recipe, Sidecar, engine_folder, engine_path, sidecar_to_json
 from asag_deploy.manifest import GraphSpec
@@ -87,6 +88,9 @@ def write_engines(
             "device": None,
             "optimization_level": None,
             "plugins": (),
+            "user_allocation": engine_format == "tensorrt-rtx",
+            "auxiliary_streams": 0,
+            "canvas": None,
             "inputs": _ranges(graph) if batches is None else profile(graph, bundle.manifest, batches),
             "outputs": graph.outputs,
         }
@@ -94,6 +98,10 @@ def write_engines(
             recipe=Recipe(**{**recipe, **changes}),
             engine_sha256=hashlib.sha256(content).hexdigest(),
             engine_bytes=len(content),
+            capturable=not control_flow(
+                for_parser(content, name=graph.name, plugins=(), turing=False), graph.name
+            ),
+            host_memory=False,
             layers=None,
         )
         path = engine_path(folder, graph.name)

@@ -195,14 +195,14 @@ def test_the_loop_on_the_device_is_compared_with_the_hosts(
     assert list(found["total_ms"]) == ["host", "device", "always probing"]
     assert len(found["differences"]) == 8  # fast, and exact to three levels; alone and in a batch
     assert not any(found["differences"].values())
-    original = FakeKernels.run
+    original = FakeKernels._work
 
-    def stop_at_once(self: FakeKernels, operator: str, arguments: Any, stream: int = 0) -> None:
+    def stop_at_once(self: FakeKernels, operator: str, arguments: Any) -> Any:
         if operator == "decide":
             arguments.min_selected = 1000
-        original(self, operator, arguments, stream)
+        return original(self, operator, arguments)
 
-    monkeypatch.setattr(FakeKernels, "run", stop_at_once)
+    monkeypatch.setattr(FakeKernels, "_work", stop_at_once)
     monkeypatch.setattr(
         script, "picture", lambda shape: (np.full((1, 3, *shape), 5.0, np.float32), np.array([shape]))
     )

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,10 @@ from asag_deploy.backends.loop_graph import LoopGraph
 from asag_deploy.backends.loop_memory import Workspace
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.conditional import why_no_conditions
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.errors import BackendError, CaptureError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
-from asag_deploy.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
+from asag_deploy.manifest import FIRST_LEVEL, Level, Probing
 from asag_deploy.probing import Counts, Decisions, LevelRun, Probed, StopRule, detect, patches_of, stage_name
 from asag_deploy.stages import Array, Network
 
@@ -50,11 +51,36 @@ def why_no_device_loop(cuda: Cuda, kernels: KernelLibrary | None) -> str | None:
     return why_no_conditions(cuda)
 
 
+class Begun(NamedTuple):
+    """A batch that the GPU has been given."""
+
+    outputs: dict[str, DeviceArray]
+    """The decoder's, for whatever is put on the device's stream from now on, such as post-processing."""
+    finish: Callable[[], Probed]
+    """Waits for the GPU and gives what `detect` would; to be called once.
+
+    Its `outputs` are these, or others if the batch had to be detected again.
+    """
+
+
 class DeviceLoop:
     """`asag_deploy.probing.detect` for the engines of one network; safe to call from several threads."""
 
-    def __init__(self, stages: Mapping[str, EngineStage], device: Device, kernels: KernelLibrary) -> None:
+    def __init__(
+        self,
+        stages: Mapping[str, EngineStage],
+        device: Device,
+        kernels: KernelLibrary,
+        on_canvas: Mapping[Canvas, Mapping[str, EngineStage]] | None = None,
+        *,
+        keep_compiled: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_canvas`: stages that are engines for one image of exactly that shape, which are preferred;
+        `keep_compiled` is called after each detection, for kernels that came with a new graph.
+        """
         self._stages = stages
+        self._on_canvas = on_canvas or {}
+        self._keep_compiled = keep_compiled
         self._device = device
         self._kernels = kernels
         self._graphs: OrderedDict[_Key, LoopGraph] = OrderedDict()
@@ -71,16 +97,34 @@ class DeviceLoop:
         """
         if rule.deadline is not None:
             return detect(network, probing, rule, image, image_size)
+        return self.begin(network, probing, rule, image, image_size).finish()
+
+    def begin(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Begun:
+        """As calling it, for a rule without deadline, but without waiting for the GPU.
+
+        So what comes after the network can be put on the stream before the host has read anything.  The
+        decision is held against the host's, and a batch detected again, in `finish`, which must be called.
+        """
         start = time.perf_counter()
         with self._device.lock:
             graph = self._graph(probing, rule, image)
             results, fetch = graph.launch(image, image_size)
-        probed = _read(probing, rule, graph.levels, graph.slots, results, fetch())
-        if probed is None:
-            self.redone += 1
-            return detect(network, probing, rule, image, image_size)
-        probed.times_ms["loop"] = (time.perf_counter() - start) * 1000
-        return probed
+        prefix = "decoder/"
+        outputs = {name.removeprefix(prefix): a for name, a in results.items() if name.startswith(prefix)}
+
+        def finish() -> Probed:
+            numbers = fetch()
+            self._keep_compiled()
+            probed = _read(probing, rule, graph, results, outputs, numbers)
+            if probed is None:
+                self.redone += 1
+                return detect(network, probing, rule, image, image_size)
+            probed.times_ms["loop"] = (time.perf_counter() - start) * 1000
+            return probed
+
+        return Begun(outputs, finish)
 
     def close(self) -> None:
         """Let go of every graph; the stream must have done its work."""
@@ -96,10 +140,12 @@ class DeviceLoop:
             if len(self._graphs) >= MOST_GRAPHS:
                 self._device.synchronize()  # it may still be running
                 self._graphs.popitem(last=False)[1].close()
+            batch, _, height, width = image.shape
+            fixed = self._on_canvas.get(Canvas(height, width)) if batch == 1 else None
+            stages = self._stages if fixed is None else fixed
+            common = (self._device, self._kernels, self._workspace)
             try:
-                graph = LoopGraph(
-                    self._stages, self._device, self._kernels, self._workspace, probing, rule, image
-                )
+                graph = LoopGraph(stages, *common, probing, rule, image, fixed=fixed is not None)
             except BackendError as error:
                 raise CaptureError(
                     f"the loop could not be captured in a graph ({error}); use loop 'host'"
@@ -112,9 +158,9 @@ class DeviceLoop:
 def _read(
     probing: Probing,
     rule: StopRule,
-    possible: Sequence[ProbeLevel],
-    slots: Sequence[int],
+    graph: LoopGraph,
     results: Mapping[str, DeviceArray],
+    outputs: dict[str, DeviceArray],
     numbers: Sequence[NDArray[np.generic]],
 ) -> Probed | None:
     """What `detect` would have returned; None if a level had no room for all its patches.
@@ -123,16 +169,16 @@ def _read(
     """
     went_on, *by_level = numbers
     counts = [Counts(*of_level.astype(np.int64).T) for of_level in by_level]
-    origins = [None, *(results[f"{stage_name(level)}/origins"] for level in possible), None]
+    origins = [None, *(results[f"{stage_name(level)}/origins"] for level in graph.levels), None]
     decisions = Decisions(len(went_on))
     zeros = np.zeros_like(counts[0].selected)
     levels = [_run_of("backbone", FIRST_LEVEL, (zeros + 5, zeros), origins[:2], counts[0], results)]
     for i, level in enumerate(probing.levels):
         running = decisions.who_goes_on(rule, level.level, levels[-1].counts)
-        if not running.any() or i == len(possible):
+        if not running.any() or i == len(graph.levels):
             break
         patches = patches_of(probing, rule, level, levels[-1].counts, running)
-        if patches[0].max() > slots[i]:
+        if patches[0].max() > graph.slots[i]:
             return None
         looked = origins[i + 1 : i + 3]
         levels.append(_run_of(stage_name(level), level.level, patches, looked, counts[i + 1], results))
@@ -142,8 +188,6 @@ def _read(
             "the loop on the device has probed other levels than the host would have; "
             "load the detector with loop='host', and report this"
         )
-    prefix = "decoder/"
-    outputs = {name.removeprefix(prefix): a for name, a in results.items() if name.startswith(prefix)}
     return Probed(outputs=outputs, levels=levels, probed=probed, stop=decisions.reasons(levels[-1].level))
 
 

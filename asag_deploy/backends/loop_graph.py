@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends.loop_memory import Arena, Workspace, buffer
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain, new_graph
+from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary, add_decide, decide, patch_nms
 from asag_deploy.manifest import FIRST_LEVEL, ProbeLevel, Probing
@@ -26,10 +27,6 @@ from asag_deploy.probing import FEATURES, StopRule, patch_limit, round_up, stage
 
 if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt_stage import EngineStage, StageContext
-
-MOST_SLOTS = 32
-"""Patches an image and level that a graph has room for; rare images that need more are detected twice."""
-PATCH_BUCKET = 16
 
 
 class _Call(NamedTuple):
@@ -54,21 +51,26 @@ class LoopGraph:
         probing: Probing,
         rule: StopRule,
         image: DeviceArray,
+        *,
+        fixed: bool,
     ) -> None:
-        """For images such as `image`.
+        """For images such as `image`; `fixed` if the stages are engines of one shape, with room for
+        `fixed_slots` patches on every level, whatever the rule.
 
         Raises BackendError if a stage cannot be captured, or holds what a graph that decides cannot.
         """
         self.levels = tuple(level for level in probing.levels if rule.allows(level.level))
         """The levels that the graph can probe."""
         self.slots = tuple(
-            round_up(min(patch_limit(rule, level), MOST_SLOTS), PATCH_BUCKET, level.capacity)
+            fixed_slots(level)
+            if fixed
+            else round_up(min(patch_limit(rule, level), MOST_SLOTS), PATCH_BUCKET, level.capacity)
             for level in self.levels
         )
-        """Patches an image that each has room for."""
+        """Patches an image that each has room for; rare images that need more are detected twice."""
         self.results = Arena(device)
         self._stages, self._device, self._kernels = stages, device, kernels
-        self._probing, self._rule = probing, rule
+        self._probing, self._rule, self._fixed = probing, rule, fixed
         self._within = Arena(device)
         self._constants: dict[str, DeviceArray] = {}
         self._calls: dict[str, _Call] = {}
@@ -76,6 +78,7 @@ class LoopGraph:
         try:
             self._plan(workspace, image)
             self._warm_up(image)
+            self._check()
             self._graph = self._build()
         except BaseException:
             with contextlib.suppress(BackendError):
@@ -152,14 +155,11 @@ class LoopGraph:
             self._place(name, inputs)
 
     def _open(self, name: str, inputs: Mapping[str, DeviceArray]) -> None:
-        """A context, and room for its outputs.  Raises BackendError if it cannot be captured."""
+        """A context, and room for its outputs."""
         stage = self._stages[name]
         context = stage.open_context(inputs)
         # Known from now on, so that it is closed whatever goes wrong.
         self._calls[name] = _Call(context, ())
-        problem = context.why_not_capturable(self._device.capture_stream)
-        if problem is not None:
-            raise BackendError(problem)
         for tensor, shape in zip(stage.outputs, context.output_shapes, strict=True):
             self._room(name, tensor.name).add(f"{name}/{tensor.name}", shape, tensor.dtype)
 
@@ -180,7 +180,7 @@ class LoopGraph:
         return made
 
     def _decoder_anchors(self, batch: int) -> dict[str, DeviceArray]:
-        """A level that is not run has its anchors cleared, and one beyond `max_level` a patch of zeros."""
+        """A level that is not run has its anchors cleared, and one beyond `max_level` zeros."""
         inputs = {"probed": self.results.blank("probed")}
         levels = [(FIRST_LEVEL, "backbone"), *((level.level, stage_name(level)) for level in self.levels)]
         for level, name in levels:
@@ -188,7 +188,8 @@ class LoopGraph:
                 if f"{name}/{part}" in self.results:
                     inputs[f"{part}_{level.lower()}"] = self.results.blank(f"{name}/{part}")
         for beyond in self._probing.levels[len(self.levels) :]:
-            shape, name = (batch, beyond.anchors_per_patch), beyond.level.lower()
+            patches, name = fixed_slots(beyond) if self._fixed else 1, beyond.level.lower()
+            shape = (batch, patches * beyond.anchors_per_patch)
             inputs[f"anchors_{name}"] = self._constant(np.zeros((*shape, 5), dtype=np.float32))
             inputs[f"selected_{name}"] = self._constant(np.zeros(shape, dtype=np.bool_))
         return inputs
@@ -205,6 +206,13 @@ class LoopGraph:
             self._run(stage_name(level), number + 1, stream)
         self._run("decoder", None, stream)
         self._device.synchronize()
+
+    def _check(self) -> None:
+        """Raise BackendError if a stage is known not to be capturable."""
+        for call in self._calls.values():
+            problem = call.context.why_not_capturable(self._device.capture_stream)
+            if problem is not None:
+                raise BackendError(problem)
 
     def _build(self) -> int:
         """The graph, ready to be launched."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +71,62 @@ class CompiledCache:
                 total += state.st_size
                 if total > self.most_bytes:
                     file.unlink(missing_ok=True)
+
+
+class GrowingEntry:
+    """An entry of a cache whose content grows while it is used, such as kernels that come with new shapes.
+
+    It is written as soon as it has grown, so that whoever is killed has not compiled in vain, but not more
+    often than every `pause_s` seconds.  Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        cache: CompiledCache,
+        key: str,
+        serialize: Callable[[], bytes | None],
+        *,
+        kept_bytes: int = 0,
+        pause_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cache = cache
+        self._key = key
+        self._serialize = serialize
+        self._kept_bytes = kept_bytes
+        """Size of what the cache holds already."""
+        self._pause_s = pause_s
+        self._clock = clock
+        self._looked_at: float | None = None
+        self._may_have_grown = False
+        self._lock = threading.Lock()
+
+    def used(self) -> None:
+        """Something is about to be done that may add to the content."""
+        self._may_have_grown = True
+
+    def keep(self, *, now: bool = False) -> None:
+        """Write the content if it has grown, and if it was not looked at just now (or `now`).
+
+        Nothing happens while another thread is at it.
+        """
+        if not self._is_due(now) or not self._lock.acquire(blocking=now):
+            return
+        try:
+            self._looked_at = self._clock()
+            self._may_have_grown = False  # before the look, so that what begins meanwhile is not forgotten
+            content = self._serialize()
+            if content is not None and len(content) > self._kept_bytes:
+                self._cache.write(self._key, content)
+                self._kept_bytes = len(content)
+                self._may_have_grown = True  # more may come of the same use; the next look will tell
+        finally:
+            self._lock.release()
+
+    def _is_due(self, now: bool) -> bool:
+        if not self._may_have_grown:
+            return False
+        return now or self._looked_at is None or self._clock() - self._looked_at >= self._pause_s
 
 
 def cache_folder() -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.loop_memory import buffer
-from asag_deploy.backends.openvino_cache import CompiledCache, cache_folder
+from asag_deploy.backends.openvino_cache import CompiledCache, GrowingEntry, cache_folder
 from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
@@ -98,7 +98,14 @@ class TensorRt:
         except BaseException:
             loader.close()
             raise
-        return EngineNetwork(stages, loader.device, loader.close, kernels=kernels, loops=loader.loops)
+        return EngineNetwork(
+            stages,
+            loader.device,
+            loader.close,
+            kernels=kernels,
+            loops=loader.loops,
+            keep_compiled=loader.keep_compiled,
+        )
 
 
 class EngineNetwork(Network):
@@ -121,12 +128,16 @@ class EngineNetwork(Network):
         *,
         kernels: KernelLibrary | None = None,
         loops: list[DeviceLoop] | None = None,
+        keep_compiled: Callable[[], None] = lambda: None,
     ) -> None:
         self._stages = {stage.name: stage for stage in stages}
         self.device = device
         self.kernels = kernels
         """With which images are prepared and detections finished on the GPU, if they were found."""
         self._loops = [] if loops is None else loops
+        self.keep_compiled = keep_compiled
+        """Write what was compiled for new shapes to the cache, if there is any and it was not done just now;
+        for whoever ends a detection without `download`."""
         self.close = weakref.finalize(self, release)
         """Let go of engines and memory once the GPU is done; closing twice does no harm."""
 
@@ -148,7 +159,8 @@ class EngineNetwork(Network):
             raise BackendError(f"the loop cannot run on the device: {problem}")
         with self.device.lock:
             if not self._loops:
-                self._loops.append(DeviceLoop(self._stages, self.device, self.kernels))
+                made = DeviceLoop(self._stages, self.device, self.kernels, keep_compiled=self.keep_compiled)
+                self._loops.append(made)
             return self._loops[0]
 
     def layers(self) -> dict[str, Layers | None]:
@@ -168,7 +180,9 @@ class EngineNetwork(Network):
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
         """A copy on the host, once it has been computed."""
-        return self.device.download(array)
+        downloaded = self.device.download(array)
+        self.keep_compiled()
+        return downloaded
 
     def select(
         self,
@@ -206,7 +220,7 @@ class _Loader:
         self.loops: list[DeviceLoop] = []
         """That refer to the stages, and so go before them."""
         self._stages: list[EngineStage] = []
-        self._caches: list[tuple[CompiledCache, str, Any]] = []
+        self._compiled: list[GrowingEntry] = []
 
     def load(self, engine: Engine) -> EngineStage:
         """An engine that has been checked, as a stage.  Raises EngineStaleError if the library refuses it."""
@@ -232,15 +246,17 @@ class _Loader:
         self._stages.append(stage)
         return stage
 
+    def keep_compiled(self, *, now: bool = False) -> None:
+        """Write the kernels to the cache that TensorRT-RTX has compiled for new shapes."""
+        for entry in self._compiled:
+            entry.keep(now=now)
+
     def close(self) -> None:
         """Let go of everything once the GPU is done."""
         with contextlib.suppress(BackendError), self.device.lock:
             self.device.synchronize()
-        for cache, key, compiled in self._caches:
-            content = compiled.serialize()
-            if content is not None:
-                cache.write(key, bytes(content))
-        self._caches.clear()
+        self.keep_compiled(now=True)
+        self._compiled.clear()
         for loop in self.loops:
             loop.close()
         self.loops.clear()
@@ -253,11 +269,16 @@ class _Loader:
         by_user = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._library.format == "tensorrt":
             return lambda: loaded.create_execution_context(by_user)
-        config = self._rtx_config(loaded, engine)
+        config, compiled = self._rtx_config(loaded, engine)
         config.set_execution_context_allocation_strategy(by_user)
-        return lambda: loaded.create_execution_context(config)
 
-    def _rtx_config(self, loaded: Any, engine: Engine) -> Any:
+        def make() -> Any:
+            compiled.used()  # a context is for new shapes, and those take kernels of their own
+            return loaded.create_execution_context(config)
+
+        return make
+
+    def _rtx_config(self, loaded: Any, engine: Engine) -> tuple[Any, GrowingEntry]:
         """How TensorRT-RTX compiles kernels at run time, and what it has compiled before."""
         module = self._library.module
         config = loaded.create_runtime_config()
@@ -266,16 +287,20 @@ class _Loader:
         specialised = engine.sidecar.recipe.stage in _SPECIALISED
         config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if specialised else kernels.NONE
         recipe = f"{self._library.title} {self.device.cuda.name} {self.device.cuda.capability}"
-        cache, compiled = (
-            CompiledCache(cache_folder() / "tensorrt-rtx", recipe),
-            config.create_runtime_cache(),
-        )
-        before = cache.read(engine.sidecar.engine_sha256)
-        if before is not None:
-            compiled.deserialize(before)
+        cache, key = CompiledCache(cache_folder() / "tensorrt-rtx", recipe), engine.sidecar.engine_sha256
+        compiled, before = config.create_runtime_cache(), cache.read(key)
+        known = before is not None and compiled.deserialize(before)
         config.set_runtime_cache(compiled)
-        self._caches.append((cache, engine.sidecar.engine_sha256, compiled))
-        return config
+
+        def serialize() -> bytes | None:
+            with self.device.lock:  # nothing is compiled meanwhile
+                content = compiled.serialize()
+            return None if content is None else bytes(content)
+
+        kept_bytes = len(before) if known and before is not None else 0
+        entry = GrowingEntry(cache, key, serialize, kept_bytes=kept_bytes)
+        self._compiled.append(entry)
+        return config, entry
 
 
 def _register_plugins(library: Library, engines: Sequence[Engine]) -> None:

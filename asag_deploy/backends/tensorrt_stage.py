@@ -60,8 +60,7 @@ class Tensor:
 class EngineStage:
     """An engine that has been deserialised: an `asag_deploy.stages.Stage`.
 
-    `make_context` creates an execution context without memory of its own; `capturable` is False for an engine
-    that was built with control flow in it, about which TensorRT asks the host.
+    `make_context` creates an execution context without memory of its own.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class EngineStage:
         *,
         make_context: MakeContext,
         library: Library,
-        capturable: bool = True,
     ) -> None:
         self.name = engine.sidecar.recipe.stage
         self._engine = engine
@@ -80,7 +78,6 @@ class EngineStage:
         self._device = device
         self._make_context = make_context
         self._library = library
-        self._capturable = capturable
         self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
         self.inputs, self.outputs = _tensors(loaded, engine)
         device.expect_scratch(_most_scratch(loaded))
@@ -122,7 +119,8 @@ class EngineStage:
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
-        self._loaded = None
+        loaded, self._loaded = self._loaded, None
+        captures.when_over(lambda: loaded)  # destroying it frees memory, which a capture forbids
 
     def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
         if tensor.name not in inputs:
@@ -152,6 +150,7 @@ class EngineStage:
         return context
 
     def _new_context(self, shapes: Shapes) -> StageContext:
+        capturable = self._engine.sidecar.capturable
         return StageContext(
             self._make_context(),
             self.inputs,
@@ -159,13 +158,13 @@ class EngineStage:
             shapes,
             self._device,
             self._failed,
-            why_not_capturable=None if self._capturable else self._holds_control_flow(),
+            why_not_capturable=None if capturable else self._asks_the_host(),
         )
 
-    def _holds_control_flow(self) -> str:
+    def _asks_the_host(self) -> str:
         return (
-            f"the engine of the graph '{self.name}' holds control flow, about which TensorRT asks the host; "
-            "export the bundle with this release and build its engines again with `asag-build`"
+            f"the engine of the graph '{self.name}' waits for decisions of the host, so that it cannot be "
+            "captured; export the bundle with this release and build its engines again with `asag-build`"
         )
 
     def _failed(self, what: str) -> BackendError:
@@ -232,7 +231,7 @@ class StageContext:
             self._device.cuda.destroy_launchable(graph)
         self._graphs.clear()
         context, self._context = self._context, None
-        captures.when_over(lambda: context)  # destroying it frees memory, which a capture forbids
+        captures.when_over(lambda: context)
 
     def enqueue(self, addresses: Addresses, stream: int | None = None) -> None:
         """As `run`, but never from a captured graph, so that the caller may capture it; on any stream."""

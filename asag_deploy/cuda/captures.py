@@ -22,45 +22,48 @@ class Captures:
 
     def __init__(self) -> None:
         self._turn = threading.RLock()
-        self._mutex = threading.RLock()  # a finaliser may come in while the same thread holds it
         self._going_on = 0
         self._put_off: deque[Callable[[], object]] = deque()
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
         """While this thread captures; another thread's capture is waited for."""
-        with self._turn:
-            collects = gc.isenabled()
-            gc.disable()
+        with self.none_going_on():
             self._going_on += 1
             try:
                 yield
             finally:
-                with self._mutex:
-                    self._going_on -= 1
-                if collects:
-                    gc.enable()
-                self._catch_up()
+                self._going_on -= 1
+        self._catch_up()
 
     @contextlib.contextmanager
     def none_going_on(self) -> Iterator[None]:
         """Wait for other threads' captures, and let none begin meanwhile."""
         with self._turn:
-            yield
+            collects = gc.isenabled()
+            gc.disable()
+            try:
+                yield
+            finally:
+                if collects:
+                    gc.enable()
 
     def when_over(self, action: Callable[[], object]) -> None:
-        """Do it now, or as soon as no capture is going on; a BackendError is then lost."""
-        with self._mutex:
-            if self._going_on:
-                self._put_off.append(action)
-                return
-        action()
+        """Do it now, or as soon as no capture is going on; a BackendError is then lost.
+
+        Without a lock, as a finaliser may come here while its thread holds any.
+        """
+        if not self._going_on:
+            action()
+            return
+        self._put_off.append(action)
+        self._catch_up()  # if the capture has ended since
 
     def _catch_up(self) -> None:
         while self._put_off and not self._going_on:
-            action = self._put_off.popleft()
-            with contextlib.suppress(BackendError):  # there is nobody left to be told
-                action()
+            # Another thread may be faster; and there is nobody left to be told of a failure.
+            with contextlib.suppress(IndexError, BackendError):
+                self._put_off.popleft()()
 
 
 captures = Captures()

@@ -6,19 +6,24 @@ and the GPU at hand.  Neither of the two libraries is imported before it is aske
 """
 
 from asag_deploy.engines.build import BuildOptions, BuildReport, build_engines
-from asag_deploy.engines.sidecar import Engine, Format, Sidecar, check, engine_folder
+from asag_deploy.engines.canvases import Canvas, default_canvases, parse_canvas
+from asag_deploy.engines.sidecar import Engine, Format, Sidecar, canvas_engines, check, engine_folder
 from asag_deploy.engines.targets import Target, parse_target, this_gpu
 
 __all__ = [
     "BuildOptions",
     "BuildReport",
+    "Canvas",
     "Engine",
     "Format",
     "Sidecar",
     "Target",
     "build_engines",
+    "canvas_engines",
     "check",
+    "default_canvases",
     "engine_folder",
+    "parse_canvas",
     "parse_target",
     "this_gpu",
 ]

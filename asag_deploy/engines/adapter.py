@@ -9,6 +9,7 @@ strongly typed         always                     always                      if
 compute capabilities   any, without a GPU         the GPU's of this machine   the GPU's of this machine
 hardware compatibility no                         yes                         yes, one kind of it in 10.0
 plugins, timing cache  no                         yes                         yes
+user allocation        yes                        no                          no
 =====================  =========================  ==========================  =============================
 
 `tests/deploy/engines` holds that every name and argument used here exists in the libraries themselves.
@@ -49,6 +50,8 @@ class CompileOptions:
     optimization_level: int | None
     compatibility: Compatibility
     version_compatible: bool
+    user_allocation: bool
+    auxiliary_streams: int
 
 
 class _Messages:
@@ -118,6 +121,11 @@ class Library:
             return None
         found = (_CAPABILITY.fullmatch(name) for name in self._module.ComputeCapability.__members__)
         return tuple(f"sm{match[1]}" for match in found if match is not None)
+
+    @property
+    def user_allocation(self) -> bool:
+        """Whether engines can be told to take all memory from their caller."""
+        return "REQUIRE_USER_ALLOCATION" in self._module.BuilderFlag.__members__
 
     def load_plugins(self, path: Path, operators: Sequence[str]) -> tuple[Plugin, ...]:
         """Register the plugins of a library; returns those that stand for one of `operators`.
@@ -208,6 +216,9 @@ class Library:
                 f"{_one_line(self._messages.first_error)}"
             )
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # for the inspector
+        config.max_aux_streams = options.auxiliary_streams
+        if options.user_allocation:
+            config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if not options.tf32:
             config.clear_flag(module.BuilderFlag.TF32)
         if options.optimization_level is not None:

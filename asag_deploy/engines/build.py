@@ -15,8 +15,17 @@ from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle import Bundle
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
-from asag_deploy.engines.graph import Plugin, for_parser, operators_of, require_onnx
-from asag_deploy.engines.shapes import Batches, profile
+from asag_deploy.engines.canvases import Canvas, check_canvas, default_canvases, in_order
+from asag_deploy.engines.graph import (
+    Plugin,
+    computes_with_sizes,
+    control_flow,
+    for_parser,
+    operators_of,
+    require_onnx,
+)
+from asag_deploy.engines.plan import read_plan
+from asag_deploy.engines.shapes import Batches, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import (
     Compatibility,
     Recipe,
@@ -45,6 +54,9 @@ COMPATIBILITIES: tuple[Compatibility, ...] = ("none", "ampere_plus", "same_compu
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _LEVELS = range(6)
 _TIMING_CACHE = "timing.cache"
+_INSTEAD = "; use the backend onnxruntime-cuda on that GPU, or build on it with --format tensorrt"
+_AUXILIARY_STREAMS = 0
+"""What is captured must not leave the stream that it is captured from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,10 @@ class BuildOptions:
     precision: str | None = None
     """What the bundle is expected to be in; None for whatever it is."""
     batches: Batches = field(default_factory=Batches)
+    canvases: tuple[Canvas, ...] = ()
+    """Shapes of images that get engines of their own, beside those that take every shape."""
+    usual_canvases: bool = False
+    """Also those that `default_canvases` gives for the bundle's images."""
     tf32: bool = False
     optimization_level: int | None = None
     plugins: Path | None = None
@@ -119,15 +135,18 @@ def build_engines(
         raise BundleCorruptError(
             f"the bundle '{bundle.path}' holds no graphs; export it again with `asag-export`"
         )
+    canvases = _canvases(bundle, options)
     require_onnx()
     library = open_library(options.engine_format)
     gpu = find_gpu()
     wanted = _targets(library, options, gpu)
     plugins = _plugins(library, bundle, options)
     jobs = [
-        _Job(bundle=bundle, graph=graph, target=target, options=options, plugins=plugins, gpu=gpu)
+        _Job(bundle=bundle, graph=g, target=target, options=options, plugins=plugins, gpu=gpu, canvas=canvas)
         for target in wanted
-        for graph in bundle.manifest.graphs
+        for canvas in (None, *canvases)
+        for g in bundle.manifest.graphs
+        if canvas is None or depends_on_canvas(g)
     ]
     built, current = [], []
     for i, job in enumerate(jobs):
@@ -135,7 +154,7 @@ def build_engines(
         if not options.force and is_current(path, recipe):
             current.append(path)
             continue
-        progress(f"{job.target.name} {job.graph.name}", i, len(jobs))
+        progress(job.title, i, len(jobs))
         _build(job, recipe, path, library)
         built.append(path)
     progress("", len(jobs), len(jobs))
@@ -157,9 +176,18 @@ class _Job:
     options: BuildOptions
     plugins: tuple[Plugin, ...]
     gpu: Gpu | None
+    canvas: Canvas | None
+
+    @property
+    def title(self) -> str:
+        canvas = "" if self.canvas is None else f" {self.canvas}"
+        return f"{self.target.name}{canvas} {self.graph.name}"
+
+    def folder(self, library: Library) -> Path:
+        return engine_folder(self.bundle, library.format, self.target.name)
 
     def path(self, library: Library) -> Path:
-        return engine_path(engine_folder(self.bundle, library.format, self.target.name), self.graph.name)
+        return engine_path(self.folder(library), self.graph.name, self.canvas)
 
     def used_plugins(self) -> tuple[Plugin, ...]:
         operators = operators_of(self.content(), self.graph.name)
@@ -192,7 +220,10 @@ class _Job:
             device=self.gpu.name if tied and self.gpu is not None else None,
             optimization_level=options.optimization_level,
             plugins=tuple(plugin.name for plugin in self.used_plugins()) if self.plugins else (),
-            inputs=profile(self.graph, self.bundle.manifest, options.batches),
+            user_allocation=library.user_allocation,
+            auxiliary_streams=_AUXILIARY_STREAMS,
+            canvas=self.canvas,
+            inputs=profile(self.graph, self.bundle.manifest, options.batches, self.canvas),
             outputs=self.graph.outputs,
         )
 
@@ -207,7 +238,7 @@ def _build(job: _Job, recipe: Recipe, path: Path, library: Library) -> None:
     graph = for_parser(
         content, name=job.graph.name, plugins=job.plugins, turing=_spells_out_products(job.target, library)
     )
-    cache = path.parent / _TIMING_CACHE
+    cache = job.folder(library) / _TIMING_CACHE
     if library.timing_cache is None and cache.is_file():
         library.timing_cache = cache.read_bytes()
     engine = library.compile(
@@ -220,19 +251,38 @@ def _build(job: _Job, recipe: Recipe, path: Path, library: Library) -> None:
             optimization_level=recipe.optimization_level,
             compatibility=recipe.compatibility,
             version_compatible=recipe.version_compatible,
+            user_allocation=recipe.user_allocation,
+            auxiliary_streams=recipe.auxiliary_streams,
         ),
     )
+    capturable, host_memory = _host_work(graph, engine, recipe)
     here = job.gpu is not None and job.gpu.capability in recipe.capabilities
     sidecar = Sidecar(
         recipe=recipe,
         engine_sha256=hashlib.sha256(engine).hexdigest(),
         engine_bytes=len(engine),
+        capturable=capturable,
+        host_memory=host_memory,
         layers=library.layers(engine, version_compatible=recipe.version_compatible) if here else None,
     )
     _write(path, engine)
     _write(path.with_suffix(".json"), sidecar_to_json(sidecar).encode())
     if library.timing_cache is not None:
         _write(cache, library.timing_cache)
+
+
+def _host_work(graph: bytes, engine: bytes, recipe: Recipe) -> tuple[bool, bool]:
+    """Whether an engine can be captured, and whether it may read the host's memory.
+
+    TensorRT-RTX writes both into its engines.  Of TensorRT's it is known from the graph: it decides loops
+    and branches on the host, and copies sizes to the GPU where they are not known from the start.
+    """
+    if recipe.format == "tensorrt-rtx":
+        plan = read_plan(engine)
+        return plan.capturable, plan.host_memory
+    one_shape = all(range_.least == range_.most for range_ in recipe.inputs)
+    decides = bool(control_flow(graph, recipe.stage))
+    return not decides, decides or (not one_shape and computes_with_sizes(graph, recipe.stage))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -242,6 +292,14 @@ def _write(path: Path, content: bytes) -> None:
 
 def _spells_out_products(target: Target, library: Library) -> bool:
     return library.format == "tensorrt-rtx" and target.includes_turing
+
+
+def _canvases(bundle: Bundle, options: BuildOptions) -> tuple[Canvas, ...]:
+    preprocessing = bundle.manifest.preprocessing
+    for canvas in options.canvases:
+        check_canvas(canvas, preprocessing)
+    usual = default_canvases(preprocessing) if options.usual_canvases else ()
+    return in_order((*options.canvases, *usual))
 
 
 def _check_precision(bundle: Bundle, options: BuildOptions) -> None:
@@ -265,8 +323,8 @@ def _targets(library: Library, options: BuildOptions, gpu: Gpu | None) -> tuple[
     supported = library.capabilities
     asked = tuple(parse_target(text) for text in options.gpus)
     if supported is not None:
-        mine = (gpu.capability,) if gpu is not None and gpu.capability in supported else DEFAULT_CAPABILITIES
-        check_supported(asked, supported, library.title)
+        mine = DEFAULT_CAPABILITIES if gpu is None else (gpu.capability,)
+        check_supported(asked or mine, supported, library.title, instead=_INSTEAD)
         return targets(asked or mine, shared=options.shared)
     if options.shared:
         raise ConfigError("TensorRT cannot share engines between --gpu; use --compatibility ampere_plus")

@@ -14,6 +14,7 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.adapter import FORMATS
 from asag_deploy.engines.build import COMPATIBILITIES, BuildOptions, BuildReport, build_engines, summary
+from asag_deploy.engines.canvases import parse_canvas
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.engines.targets import DEFAULT_CAPABILITIES
 
@@ -41,6 +42,22 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--shared", action="store_true", help="one engine for all --gpu instead of one for each")
     add("--max-batch", metavar="N", type=int, default=4, help="most images at once (default %(default)s)")
     add("--usual-batch", metavar="N", type=int, default=1, help="what to optimise for (default %(default)s)")
+    add(
+        "--canvas",
+        dest="canvases",
+        metavar="HxW",
+        action="append",
+        default=[],
+        help="also engines of exactly this shape, such as 800x1088, for one image padded to it; may be "
+        "repeated",
+    )
+    add(
+        "--canvases",
+        dest="usual_canvases",
+        choices=("default", "none"),
+        default="none",
+        help="default: also engines for a square, 4:3, 3:2 and the longest images (default %(default)s)",
+    )
     add("--tf32", action="store_true", help="let float32 products lose 13 bits of mantissa, for speed")
     add("--optimization-level", metavar="N", type=int, help="0 (quick build) to 5 (slow build)")
     add(
@@ -61,6 +78,8 @@ def engine_options(
         shared=options.shared,
         precision=precision,
         batches=Batches(usual=options.usual_batch, most=options.max_batch),
+        canvases=tuple(parse_canvas(text) for text in options.canvases),
+        usual_canvases=options.usual_canvases == "default",
         tf32=options.tf32,
         optimization_level=options.optimization_level,
         plugins=options.plugins,

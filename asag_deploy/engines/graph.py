@@ -10,11 +10,11 @@ The bundle's graphs are written for every runtime; what TensorRT needs beyond th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asag_deploy.engines.products import spell_out_products
+from asag_deploy.engines.products import bodies, spell_out_products
 from asag_deploy.errors import BackendError, BundleCorruptError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ OPERATOR_DOMAIN = "asag"
 _PLUGIN_PREFIX = "Asag"
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 _UINT8 = 2  # onnx.TensorProto.UINT8
+_CONTROL_FLOW = {"Loop", "If", "Scan"}
+_SIZES = {"Shape", "Size"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,34 @@ def for_parser(content: bytes, *, name: str, plugins: Collection[Plugin], turing
 def operators_of(content: bytes, name: str) -> set[str]:
     """The `asag` operators that a stage graph uses.  Raises BundleCorruptError if it is not an ONNX model."""
     return {node.op_type for node in _read(content, name).graph.node if node.domain == OPERATOR_DOMAIN}
+
+
+def control_flow(content: bytes, name: str) -> tuple[str, ...]:
+    """The nodes of a graph that decide what runs next, such as `Loop 'rounds'`, bodies included.
+
+    `content` is the graph as the parser reads it: what is in a function or behind a plugin is not looked at.
+    Raises BundleCorruptError if it is not an ONNX model.
+    """
+    return tuple(
+        f"{n.op_type} '{n.name}'" for n in _nodes(_read(content, name)) if n.op_type in _CONTROL_FLOW
+    )
+
+
+def computes_with_sizes(content: bytes, name: str) -> bool:
+    """Whether a graph, as the parser reads it, asks for the size of a tensor, which the host knows.
+
+    Raises BundleCorruptError if it is not an ONNX model.
+    """
+    return any(node.op_type in _SIZES for node in _nodes(_read(content, name)))
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those inside other nodes too."""
+    waiting = [model.graph]
+    while waiting:
+        for node in waiting.pop().node:
+            yield node
+            waiting.extend(bodies(node))
 
 
 def _read(content: bytes, name: str) -> onnx.ModelProto:

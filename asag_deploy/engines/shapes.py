@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.errors import BundleCorruptError, ConfigError
-from asag_deploy.manifest import GraphSpec, Manifest, TensorSpec
+from asag_deploy.manifest import GraphSpec, Manifest, ProbeLevel, TensorSpec
 from asag_deploy.manifest_json import export_again
 from asag_deploy.probing import FAST_MAX_PATCHES
 
 _FEATURE_LEVELS = (2, 3, 4, 5)
 _USUAL_ASPECT = 4 / 3
+_EVERY_SHAPE = ("normalize",)
+"""Stages that do so little that an engine of one shape would be no faster."""
+
+MOST_SLOTS = 32
+"""Patches an image and level that an engine of one shape has room for; images that need more are rare."""
+PATCH_BUCKET = 16
+"""What that room is a multiple of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +67,28 @@ class _Range:
     most: int
 
 
-def profile(graph: GraphSpec, manifest: Manifest, batches: Batches) -> tuple[InputRange, ...]:
+def profile(
+    graph: GraphSpec, manifest: Manifest, batches: Batches, canvas: Canvas | None = None
+) -> tuple[InputRange, ...]:
     """The shapes that an engine of this graph must take, one range for each of its inputs, in their order.
+
+    On a canvas each is a single shape: of one image of that size, `fixed_slots` patches for every level, and
+    as many queries as there can be.
 
     Raises BundleCorruptError if the graph has a dynamic size of unknown meaning.
     """
-    sizes = _sizes(graph, manifest, batches)
+    sizes = _sizes(graph, manifest, batches) if canvas is None else _fixed_sizes(graph, manifest, canvas)
     return tuple(_input_range(spec, sizes, graph, manifest) for spec in graph.inputs)
+
+
+def fixed_slots(level: ProbeLevel) -> int:
+    """Patches an image that an engine of one shape has room for at a level, of which it may need none."""
+    return min(_round_up(min(level.capacity, MOST_SLOTS), PATCH_BUCKET), level.capacity)
+
+
+def depends_on_canvas(graph: GraphSpec) -> bool:
+    """Whether a canvas has an engine of this graph of its own."""
+    return graph.name not in _EVERY_SHAPE
 
 
 def _input_range(
@@ -113,6 +136,27 @@ def _sizes(graph: GraphSpec, manifest: Manifest, batches: Batches) -> dict[str, 
             sizes["height_feature"] = _cells(height, probed.stride)
             sizes["width_feature"] = _cells(width, probed.stride)
     return sizes
+
+
+def _fixed_sizes(graph: GraphSpec, manifest: Manifest, canvas: Canvas) -> dict[str, _Range]:
+    """As `_sizes`, each a single one."""
+    sizes = {
+        "batch": 1,
+        "height": canvas.height,
+        "width": canvas.width,
+        "queries": manifest.probing.anchor_cap,
+    }
+    for level in _FEATURE_LEVELS:
+        sizes[f"height_p{level}"] = -(-canvas.height // 2**level)
+        sizes[f"width_p{level}"] = -(-canvas.width // 2**level)
+    for probed in manifest.probing.levels:
+        name, slots = probed.level.lower(), fixed_slots(probed)
+        sizes[f"anchors_{name}"] = probed.anchors_per_patch * slots
+        if graph.name == f"probe_{name}":
+            sizes["patches"] = slots
+            sizes["height_feature"] = -(-canvas.height // probed.stride)
+            sizes["width_feature"] = -(-canvas.width // probed.stride)
+    return {name: _Range(least=size, usual=size, most=size) for name, size in sizes.items()}
 
 
 def _image_sides(manifest: Manifest) -> tuple[_Range, _Range]:

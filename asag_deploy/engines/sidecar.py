@@ -6,6 +6,7 @@ says little, or computes something else.  `check` finds that out beforehand.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,16 +16,23 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from asag_deploy.bundle import Bundle
-from asag_deploy.engines.shapes import InputRange
+from asag_deploy.engines.canvases import Canvas, in_order, parse_canvas
+from asag_deploy.engines.shapes import InputRange, depends_on_canvas
 from asag_deploy.engines.targets import number
-from asag_deploy.errors import BundleCorruptError, EngineMissingError, EngineStaleError, EngineUnfitError
+from asag_deploy.errors import (
+    BundleCorruptError,
+    ConfigError,
+    EngineMissingError,
+    EngineStaleError,
+    EngineUnfitError,
+)
 from asag_deploy.manifest import Precision, TensorSpec
 from asag_deploy.manifest_json import read_fields
 
 Format = Literal["tensorrt-rtx", "tensorrt"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
-SIDECAR_VERSION = 2
+SIDECAR_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,12 @@ class Recipe:
     """The builder's, or None for its default."""
     plugins: tuple[str, ...]
     """Plugins in it, which must be registered before it is loaded."""
+    user_allocation: bool
+    """Whether it takes all memory from its caller, as a stream capture requires (TensorRT-RTX alone)."""
+    auxiliary_streams: int
+    """Streams beside the caller's that it may use."""
+    canvas: Canvas | None
+    """The one shape of images that it is for, one image at a time; None if it takes all of `inputs`."""
     inputs: tuple[InputRange, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -67,6 +81,10 @@ class Sidecar:
     recipe: Recipe
     engine_sha256: str
     engine_bytes: int
+    capturable: bool
+    """Whether a CUDA graph may be captured of it: nothing in it waits for a decision of the host."""
+    host_memory: bool
+    """Whether it may read memory of the host while it runs, which no conditional body may hold."""
     layers: dict[str, Any] | None
     """How many layers read and write which types, as the library's inspector said once it was built; None
     if it was built without the GPU that it is for, which the inspector takes."""
@@ -99,9 +117,12 @@ def engine_folder(bundle: Bundle, engine_format: Format, target: str) -> Path:
     return bundle.path / "engines" / engine_format / target
 
 
-def engine_path(folder: Path, stage: str) -> Path:
-    """The engine of a stage; its sidecar has the same name and ends in `.json`."""
-    return folder / f"{stage}.engine"
+def engine_path(folder: Path, stage: str, canvas: Canvas | None = None) -> Path:
+    """The engine of a stage in the folder of a target; its sidecar has the same name and ends in `.json`.
+
+    Those of a canvas lie in a folder of their own in it, such as `800x1088`.
+    """
+    return (folder if canvas is None else folder / str(canvas)) / f"{stage}.engine"
 
 
 def check(
@@ -112,8 +133,11 @@ def check(
     sdk_version: str,
     capability: str,
     device: str | None = None,
+    canvas: Canvas | None = None,
 ) -> Engine:
     """The engine of a stage for a GPU of that compute capability (`sm86`), read and verified.
+
+    With a canvas it is the one of exactly that shape, else the one that takes every shape.
 
     `sdk_version` is the full version of the library that is to load it, `device` the model of the GPU where
     that is known.  One built for this capability alone is preferred to one that it shares with others.
@@ -122,19 +146,66 @@ def check(
     graph or by another release of the library, or is damaged, EngineUnfitError if it was built for another
     GPU.  Every message ends with the command that builds the right one.
     """
-    again = build_again(bundle, engine_format, capability)
-    path = _find(bundle, stage, engine_format, capability, again)
+    again = build_again(bundle, engine_format, capability, canvas)
+    path = _find(bundle, stage, engine_format, capability, again, canvas)
     sidecar = read_sidecar(path.with_suffix(".json"), again)
-    _check_recipe(sidecar.recipe, path, bundle, stage, again)
+    _check_recipe(sidecar.recipe, path, bundle, stage, again, canvas)
     _check_library(sidecar.recipe, path, engine_format, sdk_version, again)
     _check_gpu(sidecar.recipe, path, capability, device, again)
     return Engine(path=path, content=_read_engine(path, sidecar, again), sidecar=sidecar)
 
 
-def build_again(bundle: Bundle, engine_format: Format, capability: str) -> str:
+def canvas_engines(
+    bundle: Bundle,
+    *,
+    engine_format: Format,
+    sdk_version: str,
+    capability: str,
+    device: str | None = None,
+) -> dict[Canvas, list[Engine]]:
+    """The engines of every canvas that some were built for, the smallest canvas first.
+
+    They are of all stages but `normalize`, whose engine takes every shape.  Empty if there are none.
+    Raises what `check` raises, for each of them.
+    """
+    return {
+        canvas: [
+            check(
+                bundle,
+                graph.name,
+                engine_format=engine_format,
+                sdk_version=sdk_version,
+                capability=capability,
+                device=device,
+                canvas=canvas,
+            )
+            for graph in bundle.manifest.graphs
+            if depends_on_canvas(graph)
+        ]
+        for canvas in built_canvases(bundle, engine_format, capability)
+    }
+
+
+def built_canvases(bundle: Bundle, engine_format: Format, capability: str) -> tuple[Canvas, ...]:
+    """The canvases that engines for a GPU lie there for, the smallest first; nothing is verified."""
+    found = set()
+    for folder in _candidates(bundle, engine_format, capability):
+        if not any(folder.glob("*.engine")):
+            continue
+        for inner in _folders(folder):
+            with contextlib.suppress(ConfigError):
+                found.add(parse_canvas(inner.name))
+        break  # those of other GPUs are of no use beside engines for this one
+    return in_order(found)
+
+
+def build_again(bundle: Bundle, engine_format: Format, capability: str, canvas: Canvas | None = None) -> str:
     """The half sentence that says how to build the engines of a bundle for a GPU."""
     gpu = f" --gpu {capability}" if engine_format == "tensorrt-rtx" else ""
-    return f"build it with `asag-build '{bundle.path}' --format {engine_format}{gpu}`"
+    shape, else_ = "", ""
+    if canvas is not None:
+        shape, else_ = f" --canvas {canvas}", f", or delete the folder '{canvas}' to do without"
+    return f"build it with `asag-build '{bundle.path}' --format {engine_format}{gpu}{shape}`{else_}"
 
 
 def read_sidecar(path: Path, again: str) -> Sidecar:
@@ -153,6 +224,7 @@ def read_sidecar(path: Path, again: str) -> Sidecar:
         ) from None
     except (ValueError, RecursionError):
         raise EngineStaleError(f"'{path}' is not JSON; {again}") from None
+    _check_version(data, path, again)
     try:
         return cast(Sidecar, read_fields(Sidecar, data))
     except BundleCorruptError as error:
@@ -176,24 +248,42 @@ def is_current(path: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _find(bundle: Bundle, stage: str, engine_format: Format, capability: str, again: str) -> Path:
-    folder = engine_folder(bundle, engine_format, capability)
-    own = engine_path(folder, stage)
-    if own.is_file():
-        return own
-    shared = [other for other in _folders(folder.parent) if capability in other.name.split("+")]
-    if (
-        engine_format == "tensorrt"
-    ):  # an engine for all GPUs from Ampere on lies in the folder of its builder's
-        shared += _folders(folder.parent)
-    for other in shared:
-        if engine_path(other, stage).is_file():
-            return engine_path(other, stage)
-    built = ", ".join(other.name for other in _folders(folder.parent)) or "none"
+def _check_version(data: object, path: Path, again: str) -> None:
+    """Before anything else, since other versions have other fields."""
+    recipe = data.get("recipe") if isinstance(data, dict) else None
+    version = recipe.get("sidecar_version") if isinstance(recipe, dict) else None
+    if type(version) is int and version != SIDECAR_VERSION:
+        raise EngineStaleError(
+            f"'{path}' was written by another release of asag-deploy (its version is {version}, this release "
+            f"reads {SIDECAR_VERSION}); {again}"
+        )
+
+
+def _find(
+    bundle: Bundle, stage: str, engine_format: Format, capability: str, again: str, canvas: Canvas | None
+) -> Path:
+    candidates = _candidates(bundle, engine_format, capability)
+    for folder in candidates:
+        path = engine_path(folder, stage, canvas)
+        if path.is_file():
+            return path
+    parent = engine_folder(bundle, engine_format, capability).parent
+    built = ", ".join(other.name for other in _folders(parent)) or "none"
+    where = "" if canvas is None else f" on the canvas {canvas}"
     raise EngineMissingError(
-        f"the bundle '{bundle.path}' has no {engine_format} engine of the stage '{stage}' for {capability} "
-        f"(there are: {built}); {again}"
+        f"the bundle '{bundle.path}' has no {engine_format} engine of the stage '{stage}' for {capability}"
+        f"{where} (there are: {built}); {again}"
     )
+
+
+def _candidates(bundle: Bundle, engine_format: Format, capability: str) -> list[Path]:
+    """The folders where engines for a GPU may be, the most fitting first."""
+    own = engine_folder(bundle, engine_format, capability)
+    others = [folder for folder in _folders(own.parent) if folder != own]
+    shared = [other for other in others if capability in other.name.split("+")]
+    if engine_format == "tensorrt":  # one for all GPUs from Ampere on lies in the folder of its builder's
+        shared += others
+    return [own, *shared]
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -204,11 +294,16 @@ def _folders(parent: Path) -> list[Path]:
     )
 
 
-def _check_recipe(recipe: Recipe, path: Path, bundle: Bundle, stage: str, again: str) -> None:
+def _check_recipe(
+    recipe: Recipe, path: Path, bundle: Bundle, stage: str, again: str, canvas: Canvas | None
+) -> None:
     if recipe.stage != stage:
         raise EngineStaleError(f"'{path}' is an engine of the stage '{recipe.stage}', not '{stage}'; {again}")
     if recipe.graph_sha256 != bundle.manifest.graph(stage).sha256:
         raise EngineStaleError(f"'{path}' was built from another graph than the bundle's '{stage}'; {again}")
+    if recipe.canvas != canvas:
+        of, asked = recipe.canvas or "every shape", canvas or "every shape"
+        raise EngineStaleError(f"'{path}' is an engine for {of}, not for {asked}; {again}")
 
 
 def _check_library(recipe: Recipe, path: Path, engine_format: Format, sdk_version: str, again: str) -> None:

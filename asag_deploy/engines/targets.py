@@ -13,6 +13,8 @@ from asag_deploy.errors import ConfigError
 DEFAULT_CAPABILITIES = ("sm75", "sm86", "sm89", "sm120")
 """Of the GeForce RTX 20, 30, 40 and 50 series and their professional siblings."""
 
+_DATA_CENTRE = {"sm90": "H100, H200", "sm100": "B200, GB200", "sm103": "B300, GB300"}
+
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _MAJOR, _MINOR = 75, 76
 _NAME_BYTES = 256
@@ -72,12 +74,22 @@ def number(capability: str) -> int:
     return int(capability.removeprefix("sm"))
 
 
-def check_supported(capabilities: Sequence[str], supported: Sequence[str], library: str) -> None:
-    """Raise ConfigError naming the first capability that a library cannot build for."""
+def check_supported(
+    capabilities: Sequence[str], supported: Sequence[str], library: str, *, instead: str = ""
+) -> None:
+    """Raise ConfigError naming the first capability that a library cannot build for, and what to do."""
     for capability in capabilities:
         if capability not in supported:
             known = ", ".join(sorted(supported, key=number))
-            raise ConfigError(f"{library} cannot build for {capability}; it builds for {known}")
+            raise ConfigError(
+                f"{library} cannot build for {in_words(capability)}; it builds for {known}{instead}"
+            )
+
+
+def in_words(capability: str) -> str:
+    """A capability, with the names of its GPUs where they are ones that TensorRT-RTX does not serve."""
+    names = _DATA_CENTRE.get(capability)
+    return capability if names is None else f"{capability} ({names})"
 
 
 def this_gpu() -> Gpu | None:

@@ -305,7 +305,7 @@ def test_rtx_keeps_what_it_has_compiled(
 ) -> None:
     monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
     with Detector.load(bundle, backend="tensorrt-rtx") as detector:
-        detector(picture(1))
+        assert detector(picture(5, 2), channel_order="rgb").trace.exit_level == "P3"
     gc.collect()
     kept = list((tmp_path / "tensorrt-rtx").iterdir())
     assert len(kept) == len(bundle.manifest.graphs)
@@ -313,6 +313,19 @@ def test_rtx_keeps_what_it_has_compiled(
     monkeypatch.setattr("fake_tensorrt.IRuntimeCache.deserialize", lambda _, blob: given.append(blob))
     open_network("tensorrt-rtx", bundle)
     assert given == [b"compiled"] * len(kept)
+
+
+def test_rtx_keeps_it_as_soon_as_it_is_warm(
+    cuda: FakeCuda, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is killed has not compiled in vain."""
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
+    detector = Detector.load(bundle, backend="tensorrt-rtx")
+    assert not (tmp_path / "tensorrt-rtx").exists()
+    exit_level = detector(picture(1)).trace.exit_level
+    used = len(bundle.manifest.graphs) - ["P3", "P4", "P5"].index(exit_level)
+    assert len(list((tmp_path / "tensorrt-rtx").iterdir())) == used
+    detector.close()
 
 
 class OnGpu:

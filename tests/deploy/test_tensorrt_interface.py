@@ -17,8 +17,8 @@ from asag_deploy.backends import tensorrt, tensorrt_stage
 from recorded_tensorrt import OLDEST, RECORDS, RTX, RecordedModule, file_of, parse
 
 RTX_ALONE = {"create_runtime_config", "is_stream_capturable", "set_execution_context_allocation_strategy"}
-NOT_IN_THE_OLDEST = {"set_device_memory"}
-"""`device_memory` is set instead."""
+NOT_IN_THE_OLDEST = {"set_device_memory", "get_device_memory_size_for_profile_v2"}
+"""`device_memory` is set instead, and the size asked for without `_v2`."""
 
 FAKES: tuple[type[Any], ...] = (
     fake_tensorrt.Runtime,
@@ -44,9 +44,12 @@ def test_the_stand_in_has_only_what_is_there(fake: type[Any], record: str) -> No
 
 
 def test_what_the_oldest_lacks_has_another_way() -> None:
-    members = RecordedModule(file_of(OLDEST), "recorded").record["classes"]["IExecutionContext"]
-    assert "set_device_memory" not in members
-    assert "device_memory" in members
+    classes = RecordedModule(file_of(OLDEST), "recorded").record["classes"]
+    lacks = [("IExecutionContext", "set_device_memory", "device_memory")]
+    size = "get_device_memory_size_for_profile"
+    for cls, missing, instead in (*lacks, ("ICudaEngine", f"{size}_v2", size)):
+        assert missing not in classes[cls]
+        assert instead in classes[cls]
 
 
 def test_every_call_is_one_that_the_stand_in_has() -> None:
@@ -55,7 +58,11 @@ def test_every_call_is_one_that_the_stand_in_has() -> None:
     used = _called_on("_context", tensorrt_stage) | _called_on("loaded", tensorrt_stage)
     used |= _called_on("context", tensorrt_stage) | _called_on("loaded", tensorrt)
     assert used
-    assert used - {"device_memory"} <= known | {"run", "close", "output_shapes"}
+    assert used - {"device_memory", "get_device_memory_size_for_profile"} <= known | {
+        "run",
+        "close",
+        "output_shapes",
+    }
 
 
 def test_how_rtx_compiles_at_run_time() -> None:

@@ -45,7 +45,13 @@ GPUS = ("sm75", "sm86", "sm89", "sm120")
 FIRST = next(iter(VARIANTS))
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 ONE_FOR_ALL = CompileOptions(
-    capabilities=GPUS, tf32=False, optimization_level=None, compatibility="none", version_compatible=False
+    capabilities=GPUS,
+    tf32=False,
+    optimization_level=None,
+    compatibility="none",
+    version_compatible=False,
+    user_allocation=True,
+    auxiliary_streams=0,
 )
 _DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
 OF_NO_MATTER = {

@@ -87,6 +87,24 @@ def test_scratch_grows_and_stays(device: Device) -> None:
     assert device.scratch(1000) is large
 
 
+def test_scratch_is_taken_once_for_all_that_may_come(cuda: FakeCuda, device: Device) -> None:
+    device.expect_scratch(50_000)
+    device.expect_scratch(9000)
+    assert cuda.leaked().get("device") is None  # nobody has asked for any
+    first = device.scratch(100)
+    assert first.size >= 50_000
+    assert device.scratch(50_000) is first
+    assert device.allocated == first.size
+
+
+def test_no_room_for_scratch_that_may_never_be_needed(cuda: FakeCuda, device: Device) -> None:
+    cuda.limit = 20_000
+    device.expect_scratch(50_000)
+    assert 100 <= device.scratch(100).size < 20_000
+    with pytest.raises(BackendError, match="could not allocate"):
+        device.scratch(30_000)
+
+
 def test_what_is_kept_goes_once_the_stream_is_done(cuda: FakeCuda, device: Device) -> None:
     class Array:
         gone = 0

@@ -7,6 +7,7 @@ adapter uses something that one of them lacks.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib
 import json
 import sys
@@ -32,6 +33,8 @@ PLAIN = CompileOptions(
     optimization_level=None,
     compatibility="none",
     version_compatible=False,
+    user_allocation=False,
+    auxiliary_streams=0,
 )
 TENSORRTS = [record for record in RECORDS if "rtx" not in record]
 Install = Callable[[str], RecordedModule]
@@ -68,12 +71,10 @@ def test_a_build_uses_nothing_that_is_not_there(install: Install, record: str) -
 @pytest.mark.parametrize("record", RECORDS)
 def test_tf32_and_the_optimization_level_are_the_users_choice(install: Install, record: str) -> None:
     library, module = opened(install, record)
-    options = CompileOptions(
-        capabilities=("sm86",),
+    options = dataclasses.replace(
+        PLAIN,
         tf32=True,
         optimization_level=5,
-        compatibility="none",
-        version_compatible=False,
     )
     library.compile(b"graph", "decoder", INPUTS, options)
     assert not module.called("IBuilderConfig.clear_flag")
@@ -90,15 +91,24 @@ def test_networks_are_strongly_typed(install: Install, record: str) -> None:
     assert flags == (asked_for if module.__version__.startswith("10.") else 0)
 
 
+@pytest.mark.parametrize("record", RECORDS)
+def test_what_is_captured_stays_on_its_stream_and_in_its_memory(install: Install, record: str) -> None:
+    library, module = opened(install, record)
+    assert library.user_allocation == ("rtx" in record)
+    library.compile(
+        b"graph", "decoder", INPUTS, dataclasses.replace(PLAIN, user_allocation=library.user_allocation)
+    )
+    assert module.called("IBuilderConfig.max_aux_streams =") == [{"value": 0}]
+    flags = [call["flag"].name for call in module.called("IBuilderConfig.set_flag")]
+    assert flags == (["REQUIRE_USER_ALLOCATION"] if "rtx" in record else [])
+
+
 def test_rtx_is_told_the_compute_capabilities(install: Install) -> None:
     library, module = opened(install, RTX)
     assert library.capabilities == ("sm120", "sm121", "sm75", "sm80", "sm86", "sm89")
-    options = CompileOptions(
+    options = dataclasses.replace(
+        PLAIN,
         capabilities=("sm86", "sm120"),
-        tf32=False,
-        optimization_level=None,
-        compatibility="none",
-        version_compatible=False,
     )
     library.compile(b"graph", "decoder", INPUTS, options)
     assert module.called("IBuilderConfig.num_compute_capabilities =") == [{"value": 2}]
@@ -121,10 +131,8 @@ def test_tensorrt_builds_for_its_own_gpu_with_a_timing_cache(install: Install, r
 @pytest.mark.parametrize("record", TENSORRTS)
 def test_engines_for_other_gpus_and_releases(install: Install, record: str) -> None:
     library, module = opened(install, record)
-    options = CompileOptions(
-        capabilities=("sm86",),
-        tf32=False,
-        optimization_level=None,
+    options = dataclasses.replace(
+        PLAIN,
         compatibility="ampere_plus",
         version_compatible=True,
     )
@@ -136,12 +144,9 @@ def test_engines_for_other_gpus_and_releases(install: Install, record: str) -> N
 
 def test_a_compatibility_that_came_later_is_refused_by_name(install: Install) -> None:
     library, _ = opened(install, OLDEST)
-    options = CompileOptions(
-        capabilities=("sm86",),
-        tf32=False,
-        optimization_level=None,
+    options = dataclasses.replace(
+        PLAIN,
         compatibility="same_compute_capability",
-        version_compatible=False,
     )
     with pytest.raises(ConfigError, match=r"TensorRT 10.0.1 knows no .*'same_compute_capability'"):
         library.compile(b"graph", "decoder", INPUTS, options)

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from asag_deploy.bundle import Bundle
-from asag_deploy.engines import BuildOptions, build_engines, check
+from asag_deploy.engines import BuildOptions, BuildReport, Canvas, build_engines, check
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.engines.targets import Gpu
 from asag_deploy.errors import (
@@ -25,6 +25,7 @@ from asag_deploy.errors import (
     EngineStaleError,
     OutputError,
 )
+from bundle_edits import edit_graph
 from recorded_tensorrt import NEWEST, OLDEST, RTX, RecordedModule
 
 STAGES = ("normalize", "backbone", "decoder")
@@ -140,6 +141,67 @@ def test_plugins_are_used_where_there_are_some(
     assert {recipe["device"] for recipe in written} == {gpu.name}
 
 
+def said(report: BuildReport, field: str) -> dict[str, Any]:
+    return {path.stem: json.loads(path.with_suffix(".json").read_text())[field] for path in report.built}
+
+
+def test_what_decides_on_the_host_is_known_from_the_graph(bundle: Bundle, install: Install, gpu: Gpu) -> None:
+    """TensorRT decides loops and branches on the host; the decoder has a loop."""
+    install(NEWEST)
+    report = build_engines(bundle, BuildOptions(engine_format="tensorrt"))
+    assert said(report, "capturable") == {"normalize": True, "backbone": True, "decoder": False}
+    assert said(report, "host_memory") == {"normalize": False, "backbone": False, "decoder": True}
+
+
+def test_tensorrt_copies_sizes_that_are_not_known_from_the_start(
+    bundle: Bundle, install: Install, gpu: Gpu, tmp_path: Path
+) -> None:
+    install(NEWEST)
+
+    def add_shape(model: onnx.ModelProto) -> None:
+        model.graph.node.append(onnx.helper.make_node("Shape", ["p5"], ["cells"]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info("cells", 7, [4]))
+
+    edited = edit_graph(bundle, "backbone", add_shape, tmp_path / "edited")
+    options = BuildOptions(engine_format="tensorrt", canvases=(Canvas(64, 64),))
+    report = build_engines(edited, options)
+    sidecars = [json.loads(path.with_suffix(".json").read_text()) for path in report.built]
+    memory = {(s["recipe"]["canvas"] is None, s["recipe"]["stage"]): s["host_memory"] for s in sidecars}
+    assert memory[True, "backbone"]
+    assert not memory[False, "backbone"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "capturable", "host_memory"),
+    [
+        (b"stream_capturable=1\n", True, False),
+        (b"stream_capturable=1\n[ShapeHostToDeviceCopy 0]", True, True),
+        (b"stream_capturable=0\n", False, False),
+        (b"serialized", False, False),
+    ],
+)
+def test_rtx_writes_it_into_its_engines(
+    bundle: Bundle, rtx: RecordedModule, plan: bytes, capturable: bool, host_memory: bool
+) -> None:
+    rtx.answers["Builder.build_serialized_network"] = plan
+    report = build_engines(bundle, BuildOptions(gpus=("sm86",)))
+    assert set(said(report, "capturable").values()) == {capturable}
+    assert set(said(report, "host_memory").values()) == {host_memory}
+    recipe = said(report, "recipe")["decoder"]
+    assert (recipe["user_allocation"], recipe["auxiliary_streams"]) == (True, 0)
+
+
+def test_a_gpu_of_this_machine_that_the_library_does_not_serve(
+    bundle: Bundle, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(RTX)
+    card = Gpu(name="NVIDIA H100 PCIe", capability="sm90")
+    monkeypatch.setattr("asag_deploy.engines.build.find_gpu", lambda: card)
+    with pytest.raises(ConfigError, match=r"cannot build for sm90 \(H100, H200\); .*onnxruntime-cuda"):
+        build_engines(bundle, BuildOptions())
+    assert len(build_engines(bundle, BuildOptions(gpus=("sm86",))).built) == len(STAGES)
+
+
 @pytest.mark.parametrize("record", [OLDEST, NEWEST])
 def test_tensorrt_builds_for_the_gpu_at_hand(bundle: Bundle, install: Install, gpu: Gpu, record: str) -> None:
     install(record)
@@ -162,7 +224,9 @@ def test_tensorrt_needs_a_gpu(bundle: Bundle, install: Install, no_gpu: None) ->
 
 def test_a_capability_that_the_library_cannot_target(bundle: Bundle, rtx: RecordedModule) -> None:
     with pytest.raises(
-        ConfigError, match=r"RTX 1.7.1.116 cannot build for sm90; it builds for sm75, sm80, sm86"
+        ConfigError,
+        match=r"RTX 1.7.1.116 cannot build for sm90 \(H100, H200\); it builds for sm75, sm80, sm86, .*; "
+        "use the backend onnxruntime-cuda on that GPU, or build on it with --format tensorrt$",
     ):
         build_engines(bundle, BuildOptions(gpus=("sm90",)))
 

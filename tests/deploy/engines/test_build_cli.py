@@ -63,7 +63,10 @@ def test_options_reach_the_builder(bundle: Bundle, rtx: RecordedModule) -> None:
     ("options", "message"),
     [
         (("--gpu", "rtx3090"), "unknown GPU 'rtx3090'; name its compute capability"),
-        (("--gpu", "sm90"), "TensorRT-RTX 1.7.1.116 cannot build for sm90; it builds for sm75, sm80,"),
+        (
+            ("--gpu", "sm90"),
+            "TensorRT-RTX 1.7.1.116 cannot build for sm90 (H100, H200); it builds for sm75, sm80,",
+        ),
         (("--format", "onnx"), "unknown engine format 'onnx'; choose one of tensorrt-rtx, tensorrt"),
         (("--precision", "fp16"), "are fp32, and an engine computes in the types of its graph"),
         (("--max-batch", "0"), "batches of 1 and take at most 0"),

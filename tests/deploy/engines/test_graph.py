@@ -12,7 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 import engine_bundle
-from asag_deploy.engines.graph import Plugin, for_parser, operators_of
+from asag_deploy.engines.graph import (
+    Plugin,
+    computes_with_sizes,
+    control_flow,
+    for_parser,
+    operators_of,
+)
 from asag_deploy.errors import BundleCorruptError
 
 SIZES = {"batch": 2, "height": 64, "width": 96, "height_p5": 2, "width_p5": 3, "queries": 5}
@@ -103,6 +109,40 @@ def test_a_plugin_takes_the_place_of_an_operator_and_of_its_body() -> None:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert attributes == {"cap": 4, "plugin_version": b"1"}
     assert list(node.input) == ["other", "keep"]
+
+
+HIDDEN = """
+g (float[n, m] x) => (float[n, m] y) { y = asag.Settle (x) }
+<domain: "asag", opset_import: ["" : 20]>
+Settle (x) => (y)
+{
+    yes = Constant <value = bool {1}> ()
+    y = If <
+        then_branch = then () => (float[n, m] a) {
+            rows = Shape (x)
+            a = Expand (x, rows)
+        },
+        else_branch = other () => (float[n, m] b) { b = Identity (x) }
+    > (yes)
+}
+"""
+
+
+def test_what_decides_is_seen_in_functions_but_not_behind_plugins() -> None:
+    content = onnx.parser.parse_model(engine_bundle.HEADER + HIDDEN).SerializeToString()
+    expanded = for_parser(content, name="g", plugins=(), turing=False)
+    assert [found.partition(" ")[0] for found in control_flow(expanded, "g")] == ["If"]
+    assert computes_with_sizes(expanded, "g")  # inside the branch
+    replaced = for_parser(content, name="g", plugins=[Plugin(operator="Settle")], turing=False)
+    assert control_flow(replaced, "g") == ()
+    assert not computes_with_sizes(replaced, "g")
+
+
+def test_what_decides_is_named() -> None:
+    decoder = engine_bundle.graphs()["decoder"]
+    next(node for node in decoder.graph.node if node.op_type == "Loop").name = "rounds"
+    assert control_flow(decoder.SerializeToString(), "decoder") == ("Loop 'rounds'",)
+    assert control_flow(engine_bundle.graphs()["normalize"].SerializeToString(), "normalize") == ()
 
 
 def test_what_is_no_model_is_refused() -> None:

@@ -87,6 +87,8 @@ def test_engines_are_built_with_what_the_inspector_tells(install: Install, recor
         optimization_level=None,
         compatibility="none",
         version_compatible=False,
+        user_allocation=False,
+        auxiliary_streams=0,
     )
     open_library("tensorrt-rtx" if "rtx" in record else "tensorrt").compile(b"", "decoder", inputs, options)
     (verbosity,) = module.called("IBuilderConfig.profiling_verbosity =")

@@ -10,9 +10,10 @@ import onnx
 import pytest
 
 from asag_deploy.bundle import Bundle
-from asag_deploy.engines import BuildOptions, build_engines, check
+from asag_deploy.engines import BuildOptions, Canvas, build_engines, check
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main
+from asag_deploy.engines.plan import read_plan
 from asag_deploy.engines.sidecar import read_sidecar
 from asag_deploy.errors import EngineError
 from bundle_edits import edit_graph
@@ -41,6 +42,43 @@ def test_engines_for_four_generations_of_gpus(bundle: Bundle) -> None:
             contents.add(engine.content)
     assert len(contents) == 12
     assert len(build_engines(bundle, BuildOptions(gpus=GPUS)).current) == 12
+
+
+def test_a_loop_is_never_captured(bundle: Bundle) -> None:
+    """The decoder of this bundle has one.  The library decides it on the host, and says so in the engine."""
+    report = build_engines(bundle, BuildOptions(gpus=("sm86", "sm120"), shared=True))
+    plans = {path.stem: read_plan(path.read_bytes()) for path in report.built}
+    assert plans["normalize"].capturable
+    assert plans["backbone"].capturable
+    decoder = plans["decoder"]
+    assert not decoder.stream_capturable
+    assert decoder.decisions >= 1
+    assert not decoder.capturable
+    sidecars = {path.stem: read_sidecar(path.with_suffix(".json"), "") for path in report.built}
+    assert {name: s.capturable for name, s in sidecars.items()} == {
+        name: plan.capturable for name, plan in plans.items()
+    }
+
+
+def test_an_engine_of_one_shape_needs_no_sizes_from_the_host(bundle: Bundle, tmp_path: Path) -> None:
+    """The same graph as an engine that takes every shape does, since it computes with a size."""
+
+    def use_size(model: onnx.ModelProto) -> None:
+        nodes, outputs = model.graph.node, model.graph.output
+        nodes.append(onnx.helper.make_node("Shape", ["image"], ["sizes"]))
+        nodes.append(onnx.helper.make_node("Add", ["sizes", "image_size_sum"], ["shifted"]))
+        nodes.append(onnx.helper.make_node("ReduceSum", ["image_size"], ["image_size_sum"], keepdims=0))
+        nodes.insert(0, nodes.pop())
+        outputs.append(onnx.helper.make_tensor_value_info("shifted", 7, [4]))
+
+    edited = edit_graph(bundle, "backbone", use_size, tmp_path / "edited")
+    report = build_engines(edited, BuildOptions(gpus=("sm86",), canvases=(Canvas(64, 64),)))
+    plans = {
+        path.parent.name: read_plan(path.read_bytes()) for path in report.built if path.stem == "backbone"
+    }
+    assert plans["sm86"].shape_copies == 1
+    assert not plans["64x64"].host_memory
+    assert all(plan.capturable for plan in plans.values())
 
 
 def test_the_inspector_takes_a_gpu(bundle: Bundle) -> None:

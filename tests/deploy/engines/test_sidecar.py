@@ -46,6 +46,9 @@ def recipe(bundle: Bundle, **changes: Any) -> Recipe:
         device=None,
         optimization_level=None,
         plugins=(),
+        user_allocation=True,
+        auxiliary_streams=0,
+        canvas=None,
         inputs=profile(graph, bundle.manifest, Batches(most=2)),
         outputs=graph.outputs,
     )
@@ -62,6 +65,8 @@ def put(bundle: Bundle, made: Recipe, *, folder: str | None = None) -> Path:
         recipe=made,
         engine_sha256=hashlib.sha256(CONTENT).hexdigest(),
         engine_bytes=len(CONTENT),
+        capturable=True,
+        host_memory=False,
         layers={"fp16": 3},
     )
     path.with_suffix(".json").write_text(sidecar_to_json(sidecar))
@@ -130,6 +135,21 @@ def test_a_malformed_sidecar_names_the_field(
     bundle: Bundle, edit: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     edit_json(put(bundle, recipe(bundle)), edit)
+    with pytest.raises(EngineStaleError, match=message):
+        checked(bundle)
+
+
+@pytest.mark.parametrize("version", [2, 4])
+def test_engines_of_other_releases(bundle: Bundle, version: int) -> None:
+    """Said first: their other fields may be missing, or new."""
+
+    def edit(data: dict[str, Any]) -> None:
+        data["recipe"]["sidecar_version"] = version
+        del data["capturable"]
+        data["later"] = 1
+
+    edit_json(put(bundle, recipe(bundle)), edit)
+    message = rf"written by another release of asag-deploy \(its version is {version}, .* 3\); build it with"
     with pytest.raises(EngineStaleError, match=message):
         checked(bundle)
 

@@ -3,80 +3,31 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from asag_deploy.backends import tensorrt
-from asag_deploy.backends.device_loop import MOST_GRAPHS, DeviceLoop
+from asag_deploy.backends.device_loop import MOST_GRAPHS
+from asag_deploy.backends.loop_memory import Workspace
+from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
+from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
-from asag_deploy.engines.sidecar import Format
-from asag_deploy.errors import BackendError, CaptureError, ConfigError
+from asag_deploy.engines.canvases import Canvas
+from asag_deploy.engines.shapes import fixed_slots
+from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.manifest import Level, Mode
+from asag_deploy.probing import StopRule
+from device_loops import MIXED, STOPS, assert_same, loop_of, stage_graphs
 from fake_cuda import FakeCuda
-from fake_gpu import install_gpu, write_engines
-from fake_kernels import FakeKernels, install_kernels
-from fake_tensorrt import IExecutionContext
+from fake_gpu import write_engines
+from fake_kernels import FakeKernels
 from tiny_bundle import batch, make_bundle, picture
-
-FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
-STOPS: dict[str, NDArray[np.uint8]] = {
-    "P5": picture(0),
-    "P4": picture(5, 0, 2),
-    "P3": picture(5, 2),
-}
-MIXED = [STOPS["P5"], STOPS["P3"], STOPS["P4"], picture(18, 6, 1)]
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install_gpu(monkeypatch)
-
-
-@pytest.fixture
-def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    return install_kernels(monkeypatch, cuda, host_library_path)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = make_bundle(tmp_path_factory.mktemp("device") / "bundle")
-    for engine_format in FORMATS:
-        write_engines(made, engine_format)
-    return made
-
-
-@pytest.fixture
-def host(kernels: FakeKernels, bundle: Bundle) -> Iterator[Detector]:
-    with Detector.load(bundle, backend="tensorrt-rtx", loop="host") as made:
-        yield made
-
-
-@pytest.fixture
-def device(kernels: FakeKernels, bundle: Bundle) -> Iterator[Detector]:
-    with Detector.load(bundle, backend="tensorrt-rtx", loop="device") as made:
-        yield made
-
-
-def loop_of(detector: Detector) -> DeviceLoop:
-    assert isinstance(detector._loop, DeviceLoop)
-    return detector._loop
-
-
-def assert_same(expected: list[Detections], found: list[Detections]) -> None:
-    for one, other in zip(expected, found, strict=True):
-        assert one.trace.to_dict() == other.trace.to_dict()
-        np.testing.assert_array_equal(one.xyxy, other.xyxy)
-        np.testing.assert_array_equal(one.confidence, other.confidence)
-        np.testing.assert_array_equal(one.class_id, other.class_id)
-        np.testing.assert_array_equal(one.anchors, other.anchors)
 
 
 @pytest.mark.parametrize("level", STOPS)
@@ -111,6 +62,34 @@ def test_every_rule(kernels: FakeKernels, bundle: Bundle, mode: Mode, max_level:
             return detector([picture(2), *MIXED[1:]], channel_order="rgb")
 
     assert_same(found("host"), found("device"))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("max_level", ["P5", "P4", "P3"])
+def test_engines_of_one_shape(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, mode: Mode, max_level: Level
+) -> None:
+    """They have one number of patches a level, whatever the rule, and take a single image."""
+    options: dict[str, Any] = {"backend": "tensorrt-rtx", "mode": mode, "max_level": max_level}
+    with (
+        Detector.load(bundle, loop="host", **options) as host,
+        Detector.load(bundle, loop="device", **options) as device,
+    ):
+        network = device._open_network()
+        assert isinstance(network, EngineNetwork)
+        loop = loop_of(device)
+        loop._on_canvas = {Canvas(64, 64): network._stages}
+        for image in MIXED:
+            assert_same(host([image], channel_order="rgb"), device([image], channel_order="rgb"))
+        assert_same(host(MIXED, channel_order="rgb"), device(MIXED, channel_order="rgb"))
+        alone, together = loop._graphs.values()
+        levels = device.manifest.probing.levels
+        assert alone.slots == tuple(fixed_slots(level) for level in levels[: len(alone.levels)])
+        assert together.slots == ((16, 6) if mode == "fast" else (18, 6))[: len(together.levels)]
+        decoder = alone._calls["decoder"].context._context._shapes
+        for level in levels:
+            anchors = fixed_slots(level) * level.anchors_per_patch
+            assert decoder[f"anchors_{level.level.lower()}"] == (1, anchors, 5)
 
 
 def test_a_bundle_with_fewer_levels(kernels: FakeKernels, tmp_path: Path) -> None:
@@ -155,11 +134,26 @@ def test_a_detection_is_one_launch_and_one_wait(
     assert (cuda.launches - launches, len(waits), cuda.allocations) == (1, 1, allocated)
 
 
+def test_outputs_can_be_used_before_the_host_has_read_anything(
+    cuda: FakeCuda, host: Detector, device: Detector
+) -> None:
+    sizes = np.array([[64, 64]])
+    network, probing = device._open_network(), device.manifest.probing
+    for image in MIXED:
+        expected = host.forward(batch(image), sizes)
+        begun = loop_of(device).begin(network, probing, StopRule(), network.upload(batch(image)), sizes)
+        ahead = network.device.begin_download([begun.outputs["logits"]])  # type: ignore[attr-defined]
+        probed = begun.finish()
+        assert probed.outputs is begun.outputs
+        (logits,) = ahead()
+        np.testing.assert_array_equal(logits[:, : int(expected.anchor_count[0])], expected.logits)
+
+
 def test_more_patches_than_there_is_room_for_are_detected_by_the_host(
     kernels: FakeKernels, bundle: Bundle, host: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asag_deploy.backends.device_loop.MOST_SLOTS", 4)
-    monkeypatch.setattr("asag_deploy.backends.device_loop.PATCH_BUCKET", 4)
+    monkeypatch.setattr("asag_deploy.backends.loop_graph.MOST_SLOTS", 4)
+    monkeypatch.setattr("asag_deploy.backends.loop_graph.PATCH_BUCKET", 4)
     with Detector.load(bundle, backend="tensorrt-rtx", loop="device") as device:
         few, on_p4, on_p3 = picture(4, 2), picture(5, 2), picture(4, 6)
         for images, redone in (([few], 0), ([on_p4], 1), ([few], 1), ([few, on_p3], 2), ([on_p3, on_p4], 3)):
@@ -178,22 +172,40 @@ def test_outputs_outlive_later_calls(host: Detector, device: Detector) -> None:
 
 
 def test_many_threads(host: Detector, device: Detector) -> None:
-    images = [MIXED[i % 4] for i in range(24)]
-    expected = [host([image], channel_order="rgb") for image in images]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda image: device([image], channel_order="rgb"), images))
-    for one, other in zip(expected, found, strict=True):
-        assert_same(one, other)
+    """Four of them, and every image again and again."""
+    expected = [host([image], channel_order="rgb") for image in MIXED]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: device([MIXED[i % 4]], channel_order="rgb"), range(100)))
+    for i, one in enumerate(found):
+        assert_same(expected[i % 4], one)
+    assert len(loop_of(device)._graphs) == 1
 
 
-def test_more_shapes_than_graphs(cuda: FakeCuda, host: Detector, device: Detector) -> None:
-    for side in range(64, 64 + 8 * (MOST_GRAPHS + 2), 8):
+def test_more_shapes_than_graphs(
+    cuda: FakeCuda, host: Detector, device: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set of forty shapes captures each once; beyond what is kept, the one used longest ago goes."""
+    assert MOST_GRAPHS >= 40
+    monkeypatch.setattr("asag_deploy.backends.device_loop.MOST_GRAPHS", 3)
+    for side in (64, 72, 80, 64, 88, 96, 72):
         images = batch(picture(5, 2, size=(64, side)))
         sizes = np.array([[64, side]])
         expected, found = host.forward(images, sizes), device.forward(images, sizes)
         np.testing.assert_array_equal(found.logits, expected.logits)
         assert [t.to_dict() for t in found.trace] == [t.to_dict() for t in expected.trace]
-    assert len(loop_of(device)._graphs) == MOST_GRAPHS
+    assert [key[0][3] for key in loop_of(device)._graphs] == [88, 96, 72]
+    assert len(cuda.launchable) == 3 + len(stage_graphs(host))
+    assert cuda.graphs == {}
+
+
+def test_what_was_compiled_for_a_graph_is_kept_at_once(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only in the end, to which a server that is killed does not come."""
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
+    with Detector.load(bundle, backend="tensorrt-rtx", loop="device") as detector:
+        detector.forward_on_device(batch(STOPS["P3"]), np.array([[64, 64]]))
+        assert len(list((tmp_path / "tensorrt-rtx").iterdir())) == 4  # all stages but `normalize`
 
 
 def test_everything_is_released(cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle) -> None:
@@ -215,7 +227,7 @@ def test_a_gpu_that_decides_otherwise_is_found_out(
 
     def launch(graph_handle: int, stream: int) -> Any:
         answer = original(graph_handle, stream)
-        probed = graph._arena["probed"]
+        probed = graph.results["probed"]
         cuda.cudaMemsetAsync(probed.pointer, 0, probed.nbytes, stream)
         return answer
 
@@ -224,48 +236,24 @@ def test_a_gpu_that_decides_otherwise_is_found_out(
         device(STOPS["P4"], channel_order="rgb")
 
 
-def refuse_bodies(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
-    refused = (cuda.cudaError_t.cudaErrorStreamCaptureUnsupported,)
-    monkeypatch.setattr(cuda, "cudaStreamBeginCaptureToGraph", lambda *_: refused)
-
-
-def test_what_cannot_be_captured_is_an_error_if_it_was_asked_for(
-    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        refuse_bodies(patch, cuda)
-        with pytest.raises(CaptureError, match=r"could not be captured in a graph \(.*conditional node"):
-            device(STOPS["P3"], channel_order="rgb")
-    assert len(cuda.graphs) == 0
-    assert device(STOPS["P3"], channel_order="rgb").trace.levels[-1].level == "P3"
-
-
-def test_an_engine_that_cannot_start_in_a_body(
-    cuda: FakeCuda, device: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = IExecutionContext.execute_async_v3
-    own = device._open_network().device.stream  # type: ignore[attr-defined]
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            IExecutionContext,
-            "execute_async_v3",
-            lambda self, stream_handle: stream_handle == own and original(self, stream_handle),
+def test_graphs_work_in_the_same_memory(host: Detector, device: Detector) -> None:
+    """Whatever their shape, if the largest came first; and so one image leaves nothing to the next."""
+    sides = [*range(128, 64, -8), 128, 96]
+    for side in sides:
+        images, sizes = batch(picture(5, 2, size=(64, side))), np.array([[64, side]])
+        np.testing.assert_array_equal(
+            device.forward(images, sizes).logits, host.forward(images, sizes).logits
         )
-        with pytest.raises(CaptureError, match="probe_p4"):
-            device(STOPS["P3"], channel_order="rgb")
-    assert len(cuda.graphs) == 0
-    assert device(STOPS["P3"], channel_order="rgb").trace.levels[-1].level == "P3"
+    graphs = loop_of(device)._graphs.values()
+    assert len(graphs) == len(set(sides))
+    assert len({id(graph.results.whole.owner) for graph in graphs}) == 1
 
 
-def test_auto_goes_on_with_the_host_and_says_why(
-    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, host: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refuse_bodies(monkeypatch, cuda)
-    with Detector.load(bundle, backend="tensorrt-rtx") as detector:
-        with pytest.warns(RuntimeWarning, match="runs on the host from now on: .*could not be captured"):
-            first = detector(MIXED, channel_order="rgb")
-        assert_same(host(MIXED, channel_order="rgb"), first)
-        assert_same(first, detector(MIXED, channel_order="rgb"))
+def test_memory_stays_within_bounds_if_shapes_grow(cuda: FakeCuda) -> None:
+    workspace = Workspace(Device(open_cuda()))
+    held = [workspace.take(1000 * i) for i in range(1, 100)]
+    assert all(one.nbytes >= 1000 * i for i, one in enumerate(held, start=1))
+    assert sum({one.pointer: one.nbytes for one in held}.values()) < 3 * held[-1].nbytes
 
 
 def test_auto_uses_the_device_where_it_can(kernels: FakeKernels, bundle: Bundle) -> None:
