@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import asag_export
-from asag_deploy.backends.loop_graph import MOST_SLOTS
 from asag_deploy.backends.loops import Loop, open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
@@ -24,6 +23,7 @@ from asag_deploy.cuda import Device
 from asag_deploy.cuda.graph_nodes import Node, nodes
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
+from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, ProbeLevel, Probing
 from asag_deploy.postprocess import Found as Detected
 from asag_deploy.probing import StopRule, detect

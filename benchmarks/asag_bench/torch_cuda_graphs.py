@@ -60,7 +60,7 @@ def open_graph(
     names = ("backbone", *map(stage_name, probing.levels), "decoder")
     stages = {name: cast(EngineStage, network.stage(name)) for name in names}
     workspace = Workspace(network.device)
-    return kind(stages, network.device, network.kernels, workspace, probing, rule, image)
+    return kind(stages, network.device, network.kernels, workspace, probing, rule, image, fixed=False)
 
 
 class Stopwatch:
