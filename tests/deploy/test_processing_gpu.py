@@ -182,7 +182,7 @@ def test_images_on_the_gpu_stay_there(
         same(found, one)
 
 
-def test_what_travels(cuda: FakeCuda, detector: Detector) -> None:
+def test_what_travels(cuda: FakeCuda, kernels: FakeKernels, detector: Detector) -> None:
     """There: the bytes of the image as given.  Back: four counts a level, then detections with one wait."""
     image = picture(5, 2, size=(90, 130))
     detector(image, channel_order="rgb")
@@ -196,6 +196,7 @@ def test_what_travels(cuda: FakeCuda, detector: Detector) -> None:
     detections = 10 * (8 + 16 + 4) + 8  # class, box and confidence of each, and how many
     assert back[levels] == detections
     assert len(back) == levels + 3 + 2  # also anchors and their count, and the origins of two levels
+    assert kernels.calls.count("patch_nms") == 2 * 2, "patches are found where the anchors are"
 
 
 def test_a_loop_that_repeats_itself_replays_graphs(cuda: FakeCuda, detector: Detector) -> None:

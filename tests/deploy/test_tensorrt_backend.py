@@ -22,7 +22,6 @@ from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.probing import FEATURES
 from fake_cuda import FakeCuda
 from fake_gpu import MOST_IMAGES, install_gpu, write_engines
-from fake_kernels import install_kernels
 from fake_tensorrt import view
 from tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
@@ -121,21 +120,6 @@ def test_features_never_leave_the_gpu(cuda: FakeCuda, bundle: Bundle, backend: F
         }
         assert len(read) == 2 * len(of_nms) + 3 + len(of_results)
         assert max(read) <= 2 * 32 * 5 * 4  # 32 anchors of two images, five floats each
-
-
-def test_with_the_kernels_the_host_reads_counts_alone(
-    cuda: FakeCuda, bundle: Bundle, backend: Format, host_library_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between two stages: the four counts of each image, once.  The kernel has found the patches."""
-    kernels = install_kernels(monkeypatch, cuda, host_library_path)
-    with Detector.load(bundle, backend=backend, loop="host") as detector:
-        found = detector([picture(5, 2), picture(3, 1)], channel_order="rgb")
-        read = [size for direction, size, _ in cuda.copies if direction == "DeviceToHost"]
-    assert [len(detections.trace.levels) for detections in found] == [3, 3]
-    counts_of_two_images = 2 * 4 * 8
-    assert read[:3] == [counts_of_two_images] * 3
-    assert len(read) == 3 + 2 + 3  # origins of two levels; detections, anchors and their count
-    assert kernels.calls.count("patch_nms") == 2
 
 
 def test_a_loop_that_repeats_itself_replays_graphs(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
