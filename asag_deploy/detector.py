@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy import stream
 from asag_deploy.backends import open_network
-from asag_deploy.backends.loops import Loop, LoopChoice, open_loop
+from asag_deploy.backends.loops import Loop, LoopChoice
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
@@ -24,8 +24,8 @@ from asag_deploy.images import ChannelOrder, ImageLike
 from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
 from asag_deploy.postprocess import anchors_of, traces_of
 from asag_deploy.preprocess import check_batch, check_batch_shape
-from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
-from asag_deploy.processing import Decoded, GpuImage, Prepared, processing_of, since
+from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule
+from asag_deploy.processing import Decoded, GpuImage, Prepared, since
 from asag_deploy.stages import Array, Network
 from asag_deploy.trace import ProbingTrace
 
@@ -57,21 +57,26 @@ class Detector:
 
     def __init__(
         self,
-        bundle: Bundle,
+        manifest: Manifest,
         network: Network,
         rule: StopRule,
-        deadline_ms: float | None,
-        loop: Loop = detect,
         *,
+        loop: Loop | None = None,
+        deadline_ms: float | None = None,
         requests: int = 1,
     ) -> None:
+        """A network that is loaded, whatever it was loaded from.
+
+        manifest: what it computes; its graphs are not asked for.  loop: as `Network.loop` gives it; None for
+        the one that `Detector.load` would take.  The rest is as `Detector.load` says.
+        """
+        self._manifest = manifest
         self.requests = requests
         """Calls at once that the network was loaded for."""
-        self._bundle = bundle
         self._network: Network | None = network
         self._rule = rule
         self._deadline_ms = deadline_ms
-        self._loop: Loop = loop
+        self._loop: Loop = network.loop("auto", deadline_ms) if loop is None else loop
 
     @classmethod
     def load(
@@ -110,13 +115,18 @@ class Detector:
         rule = stop_rule(opened.manifest, mode, max_level)
         network = open_network(backend, opened, threads, requests)
         return cls(
-            opened, network, rule, deadline_ms, open_loop(network, loop, deadline_ms), requests=requests
+            opened.manifest,
+            network,
+            rule,
+            loop=network.loop(loop, deadline_ms),
+            deadline_ms=deadline_ms,
+            requests=requests,
         )
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
-        return self._bundle.manifest
+        return self._manifest
 
     # A str is a path, although it is a Sequence[str] too.
     @overload
@@ -203,7 +213,7 @@ class Detector:
         a copy.  Raises ConfigError with a backend whose arrays are not on a GPU, and what `forward` raises.
         """
         network = self._open_network()
-        if not _is_on_gpu(network):
+        if not network.takes_device_arrays:
             raise ConfigError(
                 "forward_on_device needs a backend that runs on a GPU with TensorRT; load the detector with "
                 "backend='tensorrt-rtx', or call forward"
@@ -217,7 +227,7 @@ class Detector:
         network = self._open_network()
         if not is_device_array(images):
             check_batch(images, sizes)
-        elif not _is_on_gpu(network):
+        elif not network.takes_device_arrays:
             raise ImageError(
                 "the images lie on a GPU, but this backend takes arrays on the host; load the detector with "
                 "backend='tensorrt-rtx', or pass a NumPy array"
@@ -229,8 +239,7 @@ class Detector:
             valid = sizes.astype(np.int64)
             return network, valid, self._probe(network, image, valid, deadline)
         finally:
-            if _is_on_gpu(network):
-                network.keep(image)  # type: ignore[attr-defined]
+            network.keep(image)
 
     def close(self) -> None:
         """Let go of the network; calls that are under way end as usual.  Closing twice does no harm."""
@@ -253,7 +262,7 @@ class Detector:
         network = self._open_network()
         if not images:
             return []
-        processing = processing_of(network, self.manifest)
+        processing = network.processing(self.manifest)
         prepared = processing.prepare(images, channel_order)
         times_ms = dict(prepared.times_ms)
 
@@ -324,8 +333,3 @@ def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) ->
         return StopRule(max_patches=probing.max_patches, max_level=deepest)
     most = min(FAST_MAX_PATCHES, probing.max_patches or FAST_MAX_PATCHES)
     return StopRule(min_selected=FAST_MIN_SELECTED, max_patches=most, max_level=deepest)
-
-
-def _is_on_gpu(network: Network) -> bool:
-    """Whether the network's arrays are other libraries' GPU arrays too."""
-    return bool(getattr(network, "takes_device_arrays", False))

@@ -1,7 +1,8 @@
 """Before and after the network: images become its input, and its outputs detections.
 
 `OnHost` does it for every backend, with OpenCV and NumPy.  `asag_deploy.processing_gpu.OnGpu` does the same,
-to the bit, where the network runs on a GPU and the compiled kernels of `plugins/` are there.
+to the bit, where the network runs on a GPU and the compiled kernels of `plugins/` are there
+(`asag_deploy.stages.Network.processing`).
 """
 
 from __future__ import annotations
@@ -70,15 +71,6 @@ class Processing(Protocol):
         ...
 
 
-def processing_of(network: Network, manifest: Manifest) -> Processing:
-    """On the GPU if the network runs there and its backend found the compiled kernels, else on the host."""
-    if getattr(network, "kernels", None) is None:
-        return OnHost(network, manifest)
-    from asag_deploy.processing_gpu import OnGpu
-
-    return OnGpu(network, manifest)  # type: ignore[arg-type]  # a network with kernels is one on a GPU
-
-
 class OnHost:
     """OpenCV resizes, NumPy pads, and the network's own stage normalises: a `Processing`."""
 
@@ -112,7 +104,7 @@ class OnHost:
     def _on_host(self, image: ImageLike | GpuImage) -> ImageLike:
         if not is_device_array(image):
             return image  # type: ignore[return-value]
-        if getattr(self._network, "takes_device_arrays", False):
+        if self._network.takes_device_arrays:
             raise ImageError(
                 "the image lies on a GPU, and to resize it there takes the compiled kernels; build them as "
                 f"plugins/README.md says and set {LIBRARY_VARIABLE}, or pass a NumPy array"

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy import images, kernels
-from asag_deploy.cuda import DeviceArray, is_device_array
+from asag_deploy.cuda import Device, DeviceArray, is_device_array
 from asag_deploy.errors import ImageError
 from asag_deploy.images import ChannelOrder, ImageLike, check_channel_order
-from asag_deploy.kernels import Buffer
+from asag_deploy.kernels import Buffer, KernelLibrary
 from asag_deploy.manifest import Manifest, Preprocessing
 from asag_deploy.postprocess import Found
 from asag_deploy.preprocess import padded_shape, resize, resized_shape
 from asag_deploy.processing import Decoded, GpuImage, Prepared, Shape, since
 from asag_deploy.stages import Array
-
-if TYPE_CHECKING:
-    from asag_deploy.backends.tensorrt import EngineNetwork
 
 _BYTE = np.dtype(np.uint8)
 
@@ -45,13 +42,10 @@ class _Source(NamedTuple):
 class OnGpu:
     """The compiled kernels, on the network's stream: an `asag_deploy.processing.Processing`."""
 
-    def __init__(self, network: EngineNetwork, manifest: Manifest) -> None:
-        """Of a network that has `kernels`."""
-        if network.kernels is None:
-            raise ValueError("the network has no kernels")
-        self._network = network
-        self._device = network.device
-        self._kernels = network.kernels
+    def __init__(self, device: Device, kernels: KernelLibrary, manifest: Manifest) -> None:
+        """Pre- and post-processing of the network that `manifest` describes, on its device."""
+        self._device = device
+        self._kernels = kernels
         self._manifest = manifest
 
     def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
@@ -99,7 +93,7 @@ class OnGpu:
 
     def _source(self, image: ImageLike | GpuImage, channel_order: ChannelOrder) -> _Source:
         if is_device_array(image):
-            adopted = self._network.upload(image)
+            adopted = self._device.adopt(image)
             if adopted.dtype != _BYTE or len(adopted.shape) != 3 or adopted.shape[2] != 3 or not adopted.size:
                 raise ImageError(
                     f"expected a uint8 image (H, W, 3) on the GPU, got {adopted.dtype} {adopted.shape}; "
@@ -118,8 +112,9 @@ class OnGpu:
             on_host = self._device.download(pixels) if isinstance(pixels, DeviceArray) else pixels
             pixels = resize(on_host, spec)
         slot = batch.shape[1:]
+        # Not under the lock: several threads copy their images into pinned memory at once.
+        uploaded = pixels if isinstance(pixels, DeviceArray) else self._device.upload(pixels)
         with self._device.lock:
-            uploaded = pixels if isinstance(pixels, DeviceArray) else self._device.upload(pixels)
             kernels.preprocess(
                 self._kernels,
                 _buffer(uploaded),

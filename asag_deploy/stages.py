@@ -2,8 +2,8 @@
 
 A *stage* is one static graph of the network: named arrays in, named arrays out.  An array is opaque: it
 lives on the backend's device (an OrtValue, a device buffer, a torch tensor), and only `download` brings it
-to the host.  Anything that provides these few functions can run the loop of `asag_deploy.probing`, including
-the PyTorch network itself.
+to the host.  A `Network` with these few functions can run the loop of `asag_deploy.probing`; the PyTorch
+network is one too.  What a network on a GPU can do beyond that has defaults: there it happens on the host.
 
 The stages, with B images, k patches per image (K at most), A anchors per patch, Q queries:
 
@@ -43,12 +43,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from asag_deploy.manifest import ProbeLevel, Probing
+from asag_deploy.errors import ConfigError
+from asag_deploy.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.patch_nms import patch_nms
+
+if TYPE_CHECKING:
+    from asag_deploy.backends.loops import Loop, LoopChoice
+    from asag_deploy.processing import Processing
 
 PATCHES_COLUMN = 1
 """Of `counts`: what `Network.select` writes."""
@@ -72,10 +77,12 @@ class Network(ABC):
     """Patches per image are rounded up to a multiple of this before a level is probed."""
     query_bucket: int = 1
     """Queries are rounded up to a multiple of this before they are decoded."""
+    takes_device_arrays: bool = False
+    """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
 
     @abstractmethod
     def stage(self, name: str) -> Stage:
-        """The stage called `name`."""
+        """The stage called `name` (KeyError if there is none)."""
 
     @abstractmethod
     def upload(self, array: NDArray[Any]) -> Array:
@@ -117,3 +124,40 @@ class Network(ABC):
         filled = self.download(counts).copy()
         filled[:, PATCHES_COLUMN] = patches
         return self.upload(origins), self.upload(filled)
+
+    def keep(self, array: Array) -> None:  # noqa: B027  (the default: nothing needs to be kept)
+        """Refer to an uploaded array until all that was begun with it is done."""
+
+    def close(self) -> None:  # noqa: B027  (the default: its memory goes with its last reference)
+        """Let go of what the network holds, once it has done its work; closing twice does no harm."""
+
+    def processing(self, manifest: Manifest) -> Processing:
+        """What comes before and after the network: on its own device if it can, else on the host."""
+        from asag_deploy.processing import OnHost
+
+        on_device = self.device_processing(manifest)
+        return OnHost(self, manifest) if on_device is None else on_device
+
+    def device_processing(self, manifest: Manifest) -> Processing | None:
+        """Pre- and post-processing on the network's own device; None if it cannot do that."""
+        return None
+
+    def loop(self, choice: LoopChoice = "auto", deadline_ms: float | None = None) -> Loop:
+        """Who takes the stop decisions; raises what `asag_deploy.backends.loops.open_loop` does."""
+        from asag_deploy.backends.loops import open_loop
+
+        return open_loop(self, choice, deadline_ms)
+
+    def why_no_device_loop(self) -> str | None:
+        """What keeps the probing loop from running on the network's device; None if nothing is known to."""
+        return (
+            "loop 'device' needs a backend that runs on a GPU with TensorRT; load the detector with "
+            "backend='tensorrt-rtx', or with loop='host'"
+        )
+
+    def open_device_loop(self) -> Loop:
+        """The probing loop on the network's device; the same for all who ask.
+
+        Raises ConfigError for a network that has none, BackendError if what it takes is missing here.
+        """
+        raise ConfigError(self.why_no_device_loop() or "the network has no loop of its own")

@@ -20,8 +20,9 @@ from asag_deploy.images import read_image
 from asag_deploy.kernels import LIBRARY_VARIABLE
 from asag_deploy.postprocess import Found
 from asag_deploy.probing import StopRule, detect
-from asag_deploy.processing import Decoded, OnHost, Processing, processing_of
+from asag_deploy.processing import Decoded, OnHost, Processing
 from asag_deploy.stages import Network
+from asag_deploy.wrapped_network import HookedNetwork
 
 Picture = NDArray[np.uint8]
 
@@ -30,34 +31,12 @@ SIZES = ((1080, 1920), (480, 640), (333, 211), (600, 600))
 REPEATS = 20
 
 
-class Recorder(Network):
+class Recorder(HookedNetwork):
     """A network that notes the inputs of every stage."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
-        self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
+        super().__init__(network, before=lambda name, inputs: self.calls.append((name, dict(inputs))))
         self.calls: list[tuple[str, dict[str, Any]]] = []
-
-    def upload(self, array: NDArray[Any]) -> Any:
-        """As the network does it."""
-        return self._network.upload(array)
-
-    def download(self, array: Any) -> NDArray[Any]:
-        """As the network does it."""
-        return self._network.download(array)
-
-    def select(self, *given: Any) -> tuple[Any, Any]:
-        """As the network does it."""
-        return self._network.select(*given)
-
-    def stage(self, name: str) -> Any:
-        """The stage called `name`."""
-
-        def run(inputs: Any) -> Any:
-            self.calls.append((name, dict(inputs)))
-            return self._network.stage(name)(inputs)
-
-        return run
 
 
 @contextmanager
@@ -88,7 +67,7 @@ def compare_processing(bundle: Bundle, backend: str, images: Sequence[Picture]) 
     Raises ParityError if a single bit differs.
     """
     network = open_network(backend, bundle)
-    on_gpu = processing_of(network, bundle.manifest)
+    on_gpu = network.processing(bundle.manifest)
     if isinstance(on_gpu, OnHost):
         raise BackendError(f"the backend '{backend}' did not take the kernels; set {LIBRARY_VARIABLE}")
     cpu = open_network(None, bundle)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
 from asag_deploy.backends.device_loop import DeviceLoop
-from asag_deploy.backends.loops import open_loop
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import ParityError
 from asag_deploy.manifest import Level
@@ -31,7 +30,7 @@ def compare_loops(
     device here.
     """
     network = open_network(backend, bundle)
-    device = open_loop(network, "device")
+    device = network.loop("device")
     probing = bundle.manifest.probing
     fast = StopRule(min_selected=FAST_MIN_SELECTED, max_patches=FAST_MAX_PATCHES)
     levels: list[Level] = ["P5", *(level.level for level in probing.levels)]

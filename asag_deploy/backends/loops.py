@@ -37,20 +37,13 @@ def open_loop(network: Network, choice: LoopChoice, deadline_ms: float | None = 
         raise ConfigError(f"unknown loop '{choice}'; expected 'auto', 'host' or 'device'")
     if choice == "host":
         return detect
-    has_one = hasattr(network, "open_device_loop")
     if choice == "device":
         if deadline_ms is not None:
             raise ConfigError("loop 'device' cannot keep a deadline; use loop 'host', or no deadline_ms")
-        if not has_one:
-            raise ConfigError(
-                "loop 'device' needs a backend that runs on a GPU with TensorRT; load the detector with "
-                "backend='tensorrt-rtx', or with loop='host'"
-            )
-        loop: Loop = network.open_device_loop()  # type: ignore[attr-defined]
-        return loop
-    if deadline_ms is not None or not has_one or network.why_no_device_loop() is not None:  # type: ignore[attr-defined]
+        return network.open_device_loop()
+    if deadline_ms is not None or network.why_no_device_loop() is not None:
         return detect
-    return _DeviceOrHost(network.open_device_loop())  # type: ignore[attr-defined]
+    return _DeviceOrHost(network.open_device_loop())
 
 
 class _DeviceOrHost:

@@ -30,7 +30,9 @@ from asag_deploy.engines.sidecar import Engine, Format, build_again, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError, EngineStaleError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library, patch_nms
-from asag_deploy.manifest import ProbeLevel, Probing
+from asag_deploy.manifest import Manifest, ProbeLevel, Probing
+from asag_deploy.processing import Processing
+from asag_deploy.processing_gpu import OnGpu
 from asag_deploy.stages import Network, Stage
 
 PLUGINS_VARIABLE = "ASAG_PLUGINS_LIBRARY"
@@ -118,7 +120,6 @@ class EngineNetwork(Network):
     patch_bucket = 16
     query_bucket = 32
     takes_device_arrays = True
-    """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
 
     def __init__(
         self,
@@ -138,12 +139,19 @@ class EngineNetwork(Network):
         self.keep_compiled = keep_compiled
         """Write what was compiled for new shapes to the cache, if there is any and it was not done just now;
         for whoever ends a detection without `download`."""
-        self.close = weakref.finalize(self, release)
-        """Let go of engines and memory once the GPU is done; closing twice does no harm."""
+        self._release = weakref.finalize(self, release)
 
     def stage(self, name: str) -> Stage:
         """The stage called `name` (KeyError if there is none)."""
         return self._stages[name]
+
+    def close(self) -> None:
+        """Let go of engines and memory once the GPU is done; closing twice does no harm."""
+        self._release()
+
+    def device_processing(self, manifest: Manifest) -> Processing | None:
+        """Pre- and post-processing with the kernels, if they were found."""
+        return None if self.kernels is None else OnGpu(self.device, self.kernels, manifest)
 
     def why_no_device_loop(self) -> str | None:
         """What keeps the probing loop from running on the GPU as one graph; None if nothing is known to."""

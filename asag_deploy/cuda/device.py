@@ -86,9 +86,9 @@ class Device:
         Small arrays that were uploaded before are not copied again: the result must not be written to.
         """
         contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
+        if contiguous.nbytes > _CONSTANT_BYTES:
+            return self._array(self._copied(contiguous), contiguous.shape, contiguous.dtype)
         with self.lock:
-            if contiguous.nbytes > _CONSTANT_BYTES:
-                return self._array(self._copied(contiguous), contiguous.shape, contiguous.dtype)
             key = (contiguous.dtype.str, contiguous.tobytes())
             block = self._constants.get(key)
             if block is None:
@@ -200,10 +200,14 @@ class Device:
         return DeviceArray(block.pointer, shape, dtype, block, self)
 
     def _copied(self, array: NDArray[Any]) -> Block:
-        block = self._pool.take(array.nbytes)
-        if array.nbytes:
+        """A block with the array's bytes, which go into pinned memory without the lock."""
+        with self.lock:
+            block = self._pool.take(array.nbytes)
+            if not array.nbytes:
+                return block
             slot = self._pinned.take(array.nbytes)
-            slot.view(array.shape, array.dtype)[...] = array
+        slot.view(array.shape, array.dtype)[...] = array
+        with self.lock:
             self.cuda.copy(block.pointer, slot.pointer, array.nbytes, "to_device", self.stream)
             self.cuda.record(slot.event, self.stream)
             self._pinned.give_back(slot, busy=True)

@@ -51,7 +51,7 @@ class Limits:
     """What one server takes on.  Raises ConfigError for values that make no sense."""
 
     concurrency: int = 1
-    """Images in the network at the same time; each may use all the threads that the backend has."""
+    """Images in the network at the same time; the backend's threads are divided among them."""
     queue: int = 16
     """Requests that may wait beside those; one more is refused with 503."""
     max_bytes: int = 20 * 2**20

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asag_deploy._version import __version__
 from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.backends.loops import LOOPS
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
@@ -43,6 +44,8 @@ def _serve(options: argparse.Namespace) -> int:
         max_level=options.max_level,
         deadline_ms=options.deadline_ms,
         threads=options.threads,
+        loop=options.loop,
+        requests=limits.concurrency,
     )
     with detector:
         if not detector.manifest.trained:
@@ -81,8 +84,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
     add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
+    add(
+        "--loop",
+        choices=LOOPS,
+        default="auto",
+        help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: %(default)s)",
+    )
     add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    add("--concurrency", type=int, default=1, metavar="N", help="images at once (default: %(default)s)")
+    add(
+        "--concurrency",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images at once, each on its share of the threads (default: %(default)s)",
+    )
     add("--queue", type=int, default=16, metavar="N", help="requests that may wait (default: %(default)s)")
     add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
     add("--body-seconds", type=float, default=30, metavar="S", help="to send it in (default: %(default)s)")

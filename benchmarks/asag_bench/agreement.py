@@ -46,7 +46,9 @@ def measure_agreement(
     bundles = [candidate.bundle for candidate in chosen]
     bundle = next((b for b in bundles if b.manifest.precision == "fp32"), bundles[0])
     network = open_network(DEFAULT_BACKEND, bundle, plan.threads)
-    reference = DetectorSubject(DEFAULT_BACKEND, bundle, network, rule_of(bundle.manifest, plan.mode))
+    reference = DetectorSubject(
+        DEFAULT_BACKEND, bundle.manifest, network, rule_of(bundle.manifest, plan.mode)
+    )
     pictures = list({picture.name: picture for s in samples.strata for picture in s.pictures}.values())
     expected = _detect(reference, pictures)
     name = f"{DEFAULT_BACKEND} {bundle.manifest.precision}"

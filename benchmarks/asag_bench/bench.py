@@ -32,7 +32,6 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.images import RgbImage
 from asag_deploy.manifest import FIRST_LEVEL, Level
-from asag_deploy.preprocess import make_batch
 from asag_deploy.stages import Network
 from asag_export.parity import LEAST_IN_COMMON
 
@@ -124,7 +123,7 @@ def _load_detectors(plan: Plan, chosen: Sequence[Candidate]) -> _Loaded:
         before = resident_mib()
         network = open_network(candidate.backend, candidate.bundle, plan.threads)
         rule = rule_of(candidate.bundle.manifest, plan.mode)
-        subject = DetectorSubject(candidate.name, candidate.bundle, network, rule)
+        subject = DetectorSubject(candidate.name, candidate.bundle.manifest, network, rule)
         loaded.detectors.append(subject)
         loaded.added_mib[subject.name] = resident_mib() - before
     return loaded
@@ -203,14 +202,12 @@ def _pyramids(plan: Plan, chosen: Sequence[Candidate], loaded: _Loaded) -> dict[
 def _pyramid(candidate: Candidate, network: Network, threads: int | None) -> Pyramid:
     from asag_bench.graphs import PYRAMID, pyramid_bundle
 
-    spec = candidate.bundle.manifest.preprocessing
+    processing = network.processing(candidate.bundle.manifest)
     with tempfile.TemporaryDirectory() as folder:
         alone = open_network(candidate.backend, pyramid_bundle(candidate.bundle, Path(folder)), threads)
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:
-        pixels, sizes = make_batch(images, spec)
-        given = {"pixels": network.upload(pixels), "image_size": network.upload(sizes)}
-        image = network.stage("normalize")(given)["image"]
+        image = processing.prepare(images, "rgb").image
         start = time.perf_counter()
         alone.stage(PYRAMID)({"image": image})
         return (time.perf_counter() - start) * 1000

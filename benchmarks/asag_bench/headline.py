@@ -39,7 +39,9 @@ def _of_subject(name: str, strata: list[Mapping[str, Any]], result: Mapping[str,
     found = {
         stratum["images"]: stratum["subjects"][name] for stratum in strata if name in stratum["subjects"]
     }
-    loops = [subject["phases_ms"]["loop"] for subject in found.values() if "loop" in subject["phases_ms"]]
+    phases = [subject["phases_ms"] for subject in found.values()]
+    # Where the stages are not among the phases, the GPU runs them by itself, and `loop` is all of them.
+    loops = [of_subject["loop"] for of_subject in phases if "backbone" in of_subject]
     costs = next((s["probing_costs"][name] for s in strata if name in s["probing_costs"]), None)
     return {
         "times_as_fast": {level: s["times_as_fast_as_the_reference"] for level, s in found.items()},

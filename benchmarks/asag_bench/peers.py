@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from asag_bench.subjects import DetectorSubject, Run, Subject
 from asag_bench.torch_cuda_peers import COMPILED, DEVICE_LOOP, ON_CUDA, check_cuda_peer, open_on_cuda
 from asag_deploy.backends import open_network
-from asag_deploy.backends.loops import LoopChoice, open_loop
+from asag_deploy.backends.loops import LoopChoice
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import stop_rule
 from asag_deploy.errors import ConfigError
 from asag_deploy.images import RgbImage
 from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
-from asag_deploy.postprocess import detections_of
 from asag_deploy.preprocess import make_batch
 from asag_deploy.probing import StopRule
 from asag_deploy.stages import Network
@@ -97,9 +96,9 @@ def open_peer(
     """
     rule = rule_of(bundle.manifest, mode)
     if peer == "always-probe":
-        return DetectorSubject(peer, bundle, network, _never_stops(rule))
+        return DetectorSubject(peer, bundle.manifest, network, _never_stops(rule))
     if peer in _LOOPS:
-        return DetectorSubject(peer, bundle, network, rule, open_loop(network, _LOOPS[peer]))
+        return DetectorSubject(peer, bundle.manifest, network, rule, _LOOPS[peer])
     if peer == "unsplit":
         return _Unsplit(bundle, backend, threads)
     if peer in SIX_LAYERS:
@@ -111,7 +110,7 @@ def open_peer(
     torch_network = _torch_network(checkpoint, bundle.manifest, threads)
     if peer == "torch-compile":
         _compile(torch_network)
-    return DetectorSubject(peer, bundle, torch_network, rule)
+    return DetectorSubject(peer, bundle.manifest, torch_network, rule)
 
 
 def _never_stops(rule: Rule) -> Rule:
@@ -229,17 +228,7 @@ class _Unsplit:
         pixels, sizes = make_batch(images, self._manifest.preprocessing)
         given = {"pixels": self._network.upload(pixels), "image_size": self._network.upload(sizes)}
         outputs = self._stage(given)
-        scores, labels, boxes, *_ = (
-            self._network.download(outputs[name])
-            for name in ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
-        )
-        for i, image in enumerate(images):
-            detections_of(
-                scores[i],
-                labels[i],
-                boxes[i],
-                original_shape=(image.shape[0], image.shape[1]),
-                nms_iou=self._manifest.postprocessing.nms_iou,
-            )
+        shapes = [(image.shape[0], image.shape[1]) for image in images]
+        self._network.processing(self._manifest).decode(outputs, shapes)
         total = (time.perf_counter() - start) * 1000
         return Run(total_ms=total, exits=(self._deepest,) * len(images))

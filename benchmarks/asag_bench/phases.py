@@ -16,26 +16,24 @@ from numpy.typing import NDArray
 
 from asag_deploy.manifest import ProbeLevel, Probing
 from asag_deploy.stages import Array, Network, Stage
+from asag_deploy.wrapped_network import WrappedNetwork
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 PHASES = ("preprocess", "upload", *STAGES, "select", "loop", "download", "postprocess")
 """Everything a call does, in this order; `loop` is what the host does between stages."""
 
 
-class TimedNetwork(Network):
-    """A network, and the milliseconds that its parts have taken since `begin`."""
+class TimedNetwork(WrappedNetwork):
+    """A network, and the milliseconds that its parts have taken since `begin`.
+
+    The loop on the network's device runs the stages by itself: then `loop` is all of them.
+    """
 
     def __init__(self, network: Network) -> None:
-        self._network = network
-        self.patch_bucket = network.patch_bucket
-        self.query_bucket = network.query_bucket
+        super().__init__(network)
         self.times_ms: defaultdict[str, float] = defaultdict(float)
         self.fetched_at_the_end_ms = 0.0
         """Downloads since the decoder ran, which the detector counts as post-processing."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What else a network has, such as the kernels with which images are prepared on a GPU."""
-        return getattr(self._network, name)
 
     def begin(self) -> None:
         """Forget the times of the call before."""
@@ -71,10 +69,6 @@ class TimedNetwork(Network):
         self.times_ms["download"] += taken
         self.fetched_at_the_end_ms += taken
         return downloaded
-
-    def shape(self, array: Array) -> tuple[int, ...]:
-        """As the network says it."""
-        return self._network.shape(array)
 
     def select(
         self,

@@ -26,7 +26,6 @@ from asag_deploy.errors import ConfigError
 from asag_deploy.images import RgbImage
 from asag_deploy.manifest import Level, Manifest, Precision
 from asag_deploy.postprocess import detections_of
-from asag_deploy.preprocess import make_batch
 from asag_deploy.probing import FEATURES
 from asag_deploy.stages import Network
 from asag_training import boxes as box_ops
@@ -177,12 +176,10 @@ class SixLayers:
         network = self._network
         network.begin()
         start = time.perf_counter()
-        pixels, sizes = make_batch(images, self._manifest.preprocessing)
-        times_ms = {"preprocess": _since(start)}
-        image_size = network.upload(sizes)
-        given = {"pixels": network.upload(pixels), "image_size": image_size}
-        image = network.stage("normalize")(given)["image"]
-        features = network.stage("backbone")({"image": image, "image_size": image_size})
+        prepared = network.processing(self._manifest).prepare(images, "rgb")
+        times_ms = dict(prepared.times_ms)
+        image_size = network.upload(prepared.sizes)
+        features = network.stage("backbone")({"image": prepared.image, "image_size": image_size})
         outputs = network.stage("decoder")({**features, "image_size": image_size})
         begin = time.perf_counter()
         scores, labels, boxes = (network.download(outputs[result]) for result in _RESULTS)

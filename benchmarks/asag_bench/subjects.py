@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from asag_bench.phases import TimedNetwork, split
-from asag_deploy.backends.loops import Loop
-from asag_deploy.bundle import Bundle
+from asag_deploy.backends.loops import LoopChoice
 from asag_deploy.detector import Detector
 from asag_deploy.images import RgbImage
-from asag_deploy.manifest import Level
-from asag_deploy.probing import StopRule, detect
+from asag_deploy.manifest import Level, Manifest
+from asag_deploy.probing import StopRule
 from asag_deploy.stages import Network
 
 
@@ -58,25 +57,26 @@ class DetectorSubject:
     def __init__(
         self,
         name: str,
-        bundle: Bundle,
+        manifest: Manifest,
         network: Network,
         rule: Callable[[Level | None], StopRule],
-        loop: Loop = detect,
+        loop: LoopChoice = "auto",
     ) -> None:
+        """The network that `manifest` describes; `loop` is what `Detector.load` takes."""
         self.name = name
         self.network = network
-        self._bundle = bundle
+        self._manifest = manifest
         self._timed = TimedNetwork(network)
         self._rule = rule
-        self._loop = loop
+        self._loop = network.loop(loop)
 
     def detector(self, max_level: Level | None = None) -> Detector:
         """The detector as it is used, untimed: what the accuracy is measured with."""
-        return Detector(self._bundle, self.network, self._rule(max_level), None, self._loop)
+        return Detector(self._manifest, self.network, self._rule(max_level), loop=self._loop)
 
     def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
         """Detect in a batch of RGB images."""
-        detector = Detector(self._bundle, self._timed, self._rule(max_level), None, self._loop)
+        detector = Detector(self._manifest, self._timed, self._rule(max_level), loop=self._loop)
         self._timed.begin()
         start = time.perf_counter()
         found = detector(images, channel_order="rgb")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from asag_deploy.manifest import Precision, ProbeLevel, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect, stage_name
 from asag_deploy.stages import Network
+from asag_deploy.wrapped_network import HookedNetwork
 from asag_export.gate_checks import IMAGES, Shapes, batch_checks, shapes_check
 from asag_export.parity import (
     LEAST_IN_COMMON,
@@ -194,12 +195,13 @@ class _Selection(NamedTuple):
     """origins, counts"""
 
 
-class _Recorder(TorchNetwork):
+class _Recorder(HookedNetwork):
     """The network in PyTorch, remembering every call of a stage and every choice of patches."""
 
     def __init__(self, stages: Sequence[StageModule]) -> None:
-        super().__init__(stages)
-        self.calls: list[tuple[str, Mapping[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+        super().__init__(TorchNetwork(stages), after=lambda *call: self.calls.append(call))
+        self.modules = {stage.name: stage for stage in stages}
+        self.calls: list[tuple[str, Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]] = []
         self.selections: list[_Selection] = []
 
     def select(
@@ -208,16 +210,6 @@ class _Recorder(TorchNetwork):
         found = super().select(probing, level, *given)
         self.selections.append(_Selection(probing, level, given, found))
         return found
-
-    def stage(self, name: str) -> Any:
-        run = super().stage(name)
-
-        def recorded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            outputs = run(inputs)
-            self.calls.append((name, inputs, outputs))
-            return outputs
-
-        return recorded
 
 
 class _Gate:

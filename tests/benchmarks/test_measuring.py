@@ -37,7 +37,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def subject(bundle: Bundle) -> DetectorSubject:
     network = open_network(None, bundle, threads=1)
-    return DetectorSubject("tiny", bundle, network, lambda level: stop_rule(bundle.manifest, None, level))
+    return DetectorSubject(
+        "tiny", bundle.manifest, network, lambda level: stop_rule(bundle.manifest, None, level)
+    )
 
 
 @pytest.mark.parametrize(

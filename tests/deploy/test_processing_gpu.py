@@ -8,6 +8,7 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import preprocess, processing_gpu
-from asag_deploy.backends import tensorrt
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, open_cuda
+from asag_deploy.cuda.memory import PinnedSlot
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, ConfigError, ImageError
@@ -150,9 +151,8 @@ def prepared(
 ) -> NDArray[Any]:
     """What `OnGpu` makes of images, on the host."""
     device = Device(open_cuda())
-    network = tensorrt.EngineNetwork([], device, device.close, kernels=kernels)
     manifest = dataclasses.replace(bundle.manifest, preprocessing=SMALL)
-    return network.download(processing_gpu.OnGpu(network, manifest).prepare(given, order).image)
+    return device.download(processing_gpu.OnGpu(device, kernels, manifest).prepare(given, order).image)
 
 
 def normalized(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -215,6 +215,27 @@ def test_many_threads(detector: Detector) -> None:
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda image: detector(image, channel_order="rgb"), given * 3))
     for one, other in zip(found, expected * 3, strict=True):
+        same(one, other)
+
+
+def test_images_are_copied_into_pinned_memory_at_once(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads meet while they copy, which they could not if either held the device's lock."""
+    given = [picture(5, 2, size=(90, 130)), picture(18, 6, size=(90, 130))]
+    expected = [detector(image, channel_order="rgb") for image in given]
+    meeting = Barrier(2)
+    view = PinnedSlot.view
+
+    def meet(slot: PinnedSlot, shape: tuple[int, ...], *rest: Any) -> NDArray[Any]:
+        if shape == given[0].shape:
+            meeting.wait(20)
+        return view(slot, shape, *rest)
+
+    monkeypatch.setattr(PinnedSlot, "view", meet)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda image: detector(image, channel_order="rgb"), given))
+    for one, other in zip(found, expected, strict=True):
         same(one, other)
 
 

@@ -66,7 +66,7 @@ def test_detector_computes_what_the_network_computes(detector: Detector, small_b
     )
     rule = stop_rule(manifest, None, None)
     deepest = set()
-    reference = Detector(small_bundle, TorchNetwork(stages), rule, None)
+    reference = Detector(small_bundle.manifest, TorchNetwork(stages), rule)
     for seed, (height, width) in enumerate(SIZES.values()):
         picture = draw_scene(height, width, seed)
         found, expected = (net(picture, channel_order="rgb") for net in (detector, reference))

@@ -16,7 +16,7 @@ from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
-from asag_deploy.processing import OnHost, processing_of
+from asag_deploy.processing import OnHost
 from asag_export.bundle_export import export_bundle
 from asag_training.scenes import draw_scene
 from small_network import small_checkpoint
@@ -126,7 +126,7 @@ def test_pictures_prepared_on_the_gpu(
     with_kernels = open_network(backend, bundle)
     assert isinstance(with_kernels, EngineNetwork)
     assert with_kernels.kernels is not None
-    on_gpu = processing_of(with_kernels, bundle.manifest)
+    on_gpu = with_kernels.processing(bundle.manifest)
     on_host = OnHost(open_network(None, bundle), bundle.manifest)
     for image in images:
         expected = on_host.prepare([image], "bgr").image.numpy()

@@ -14,8 +14,8 @@ from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector, stop_rule
 from asag_deploy.errors import BackendError, DataError
 from asag_deploy.images import RgbImage
-from asag_deploy.preprocess import make_batch
-from asag_deploy.stages import Array, Network, Stage
+from asag_deploy.stages import Array, Network
+from asag_deploy.wrapped_network import HookedNetwork
 from asag_export.quantize.placement import FEATURES
 from asag_export.quantize.report import AccuracyPair
 from asag_training.data.coco import CocoDataset
@@ -36,49 +36,27 @@ def stage_inputs(
 def _backbone_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
     """Made by the bundle's own pre-processing, without running the rest."""
     network = open_network(None, bundle)
+    processing = network.processing(bundle.manifest)
     for picture in pictures:
-        pixels, sizes = make_batch([picture], bundle.manifest.preprocessing)
-        given = {"pixels": network.upload(pixels), "image_size": network.upload(sizes)}
-        image = network.stage("normalize")(given)["image"]
-        yield {"image": network.download(image), "image_size": sizes}
+        prepared = processing.prepare([picture], "rgb")
+        yield {"image": network.download(prepared.image), "image_size": prepared.sizes}
 
 
 def _decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
     """Once probing has stopped."""
-    network = _Listening(open_network(None, bundle), "decoder")
-    with Detector(bundle, network, stop_rule(bundle.manifest, None, None), None) as detector:
+    network = open_network(None, bundle)
+    given: dict[str, NDArray[Any]] = {}
+
+    def note(stage: str, inputs: Mapping[str, Array]) -> None:
+        if stage == "decoder":
+            given.update((name, network.download(array)) for name, array in inputs.items())
+
+    watched = HookedNetwork(network, before=note)
+    with Detector(bundle.manifest, watched, stop_rule(bundle.manifest, None, None)) as detector:
         for picture in pictures:
+            given.clear()
             detector(picture, channel_order="rgb")
-            yield network.heard
-
-
-class _Listening(Network):
-    """A network, and what one of its stages was given last."""
-
-    def __init__(self, network: Network, stage: str) -> None:
-        self.heard: dict[str, NDArray[Any]] = {}
-        self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
-        self._network, self._stage = network, stage
-
-    def upload(self, array: NDArray[Any]) -> Array:
-        return self._network.upload(array)
-
-    def download(self, array: Array) -> NDArray[Any]:
-        return self._network.download(array)
-
-    def shape(self, array: Array) -> tuple[int, ...]:
-        return self._network.shape(array)
-
-    def stage(self, name: str) -> Stage:
-        stage = self._network.stage(name)
-        if name != self._stage:
-            return stage
-
-        def listening(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            self.heard = {name: self.download(array) for name, array in inputs.items()}
-            return stage(inputs)
-
-        return listening
+            yield dict(given)
 
 
 def signal_to_noise(

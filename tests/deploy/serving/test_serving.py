@@ -318,6 +318,8 @@ def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
         (["BUNDLE", "--grace-seconds", "0"], "--grace-seconds is 0"),
         (["BUNDLE", "--threshold", "1.5"], "--threshold is 1.5"),
         (["BUNDLE", "--backend", "caffe"], "unknown backend 'caffe'"),
+        (["BUNDLE", "--loop", "device"], "loop 'device' needs a backend that runs on a GPU"),
+        (["BUNDLE", "--loop", "gpu"], "argument --loop: invalid choice: 'gpu'"),
         (["nowhere"], "nowhere"),
     ],
 )
@@ -331,6 +333,25 @@ def test_bad_usage_is_one_sentence(
     assert out == ""
     assert error.startswith("asag-serve: error: ")
     assert sentence in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loop", "requests"),
+    [([], "auto", 1), (["--loop", "host", "--concurrency", "3"], "host", 3)],
+)
+def test_what_the_detector_is_loaded_with(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], loop: str, requests: int
+) -> None:
+    """The threads are divided among the images in work at once."""
+    asked: dict[str, Any] = {}
+
+    def load(bundle: Path, **options: Any) -> Detector:
+        asked.update(options)
+        raise BackendError("enough")
+
+    monkeypatch.setattr(Detector, "load", load)
+    assert cli.main(["bundle", *arguments]) == 2
+    assert (asked["loop"], asked["requests"]) == (loop, requests)
 
 
 def test_a_port_that_is_taken() -> None:

@@ -20,7 +20,7 @@ from asag_deploy.manifest import Category, Level, Manifest, Mode, Preprocessing
 from asag_training.checkpoints import load_checkpoint, select_head
 from asag_training.config import MAIN_HEAD
 from asag_training.evaluation.evaluate import ProposalSource
-from asag_training.evaluation.proposals import OverheardNetwork, gives_proposals
+from asag_training.evaluation.proposals import ProposalLoop, gives_proposals
 from asag_training.model import Asag, build
 from asag_training.plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.stages import TorchNetwork
@@ -113,10 +113,10 @@ def network_predictor(
         postprocessing=postprocessing_plan(model.config),
         graphs=(),
     )
-    bundle = Bundle(path=Path(), manifest=manifest)  # never read: its graphs are the network's own stages
-    network = OverheardNetwork(TorchNetwork(stages, device))
-    detector = Detector(bundle, network, stop_rule(manifest, mode, max_level), None)
-    return Predictor(detector, f"{model.config.variant} (torch)", network.proposals)
+    network = TorchNetwork(stages, device)
+    loop = ProposalLoop(network)
+    detector = Detector(manifest, network, stop_rule(manifest, mode, max_level), loop=loop)
+    return Predictor(detector, f"{model.config.variant} (torch)", loop.proposals)
 
 
 def _bundle_predictor(
@@ -127,6 +127,6 @@ def _bundle_predictor(
     rule = stop_rule(manifest, mode, max_level)
     network = open_network(backend, bundle, None)
     if not gives_proposals(manifest):
-        return Predictor(Detector(bundle, network, rule, None), name, None)
-    overheard = OverheardNetwork(network)
-    return Predictor(Detector(bundle, overheard, rule, None), name, overheard.proposals)
+        return Predictor(Detector(manifest, network, rule), name, None)
+    loop = ProposalLoop(network)
+    return Predictor(Detector(manifest, network, rule, loop=loop), name, loop.proposals)

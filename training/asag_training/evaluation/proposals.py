@@ -1,4 +1,4 @@
-"""The boxes that the relation block gives the decoder, overheard between the loop and a network.
+"""The boxes that the relation block gives the decoder, kept for evaluation.
 
 The runtime has no use for them, so nothing hands them on; they are among the decoder stage's outputs and
 stay on the device until they are asked for.
@@ -6,14 +6,15 @@ stay on the device until they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.manifest import Manifest, ProbeLevel, Probing
+from asag_deploy.manifest import Manifest, Probing
 from asag_deploy.postprocess import anchors_of
-from asag_deploy.stages import Array, Network, Stage
+from asag_deploy.probing import Probed, StopRule
+from asag_deploy.stages import Array, Network
 from asag_training.evaluation.overlaps import Boxes
 
 SCORES, BOXES = "proposal_scores", "proposal_boxes"
@@ -24,51 +25,22 @@ def gives_proposals(manifest: Manifest) -> bool:
     return {SCORES, BOXES} <= {output.name for output in manifest.graph("decoder").outputs}
 
 
-class OverheardNetwork(Network):
-    """A network as it is (`asag_deploy.stages.Network`), whose last proposals can be asked for."""
+class ProposalLoop:
+    """A network's own loop (`asag_deploy.backends.loops.Loop`), whose last proposals can be asked for."""
 
     def __init__(self, network: Network) -> None:
         """`network` must have a decoder that gives out its proposals."""
         self._network = network
+        self._loop = network.loop()
         self._last: dict[str, Array] = {}
-        self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
 
-    def stage(self, name: str) -> Stage:
-        """The stage called `name`."""
-        run = self._network.stage(name)
-        if name != "decoder":
-            return run
-
-        def overheard(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            outputs = run(inputs)
-            self._last = {output: outputs[output] for output in (SCORES, BOXES)}
-            return outputs
-
-        return overheard
-
-    def upload(self, array: NDArray[Any]) -> Array:
-        """As the network does it."""
-        return self._network.upload(array)
-
-    def download(self, array: Array) -> NDArray[Any]:
-        """As the network does it."""
-        return self._network.download(array)
-
-    def shape(self, array: Array) -> tuple[int, ...]:
-        """As the network says it."""
-        return self._network.shape(array)
-
-    def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Array,
-        selected: Array,
-        counts: Array,
-        image_size: Array,
-    ) -> tuple[Array, Array]:
-        """As the network does it."""
-        return self._network.select(probing, level, anchors, selected, counts, image_size)
+    def __call__(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Probed:
+        """Run backbone, adaptive probing and decoder on a batch."""
+        probed = self._loop(network, probing, rule, image, image_size)
+        self._last = {name: probed.outputs[name] for name in (SCORES, BOXES)}
+        return probed
 
     def proposals(self, counts: Sequence[int]) -> list[Boxes]:
         """Of the last batch, given how many queries of each image are real: (n, 4) x1, y1, x2, y2 relative to
