@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 import asag_export
 from asag_deploy.backends.loops import Loop, open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
-from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device
 from asag_deploy.cuda.graph_nodes import Node, nodes
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.engines.shapes import MOST_SLOTS
-from asag_deploy.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, ProbeLevel, Probing
+from asag_deploy.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, Probing
 from asag_deploy.postprocess import Found as Detected
 from asag_deploy.probing import StopRule, detect
-from asag_deploy.processing import OnHost, processing_of
-from asag_deploy.stages import Network, Stage
+from asag_deploy.processing import OnHost
+from asag_deploy.stages import Network
+from asag_deploy.wrapped_network import HookedNetwork
 from asag_export.graphs import stage_inputs, stage_outputs
 from asag_export.parity import LEAST_IN_COMMON, Found, in_common
 from asag_training.checkpoints import Checkpoint, load_checkpoint
@@ -100,7 +100,7 @@ def on_the_cpu(manifest: Manifest) -> TorchNetwork:
 def detector_of(
     network: Network, manifest: Manifest, loop: Loop = detect, rule: StopRule = RULES["exact"]
 ) -> Detector:
-    return Detector(Bundle(path=Path(), manifest=manifest), network, rule, None, loop)
+    return Detector(manifest, network, rule, loop=loop)
 
 
 def scenes() -> Iterator[Picture]:
@@ -196,7 +196,7 @@ def check_cpu_agrees(network: Network, manifest: Manifest, pictures: Sequence[Pi
 
 def check_processing(network: EngineNetwork, manifest: Manifest, pictures: Sequence[Picture]) -> None:
     """Pictures are prepared, and detections finished, to the bit as on the CPU; also pictures on the GPU."""
-    on_gpu, here, cpu = processing_of(network, manifest), OnHost(network, manifest), on_the_cpu(manifest)
+    on_gpu, here, cpu = network.processing(manifest), OnHost(network, manifest), on_the_cpu(manifest)
     on_cpu = OnHost(cpu, manifest)
     assert type(on_gpu) is not OnHost
     for picture in pictures:
@@ -250,15 +250,16 @@ def check_pinned(network: EngineNetwork, rounds: int = 50) -> None:
 
 def check_captures(network: EngineNetwork, manifest: Manifest, picture: Picture) -> None:
     """What a stage does is kernels, copies on the device and cleared memory, nothing of the host's."""
-    calls: list[tuple[Any, dict[str, Any]]] = []
-    prepared = processing_of(network, manifest).prepare([picture], "rgb")
-    detect(_Noting(network, calls), manifest.probing, StopRule(), prepared.image, prepared.sizes)
-    assert [stage.name for stage, _ in calls] == ["backbone", "probe_p4", "probe_p3", "decoder"]
-    for stage, inputs in calls:
-        found = _captured(network.device, stage, inputs)
+    calls: list[tuple[str, dict[str, Any]]] = []
+    noting = HookedNetwork(network, before=lambda name, inputs: calls.append((name, dict(inputs))))
+    prepared = network.processing(manifest).prepare([picture], "rgb")
+    detect(noting, manifest.probing, StopRule(), prepared.image, prepared.sizes)
+    assert [name for name, _ in calls] == ["backbone", "probe_p4", "probe_p3", "decoder"]
+    for name, inputs in calls:
+        found = _captured(network.device, network.stage(name), inputs)
         assert found
-        assert {node.kind for node in found} <= {"Kernel", "Memcpy", "Memset", "Empty"}, stage.name
-        assert not any(node.source_on_host or node.target_on_host for node in found), stage.name
+        assert {node.kind for node in found} <= {"Kernel", "Memcpy", "Memset", "Empty"}, name
+        assert not any(node.source_on_host or node.target_on_host for node in found), name
 
 
 def _captured(device: Device, stage: Any, inputs: Mapping[str, Any]) -> list[Node]:
@@ -278,28 +279,3 @@ def _captured(device: Device, stage: Any, inputs: Mapping[str, Any]) -> list[Nod
         device.cuda.destroy_graph(graph)
         context.close()
     return found
-
-
-class _Noting(Network):
-    """A network that notes its stages with their inputs."""
-
-    def __init__(self, network: Network, calls: list[tuple[Any, dict[str, Any]]]) -> None:
-        self._network, self._calls = network, calls
-
-    def stage(self, name: str) -> Stage:
-        stage = self._network.stage(name)
-
-        def noted(inputs: Mapping[str, Any]) -> dict[str, Any]:
-            self._calls.append((stage, dict(inputs)))
-            return stage(inputs)
-
-        return noted
-
-    def upload(self, array: NDArray[Any]) -> Any:
-        return self._network.upload(array)
-
-    def download(self, array: Any) -> NDArray[Any]:
-        return self._network.download(array)
-
-    def select(self, probing: Probing, level: ProbeLevel, *arrays: Any) -> tuple[Any, Any]:
-        return self._network.select(probing, level, *arrays)

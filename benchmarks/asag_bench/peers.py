@@ -135,8 +135,7 @@ def _on_cuda(peer: str, bundle: Bundle, rule: Rule, threads: int | None, path: P
     network = open_on_cuda(peer, _checkpoint(path, bundle.manifest, threads), bundle.manifest)
     if peer == COMPILED and isinstance(network, TorchNetwork):
         _compile(network)
-    loop = open_loop(network, "device" if peer == DEVICE_LOOP else "host")
-    return DetectorSubject(peer, bundle, network, rule, loop)
+    return DetectorSubject(peer, bundle.manifest, network, rule, "device" if peer == DEVICE_LOOP else "host")
 
 
 def _six_layers(

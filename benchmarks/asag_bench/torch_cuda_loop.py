@@ -36,6 +36,7 @@ from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Array, Network, Stage
+from asag_deploy.wrapped_network import WrappedNetwork
 
 PROGRAM = "torch_cuda_loop"
 OUTPUTS = ("logits", "boxes", "anchors")
@@ -193,12 +194,11 @@ def stage_parts(
     return {"pyramid": lambda: pyramid(given), **noted.calls}
 
 
-class _Noting(Network):
+class _Noting(WrappedNetwork):
     """A network that notes what the loop asks of it, to be asked again."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
-        self.patch_bucket, self.query_bucket = network.patch_bucket, network.query_bucket
+        super().__init__(network)
         self.calls: dict[str, Callable[[], object]] = {}
 
     def stage(self, name: str) -> Stage:
@@ -210,14 +210,6 @@ class _Noting(Network):
             return run(inputs)
 
         return noted
-
-    def upload(self, array: NDArray[Any]) -> Array:
-        """As the network does."""
-        return self._network.upload(array)
-
-    def download(self, array: Array) -> NDArray[Any]:
-        """As the network does."""
-        return self._network.download(array)
 
     def select(self, probing: Probing, level: ProbeLevel, *arrays: Array) -> tuple[Array, Array]:
         """As the network does, noted."""
