@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asag_bench.subjects import DetectorSubject, Run, Subject
+from asag_bench.torch_cuda_peers import COMPILED, DEVICE_LOOP, ON_CUDA, check_cuda_peer, open_on_cuda
 from asag_deploy.backends import open_network
 from asag_deploy.backends.loops import LoopChoice
 from asag_deploy.bundle import Bundle
@@ -38,16 +39,18 @@ PEERS = {
     "sparse-rcnn-6": "six Sparse R-CNN layers over learned queries, random weights, in the first backend",
     "torch-adamixer-6": "the six AdaMixer layers in PyTorch, eager",
     "torch-sparse-rcnn-6": "the six Sparse R-CNN layers in PyTorch, eager",
+    **ON_CUDA,
 }
 _LOOPS: dict[str, LoopChoice] = {"host-loop": "host", "device-loop": "device"}
 _IN_TORCH = "torch-"
-_FROM_CHECKPOINTS = ("torch", "torch-compile", *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS))
+_FROM_CHECKPOINTS = ("torch", "torch-compile", *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS), *ON_CUDA)
 
 Rule = Callable[[Level | None], StopRule]
 
 
 def check_peers(peers: Sequence[str], checkpoint: Path | None, manifest: Manifest) -> None:
-    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint.
+    """Raise ConfigError for a peer that does not exist or that lacks its checkpoint, BackendError for one
+    that takes a GPU where there is none.
 
     A bundle that `asag-export --untrained` made has none: its weights are drawn again.
     """
@@ -61,6 +64,9 @@ def check_peers(peers: Sequence[str], checkpoint: Path | None, manifest: Manifes
             raise ConfigError(
                 f"the peer '{peer}' needs the weights the bundle was exported from: give --checkpoint FILE"
             )
+        if peer in ON_CUDA:
+            _need("torch", "onnxscript")
+            check_cuda_peer(peer)
 
 
 def is_random(peer: str) -> bool:
@@ -99,6 +105,8 @@ def open_peer(
         return _six_layers(peer, bundle, backend, threads, checkpoint)
     if is_random(peer):
         return _six_layers_in_torch(peer, bundle, threads, checkpoint)
+    if peer in ON_CUDA:
+        return _on_cuda(peer, bundle, rule, threads, checkpoint)
     torch_network = _torch_network(checkpoint, bundle.manifest, threads)
     if peer == "torch-compile":
         _compile(torch_network)
@@ -119,6 +127,15 @@ def _torch_network(path: Path | None, manifest: Manifest, threads: int | None) -
     model = build(checkpoint.config, checkpoint.state)
     stages = build_stages(model, manifest.probing, checkpoint.head or "main", manifest.preprocessing)
     return TorchNetwork(stages)
+
+
+def _on_cuda(peer: str, bundle: Bundle, rule: Rule, threads: int | None, path: Path | None) -> Subject:
+    from asag_training.stages import TorchNetwork
+
+    network = open_on_cuda(peer, _checkpoint(path, bundle.manifest, threads), bundle.manifest)
+    if peer == COMPILED and isinstance(network, TorchNetwork):
+        _compile(network)
+    return DetectorSubject(peer, bundle.manifest, network, rule, "device" if peer == DEVICE_LOOP else "host")
 
 
 def _six_layers(

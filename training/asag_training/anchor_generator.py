@@ -95,9 +95,9 @@ class AnchorGenerator(nn.Module):
         upright = raw[:, :FIRST_LEVEL_PATCHES] if flips else raw
 
         # From patch to image: quadrants are half of it and begin where their row and column do.
-        scale = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0], device=raw.device).view(5, 1, 1)
-        begin = torch.tensor([[0.5 * x, 0.5 * y] for y, x in QUADRANTS] + [[0.0, 0.0]], device=raw.device)
-        relative = upright.detach()[..., :4] * scale
+        own = upright.detach()[..., :4]
+        relative = torch.cat([own[:, : len(QUADRANTS)] * 0.5, own[:, len(QUADRANTS) :]], dim=1)
+        begin = _first_corners(raw.device)
         centres = relative[..., :2] + begin[:, None]
         boxes = torch.cat([centres, relative[..., 2:]], dim=-1) * box_ops.whwh(image_size)[:, None]
         return Prediction(raw, self._score(upright, boxes, torch.ones_like(boxes[..., 0], dtype=torch.bool)))
@@ -207,6 +207,16 @@ def _interpolation(valid: Tensor, cells: int, size: int) -> Tensor:
     source = torch.minimum((step * valid / size - 0.5).clamp(min=0), valid - 1)  # (B, size)
     cell = torch.arange(cells, dtype=torch.float32, device=valid.device)
     return (1 - (source[..., None] - cell).abs()).clamp(min=0)
+
+
+def _first_corners(device: torch.device) -> Tensor:
+    """(5, 2) x, y where the patches of the first level begin, relative to the image: `QUADRANTS`, then P6.
+
+    Computed, since a copy from the host could not be captured in a CUDA graph.
+    """
+    patch = torch.arange(FIRST_LEVEL_PATCHES, device=device)
+    row, column = torch.div(patch, 2, rounding_mode="floor") % 2, patch % 2
+    return torch.stack([column, row], dim=-1) * 0.5
 
 
 def _flip(patch: Tensor, horizontally: bool, vertically: bool) -> Tensor:

@@ -84,10 +84,11 @@ def sine_embedding(xyzr: Tensor, dim: int) -> Tensor:
     of like size (AdaMixer).
     """
     channels = dim // 4
-    scale = torch.tensor([1000.0, 1000.0, 1.0, 1.0], device=xyzr.device)
+    # Nothing is copied from the host here, so that a CUDA graph can be captured.
+    scaled = torch.cat([xyzr[..., :2] / 1000.0, xyzr[..., 2:]], dim=-1)
     pair = torch.arange(channels // 2, dtype=torch.float32, device=xyzr.device)
     wavelength = 10000.0 ** (2 * pair / channels)
-    phase = (xyzr / scale)[..., None] / wavelength
+    phase = scaled[..., None] / wavelength
     return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-3)
 
 

@@ -2,8 +2,8 @@
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
-TensorRT may have a plugin for; all are tested against the reference.  Patch NMS runs between the stages and
-is never exported.
+TensorRT may have a plugin for; all are tested against the reference.  Others can be brought, see
+`asag_training.operator_choice`.  Patch NMS runs between the stages and is never exported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asag_training import boxes as box_ops
+from asag_training.operator_choice import operators_in_use
 
 ONNX_VERSION = 1
 """Version of the operators in the ONNX domain `asag`."""
@@ -43,6 +44,9 @@ def multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Seq
             shape=(boxes.shape[0], boxes.shape[1], ROI_SIZE, ROI_SIZE, features[0].shape[3]),
             version=ONNX_VERSION,
         )
+    brought = operators_in_use()
+    if brought is not None:
+        return brought.multiscale_roi_align(features, boxes, strides)
     return _multiscale_roi_align(features, boxes, strides)
 
 
@@ -63,6 +67,9 @@ def pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, strid
             shape=(*xy.shape[:4], features[0].shape[3] // xy.shape[2]),
             version=ONNX_VERSION,
         )
+    brought = operators_in_use()
+    if brought is not None:
+        return brought.pyramid_sample(features, xy, weight, strides)
     return _pyramid_sample(features, xy, weight, strides)
 
 
@@ -139,6 +146,9 @@ def pad_anchors(
             version=ONNX_VERSION,
         )
         return queries, count
+    brought = operators_in_use()
+    if brought is not None:
+        return brought.pad_anchors(anchors, keep, image_size, slots, first_level, floor, cap)
     return _pad_anchors(anchors, keep, image_size, slots, first_level, floor, cap)
 
 

@@ -1,0 +1,187 @@
+"""The peers that run PyTorch on a GPU: refused where there is none, and timed on a simulated one."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asag_bench import torch_cuda_peers
+from asag_bench.peers import PEERS, check_peers, open_peer
+from asag_bench.torch_cuda_loop import exit_rules, main, measure, picture
+from asag_bench.torch_cuda_peers import ON_CUDA
+from asag_deploy.bundle import Bundle
+from asag_deploy.errors import BackendError
+from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing
+from asag_deploy.probing import detect
+from asag_export.graphs import stage_inputs, stage_outputs
+from asag_training.model import build
+from asag_training.plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.scenes import draw_scene
+from asag_training.stages import TorchNetwork
+from fake_torch import fake_torch_network
+from small_network import small_checkpoint
+
+CHECKPOINT = small_checkpoint()
+PROBING = probing_plan(CHECKPOINT.config)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """What the manifest would say; the graphs themselves are not needed."""
+    modules = build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING)
+    given = (CHECKPOINT.config, PROBING, "fp32")
+    manifest = Manifest(
+        producer="tests",
+        variant=CHECKPOINT.config.variant,
+        head="main",
+        precision="fp32",
+        opset=20,
+        trained=False,
+        categories=tuple(CHECKPOINT.categories),
+        preprocessing=Preprocessing(shorter_side=96, longer_side=160),
+        probing=PROBING,
+        postprocessing=postprocessing_plan(CHECKPOINT.config),
+        graphs=tuple(
+            GraphSpec(
+                name=module.name,
+                file=f"{module.name}.onnx",
+                sha256="",
+                inputs=stage_inputs(module, *given),  # type: ignore[arg-type]
+                outputs=stage_outputs(module, *given),  # type: ignore[arg-type]
+            )
+            for module in modules
+        ),
+    )
+    return Bundle(path=Path(), manifest=manifest)
+
+
+def opened(peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from asag_export import untrained
+
+    monkeypatch.setattr(untrained, "untrained_checkpoint", lambda variant: CHECKPOINT)
+    network: Any = None  # of the bundle, which these peers do without
+    return open_peer(peer, bundle, network=network, backend=None, mode=None, threads=None, checkpoint=None)
+
+
+@pytest.mark.parametrize("peer", ON_CUDA)
+def test_refused_where_pytorch_has_no_cuda(
+    peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert peer in PEERS
+    monkeypatch.setattr(torch.version, "cuda", None)
+    sentence = f"the peer '{peer}' runs on an NVIDIA GPU alone: PyTorch .* was built without CUDA; install"
+    with pytest.raises(BackendError, match=sentence):
+        check_peers([peer], None, bundle.manifest)
+    with pytest.raises(BackendError, match=sentence):
+        opened(peer, bundle, monkeypatch)
+
+
+def test_refused_without_a_gpu_or_kernels(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="PyTorch finds no NVIDIA GPU on this machine; check with"):
+        check_peers(["torch-eager-cuda"], None, bundle.manifest)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("ASAG_KERNELS_LIBRARY", raising=False)
+    check_peers(["torch-eager-cuda", "torch-compile-cuda"], None, bundle.manifest)
+    with pytest.raises(BackendError, match=r"takes the compiled kernels; build them .* ASAG_KERNELS_LIBRARY"):
+        check_peers(["torch-cuda"], None, bundle.manifest)
+
+
+@pytest.mark.parametrize("peer", ["torch-cuda", "torch-cuda-device"])
+def test_both_loops_are_timed(
+    peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, host_library_path: Path
+) -> None:
+    network, _, kernels = fake_torch_network(monkeypatch, host_library_path, CHECKPOINT, PROBING)
+    monkeypatch.setattr(torch_cuda_peers, "why_not_on_cuda", lambda peer: None)
+    monkeypatch.setattr(torch_cuda_peers, "open_with_kernels", lambda *_: network)
+    subject = opened(peer, bundle, monkeypatch)
+    image = draw_scene(96, 128, 0)
+    run, plain = subject([image], None), opened("torch", bundle, monkeypatch)([image], None)
+    assert run.exits == plain.exits
+    assert ("decoder" in run.phases_ms) == (peer == "torch-cuda")
+    assert {"preprocess", "patch_nms", "postprocess"} <= set(kernels.calls)
+    assert subject([image], "P5").exits == ("P5",)
+    network.close()
+
+
+@pytest.mark.parametrize("peer", ["torch-eager-cuda", "torch-compile-cuda"])
+def test_pytorch_as_it_is(peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch_cuda_peers, "why_not_on_cuda", lambda peer: None)
+    plain = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
+    monkeypatch.setattr(torch_cuda_peers, "open_plain", lambda *_: plain)
+
+    def no_compiler(stage: Any, *, dynamic: bool) -> Any:
+        compiled.append(stage.name)
+        return stage
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert opened(peer, bundle, monkeypatch)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert len(compiled) == (5 if peer == "torch-compile-cuda" else 0)
+
+
+@pytest.mark.slow
+def test_what_deciding_costs(monkeypatch: pytest.MonkeyPatch, host_library_path: Path) -> None:
+    network, cuda, kernels = fake_torch_network(monkeypatch, host_library_path, CHECKPOINT, PROBING)
+    plain = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
+    image, size = picture((128, 160))
+    rules = exit_rules(plain, PROBING, plain.upload(image), size)
+    exits = {
+        name: detect(plain, PROBING, rule, plain.upload(image), size).levels[-1].level
+        for name, rule in rules.items()
+    }
+    assert {name: level for name, level in exits.items() if name != "fast"} == {
+        "P5": "P5",
+        "P4": "P4",
+        "P3": "P3",
+    }
+    found: dict[str, Any] = {}
+    monkeypatch.setattr("asag_bench.torch_cuda_loop.WARM_UPS", 1)
+    measure(plain, network, PROBING, image, size, repeats=2, note=found.__setitem__)
+    assert list(found) == ["parts", "P5", "P4", "P3", "fast"]
+    parts = ["pyramid", "backbone", "select_p4", "probe_p4", "select_p3", "probe_p3", "decoder"]
+    assert list(found["parts"]) == parts
+    for name, row in found.items():
+        if name != "parts":
+            assert row["levels"][-1] == exits[name]
+            assert row["deciding_us"]["device"] == 0, "every pair of events of the simulation is as far apart"
+            assert row["largest_difference"] < 1e-3
+    json.dumps(found, allow_nan=False)
+    assert kernels.calls.count("decide") > 0
+    gc.collect()  # what was noted refers to itself
+    network.close()
+    assert cuda.leaked() == {}
+
+
+def test_the_command_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert main(["--shape", "100x100"]) == 2
+    assert "--shape is '100x100'; expected HxW in multiples of 32" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "runs on an NVIDIA GPU alone: PyTorch" in capsys.readouterr().err
+
+
+def test_loops_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from asag_bench.torch_cuda_loop import difference
+    from asag_deploy.errors import ParityError
+    from asag_deploy.probing import StopRule
+
+    network = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
+    image, size = picture((128, 160))
+    given = network.upload(image)
+    whole, short = (
+        detect(network, PROBING, rule, given, size) for rule in (StopRule(), StopRule(max_level="P5"))
+    )
+    assert difference(network, "here", whole, whole) == 0
+    with pytest.raises(ParityError, match="P3: the loop on the device decided otherwise than the host's"):
+        difference(network, "P3", whole, short)
+    assert np.isfinite(image).all()
