@@ -1,0 +1,386 @@
+"""The command for a GPU machine: what it does in which order, what it leaves, and what ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asag_bench.gpu_machine import cli, plan, work
+from asag_bench.gpu_machine.programs import Logs, Program, start
+from asag_bench.gpu_machine.report import MOST_BYTES, page, write_report
+from asag_bench.gpu_machine.steps import Result, Skip, Step, run_steps
+from asag_bench.gpu_machine.work import BUILD_VARIABLE, ROOT, Work
+from asag_deploy.backends import BACKENDS
+from asag_deploy.cuda import why_no_cuda
+from asag_deploy.errors import BackendError
+from asag_export import demo
+from asag_training.data.coco import VAL_SPLIT
+from fake_cuda import FakeCuda
+from fake_gpu import install_cuda
+
+SCRIPT = ROOT / "scripts" / "gpu_machine.py"
+MISSING = (
+    *("pycocotools", "supervision", "starlette", "uvicorn", "openvino", "hatchling", "matplotlib", "PIL"),
+    *("tensorrt", "tensorrt_rtx", "cupy", "tensorboard"),
+)
+"""What the machine to plan for does not have."""
+WITHOUT_THEM = f"""
+import sys
+for name in {MISSING!r}:
+    sys.modules[name] = None  # importing it now raises
+"""
+
+
+def step(name: str, action: Callable[[float], dict[str, Any]], limit: float = 60) -> Step:
+    return Step(name=name, limit=limit, action=action)
+
+
+def in_python(text: str, tmp_path: Path, logs: Logs | None = None) -> Program:
+    return start(
+        [sys.executable, "-c", text],
+        log=tmp_path / "log",
+        logs=logs or Logs(),
+        cwd=tmp_path,
+        environment={"GIVEN": "by the step"},
+    )
+
+
+class TestSteps:
+    def test_what_goes_wrong_in_a_step_is_its_result(self) -> None:
+        def skip(_: float) -> dict[str, Any]:
+            raise Skip("no compiler")
+
+        def fail(_: float) -> dict[str, Any]:
+            raise BackendError("the GPU is on fire")
+
+        def crash(_: float) -> dict[str, Any]:
+            return {"nothing": 1 / 0}
+
+        reported: list[int] = []
+        actions = (skip, fail, crash, lambda limit: {"detail": "fine", "limit": limit})
+        steps = [step(action.__name__, action) for action in actions]
+        results = run_steps(steps, 100, lambda results: reported.append(len(results)))
+        assert [(result.state, result.detail) for result in results] == [
+            ("skipped", "no compiler"),
+            ("failed", "the GPU is on fire"),
+            ("failed", "ZeroDivisionError: division by zero"),
+            ("passed", "fine"),
+        ]
+        assert results[-1].data == {"limit": 60}
+        assert reported == [1, 2, 3, 4]  # after each
+
+    def test_the_whole_has_a_limit(self) -> None:
+        given: list[float] = []
+
+        def wait(limit: float) -> dict[str, Any]:
+            given.append(limit)
+            time.sleep(0.2)
+            return {}
+
+        results = run_steps([step("first", wait), step("second", wait)], 5.1, lambda _: None)
+        assert [result.state for result in results] == ["passed", "skipped"]
+        assert results[1].detail == "no time was left of 5.1 s"
+        assert given[0] <= 5.1  # less than its own limit of 60
+
+
+class TestPrograms:
+    def test_what_a_program_writes(self, tmp_path: Path) -> None:
+        logs = Logs()
+        text = "import os, sys; print(os.environ['GIVEN']); sys.stderr.write('and this')"
+        assert in_python(text, tmp_path, logs).wait(60) == "by the step\nand this"
+        assert "ended with 0" in logs.parts[0]
+
+    def test_one_that_fails_is_quoted(self, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match="ended with 3: last words"):
+            in_python("print('last words'); raise SystemExit(3)", tmp_path).wait(60)
+
+    def test_one_that_takes_too_long_is_ended_with_all_it_started(self, tmp_path: Path) -> None:
+        child = "import time; time.sleep(600)"
+        text = (
+            "import subprocess, sys, time\n"
+            f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+            "print(child.pid, flush=True)\n"
+            "time.sleep(600)"
+        )
+        logs = Logs()
+        program = in_python(text, tmp_path, logs)
+        while not (tmp_path / "log").read_text():
+            time.sleep(0.05)
+        with pytest.raises(BackendError, match="was ended after its limit of 0 s"):
+            program.wait(0.1)
+        child_pid = int((tmp_path / "log").read_text().split()[0])
+        deadline = time.monotonic() + 30
+        while _runs(child_pid):
+            assert time.monotonic() < deadline, "the child still runs"
+            time.sleep(0.05)
+        assert f"{child_pid}" in logs.parts[0]
+
+    def test_one_that_ignores_the_interrupt(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("asag_bench.gpu_machine.programs._GRACE_SECONDS", 0.1)
+        text = (
+            "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            "print('deaf', flush=True); time.sleep(600)"
+        )
+        program = in_python(text, tmp_path)
+        while not (tmp_path / "log").read_text():
+            time.sleep(0.05)
+        with pytest.raises(BackendError, match=r"was ended after its limit .*: deaf"):
+            program.wait(0.1)
+
+    def test_one_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match="`/no/such` could not be started"):
+            start(["/no/such"], log=tmp_path / "log", logs=Logs(), cwd=tmp_path, environment={})
+
+    def test_only_the_end_of_a_long_output_is_kept(self, tmp_path: Path) -> None:
+        logs = Logs()
+        in_python("print('x' * 700_000); print('the end')", tmp_path, logs).wait(60)
+        assert len(logs.parts[0]) < 600_000
+        assert "the end" in logs.parts[0]
+
+
+class TestReport:
+    def test_a_few_files_complete_at_any_time(self, tmp_path: Path) -> None:
+        results = [
+            Result(name="one", state="failed", detail="a | b\nc", seconds=1.5),
+            Result(name="two", state="passed", data={"page": "## Table\n", "more": [1]}),
+        ]
+        write_report(tmp_path, {"gpu": "Imaginary", "packages": {"numpy": "2"}}, results, ["log"])
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "gpu_machine.json",
+            "gpu_machine.log",
+            "gpu_machine.md",
+        ]
+        report = json.loads((tmp_path / "gpu_machine.json").read_text())
+        assert [found["state"] for found in report["steps"]] == ["failed", "passed"]
+        text = page({"gpu": "Imaginary", "packages": {"numpy": "2"}}, results)
+        assert "| one | failed | 1.5 | a / b c |" in text
+        assert "- packages: numpy 2" in text
+        assert text.endswith("## two\n\n## Table\n")
+
+    def test_no_file_is_too_large(self, tmp_path: Path) -> None:
+        large = "x" * (MOST_BYTES + 10)
+        result = Result(name="one", state="passed", data={"page": large})
+        write_report(tmp_path, {}, [result], [large, "the end"])
+        assert all(path.stat().st_size <= MOST_BYTES for path in tmp_path.iterdir())
+        report = json.loads((tmp_path / "gpu_machine.json").read_text())
+        assert report["steps"][0]["data"] == {"left out": "the report would have been too large"}
+        assert (tmp_path / "gpu_machine.log").read_text().endswith("the end")
+
+
+class TestPlan:
+    def test_the_order_is_that_of_worth(self, tmp_path: Path) -> None:
+        names = [step.name for step in plan.plan(Work(folder=tmp_path, gpu="sm90"))]
+        expected = [
+            *("compile the kernels", "kernels against the CPU", "tests: tests/plugins/test_on_gpu.py"),
+            *("tests: tests/export/test_engines_on_gpu.py", "engines of tensorrt-rtx"),
+            *("compute-sanitizer memcheck", "parity of onnxruntime-cuda, float32", "AP of onnxruntime-cuda"),
+            *("time onnxruntime-cuda, float16", "compute-sanitizer racecheck", "a training step in fp16"),
+        ]
+        assert [name for name in names if name in expected] == expected
+        assert len(set(names)) == len(names)
+
+    def test_every_file_with_a_test_for_the_gpu_is_run(self) -> None:
+        files = plan.gpu_tests()
+        assert {"tests/plugins/test_on_gpu.py", "tests/deploy/cuda/test_runtime.py"} <= set(files)
+        assert "tests/deploy/test_bundle.py" not in files
+
+    def test_what_is_said_twice_is_the_same(self) -> None:
+        assert (plan.CHECKPOINT, plan.SEED, plan.VAL_SPLIT) == (demo.CHECKPOINT, demo.SEED, VAL_SPLIT)
+        import plugin_builds
+
+        assert plugin_builds.BUILD_VARIABLE == BUILD_VARIABLE
+
+    @pytest.mark.parametrize("backend", ["tensorrt-rtx", "tensorrt"])
+    def test_engines_that_this_gpu_cannot_have_are_skipped_in_the_backends_words(
+        self, tmp_path: Path, backend: str
+    ) -> None:
+        missing = BACKENDS[backend].available()
+        if missing is None:
+            pytest.skip("there is a GPU on this machine")
+        with pytest.raises(Skip) as reason:
+            plan.build_engines(Work(folder=tmp_path, gpu="sm90"), backend, 60)
+        assert str(reason.value) == missing
+
+    def test_without_a_gpu_what_needs_one_says_so(self, tmp_path: Path) -> None:
+        here = Work(folder=tmp_path, gpu=None, no_gpu="there is no driver")
+        with pytest.raises(Skip, match="no GPU: there is no driver"):
+            plan.build_engines(here, "tensorrt-rtx", 60)
+        with pytest.raises(Skip, match="since the kernels were not compiled"):
+            plan.sanitize(here, "memcheck", 60)
+
+    def test_only_this_gpus_kernels_are_compiled(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commands: list[Sequence[Any]] = []
+        monkeypatch.setattr(Work, "run", lambda self, command, limit, packages=(): commands.append(command))
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+        plan.compile_kernels(Work(folder=tmp_path, gpu="sm120"), 60)
+        assert "-DCMAKE_CUDA_ARCHITECTURES=120-real" in commands[0]
+        assert "Ninja" in commands[0]
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        with pytest.raises(Skip, match="cmake is not installed"):
+            plan.compile_kernels(Work(folder=tmp_path, gpu="sm120"), 60)
+
+
+class TestWork:
+    def test_nothing_is_installed(self, tmp_path: Path) -> None:
+        """Modules are found in the tree, and carried packages where they are asked for."""
+        packages = {name: tmp_path / name for name in ("onnxruntime-gpu", "pycocotools")}
+        for name, module in (("onnxruntime-gpu", "onnxruntime"), ("pycocotools", "pycocotools")):
+            (packages[name] / module).mkdir(parents=True)
+            (packages[name] / module / "__init__.py").touch()
+        here = Work(folder=tmp_path, gpu="sm90", packages=packages)
+        names = ("onnxruntime", "pycocotools", "asag_bench", "small_network")
+        ask = f"import importlib.util as u\nfor name in {names}: print(u.find_spec(name).origin)"
+        command = [sys.executable, "-P", "-c", ask]
+        plain, coco, bench, small = here.run(command, 60).split()
+        assert not plain.startswith(str(tmp_path))
+        assert coco.startswith(str(tmp_path))
+        assert (Path(bench), Path(small)) == (
+            ROOT / "benchmarks/asag_bench/__init__.py",
+            ROOT / "tests/small_network.py",
+        )
+        assert here.run(command, 60, ["onnxruntime-gpu"]).split()[0].startswith(str(tmp_path))
+
+    def test_tests_that_are_all_skipped_are_a_skipped_step(self, tmp_path: Path) -> None:
+        if why_no_cuda() is None:
+            pytest.skip("there is a GPU on this machine")
+        here = Work(folder=tmp_path, gpu=None)
+        with pytest.raises(Skip, match="needs an NVIDIA GPU"):
+            here.tests("tests/deploy/cuda/test_runtime.py", 120)
+
+    def test_what_could_not_be_made_in_the_background(self, tmp_path: Path) -> None:
+        here = Work(folder=tmp_path, gpu=None)
+        here.background["bundle"] = in_python("raise SystemExit('no disk')", tmp_path)
+        with pytest.raises(BackendError, match="ended with 1: no disk"):
+            here.made("bundle", 60)
+        with pytest.raises(BackendError, match="'bundle' could not be made"):
+            here.made("bundle", 60)
+        here.background["other"] = in_python("import time; time.sleep(600)", tmp_path)
+        process = here.background["other"].process
+        here.close()
+        assert process.returncode is not None
+
+    def test_steps_and_what_is_made_beside_them_share_the_cores(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cores: list[Sequence[int]] = []
+        monkeypatch.setattr(work, "start", lambda command, **given: cores.append(given["cores"]))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 7})
+        here = Work(folder=tmp_path, gpu=None)
+        here.start(["a"])
+        here.start(["a"], beside=True)
+        assert cores == [[0, 1, 2], [3, 7]]
+
+
+@pytest.mark.parametrize("module", ["torch"])
+def test_the_command_itself_imports_little(module: str) -> None:
+    text = f"import sys; import asag_bench.gpu_machine.cli; assert {module!r} not in sys.modules"
+    subprocess.run([sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("asag_export.cli", "asag_training.data.cli", "asag_deploy.engines.cli"),
+        *("asag_bench.cli", "asag_bench.training_step", "asag_bench.gpu_machine.parity"),
+    ],
+)
+def test_programs_run_where_packages_are_missing(module: str) -> None:
+    text = (
+        f"import runpy; sys.argv = ['program', '--help']; runpy.run_module({module!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+
+
+def test_gpu_tests_are_collected_where_packages_are_missing() -> None:
+    """As on the machine: by name, with no cache and no warning an error, and every file has some."""
+    options = [
+        "-m",
+        "gpu",
+        "--collect-only",
+        "-q",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
+    text = f"import pytest; sys.exit(pytest.main({[*options, *plan.gpu_tests()]!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line} == set(
+        plan.gpu_tests()
+    )
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    if why_no_cuda() is None:
+        pytest.skip("there is a GPU on this machine")
+    command = [sys.executable, str(SCRIPT), "run", "--output-dir", str(tmp_path / "report")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu_machine: error: there is nothing to check without a GPU: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_whole_run_leaves_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
+) -> None:
+    """On an imaginary GPU, with the programs left out."""
+    install_cuda(monkeypatch, FakeCuda())
+    started: list[str] = []
+
+    def nothing(self: Work, command: Sequence[Any], **_: Any) -> Program:
+        started.append(str(command[0]))
+        return in_python(f"raise SystemExit({int(fails)})", tmp_path)
+
+    monkeypatch.setattr(Work, "start", nothing)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    output = tmp_path / "report"
+    monkeypatch.setattr(plan, "gpu_tests", list)
+    code = cli.main(["run", "--output-dir", str(output), "--work-dir", str(tmp_path / "work")])
+    report = json.loads((output / "gpu_machine.json").read_text())
+    assert report["machine"]["gpu"] == "Imaginary GPU (sm86)"
+    states = {found["name"]: found["state"] for found in report["steps"]}
+    assert states["compile the kernels"] == ("failed" if fails else "passed")
+    assert states["compute-sanitizer memcheck"] == "skipped"
+    assert "/bin/cmake" in started or "cmake" in started
+    assert code == 1  # what the other programs should have written is not there
+    assert f"{output}/gpu_machine.md" in capsys.readouterr().out
+
+
+def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--seconds", "1", "--output-dir", str(tmp_path)]) == 2
+    assert "--seconds is 1; expected at least 10" in capsys.readouterr().err
+    missing = str(tmp_path / "none.tar.xz")
+    assert cli.main(["run", "--rehearse", "--carried", missing, "--output-dir", str(tmp_path)]) == 2
+    assert "none.tar.xz' cannot be unpacked" in capsys.readouterr().err
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
