@@ -56,7 +56,7 @@ def library(built: Path, tmp_path: Path) -> Path:
 
 
 def kernels(library: Path) -> dict[str, int]:
-    """For how many GPUs there is code of each kernel, if it is not compressed; each names its sections twice."""
+    """For how many GPUs there is code of each kernel, if it can be read; names come twice."""
     content = library.read_bytes()
     return {name: content.count(f".text.{symbol}\0".encode()) // 2 for name, symbol in KERNELS.items()}
 

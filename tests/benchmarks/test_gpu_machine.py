@@ -21,7 +21,7 @@ from asag_bench.gpu_machine.steps import Result, Skip, Step, run_steps
 from asag_bench.gpu_machine.work import BUILD_VARIABLE, ROOT, Work
 from asag_deploy.backends import BACKENDS
 from asag_deploy.cuda import why_no_cuda
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, ConfigError
 from asag_export import demo
 from asag_training.data.coco import VAL_SPLIT
 from fake_cuda import FakeCuda
@@ -181,12 +181,24 @@ class TestPlan:
         names = [step.name for step in plan.plan(Work(folder=tmp_path, gpu="sm90"))]
         expected = [
             *("compile the kernels", "kernels against the CPU", "tests: tests/plugins/test_on_gpu.py"),
-            *("tests: tests/export/test_engines_on_gpu.py", "engines of tensorrt-rtx"),
+            *("both loops over PyTorch's stages", "tests: tests/export/test_engines_on_gpu.py"),
+            "engines of tensorrt-rtx",
             *("compute-sanitizer memcheck", "parity of onnxruntime-cuda, float32", "AP of onnxruntime-cuda"),
-            *("time onnxruntime-cuda, float16", "compute-sanitizer racecheck", "a training step in fp16"),
+            *("time onnxruntime-cuda, float16", "time PyTorch, eager and as graphs"),
+            *("compute-sanitizer racecheck", "a training step in fp16", "time PyTorch, compiled"),
         ]
         assert [name for name in names if name in expected] == expected
         assert len(set(names)) == len(names)
+
+    def test_some_steps_alone(self, tmp_path: Path) -> None:
+        steps = plan.plan(Work(folder=tmp_path, gpu="sm90"))
+        names = [step.name for step in cli.chosen(steps, ["loops over", "memcheck"])]
+        assert names == [
+            *("compile the kernels", "both loops over PyTorch's stages", "compute-sanitizer memcheck")
+        ]
+        assert cli.chosen(steps, []) == steps
+        with pytest.raises(ConfigError, match="no step has 'lops' in its name; the steps are: kernels"):
+            cli.chosen(steps, ["lops"])
 
     def test_every_file_with_a_test_for_the_gpu_is_run(self) -> None:
         files = plan.gpu_tests()
@@ -229,6 +241,29 @@ class TestPlan:
         monkeypatch.setattr(shutil, "which", lambda name: None)
         with pytest.raises(Skip, match="cmake is not installed"):
             plan.compile_kernels(Work(folder=tmp_path, gpu="sm120"), 60)
+
+    def test_the_kernels_own_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        commands: list[Sequence[Any]] = []
+
+        def run(self: Work, command: Sequence[Any], limit: float, packages: Sequence[str] = ()) -> str:
+            commands.append([Path(part).name for part in command])
+            return "12 checks\nall equal\n"
+
+        monkeypatch.setattr(Work, "run", run)
+        here = Work(folder=tmp_path, gpu="sm86")
+        here.build.mkdir()
+        for name in ("asag_check_device", "asag_check_plugins"):
+            (here.build / name).touch()
+        monkeypatch.delenv("TENSORRT_ROOT", raising=False)
+        assert plan.check_kernels(here, 60) == {"detail": "all equal"}
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib" / "libnvinfer.so.10").touch()
+        monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path))
+        plan.check_kernels(here, 60)
+        assert commands == [["asag_check_device"]] * 2 + [["asag_check_plugins", "libnvinfer.so.10"]]
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+        plan.sanitize(here, "racecheck", 60)
+        assert commands[-1][:3] == ["compute-sanitizer", "--tool", "racecheck"]
 
 
 class TestWork:

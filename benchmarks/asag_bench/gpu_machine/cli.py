@@ -13,7 +13,7 @@ from typing import Any
 from asag_bench.gpu_machine.archive import make_archive, unpack_archive
 from asag_bench.gpu_machine.plan import begin, plan
 from asag_bench.gpu_machine.report import NAME, write_report
-from asag_bench.gpu_machine.steps import Result, run_steps
+from asag_bench.gpu_machine.steps import Result, Step, run_steps
 from asag_bench.gpu_machine.work import ROOT, Work
 from asag_bench.machine import describe_machine
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--carried", metavar="FILE", type=Path, help="the archive that `archive` made")
     add("--seconds", metavar="S", type=float, default=480.0, help="for all of it (default: 480)")
     add("--work-dir", metavar="DIR", type=Path, help="for what is made on the way (default: a temporary one)")
+    add("--only", metavar="TEXT", action="append", default=[], help="only steps with this in their name")
     add("--rehearse", action="store_true", help="without a GPU: do whatever does not need one")
     run.set_defaults(run=_run)
 
@@ -94,10 +95,23 @@ def _run(options: argparse.Namespace) -> int:
         packages = unpack_archive(options.carried, folder) if options.carried else {}
         work = Work(folder=folder, gpu=None, no_gpu=problem or "", packages=packages)
         machine = describe_machine() | _describe_gpu(work, problem)
-        return _do(work, machine, options.output_dir, options.seconds)
+        steps = chosen(plan(work), options.only)
+        return _do(work, machine, options.output_dir, steps, options.seconds)
 
 
-def _do(work: Work, machine: dict[str, Any], output: Path, seconds: float) -> int:
+def chosen(steps: Sequence[Step], words: Sequence[str]) -> list[Step]:
+    """The steps with one of the words in their name, after the kernels that they need; all without words.
+
+    Raises ConfigError if that leaves none.
+    """
+    found = [step for step in steps[1:] if not words or any(word in step.name for word in words)]
+    if not found:
+        names = ", ".join(step.name for step in steps[1:])
+        raise ConfigError(f"no step has '{words[0]}' in its name; the steps are: {names}")
+    return [steps[0], *found]
+
+
+def _do(work: Work, machine: dict[str, Any], output: Path, steps: Sequence[Step], seconds: float) -> int:
     output.mkdir(parents=True, exist_ok=True)
 
     def report(results: Sequence[Result]) -> None:
@@ -106,7 +120,7 @@ def _do(work: Work, machine: dict[str, Any], output: Path, seconds: float) -> in
     report([])
     begin(work)
     try:
-        results = run_steps(plan(work), seconds, report)
+        results = run_steps(steps, seconds, report)
     finally:
         work.close()
     counts = {state: sum(r.state == state for r in results) for state in ("passed", "failed", "skipped")}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ VAL_SPLIT = "val2017"
 
 ENGINES = ("tensorrt-rtx", "tensorrt")
 CUDA = "onnxruntime-cuda"
+PEERS = ("torch-eager-cuda", "torch-cuda", "torch-cuda-device")
+COMPILED = ("torch-compile-cuda", "torch-cuda-device")
 SHAPE = "800x1088"
 VARIANT = "asag-a-r50-100"
 HALF, FULL, SCENES, SCENES_HALF = "r50-fp16", "r50-fp32", "scenes-fp32", "scenes-fp16"
@@ -36,6 +39,8 @@ _SANITIZER_FAILED = "9"
 _SECONDS_A_ROW = 4
 _REHEARSAL = 5
 """How much longer a step may take where a CPU does what a GPU would."""
+_FEW = ("--limit", "2", "--warmup", "1")
+"""Pictures and calls before, where the CPU is slow."""
 _COMPUTE = ("fp32", "bf16", "fp16")
 
 
@@ -53,7 +58,7 @@ def plan(work: Work) -> list[Step]:
         step("compile the kernels", 120, compile_kernels),
         step("kernels against the CPU", 60, check_kernels),
         *(step(f"tests: {file}", 120, run_tests, file) for file in (_KERNELS, *loops)),
-        *loop_steps(step),
+        step("both loops over PyTorch's stages", 120, time_loops),
         *(step(f"tests: {file}", 120, run_tests, file) for file in rest),
         *(engine_step for name in ENGINES for engine_step in engine_steps(step, name)),
         step("compute-sanitizer memcheck", 60, sanitize, "memcheck"),
@@ -62,14 +67,11 @@ def plan(work: Work) -> list[Step]:
         step(f"AP of {CUDA}", 60, measure_ap, CUDA),
         step(f"time {CUDA}, float32", 60, time_backends, CUDA, FULL),
         step(f"time {CUDA}, float16", 60, time_backends, CUDA, HALF),
+        step("time PyTorch, eager and as graphs", 90, time_peers, PEERS),
         *(step(f"compute-sanitizer {t}", 60, sanitize, t) for t in ("racecheck", "initcheck", "synccheck")),
         *(step(f"a training step in {compute}", 60, train, compute) for compute in _COMPUTE),
+        step("time PyTorch, compiled", 120, time_peers, COMPILED),  # which takes longest, and says least
     ]
-
-
-def loop_steps(step: Callable[..., Step]) -> Iterator[Step]:
-    """Both loops over PyTorch's stages, and PyTorch as others run it."""
-    return iter(())
 
 
 def engine_steps(step: Callable[..., Step], backend: str) -> Iterator[Step]:
@@ -123,9 +125,9 @@ def check_kernels(work: Work, limit: float) -> dict[str, Any]:
     """Every kernel against the same steps on the CPU, without Python; and as plugins, if there are any."""
     program = _checks(work)
     text = work.run([program], limit)
-    plugins = program.with_name("asag_check_plugins")
-    if plugins.is_file():
-        text += work.run([plugins, work.build / "libasag_plugins.so"], limit)
+    plugins, library = program.with_name("asag_check_plugins"), _tensorrt()
+    if plugins.is_file() and library is not None:
+        text += work.run([plugins, library], limit)
     return {"detail": last_lines(text, 1)}
 
 
@@ -149,7 +151,9 @@ def build_engines(work: Work, backend: str, limit: float) -> dict[str, Any]:
     require(work, backend)
     end = time.monotonic() + limit
     bundle = work.made(HALF, limit)
-    command = work.python("asag_deploy.engines.cli", bundle, "--format", backend)
+    plugins = work.build / "libasag_plugins.so"
+    more = ["--plugins", plugins] if backend == "tensorrt" and plugins.is_file() else []
+    command = work.python("asag_deploy.engines.cli", bundle, "--format", backend, *more)
     text = work.run(command, end - time.monotonic())
     return {"detail": last_lines(text, 1)}
 
@@ -195,6 +199,29 @@ def time_backends(work: Work, backend: str, bundle: str, *more: Any) -> dict[str
     return work.bench([path, *options], end - time.monotonic(), [ONNXRUNTIME])
 
 
+def time_loops(work: Work, limit: float) -> dict[str, Any]:
+    """The host's loop and the device's, whether they agree, and what deciding costs."""
+    work.need_gpu()
+    output = work.folder / "loops.json"
+    text = work.run(
+        work.python("asag_bench.torch_cuda_loop", "--variant", VARIANT, "--output", output), limit
+    )
+    return {"detail": last_lines(text, 1), "result": json.loads(output.read_text(encoding="utf-8"))}
+
+
+def time_peers(work: Work, peers: Sequence[str], limit: float) -> dict[str, Any]:
+    """PyTorch on the GPU, beside ONNX Runtime there if it was carried, else beside few calls on the CPU."""
+    on_gpu = work.gpu is not None and missing(work, CUDA) is None
+    if work.gpu is None:
+        peers = ("torch",)  # on the CPU
+    end = time.monotonic() + limit
+    bundle = work.made(HALF if work.gpu else SCENES, limit)
+    options: list[str | Path] = ["--backend", CUDA if on_gpu else "onnxruntime", "--peer", ",".join(peers)]
+    options += ["--shape", SHAPE] if work.gpu else []
+    options += ["--duration", str(_SECONDS_A_ROW), *(_few(work) if on_gpu else _FEW)]
+    return work.bench([bundle, *options], end - time.monotonic(), [ONNXRUNTIME])
+
+
 def train(work: Work, compute: str, limit: float) -> dict[str, Any]:
     """A training step and its parts."""
     output = work.folder / f"training-{compute}.json"
@@ -207,12 +234,17 @@ def train(work: Work, compute: str, limit: float) -> dict[str, Any]:
 
 def require(work: Work, backend: str) -> None:
     """Skip a step whose backend this machine does not have, in the backend's own words."""
-    carried = backend.startswith(CUDA) and ONNXRUNTIME in work.packages
     if backend in ENGINES:
         work.need_gpu()
-    missing = None if carried else BACKENDS[backend].available()
-    if missing is not None:
-        raise Skip(missing)
+    reason = missing(work, backend)
+    if reason is not None:
+        raise Skip(reason)
+
+
+def missing(work: Work, backend: str) -> str | None:
+    """Why a backend cannot run; None if it can, or if its library was carried and has to show it."""
+    carried = backend.startswith(CUDA) and ONNXRUNTIME in work.packages
+    return None if carried else BACKENDS[backend].available()
 
 
 def stand_in(work: Work, backend: str) -> str:
@@ -220,9 +252,18 @@ def stand_in(work: Work, backend: str) -> str:
     return "onnxruntime" if work.gpu is None and backend.startswith(CUDA) else backend
 
 
-def _few(work: Work) -> list[str]:
+def _few(work: Work) -> Sequence[str]:
     """So few pictures that a rehearsal takes seconds."""
-    return [] if work.gpu else ["--limit", "2", "--warmup", "1"]
+    return () if work.gpu else _FEW
+
+
+def _tensorrt() -> Path | None:
+    """TensorRT's library, in the folder whose headers the plugins were compiled with."""
+    root = Path(os.environ.get("TENSORRT_ROOT", ""))
+    found = (
+        path for name in ("nvinfer", "nvinfer_lean") for path in sorted(root.glob(f"lib/lib{name}.so.*"))
+    )
+    return next(found, None) if "TENSORRT_ROOT" in os.environ else None
 
 
 def _checks(work: Work) -> Path:
