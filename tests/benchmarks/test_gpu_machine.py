@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from asag_bench.gpu_machine import cli, plan, work
+from asag_bench.gpu_machine.loops import time_loops
 from asag_bench.gpu_machine.programs import Logs, Program, start
-from asag_bench.gpu_machine.steps import Skip
+from asag_bench.gpu_machine.steps import Failed, Skip, run_step
 from asag_bench.gpu_machine.work import BUILD_VARIABLE, ROOT, Work
 from asag_deploy.backends import BACKENDS
 from asag_deploy.cuda import why_no_cuda
@@ -138,6 +139,50 @@ class TestPlan:
         assert commands[-1][:3] == ["compute-sanitizer", "--tool", "racecheck"]
 
 
+FIGURES = {
+    "parts": {"pyramid": 1.5, "decoder": 0.5},
+    "P3": {
+        "loops_wall_ms": {"eager": 9.0, "host": 3.0, "device": 1.8},
+        "deciding_us": {"device": 12.3, "wall": 15.0},
+        "times_as_fast_as_eager": 5.0,
+        "largest_difference": 0.0,
+    },
+}
+
+
+class TestLoops:
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_figures_are_kept_as_far_as_they_came(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+    ) -> None:
+        def run(self: Work, command: Sequence[Any], limit: float, packages: Sequence[str] = ()) -> str:
+            Path(command[-1]).write_text(json.dumps(FIGURES))
+            if fails:
+                raise BackendError("was ended after its limit of 120 s")
+            return ""
+
+        monkeypatch.setattr(Work, "run", run)
+        (step,) = (s for s in plan.plan(Work(folder=tmp_path, gpu="sm90")) if s.name.startswith("both loops"))
+        result = run_step(step, 100, 100)
+        assert result.state == ("failed" if fails else "passed")
+        told = "limit of 120 s" if fails else "P3: host 3.00 ms, device 1.80, eager 9.00"
+        assert told in result.detail
+        assert (
+            "| P3 | 9.00 ms | 3.00 ms | 1.80 ms | 5.00 | 12 us (device), 15 us (wall) |"
+            in result.data["page"]
+        )
+        assert "pyramid 1.500 ms" in result.data["page"]
+
+    def test_a_failure_before_the_first_figure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def run(self: Work, command: Sequence[Any], limit: float, packages: Sequence[str] = ()) -> str:
+            raise BackendError("no kernels")
+
+        monkeypatch.setattr(Work, "run", run)
+        with pytest.raises(Failed, match="no kernels") as error:
+            time_loops(Work(folder=tmp_path, gpu="sm90"), "asag-a-r50-100", 60)
+        assert error.value.data == {}
+
+
 class TestWork:
     def test_nothing_is_installed(self, tmp_path: Path) -> None:
         """Modules are found in the tree, and carried packages where they are asked for."""
@@ -174,6 +219,9 @@ class TestWork:
             here.made("bundle", 60)
         here.background["other"] = in_python("import time; time.sleep(600)", tmp_path)
         process = here.background["other"].process
+        with pytest.raises(BackendError, match="'other' is still being made after 0 s"):
+            here.made("other", 0.1)
+        assert process.poll() is None  # for those who ask later
         here.close()
         assert process.returncode is not None
 

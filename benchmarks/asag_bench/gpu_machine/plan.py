@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from asag_bench.gpu_machine.loops import time_loops
 from asag_bench.gpu_machine.programs import last_lines
 from asag_bench.gpu_machine.steps import Skip, Step
 from asag_bench.gpu_machine.work import ONNXRUNTIME, ROOT, Work
@@ -58,7 +59,7 @@ def plan(work: Work) -> list[Step]:
         step("compile the kernels", 120, compile_kernels),
         step("kernels against the CPU", 60, check_kernels),
         *(step(f"tests: {file}", 120, run_tests, file) for file in (_KERNELS, *loops)),
-        step("both loops over PyTorch's stages", 120, time_loops),
+        step("both loops over PyTorch's stages", 120, time_loops, VARIANT),
         *(step(f"tests: {file}", 120, run_tests, file) for file in rest),
         *(engine_step for name in ENGINES for engine_step in engine_steps(step, name)),
         step("compute-sanitizer memcheck", 60, sanitize, "memcheck"),
@@ -77,7 +78,7 @@ def plan(work: Work) -> list[Step]:
 def engine_steps(step: Callable[..., Step], backend: str) -> Iterator[Step]:
     """Engines of one library: built, judged, and timed with both loops."""
     yield step(f"engines of {backend}", 150, build_engines, backend)
-    yield step(f"parity of {backend}", 60, judge, backend, HALF)
+    yield step(f"parity of {backend}", 120, judge, backend, HALF)
     yield step(f"time {backend}", 60, time_backends, backend, HALF, "host-loop", "device-loop")
 
 
@@ -152,7 +153,7 @@ def build_engines(work: Work, backend: str, limit: float) -> dict[str, Any]:
     end = time.monotonic() + limit
     bundle = work.made(HALF, limit)
     plugins = work.build / "libasag_plugins.so"
-    more = ["--plugins", plugins] if backend == "tensorrt" and plugins.is_file() else []
+    more: list[str | Path] = ["--plugins", plugins] if backend == "tensorrt" and plugins.is_file() else []
     command = work.python("asag_deploy.engines.cli", bundle, "--format", backend, *more)
     text = work.run(command, end - time.monotonic())
     return {"detail": last_lines(text, 1)}
@@ -165,7 +166,7 @@ def judge(work: Work, backend: str, bundle: str, limit: float) -> dict[str, Any]
     end = time.monotonic() + limit
     path = work.made(bundle if work.gpu else SCENES, limit)
     output = work.folder / f"parity-{backend}-{bundle}.json"
-    weights = ["--checkpoint", CHECKPOINT] if path.name in (SCENES, SCENES_HALF) else []
+    weights: list[str | Path] = ["--checkpoint", CHECKPOINT] if path.name in (SCENES, SCENES_HALF) else []
     command = work.python("asag_bench.gpu_machine.parity", path, "--backend", backend, *weights)
     text = work.run([*command, "--output", output], end - time.monotonic(), [ONNXRUNTIME])
     return {"detail": last_lines(text, 1), "parity": json.loads(output.read_text(encoding="utf-8"))}
@@ -178,7 +179,7 @@ def measure_ap(work: Work, backend: str, limit: float) -> dict[str, Any]:
     end = time.monotonic() + limit
     bundle = work.made(SCENES, limit)
     data = work.made(DATA, end - time.monotonic())
-    options = ["--data", data, "--backend", backend, "--duration", "1"]
+    options: list[str | Path] = ["--data", data, "--backend", backend, "--duration", "1"]
     found = work.bench([bundle, *options, *_few(work)], end - time.monotonic(), [ONNXRUNTIME])
     accuracy = found["result"]["accuracy"].get(backend, {}).get("ap")
     if accuracy is not None:
@@ -197,16 +198,6 @@ def time_backends(work: Work, backend: str, bundle: str, *more: Any) -> dict[str
     options += ["--duration", str(_SECONDS_A_ROW if work.gpu else 1), *_few(work)]
     path = work.made(bundle if work.gpu else SCENES, limit)
     return work.bench([path, *options], end - time.monotonic(), [ONNXRUNTIME])
-
-
-def time_loops(work: Work, limit: float) -> dict[str, Any]:
-    """The host's loop and the device's, whether they agree, and what deciding costs."""
-    work.need_gpu()
-    output = work.folder / "loops.json"
-    text = work.run(
-        work.python("asag_bench.torch_cuda_loop", "--variant", VARIANT, "--output", output), limit
-    )
-    return {"detail": last_lines(text, 1), "result": json.loads(output.read_text(encoding="utf-8"))}
 
 
 def time_peers(work: Work, peers: Sequence[str], limit: float) -> dict[str, Any]:

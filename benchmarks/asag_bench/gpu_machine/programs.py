@@ -43,6 +43,12 @@ class Program:
     logs: Logs
     begin: float = field(default_factory=time.monotonic)
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it has ended by itself in that time; it goes on if not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.poll() is not None
+
     def wait(self, limit: float) -> str:
         """Its output, once it has ended.
 
@@ -50,9 +56,7 @@ class Program:
         interrupted, and killed with all that it started if it does not end by itself.
         """
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(limit)
-            in_time = self.process.poll() is not None
+            in_time = self.ends_within(limit)
         finally:
             self.stop()
         text = self.log.read_text(encoding="utf-8", errors="replace")

@@ -18,6 +18,14 @@ class Skip(Exception):
     """A step cannot be done here, for the reason given."""
 
 
+class Failed(Exception):
+    """A step went wrong, but there is something to be kept."""
+
+    def __init__(self, reason: str, data: dict[str, Any]) -> None:
+        super().__init__(reason)
+        self.data = data
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """Something to do, and the most seconds it may take."""
@@ -65,6 +73,8 @@ def run_step(step: Step, left: float, of: float) -> Result:
         detail = str(data.pop("detail", ""))
     except Skip as reason:
         state, detail = "skipped", str(reason)
+    except Failed as error:
+        state, detail, data = "failed", str(error), error.data
     except AsagError as error:
         state, detail = "failed", str(error)
     except Exception as error:  # a step may call anything, and the others are to go on

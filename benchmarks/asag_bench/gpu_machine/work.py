@@ -95,11 +95,14 @@ class Work:
     def made(self, name: str, limit: float) -> Path:
         """What is made in the background under that name, once it is there.
 
-        Raises BackendError if that fails or takes longer.
+        Raises BackendError if that fails, or is not done by then: it goes on for the steps that follow.
         """
-        program = self.background.pop(name, None)
+        program = self.background.get(name)
+        if program is not None and not program.ends_within(limit):
+            raise BackendError(f"'{name}' is still being made after {limit:.0f} s of waiting")
         if program is not None:
-            program.wait(limit)
+            del self.background[name]
+            program.wait(0)
         if not (self.folder / name).exists():
             raise BackendError(f"'{name}' could not be made, as said where it was first asked for")
         return self.folder / name
@@ -109,11 +112,11 @@ class Work:
     ) -> dict[str, Any]:
         """What `asag-bench` measures; its page goes into the report."""
         output = self.folder / f"bench-{self._count}"
-        fixed = ["--output-dir", output, "--no-plots", "--quiet"]
+        fixed: list[str | Path] = ["--output-dir", output, "--no-plots", "--quiet"]
         self.run(self.python("asag_bench.cli", *arguments, *fixed), limit, packages)
         result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
         page = (output / "result.md").read_text(encoding="utf-8")
-        return {"detail": _fastest(result), "result": result, "page": page.replace("\n#", "\n##")}
+        return {"detail": _fastest(result), "result": result, "page": f"\n{page}".replace("\n#", "\n##")}
 
     def close(self) -> None:
         """End what is still being made."""
