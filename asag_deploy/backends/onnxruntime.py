@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import threading
 import warnings
 from collections import OrderedDict
@@ -40,6 +41,7 @@ _CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",
     "do_copy_in_default_stream": "1",
 }
+_CUDA_FAILURE = re.compile(r"CUDA failure \d+: [^;\n]+")
 _CONSTANT_BYTES = 4096
 _MOST_CONSTANTS = 256
 _ERRORS_ONLY = 3
@@ -230,7 +232,9 @@ def _cuda_problem() -> str | None:
     try:
         onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
     except Exception as error:  # ONNX Runtime's exceptions have no other base
-        return f"ONNX Runtime finds no usable CUDA device ({_first_line(error)}); check with `nvidia-smi`"
+        found = _CUDA_FAILURE.search(str(error))  # among the names of functions and files
+        reason = _first_line(error) if found is None else found.group().strip()
+        return f"ONNX Runtime finds no usable CUDA device ({reason}); check with `nvidia-smi`"
     return None
 
 

@@ -163,7 +163,7 @@ class TestLoops:
 
         monkeypatch.setattr(Work, "run", run)
         (step,) = (s for s in plan.plan(Work(folder=tmp_path, gpu="sm90")) if s.name.startswith("both loops"))
-        result = run_step(step, 100, 100)
+        result = run_step(step, 100)
         assert result.state == ("failed" if fails else "passed")
         told = "limit of 120 s" if fails else "P3: host 3.00 ms, device 1.80, eager 9.00"
         assert told in result.detail
@@ -327,7 +327,7 @@ def test_a_whole_run_leaves_a_report(
 
 def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--seconds", "1", "--output-dir", str(tmp_path)]) == 2
-    assert "--seconds is 1; expected at least 10" in capsys.readouterr().err
+    assert "--seconds is 1; expected at least 30" in capsys.readouterr().err
     missing = str(tmp_path / "none.tar.xz")
     assert cli.main(["run", "--rehearse", "--carried", missing, "--output-dir", str(tmp_path)]) == 2
     assert "none.tar.xz' cannot be unpacked" in capsys.readouterr().err

@@ -266,7 +266,7 @@ def test_a_driver_or_a_gpu_that_does_not_fit(
     gpu: Gpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, reason: str, tmp_path: Path
 ) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError(f"{reason}\nmore")
+        raise RuntimeError(f"cuda_call.cc:154 CudaCall(ERRTYPE) {reason} ; GPU=-1 ; line=160\nmore")
 
     monkeypatch.setattr(Value, "ortvalue_from_shape_and_type", refuse)
     with pytest.raises(BackendError, match=f"no usable CUDA device .{reason}.; check with `nvidia-smi`"):

@@ -69,12 +69,11 @@ class Program:
             raise BackendError(f"{_name(self.command)} {ended}: {last_lines(text) or 'it wrote nothing'}")
         return text
 
-    def stop(self) -> None:
-        """End it with all that it started."""
-        if self.process.poll() is None:
+    def stop(self, grace: float = _GRACE_SECONDS) -> None:
+        """End it with all that it started, after so many seconds in which it may do so by itself."""
+        if grace and self.process.poll() is None:
             _signal(self.process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_GRACE_SECONDS)
+            self.ends_within(grace)
         _signal(self.process.pid, signal.SIGKILL)
         self.process.wait()
 

@@ -121,7 +121,7 @@ class Work:
     def close(self) -> None:
         """End what is still being made."""
         for program in self.background.values():
-            program.stop()
+            program.stop(grace=0)
         self.background.clear()
 
     def _environment(self, packages: Sequence[str]) -> dict[str, str]:
