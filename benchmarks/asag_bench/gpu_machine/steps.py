@@ -48,7 +48,7 @@ class Result:
 
 
 def run_steps(steps: Sequence[Step], end: float, report: Callable[[Sequence[Result]], None]) -> list[Result]:
-    """Do all steps until `end`, on the clock of `time.monotonic`; `report` is given the results after each."""
+    """Do all steps until `end`, as `time.monotonic` tells it; `report` is given the results after each."""
     results: list[Result] = []
     for step in steps:
         results.append(run_step(step, end - time.monotonic()))
