@@ -142,7 +142,7 @@ def test_detections_are_those_of_the_cpu(gpu: Gpu, bundle: Bundle) -> None:
 
 
 def test_features_never_come_to_the_host(gpu: Gpu, bundle: Bundle) -> None:
-    """What decides where to look, of each image and level, is read while the loop runs; then small outputs."""
+    """What decides where to look is read while the loop runs, of each image and level; then small outputs."""
     ranks = {len(spec.shape) for graph in bundle.manifest.graphs for spec in graph.outputs}
     assert max(ranks) == 4  # which the features have
     with Detector.load(bundle, backend="onnxruntime-cuda") as detector:
