@@ -114,8 +114,9 @@ def start(
 
 
 def last_lines(text: str, count: int = _LAST_LINES) -> str:
-    """The end of what a program wrote."""
-    return "\n".join(text.strip().splitlines()[-count:])
+    """The end of what a program wrote, without the lines that only point at others."""
+    lines = [line for line in text.strip().splitlines() if line.strip(" ^~")]
+    return "\n".join(lines[-count:])
 
 
 def _name(command: Sequence[str]) -> str:

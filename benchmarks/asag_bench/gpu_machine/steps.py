@@ -80,6 +80,7 @@ def run_step(step: Step, left: float) -> Result:
     return Result(name=step.name, state=state, detail=detail, seconds=seconds, data=data)
 
 
-def _line(text: str, most: int = 160) -> str:
+def _line(text: str) -> str:
+    """Its beginning and its end, where errors say what was wrong."""
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most]}…"
+    return line if len(line) <= 160 else f"{line[:60]} … {line[-100:]}"
