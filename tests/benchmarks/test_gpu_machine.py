@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +28,11 @@ from asag_training.data.coco import VAL_SPLIT
 from fake_cuda import FakeCuda
 from fake_gpu import install_cuda
 
+PROGRAMS = (
+    *("asag_export.cli", "asag_training.data.cli", "asag_deploy.engines.cli"),
+    *("asag_bench.cli", "asag_bench.training_step", "asag_bench.gpu_machine.parity"),
+)
+"""Modules that are run."""
 SCRIPT = ROOT / "scripts" / "gpu_machine.py"
 MISSING = (
     *("pycocotools", "supervision", "starlette", "uvicorn", "openvino", "hatchling", "matplotlib", "PIL"),
@@ -114,6 +121,31 @@ class TestPlan:
         monkeypatch.setattr(shutil, "which", lambda name: None)
         with pytest.raises(Skip, match="cmake is not installed"):
             plan.compile_kernels(Work(folder=tmp_path, gpu="sm120"), 60)
+
+    def test_every_program_takes_its_options(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With a GPU, for which no rehearsal can stand in."""
+        commands: list[list[str]] = []
+
+        def note(self: Work, command: Sequence[Any], *_: Any, **__: Any) -> Any:
+            commands.append([str(part) for part in command])
+            raise BackendError("nothing is run here")
+
+        monkeypatch.setattr(Work, "start", note)
+        monkeypatch.setattr(Work, "made", lambda self, name, limit: self.folder / name)
+        monkeypatch.setattr(plan, "missing", lambda work, backend: None)
+        here = Work(folder=tmp_path, gpu="sm86")
+        for step in plan.plan(here):
+            assert run_step(step, 1000).state in ("failed", "skipped")
+        monkeypatch.setattr(Work, "start", lambda self, command, **_: commands.append([*map(str, command)]))
+        plan.begin(here)
+        called: dict[str, list[str]] = {}
+        for command in commands:
+            if "-m" in command and "pytest" not in command:
+                module, *arguments = command[command.index("-m") + 1 :]
+                if importlib.util.find_spec(module) is not None:
+                    importlib.import_module(module)._parser().parse_args(arguments)
+                called[module] = arguments
+        assert set(PROGRAMS) <= set(called)
 
     def test_the_kernels_own_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         commands: list[Sequence[Any]] = []
@@ -243,13 +275,7 @@ def test_the_command_itself_imports_little(module: str) -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("asag_export.cli", "asag_training.data.cli", "asag_deploy.engines.cli"),
-        *("asag_bench.cli", "asag_bench.training_step", "asag_bench.gpu_machine.parity"),
-    ],
-)
+@pytest.mark.parametrize("module", PROGRAMS)
 def test_programs_run_where_packages_are_missing(module: str) -> None:
     text = (
         f"import runpy; sys.argv = ['program', '--help']; runpy.run_module({module!r}, run_name='__main__')"

@@ -32,20 +32,23 @@ _OF_ENGINES = "tensorrt"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge; returns 0 if the gate passed, or 2 with the reason in one sentence on stderr."""
-    parser = OneSentenceParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+
+    def command() -> int:
+        options = _parser().parse_args(argv)
+        return judge(options.bundle, options.backend, options.checkpoint, options.output)
+
+    return exit_code(PROGRAM, command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = OneSentenceParser(prog=PROGRAM, description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     add("--backend", required=True, metavar="B", help="what runs it")
     add("--checkpoint", type=Path, metavar="FILE", help="what it was exported from (default: --untrained)")
     add("--output", type=Path, metavar="FILE", help="write the report here too")
-
-    def command() -> int:
-        options = parser.parse_args(argv)
-        return judge(options.bundle, options.backend, options.checkpoint, options.output)
-
-    return exit_code(PROGRAM, command)
+    return parser
 
 
 def judge(path: Path, backend: str, weights: Path | None, output: Path | None) -> int:
