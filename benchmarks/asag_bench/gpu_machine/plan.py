@@ -208,7 +208,7 @@ def time_peers(work: Work, peers: Sequence[str], limit: float) -> dict[str, Any]
     end = time.monotonic() + limit
     bundle = work.made(HALF if work.gpu else SCENES, limit)
     options: list[str | Path] = ["--backend", CUDA if on_gpu else "onnxruntime", "--peer", ",".join(peers)]
-    options += ["--shape", SHAPE] if work.gpu else []
+    options += ["--shape", SHAPE] if work.gpu else ["--checkpoint", CHECKPOINT]
     options += ["--duration", str(_SECONDS_A_ROW), *(_few(work) if on_gpu else _FEW)]
     return work.bench([bundle, *options], end - time.monotonic(), [ONNXRUNTIME])
 
