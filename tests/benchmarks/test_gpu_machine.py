@@ -147,6 +147,18 @@ class TestPlan:
                 called[module] = arguments
         assert set(PROGRAMS) <= set(called)
 
+    def test_what_an_earlier_run_made_is_not_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[str] = []
+        monkeypatch.setattr(Work, "start", lambda self, command, **_: started.append(Path(command[-1]).name))
+        (tmp_path / plan.HALF).mkdir()
+        (tmp_path / plan.HALF / "manifest.json").touch()
+        (tmp_path / plan.DATA / "val2017").mkdir(parents=True)  # without its annotations
+        plan.begin(Work(folder=tmp_path, gpu="sm90"))
+        assert sorted(started) == sorted([plan.SCENES, plan.SCENES_HALF, plan.DATA, plan.FULL])
+        assert not (tmp_path / plan.DATA).exists()
+
     def test_the_kernels_own_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         commands: list[Sequence[Any]] = []
 

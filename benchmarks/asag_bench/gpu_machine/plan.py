@@ -83,7 +83,7 @@ def engine_steps(step: Callable[..., Step], backend: str) -> Iterator[Step]:
 
 
 def begin(work: Work) -> None:
-    """Start what takes long and needs no GPU; with the smallest first where there are few cores."""
+    """Start what takes long and needs no GPU, but for what an earlier run left in the same folder."""
     export = partial(work.python, "asag_export.cli", "--overwrite", "--quiet", "--keep-failed")
     demo = ("--checkpoint", CHECKPOINT)
     untrained = ("--untrained", "--variant", VARIANT)
@@ -98,6 +98,10 @@ def begin(work: Work) -> None:
     if work.gpu is None:  # the small network stands in for the large one
         commands = {name: command for name, command in commands.items() if name not in (HALF, FULL)}
     for name, command in commands.items():
+        folder = work.folder / name
+        if (folder / ("annotations" if name == DATA else "manifest.json")).exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
         work.background[name] = work.start(command, beside=True)
 
 
