@@ -75,17 +75,15 @@ class _Known:
     remedy: str
 
 
+_FOR_CUDA = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
 _KNOWN = (
     _Known(
         name="onnxruntime",
         distributions=("onnxruntime", "onnxruntime-gpu"),
         remedy="pip install onnxruntime",
     ),
-    _Known(
-        name="onnxruntime-cuda",
-        distributions=("onnxruntime-gpu",),
-        remedy="pip uninstall onnxruntime && pip install onnxruntime-gpu",
-    ),
+    _Known(name="onnxruntime-cuda", distributions=("onnxruntime-gpu",), remedy=_FOR_CUDA),
+    _Known(name="onnxruntime-cuda-tf32", distributions=("onnxruntime-gpu",), remedy=_FOR_CUDA),
     _Known(name="openvino", distributions=("openvino",), remedy="pip install openvino"),
     _Known(name="openvino-bf16", distributions=("openvino",), remedy="pip install openvino"),
     _Known(

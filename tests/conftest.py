@@ -15,7 +15,7 @@ import pytest
 
 from asag_deploy.bundle import Bundle
 from asag_deploy.manifest import Preprocessing
-from plugin_builds import build_host_library, missing_compiler, missing_gpu
+from plugin_builds import BUILD_VARIABLE, build_host_library, missing_compiler, missing_gpu
 
 SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 REFERENCE = Path(__file__).parent / "reference"
@@ -47,7 +47,12 @@ def reference_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outside the source tree, and common to all workers of a session."""
+    """Outside the source tree, and common to all workers of a session.
+
+    Where `plugins/` has been compiled already, such as on a machine that is there for its GPU, that folder.
+    """
+    if BUILD_VARIABLE in os.environ:
+        return Path(os.environ[BUILD_VARIABLE])
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
     folder.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+BUILD_VARIABLE = "ASAG_KERNELS_BUILD"
 PLUGINS = Path(__file__).parent.parent / "plugins"
 HOST_SOURCES = ("src/host_api.cpp", "src/host_message.cpp", "src/checks.cpp")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")

@@ -45,6 +45,7 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         OnnxRuntime(name="onnxruntime", device="cpu"),
         OnnxRuntime(name="onnxruntime-cuda", device="cuda"),
+        OnnxRuntime(name="onnxruntime-cuda-tf32", device="cuda", tf32=True),
         OpenVino(name="openvino", precision="f32"),
         OpenVino(name="openvino-bf16", precision="bf16"),
         TensorRt(name="tensorrt-rtx"),

@@ -7,20 +7,22 @@ made them, and goes back to it with the last reference.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import os
+import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.backends.cuda_libraries import load_cuda_libraries
 from asag_deploy.bundle import Bundle
 from asag_deploy.errors import BackendError
 from asag_deploy.stages import Array, Network, Stage
@@ -39,6 +41,7 @@ _CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",
     "do_copy_in_default_stream": "1",
 }
+_CUDA_FAILURE = re.compile(r"CUDA failure \d+: [^;\n]+")
 _CONSTANT_BYTES = 4096
 _MOST_CONSTANTS = 256
 _ERRORS_ONLY = 3
@@ -51,6 +54,8 @@ class OnnxRuntime:
 
     name: str
     device: Device
+    tf32: bool = False
+    """Whether products of float32 may lose 13 bits of mantissa on a GPU, for speed."""
 
     def available(self) -> str | None:
         """None if ONNX Runtime is installed and reaches the device, else what is missing."""
@@ -70,10 +75,26 @@ class OnnxRuntime:
             return OrtNetwork(dict(zip(names, sessions, strict=True)), self.device)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:
+        """On a GPU, float16 graphs are tried with channels last, which its convolutions are made for."""
+        path = bundle.graph_path(name)
+        options = {**_CUDA_OPTIONS, "use_tf32": str(int(self.tf32))}
+        if self.device == "cpu" or bundle.manifest.precision_of(name) != "fp16":
+            return self._session(path, threads, options)
+        try:
+            return self._session(path, threads, {**options, "prefer_nhwc": "1"})
+        except BackendError as error:
+            session = self._session(path, threads, options)
+            warnings.warn(
+                f"the graph '{name}' runs with channels first, which is slower on this GPU: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return session
+
+    def _session(self, path: Path, threads: int | None, options: Mapping[str, str]) -> InferenceSession:
         import onnxruntime
 
-        path = bundle.graph_path(name)
-        on_gpu: list[str | tuple[str, dict[str, str]]] = [(_PROVIDERS["cuda"], _CUDA_OPTIONS)]
+        on_gpu: list[str | tuple[str, dict[str, str]]] = [(_PROVIDERS["cuda"], dict(options))]
         providers = [*(on_gpu if self.device == "cuda" else []), _PROVIDERS["cpu"]]
         try:
             session = onnxruntime.InferenceSession(path, _session_options(threads), providers=providers)
@@ -207,22 +228,14 @@ def _cuda_problem() -> str | None:
             "the installed ONNX Runtime has no CUDA provider; "
             "replace it with `pip uninstall onnxruntime && pip install onnxruntime-gpu`"
         )
-    _load_cuda_libraries()
+    load_cuda_libraries()
     try:
         onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
     except Exception as error:  # ONNX Runtime's exceptions have no other base
-        return f"ONNX Runtime finds no usable CUDA device ({_first_line(error)}); check with `nvidia-smi`"
+        found = _CUDA_FAILURE.search(str(error))  # among the names of functions and files
+        reason = _first_line(error) if found is None else found.group().strip()
+        return f"ONNX Runtime finds no usable CUDA device ({reason}); check with `nvidia-smi`"
     return None
-
-
-def _load_cuda_libraries() -> None:
-    """Find CUDA and cuDNN where `pip install onnxruntime-gpu[cuda,cudnn]` has put them."""
-    import onnxruntime
-
-    preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
-    if preload is not None:
-        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-            preload()  # it prints what it cannot find, which the system's loader may find all the same
 
 
 def _first_line(error: Exception) -> str:

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write result.json, result.md and plots to DIR",
     )
+    add("--no-plots", action="store_true", help="no plots beside result.json and result.md")
     add("--quiet", action="store_true", help="no progress and no table")
     add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, command: str) -> int:
     plan = _plan(options, command)
-    if options.output_dir is not None:
+    if options.output_dir is not None and not options.no_plots:
         check_plots()
     result = run(plan)
     if options.output_dir is not None:
@@ -83,7 +84,8 @@ def _run(options: argparse.Namespace, command: str) -> int:
             temporary.write_text(json.dumps(result, allow_nan=False, indent=1) + "\n", encoding="utf-8")
         with atomic_write(options.output_dir / "result.md") as temporary:
             temporary.write_text(markdown(result), encoding="utf-8")
-        write_plots(result, options.output_dir)
+        if not options.no_plots:
+            write_plots(result, options.output_dir)
     if not options.quiet:
         print(on_screen(result))
     return 0
@@ -141,3 +143,7 @@ def _percentiles(text: str) -> tuple[float, ...]:
     if not values or not all(0 <= value <= 100 for value in values):
         raise ConfigError(f"--percentile is '{text}'; expected numbers from 0 to 100, such as 50,90,99")
     return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -135,6 +135,7 @@ def measure(chosen: Recipe, *, updates: int, warm_up: int, workers: int, process
         "workers": workers,
         "updates": len(rows),
         **_summary(rows),
+        "loss": [round(row["loss"], 4) for row in rows],
         "loader_ms_per_batch": loader_ms,
     }
 

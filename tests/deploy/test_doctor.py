@@ -17,7 +17,10 @@ from fake_cuda import CudaError, FakeCuda
 from fake_gpu import install_cuda
 from fake_kernels import ReadyLibrary
 
-NAMES = ("onnxruntime", "onnxruntime-cuda", "openvino", "openvino-bf16", "tensorrt-rtx", "tensorrt")
+NAMES = (
+    *("onnxruntime", "onnxruntime-cuda", "onnxruntime-cuda-tf32", "openvino", "openvino-bf16"),
+    *("tensorrt-rtx", "tensorrt"),
+)
 
 
 class FakeBackend:

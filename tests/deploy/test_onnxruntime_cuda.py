@@ -6,8 +6,8 @@ that is bound to anything on the host fails.
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError
 from asag_deploy.stages import Network
-from tiny_bundle import make_bundle, picture
+from tiny_bundle import backbone, make_bundle, picture
 
 Session = onnxruntime.InferenceSession
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -202,31 +202,63 @@ def test_many_threads(gpu: Gpu, bundle: Bundle) -> None:
     assert [one.trace.to_dict() for one in found] == expected * 3
 
 
-def test_what_the_provider_is_told(gpu: Gpu, network: Network) -> None:
+@pytest.mark.parametrize(("backend", "tf32"), [("onnxruntime-cuda", "0"), ("onnxruntime-cuda-tf32", "1")])
+def test_what_the_provider_is_told(gpu: Gpu, bundle: Bundle, backend: str, tf32: str) -> None:
+    open_network(backend, bundle)
     assert len(gpu.options) == 5
     for (name, options), fallback in gpu.options:
         assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert options["arena_extend_strategy"] == "kSameAsRequested"
         assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+        assert options["use_tf32"] == tf32  # ONNX Runtime's own default is 1
+        assert "prefer_nhwc" not in options  # for float16 only
         assert all(isinstance(value, str) for value in options.values())
 
 
-def test_libraries_of_other_wheels_are_found_without_a_word(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def half(bundle: Bundle) -> Bundle:
+    """A bundle that says it computes in float16, but for its decoder."""
+    graphs = bundle.manifest.graphs
+    told = tuple(replace(graph, precision="fp32") if graph.name == "decoder" else graph for graph in graphs)
+    return replace(bundle, manifest=replace(bundle.manifest, precision="fp16", graphs=told))
+
+
+def test_float16_is_tried_with_channels_last(gpu: Gpu, half: Bundle) -> None:
+    open_network("onnxruntime-cuda", half)
+    asked = [options.get("prefer_nhwc") for (_, options), _ in gpu.options]
+    assert sorted(asked, key=str) == ["1"] * 4 + [None]
+
+
+@pytest.mark.parametrize("silently", [False, True])
+def test_without_channels_last_where_they_cannot_be(
+    gpu: Gpu, half: Bundle, monkeypatch: pytest.MonkeyPatch, silently: bool
 ) -> None:
-    calls: list[str] = []
+    """ONNX Runtime either raises, or falls back to the CPU without a word."""
+    on_gpu = onnxruntime.InferenceSession
 
-    def preload() -> None:
-        calls.append("called")
-        sys.stdout.write("Failed to load libcudnn.so.9")
-        raise OSError("libcudnn.so.9")
+    def refuse(path: object, options: object, *, providers: list[Any]) -> object:
+        if "prefer_nhwc" not in providers[0][1] or "backbone" not in str(path):
+            return on_gpu(path, options, providers=providers)
+        if silently:
+            return Session(path, options, providers=["CPUExecutionProvider"])
+        raise RuntimeError("no kernel for Conv(1) with channels last\nmore")
 
-    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
-    assert BACKENDS["onnxruntime-cuda"].available() is None
-    assert calls == ["called"]
-    assert capsys.readouterr().out == ""
-    monkeypatch.delattr(onnxruntime, "preload_dlls")
-    assert BACKENDS["onnxruntime-cuda"].available() is None
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.warns(RuntimeWarning, match="'backbone' runs with channels first.*onnxruntime-cuda") as told:
+        network = open_network("onnxruntime-cuda", half)
+    assert len(told) == 1
+    assert backbone(network, picture(5, 2))
+
+
+def test_a_float16_graph_that_cannot_be_loaded_at_all(
+    gpu: Gpu, half: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, options: object, *, providers: list[Any]) -> object:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(BackendError, match=r"'onnxruntime-cuda' could not load .*out of memory"):
+        open_network("onnxruntime-cuda", half)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +272,7 @@ def test_a_driver_or_a_gpu_that_does_not_fit(
     gpu: Gpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, reason: str, tmp_path: Path
 ) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError(f"{reason}\nmore")
+        raise RuntimeError(f"cuda_call.cc:154 CudaCall(ERRTYPE) {reason} ; GPU=-1 ; line=160\nmore")
 
     monkeypatch.setattr(Value, "ortvalue_from_shape_and_type", refuse)
     with pytest.raises(BackendError, match=f"no usable CUDA device .{reason}.; check with `nvidia-smi`"):

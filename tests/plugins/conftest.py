@@ -31,5 +31,8 @@ def cuda_objects(build_dir: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def cuda_library_path(build_dir: Path, cuda_objects: list[Path]) -> Path:
+def cuda_library_path(build_dir: Path) -> Path:
+    missing = missing_nvcc()
+    if missing is not None:
+        pytest.skip(missing)
     return build_cuda_library(build_dir)

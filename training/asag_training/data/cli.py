@@ -119,3 +119,7 @@ def _progress(total: int | None, unit: str) -> Iterator[Callable[[int], object]]
     """A progress bar on stderr, if that is a terminal; it is told how many are done."""
     with tqdm(total=total, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
         yield lambda done: bar.update(done - bar.n)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""The steps, in the order of what they are worth, and the most seconds each may take."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from asag_bench.gpu_machine.loops import time_loops
+from asag_bench.gpu_machine.programs import last_lines
+from asag_bench.gpu_machine.steps import Skip, Step
+from asag_bench.gpu_machine.work import ONNXRUNTIME, ROOT, Work
+from asag_deploy.backends import BACKENDS
+
+# As in `asag_export.demo`, which imports what such a machine may lack; a test holds that they are the same.
+CHECKPOINT = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
+SEED = 2
+VAL_SPLIT = "val2017"
+
+ENGINES = ("tensorrt-rtx", "tensorrt")
+CUDA = "onnxruntime-cuda"
+PEERS = ("torch-eager-cuda", "torch-cuda", "torch-cuda-device")
+COMPILED = ("torch-compile-cuda", "torch-cuda-device")
+SHAPE = "800x1088"
+VARIANT = "asag-a-r50-100"
+HALF, FULL, SCENES, SCENES_HALF = "r50-fp16", "r50-fp32", "scenes-fp32", "scenes-fp16"
+"""Bundles that are made in the background: the published size with random weights, and the demo's network."""
+DATA = "scenes"
+_KERNELS = "tests/plugins/test_on_gpu.py"
+_LOOPS = "tests/gpu/"
+_OF_ONNXRUNTIME = "tests/deploy/test_onnxruntime_backend.py"
+_CHECK = "asag_check_device"
+_GPU_MARK = "mark.gpu"
+_SANITIZER_FAILED = "9"
+_SECONDS_A_ROW = 4
+_REHEARSAL = 5
+"""How much longer a step may take where a CPU does what a GPU would."""
+_FEW = ("--limit", "2", "--warmup", "1")
+"""Pictures and calls before, where the CPU is slow."""
+_COMPUTE = ("fp32", "bf16", "fp16")
+
+
+def plan(work: Work) -> list[Step]:
+    """What to do, most valuable first; what takes engines is skipped on a GPU that has none."""
+
+    def step(name: str, limit: float, action: Callable[..., dict[str, Any]], *given: Any) -> Step:
+        patience = 1 if work.gpu else _REHEARSAL
+        return Step(name=name, limit=limit * patience, action=partial(action, work, *given))
+
+    files = gpu_tests()
+    loops = [file for file in files if file.startswith(_LOOPS)]
+    rest = [file for file in files if file not in (_KERNELS, *loops)]
+    return [
+        step("compile the kernels", 120, compile_kernels),
+        step("kernels against the CPU", 60, check_kernels),
+        *(step(f"tests: {file}", 120, run_tests, file) for file in (_KERNELS, *loops)),
+        step("both loops over PyTorch's stages", 120, time_loops, VARIANT),
+        *(step(f"tests: {file}", 120, run_tests, file) for file in rest),
+        *(engine_step for name in ENGINES for engine_step in engine_steps(step, name)),
+        step("compute-sanitizer memcheck", 60, sanitize, "memcheck"),
+        step(f"parity of {CUDA}, float32", 60, judge, CUDA, SCENES),
+        step(f"parity of {CUDA}, float16", 60, judge, CUDA, SCENES_HALF),
+        step(f"AP of {CUDA}", 60, measure_ap, CUDA),
+        step(f"time {CUDA}, float32", 60, time_backends, CUDA, FULL),
+        step(f"time {CUDA}, float16", 60, time_backends, CUDA, HALF),
+        step("time PyTorch, eager and as graphs", 90, time_peers, PEERS),
+        *(step(f"compute-sanitizer {t}", 60, sanitize, t) for t in ("racecheck", "initcheck", "synccheck")),
+        *(step(f"a training step in {compute}", 60, train, compute) for compute in _COMPUTE),
+        step("time PyTorch, compiled", 120, time_peers, COMPILED),  # which takes longest, and says least
+    ]
+
+
+def engine_steps(step: Callable[..., Step], backend: str) -> Iterator[Step]:
+    """Engines of one library: built, judged, and timed with both loops."""
+    yield step(f"engines of {backend}", 150, build_engines, backend)
+    yield step(f"parity of {backend}", 120, judge, backend, HALF)
+    yield step(f"time {backend}", 60, time_backends, backend, HALF, "host-loop", "device-loop")
+
+
+def begin(work: Work) -> None:
+    """Start what takes long and needs no GPU, but for what an earlier run left in the same folder."""
+    export = partial(work.python, "asag_export.cli", "--overwrite", "--quiet", "--keep-failed")
+    demo = ("--checkpoint", CHECKPOINT)
+    untrained = ("--untrained", "--variant", VARIANT)
+    scenes = ("--count", "200", "--seed", str(SEED), "--split", VAL_SPLIT)
+    commands = {
+        HALF: export(*untrained, "--precision", "fp16", "--output-dir", work.folder / HALF),
+        SCENES: export(*demo, "--output-dir", work.folder / SCENES),
+        SCENES_HALF: export(*demo, "--precision", "fp16", "--output-dir", work.folder / SCENES_HALF),
+        DATA: work.python("asag_training.data.cli", "scenes", *scenes, "--output-dir", work.folder / DATA),
+        FULL: export(*untrained, "--output-dir", work.folder / FULL),
+    }
+    if work.gpu is None:  # the small network stands in for the large one
+        commands = {name: command for name, command in commands.items() if name not in (HALF, FULL)}
+    for name, command in commands.items():
+        folder = work.folder / name
+        if (folder / ("annotations" if name == DATA else "manifest.json")).exists():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+        work.background[name] = work.start(command, beside=True)
+
+
+def gpu_tests() -> list[str]:
+    """The files that hold tests for a GPU; all of `tests/` cannot be collected where packages are missing."""
+    found = (path for path in sorted((ROOT / "tests").rglob("test_*.py")))
+    return [str(p.relative_to(ROOT)) for p in found if _GPU_MARK in p.read_text(encoding="utf-8")]
+
+
+def compile_kernels(work: Work, limit: float) -> dict[str, Any]:
+    """The libraries and programs of `plugins/`, for this GPU alone."""
+    for program in ("cmake", "nvcc"):
+        if shutil.which(program) is None:
+            raise Skip(f"{program} is not installed")
+    end = time.monotonic() + limit
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    architecture = (work.gpu or "sm90").removeprefix("sm")
+    options = ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"]
+    work.run(["cmake", "-S", ROOT / "plugins", "-B", work.build, *generator, *options], limit)
+    work.run(["cmake", "--build", work.build, "--parallel"], end - time.monotonic())
+    names = sorted(path.name for path in work.build.glob("*asag*") if path.is_file())
+    return {"detail": f"for SM{architecture}: {', '.join(names)}"}
+
+
+def check_kernels(work: Work, limit: float) -> dict[str, Any]:
+    """Every kernel against the same steps on the CPU, without Python; and as plugins, if there are any."""
+    program = _checks(work)
+    text = work.run([program], limit)
+    plugins, library = program.with_name("asag_check_plugins"), _tensorrt()
+    if plugins.is_file() and library is not None:
+        text += work.run([plugins, library], limit)
+    return {"detail": last_lines(text, 1)}
+
+
+def sanitize(work: Work, tool: str, limit: float) -> dict[str, Any]:
+    """The kernels' own check under compute-sanitizer."""
+    program = _checks(work)
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        raise Skip("compute-sanitizer is not installed")
+    text = work.run([sanitizer, "--tool", tool, "--error-exitcode", _SANITIZER_FAILED, program], limit)
+    return {"detail": last_lines(text, 1)}
+
+
+def run_tests(work: Work, file: str, limit: float) -> dict[str, Any]:
+    """One file of tests, in a process of its own: a crash takes only these down."""
+    return work.tests(file, limit, packages=[ONNXRUNTIME] if file == _OF_ONNXRUNTIME else [])
+
+
+def build_engines(work: Work, backend: str, limit: float) -> dict[str, Any]:
+    """Engines for this GPU, beside the bundle's graphs."""
+    require(work, backend)
+    end = time.monotonic() + limit
+    bundle = work.made(HALF, limit)
+    plugins = work.build / "libasag_plugins.so"
+    more: list[str | Path] = ["--plugins", plugins] if backend == "tensorrt" and plugins.is_file() else []
+    command = work.python("asag_deploy.engines.cli", bundle, "--format", backend, *more)
+    text = work.run(command, end - time.monotonic())
+    return {"detail": last_lines(text, 1)}
+
+
+def judge(work: Work, backend: str, bundle: str, limit: float) -> dict[str, Any]:
+    """The exporter's parity gate on a backend, against PyTorch on the CPU."""
+    backend = stand_in(work, backend)
+    require(work, backend)
+    end = time.monotonic() + limit
+    path = work.made(bundle if work.gpu else SCENES, limit)
+    output = work.folder / f"parity-{backend}-{bundle}.json"
+    weights: list[str | Path] = ["--checkpoint", CHECKPOINT] if path.name in (SCENES, SCENES_HALF) else []
+    command = work.python("asag_bench.gpu_machine.parity", path, "--backend", backend, *weights)
+    text = work.run([*command, "--output", output], end - time.monotonic(), [ONNXRUNTIME])
+    return {"detail": last_lines(text, 1), "parity": json.loads(output.read_text(encoding="utf-8"))}
+
+
+def measure_ap(work: Work, backend: str, limit: float) -> dict[str, Any]:
+    """AP and times on the demo's scenes, as the trained network finds them."""
+    backend = stand_in(work, backend)
+    require(work, backend)
+    end = time.monotonic() + limit
+    bundle = work.made(SCENES, limit)
+    data = work.made(DATA, end - time.monotonic())
+    options: list[str | Path] = ["--data", data, "--backend", backend, "--duration", "1"]
+    found = work.bench([bundle, *options, *_few(work)], end - time.monotonic(), [ONNXRUNTIME])
+    accuracy = found["result"]["accuracy"].get(backend, {}).get("ap")
+    if accuracy is not None:
+        found["detail"] = f"AP {100 * accuracy:.1f}; {found['detail']}"
+    return found
+
+
+def time_backends(work: Work, backend: str, bundle: str, *more: Any) -> dict[str, Any]:
+    """Latency by exit level, at the published size; `more` are peers, and the limit at last."""
+    *peers, limit = more
+    backend = stand_in(work, backend)
+    require(work, backend)
+    end = time.monotonic() + limit
+    options: list[str | Path] = ["--backend", backend, *(["--peer", ",".join(peers)] if peers else [])]
+    options += ["--shape", SHAPE] if work.gpu else []
+    options += ["--duration", str(_SECONDS_A_ROW if work.gpu else 1), *_few(work)]
+    path = work.made(bundle if work.gpu else SCENES, limit)
+    return work.bench([path, *options], end - time.monotonic(), [ONNXRUNTIME])
+
+
+def time_peers(work: Work, peers: Sequence[str], limit: float) -> dict[str, Any]:
+    """PyTorch on the GPU, beside ONNX Runtime there if it was carried, else beside few calls on the CPU."""
+    on_gpu = work.gpu is not None and missing(work, CUDA) is None
+    if work.gpu is None:
+        peers = ("torch",)  # on the CPU
+    end = time.monotonic() + limit
+    bundle = work.made(HALF if work.gpu else SCENES, limit)
+    options: list[str | Path] = ["--backend", CUDA if on_gpu else "onnxruntime", "--peer", ",".join(peers)]
+    options += ["--shape", SHAPE] if work.gpu else ["--checkpoint", CHECKPOINT]
+    options += ["--duration", str(_SECONDS_A_ROW), *(_few(work) if on_gpu else _FEW)]
+    return work.bench([bundle, *options], end - time.monotonic(), [ONNXRUNTIME])
+
+
+def train(work: Work, compute: str, limit: float) -> dict[str, Any]:
+    """A training step and its parts."""
+    output = work.folder / f"training-{compute}.json"
+    options: list[str | Path] = ["--set", f"optimisation.compute={compute}", "--output", output]
+    options += ["--device", "cuda"] if work.gpu else ["--side", "64", "--updates", "1", "--warm-up", "0"]
+    work.run(work.python("asag_bench.training_step", *options), limit)
+    result = json.loads(output.read_text(encoding="utf-8"))
+    return {"detail": f"{result['update_ms']['median']} ms an update", "result": result}
+
+
+def require(work: Work, backend: str) -> None:
+    """Skip a step whose backend this machine does not have, in the backend's own words."""
+    if backend in ENGINES:
+        work.need_gpu()
+    reason = missing(work, backend)
+    if reason is not None:
+        raise Skip(reason)
+
+
+def missing(work: Work, backend: str) -> str | None:
+    """Why a backend cannot run; None if it can, or if its library was carried and has to show it."""
+    carried = backend.startswith(CUDA) and ONNXRUNTIME in work.packages
+    return None if carried else BACKENDS[backend].available()
+
+
+def stand_in(work: Work, backend: str) -> str:
+    """The backend that is rehearsed where there is no GPU: the same library on the CPU."""
+    return "onnxruntime" if work.gpu is None and backend.startswith(CUDA) else backend
+
+
+def _few(work: Work) -> Sequence[str]:
+    """So few pictures that a rehearsal takes seconds."""
+    return () if work.gpu else _FEW
+
+
+def _tensorrt() -> Path | None:
+    """TensorRT's library, in the folder whose headers the plugins were compiled with."""
+    root = Path(os.environ.get("TENSORRT_ROOT", ""))
+    found = (
+        path for name in ("nvinfer", "nvinfer_lean") for path in sorted(root.glob(f"lib/lib{name}.so.*"))
+    )
+    return next(found, None) if "TENSORRT_ROOT" in os.environ else None
+
+
+def _checks(work: Work) -> Path:
+    program = work.build / _CHECK
+    if not program.is_file():
+        raise Skip(f"there is no {program.name}, since the kernels were not compiled")
+    work.need_gpu()
+    return program
