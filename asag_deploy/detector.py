@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy import stream
 from asag_deploy.backends import open_network
-from asag_deploy.backends.loops import Loop, LoopChoice
+from asag_deploy.backends.loops import Begun, Loop, LoopChoice
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
@@ -237,7 +237,7 @@ class Detector:
             if is_device_array(images):
                 check_batch_shape(image.shape, image.dtype, sizes)
             valid = sizes.astype(np.int64)
-            return network, valid, self._probe(network, image, valid, deadline)
+            return network, valid, self._begin(network, image, valid, deadline).finish()
         finally:
             network.keep(image)
 
@@ -266,21 +266,26 @@ class Detector:
         prepared = processing.prepare(images, channel_order)
         times_ms = dict(prepared.times_ms)
 
-        probed = self._probe(network, prepared.image, prepared.sizes, deadline)
+        # Where the loop runs on the device, the host waits once, when all has been begun.
+        begun = self._begin(network, prepared.image, prepared.sizes, deadline)
+        finish_decoding = processing.begin_decode(begun.outputs, prepared.shapes)
+        probed = begun.finish()
         times_ms.update(probed.times_ms)
 
         begin = time.perf_counter()
-        decoded = processing.decode(probed.outputs, prepared.shapes)
+        decoded = finish_decoding()
+        if probed.outputs is not begun.outputs:  # detected again
+            decoded = processing.begin_decode(probed.outputs, prepared.shapes)()
         results = list(self._results(network, probed, prepared, decoded))
         times_ms["postprocess"] = since(begin)
         times_ms["total"] = since(start)
         return [Detections(**fields, times_ms=dict(times_ms)) for fields in results]
 
-    def _probe(
+    def _begin(
         self, network: Network, image: Array, sizes: NDArray[np.int64], deadline: float | None
-    ) -> Probed:
+    ) -> Begun:
         rule = dataclasses.replace(self._rule, deadline=deadline)
-        return self._loop(network, self.manifest.probing, rule, image, sizes)
+        return self._loop.begin(network, self.manifest.probing, rule, image, sizes)
 
     def _results(
         self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded

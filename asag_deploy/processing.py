@@ -8,7 +8,7 @@ to the bit, where the network runs on a GPU and the compiled kernels of `plugins
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -66,8 +66,11 @@ class Processing(Protocol):
         """Make a batch of at least one image.  Raises ImageError for what is no image."""
         ...
 
-    def decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
-        """The decoder's outputs as detections in images of these shapes, once they have been computed."""
+    def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
+        """Begin to turn the decoder's outputs into detections in images of these shapes.
+
+        What is returned waits for them, and is to be called once.
+        """
         ...
 
 
@@ -90,8 +93,11 @@ class OnHost:
         times_ms["normalize"] = since(begin)
         return Prepared(image, sizes, [original.shape[:2] for original in originals], times_ms)
 
-    def decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
-        """Sorted, scaled, and rid of duplicates in NumPy."""
+    def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
+        """Outputs are sorted, scaled, and rid of duplicates in NumPy, once they are waited for."""
+        return lambda: self._decode(outputs, shapes)
+
+    def _decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
         names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
         scores, labels, boxes, anchors, count = (self._network.download(outputs[name]) for name in names)
         nms_iou = self._manifest.postprocessing.nms_iou

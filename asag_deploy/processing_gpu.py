@@ -7,7 +7,7 @@ launch resizes, normalises and pads it.  What travels back are the detections, w
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class OnGpu:
         times_ms["normalize"] = since(begin)
         return Prepared(batch, sizes, [source.shape for source in sources], times_ms)
 
-    def decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
+    def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
         """Sorted, scaled, and rid of duplicates on the GPU; what is left is read at once."""
         scores: DeviceArray = outputs["det_scores"]
         batch, count = scores.shape
@@ -88,8 +88,12 @@ class OnGpu:
             )
             read = (memory, outputs["anchors"], outputs["anchor_count"])
             fetch = self._device.begin_download(read)
-        content, anchors, anchor_count = fetch()
-        return Decoded(room.found(content), anchors, anchor_count)
+
+        def finish() -> Decoded:
+            content, anchors, anchor_count = fetch()
+            return Decoded(room.found(content), anchors, anchor_count)
+
+        return finish
 
     def _source(self, image: ImageLike | GpuImage, channel_order: ChannelOrder) -> _Source:
         if is_device_array(image):

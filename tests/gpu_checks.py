@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import asag_export
-from asag_deploy.backends.loops import Loop, open_loop
+from asag_deploy.backends.loops import HostLoop, Loop, open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.cuda import Device
 from asag_deploy.cuda.graph_nodes import Node, nodes
@@ -97,8 +97,11 @@ def on_the_cpu(manifest: Manifest) -> TorchNetwork:
     return TorchNetwork(build_stages(model, manifest.probing, "main", manifest.preprocessing))
 
 
+HOST = HostLoop()
+
+
 def detector_of(
-    network: Network, manifest: Manifest, loop: Loop = detect, rule: StopRule = RULES["exact"]
+    network: Network, manifest: Manifest, loop: Loop = HOST, rule: StopRule = RULES["exact"]
 ) -> Detector:
     return Detector(manifest, network, rule, loop=loop)
 
@@ -150,14 +153,14 @@ def check_loops(
     same_shapes(network, manifest.probing)
     loop = open_loop(network, "device")
     for rule in RULES.values():
-        host, device = (detector_of(network, manifest, each, rule) for each in (detect, loop))
+        host, device = (detector_of(network, manifest, each, rule) for each in (HOST, loop))
         for level, of_level in pictures.items():
             for picture in of_level:
                 expected = host(picture, channel_order="rgb")
                 assert rule is not RULES["exact"] or expected.trace.exit_level == level
                 assert_equal([expected], [device(picture, channel_order="rgb")])
     mixed = [of_level[0] for of_level in pictures.values()]
-    host, device = (detector_of(network, manifest, each) for each in (detect, loop))
+    host, device = (detector_of(network, manifest, each) for each in (HOST, loop))
     for _ in range(2):
         assert_equal(host(mixed, channel_order="rgb"), device(mixed, channel_order="rgb"))
 
@@ -167,7 +170,7 @@ def check_threads(
 ) -> None:
     """Calls from several threads give what one thread gets, whichever loop each of them uses."""
     same_shapes(network, manifest.probing)
-    loops = [open_loop(network, "device"), detect]
+    loops = [open_loop(network, "device"), HOST]
     detectors = [detector_of(network, manifest, loop) for loop in loops]
     expected = [detectors[1](picture, channel_order="rgb") for picture in pictures]
 
@@ -206,7 +209,7 @@ def check_processing(network: EngineNetwork, manifest: Manifest, pictures: Seque
             np.testing.assert_array_equal(prepared.sizes, expected.sizes)
             np.testing.assert_array_equal(network.download(prepared.image), cpu.download(expected.image))
         probed = detect(network, manifest.probing, StopRule(), prepared.image, prepared.sizes)
-        one, other = (side.decode(probed.outputs, prepared.shapes) for side in (here, on_gpu))
+        one, other = (side.begin_decode(probed.outputs, prepared.shapes)() for side in (here, on_gpu))
         np.testing.assert_array_equal(one.anchors, other.anchors)
         for name in Detected._fields:
             for expected_one, found in zip(one.found, other.found, strict=True):
@@ -217,7 +220,7 @@ def check_memory(
     network: EngineNetwork, manifest: Manifest, pictures: Sequence[Picture], rounds: int
 ) -> None:
     """After the first calls of their kind nothing more is allocated, on the GPU or pinned."""
-    detectors = [detector_of(network, manifest, loop) for loop in (detect, open_loop(network, "device"))]
+    detectors = [detector_of(network, manifest, loop) for loop in (HOST, open_loop(network, "device"))]
 
     def once() -> tuple[int, int]:
         for picture in pictures:

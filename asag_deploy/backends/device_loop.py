@@ -13,13 +13,14 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.loop_graph import LoopGraph
 from asag_deploy.backends.loop_memory import Workspace
+from asag_deploy.backends.loops import Begun, Loop
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.conditional import why_no_conditions
 from asag_deploy.engines.canvases import Canvas
@@ -51,19 +52,7 @@ def why_no_device_loop(cuda: Cuda, kernels: KernelLibrary | None) -> str | None:
     return why_no_conditions(cuda)
 
 
-class Begun(NamedTuple):
-    """A batch that the GPU has been given."""
-
-    outputs: dict[str, DeviceArray]
-    """The decoder's, for whatever is put on the device's stream from now on, such as post-processing."""
-    finish: Callable[[], Probed]
-    """Waits for the GPU and gives what `detect` would; to be called once.
-
-    Its `outputs` are these, or others if the batch had to be detected again.
-    """
-
-
-class DeviceLoop:
+class DeviceLoop(Loop):
     """`asag_deploy.probing.detect` for the engines of one network; safe to call from several threads."""
 
     def __init__(

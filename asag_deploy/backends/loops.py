@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, Protocol, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +19,43 @@ LoopChoice = Literal["auto", "host", "device"]
 LOOPS: tuple[str, ...] = get_args(LoopChoice)
 
 
-class Loop(Protocol):
+class Begun(NamedTuple):
+    """A batch that has been given to a network."""
+
+    outputs: Mapping[str, Array]
+    """The decoder's, for whatever is to follow on the network's device, such as post-processing."""
+    finish: Callable[[], Probed]
+    """Waits for the device and gives what `detect` would; to be called once.
+
+    Its `outputs` are these very ones, or others if the batch had to be detected again.
+    """
+
+
+class Loop(ABC):
     """`asag_deploy.probing.detect`, or what returns the same."""
+
+    @abstractmethod
+    def __call__(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Probed:
+        """Run backbone, adaptive probing and decoder on a batch."""
+
+    def begin(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Begun:
+        """As calling it, but without waiting for the device where that can be; here all is done at once."""
+        probed = self(network, probing, rule, image, image_size)
+        return Begun(probed.outputs, lambda: probed)
+
+
+class HostLoop(Loop):
+    """`detect` itself."""
 
     def __call__(
         self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
-        ...
+        return detect(network, probing, rule, image, image_size)
 
 
 def open_loop(network: Network, choice: LoopChoice, deadline_ms: float | None = None) -> Loop:
@@ -36,17 +67,17 @@ def open_loop(network: Network, choice: LoopChoice, deadline_ms: float | None = 
     if choice not in LOOPS:
         raise ConfigError(f"unknown loop '{choice}'; expected 'auto', 'host' or 'device'")
     if choice == "host":
-        return detect
+        return HostLoop()
     if choice == "device":
         if deadline_ms is not None:
             raise ConfigError("loop 'device' cannot keep a deadline; use loop 'host', or no deadline_ms")
         return network.open_device_loop()
     if deadline_ms is not None or network.why_no_device_loop() is not None:
-        return detect
+        return HostLoop()
     return _DeviceOrHost(network.open_device_loop())
 
 
-class _DeviceOrHost:
+class _DeviceOrHost(Loop):
     """The loop on the device; that of the host, with a RuntimeWarning, once no graph could be captured."""
 
     def __init__(self, loop: Loop) -> None:
@@ -55,11 +86,18 @@ class _DeviceOrHost:
     def __call__(
         self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
+        """Run backbone, adaptive probing and decoder on a batch."""
+        return self.begin(network, probing, rule, image, image_size).finish()
+
+    def begin(
+        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    ) -> Begun:
+        """Begin on the device, where a graph is captured, or go on with the host's loop."""
         try:
-            return self._loop(network, probing, rule, image, image_size)
+            return self._loop.begin(network, probing, rule, image, image_size)
         except CaptureError as error:
-            self._loop = detect
+            self._loop = HostLoop()
             warnings.warn(
                 f"the probing loop runs on the host from now on: {error}", RuntimeWarning, stacklevel=4
             )
-            return detect(network, probing, rule, image, image_size)
+            return self._loop.begin(network, probing, rule, image, image_size)

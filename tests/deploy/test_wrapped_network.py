@@ -11,10 +11,11 @@ import pytest
 
 from asag_deploy.backends import open_network
 from asag_deploy.backends.device_loop import DeviceLoop
+from asag_deploy.backends.loops import HostLoop
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
-from asag_deploy.probing import StopRule, detect
+from asag_deploy.probing import StopRule
 from asag_deploy.processing import OnHost
 from asag_deploy.processing_gpu import OnGpu
 from asag_deploy.stages import Array
@@ -53,8 +54,7 @@ def test_the_host_is_the_default(bundle: Bundle) -> None:
     network = open_network(None, bundle)
     assert not network.takes_device_arrays
     assert isinstance(network.processing(bundle.manifest), OnHost)
-    assert network.loop() is detect
-    assert network.loop("host") is detect
+    assert type(network.loop()) is type(network.loop("host")) is HostLoop
     assert network.why_no_device_loop() is not None
     with pytest.raises(ConfigError, match="loop 'device' needs a backend that runs on a GPU"):
         network.loop("device")

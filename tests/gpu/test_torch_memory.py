@@ -15,7 +15,6 @@ from asag_bench.torch_cuda_peers import open_with_kernels
 from asag_deploy.backends.loops import open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.manifest import Manifest
-from asag_deploy.probing import detect
 from asag_training.scenes import draw_scene
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -92,7 +91,7 @@ def test_arrays_of_pytorch_in_and_out(network: EngineNetwork, manifest: Manifest
 
 def test_a_picture_of_pytorch_is_used_where_it_lies(network: EngineNetwork, manifest: Manifest) -> None:
     picture = draw_scene(400, 300, seed=1)
-    detector = checks.detector_of(network, manifest, detect)
+    detector = checks.detector_of(network, manifest)
     expected = detector(picture, channel_order="rgb")
     found = detector(torch.from_numpy(picture).cuda(), channel_order="rgb")
     checks.assert_equal([expected], [found])

@@ -149,6 +149,22 @@ def test_outputs_can_be_used_before_the_host_has_read_anything(
         np.testing.assert_array_equal(logits[:, : int(expected.anchor_count[0])], expected.logits)
 
 
+def test_post_processing_is_begun_before_the_host_waits(
+    cuda: FakeCuda, kernels: FakeKernels, device: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device(MIXED[1], channel_order="rgb")
+    before, calls_at_the_waits = len(kernels.calls), []
+    reached = cuda.cudaEventSynchronize
+
+    def wait(event: int) -> Any:
+        calls_at_the_waits.append(kernels.calls[before:])
+        return reached(event)
+
+    monkeypatch.setattr(cuda, "cudaEventSynchronize", wait)
+    device(MIXED[1], channel_order="rgb")
+    assert calls_at_the_waits[0] == kernels.calls[before:] == ["preprocess", "postprocess"]
+
+
 def test_more_patches_than_there_is_room_for_are_detected_by_the_host(
     kernels: FakeKernels, bundle: Bundle, host: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.backends.loops import Loop
 from asag_deploy.manifest import Manifest, Probing
 from asag_deploy.postprocess import anchors_of
 from asag_deploy.probing import Probed, StopRule
@@ -25,8 +26,8 @@ def gives_proposals(manifest: Manifest) -> bool:
     return {SCORES, BOXES} <= {output.name for output in manifest.graph("decoder").outputs}
 
 
-class ProposalLoop:
-    """A network's own loop (`asag_deploy.backends.loops.Loop`), whose last proposals can be asked for."""
+class ProposalLoop(Loop):
+    """A network's own loop, whose last proposals can be asked for."""
 
     def __init__(self, network: Network) -> None:
         """`network` must have a decoder that gives out its proposals."""
