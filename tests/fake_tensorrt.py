@@ -68,7 +68,11 @@ class Runtime:
         except Exception:
             self.logger.log(ILogger.Severity.ERROR, "the magic tag does not match")
             return None
-        return ICudaEngine(session, self, bytes(serialized_engine))
+        memory = self.cuda.allocate_for_library(len(serialized_engine))
+        if memory is None:
+            self.logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
+            return None
+        return ICudaEngine(session, self, bytes(serialized_engine), memory)
 
 
 class IRuntimeCache:
@@ -103,9 +107,12 @@ class IRuntimeConfig:
 
 
 class ICudaEngine:
-    """An engine."""
+    """An engine, with its weights in memory that nobody asks `cudaMalloc` for: as many bytes as its file."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes, memory: int
+    ) -> None:
+        self.memory = memory
         self.session = session
         self.runtime = runtime
         model = onnx.load_from_string(content)
@@ -116,7 +123,9 @@ class ICudaEngine:
             **{node.name: (node, TensorIOMode.INPUT) for node in session.get_inputs()},
             **{node.name: (node, TensorIOMode.OUTPUT) for node in session.get_outputs()},
         }
-        self.contexts: list[IExecutionContext] = []
+
+    def __del__(self) -> None:
+        self.cuda.free_for_library(self.memory)
 
     @property
     def num_io_tensors(self) -> int:
@@ -144,9 +153,7 @@ class ICudaEngine:
     def create_execution_context(self, strategy: Any = Strategy.STATIC) -> IExecutionContext:
         if isinstance(strategy, IRuntimeConfig):
             strategy = strategy.strategy
-        context = IExecutionContext(self, needs_memory=strategy is Strategy.USER_MANAGED)
-        self.contexts.append(context)
-        return context
+        return IExecutionContext(self, needs_memory=strategy is Strategy.USER_MANAGED)
 
 
 class EngineInspector:

@@ -33,12 +33,11 @@ from asag_deploy.manifest import (
     TensorSpec,
 )
 from asag_deploy.stages import Network
-from tiny_graphs import BOTH, FIRST_ANCHORS, PATCH_ANCHORS, STRIDES, models
+from tiny_graphs import BOTH, CAPACITY, FIRST_ANCHORS, PATCH_ANCHORS, STRIDES, models
 
 PATCH_SIZE = 2
 ANCHOR_CAP = 24
 MAX_DETECTIONS = 10
-CAPACITY: dict[Level, int] = {"P4": 18, "P3": 6}
 PATCH_NMS_IOU = 0.999
 """Patches are dropped that lie where another does."""
 CLASSES = ("round", "square", "other")

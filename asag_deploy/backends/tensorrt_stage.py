@@ -120,7 +120,7 @@ class EngineStage:
             context.close()
         self._contexts.clear()
         loaded, self._loaded = (self._loaded, self._make_context), None
-        self._make_context = self._closed
+        self._make_context = _closed
         captures.when_over(lambda: loaded)  # destroying it frees memory, which a capture forbids
 
     def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
@@ -176,9 +176,6 @@ class EngineStage:
             f"{self._library.title} failed in the graph '{self.name}': it {what} "
             f"({messages.no_room or messages.first_error})"
         )
-
-    def _closed(self) -> Any:
-        raise BackendError(f"the engine of the graph '{self.name}' is closed; load the detector again")
 
 
 class StageContext:
@@ -283,6 +280,10 @@ class StageContext:
             return cuda.instantiate(graph)
         finally:
             cuda.destroy_graph(graph)
+
+
+def _closed() -> Any:
+    raise BackendError("the engine has been closed; load the detector again")
 
 
 def _remember(entries: OrderedDict[Addresses, Any], addresses: Addresses, value: Any, most: int) -> Any:
