@@ -58,10 +58,9 @@ def detect_all(
     requests: batches that are detected in at once; None for what the detector was loaded for.
 
     An image that the detector refuses comes with its ImageError, EngineUnfitError or GpuMemoryError, and the
-    rest go on; a batch that it refuses is halved, until it takes the halves or a single image is refused.  Any
-    other exception, of the iterable too, is raised where its item would come, which ends the stream.  `close`
-    stops it early: it waits for what is under way, and drops the rest.  Raises ConfigError for a number less
-    than 1.
+    rest go on: a batch that it refuses is halved, and halved again.  Any other exception, of the iterable
+    too, is raised where its item would come, which ends the stream.  `close` stops it early: it waits for
+    what is under way, and drops the rest.  Raises ConfigError for a number less than 1.
     """
     wanted = detector.requests if requests is None else requests
     for name, number in (("batch_size", batch_size), ("requests", wanted)):

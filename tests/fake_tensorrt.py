@@ -23,6 +23,8 @@ from fake_cuda import ALIGNMENT, FakeCuda
 
 VERSION = "1.7.1.116"
 MOST_SCRATCH = 1 << 16
+WORKING_MEMORY = 0
+"""Bytes on the GPU that an engine takes beside those of its file; for tests to change."""
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 # What TensorRT computes on the host if all that goes in is known there.
 _ON_SIZES = {"Cast", "Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze"}
@@ -68,7 +70,7 @@ class Runtime:
         except Exception:
             self.logger.log(ILogger.Severity.ERROR, "the magic tag does not match")
             return None
-        memory = self.cuda.allocate_for_library(len(serialized_engine))
+        memory = self.cuda.allocate_for_library(len(serialized_engine) + WORKING_MEMORY)
         if memory is None:
             self.logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
             return None
@@ -107,7 +109,7 @@ class IRuntimeConfig:
 
 
 class ICudaEngine:
-    """An engine, with its weights in memory that nobody asks `cudaMalloc` for: as many bytes as its file."""
+    """An engine; its weights lie in memory that nobody asks `cudaMalloc` for."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes, memory: int
@@ -151,9 +153,9 @@ class ICudaEngine:
         return IRuntimeConfig()
 
     def create_execution_context(self, strategy: Any = Strategy.STATIC) -> IExecutionContext:
-        if isinstance(strategy, IRuntimeConfig):
-            strategy = strategy.strategy
-        return IExecutionContext(self, needs_memory=strategy is Strategy.USER_MANAGED)
+        config = strategy if isinstance(strategy, IRuntimeConfig) else None
+        strategy = strategy if config is None else config.strategy
+        return IExecutionContext(self, config, needs_memory=strategy is Strategy.USER_MANAGED)
 
 
 class EngineInspector:
@@ -175,7 +177,8 @@ class EngineInspector:
 class IExecutionContext:
     """An engine about to run."""
 
-    def __init__(self, engine: ICudaEngine, *, needs_memory: bool) -> None:
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None, *, needs_memory: bool) -> None:
+        self.config = config
         self._engine = engine
         self._needs_memory = needs_memory
         self._shapes: dict[str, tuple[int, ...]] = {}

@@ -12,6 +12,7 @@ Images of 64 x 64 reach the network as they are; smaller and larger ones are res
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,16 @@ def make_bundle(
     mode: Mode = "exact",
     max_patches: int | None = None,
     nms_iou: float | None = None,
+    longer_side: int = 128,
 ) -> Bundle:
     """Write the tiny bundle to `path` and open it."""
     with write_bundle(path) as writer:
         for name, model in models(levels).items():
             inputs, outputs = model.graph.input, model.graph.output
             writer.add_graph(name, model.SerializeToString(), inputs=_specs(inputs), outputs=_specs(outputs))
-        writer.finish(tiny_manifest(levels=levels, mode=mode, max_patches=max_patches, nms_iou=nms_iou))
+        manifest = tiny_manifest(levels=levels, mode=mode, max_patches=max_patches, nms_iou=nms_iou)
+        preprocessing = dataclasses.replace(manifest.preprocessing, longer_side=longer_side)
+        writer.finish(dataclasses.replace(manifest, preprocessing=preprocessing))
     return Bundle.open(path)
 
 
