@@ -97,6 +97,11 @@ class IRuntimeConfig:
 
     __slots__ = ("cache", "cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "strategy")
 
+    cache: IRuntimeCache
+    cuda_graph_strategy: Any
+    dynamic_shapes_kernel_specialization_strategy: Any
+    strategy: Any
+
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 

@@ -36,7 +36,8 @@ def bundle(canvas_bundle: Bundle) -> Bundle:
 @pytest.fixture
 def loaded(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Notes every engine that the library is given."""
-    original, seen = fake_tensorrt.Runtime.deserialize_cuda_engine, []
+    original = fake_tensorrt.Runtime.deserialize_cuda_engine
+    seen: list[object] = []
 
     def note(runtime: fake_tensorrt.Runtime, engine: bytes) -> Any:
         seen.append(len(engine))
@@ -155,9 +156,12 @@ def test_each_canvas_of_a_data_set_is_captured_once(
     assert len({padded_shape(np.array([size]), spec) for size in sizes}) == 37
     made: list[int] = []
     original = cuda.cudaGraphInstantiate
-    monkeypatch.setattr(
-        cuda, "cudaGraphInstantiate", lambda graph, flags: (made.append(graph), original(graph, flags))[1]
-    )
+
+    def instantiate(graph: int, flags: int) -> Any:
+        made.append(graph)
+        return original(graph, flags)
+
+    monkeypatch.setattr(cuda, "cudaGraphInstantiate", instantiate)
     captures = []
     for of_bundle in ((), canvases):
         write_engines(bundle, canvases=of_bundle)
