@@ -38,7 +38,7 @@ FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
 REGISTER_PLUGINS = "asag_register_plugins"
 """The C function of the plugin library; for a null pointer it finds the registry itself, and returns 0."""
 
-_NO_ROOM = re.compile(r"out of ?memory|could not be allocated|bad_alloc", re.IGNORECASE)
+_NO_ROOM = re.compile(r"out ?of ?memory|could not be allocated|bad_alloc", re.IGNORECASE)
 _CAPABILITY = re.compile(r"SM(\d+)")
 
 

@@ -48,8 +48,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         action="append",
         default=[],
-        help="also engines of exactly this shape, such as 800x1088: single images that it holds are padded to "
-        "it, and others go by the engines of every shape; may be repeated",
+        help="also engines of exactly this shape, such as 800x1088: single images that it holds are padded "
+        "to it, and others go by the engines of every shape; may be repeated",
     )
     add(
         "--canvases",

@@ -157,6 +157,40 @@ def test_canvases_make_room_for_a_graph(
     assert cuda.leaked() == {}
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Error Code 2: OutOfMemory (no further information)",
+        "Error Code 1: Cuda Runtime (out of memory)",
+        "Requested amount of GPU memory (1 bytes) could not be allocated.",
+    ],
+)
+def test_canvases_whose_contexts_have_no_room(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    """The library says so in words alone, of which these are."""
+    original = fake_tensorrt.ICudaEngine.create_execution_context
+
+    def no_room(engine: fake_tensorrt.ICudaEngine, strategy: Any) -> Any:
+        if engine.session.get_inputs()[0].shape[0] == 1:  # of one shape
+            engine.runtime.logger.log(fake_tensorrt.ILogger.Severity.ERROR, message)
+            return None
+        return original(engine, strategy)
+
+    monkeypatch.setattr(fake_tensorrt.ICudaEngine, "create_execution_context", no_room)
+    with (
+        Detector.load(bundle, backend="tensorrt-rtx", loop="host") as host,
+        Detector.load(bundle, backend="tensorrt-rtx") as detector,
+    ):
+        sentence = r"^pictures on the canvas .*'backbone': it could not create an execution context \(\w"
+        with pytest.warns(RuntimeWarning, match=sentence) as warned:
+            found = [detector([image], channel_order="rgb") for image in ON_CANVAS]
+        assert len(warned) == 1
+        for image, one in zip(ON_CANVAS, found, strict=True):
+            assert_same(host([image], channel_order="rgb"), one)
+            assert "loop" in one[0].times_ms
+
+
 @pytest.mark.parametrize("loop", ["auto", "device"])
 def test_no_room_for_any_graph(
     cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, loop: Any
