@@ -21,10 +21,10 @@ from asag_deploy.command_line import ALL_FINE, INTERRUPTED, SOME_FAILED, OneSent
 from asag_deploy.detections import Detections
 from asag_deploy.doctor import describe, diagnose, machine
 from asag_deploy.drawing import trace_caption
-from asag_deploy.errors import ConfigError, ImageError, SourceError
+from asag_deploy.errors import ConfigError, SourceError
 from asag_deploy.images import RgbImage
 from asag_deploy.manifest import Level, Mode
-from asag_deploy.pipeline import detect_all
+from asag_deploy.pipeline import Refusal, detect_all
 from asag_deploy.results import ResultWriter
 from asag_deploy.sources import Failure, Frame, count_frames, iter_frames, list_sources
 
@@ -246,7 +246,7 @@ class _Run:
                 self.summary.seconds = time.perf_counter() - start
 
     def successes(
-        self, results: Iterable[tuple[Frame | Failure, Detections | ImageError | None]]
+        self, results: Iterable[tuple[Frame | Failure, Detections | Refusal | None]]
     ) -> Iterator[tuple[Frame, Detections]]:
         """The frames that were detected in, with what is confident enough; failures are reported."""
         for item, found in results:

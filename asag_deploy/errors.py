@@ -11,7 +11,8 @@ AsagError
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
 ├── BackendError             a backend that this machine lacks, or that failed
-│   └── CaptureError             the probing loop could not be made one graph on the GPU
+│   ├── CaptureError             the probing loop could not be made one graph on the GPU
+│   └── GpuMemoryError           there is no room on the GPU for something
 ├── EngineError              an engine that cannot be built or used
 │   ├── EngineMissingError       none was built for this GPU
 │   ├── EngineStaleError         from another graph or release of its library, or damaged
@@ -74,6 +75,10 @@ class BackendError(AsagError):
 
 class CaptureError(BackendError):
     """The probing loop could not be made one graph that runs on the GPU."""
+
+
+class GpuMemoryError(BackendError):
+    """There is no room on the GPU, or in the host's pinned memory, for what is asked for."""
 
 
 class EngineError(AsagError):

@@ -22,7 +22,7 @@ from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from asag_deploy.detections import Detections
-from asag_deploy.errors import ConfigError, ImageError
+from asag_deploy.errors import ConfigError, EngineUnfitError, GpuMemoryError, ImageError
 from asag_deploy.images import RgbImage
 from asag_deploy.preprocess import resized_shape
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from asag_deploy.detector import Detector
 
 T = TypeVar("T")
+
+Refusal = ImageError | EngineUnfitError | GpuMemoryError
+"""An image that is none, that the engines were not built for, or that there is no room for on the GPU."""
+_REFUSALS = (ImageError, EngineUnfitError, GpuMemoryError)
 
 _READ_AHEAD = 3
 """Batches in flight beyond those being detected in: one that is read, one that waits, one that is written."""
@@ -46,16 +50,17 @@ def detect_all(
     image_of: Callable[[T], RgbImage | None],
     batch_size: int = 1,
     requests: int | None = None,
-) -> Generator[tuple[T, Detections | ImageError | None], None, None]:
+) -> Generator[tuple[T, Detections | Refusal | None], None, None]:
     """Every item with what the detector finds in its image, in order.
 
     image_of: an item's image, uint8 (H, W, 3) RGB, or None for an item that only keeps its place.
     batch_size: images of one size that go through the network together; 1 is each by itself.
     requests: batches that are detected in at once; None for what the detector was loaded for.
 
-    An image that the detector refuses comes with its ImageError, and the rest go on.  Any other exception, of
-    the iterable too, is raised where its item would come, which ends the stream.  `close` stops it early: it
-    waits for what is under way, and drops the rest.  Raises ConfigError for a number less than 1.
+    An image that the detector refuses comes with its ImageError, EngineUnfitError or GpuMemoryError, and the
+    rest go on: a batch that it refuses is halved, and halved again.  Any other exception, of the iterable
+    too, is raised where its item would come, which ends the stream.  `close` stops it early: it waits for
+    what is under way, and drops the rest.  Raises ConfigError for a number less than 1.
     """
     wanted = detector.requests if requests is None else requests
     for name, number in (("batch_size", batch_size), ("requests", wanted)):
@@ -114,9 +119,7 @@ class _Slot(NamedTuple, Generic[T]):
     result: Future[Detections | None]
 
 
-def _run(
-    work: _Work[T], items: Iterable[T]
-) -> Generator[tuple[T, Detections | ImageError | None], None, None]:
+def _run(work: _Work[T], items: Iterable[T]) -> Generator[tuple[T, Detections | Refusal | None], None, None]:
     pool = ThreadPoolExecutor(work.requests, thread_name_prefix="asag-detecting")
     reader = _Reader(work, items, pool)
     reader.start()
@@ -132,10 +135,10 @@ def _run(
         reader.join(_PATIENCE_S)
 
 
-def _outcome(result: Future[Detections | None]) -> Detections | ImageError | None:
+def _outcome(result: Future[Detections | None]) -> Detections | Refusal | None:
     try:
         return result.result()
-    except ImageError as error:
+    except _REFUSALS as error:
         return error
 
 
@@ -208,21 +211,25 @@ class _Reader(Thread, Generic[T]):
 
 
 def _detect(detect: Callable[[list[RgbImage]], list[Detections]], batch: list[_Pending]) -> None:
-    """Detect in a batch; if an image of it is refused, one by one, so that the others go on."""
+    """Detect in a batch; if it is refused, in its halves, so that all but an image that is refused go on."""
     try:
         found = list(zip(batch, detect([pending.image for pending in batch]), strict=True))
-    except ImageError as error:
+    except _REFUSALS as error:
         if len(batch) == 1:
             batch[0].result.set_exception(error)
             return
-        for pending in batch:
-            _detect(detect, [pending])
     except BaseException as error:  # raised in the caller's thread, at the first image of the batch
         for pending in batch:
             pending.result.set_exception(error)
+        return
     else:
         for pending, detections in found:
             pending.result.set_result(detections)
+        return
+    # Out here, where the error is gone, and with it the memory that it refers to.
+    middle = len(batch) // 2
+    for half in (batch[:middle], batch[middle:]):
+        _detect(detect, half)
 
 
 @dataclass

@@ -85,7 +85,7 @@ class OnHost:
         """Make a batch; images on a GPU are refused with ImageError."""
         start = time.perf_counter()
         originals = [images.load(self._on_host(image), channel_order) for image in given]
-        pixels, sizes = make_batch(originals, self._manifest.preprocessing)
+        pixels, sizes = make_batch(originals, self._manifest.preprocessing, self._network.canvases)
         times_ms = {"preprocess": since(start)}
         begin = time.perf_counter()
         inputs = {"pixels": self._network.upload(pixels), "image_size": self._network.upload(sizes)}

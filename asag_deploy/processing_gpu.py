@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy import images, kernels
 from asag_deploy.cuda import Device, DeviceArray, is_device_array
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.errors import ImageError
 from asag_deploy.images import ChannelOrder, ImageLike, check_channel_order
 from asag_deploy.kernels import Buffer, KernelLibrary
@@ -42,11 +43,17 @@ class _Source(NamedTuple):
 class OnGpu:
     """The compiled kernels, on the network's stream: an `asag_deploy.processing.Processing`."""
 
-    def __init__(self, device: Device, kernels: KernelLibrary, manifest: Manifest) -> None:
-        """Pre- and post-processing of the network that `manifest` describes, on its device."""
+    def __init__(
+        self, device: Device, kernels: KernelLibrary, manifest: Manifest, canvases: Sequence[Canvas] = ()
+    ) -> None:
+        """Pre- and post-processing of the network that `manifest` describes, on its device.
+
+        canvases: the network's own, see `asag_deploy.stages.Network.canvases`.
+        """
         self._device = device
         self._kernels = kernels
         self._manifest = manifest
+        self._canvases = canvases
 
     def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
         """Make a batch.  The host does not wait for it; images on the GPU are used where they lie.
@@ -60,7 +67,8 @@ class OnGpu:
         begin = time.perf_counter()
         spec = self._manifest.preprocessing
         sizes = np.array([resized_shape(*source.shape, spec) for source in sources], dtype=np.int64)
-        batch = self._device.empty((len(sources), 3, *padded_shape(sizes, spec)), self._input_type())
+        shape = (len(sources), 3, *padded_shape(sizes, spec, self._canvases))
+        batch = self._device.empty(shape, self._input_type())
         for number, source in enumerate(sources):
             self._fill(batch, number, source, spec)
         times_ms["normalize"] = since(begin)

@@ -42,7 +42,7 @@ proposal_*     what the relation block made of the anchors, best class score and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ from asag_deploy.patch_nms import patch_nms
 
 if TYPE_CHECKING:
     from asag_deploy.backends.loops import Loop, LoopChoice
+    from asag_deploy.engines.canvases import Canvas
     from asag_deploy.processing import Processing
 
 PATCHES_COLUMN = 1
@@ -79,6 +80,8 @@ class Network(ABC):
     """Queries are rounded up to a multiple of this before they are decoded."""
     takes_device_arrays: bool = False
     """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
+    canvases: Sequence[Canvas] = ()
+    """The shapes that batches are padded to; what none of them holds goes on as a multiple of the divisor."""
 
     @abstractmethod
     def stage(self, name: str) -> Stage:

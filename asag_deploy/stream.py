@@ -12,7 +12,7 @@ import numpy as np
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError, ImageError, SourceError
 from asag_deploy.images import ChannelOrder, ImageLike, RgbImage, as_rgb, check_channel_order, read_image
-from asag_deploy.pipeline import detect_all
+from asag_deploy.pipeline import Refusal, detect_all
 from asag_deploy.sources import Frame, Source, iter_frames, list_sources
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class _Named(NamedTuple):
 
 
 def _results(
-    pairs: Generator[tuple[_Named, Detections | ImageError | None], None, None],
+    pairs: Generator[tuple[_Named, Detections | Refusal | None], None, None],
 ) -> Generator[Detections, None, None]:
     with closing(pairs):
         for named, found in pairs:
             if isinstance(found, Detections):
                 yield found
-            else:
-                raise ImageError(f"{named.name}: {found}") from found
+            elif found is not None:  # every item has an image
+                raise type(found)(f"{named.name}: {found}") from found
 
 
 def _read_all(given: Iterable[ImageLike], channel_order: ChannelOrder) -> Iterator[_Named]:

@@ -30,6 +30,7 @@ class WrappedNetwork(Network):
         self.patch_bucket = network.patch_bucket
         self.query_bucket = network.query_bucket
         self.takes_device_arrays = network.takes_device_arrays
+        self.canvases = network.canvases
 
     def stage(self, name: str) -> Stage:
         """The wrapped network's stage."""

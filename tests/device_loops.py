@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.device_loop import DeviceLoop
+from asag_deploy.backends.loop_graph import LoopGraph
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
+from asag_deploy.engines.canvases import Canvas
 from tiny_bundle import picture
 
 STOPS: dict[str, NDArray[np.uint8]] = {
@@ -17,11 +19,26 @@ STOPS: dict[str, NDArray[np.uint8]] = {
 }
 MIXED = [STOPS["P5"], STOPS["P3"], STOPS["P4"], picture(18, 6, 1)]
 
+LYING, STANDING = Canvas(64, 96), Canvas(96, 64)
+ON_CANVAS = [
+    STOPS["P5"],
+    picture(5, 2, size=(64, 80)),
+    picture(5, 0, 2, size=(64, 96)),
+    picture(18, 6, 1, size=(90, 64)),
+]
+LONG = picture(5, 2, size=(64, 100))
+"""No canvas holds it."""
+
 
 def loop_of(detector: Detector) -> DeviceLoop:
     """The loop of a detector that was loaded with loop='device' and has been used."""
     assert isinstance(detector._loop, DeviceLoop)
     return detector._loop
+
+
+def graphs_of(detector: Detector) -> dict[tuple[int, ...], LoopGraph]:
+    """By the shape of the images that they are for."""
+    return {key[0]: graph for key, graph in loop_of(detector)._graphs.items()}
 
 
 def stage_graphs(detector: Detector) -> list[int]:

@@ -58,6 +58,21 @@ class FakeCuda(FakeGraphs):
         }
         return {name: count for name, count in found.items() if count}
 
+    def allocate_for_library(self, size: int) -> int | None:
+        """Device memory that another library takes; None if there is no room."""
+        with self._lock:
+            assert not self.invalidate(here=True), "memory is taken while a graph is captured"
+            return self.device.allocate(size) if self._has_room(size) else None
+
+    def free_for_library(self, pointer: int) -> None:
+        """Give it back, which spoils a capture of this thread."""
+        with self._lock:
+            self.invalidate(here=True)
+            self.device.free(pointer)
+
+    def _has_room(self, size: int) -> bool:
+        return self.limit is None or sum(n for _, n in self.device.alive.values()) + size <= self.limit
+
     # From here on the names and results of the real module.
 
     def cudaGetDeviceCount(self) -> tuple[CudaError, int | None]:
@@ -85,7 +100,7 @@ class FakeCuda(FakeGraphs):
         with self._lock:
             if self.invalidate(here=True):
                 return _FORBIDDEN, None
-            if self.limit is not None and sum(n for _, n in self.device.alive.values()) + size > self.limit:
+            if not self._has_room(size):
                 return CudaError.cudaErrorMemoryAllocation, None
             self.allocations += 1
             return CudaError.cudaSuccess, self.device.allocate(size)

@@ -6,15 +6,18 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 
 import fake_tensorrt
 from asag_deploy.bundle import Bundle
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.engines.graph import control_flow, for_parser
-from asag_deploy.engines.shapes import Batches, InputRange, profile
+from asag_deploy.engines.shapes import Batches, InputRange, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import Format, Recipe, Sidecar, engine_folder, engine_path, sidecar_to_json
 from asag_deploy.manifest import GraphSpec
 from fake_cuda import FakeCuda
@@ -64,49 +67,77 @@ def write_engines(
     capability: str = "sm86",
     *,
     batches: Batches | None = None,
+    canvases: Sequence[Canvas] = (),
     **changes: Any,
 ) -> None:
     """An engine for each graph of a bundle: the graph itself, and a sidecar (with `changes`).
 
-    With `batches` it takes the shapes that a real one would be built for, else any.
+    With `batches` it takes the shapes that a real one would be built for, else any.  For each of `canvases`
+    there are others, which take the one shape that a real one would be built for.
     """
-    folder = engine_folder(bundle, engine_format, capability)
-    folder.mkdir(parents=True, exist_ok=True)
     for graph in bundle.manifest.graphs:
-        content = bundle.graph_path(graph.name).read_bytes()
-        recipe = {
-            "producer": "tests",
-            "format": engine_format,
-            "sdk_version": fake_tensorrt.VERSION,
-            "stage": graph.name,
-            "graph_sha256": graph.sha256,
-            "precision": "fp32",
-            "tf32": False,
-            "capabilities": (capability,),
-            "compatibility": "none",
-            "version_compatible": False,
-            "device": None,
-            "optimization_level": None,
-            "plugins": (),
-            "user_allocation": engine_format == "tensorrt-rtx",
-            "auxiliary_streams": 0,
-            "canvas": None,
-            "inputs": _ranges(graph) if batches is None else profile(graph, bundle.manifest, batches),
-            "outputs": graph.outputs,
-        }
-        sidecar = Sidecar(
-            recipe=Recipe(**{**recipe, **changes}),
-            engine_sha256=hashlib.sha256(content).hexdigest(),
-            engine_bytes=len(content),
-            capturable=not control_flow(
-                for_parser(content, name=graph.name, plugins=(), turing=False), graph.name
-            ),
-            host_memory=False,
-            layers=None,
-        )
-        path = engine_path(folder, graph.name)
-        path.write_bytes(content)
-        path.with_suffix(".json").write_text(sidecar_to_json(sidecar), encoding="utf-8")
+        ranges = _ranges(graph) if batches is None else profile(graph, bundle.manifest, batches)
+        write_engine(bundle, graph, engine_format, capability, ranges, **changes)
+        for canvas in canvases if depends_on_canvas(graph) else ():
+            ranges = profile(graph, bundle.manifest, Batches(), canvas)
+            write_engine(bundle, graph, engine_format, capability, ranges, canvas=canvas, **changes)
+
+
+def write_engine(
+    bundle: Bundle,
+    graph: GraphSpec,
+    engine_format: Format,
+    capability: str,
+    ranges: tuple[InputRange, ...],
+    **changes: Any,
+) -> None:
+    """One engine that takes inputs of these shapes."""
+    content = bundle.graph_path(graph.name).read_bytes()
+    recipe = {
+        "producer": "tests",
+        "format": engine_format,
+        "sdk_version": fake_tensorrt.VERSION,
+        "stage": graph.name,
+        "graph_sha256": graph.sha256,
+        "precision": "fp32",
+        "tf32": False,
+        "capabilities": (capability,),
+        "compatibility": "none",
+        "version_compatible": False,
+        "device": None,
+        "optimization_level": None,
+        "plugins": (),
+        "user_allocation": engine_format == "tensorrt-rtx",
+        "auxiliary_streams": 0,
+        "canvas": None,
+        "inputs": ranges,
+        "outputs": graph.outputs,
+        **changes,
+    }
+    parsed = for_parser(content, name=graph.name, plugins=(), turing=False)
+    content = _of_one_shape(content, ranges) if recipe["canvas"] is not None else content
+    sidecar = Sidecar(
+        recipe=Recipe(**recipe),
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        engine_bytes=len(content),
+        capturable=not control_flow(parsed, graph.name),
+        host_memory=False,
+        layers=None,
+    )
+    path = engine_path(engine_folder(bundle, engine_format, capability), graph.name, recipe["canvas"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.with_suffix(".json").write_text(sidecar_to_json(sidecar), encoding="utf-8")
+
+
+def _of_one_shape(content: bytes, ranges: tuple[InputRange, ...]) -> bytes:
+    """A graph that takes nothing else, as the simulated TensorRT tells from its inputs."""
+    model = onnx.load_from_string(content)
+    shapes = {range_.name: range_.most for range_ in ranges}
+    for value in model.graph.input:
+        for size, number in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            size.dim_value = number
+    return bytes(model.SerializeToString())
 
 
 def _ranges(graph: GraphSpec) -> tuple[InputRange, ...]:
@@ -118,7 +149,7 @@ def _ranges(graph: GraphSpec) -> tuple[InputRange, ...]:
             least=tuple(size if isinstance(size, int) else 1 for size in spec.shape),
             usual=tuple(size if isinstance(size, int) else 1 for size in spec.shape),
             most=tuple(
-                size if isinstance(size, int) else MOST_IMAGES if size == "B" else _LARGEST
+                size if isinstance(size, int) else MOST_IMAGES if size == "batch" else _LARGEST
                 for size in spec.shape
             ),
         )

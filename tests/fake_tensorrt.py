@@ -23,6 +23,8 @@ from fake_cuda import ALIGNMENT, FakeCuda
 
 VERSION = "1.7.1.116"
 MOST_SCRATCH = 1 << 16
+WORKING_MEMORY = 0
+"""Bytes on the GPU that an engine takes beside those of its file; for tests to change."""
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 # What TensorRT computes on the host if all that goes in is known there.
 _ON_SIZES = {"Cast", "Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze"}
@@ -68,7 +70,11 @@ class Runtime:
         except Exception:
             self.logger.log(ILogger.Severity.ERROR, "the magic tag does not match")
             return None
-        return ICudaEngine(session, self, bytes(serialized_engine))
+        memory = self.cuda.allocate_for_library(len(serialized_engine) + WORKING_MEMORY)
+        if memory is None:
+            self.logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
+            return None
+        return ICudaEngine(session, self, bytes(serialized_engine), memory)
 
 
 class IRuntimeCache:
@@ -91,6 +97,11 @@ class IRuntimeConfig:
 
     __slots__ = ("cache", "cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "strategy")
 
+    cache: IRuntimeCache
+    cuda_graph_strategy: Any
+    dynamic_shapes_kernel_specialization_strategy: Any
+    strategy: Any
+
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
@@ -103,9 +114,12 @@ class IRuntimeConfig:
 
 
 class ICudaEngine:
-    """An engine."""
+    """An engine; its weights lie in memory that nobody asks `cudaMalloc` for."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes, memory: int
+    ) -> None:
+        self.memory = memory
         self.session = session
         self.runtime = runtime
         model = onnx.load_from_string(content)
@@ -116,7 +130,9 @@ class ICudaEngine:
             **{node.name: (node, TensorIOMode.INPUT) for node in session.get_inputs()},
             **{node.name: (node, TensorIOMode.OUTPUT) for node in session.get_outputs()},
         }
-        self.contexts: list[IExecutionContext] = []
+
+    def __del__(self) -> None:
+        self.cuda.free_for_library(self.memory)
 
     @property
     def num_io_tensors(self) -> int:
@@ -142,11 +158,9 @@ class ICudaEngine:
         return IRuntimeConfig()
 
     def create_execution_context(self, strategy: Any = Strategy.STATIC) -> IExecutionContext:
-        if isinstance(strategy, IRuntimeConfig):
-            strategy = strategy.strategy
-        context = IExecutionContext(self, needs_memory=strategy is Strategy.USER_MANAGED)
-        self.contexts.append(context)
-        return context
+        config = strategy if isinstance(strategy, IRuntimeConfig) else None
+        strategy = strategy if config is None else config.strategy
+        return IExecutionContext(self, config, needs_memory=strategy is Strategy.USER_MANAGED)
 
 
 class EngineInspector:
@@ -168,7 +182,8 @@ class EngineInspector:
 class IExecutionContext:
     """An engine about to run."""
 
-    def __init__(self, engine: ICudaEngine, *, needs_memory: bool) -> None:
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None, *, needs_memory: bool) -> None:
+        self.config = config
         self._engine = engine
         self._needs_memory = needs_memory
         self._shapes: dict[str, tuple[int, ...]] = {}

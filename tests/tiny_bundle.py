@@ -12,6 +12,7 @@ Images of 64 x 64 reach the network as they are; smaller and larger ones are res
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,11 @@ from asag_deploy.manifest import (
     TensorSpec,
 )
 from asag_deploy.stages import Network
-from tiny_graphs import BOTH, FIRST_ANCHORS, PATCH_ANCHORS, STRIDES, models
+from tiny_graphs import BOTH, CAPACITY, FIRST_ANCHORS, PATCH_ANCHORS, STRIDES, models
 
 PATCH_SIZE = 2
 ANCHOR_CAP = 24
 MAX_DETECTIONS = 10
-CAPACITY: dict[Level, int] = {"P4": 18, "P3": 6}
 PATCH_NMS_IOU = 0.999
 """Patches are dropped that lie where another does."""
 CLASSES = ("round", "square", "other")
@@ -92,13 +92,16 @@ def make_bundle(
     mode: Mode = "exact",
     max_patches: int | None = None,
     nms_iou: float | None = None,
+    longer_side: int = 128,
 ) -> Bundle:
     """Write the tiny bundle to `path` and open it."""
     with write_bundle(path) as writer:
         for name, model in models(levels).items():
             inputs, outputs = model.graph.input, model.graph.output
             writer.add_graph(name, model.SerializeToString(), inputs=_specs(inputs), outputs=_specs(outputs))
-        writer.finish(tiny_manifest(levels=levels, mode=mode, max_patches=max_patches, nms_iou=nms_iou))
+        manifest = tiny_manifest(levels=levels, mode=mode, max_patches=max_patches, nms_iou=nms_iou)
+        preprocessing = dataclasses.replace(manifest.preprocessing, longer_side=longer_side)
+        writer.finish(dataclasses.replace(manifest, preprocessing=preprocessing))
     return Bundle.open(path)
 
 

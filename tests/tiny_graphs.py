@@ -15,6 +15,7 @@ from asag_deploy.manifest import Level
 FIRST_ANCHORS = 20
 PATCH_ANCHORS = 2
 STRIDES: dict[Level, int] = {"P4": 16, "P3": 8}
+CAPACITY: dict[Level, int] = {"P4": 18, "P3": 6}
 BOTH: tuple[Level, ...] = ("P4", "P3")
 
 HEADER = '<ir_version: 10, opset_import: ["" : 18]>\n'
@@ -29,7 +30,8 @@ def models(levels: tuple[Level, ...] = BOTH) -> dict[str, onnx.ModelProto]:
 
 
 NORMALIZE = """
-normalize (uint8[B, H, W, 3] pixels, int64[B, 2] image_size) => (float[B, 3, H, W] image)
+normalize (uint8[batch, height, width, 3] pixels, int64[batch, 2] image_size) =>
+    (float[batch, 3, height, width] image)
 <int64 zero = {0}, int64 one = {1}, int64[1] axis1 = {1}, int64[1] axis2 = {2}>
 {
     rows = Shape <start = 1, end = 2> (pixels)
@@ -53,9 +55,10 @@ normalize (uint8[B, H, W, 3] pixels, int64[B, 2] image_size) => (float[B, 3, H, 
 """
 
 BACKBONE = """
-backbone (float[B, 3, H, W] image, int64[B, 2] image_size) => (
-    float[B, 3, H2, W2] p2, float[B, 3, H3, W3] p3, float[B, 3, H4, W4] p4, float[B, 3, H5, W5] p5,
-    float[B, 20, 5] anchors, bool[B, 20] selected, int64[B, 4] counts)
+backbone (float[batch, 3, height, width] image, int64[batch, 2] image_size) => (
+    float[batch, 3, height_p2, width_p2] p2, float[batch, 3, height_p3, width_p3] p3,
+    float[batch, 3, height_p4, width_p4] p4, float[batch, 3, height_p5, width_p5] p5,
+    float[batch, 20, 5] anchors, bool[batch, 20] selected, int64[batch, 4] counts)
 <int64[2] start = {0, 0}, int64[2] end = {9999, 9999}, int64[2] axes = {2, 3}, int64[2] by4 = {4, 4},
  int64[2] by8 = {8, 8}, int64[2] by16 = {16, 16}, int64[2] by32 = {32, 32}, int64 zero = {0}, int64 one = {1},
  int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[4] whwh = {1, 0, 1, 0}, int64[4] pads = {0, 0, 0, 1},
@@ -94,9 +97,10 @@ backbone (float[B, 3, H, W] image, int64[B, 2] image_size) => (
 """
 
 PROBE = """
-probe (float[B, 3, h, w] feature, int64[2] feature_size, int64[B, 2] image_size, int64[B, K, 2] patches,
-       int64[B] patch_count, int64[k] slots) => (
-    float[B, n, 5] anchors, bool[B, n] selected, int64[B, 4] counts)
+probe (float[batch, 3, height_feature, width_feature] feature, int64[2] feature_size,
+       int64[batch, 2] image_size, int64[batch, CAPACITY, 2] patches, int64[batch] patch_count,
+       int64[patches] slots) => (
+    float[batch, anchors, 5] anchors, bool[batch, anchors] selected, int64[batch, 4] counts)
 <int64 zero = {0}, int64 one = {1}, int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[1] last = {-1},
  int64[3] flat = {0, -1, 5}, int64[2] flat_mask = {0, -1}, float good = {0.8}, float nothing = {0},
  float[1, 1, 2, 2] sides = {8, 8, 12, 6}, float half = {0.5}, float[1, 1, 2, 2] apart = {0, 0, 0.25, 0.25}>
@@ -146,9 +150,10 @@ probe (float[B, 3, h, w] feature, int64[2] feature_size, int64[B, 2] image_size,
 """
 
 DECODER = """
-decoder (INPUTS int64[B, 2] image_size, int64[Q] query_slots) => (
-    float[B, Q, 3] logits, float[B, Q, 4] boxes, float[B, Q, 4] anchors, int64[B] anchor_count,
-    float[B, D] det_scores, int64[B, D] det_labels, float[B, D, 4] det_boxes)
+decoder (INPUTS int64[batch, 2] image_size, int64[queries] query_slots) => (
+    float[batch, queries, 3] logits, float[batch, queries, 4] boxes, float[batch, queries, 4] anchors,
+    int64[batch] anchor_count, float[batch, detections] det_scores, int64[batch, detections] det_labels,
+    float[batch, detections, 4] det_boxes)
 <int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[1] first4 = {4}, int64[4] cxcywh = {0, 1, 2, 3},
  int64[1] end5 = {5}, int64[4] whwh = {1, 0, 1, 0}, float zero = {0}, float half = {0.5}, float four = {4},
  float refused = {-1}, float[3] per_class = {0, 1, 2}, int64[2] flat = {0, -1}, int64 classes = {3},
@@ -216,7 +221,8 @@ def _backbone(probes: bool) -> onnx.ModelProto:
 
 
 def _probe(level: Level, *, last: bool) -> onnx.ModelProto:
-    model = _model(PROBE, stride=np.array(STRIDES[level], np.float32))
+    text = PROBE.replace("CAPACITY", str(CAPACITY[level]))
+    model = _model(text, stride=np.array(STRIDES[level], np.float32))
     if last:
         _without_choice(model)
     return model
@@ -224,10 +230,11 @@ def _probe(level: Level, *, last: bool) -> onnx.ModelProto:
 
 def _decoder(levels: tuple[Level, ...]) -> onnx.ModelProto:
     """Concatenates the anchors of all levels, and keeps those over 0.1 that no probed level replaced."""
-    inputs = ["float[B, 3, H5, W5] p5"]
+    inputs = ["float[batch, 3, height_p5, width_p5] p5"]
     lines, anchors, keeps = [], [], []
     for i, level in enumerate(("p5", *(level.lower() for level in levels))):
-        inputs.append(f"float[B, n{i}, 5] anchors_{level}")
+        count = FIRST_ANCHORS if i == 0 else f"anchors_{level}"
+        inputs.append(f"float[batch, {count}, 5] anchors_{level}")
         anchors.append(f"anchors_{level}")
         keeps.append(f"keep_{level}")
         lines += [
@@ -238,7 +245,7 @@ def _decoder(levels: tuple[Level, ...]) -> onnx.ModelProto:
         if i == len(levels):
             lines.append(f"keep_{level} = Identity (passes_{level})")
             continue
-        inputs.append(f"bool[B, n{i}] selected_{level}")
+        inputs.append(f"bool[batch, {count}] selected_{level}")
         lines += [
             f"probed_{level} = Gather <axis = 1> (probed, column{i})",
             f"replaced_{level} = And (selected_{level}, probed_{level})",
@@ -246,7 +253,7 @@ def _decoder(levels: tuple[Level, ...]) -> onnx.ModelProto:
             f"keep_{level} = And (passes_{level}, stays_{level})",
         ]
     if levels:
-        inputs.append("bool[B, levels] probed")
+        inputs.append(f"bool[batch, {len(levels)}] probed")
     lines.append(f"all = Concat <axis = 1> ({', '.join(anchors)})")
     lines.append(f"keep = Concat <axis = 1> ({', '.join(keeps)})")
     text = DECODER.replace("INPUTS", ", ".join(inputs) + ", ").replace("GATHER", "\n    ".join(lines))

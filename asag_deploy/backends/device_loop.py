@@ -11,6 +11,7 @@ afterwards, and the batch is detected again by `asag_deploy.probing.detect`.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from asag_deploy.backends.loops import Begun, Loop
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.conditional import why_no_conditions
 from asag_deploy.engines.canvases import Canvas
-from asag_deploy.errors import BackendError, CaptureError
+from asag_deploy.errors import BackendError, CaptureError, GpuMemoryError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
 from asag_deploy.manifest import FIRST_LEVEL, Level, Probing
 from asag_deploy.probing import Counts, Decisions, LevelRun, Probed, StopRule, detect, patches_of, stage_name
@@ -68,7 +69,7 @@ class DeviceLoop(Loop):
         `keep_compiled` is called after each detection, for kernels that came with a new graph.
         """
         self._stages = stages
-        self._on_canvas = on_canvas or {}
+        self._on_canvas = dict(on_canvas or {})
         self._keep_compiled = keep_compiled
         self._device = device
         self._kernels = kernels
@@ -129,19 +130,39 @@ class DeviceLoop(Loop):
             if len(self._graphs) >= MOST_GRAPHS:
                 self._device.synchronize()  # it may still be running
                 self._graphs.popitem(last=False)[1].close()
-            batch, _, height, width = image.shape
-            fixed = self._on_canvas.get(Canvas(height, width)) if batch == 1 else None
-            stages = self._stages if fixed is None else fixed
-            common = (self._device, self._kernels, self._workspace)
-            try:
-                graph = LoopGraph(stages, *common, probing, rule, image, fixed=fixed is not None)
-            except BackendError as error:
-                raise CaptureError(
-                    f"the loop could not be captured in a graph ({error}); use loop 'host'"
-                ) from error
-            self._graphs[key] = graph
+            graph = self._graphs[key] = self._captured(probing, rule, image)
         self._graphs.move_to_end(key)
         return graph
+
+    def _captured(self, probing: Probing, rule: StopRule, image: DeviceArray) -> LoopGraph:
+        """A new graph; where there is no room for it, the engines of canvases make room, once and for all."""
+        batch, _, height, width = image.shape
+        common = (self._device, self._kernels, self._workspace)
+        while True:
+            fixed = self._on_canvas.get(Canvas(height, width)) if batch == 1 else None
+            stages = self._stages if fixed is None else fixed
+            try:
+                return LoopGraph(stages, *common, probing, rule, image, fixed=fixed is not None)
+            except BackendError as error:
+                if not isinstance(error, GpuMemoryError) or not self._on_canvas:
+                    raise CaptureError(
+                        f"the loop could not be captured in a graph ({error}); use loop 'host'"
+                    ) from error
+                reason = str(error)
+            self._leave_canvases(reason)
+
+    def _leave_canvases(self, reason: str) -> None:
+        """Let go of the engines of canvases; those that take every shape do their work from now on."""
+        self._device.synchronize()  # they may still be running
+        for key in [key for key, graph in self._graphs.items() if graph.fixed]:
+            self._graphs.pop(key).close()
+        left = ", ".join(str(canvas) for canvas in self._on_canvas)
+        for stages in self._on_canvas.values():
+            for stage in stages.values():
+                stage.close()
+        self._on_canvas.clear()
+        message = f"pictures on the canvas {left} go through the engines that take every shape: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _read(

@@ -69,8 +69,10 @@ class LoopGraph:
         )
         """Patches an image that each has room for; rare images that need more are detected twice."""
         self.results = Arena(device)
+        self.fixed = fixed
+        """Whether its stages are engines of one shape."""
         self._stages, self._device, self._kernels = stages, device, kernels
-        self._probing, self._rule, self._fixed = probing, rule, fixed
+        self._probing, self._rule = probing, rule
         self._within = Arena(device)
         self._constants: dict[str, DeviceArray] = {}
         self._calls: dict[str, _Call] = {}
@@ -188,7 +190,7 @@ class LoopGraph:
                 if f"{name}/{part}" in self.results:
                     inputs[f"{part}_{level.lower()}"] = self.results.blank(f"{name}/{part}")
         for beyond in self._probing.levels[len(self.levels) :]:
-            patches, name = fixed_slots(beyond) if self._fixed else 1, beyond.level.lower()
+            patches, name = fixed_slots(beyond) if self.fixed else 1, beyond.level.lower()
             shape = (batch, patches * beyond.anchors_per_patch)
             inputs[f"anchors_{name}"] = self._constant(np.zeros((*shape, 5), dtype=np.float32))
             inputs[f"selected_{name}"] = self._constant(np.zeros(shape, dtype=np.bool_))

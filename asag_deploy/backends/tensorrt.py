@@ -6,11 +6,11 @@ host reads what the probing loop asks for, four integers per image and level, th
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import itertools
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.device_loop import DeviceLoop, why_no_device_loop
+from asag_deploy.backends.engine_loader import EngineLoader
 from asag_deploy.backends.loop_memory import buffer
-from asag_deploy.backends.openvino_cache import CompiledCache, GrowingEntry, cache_folder
 from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
 from asag_deploy.engines.adapter import MODULES, Library, open_library
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.engines.inspector import Layers
-from asag_deploy.engines.sidecar import Engine, Format, build_again, check
+from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
-from asag_deploy.errors import BackendError, EngineStaleError
+from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library, patch_nms
 from asag_deploy.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.processing import Processing
@@ -43,12 +44,9 @@ _INSTALL: dict[Format, str] = {
     "tensorrt-rtx": "pip install 'asag-deploy[tensorrt-rtx]'",
     "tensorrt": "pip install tensorrt",
 }
-# TensorRT-RTX compiles kernels when it runs.  Those for the very shapes are the fastest, and worth waiting
-# for where most of the work is and few shapes come; what follows comes in too many shapes for that.
-_SPECIALISED = ("normalize", "backbone")
-_DRIVER_TOO_OLD = "driver version is insufficient"
 
 _Release = Callable[[], None]
+_LoadCanvases = Callable[[], Mapping[Canvas, Mapping[str, EngineStage]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +66,11 @@ class TensorRt:
         """Load the engines of every stage for this GPU; `threads` and `requests` are for CPU backends.
 
         Raises BackendError if the library, a driver or a GPU is missing or the library has nothing for the
-        GPU, EngineMissingError,
-        EngineStaleError or EngineUnfitError if there is no engine for the GPU, from this bundle and of the
-        library's release, each with the command that builds it.  BackendError also if the compiled kernels
-        that ASAG_KERNELS_LIBRARY names cannot be used with this GPU.
+        GPU, EngineMissingError, EngineStaleError or EngineUnfitError if there is no engine for the GPU, from
+        this bundle and of the library's release, each with the command that builds it; so also for engines
+        of canvases, which are loaded once the loop on the device is opened.  BackendError also if the
+        compiled kernels that ASAG_KERNELS_LIBRARY names cannot be used with this GPU, GpuMemoryError if there
+        is no room on it.
         """
         library = open_library(self.name)
         cuda = open_cuda()
@@ -81,20 +80,17 @@ class TensorRt:
                 f"{library.title} has nothing for this GPU, {cuda.name} ({cuda.capability}): it knows "
                 f"{', '.join(sorted(known, key=number))}; use backend='tensorrt' or 'onnxruntime-cuda' on it"
             )
-        engines = [
-            check(
-                bundle,
-                graph.name,
-                engine_format=self.name,
-                sdk_version=library.version,
-                capability=cuda.capability,
-                device=cuda.name,
-            )
-            for graph in bundle.manifest.graphs
-        ]
-        _register_plugins(library, engines)
+        here: dict[str, Any] = {
+            "engine_format": self.name,
+            "sdk_version": library.version,
+            "capability": cuda.capability,
+            "device": cuda.name,
+        }
+        engines = [check(bundle, graph.name, **here) for graph in bundle.manifest.graphs]
+        on_canvas = canvas_engines(bundle, **here)
+        _register_plugins(library, [*engines, *itertools.chain.from_iterable(on_canvas.values())])
         kernels = open_cuda_library(cuda.capability)
-        loader = _Loader(library, Device(cuda), build_again(bundle, self.name, cuda.capability))
+        loader = EngineLoader(library, Device(cuda), bundle, on_canvas)
         try:
             stages = [loader.load(engine) for engine in engines]
         except BaseException:
@@ -107,6 +103,8 @@ class TensorRt:
             kernels=kernels,
             loops=loader.loops,
             keep_compiled=loader.keep_compiled,
+            canvases=tuple(on_canvas),
+            load_canvases=loader.load_canvases,
         )
 
 
@@ -130,6 +128,8 @@ class EngineNetwork(Network):
         kernels: KernelLibrary | None = None,
         loops: list[DeviceLoop] | None = None,
         keep_compiled: Callable[[], None] = lambda: None,
+        canvases: Sequence[Canvas] = (),
+        load_canvases: _LoadCanvases = dict,
     ) -> None:
         self._stages = {stage.name: stage for stage in stages}
         self.device = device
@@ -139,6 +139,9 @@ class EngineNetwork(Network):
         self.keep_compiled = keep_compiled
         """Write what was compiled for new shapes to the cache, if there is any and it was not done just now;
         for whoever ends a detection without `download`."""
+        self.canvases = canvases
+        self._load_canvases = load_canvases
+        """Called when the loop on the device is opened, which alone has a use for them."""
         self._release = weakref.finalize(self, release)
 
     def stage(self, name: str) -> Stage:
@@ -151,7 +154,9 @@ class EngineNetwork(Network):
 
     def device_processing(self, manifest: Manifest) -> Processing | None:
         """Pre- and post-processing with the kernels, if they were found."""
-        return None if self.kernels is None else OnGpu(self.device, self.kernels, manifest)
+        if self.kernels is None:
+            return None
+        return OnGpu(self.device, self.kernels, manifest, self.canvases)
 
     def why_no_device_loop(self) -> str | None:
         """What keeps the probing loop from running on the GPU as one graph; None if nothing is known to."""
@@ -160,15 +165,17 @@ class EngineNetwork(Network):
     def open_device_loop(self) -> DeviceLoop:
         """The probing loop as one graph that decides on the GPU; the same for all who ask.
 
-        Raises BackendError with the reason if that cannot be here.
+        The engines of canvases are loaded with it, for as many as there is room for, with a RuntimeWarning if
+        those are not all.  Raises BackendError with the reason if the loop cannot be here, EngineStaleError
+        if the library refuses an engine.
         """
         problem = self.why_no_device_loop()
         if problem is not None or self.kernels is None:
             raise BackendError(f"the loop cannot run on the device: {problem}")
         with self.device.lock:
             if not self._loops:
-                made = DeviceLoop(self._stages, self.device, self.kernels, keep_compiled=self.keep_compiled)
-                self._loops.append(made)
+                common = (self._stages, self.device, self.kernels, self._load_canvases())
+                self._loops.append(DeviceLoop(*common, keep_compiled=self.keep_compiled))
             return self._loops[0]
 
     def layers(self) -> dict[str, Layers | None]:
@@ -216,99 +223,6 @@ class EngineNetwork(Network):
                 stream=self.device.stream,
             )
         return origins, counts
-
-
-class _Loader:
-    """Deserialises engines, and lets go of them in the end."""
-
-    def __init__(self, library: Library, device: Device, again: str) -> None:
-        self.device = device
-        self._library = library
-        self._again = again
-        self.loops: list[DeviceLoop] = []
-        """That refer to the stages, and so go before them."""
-        self._stages: list[EngineStage] = []
-        self._compiled: list[GrowingEntry] = []
-
-    def load(self, engine: Engine) -> EngineStage:
-        """An engine that has been checked, as a stage.  Raises EngineStaleError if the library refuses it."""
-        recipe = engine.sidecar.recipe
-        loaded = self._library.load(engine.content, version_compatible=recipe.version_compatible)
-        if loaded is None and _DRIVER_TOO_OLD in self._library.messages.first_error:
-            raise BackendError(
-                f"the NVIDIA driver is too old for {self._library.title}; install a newer driver, or an "
-                "older release of the library and build the engines again"
-            )
-        if loaded is None:
-            raise EngineStaleError(
-                f"{self._library.title} could not load '{engine.path}' "
-                f"({self._library.messages.first_error}); {self._again}"
-            )
-        stage = EngineStage(
-            engine,
-            loaded,
-            self.device,
-            make_context=self._context_maker(loaded, engine),
-            library=self._library,
-        )
-        self._stages.append(stage)
-        return stage
-
-    def keep_compiled(self, *, now: bool = False) -> None:
-        """Write the kernels to the cache that TensorRT-RTX has compiled for new shapes."""
-        for entry in self._compiled:
-            entry.keep(now=now)
-
-    def close(self) -> None:
-        """Let go of everything once the GPU is done."""
-        with contextlib.suppress(BackendError), self.device.lock:
-            self.device.synchronize()
-        self.keep_compiled(now=True)
-        self._compiled.clear()
-        for loop in self.loops:
-            loop.close()
-        self.loops.clear()
-        for stage in self._stages:
-            stage.close()
-        self._stages.clear()
-        self.device.close()
-
-    def _context_maker(self, loaded: Any, engine: Engine) -> Callable[[], Any]:
-        by_user = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._library.format == "tensorrt":
-            return lambda: loaded.create_execution_context(by_user)
-        config, compiled = self._rtx_config(loaded, engine)
-        config.set_execution_context_allocation_strategy(by_user)
-
-        def make() -> Any:
-            compiled.used()  # a context is for new shapes, and those take kernels of their own
-            return loaded.create_execution_context(config)
-
-        return make
-
-    def _rtx_config(self, loaded: Any, engine: Engine) -> tuple[Any, GrowingEntry]:
-        """How TensorRT-RTX compiles kernels at run time, and what it has compiled before."""
-        module = self._library.module
-        config = loaded.create_runtime_config()
-        config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # graphs are captured here
-        kernels = module.DynamicShapesKernelSpecializationStrategy
-        specialised = engine.sidecar.recipe.stage in _SPECIALISED
-        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if specialised else kernels.NONE
-        recipe = f"{self._library.title} {self.device.cuda.name} {self.device.cuda.capability}"
-        cache, key = CompiledCache(cache_folder() / "tensorrt-rtx", recipe), engine.sidecar.engine_sha256
-        compiled, before = config.create_runtime_cache(), cache.read(key)
-        known = before is not None and compiled.deserialize(before)
-        config.set_runtime_cache(compiled)
-
-        def serialize() -> bytes | None:
-            with self.device.lock:  # nothing is compiled meanwhile
-                content = compiled.serialize()
-            return None if content is None else bytes(content)
-
-        kept_bytes = len(before) if known and before is not None else 0
-        entry = GrowingEntry(cache, key, serialize, kept_bytes=kept_bytes)
-        self._compiled.append(entry)
-        return config, entry
 
 
 def _register_plugins(library: Library, engines: Sequence[Engine]) -> None:

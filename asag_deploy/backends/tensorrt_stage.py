@@ -23,7 +23,7 @@ from asag_deploy.cuda.graph_nodes import why_not
 from asag_deploy.engines.adapter import Library
 from asag_deploy.engines.inspector import Layers, layers_of
 from asag_deploy.engines.sidecar import Engine
-from asag_deploy.errors import BackendError, EngineStaleError, EngineUnfitError
+from asag_deploy.errors import BackendError, EngineStaleError, EngineUnfitError, GpuMemoryError
 from asag_deploy.stages import Array
 
 MOST_CONTEXTS = 64
@@ -119,7 +119,8 @@ class EngineStage:
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
-        loaded, self._loaded = self._loaded, None
+        loaded, self._loaded = (self._loaded, self._make_context), None
+        self._make_context = _closed
         captures.when_over(lambda: loaded)  # destroying it frees memory, which a capture forbids
 
     def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
@@ -151,6 +152,7 @@ class EngineStage:
 
     def _new_context(self, shapes: Shapes) -> StageContext:
         capturable = self._engine.sidecar.capturable
+        self._library.messages.clear()  # so that what is said from now on is about this one
         return StageContext(
             self._make_context(),
             self.inputs,
@@ -168,9 +170,11 @@ class EngineStage:
         )
 
     def _failed(self, what: str) -> BackendError:
-        return BackendError(
+        messages = self._library.messages
+        kind = BackendError if messages.no_room is None else GpuMemoryError
+        return kind(
             f"{self._library.title} failed in the graph '{self.name}': it {what} "
-            f"({self._library.messages.first_error})"
+            f"({messages.no_room or messages.first_error})"
         )
 
 
@@ -276,6 +280,10 @@ class StageContext:
             return cuda.instantiate(graph)
         finally:
             cuda.destroy_graph(graph)
+
+
+def _closed() -> Any:
+    raise BackendError("the engine has been closed; load the detector again")
 
 
 def _remember(entries: OrderedDict[Addresses, Any], addresses: Addresses, value: Any, most: int) -> Any:

@@ -10,7 +10,7 @@ import importlib.util
 from typing import Any, Literal
 
 from asag_deploy.cuda.captures import captures
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, GpuMemoryError
 
 INSTALL = "pip install 'asag-deploy[gpu]'"
 
@@ -177,9 +177,18 @@ class Cuda:
         )
 
     def must(self, answer: tuple[Any, ...], what: str) -> Any:
-        """The value of a call's answer; BackendError, `CUDA could not {what}`, if the call failed."""
+        """The value of a call's answer; BackendError, `CUDA could not {what}`, if the call failed.
+
+        It is a GpuMemoryError if there was no room.
+        """
         status, *values = answer
-        if status != self.module.cudaError_t.cudaSuccess:
+        errors = self.module.cudaError_t
+        if status == errors.cudaErrorMemoryAllocation:
+            raise GpuMemoryError(
+                f"CUDA could not {what}: {_words(self.module, status)}; end other programs on the GPU, or "
+                "use smaller batches or images"
+            )
+        if status != errors.cudaSuccess:
             raise BackendError(f"CUDA could not {what}: {_words(self.module, status)}")
         return values[0] if values else None
 

@@ -38,6 +38,7 @@ FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
 REGISTER_PLUGINS = "asag_register_plugins"
 """The C function of the plugin library; for a null pointer it finds the registry itself, and returns 0."""
 
+_NO_ROOM = re.compile(r"out ?of ?memory|could not be allocated|bad_alloc", re.IGNORECASE)
 _CAPABILITY = re.compile(r"SM(\d+)")
 
 
@@ -78,6 +79,11 @@ class _Messages:
         errors: list[str] = self.logger.errors
         telling = [error for error in errors if "cudaError" not in error]
         return next(iter(telling or errors), "it gave no reason")
+
+    @property
+    def no_room(self) -> str | None:
+        """The first error that says that there is no room on the GPU; None if none does."""
+        return next((error for error in self.logger.errors if _NO_ROOM.search(error)), None)
 
 
 _LOGGERS: dict[Any, _Messages] = {}

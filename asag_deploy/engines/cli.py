@@ -48,15 +48,16 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         action="append",
         default=[],
-        help="also engines of exactly this shape, such as 800x1088, for one image padded to it; may be "
-        "repeated",
+        help="also engines of exactly this shape, such as 800x1088: single images that it holds are padded "
+        "to it, and others go by the engines of every shape; may be repeated",
     )
     add(
         "--canvases",
         dest="usual_canvases",
         choices=("default", "none"),
         default="none",
-        help="default: also engines for a square, 4:3, 3:2 and the longest images (default %(default)s)",
+        help="default: also engines for a square, 4:3, 3:2 and the longest images; each canvas repeats the "
+        "weights on the GPU (default %(default)s)",
     )
     add("--tf32", action="store_true", help="let float32 products lose 13 bits of mantissa, for speed")
     add("--optimization-level", metavar="N", type=int, help="0 (quick build) to 5 (slow build)")

@@ -13,7 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import pipeline
-from asag_deploy.errors import BackendError, ConfigError, ImageError
+from asag_deploy.errors import (
+    AsagError,
+    BackendError,
+    ConfigError,
+    EngineUnfitError,
+    GpuMemoryError,
+    ImageError,
+)
 from asag_deploy.manifest import Preprocessing
 from asag_deploy.pipeline import BatchesBySize, detect_all
 from detection_samples import make_detections
@@ -200,16 +207,28 @@ def test_too_few_results_do_not_leave_the_caller_waiting() -> None:
         list(run(detector, range(3)))
 
 
+@pytest.mark.parametrize("kind", [ImageError, EngineUnfitError, GpuMemoryError])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_image_that_is_refused_costs_no_other(batch_size: int) -> None:
+def test_an_image_that_is_refused_costs_no_other(batch_size: int, kind: type[AsagError]) -> None:
     def before(numbers: list[int]) -> None:
         if 4 in numbers:
-            raise ImageError("no image of ours")
+            raise kind("not this one")
 
     results = list(run(FakeDetector(before), range(7), batch_size=batch_size))
-    assert [isinstance(found, ImageError) for _, found in results] == [number == 4 for number in range(7)]
+    assert [isinstance(found, kind) for _, found in results] == [number == 4 for number in range(7)]
     del results[4]
     assert numbers_of(results) == [0, 1, 2, 3, 5, 6]
+
+
+@pytest.mark.parametrize("kind", [EngineUnfitError, GpuMemoryError])
+def test_a_batch_that_is_too_large_is_halved(kind: type[AsagError]) -> None:
+    def before(numbers: list[int]) -> None:
+        if len(numbers) > 2:
+            raise kind("too many")
+
+    detector = FakeDetector(before)
+    assert numbers_of(run(detector, range(6), batch_size=6)) == list(range(6))
+    assert detector.batches == [[0, 1, 2, 3, 4, 5], [0, 1, 2], [0], [1, 2], [3, 4, 5], [3], [4, 5]]
 
 
 def test_an_exception_of_the_caller_ends_everything() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -21,6 +21,7 @@ from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.cuda.memory import PinnedSlot
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.errors import BackendError, ConfigError, ImageError
 from asag_deploy.images import ChannelOrder
 from asag_deploy.kernels import LIBRARY_VARIABLE
@@ -134,6 +135,21 @@ def test_the_input_is_that_of_the_cpu(
     np.testing.assert_array_equal(prepared(cuda, kernels, bundle, on_gpu, order), normalized(rgb))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_canvases_are_those_of_the_cpu(
+    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, count: int
+) -> None:
+    canvases = (Canvas(64, 96), Canvas(96, 64))
+    given = [noise(90, 120, 3), noise(33, 50, 3, seed=1), noise(48, 64, 3, seed=2)][:count]
+    found = prepared(cuda, kernels, bundle, given, "rgb", canvases)
+    assert found.shape == (count, 3, 64, 96)
+    np.testing.assert_array_equal(found, normalized(given, canvases))
+    tall = [noise(100, 20, 3)]
+    found = prepared(cuda, kernels, bundle, tall, "rgb", canvases)
+    assert found.shape == (1, 3, 128, 32)
+    np.testing.assert_array_equal(found, normalized(tall, canvases))
+
+
 def test_images_that_grow_one_way_and_shrink_the_other(
     cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,17 +163,23 @@ def test_images_that_grow_one_way_and_shrink_the_other(
 
 
 def prepared(
-    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, given: list[Any], order: ChannelOrder
+    cuda: FakeCuda,
+    kernels: FakeKernels,
+    bundle: Bundle,
+    given: list[Any],
+    order: ChannelOrder,
+    canvases: Sequence[Canvas] = (),
 ) -> NDArray[Any]:
     """What `OnGpu` makes of images, on the host."""
     device = Device(open_cuda())
     manifest = dataclasses.replace(bundle.manifest, preprocessing=SMALL)
-    return device.download(processing_gpu.OnGpu(device, kernels, manifest).prepare(given, order).image)
+    processing = processing_gpu.OnGpu(device, kernels, manifest, canvases)
+    return device.download(processing.prepare(given, order).image)
 
 
-def normalized(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+def normalized(images: list[NDArray[np.uint8]], canvases: Sequence[Canvas] = ()) -> NDArray[np.float32]:
     """What the CPU makes of RGB images: `make_batch`, and the arithmetic of the stage `normalize`."""
-    pixels, sizes = preprocess.make_batch(images, SMALL)
+    pixels, sizes = preprocess.make_batch(images, SMALL, canvases)
     mean, deviation = np.array(SMALL.mean, np.float32), np.array(SMALL.std, np.float32)
     batch = (pixels.astype(np.float32) - mean) / deviation
     for slot, (height, width) in zip(batch, sizes.tolist(), strict=True):

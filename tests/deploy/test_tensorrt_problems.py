@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from asag_deploy.backends import open_network
 from asag_deploy.backends.tensorrt import PLUGINS_VARIABLE
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.engines.sidecar import Format, engine_folder
 from asag_deploy.errors import (
     AsagError,
@@ -128,6 +131,64 @@ def test_one_engine_is_missing(cuda: FakeCuda, bundle: Bundle, backend: Format) 
     assert "engine of the stage 'probe_p3'" in refused(cuda, backend, bundle, EngineMissingError)
 
 
+CANVASES = (Canvas(64, 64), Canvas(64, 96))
+
+
+def edit_sidecar(path: Path, **changes: Any) -> None:
+    sidecar = json.loads(path.read_text())
+    sidecar["recipe"].update(changes)
+    path.write_text(json.dumps(sidecar))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "reason"),
+    [
+        ({"graph_sha256": "0" * 64}, EngineStaleError, "was built from another graph than the bundle's"),
+        ({"sdk_version": "1.6.0"}, EngineStaleError, "1.6.0, but 1.7.1.116 is installed"),
+        ({"capabilities": ["sm89"]}, EngineUnfitError, "was built for sm89, but the GPU here is sm86"),
+        ({"canvas": {"height": 64, "width": 64}}, EngineStaleError, "is an engine for 64x64, not for 64x96"),
+        (None, EngineStaleError, "is truncated or was altered"),
+        (
+            {},
+            EngineMissingError,
+            "has no {backend} engine of the stage 'probe_p4' for sm86 on the canvas 64x96",
+        ),
+    ],
+)
+def test_an_engine_of_a_canvas_that_is_of_no_use(
+    cuda: FakeCuda,
+    bundle: Bundle,
+    backend: Format,
+    changes: dict[str, Any] | None,
+    kind: type[AsagError],
+    reason: str,
+) -> None:
+    """Of no stage anything is loaded then, of those that take every shape neither."""
+    write_engines(bundle, backend, canvases=CANVASES)
+    path = engine_folder(bundle, backend, "sm86") / "64x96" / "probe_p4.engine"
+    if changes is None:
+        path.write_bytes(path.read_bytes()[:-1])
+    elif changes:
+        edit_sidecar(path.with_suffix(".json"), **changes)
+    else:
+        path.unlink()
+    sentence = refused(cuda, backend, bundle, kind)
+    assert reason.format(backend=backend) in sentence
+    gpu = " --gpu sm86" if backend == "tensorrt-rtx" else ""
+    command = f"`asag-build '{bundle.path}' --format {backend}{gpu} --canvas 64x96`"
+    assert sentence.endswith(f"build it with {command}, or delete the folder '64x96' to do without")
+
+
+def test_to_do_without_a_canvas_its_folder_is_deleted(
+    cuda: FakeCuda, bundle: Bundle, backend: Format
+) -> None:
+    write_engines(bundle, backend, canvases=CANVASES)
+    shutil.rmtree(engine_folder(bundle, backend, "sm86") / "64x96")
+    network = open_network(backend, bundle)
+    assert list(network.canvases) == [CANVASES[0]]
+    network.close()
+
+
 def test_a_driver_that_is_too_old_for_the_library(
     cuda: FakeCuda, bundle: Bundle, backend: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +218,9 @@ def test_a_gpu_that_the_library_does_not_know(cuda: FakeCuda, bundle: Bundle) ->
 def test_engines_with_plugins_want_their_library(
     cuda: FakeCuda, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_engines(bundle, "tensorrt", plugins=("AsagPatchNMS",))
+    write_engines(bundle, "tensorrt", canvases=CANVASES)
+    sidecar = engine_folder(bundle, "tensorrt", "sm86") / "64x96" / "decoder.json"
+    edit_sidecar(sidecar, plugins=["AsagPatchNMS"])
     monkeypatch.delenv(PLUGINS_VARIABLE, raising=False)
     sentence = refused(cuda, "tensorrt", bundle, BackendError)
     assert f"were built with the plugins AsagPatchNMS; set {PLUGINS_VARIABLE} to" in sentence

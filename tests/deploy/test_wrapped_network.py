@@ -14,6 +14,7 @@ from asag_deploy.backends.device_loop import DeviceLoop
 from asag_deploy.backends.loops import HostLoop
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.errors import ConfigError
 from asag_deploy.probing import StopRule
 from asag_deploy.processing import OnHost
@@ -53,6 +54,7 @@ class Counting(WrappedNetwork):
 def test_the_host_is_the_default(bundle: Bundle) -> None:
     network = open_network(None, bundle)
     assert not network.takes_device_arrays
+    assert list(network.canvases) == []
     assert isinstance(network.processing(bundle.manifest), OnHost)
     assert type(network.loop()) is type(network.loop("host")) is HostLoop
     assert network.why_no_device_loop() is not None
@@ -90,6 +92,18 @@ def test_a_wrapper_keeps_what_a_gpu_can_do(kernels: FakeKernels, bundle: Bundle)
         outputs = wrapped.forward_on_device(batch(IMAGE), np.array([[64, 64]]))
         assert outputs["logits"].__cuda_array_interface__["shape"][0] == 1
     wrapper.close()
+
+
+def test_a_wrapper_pads_to_the_same_canvases(kernels: FakeKernels, tmp_path: Path) -> None:
+    canvas = Canvas(64, 96)
+    bundle = make_bundle(tmp_path / "bundle")
+    write_engines(bundle, canvases=(canvas,))
+    network = open_network("tensorrt-rtx", bundle)
+    for wrapper in (WrappedNetwork(WrappedNetwork(network)), HookedNetwork(network)):
+        assert list(wrapper.canvases) == [canvas]
+        for processing in (wrapper.processing(bundle.manifest), OnHost(wrapper, bundle.manifest)):
+            assert wrapper.shape(processing.prepare([IMAGE], "rgb").image) == (1, 3, 64, 96)
+    network.close()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])

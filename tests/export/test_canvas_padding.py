@@ -7,7 +7,6 @@ has the numbers that this test prints.
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,11 +14,11 @@ import numpy as np
 import pytest
 
 from asag_deploy import Detector
+from asag_deploy.backends.onnxruntime import OrtNetwork
 from asag_deploy.bundle import Bundle
 from asag_deploy.detections import Detections
 from asag_deploy.engines.canvases import Canvas, default_canvases, smallest_holding
 from asag_deploy.manifest import Preprocessing
-from asag_deploy.preprocess import make_batch
 from asag_export.bundle_export import export_bundle
 from asag_export.demo import CHECKPOINT
 from asag_export.parity import Found, in_common
@@ -78,7 +77,7 @@ def detect_all(
     bundle: Bundle, folder: Path, canvases: tuple[Canvas, ...], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[float, list[Detections]]:
     """AP in percent, and what was found in every scene."""
-    monkeypatch.setattr("asag_deploy.processing.make_batch", partial(make_batch, canvases=canvases))
+    monkeypatch.setattr(OrtNetwork, "canvases", canvases)
     found: list[Detections] = []
     with Detector.load(bundle, threads=1) as detector:
         data = CocoDataset.open(folder, VAL_SPLIT, categories=detector.manifest.categories)

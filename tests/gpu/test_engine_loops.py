@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.device_loop import DeviceLoop
 from asag_deploy.backends.loops import open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
+from asag_deploy.engines.canvases import Canvas
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
+from asag_deploy.manifest import Preprocessing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
 from asag_deploy.stages import Network
 from asag_export.bundle_export import export_bundle
@@ -30,6 +33,8 @@ RULES = {
     "to P4": StopRule(max_level="P4"),
     "to P3": StopRule(max_level="P3"),
 }
+CANVAS = Canvas(256, 320)
+SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 CALLS = 3
 """The first captures, the others replay."""
 
@@ -45,7 +50,8 @@ def bundle(request: pytest.FixtureRequest, shared_bundle: Callable[..., Bundle])
         pytest.skip(f"needs the compiled kernels: {LIBRARY_VARIABLE} is not set")
 
     def export(path: Path) -> None:
-        export_bundle(small_checkpoint(), path, engines=BuildOptions(engine_format=name))
+        options = BuildOptions(engine_format=name, canvases=(CANVAS,))
+        export_bundle(small_checkpoint(), path, engines=options, preprocessing=SMALL_IMAGES)
 
     return name, shared_bundle(f"gpu-{name}", export)
 
@@ -60,6 +66,7 @@ def test_the_device_decides_as_the_host_does(bundle: tuple[str, Bundle], rule: s
     if reason is not None:
         pytest.skip(reason)
     loop = open_loop(network, "device")
+    assert isinstance(loop, DeviceLoop)
     probing = opened.manifest.probing
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, 3, 8, 10)).astype(np.float32).repeat(32, axis=2).repeat(32, axis=3)
@@ -72,6 +79,8 @@ def test_the_device_decides_as_the_host_does(bundle: tuple[str, Bundle], rule: s
         assert found.stop == expected.stop
         np.testing.assert_array_equal(found.probed, expected.probed)
         _assert_equal(network, opened, expected, found)
+    # One image goes by the engines of its canvas, two by those that take every shape.
+    assert [graph.fixed for graph in loop._graphs.values()] == [images == 1]
 
 
 def _assert_equal(network: Network, bundle: Bundle, expected: Probed, found: Probed) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
+from asag_deploy.backends import open_network
 from asag_deploy.bundle import Bundle
 from asag_deploy.engines import BuildOptions, Canvas, build_engines, check
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main
 from asag_deploy.engines.plan import read_plan
-from asag_deploy.engines.sidecar import read_sidecar
-from asag_deploy.errors import EngineError
+from asag_deploy.engines.sidecar import canvas_engines, read_sidecar
+from asag_deploy.errors import BackendError, EngineError, EngineStaleError
 from bundle_edits import edit_graph
+from fake_cuda import FakeCuda
+from fake_gpu import install_cuda
 from plugin_builds import missing_gpu
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
@@ -79,6 +85,43 @@ def test_an_engine_of_one_shape_needs_no_sizes_from_the_host(bundle: Bundle, tmp
     assert plans["sm86"].shape_copies == 1
     assert not plans["64x64"].host_memory
     assert all(plan.capturable for plan in plans.values())
+
+
+def test_engines_of_a_canvas_are_found_up_to_loading_them(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `asag-build` writes passes every check; the library itself then asks for a driver."""
+    missing = missing_gpu()
+    if missing is None:
+        pytest.skip("this machine has a GPU, so tests/gpu load them")
+    cuda = FakeCuda()
+    install_cuda(monkeypatch, cuda)
+    options = [str(bundle.path), "--gpu", "sm86", "--quiet"]
+    assert main([*options, "--canvas", "64x96", "--canvas", "64x64"]) == 0
+    here: dict[str, Any] = {"sdk_version": tensorrt_rtx.__version__, "capability": "sm86"}
+    found = canvas_engines(bundle, engine_format="tensorrt-rtx", **here)
+    assert {canvas: [e.sidecar.recipe.stage for e in engines] for canvas, engines in found.items()} == {
+        Canvas(64, 64): ["backbone", "decoder"],
+        Canvas(64, 96): ["backbone", "decoder"],
+    }
+    fixed = {
+        range_.least == range_.most
+        for engine in found[Canvas(64, 96)]
+        for range_ in engine.sidecar.recipe.inputs
+    }
+    assert fixed == {True}
+    with pytest.raises(BackendError, match="the NVIDIA driver is too old for TensorRT-RTX"):
+        open_network("tensorrt-rtx", bundle)
+    assert cuda.leaked() == {}
+
+    path = found[Canvas(64, 96)][0].path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(EngineStaleError, match=r"backbone\.engine' is truncated or was altered") as error:
+        open_network("tensorrt-rtx", bundle)
+    (command,) = re.findall("`asag-build (.*?)`", str(error.value))
+    assert main([*shlex.split(command), "--quiet"]) == 0
+    with pytest.raises(BackendError, match="the NVIDIA driver is too old for TensorRT-RTX"):
+        open_network("tensorrt-rtx", bundle)
 
 
 def test_the_inspector_takes_a_gpu(bundle: Bundle) -> None:

@@ -11,8 +11,8 @@ from asag_deploy.engines.shapes import Batches, InputRange, profile
 from asag_deploy.errors import BundleCorruptError, ConfigError
 from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing, TensorSpec
 from asag_deploy.preprocess import resized_shape
-from tiny_bundle import ANCHOR_CAP, CAPACITY, tiny_manifest
-from tiny_graphs import PATCH_ANCHORS
+from tiny_bundle import ANCHOR_CAP, tiny_manifest
+from tiny_graphs import CAPACITY, PATCH_ANCHORS
 
 BATCHES = Batches(usual=2, most=8)
 

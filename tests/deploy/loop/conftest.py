@@ -10,6 +10,7 @@ import pytest
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
+from device_loops import LYING, STANDING
 from fake_cuda import FakeCuda
 from fake_gpu import install_gpu, write_engines
 from fake_kernels import FakeKernels, install_kernels
@@ -33,6 +34,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = make_bundle(tmp_path_factory.mktemp("device") / "bundle")
     for engine_format in FORMATS:
         write_engines(made, engine_format)
+    return made
+
+
+@pytest.fixture(scope="session")
+def canvas_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With engines of two canvases, beside those that take every shape."""
+    made = make_bundle(tmp_path_factory.mktemp("canvases") / "bundle")
+    for engine_format in FORMATS:
+        write_engines(made, engine_format, canvases=(LYING, STANDING))
     return made
 
 
