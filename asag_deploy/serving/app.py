@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
@@ -105,6 +105,7 @@ def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshol
             RefusedError: _refused,
             Exception: _unexpected,
         },
+        lifespan=service.lifespan,
     )
 
 
@@ -118,6 +119,14 @@ class _Service:
         self._threshold = threshold
         self._in_hand = 0  # touched by the event loop's thread alone
         self._pool = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="asag-serve")
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        """Let go of the threads with the server; one that is still detecting ends once it has."""
+        try:
+            yield
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, _request: Request) -> JSONResponse:
         """200 as long as the server listens, also when it is full."""

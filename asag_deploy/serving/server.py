@@ -61,7 +61,7 @@ def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
-            lifespan="off",
+            lifespan="on",
             timeout_graceful_shutdown=grace_seconds,
         )
     )

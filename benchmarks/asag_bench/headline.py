@@ -41,7 +41,7 @@ def _of_subject(name: str, strata: list[Mapping[str, Any]], result: Mapping[str,
     }
     phases = [subject["phases_ms"] for subject in found.values()]
     # Where the stages are not among the phases, the GPU runs them by itself, and `loop` is all of them.
-    loops = [of_subject["loop"] for of_subject in phases if "backbone" in of_subject]
+    loops = [of_each["loop"] for of_each in phases if {"backbone", "loop"} <= of_each.keys()]
     costs = next((s["probing_costs"][name] for s in strata if name in s["probing_costs"]), None)
     return {
         "times_as_fast": {level: s["times_as_fast_as_the_reference"] for level, s in found.items()},

@@ -67,12 +67,14 @@ def _agreements(result: Mapping[str, Any]) -> Mapping[str, Any]:
 def phase_rows(result: Mapping[str, Any]) -> list[Row]:
     """Where the time goes: median milliseconds of each phase, with its share of the whole, and of backbone
     and neck alone where these could be timed."""
-    rows: list[Row] = [("images", "batch", "subject", "backbone + neck alone", *PHASES)]
+    all_phases = [s["phases_ms"] for stratum in result["strata"] for s in stratum["subjects"].values()]
+    columns = [phase for phase in PHASES if any(phases and phase in phases for phases in all_phases)]
+    rows: list[Row] = [("images", "batch", "subject", "backbone + neck alone", *columns)]
     for stratum in result["strata"]:
         for name, subject in stratum["subjects"].items():
             if subject["phases_ms"]:
                 alone = subject["backbone_and_neck_ms"]
-                phases = (_phase(subject, phase) for phase in PHASES)
+                phases = (_phase(subject, phase) for phase in columns)
                 known = "-" if alone is None else f"{alone:.1f}"
                 rows.append((_stratum_name(stratum), str(stratum["batch"]), name, known, *phases))
     return rows

@@ -191,6 +191,7 @@ def test_opset(opset: int) -> None:
     } == {opset}
     arguments = {
         "feature": torch.randn(3, 25, 31, 32),
+        "feature_size": torch.tensor([25, 31]),
         "image_size": torch.tensor([[400, 490], [231, 302], [16, 9]]),
         "patches": torch.randint(0, 10, (3, probing.levels[0].capacity, 2)),
         "patch_count": torch.tensor([5, 2, 0]),

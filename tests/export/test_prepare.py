@@ -43,6 +43,7 @@ def run(model: Asag) -> dict[str, Tensor]:
     found["probe_p4"] = network.stage("probe_p4")(
         {
             "feature": features["p4"],
+            "feature_size": torch.tensor(features["p4"].shape[1:3]),
             "image_size": IMAGE_SIZE,
             "patches": torch.zeros(2, probing.levels[0].capacity, 2).long(),
             "patch_count": torch.tensor([1, 1]),
