@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 import fake_tensorrt
 from asag_deploy.backends.loop_graph import LoopGraph
+from asag_deploy.backends.loops import HostLoop
 from asag_deploy.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.canvases import default_canvases
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.preprocess import padded_shape
-from asag_deploy.probing import detect
 from device_loops import LONG, LYING, ON_CANVAS, STANDING, assert_same, graphs_of
 from fake_cuda import FakeCuda
 from fake_gpu import write_engines
@@ -208,7 +208,7 @@ def test_without_kernels_pictures_are_padded_alike(
 ) -> None:
     with Detector.load(bundle, backend="tensorrt-rtx") as detector, Detector.load(bundle) as on_cpu:
         assert len(loaded) == 5
-        assert detector._loop is detect
+        assert isinstance(detector._loop, HostLoop)
         assert [shape_of(detector, image)[2:] for image in ON_CANVAS[::3]] == [(64, 96), (96, 64)]
         assert list(on_cpu._open_network().canvases) == []
         assert shape_of(on_cpu, ON_CANVAS[0]) == (1, 3, 64, 64)
