@@ -4,7 +4,7 @@ AsagError
 ├── BundleError              a bundle that cannot be used
 │   ├── BundleNotFoundError      no such directory, or no manifest in it
 │   ├── BundleCorruptError       truncated, altered, or not what its manifest says
-│   └── BundleVersionError       written by a newer release
+│   └── BundleVersionError       written by a newer release, or by a much older one
 ├── CheckpointError          a checkpoint that cannot be read, or is of another variant
 ├── TrainingError            a training run that cannot go on
 ├── DataError                a data set that cannot be read, or does not fit the network
@@ -46,7 +46,7 @@ class BundleCorruptError(BundleError):
 
 
 class BundleVersionError(BundleError):
-    """The bundle was written by a newer release than this one."""
+    """The bundle was written by a newer release than this one, or by a much older one."""
 
 
 class CheckpointError(AsagError):

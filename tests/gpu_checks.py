@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import asag_export
+from asag_bench.torch_cuda_graphs import SameShapes
 from asag_deploy.backends.loops import HostLoop, Loop, open_loop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.cuda import Device
 from asag_deploy.cuda.graph_nodes import Node, nodes
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
-from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, Probing
 from asag_deploy.postprocess import Found as Detected
 from asag_deploy.probing import StopRule, detect
@@ -121,7 +121,7 @@ def scenes() -> Iterator[Picture]:
 
 def pictures_of_every_level(network: Network, manifest: Manifest, each: int) -> dict[Level, list[Picture]]:
     """So many pictures that stop at each level by themselves, as the host's loop decides."""
-    detector = detector_of(network, manifest)
+    detector = detector_of(SameShapes(network, manifest.probing, RULES["exact"]), manifest)
     found: dict[Level, list[Picture]] = {level: [] for level in LEVELS}
     for looked_at, picture in enumerate(scenes()):
         if all(len(pictures) >= each for pictures in found.values()):
@@ -131,11 +131,6 @@ def pictures_of_every_level(network: Network, manifest: Manifest, each: int) -> 
         if len(found[level]) < each:
             found[level].append(picture)
     raise AssertionError
-
-
-def same_shapes(network: EngineNetwork, probing: Probing) -> None:
-    """Let the host's loop give the stages the shapes that the device's gives them, so that both are equal."""
-    network.patch_bucket, network.query_bucket = MOST_SLOTS, probing.anchor_cap
 
 
 def assert_equal(expected: Sequence[Detections], found: Sequence[Detections]) -> None:
@@ -150,17 +145,18 @@ def check_loops(
     network: EngineNetwork, manifest: Manifest, pictures: Mapping[Level, Sequence[Picture]]
 ) -> None:
     """The device's loop decides and detects as the host's: every picture, by every rule, and in a batch."""
-    same_shapes(network, manifest.probing)
     loop = open_loop(network, "device")
     for rule in RULES.values():
-        host, device = (detector_of(network, manifest, each, rule) for each in (HOST, loop))
+        alike = SameShapes(network, manifest.probing, rule)
+        host, device = (detector_of(alike, manifest, each, rule) for each in (HOST, loop))
         for level, of_level in pictures.items():
             for picture in of_level:
                 expected = host(picture, channel_order="rgb")
                 assert rule is not RULES["exact"] or expected.trace.exit_level == level
                 assert_equal([expected], [device(picture, channel_order="rgb")])
     mixed = [of_level[0] for of_level in pictures.values()]
-    host, device = (detector_of(network, manifest, each) for each in (HOST, loop))
+    alike = SameShapes(network, manifest.probing, RULES["exact"])
+    host, device = (detector_of(alike, manifest, each) for each in (HOST, loop))
     for _ in range(2):
         assert_equal(host(mixed, channel_order="rgb"), device(mixed, channel_order="rgb"))
 
@@ -169,9 +165,9 @@ def check_threads(
     network: EngineNetwork, manifest: Manifest, pictures: Sequence[Picture], *, calls: int, threads: int
 ) -> None:
     """Calls from several threads give what one thread gets, whichever loop each of them uses."""
-    same_shapes(network, manifest.probing)
+    alike = SameShapes(network, manifest.probing, RULES["exact"])
     loops = [open_loop(network, "device"), HOST]
-    detectors = [detector_of(network, manifest, loop) for loop in loops]
+    detectors = [detector_of(alike, manifest, loop) for loop in loops]
     expected = [detectors[1](picture, channel_order="rgb") for picture in pictures]
 
     def once(number: int) -> tuple[int, Detections]:

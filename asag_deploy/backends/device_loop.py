@@ -53,6 +53,10 @@ def why_no_device_loop(cuda: Cuda, kernels: KernelLibrary | None) -> str | None:
     return why_no_conditions(cuda)
 
 
+class _NoRoomError(CaptureError, GpuMemoryError):
+    """No room for a graph: the loop may go to the host, or without this one image to the next."""
+
+
 class DeviceLoop(Loop):
     """`asag_deploy.probing.detect` for the engines of one network; safe to call from several threads."""
 
@@ -144,8 +148,12 @@ class DeviceLoop(Loop):
             try:
                 return LoopGraph(stages, *common, probing, rule, image, fixed=fixed is not None)
             except BackendError as error:
-                if not isinstance(error, GpuMemoryError) or not self._on_canvas:
-                    raise CaptureError(
+                full = isinstance(error, GpuMemoryError)
+                if not full or not self._on_canvas:
+                    if not self._graphs:  # nobody works in it
+                        self._workspace.close()
+                    kind = _NoRoomError if full else CaptureError
+                    raise kind(
                         f"the loop could not be captured in a graph ({error}); use loop 'host'"
                     ) from error
                 reason = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -82,6 +83,7 @@ class _DeviceOrHost(Loop):
 
     def __init__(self, loop: Loop) -> None:
         self._loop: Loop = loop
+        self._lock = threading.Lock()
 
     def __call__(
         self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
@@ -93,11 +95,19 @@ class _DeviceOrHost(Loop):
         self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
         """Begin on the device, where a graph is captured, or go on with the host's loop."""
+        loop = self._loop
         try:
-            return self._loop.begin(network, probing, rule, image, image_size)
+            return loop.begin(network, probing, rule, image, image_size)
         except CaptureError as error:
+            self._leave(loop, str(error))
+        # Out here, where the error is gone, and with it the memory that it refers to.
+        return self._loop.begin(network, probing, rule, image, image_size)
+
+    def _leave(self, loop: Loop, reason: str) -> None:
+        """Said once, also if it happens to several threads."""
+        with self._lock:
+            if self._loop is not loop:
+                return
             self._loop = HostLoop()
-            warnings.warn(
-                f"the probing loop runs on the host from now on: {error}", RuntimeWarning, stacklevel=4
-            )
-            return self._loop.begin(network, probing, rule, image, image_size)
+        message = f"the probing loop runs on the host from now on: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=5)

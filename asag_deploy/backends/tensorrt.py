@@ -212,6 +212,7 @@ class EngineNetwork(Network):
         if self.kernels is None:
             return super().select(probing, level, anchors, selected, counts, image_size)
         with self.device.lock:
+            counts = self.device.writable(counts)
             origins = self.device.empty((counts.shape[0], level.capacity, 2), np.dtype(np.int64))
             patch_nms(
                 self.kernels,

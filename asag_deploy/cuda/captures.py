@@ -28,13 +28,15 @@ class Captures:
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
         """While this thread captures; another thread's capture is waited for."""
-        with self.none_going_on():
-            self._going_on += 1
-            try:
-                yield
-            finally:
-                self._going_on -= 1
-        self._catch_up()
+        try:
+            with self.none_going_on():
+                self._going_on += 1
+                try:
+                    yield
+                finally:
+                    self._going_on -= 1
+        finally:
+            self._catch_up()
 
     @contextlib.contextmanager
     def none_going_on(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.cuda import interchange
 from asag_deploy.cuda.graph import capture
-from asag_deploy.cuda.memory import Block, DeviceArray, PinnedPool, Pool
+from asag_deploy.cuda.memory import Block, DeviceArray, PinnedPool, PinnedSlot, Pool
 from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
 
@@ -93,10 +93,21 @@ class Device:
             block = self._constants.get(key)
             if block is None:
                 block = self._constants[key] = self._copied(contiguous)
+                block.constant = True
                 if len(self._constants) > _MOST_CONSTANTS:
                     self._constants.popitem(last=False)
             self._constants.move_to_end(key)
             return self._array(block, contiguous.shape, contiguous.dtype)
+
+    def writable(self, array: DeviceArray) -> DeviceArray:
+        """The array, or a copy of it if it was uploaded and so may be given out again."""
+        if not (isinstance(array.owner, Block) and array.owner.constant):
+            return array
+        with self.lock:
+            made = self.empty(array.shape, array.dtype)
+            if made.size:
+                self.cuda.copy(made.pointer, array.pointer, array.nbytes, "on_device", self.stream)
+            return made
 
     def adopt(self, array: Any) -> DeviceArray:
         """An array of another library on the GPU, in place; what is still being computed is waited for.
@@ -124,7 +135,7 @@ class Device:
     def begin_download(self, arrays: Sequence[DeviceArray]) -> Callable[[], list[NDArray[Any]]]:
         """Put copies to the host on the stream; what is returned waits for them, once, and gives them.
 
-        It is to be called exactly once, without `lock`, so that other threads go on meanwhile.
+        It is to be called once at most, without `lock`, so that other threads go on meanwhile.
         """
         offsets = [0, *itertools.accumulate(_aligned(array.nbytes) for array in arrays)]
         with self.lock:
@@ -133,18 +144,7 @@ class Device:
                 if array.size:
                     self.cuda.copy(slot.pointer + offset, array.pointer, array.nbytes, "to_host", self.stream)
             self.cuda.record(slot.event, self.stream)
-
-        def wait() -> list[NDArray[Any]]:
-            self.cuda.wait_event(slot.event)
-            results = [
-                slot.view(array.shape, array.dtype, offset).copy()
-                for array, offset in zip(arrays, offsets, strict=False)
-            ]
-            with self.lock:
-                self._pinned.give_back(slot, busy=False)
-            return results
-
-        return wait
+        return _Download(self, self._pinned, slot, arrays, offsets)
 
     def keep(self, array: object) -> None:
         """Refer to `array` until everything that the stream has been given so far is done."""
@@ -220,6 +220,37 @@ class Device:
             self.cuda.stream_waits(then, event)
         finally:
             self.cuda.destroy_event(event)  # which CUDA does once it has happened
+
+
+class _Download:
+    """Copies that are on their way into a pinned slot, which goes back also if nobody asks for them."""
+
+    def __init__(
+        self,
+        device: Device,
+        pinned: PinnedPool,
+        slot: PinnedSlot,
+        arrays: Sequence[DeviceArray],
+        offsets: Sequence[int],
+    ) -> None:
+        self._device, self._pinned, self._slot = device, pinned, slot
+        self._arrays, self._offsets = arrays, offsets
+        self._given_back = False
+
+    def __call__(self) -> list[NDArray[Any]]:
+        self._device.cuda.wait_event(self._slot.event)
+        results = [
+            self._slot.view(array.shape, array.dtype, offset).copy()
+            for array, offset in zip(self._arrays, self._offsets, strict=False)
+        ]
+        self._given_back = True
+        with self._device.lock:
+            self._pinned.give_back(self._slot, busy=False)
+        return results
+
+    def __del__(self) -> None:
+        if not self._given_back:  # without the lock, as a finaliser may come while its thread holds any
+            self._pinned.give_back(self._slot, busy=True)
 
 
 def _aligned(size: int) -> int:

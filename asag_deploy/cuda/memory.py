@@ -47,6 +47,8 @@ class Block:
         self.size = size
         self.shared = False
         """Whether another library has been given the address, whose streams are not ours."""
+        self.constant = False
+        """Whether it is given out again and again, so that nobody may write to it."""
 
     def __del__(self) -> None:
         self._pool.give_back(self.pointer, self.size, shared=self.shared)
@@ -197,7 +199,10 @@ class PinnedSlot:
 
 
 class PinnedPool:
-    """Pinned host memory in slots of a few sizes.  Everything is called under the device's lock."""
+    """Pinned host memory in slots of a few sizes.
+
+    Everything is called under the device's lock, but for a finaliser's giving back of a slot that is busy.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda

@@ -110,22 +110,14 @@ class KernelLibrary:
         return text.decode(errors="replace")
 
     def _check_interface(self) -> None:
-        missing = [
-            name
-            for name in ("asag_message", "asag_interface_version", *self._entry_points())
-            if not hasattr(self._library, name)
-        ]
-        if missing:
-            raise BackendError(
-                f"{self.path} is not the {self.device} library of the kernels: it has no {missing[0]}; "
-                "build it as plugins/README.md says"
-            )
+        self._require("asag_message", "asag_interface_version")
         version = self._library.asag_interface_version()
-        if version != structures.INTERFACE_VERSION:
+        if version != structures.INTERFACE_VERSION:  # which may have other entry points
             raise BackendError(
                 f"the kernels in {self.path} have interface {version}, expected "
                 f"{structures.INTERFACE_VERSION}; build them again from the sources of this release"
             )
+        self._require(*self._entry_points())
         for operator, structure in _OPERATORS.items():
             function = getattr(self._library, f"asag_{self.device}_{operator}")
             last = ctypes.POINTER(structures.HostBlock) if self.device == "host" else ctypes.c_void_p
@@ -137,6 +129,14 @@ class KernelLibrary:
             decide = ctypes.POINTER(structures.Decide)
             add.argtypes = [decide, ctypes.c_void_p, nodes, ctypes.c_size_t, nodes]
             add.restype = ctypes.c_int
+
+    def _require(self, *names: str) -> None:
+        missing = [name for name in names if not hasattr(self._library, name)]
+        if missing:
+            raise BackendError(
+                f"{self.path} is not the {self.device} library of the kernels: it has no {missing[0]}; "
+                "build it as plugins/README.md says"
+            )
 
     def _entry_points(self) -> list[str]:
         operators = [f"asag_{self.device}_{operator}" for operator in _OPERATORS]

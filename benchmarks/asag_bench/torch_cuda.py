@@ -63,6 +63,8 @@ class OnGpu:
     """PyTorch's CUDA: a `Runner`."""
 
     def __init__(self) -> None:
+        # The weights have been put there on PyTorch's own stream, which none of a `Device` waits for.
+        torch.cuda.synchronize()
         self._pool = torch.cuda.MemPool()
         self._streams: dict[int, torch.cuda.Stream] = {}
 

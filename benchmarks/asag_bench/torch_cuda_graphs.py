@@ -14,10 +14,27 @@ from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain
+from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import add_decide
 from asag_deploy.manifest import Probing
-from asag_deploy.probing import StopRule, stage_name
+from asag_deploy.probing import StopRule, round_up, stage_name
+from asag_deploy.stages import Network
+from asag_deploy.wrapped_network import WrappedNetwork
+
+
+class SameShapes(WrappedNetwork):
+    """A network to which the host's loop gives the shapes that the graph of a rule is made for.
+
+    Libraries choose their kernels by shapes, and kernels differ in rounding: only so do both loops compute
+    the same to the bit, and never take a score that lies on a threshold for another.
+    """
+
+    def __init__(self, network: Network, probing: Probing, rule: StopRule) -> None:
+        super().__init__(network)
+        most = min(rule.max_patches or MOST_SLOTS, MOST_SLOTS)
+        self.patch_bucket = round_up(most, PATCH_BUCKET, MOST_SLOTS)
+        self.query_bucket = probing.anchor_cap
 
 
 class AskingGraph(LoopGraph):

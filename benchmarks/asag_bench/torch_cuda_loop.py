@@ -18,6 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,12 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_bench.machine import describe_machine
-from asag_bench.torch_cuda_graphs import AskingGraph, NeverAskingGraph, Stopwatch, open_graph
+from asag_bench.torch_cuda_graphs import AskingGraph, NeverAskingGraph, SameShapes, Stopwatch, open_graph
 from asag_bench.torch_cuda_peers import DEVICE_LOOP, check_cuda_peer, open_plain, open_with_kernels
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.cuda import DeviceArray
+from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
 from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
@@ -44,6 +46,7 @@ WARM_UPS = 20
 FAST = "fast"
 _NOBODY = 1 << 20
 """So many anchors never ask."""
+_ALL = StopRule(max_patches=MOST_SLOTS)
 
 Note = Callable[[str, Any], None]
 
@@ -128,10 +131,12 @@ def measure(
     parts = stage_parts(network, probing, given, size)
     part_ms = {name: _device_ms(clock, part, repeats) for name, part in parts.items()}
     note("parts", part_ms)
-    for exit_level, rule in exit_rules(network, probing, given, size).items():
-        expected = detect(network, probing, rule, given, size)
+    alike: Network = SameShapes(network, probing, _ALL)
+    for exit_level, rule in exit_rules(alike, probing, given, size).items():
+        alike, redone = SameShapes(network, probing, rule), loop.redone
+        expected = detect(alike, probing, rule, given, size)
         for _ in range(2):  # the one that captures, and one that replays
-            apart = difference(network, exit_level, expected, loop(network, probing, rule, given, size))
+            apart = difference(network, exit_level, expected, loop(alike, probing, rule, given, size))
 
         def eager(rule: StopRule = rule) -> object:
             return plain.download(detect(plain, probing, rule, beside, size).outputs["anchor_count"])
@@ -155,6 +160,7 @@ def measure(
             {
                 "levels": [run.level for run in expected.levels],
                 "largest_difference": apart,
+                "detected_again": loop.redone - redone,
                 "loops_wall_ms": wall,
                 "times_as_fast_as_eager": round(wall["eager"] / wall["device"], 2),
                 "asks_ms": asks,
@@ -172,13 +178,18 @@ def exit_rules(
     network: Network, probing: Probing, image: Array, size: NDArray[np.int64]
 ) -> dict[str, StopRule]:
     """By the level at which this image then stops; without a manual stop wherever its counts allow that, so
-    that the graph asks and is told no.  And fast mode."""
-    counts = [int(run.counts.selected[0]) for run in detect(network, probing, StopRule(), image, size).levels]
-    rules: dict[str, StopRule] = {FIRST_LEVEL: StopRule(min_selected=_NOBODY)}
+    that the graph asks and is told no.  And fast mode.
+
+    No rule lets an image have more patches than the graph has room for, or it would be detected twice.
+    """
+    counts = [int(run.counts.selected[0]) for run in detect(network, probing, _ALL, image, size).levels]
+    rules: dict[str, StopRule] = {FIRST_LEVEL: replace(_ALL, min_selected=_NOBODY)}
     for i, level in enumerate(probing.levels):
         stops_by_itself = i + 1 < len(counts) and counts[i] > counts[i + 1] and level != probing.levels[-1]
         rules[level.level] = (
-            StopRule(min_selected=counts[i + 1] + 1) if stops_by_itself else StopRule(max_level=level.level)
+            replace(_ALL, min_selected=counts[i + 1] + 1)
+            if stops_by_itself
+            else replace(_ALL, max_level=level.level)
         )
     return {**rules, FAST: StopRule(min_selected=FAST_MIN_SELECTED, max_patches=FAST_MAX_PATCHES)}
 
@@ -188,7 +199,7 @@ def stage_parts(
 ) -> dict[str, Callable[[], object]]:
     """The stages, and `select` between them, each on what it is given on the way to the deepest level."""
     noted = _Noting(network)
-    detect(noted, probing, StopRule(), image, size)
+    detect(noted, probing, _ALL, image, size)
     pyramid = network.stage("pyramid")
     given = {"image": image, "image_size": network.upload(size)}
     return {"pyramid": lambda: pyramid(given), **noted.calls}

@@ -163,16 +163,18 @@ def _pictures(sizes: Sequence[tuple[int, int]], divisor: int = 1) -> tuple[torch
 def _probe_unasked(
     reference: _Recorder, probing: Probing, image: torch.Tensor, image_size: torch.Tensor
 ) -> None:
-    """Probe a few patches on every level whether or not an image asks for them."""
-    features = reference.stage("backbone")({"image": image, "image_size": image_size})
+    """Probe a few patches on every level, and select patches for it, whether or not an image asks for any."""
+    outputs = features = reference.stage("backbone")({"image": image, "image_size": image_size})
     for level in probing.levels:
+        every = torch.ones_like(outputs["selected"])
+        reference.select(probing, level, outputs["anchors"], every, outputs["counts"], image_size)
         count = min(5, level.capacity)
         cells = image_size.max(dim=0).values // STRIDES[level.level]  # height, width
         room = (cells.flip(0) - probing.patch_size).clamp(min=1)
         generator = torch.Generator().manual_seed(0)
         patches = torch.rand(len(image), level.capacity, 2, generator=generator) * room
         feature = features[level.level.lower()]
-        reference.stage(stage_name(level))(
+        outputs = reference.stage(stage_name(level))(
             {
                 "feature": feature,
                 "feature_size": torch.tensor(feature.shape[1:3]),

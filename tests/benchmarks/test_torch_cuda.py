@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench.torch_cuda import TorchStage
+from asag_bench.torch_cuda import OnGpu, TorchStage
+from asag_bench.torch_cuda_graphs import SameShapes
 from asag_bench.torch_cuda_operators import KernelOperators
 from asag_deploy.backends.device_loop import DeviceLoop
 from asag_deploy.backends.tensorrt import EngineNetwork
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary
 from asag_deploy.probing import Probed, StopRule, detect
+from asag_deploy.wrapped_network import HookedNetwork
 from asag_training.checkpoints import Checkpoint
 from asag_training.model import build
 from asag_training.operator_choice import use_operators
@@ -75,6 +77,33 @@ def test_both_loops_find_what_pytorch_finds(made: tuple[EngineNetwork, FakeCuda]
         host = detect(network, PROBING, rule, image, SIZES)
         assert_same(plain, expected, network, host, atol=2e-4)
         assert_same(network, host, network, loop(network, PROBING, rule, image, SIZES), atol=2e-4)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_hosts_loop_can_give_the_same_shapes(
+    made: tuple[EngineNetwork, FakeCuda], rule: StopRule
+) -> None:
+    """Else a GPU's libraries may take other kernels for one loop than for the other, which round otherwise.
+
+    But the anchors of a level that an image does not reach are selected from, and nothing else.
+    """
+    network, _ = made
+    given: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    def note(stage: str, inputs: Any) -> None:
+        given[stage] = {name: array.shape for name, array in inputs.items()}
+
+    image, loop = network.upload(images()), network.open_device_loop()
+    alike = SameShapes(network, PROBING, rule)
+    detect(HookedNetwork(alike, before=note), PROBING, rule, image, SIZES)
+    loop(alike, PROBING, rule, image, SIZES)
+    (graph,) = loop._graphs.values()
+    assert {"backbone", "decoder"} <= given.keys() <= graph._calls.keys()
+    for stage, shapes in given.items():
+        in_graph = graph._calls[stage].context._context._shapes
+        for tensor in network._stages[stage].inputs:
+            if not tensor.name.startswith(("anchors_", "selected_")):
+                assert shapes[tensor.name] == in_graph[tensor.name], (stage, tensor.name)
 
 
 def test_stages_are_replayed(made: tuple[EngineNetwork, FakeCuda]) -> None:
@@ -188,3 +217,12 @@ def test_what_pytorch_says_when_it_fails(made: tuple[EngineNetwork, FakeCuda]) -
         BackendError, match=r"in the stage 'backbone': it could not be started \(CUDA out of memory\.\)"
     ):
         stage(inputs)
+
+
+def test_what_pytorch_has_begun_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as putting weights into another order, on its own stream, for which no other waits."""
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+    monkeypatch.setattr(torch.cuda, "MemPool", lambda: None)
+    OnGpu()
+    assert done == ["waited"]

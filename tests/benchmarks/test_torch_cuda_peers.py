@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench import torch_cuda_peers
+from asag_bench import torch_cuda_loop, torch_cuda_peers
 from asag_bench.peers import PEERS, check_peers, open_peer
 from asag_bench.torch_cuda_loop import exit_rules, main, measure, picture
 from asag_bench.torch_cuda_peers import ON_CUDA
 from asag_deploy.bundle import Bundle
+from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import BackendError
 from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing
-from asag_deploy.probing import detect
+from asag_deploy.probing import StopRule, detect
 from asag_export.graphs import stage_inputs, stage_outputs
 from asag_training.model import build
 from asag_training.plan import build_stages, postprocessing_plan, probing_plan
@@ -153,11 +154,32 @@ def test_what_deciding_costs(monkeypatch: pytest.MonkeyPatch, host_library_path:
             assert row["levels"][-1] == exits[name]
             assert row["deciding_us"]["device"] == 0, "every pair of events of the simulation is as far apart"
             assert row["largest_difference"] < 1e-3
+            assert row["detected_again"] == 0
     json.dumps(found, allow_nan=False)
     assert kernels.calls.count("decide") > 0
     gc.collect()  # what was noted refers to itself
     network.close()
     assert cuda.leaked() == {}
+
+
+def test_an_image_is_timed_with_no_more_patches_than_the_graph_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else what is called the device's loop would be both, one after the other."""
+    monkeypatch.setattr(torch_cuda_loop, "_ALL", StopRule(max_patches=16))  # as if there were no more room
+    network = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
+    image, size = picture((480, 640))
+    given = network.upload(image)
+
+    def most(rule: StopRule) -> int:
+        levels = detect(network, PROBING, rule, given, size).levels
+        return max(int(level.patches.max()) for level in levels)
+
+    assert most(StopRule()) > 16
+    assert all(most(rule) <= 16 for rule in exit_rules(network, PROBING, given, size).values())
+    monkeypatch.undo()
+    rules = exit_rules(network, PROBING, given, size).values()
+    assert all(rule.max_patches is not None and rule.max_patches <= MOST_SLOTS for rule in rules)
 
 
 def test_the_command_says_what_is_missing(
@@ -173,7 +195,6 @@ def test_the_command_says_what_is_missing(
 def test_loops_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     from asag_bench.torch_cuda_loop import difference
     from asag_deploy.errors import ParityError
-    from asag_deploy.probing import StopRule
 
     network = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
     image, size = picture((128, 160))

@@ -22,6 +22,7 @@ from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.probing import FEATURES
 from fake_cuda import FakeCuda
 from fake_gpu import MOST_IMAGES, install_gpu, write_engines
+from fake_kernels import install_kernels
 from fake_tensorrt import view
 from tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
@@ -372,3 +373,21 @@ def test_the_inspector_is_asked_once_engines_are_loaded(network: EngineNetwork) 
     found = network.layers()
     assert list(found) == list(stage_names(("P4", "P3")))
     assert found["backbone"] == {"fp32": 1}
+
+
+def test_selecting_does_not_write_to_what_is_uploaded_again(
+    cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, host_library_path: Path
+) -> None:
+    install_kernels(monkeypatch, cuda, host_library_path)
+    network = open_network("tensorrt-rtx", bundle)
+    probing = bundle.manifest.probing
+    anchors = np.array([[[16, 16, 9, 9, 0.5], [48, 48, 9, 9, 0.4]]], dtype=np.float32)
+    given = (anchors, np.ones((1, 2), np.bool_), np.array([[2, 0, 3, 1]]), SIZES)
+    for _ in range(2):
+        uploaded = [network.upload(array) for array in given]
+        _, found = network.select(probing, probing.levels[0], *uploaded)
+        counts = network.download(found)
+        assert counts[0, 1] > 0
+        np.testing.assert_array_equal(np.delete(counts, 1, axis=1), [[2, 3, 1]])
+        np.testing.assert_array_equal(network.download(network.upload(given[2])), given[2])
+    network.close()

@@ -318,6 +318,21 @@ def test_another_nms_threshold_fails(model: Asag) -> None:
     assert {name.partition("_")[0] for name in failed(report)} == {"select"}
 
 
+@pytest.mark.usefixtures("few_cases")
+def test_another_nms_threshold_fails_though_no_image_asks_for_patches(model: Asag) -> None:
+    class Lenient(TorchNetwork):
+        def select(self, probing: Probing, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().select(dataclasses.replace(probing, patch_nms_iou=0.6), *given)
+
+    content = build(model.config.with_changes(score_low=0.98, score_high=0.99), model.state_dict())
+    assert {run.stops for run in judge(content, TorchNetwork(build_stages(content, PROBING))).runs} == {
+        ("nothing selected",)
+    }
+    report = judge(content, Lenient(build_stages(content, PROBING)))
+    assert {"select_p4.counts", "select_p3.counts"} <= failed(report)
+    assert {name.partition("_")[0] for name in failed(report)} == {"select"}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_cases")
 def test_another_heads_decoder_fails(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -264,3 +265,13 @@ def test_structures_are_those_of_the_header() -> None:
         declared = [line.rstrip(";").split("[")[0].split()[-1].lstrip("*") for line in statements if line]
         assert declared == [field[0] for field in structure._fields_], name
     assert f"#define ASAG_INTERFACE_VERSION {structures.INTERFACE_VERSION}\n" in header
+
+
+def test_a_library_of_an_earlier_release_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacks what came later, but that is not what is wrong with it."""
+    earlier = SimpleNamespace(asag_message=lambda status: b"", asag_interface_version=lambda: 3)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: earlier)
+    with pytest.raises(BackendError, match=r"have interface 3, expected \d+; build them again from the"):
+        KernelLibrary(tmp_path / "libasag_kernels.so", "cuda")

@@ -30,6 +30,20 @@ def test_a_finaliser_frees_memory_after_the_capture(cuda: FakeCuda, api: Cuda, s
     assert "device" not in cuda.leaked()
 
 
+def test_a_capture_that_fails_holds_nothing_back(cuda: FakeCuda, api: Cuda, stream: int) -> None:
+    closed = Device(open_cuda())
+    held = [closed.upload(np.arange(5000))]
+    closed.close()
+
+    def work() -> None:
+        held.clear()
+        raise BackendError("the engine could not be started")
+
+    with pytest.raises(BackendError, match="could not be started"):
+        capture(api, stream, work)
+    assert cuda.leaked() == {"streams": 1}
+
+
 def test_closing_a_network_during_a_capture(cuda: FakeCuda, api: Cuda, stream: int) -> None:
     """By another thread, as a finaliser may: its memory, pinned and not, goes when the capture is over."""
     other = Device(open_cuda())

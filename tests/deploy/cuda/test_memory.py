@@ -132,3 +132,15 @@ def test_close_gives_everything_back(cuda: FakeCuda, device: Device) -> None:
     del held
     gc.collect()
     assert cuda.leaked() == {}
+
+
+def test_pinned_memory_comes_back_though_nobody_asks_for_a_download(cuda: FakeCuda, device: Device) -> None:
+    """What is begun may be dropped, when something else has gone wrong."""
+    array = device.upload(np.arange(5000))
+    device.download(array)
+    before = cuda.leaked()["pinned"]
+    for _ in range(5):
+        device.begin_download([array])
+        device.synchronize()
+    assert cuda.leaked()["pinned"] <= before + 1
+    np.testing.assert_array_equal(device.download(array), np.arange(5000))

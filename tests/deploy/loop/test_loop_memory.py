@@ -16,8 +16,10 @@ from asag_deploy.backends import open_network
 from asag_deploy.backends.loop_graph import LoopGraph
 from asag_deploy.bundle import Bundle
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED
+from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import CaptureError, EngineStaleError, GpuMemoryError
+from asag_deploy.pipeline import detect_all
 from device_loops import LONG, LYING, ON_CANVAS, STANDING, assert_same, graphs_of
 from fake_cuda import CudaError, FakeCuda
 from fake_kernels import FakeKernels
@@ -189,6 +191,28 @@ def test_canvases_whose_contexts_have_no_room(
         for image, one in zip(ON_CANVAS, found, strict=True):
             assert_same(host([image], channel_order="rgb"), one)
             assert "loop" in one[0].times_ms
+
+
+def test_an_image_without_room_for_its_graph_loses_no_others(
+    cuda: FakeCuda, kernels: FakeKernels, device: Detector, host: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the loop has to be the device's."""
+    pictures = [ON_CANVAS[0], LONG, ON_CANVAS[2]]
+    original = LoopGraph._plan
+
+    def no_room(graph: LoopGraph, workspace: Any, image: Any) -> None:
+        if image.shape[3] > 96:
+            raise GpuMemoryError("CUDA could not allocate 30.0 MiB; use smaller images")
+        original(graph, workspace, image)
+
+    monkeypatch.setattr(LoopGraph, "_plan", no_room)
+    with pytest.warns(RuntimeWarning, match="^pictures on the canvas"):
+        found = [result for _, result in detect_all(device, pictures, image_of=lambda image: image)]
+    assert [type(result).__name__ for result in found] == ["Detections", "_NoRoomError", "Detections"]
+    assert issubclass(type(found[1]), CaptureError)
+    for image, one in ((pictures[0], found[0]), (pictures[2], found[2])):
+        assert isinstance(one, Detections)
+        assert_same(host([image], channel_order="rgb"), [one])
 
 
 @pytest.mark.parametrize("loop", ["auto", "device"])
