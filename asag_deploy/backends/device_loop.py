@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.loop_graph import LoopGraph
 from asag_deploy.backends.loop_memory import Workspace
-from asag_deploy.backends.loops import Begun, Loop
+from asag_deploy.backends.loops import Begun, HostLoop, Loop
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.conditional import why_no_conditions
 from asag_deploy.engines.canvases import Canvas
@@ -85,22 +85,22 @@ class DeviceLoop(Loop):
     def __call__(
         self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
-        """As `detect`, without its deadline; `times_ms` has the one entry `loop`.
+        """As `detect`; `times_ms` has the one entry `loop`.  A deadline is kept by the host's loop.
 
         Raises CaptureError if the graph cannot be captured, BackendError if GPU and host decide differently.
         """
-        if rule.deadline is not None:
-            return detect(network, probing, rule, image, image_size)
         return self.begin(network, probing, rule, image, image_size).finish()
 
     def begin(
         self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
-        """As calling it, for a rule without deadline, but without waiting for the GPU.
+        """As calling it, but without waiting for the GPU.
 
         So what comes after the network can be put on the stream before the host has read anything.  The
         decision is held against the host's, and a batch detected again, in `finish`, which must be called.
         """
+        if rule.deadline is not None:
+            return HostLoop().begin(network, probing, rule, image, image_size)
         start = time.perf_counter()
         with self._device.lock:
             graph = self._graph(probing, rule, image)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.loop_memory import Arena, Workspace, buffer
+from asag_deploy.backends.patch_kernel import find_patches
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain, new_graph
 from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
-from asag_deploy.kernels import KernelLibrary, add_decide, decide, patch_nms
+from asag_deploy.kernels import KernelLibrary, add_decide, decide
 from asag_deploy.manifest import FIRST_LEVEL, ProbeLevel, Probing
 from asag_deploy.probing import FEATURES, StopRule, patch_limit, round_up, stage_name
 
@@ -260,24 +261,15 @@ class LoopGraph:
             self._select(name, self.levels[following], stream)
 
     def _select(self, before: str, level: ProbeLevel, stream: int) -> None:
-        names = (
-            f"{before}/anchors",
-            f"{before}/selected",
-            f"{stage_name(level)}/origins",
-            f"{before}/counts",
-        )
-        anchors, selected, origins, counts = (buffer(self.results[name]) for name in names)
-        patch_nms(
+        find_patches(
             self._kernels,
-            anchors,
-            selected,
-            buffer(self._within["image_size"]),
-            origins,
-            counts,
-            stride=level.stride,
-            patch_size=self._probing.patch_size,
-            iou_threshold=self._probing.patch_nms_iou,
-            max_candidates=self._probing.max_candidates,
+            self._probing,
+            level,
+            anchors=self.results[f"{before}/anchors"],
+            selected=self.results[f"{before}/selected"],
+            image_size=self._within["image_size"],
+            origins=self.results[f"{stage_name(level)}/origins"],
+            counts=self.results[f"{before}/counts"],
             stream=stream,
         )
 

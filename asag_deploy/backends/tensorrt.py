@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.engine_loader import EngineLoader
-from asag_deploy.backends.loop_memory import buffer
+from asag_deploy.backends.patch_kernel import find_patches
 from asag_deploy.backends.tensorrt_stage import EngineStage
 from asag_deploy.bundle import Bundle
 from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
@@ -30,7 +30,7 @@ from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError
-from asag_deploy.kernels import KernelLibrary, open_cuda_library, patch_nms
+from asag_deploy.kernels import KernelLibrary, open_cuda_library
 from asag_deploy.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.processing import Processing
 from asag_deploy.processing_gpu import OnGpu
@@ -214,13 +214,15 @@ class EngineNetwork(Network):
         with self.device.lock:
             counts = self.device.writable(counts)
             origins = self.device.empty((counts.shape[0], level.capacity, 2), np.dtype(np.int64))
-            patch_nms(
+            find_patches(
                 self.kernels,
-                *(buffer(array) for array in (anchors, selected, image_size, origins, counts)),
-                stride=level.stride,
-                patch_size=probing.patch_size,
-                iou_threshold=probing.patch_nms_iou,
-                max_candidates=probing.max_candidates,
+                probing,
+                level,
+                anchors=anchors,
+                selected=selected,
+                image_size=image_size,
+                origins=origins,
+                counts=counts,
                 stream=self.device.stream,
             )
         return origins, counts

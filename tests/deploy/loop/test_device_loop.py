@@ -149,6 +149,20 @@ def test_outputs_can_be_used_before_the_host_has_read_anything(
         np.testing.assert_array_equal(logits[:, : int(expected.anchor_count[0])], expected.logits)
 
 
+def test_a_deadline_is_kept_by_the_host_also_where_the_loop_is_begun(
+    cuda: FakeCuda, host: Detector, device: Detector
+) -> None:
+    network, probing = device._open_network(), device.manifest.probing
+    image = network.upload(batch(MIXED[1]))
+    rule = StopRule(deadline=0.0)
+    for found in (
+        loop_of(device)(network, probing, rule, image, np.array([[64, 64]])),
+        loop_of(device).begin(network, probing, rule, image, np.array([[64, 64]])).finish(),
+    ):
+        assert [reason.value for reason in found.stop] == ["deadline"]
+        assert len(found.levels) == 1
+
+
 def test_post_processing_is_begun_before_the_host_waits(
     cuda: FakeCuda, kernels: FakeKernels, device: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
