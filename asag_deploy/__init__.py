@@ -9,7 +9,8 @@ Example:
 """
 
 from asag_deploy._version import __version__
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector, RawOutput
 from asag_deploy.errors import (
@@ -35,8 +36,7 @@ from asag_deploy.errors import (
     SourceError,
     TrainingError,
 )
-from asag_deploy.manifest import Category
-from asag_deploy.trace import LevelTrace, ProbingTrace, StopReason
+from asag_deploy.loop.trace import LevelTrace, ProbingTrace, StopReason
 
 __all__ = [
     "AsagError",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.drawing import draw_caption, draw_detections, draw_trace, trace_caption
+from asag_deploy.bundle.manifest import Category
+from asag_deploy.detect.result_files import write_picture
 from asag_deploy.errors import ConfigError, ImageError
-from asag_deploy.images import ChannelOrder, ImageLike, load
-from asag_deploy.manifest import Category
-from asag_deploy.results import write_picture
-from asag_deploy.trace import ProbingTrace
+from asag_deploy.images.drawing import draw_caption, draw_detections, draw_trace, trace_caption
+from asag_deploy.images.reading import ChannelOrder, ImageLike, load
+from asag_deploy.loop.trace import ProbingTrace
 
 if TYPE_CHECKING:
     import supervision

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from asag_deploy import stream
 from asag_deploy.backends import open_network
 from asag_deploy.backends.loops import Begun, Loop, LoopChoice
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Mode
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError, ImageError
-from asag_deploy.images import ChannelOrder, ImageLike
-from asag_deploy.manifest import FIRST_LEVEL, Level, Manifest, Mode
-from asag_deploy.postprocess import anchors_of, traces_of
-from asag_deploy.preprocess import check_batch, check_batch_shape
-from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule
-from asag_deploy.processing import Decoded, GpuImage, Prepared, since
-from asag_deploy.stages import Array, Network
-from asag_deploy.trace import ProbingTrace
+from asag_deploy.images.reading import ChannelOrder, ImageLike
+from asag_deploy.loop.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule
+from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.trace import ProbingTrace
+from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, since
+from asag_deploy.processing.postprocess import anchors_of, traces_of
+from asag_deploy.processing.preprocess import check_batch, check_batch_shape
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,7 +208,8 @@ class Detector:
     ) -> dict[str, Array]:
         """As `forward`, but the decoder's outputs stay on the GPU, and nothing waits for them.
 
-        Returns what `asag_deploy.stages` says of `decoder`, by name; rows from `anchor_count` on are padding.
+        Returns the outputs of `decoder` by name (`asag_deploy.loop.stages`); rows from `anchor_count` on are
+        padding.
         Each array has DLPack and `__cuda_array_interface__`, so that CuPy, PyCUDA or PyTorch take it without
         a copy.  Raises ConfigError with a backend whose arrays are not on a GPU, and what `forward` raises.
         """

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError, EngineUnfitError, GpuMemoryError, ImageError
-from asag_deploy.images import RgbImage
-from asag_deploy.preprocess import resized_shape
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.processing.preprocess import resized_shape
 
 if TYPE_CHECKING:
     from asag_deploy.detector import Detector

@@ -11,9 +11,16 @@ import numpy as np
 
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError, ImageError, SourceError
-from asag_deploy.images import ChannelOrder, ImageLike, RgbImage, as_rgb, check_channel_order, read_image
+from asag_deploy.images.reading import (
+    ChannelOrder,
+    ImageLike,
+    RgbImage,
+    as_rgb,
+    check_channel_order,
+    read_image,
+)
+from asag_deploy.images.sources import Frame, Source, iter_frames, list_sources
 from asag_deploy.pipeline import Refusal, detect_all
-from asag_deploy.sources import Frame, Source, iter_frames, list_sources
 
 if TYPE_CHECKING:
     from asag_deploy.detector import Detector

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asag_deploy.bundle import Bundle
-from asag_deploy.manifest import Preprocessing
-from plugin_builds import BUILD_VARIABLE, build_host_library, missing_compiler, missing_gpu
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing
+from support.plugin_builds import BUILD_VARIABLE, build_host_library, missing_compiler, missing_gpu
 
 SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 REFERENCE = Path(__file__).parent / "reference"
@@ -91,7 +91,7 @@ def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bun
 @pytest.fixture(scope="session")
 def small_bundle(shared_bundle: Callable[..., Bundle]) -> Bundle:
     """The small network, every level, exact, float32; it resizes images to 160 pixels."""
-    from small_network import export_small  # with PyTorch, which most tests do without
+    from support.small_network import export_small  # with PyTorch, which most tests do without
 
     return shared_bundle("small", lambda path: export_small(path, preprocessing=SMALL_IMAGES))
 

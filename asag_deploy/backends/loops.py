@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.bundle.manifest import Probing
 from asag_deploy.errors import CaptureError, ConfigError
-from asag_deploy.manifest import Probing
-from asag_deploy.probing import Probed, StopRule, detect
-from asag_deploy.stages import Array, Network
+from asag_deploy.loop.probing import Probed, StopRule, detect
+from asag_deploy.loop.stages import Array, Network
 
 LoopChoice = Literal["auto", "host", "device"]
 LOOPS: tuple[str, ...] = get_args(LoopChoice)
@@ -33,7 +33,7 @@ class Begun(NamedTuple):
 
 
 class Loop(ABC):
-    """`asag_deploy.probing.detect`, or what returns the same."""
+    """`asag_deploy.loop.probing.detect`, or what returns the same."""
 
     @abstractmethod
     def __call__(

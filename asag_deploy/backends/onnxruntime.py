@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.stages import Array, Network, Stage
+from asag_deploy.loop.stages import Array, Network, Stage
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions

@@ -6,9 +6,9 @@ and the GPU at hand.  Neither of the two libraries is imported before it is aske
 """
 
 from asag_deploy.engines.build import BuildOptions, BuildReport, build_engines
-from asag_deploy.engines.canvases import Canvas, default_canvases, parse_canvas
 from asag_deploy.engines.sidecar import Engine, Format, Sidecar, canvas_engines, check, engine_folder
 from asag_deploy.engines.targets import Target, parse_target, this_gpu
+from asag_deploy.processing.canvases import Canvas, default_canvases, parse_canvas
 
 __all__ = [
     "BuildOptions",

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec, Precision
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
-from asag_deploy.engines.canvases import Canvas, check_canvas, default_canvases, in_order
 from asag_deploy.engines.graph import (
     Plugin,
     computes_with_sizes,
@@ -45,7 +45,7 @@ from asag_deploy.engines.targets import (
 )
 from asag_deploy.engines.targets import this_gpu as find_gpu
 from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, EngineError
-from asag_deploy.manifest import GraphSpec, Precision
+from asag_deploy.processing.canvases import Canvas, check_canvas, default_canvases, in_order
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many engines are done, and how many there are in all."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.adapter import FORMATS
 from asag_deploy.engines.build import COMPATIBILITIES, BuildOptions, BuildReport, build_engines, summary
-from asag_deploy.engines.canvases import parse_canvas
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.engines.targets import DEFAULT_CAPABILITIES
+from asag_deploy.processing.canvases import parse_canvas
 
 PROGRAM = "asag-build"
 

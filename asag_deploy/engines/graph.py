@@ -5,7 +5,7 @@ The bundle's graphs are written for every runtime; what TensorRT needs beyond th
 - The `asag` operators are replaced by plugins where there are some, the others by the bodies they come with.
   (The parser could expand those itself, but binds a function's input to a tensor of the same name outside.)
 - Images of bytes become floats first of all: nothing else accepts bytes.
-- For Turing, products of float32 matrices are spelt out, see `asag_deploy.engines.products`.
+- For Turing, products of float32 matrices are spelt out, see `asag_deploy.engines.matmul_as_conv`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asag_deploy.engines.products import bodies, spell_out_products
+from asag_deploy.engines.matmul_as_conv import bodies, spell_out_products
 from asag_deploy.errors import BackendError, BundleCorruptError
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asag_deploy.engines.canvases import Canvas
+from asag_deploy.bundle.manifest import GraphSpec, Manifest, ProbeLevel, TensorSpec
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BundleCorruptError, ConfigError
-from asag_deploy.manifest import GraphSpec, Manifest, ProbeLevel, TensorSpec
-from asag_deploy.manifest_json import export_again
-from asag_deploy.probing import FAST_MAX_PATCHES
+from asag_deploy.loop.probing import FAST_MAX_PATCHES
+from asag_deploy.processing.canvases import Canvas
 
 _FEATURE_LEVELS = (2, 3, 4, 5)
 _USUAL_ASPECT = 4 / 3

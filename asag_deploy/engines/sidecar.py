@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from asag_deploy.bundle import Bundle
-from asag_deploy.engines.canvases import Canvas, in_order, parse_canvas
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Precision, TensorSpec
+from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.engines.shapes import InputRange, depends_on_canvas
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import (
@@ -26,8 +27,7 @@ from asag_deploy.errors import (
     EngineStaleError,
     EngineUnfitError,
 )
-from asag_deploy.manifest import Precision, TensorSpec
-from asag_deploy.manifest_json import read_fields
+from asag_deploy.processing.canvases import Canvas, in_order, parse_canvas
 
 Format = Literal["tensorrt-rtx", "tensorrt"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]

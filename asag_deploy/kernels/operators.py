@@ -164,7 +164,7 @@ def preprocess(
     channel_order: Literal["rgb", "bgr"] = "rgb",
     stream: int = 0,
 ) -> None:
-    """One image into one slot of the input batch, resized to the bit as `asag_deploy.preprocess` does it.
+    """Resize one image into one slot of the input batch, equal to `processing.preprocess` to the bit.
 
     image: uint8 (H, W, 3) in `channel_order`; new_shape: its (height, width) in the slot, as `resized_shape`
     gives it; out: uint8 (h, w, 3) RGB, or float32 or float16 (3, h, w), normalised by mean and deviation (of
@@ -200,7 +200,7 @@ def postprocess(
     nms_iou: float | None,
     stream: int = 0,
 ) -> None:
-    """The decoder's `det_*` outputs as detections, as `asag_deploy.postprocess.detections_of` does it.
+    """Turn the decoder's `det_*` outputs into detections, as `processing.postprocess.detections_of` does.
 
     scores: float32 or float16 (B, D); labels: int64 (B, D); boxes: (B, D, 4) xyxy relative to the valid
     image, of the scores' type; original_shape: int64 (B, 2) height, width.  Outputs, best first and zeros
@@ -240,7 +240,7 @@ def decide(
     condition: int | None = None,
     stream: int = 0,
 ) -> None:
-    """Which images are probed on the next level, as `asag_deploy.probing.Decisions` says.
+    """Which images are probed on the next level, as `asag_deploy.loop.probing.Decisions` says.
 
     counts: int64 (B, 4) of the level before; probed: bool (B, levels), whose column `level` is written, and
     whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;

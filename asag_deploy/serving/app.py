@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, ImageError
-from asag_deploy.images import decode_image
+from asag_deploy.images.reading import decode_image
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse
 
+    from asag_deploy.bundle.manifest import Manifest
     from asag_deploy.detections import Detections
-    from asag_deploy.images import RgbImage
-    from asag_deploy.manifest import Manifest
+    from asag_deploy.images.reading import RgbImage
 
 _log = logging.getLogger("asag_deploy.serving")
 _BODY_NAME = "request body"

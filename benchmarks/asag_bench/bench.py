@@ -12,28 +12,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from asag_bench.accuracy import Accuracy, measure_accuracy, open_data, pictures_of
-from asag_bench.agreement import measure_agreement
-from asag_bench.headline import headline
-from asag_bench.machine import clocks_mhz, describe_machine, peak_resident_mib, resident_mib
-from asag_bench.measure import Pyramid, StratumResult, measure
-from asag_bench.peers import check_peers, is_random, open_peer, rule_of
-from asag_bench.plan import Candidate, Plan, candidates, check_shape
-from asag_bench.samples import (
+from asag_bench.measuring.accuracy import Accuracy, measure_accuracy, open_data, pictures_of
+from asag_bench.measuring.agreement import measure_agreement
+from asag_bench.measuring.machine import clocks_mhz, describe_machine, peak_resident_mib, resident_mib
+from asag_bench.measuring.measure import Pyramid, StratumResult, measure
+from asag_bench.measuring.plan import Candidate, Plan, candidates, check_shape
+from asag_bench.measuring.samples import (
     Samples,
     generated_pictures,
     read_pictures,
     resized_pictures,
     sort_pictures,
 )
-from asag_bench.subjects import DetectorSubject, Stopped, Subject
+from asag_bench.reports.headline import headline
+from asag_bench.runners.peers import check_peers, is_random, open_peer, rule_of
+from asag_bench.runners.subjects import DetectorSubject, Stopped, Subject
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.images import RgbImage
-from asag_deploy.manifest import FIRST_LEVEL, Level
-from asag_deploy.stages import Network
-from asag_export.parity import LEAST_IN_COMMON
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.stages import Network
+from asag_export.gate.parity import LEAST_IN_COMMON
 
 MOST_PICTURES = 100
 """Of a data set, to choose from."""
@@ -200,7 +200,7 @@ def _pyramids(plan: Plan, chosen: Sequence[Candidate], loaded: _Loaded) -> dict[
 
 
 def _pyramid(candidate: Candidate, network: Network, threads: int | None) -> Pyramid:
-    from asag_bench.graphs import PYRAMID, pyramid_bundle
+    from asag_bench.runners.graphs import PYRAMID, pyramid_bundle
 
     processing = network.processing(candidate.bundle.manifest)
     with tempfile.TemporaryDirectory() as folder:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from asag_bench.bench import run
-from asag_bench.peers import PEERS
-from asag_bench.plan import Plan
-from asag_bench.plots import check_plots, write_plots
-from asag_bench.report import markdown, on_screen
+from asag_bench.measuring.plan import Plan
+from asag_bench.reports.plots import check_plots, write_plots
+from asag_bench.reports.report import markdown, on_screen
+from asag_bench.runners.peers import PEERS
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends import DEFAULT_BACKEND

@@ -14,11 +14,11 @@ from pathlib import Path
 from asag_bench.cli import main as bench
 from asag_deploy.backends import BACKENDS
 from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_evaluation.data.coco import VAL_SPLIT
+from asag_evaluation.data.scenes import write_scenes
 from asag_export.bundle_export import export_bundle
 from asag_export.demo import CHECKPOINT, SEED
 from asag_training.checkpoints import load_checkpoint
-from asag_training.data.coco import VAL_SPLIT
-from asag_training.data.scenes import write_scenes
 
 ON_CPU = ("onnxruntime", "openvino", "openvino-bf16")
 PEERS = ("torch", "unsplit", "always-probe", "adamixer-6")

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from asag_deploy import __version__
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.build import BuildOptions, summary
 from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
 from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
-from asag_deploy.manifest import Preprocessing
 from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
+from asag_export.gate.report import format_report
 from asag_export.graphs import DEFAULT_OPSET
-from asag_export.report import format_report
 from asag_export.untrained import untrained_checkpoint
 from asag_training.checkpoints import Checkpoint, load_checkpoint
-from asag_training.plan import LEVELS
+from asag_training.network.stage_plan import LEVELS
 
 PROGRAM = "asag-export"
 

@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from asag_deploy import Detector
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.detect.result_files import write_picture
 from asag_deploy.detections import Detections
-from asag_deploy.images import RgbImage
-from asag_deploy.results import write_picture
+from asag_deploy.images.reading import RgbImage
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
+from asag_evaluation.data.scenes import KINDS, write_scenes
+from asag_evaluation.evaluate import Evaluation, evaluate
+from asag_evaluation.report import table, write_report
 from asag_export.bundle_export import export_bundle
-from asag_export.report import format_report
+from asag_export.gate.report import format_report
 from asag_training.checkpoints import load_checkpoint
-from asag_training.data.coco import VAL_SPLIT, CocoDataset, Sample
-from asag_training.data.scenes import KINDS, write_scenes
-from asag_training.evaluation.evaluate import Evaluation, evaluate
-from asag_training.evaluation.report import table, write_report
 
 CHECKPOINT = Path(__file__).with_name("asag-a-scenes.safetensors")
 """The trained network; README says how it was made."""

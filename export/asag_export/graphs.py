@@ -17,12 +17,12 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor
 
+from asag_deploy.bundle.manifest import Precision, Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
-from asag_deploy.manifest import Precision, Probing, TensorSpec
 from asag_export.operators import DOMAIN, FUNCTIONS
-from asag_training.config import AsagConfig
-from asag_training.operators import ONNX_VERSION
-from asag_training.stages import StageModule
+from asag_training.network.config import AsagConfig
+from asag_training.network.operators import ONNX_VERSION
+from asag_training.network.stages import StageModule
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20

@@ -2,7 +2,7 @@
 
 A graph refers to an operator by name in the domain `asag`; the model carries the function.  ONNX Runtime and
 TensorRT-RTX execute the body, TensorRT replaces it by a plugin of the same name.  The references are the
-functions of the same names in `asag_training.operators`; the attributes are theirs, and the plugins'.
+functions of the same names in `asag_training.network.operators`; the attributes are theirs, and the plugins'.
 
 Shapes are (B, ...) as there.  Shape arithmetic is int64; coordinates and scores are float32 whatever the
 type of the features.
@@ -19,7 +19,7 @@ import onnxscript
 from onnxscript import BOOL, FLOAT, INT64
 from onnxscript import opset20 as op
 
-from asag_training.operators import ONNX_VERSION
+from asag_training.network.operators import ONNX_VERSION
 
 DOMAIN = "asag"
 OPSET = onnxscript.values.Opset(DOMAIN, ONNX_VERSION)

@@ -11,9 +11,9 @@ import copy
 import torch
 from torch import nn
 
-from asag_deploy.manifest import Precision
-from asag_training.backbone import FrozenBatchNorm2d
-from asag_training.model import Asag
+from asag_deploy.bundle.manifest import Precision
+from asag_training.network.backbone import FrozenBatchNorm2d
+from asag_training.network.model import Asag
 
 FULL_PRECISION = ("normalize",)
 """Stages that compute in float32 whatever the network's weights are in."""

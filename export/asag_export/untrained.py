@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from asag_training.categories import default_categories
 from asag_training.checkpoints import Checkpoint
-from asag_training.config import AsagConfig, variant_config
-from asag_training.model import build
+from asag_training.network.categories import default_categories
+from asag_training.network.config import AsagConfig, variant_config
+from asag_training.network.model import build
 
 
 def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:

@@ -13,9 +13,9 @@ import pytest
 from asag_bench import bench
 from asag_bench.cli import main
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
-from asag_export.parity import Found, in_common
-from tiny_bundle import make_bundle, picture
+from asag_deploy.bundle.bundle import Bundle
+from asag_export.gate.parity import Found, in_common
+from support.tiny_bundle import make_bundle, picture
 
 QUICK = ("--duration", "0.1", "--warmup", "1", "--threads", "1", "--quiet")
 

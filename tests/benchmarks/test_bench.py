@@ -15,18 +15,18 @@ import pytest
 
 from asag_bench import bench
 from asag_bench.cli import main
-from asag_bench.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
-from asag_bench.peers import PEERS
-from asag_bench.phases import PHASES
-from asag_bench.report import latency_rows, markdown, on_screen
-from asag_bench.subjects import Run
+from asag_bench.measuring.phases import PHASES
+from asag_bench.reports.report import latency_rows, markdown, on_screen
+from asag_bench.runners.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
+from asag_bench.runners.peers import PEERS
+from asag_bench.runners.subjects import Run
 from asag_deploy.backends import BACKENDS, open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
-from asag_deploy.postprocess import detections_of
-from bundle_edits import replace_graph
-from coco_files import write_coco
-from tiny_bundle import make_bundle, picture
+from asag_deploy.processing.postprocess import detections_of
+from support.bundle_edits import replace_graph
+from support.coco_files import write_coco
+from support.tiny_bundle import make_bundle, picture
 
 QUICK = ("--duration", "0.2", "--warmup", "1", "--threads", "1", "--quiet")
 
@@ -357,7 +357,7 @@ def test_a_backbone_that_cannot_be_cut_is_only_a_note(
     bundle: Bundle, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    from asag_bench import graphs
+    from asag_bench.runners import graphs
 
     broken = replace_graph(bundle, "backbone", b"no graph", tmp_path / "broken")
     monkeypatch.setattr(graphs, "pyramid_bundle", lambda *_: broken)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from asag_bench import cli, demo
-from asag_bench.peers import check_peers
-from asag_deploy.bundle import Bundle
-from asag_training.data.coco import VAL_SPLIT, CocoDataset
-from tiny_bundle import make_bundle
+from asag_bench.runners.peers import check_peers
+from asag_deploy.bundle.bundle import Bundle
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from support.tiny_bundle import make_bundle
 
 
 def test_it_exports_draws_and_measures(

@@ -16,7 +16,7 @@ from asag_bench.gpu_machine.archive import make_archive, tree_size, unpack_archi
 from asag_bench.gpu_machine.cli import main
 from asag_bench.gpu_machine.fatbin import has_gpu_code, prune
 from asag_deploy.errors import BackendError, ConfigError
-from plugin_builds import missing_nvcc, run
+from support.plugin_builds import missing_nvcc, run
 
 SOURCES = {
     "common.cu": "__global__ void scale(float* x) { x[threadIdx.x] *= 3; }\n"

@@ -23,14 +23,15 @@ from asag_bench.gpu_machine.work import BUILD_VARIABLE, ROOT, Work
 from asag_deploy.backends import BACKENDS
 from asag_deploy.cuda import why_no_cuda
 from asag_deploy.errors import BackendError, ConfigError
+from asag_evaluation.data.coco import VAL_SPLIT
 from asag_export import demo
-from asag_training.data.coco import VAL_SPLIT
-from fake_cuda import FakeCuda
-from fake_gpu import install_cuda
+from support import plugin_builds
+from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_gpu import install_cuda
 
 PROGRAMS = (
-    *("asag_export.cli", "asag_training.data.cli", "asag_deploy.engines.cli"),
-    *("asag_bench.cli", "asag_bench.training_step", "asag_bench.torch_cuda_loop"),
+    *("asag_export.cli", "asag_evaluation.data.cli", "asag_deploy.engines.cli"),
+    *("asag_bench.cli", "asag_bench.measuring.training_step", "asag_bench.measuring.torch_cuda_loop"),
     "asag_bench.gpu_machine.parity",
 )
 """Modules that are run."""
@@ -84,11 +85,10 @@ class TestPlan:
     def test_every_file_with_a_test_for_the_gpu_is_run(self) -> None:
         files = plan.gpu_tests()
         assert {"tests/plugins/test_on_gpu.py", "tests/deploy/cuda/test_runtime.py"} <= set(files)
-        assert "tests/deploy/test_bundle.py" not in files
+        assert "tests/deploy/bundle/test_bundle.py" not in files
 
     def test_what_is_said_twice_is_the_same(self) -> None:
         assert (plan.CHECKPOINT, plan.SEED, plan.VAL_SPLIT) == (demo.CHECKPOINT, demo.SEED, VAL_SPLIT)
-        import plugin_builds
 
         assert plugin_builds.BUILD_VARIABLE == BUILD_VARIABLE
 
@@ -243,7 +243,7 @@ class TestWork:
         assert coco.startswith(str(tmp_path))
         assert (Path(bench), Path(small)) == (
             ROOT / "benchmarks/asag_bench/__init__.py",
-            ROOT / "tests/small_network.py",
+            ROOT / "tests/support/small_network.py",
         )
         assert here.run(command, 60, ["onnxruntime-gpu"]).split()[0].startswith(str(tmp_path))
 

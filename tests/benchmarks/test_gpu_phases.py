@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from asag_bench.bench import _load_detectors
-from asag_bench.phases import PHASES
-from asag_bench.plan import Plan, candidates
-from asag_bench.subjects import DetectorSubject
+from asag_bench.measuring.phases import PHASES
+from asag_bench.measuring.plan import Plan, candidates
+from asag_bench.runners.subjects import DetectorSubject
 from asag_deploy.backends import open_network
 from asag_deploy.detector import Detector, stop_rule
-from fake_gpu import install_gpu, write_engines
-from fake_kernels import install_kernels
-from tiny_bundle import make_bundle, picture
+from support.simulated_gpu.fake_gpu import install_gpu, write_engines
+from support.simulated_gpu.fake_kernels import install_kernels
+from support.tiny_bundle import make_bundle, picture
 
 
 def test_a_network_that_is_timed_uses_the_kernels_too(

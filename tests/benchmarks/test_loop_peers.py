@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from asag_bench.peers import open_peer
-from asag_bench.subjects import DetectorSubject
+from asag_bench.runners.peers import open_peer
+from asag_bench.runners.subjects import DetectorSubject
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import ConfigError
-from fake_gpu import install_gpu, write_engines
-from fake_kernels import install_kernels
-from tiny_bundle import make_bundle, picture
+from support.simulated_gpu.fake_gpu import install_gpu, write_engines
+from support.simulated_gpu.fake_kernels import install_kernels
+from support.tiny_bundle import make_bundle, picture
 
 IMAGES = [picture(0), picture(5, 0), picture(5, 2)]
 EXITS = ("P5", "P4", "P3")

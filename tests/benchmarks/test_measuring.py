@@ -12,19 +12,19 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench.measure import StratumResult, measure, shares
-from asag_bench.phases import PHASES
-from asag_bench.samples import Stratum, batches, generated_pictures, read_pictures, sort_pictures
-from asag_bench.statistics import Latencies, agree, ratio
-from asag_bench.subjects import DetectorSubject, Run, Stopped, Subject
+from asag_bench.measuring.measure import StratumResult, measure, shares
+from asag_bench.measuring.phases import PHASES
+from asag_bench.measuring.samples import Stratum, batches, generated_pictures, read_pictures, sort_pictures
+from asag_bench.measuring.statistics import Latencies, agree, ratio
+from asag_bench.runners.subjects import DetectorSubject, Run, Stopped, Subject
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Preprocessing
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector, stop_rule
 from asag_deploy.errors import SourceError
-from asag_deploy.images import RgbImage
-from asag_deploy.manifest import FIRST_LEVEL, Level, Preprocessing
-from tiny_bundle import make_bundle, picture
+from asag_deploy.images.reading import RgbImage
+from support.tiny_bundle import make_bundle, picture
 
 SPEC = Preprocessing(shorter_side=64, longer_side=128)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import naive_operators as naive
-from asag_bench.patch_nms import patch_nms_model
-from asag_deploy.manifest import ProbeLevel, Probing
+from asag_bench.runners.patch_nms import patch_nms_model
+from asag_deploy.bundle.manifest import ProbeLevel, Probing
 from asag_export.graphs import OPSETS
-from asag_training.operators import patch_nms
-from naive_operators import NmsSettings
+from asag_training.network.operators import patch_nms
+from support import naive_operators as naive
+from support.naive_operators import NmsSettings
 
 
 def runner(settings: NmsSettings, opset: int = 20) -> Callable[..., list[NDArray[Any]]]:

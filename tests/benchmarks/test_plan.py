@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from asag_bench.plan import Plan, candidates, check_shape
-from asag_deploy.bundle import Bundle
+from asag_bench.measuring.plan import Plan, candidates, check_shape
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import Preprocessing
-from tiny_bundle import make_bundle
+from support.tiny_bundle import make_bundle
 
 
 @pytest.fixture(scope="module")

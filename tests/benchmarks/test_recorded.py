@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench import compare, page
 from asag_bench.cli import main as bench
-from asag_bench.headline import headline, sentences
-from asag_bench.plots import images_per_second
-from asag_bench.summary_plot import draw_summary
+from asag_bench.reports import compare, page
+from asag_bench.reports.headline import headline, sentences
+from asag_bench.reports.plots import images_per_second
+from asag_bench.reports.summary_plot import draw_summary
 from asag_deploy.errors import ConfigError, SourceError
-from tiny_bundle import make_bundle, picture
+from support.tiny_bundle import make_bundle, picture
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "benchmarks" / "results"
@@ -141,7 +141,7 @@ def test_runs_that_cannot_be_compared(
 def test_the_recorded_page_is_of_the_recorded_results() -> None:
     results = page.read_results(RECORDED)
     assert (RECORDED / page.PAGE).read_text(encoding="utf-8") == page.page(results), (
-        "benchmarks/results has changed: run `python -m asag_bench.page`"
+        "benchmarks/results has changed: run `python -m asag_bench.reports.page`"
     )
     if page.shown(results)[0] is not None:
         assert page.fingerprint(results).encode() in (ROOT / page.PLOT).read_bytes()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench.peers import check_peers, open_peer
-from asag_bench.six_layers import (
+from asag_bench.runners.peers import check_peers, open_peer
+from asag_bench.runners.six_layers import (
     DECODERS,
     LAYERS,
     PyramidStage,
@@ -21,16 +21,16 @@ from asag_bench.six_layers import (
     six_layer_decoder,
 )
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import ConfigError
-from asag_deploy.preprocess import make_batch
-from asag_deploy.probing import FEATURES
+from asag_deploy.loop.probing import FEATURES
+from asag_deploy.processing.preprocess import make_batch
+from asag_evaluation.data.doodles import draw_scene
 from asag_training.checkpoints import Checkpoint, save_checkpoint
-from asag_training.config import variant_config
-from asag_training.model import build
-from asag_training.scenes import draw_scene
-from asag_training.stages import NormalizeStage, TorchNetwork
-from small_network import small_checkpoint
+from asag_training.network.config import variant_config
+from asag_training.network.model import build
+from asag_training.network.stages import NormalizeStage, TorchNetwork
+from support.small_network import small_checkpoint
 
 IMAGES = [draw_scene(96, 128, 0), draw_scene(80, 96, 1)]
 RESULTS = ("logits", "boxes", "det_scores", "det_boxes")

@@ -1,4 +1,4 @@
-"""`python -m asag_bench.throughput` from its command line to its files, on a tiny bundle."""
+"""`python -m asag_bench.measuring.throughput` from its command line to its files, on a tiny bundle."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asag_bench.throughput import _batches, main, markdown, rows
-from asag_deploy.bundle import Bundle
-from asag_deploy.manifest import Preprocessing
-from tiny_bundle import make_bundle, picture
+from asag_bench.measuring.throughput import _batches, main, markdown, rows
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing
+from support.tiny_bundle import make_bundle, picture
 
 QUICK = ("--duration", "0.01", "--window", "0.001", "--threads", "2", "--quiet")
 WAYS = [
@@ -71,7 +71,7 @@ def test_every_way_finds_the_same(result: dict[str, Any]) -> None:
 
 
 def test_a_result_says_what_it_is_of(result: dict[str, Any], bundle: Bundle) -> None:
-    assert result["command"].startswith("python -m asag_bench.throughput ")
+    assert result["command"].startswith("python -m asag_bench.measuring.throughput ")
     assert result["machine"]["cores"] >= 1
     assert result["bundle"]["graphs"] == {graph.name: graph.sha256 for graph in bundle.manifest.graphs}
     assert result["input"]["exit_levels"] == {"P5": 1, "P4": 2, "P3": 2}
@@ -143,6 +143,6 @@ def test_wrong_input_is_one_sentence(
     assert main([str(bundle.path), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("asag_bench.throughput: error: ")
+    assert err.startswith("asag_bench.measuring.throughput: error: ")
     assert sentence in err
     assert err.count("\n") == 1

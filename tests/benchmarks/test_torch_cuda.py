@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench.torch_cuda import OnGpu, TorchStage
-from asag_bench.torch_cuda_graphs import SameShapes
-from asag_bench.torch_cuda_operators import KernelOperators
-from asag_deploy.backends.device_loop import DeviceLoop
-from asag_deploy.backends.tensorrt import EngineNetwork
+from asag_bench.runners.torch_cuda import OnGpu, TorchStage
+from asag_bench.runners.torch_cuda_graphs import SameShapes
+from asag_bench.runners.torch_cuda_operators import KernelOperators
+from asag_deploy.backends.hooked_network import HookedNetwork
+from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.probing import Probed, StopRule, detect
-from asag_deploy.wrapped_network import HookedNetwork
+from asag_deploy.loop.probing import Probed, StopRule, detect
 from asag_training.checkpoints import Checkpoint
-from asag_training.model import build
-from asag_training.operator_choice import use_operators
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import TorchNetwork
-from fake_cuda import FakeCuda
-from fake_torch import fake_torch_network
-from small_network import small_checkpoint
+from asag_training.network.model import build
+from asag_training.network.operator_choice import use_operators
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import TorchNetwork
+from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_torch import fake_torch_network
+from support.small_network import small_checkpoint
 
 RULES = {
     "P3": StopRule(),

@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from asag_export.graphs import stage_inputs
 from asag_export.prepare import prepare
-from asag_training.model import build
-from asag_training.operator_choice import use_operators
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import StageModule
-from small_network import small_checkpoint
+from asag_training.network.model import build
+from asag_training.network.operator_choice import use_operators
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import StageModule
+from support.small_network import small_checkpoint
 
 FROM_THE_HOST = {"tensor", "as_tensor", "from_numpy", "asarray"}
 SIZES = {"batch": 2, "height": 192, "width": 256, "patches": 3, "queries": 7, "detections": 9}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gpu_checks as checks
-from asag_deploy.backends.tensorrt import EngineNetwork
-from asag_deploy.manifest import Level, Manifest
-from fake_torch import fake_torch_network
+from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.bundle.manifest import Level, Manifest
+from support import gpu_checks as checks
+from support.simulated_gpu.fake_torch import fake_torch_network
 
 
 @pytest.fixture(scope="module")

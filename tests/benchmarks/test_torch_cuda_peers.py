@@ -11,22 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench import torch_cuda_loop, torch_cuda_peers
-from asag_bench.peers import PEERS, check_peers, open_peer
-from asag_bench.torch_cuda_loop import exit_rules, main, measure, picture
-from asag_bench.torch_cuda_peers import ON_CUDA
-from asag_deploy.bundle import Bundle
+from asag_bench.measuring import torch_cuda_loop
+from asag_bench.measuring.torch_cuda_loop import exit_rules, main, measure, picture
+from asag_bench.runners import torch_cuda_peers
+from asag_bench.runners.peers import PEERS, check_peers, open_peer
+from asag_bench.runners.torch_cuda_peers import ON_CUDA
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec, Manifest, Preprocessing
 from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import BackendError
-from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing
-from asag_deploy.probing import StopRule, detect
+from asag_deploy.loop.probing import StopRule, detect
+from asag_evaluation.data.doodles import draw_scene
 from asag_export.graphs import stage_inputs, stage_outputs
-from asag_training.model import build
-from asag_training.plan import build_stages, postprocessing_plan, probing_plan
-from asag_training.scenes import draw_scene
-from asag_training.stages import TorchNetwork
-from fake_torch import fake_torch_network
-from small_network import small_checkpoint
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.network.stages import TorchNetwork
+from support.simulated_gpu.fake_torch import fake_torch_network
+from support.small_network import small_checkpoint
 
 CHECKPOINT = small_checkpoint()
 PROBING = probing_plan(CHECKPOINT.config)
@@ -144,7 +145,7 @@ def test_what_deciding_costs(monkeypatch: pytest.MonkeyPatch, host_library_path:
         "P3": "P3",
     }
     found: dict[str, Any] = {}
-    monkeypatch.setattr("asag_bench.torch_cuda_loop.WARM_UPS", 1)
+    monkeypatch.setattr("asag_bench.measuring.torch_cuda_loop.WARM_UPS", 1)
     measure(plain, network, PROBING, image, size, repeats=1, note=found.__setitem__)
     assert list(found) == ["parts", "P5", "P4", "P3", "fast"]
     parts = ["pyramid", "backbone", "select_p4", "probe_p4", "select_p3", "probe_p3", "decoder"]
@@ -193,7 +194,7 @@ def test_the_command_says_what_is_missing(
 
 
 def test_loops_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from asag_bench.torch_cuda_loop import difference
+    from asag_bench.measuring.torch_cuda_loop import difference
     from asag_deploy.errors import ParityError
 
     network = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))

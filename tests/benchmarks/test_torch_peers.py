@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench.peers import open_peer
-from asag_bench.subjects import Subject
-from asag_deploy.bundle import Bundle
+from asag_bench.runners.peers import open_peer
+from asag_bench.runners.subjects import Subject
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Manifest, Preprocessing
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_deploy.manifest import Manifest, Preprocessing
+from asag_evaluation.data.doodles import draw_scene
 from asag_export import untrained
 from asag_training.checkpoints import Checkpoint, save_checkpoint
-from asag_training.plan import postprocessing_plan, probing_plan
-from asag_training.scenes import draw_scene
-from small_network import small_checkpoint
+from asag_training.network.stage_plan import postprocessing_plan, probing_plan
+from support.small_network import small_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m asag_bench.training_step`: it runs, and its figures add up."""
+"""`python -m asag_bench.measuring.training_step`: it runs, and its figures add up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from asag_bench.training_step import PHASES, main
-from training_runs import SIDE, TINY, options_of
+from asag_bench.measuring.training_step import PHASES, main
+from support.training_runs import SIDE, TINY, options_of
 
 SMALL = [change for change in TINY if not change.startswith(("optimisation.", "augmentation."))]
 

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError, ImageError, OutputError
-from detection_samples import CATEGORIES, make_detections
+from support.detection_samples import CATEGORIES, make_detections
 
 
 def nothing() -> Detections:

@@ -23,8 +23,8 @@ from asag_deploy import (
     RawOutput,
     StopReason,
 )
-from tiny_bundle import ANCHOR_CAP, CLASSES, MAX_DETECTIONS, make_bundle, picture
-from tiny_graphs import FIRST_ANCHORS
+from support.tiny_bundle import ANCHOR_CAP, CLASSES, MAX_DETECTIONS, make_bundle, picture
+from support.tiny_graphs import FIRST_ANCHORS
 
 PHASES = ["preprocess", "normalize", "backbone", "probe_p4", "probe_p3", "decoder", "postprocess", "total"]
 

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import pipeline
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import (
     AsagError,
     BackendError,
@@ -21,9 +22,8 @@ from asag_deploy.errors import (
     GpuMemoryError,
     ImageError,
 )
-from asag_deploy.manifest import Preprocessing
 from asag_deploy.pipeline import BatchesBySize, detect_all
-from detection_samples import make_detections
+from support.detection_samples import make_detections
 
 SOON = 20.0
 """Seconds after which a test that waits for an event gives up; none takes as long as it should pass."""

@@ -17,7 +17,7 @@ from asag_deploy import Bundle, Detections, Detector
 from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.onnxruntime import threads_of_a_call
 from asag_deploy.errors import BackendError, ConfigError, ImageError, SourceError
-from tiny_bundle import make_bundle, picture
+from support.tiny_bundle import make_bundle, picture
 
 PICTURES = [
     picture(red, green, blue, size=size)

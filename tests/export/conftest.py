@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_export.cli import main
 from asag_training.checkpoints import save_checkpoint
-from small_network import small_checkpoint
+from support.small_network import small_checkpoint
 
 
 @pytest.fixture(scope="session")

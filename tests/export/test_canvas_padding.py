@@ -16,17 +16,17 @@ import pytest
 
 from asag_deploy import Detector
 from asag_deploy.backends.onnxruntime import OrtNetwork
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detections import Detections
-from asag_deploy.engines.canvases import Canvas, default_canvases, smallest_holding
-from asag_deploy.manifest import Preprocessing
+from asag_deploy.processing.canvases import Canvas, default_canvases, smallest_holding
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_evaluation.data.scenes import write_scenes
+from asag_evaluation.evaluate import evaluate
 from asag_export.bundle_export import export_bundle
 from asag_export.demo import CHECKPOINT
-from asag_export.parity import Found, in_common
+from asag_export.gate.parity import Found, in_common
 from asag_training.checkpoints import load_checkpoint
-from asag_training.data.coco import VAL_SPLIT, CocoDataset
-from asag_training.data.scenes import write_scenes
-from asag_training.evaluation.evaluate import evaluate
 
 SHORTER, LONGER = 208, 320
 SPEC = Preprocessing(shorter_side=SHORTER, longer_side=LONGER)

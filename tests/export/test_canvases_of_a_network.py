@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asag_deploy.backends.device_loop import DeviceLoop
-from asag_deploy.bundle import Bundle
+from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Level
 from asag_deploy.detector import Detector
-from asag_deploy.engines.canvases import Canvas
-from asag_deploy.manifest import Level
-from asag_training.scenes import draw_scene
-from fake_cuda import FakeCuda
-from fake_gpu import install_gpu, write_engines
-from fake_kernels import FakeKernels, install_kernels
+from asag_deploy.processing.canvases import Canvas
+from asag_evaluation.data.doodles import draw_scene
+from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_gpu import install_gpu, write_engines
+from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
 
 CANVASES = (Canvas(160, 224), Canvas(224, 160))
 SIZES = [(160, 210), (210, 160), (100, 120), (160, 300)]

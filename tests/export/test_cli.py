@@ -12,15 +12,15 @@ from typing import Any
 import onnx
 import pytest
 
-from asag_deploy.bundle import Bundle
-from asag_deploy.manifest import Preprocessing, TensorSpec
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing, TensorSpec
 from asag_export import bundle_export
 from asag_export.cli import main
+from asag_export.gate.parity import ParityReport, RunParity, StageParity
 from asag_export.graphs import stage_inputs, stage_outputs
-from asag_export.parity import ParityReport, RunParity, StageParity
 from asag_training.checkpoints import save_checkpoint
-from asag_training.plan import LEVELS
-from small_network import small_checkpoint
+from asag_training.network.stage_plan import LEVELS
+from support.small_network import small_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from asag_deploy.images import read_image
+from asag_deploy.images.reading import read_image
+from asag_evaluation.data.scenes import SCENE_CATEGORIES
 from asag_export import demo
 from asag_training.checkpoints import load_checkpoint
-from asag_training.data.scenes import SCENE_CATEGORIES
 
 pytestmark = pytest.mark.slow
 SCENES = 36

@@ -15,15 +15,15 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import Detections, Detector
-from asag_deploy.bundle import Bundle
-from asag_deploy.cli import main
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detect.cli import main
 from asag_deploy.detector import stop_rule
-from asag_deploy.images import read_image
-from asag_training.model import build
-from asag_training.plan import build_stages
-from asag_training.scenes import draw_scene
-from asag_training.stages import TorchNetwork
-from small_network import small_checkpoint
+from asag_deploy.images.reading import read_image
+from asag_evaluation.data.doodles import draw_scene
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages
+from asag_training.network.stages import TorchNetwork
+from support.small_network import small_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -18,25 +18,25 @@ import onnx
 import onnxruntime
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec, Manifest, Precision, Preprocessing
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.cli import main as build_main
 from asag_deploy.engines.graph import for_parser
 from asag_deploy.engines.plan import read_plan
 from asag_deploy.engines.shapes import Batches, profile
 from asag_deploy.engines.sidecar import read_sidecar
-from asag_deploy.manifest import GraphSpec, Manifest, Precision, Preprocessing
 from asag_export.cli import main as export_main
 from asag_export.graphs import DEFAULT_OPSET, export_stage
 from asag_export.prepare import prepare
 from asag_export.untrained import untrained_checkpoint
 from asag_training.checkpoints import save_checkpoint
-from asag_training.config import VARIANTS, AsagConfig
-from asag_training.model import build
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import StageModule
-from small_network import small_checkpoint, small_config
-from tiny_bundle import tiny_manifest
+from asag_training.network.config import VARIANTS, AsagConfig
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import StageModule
+from support.small_network import small_checkpoint, small_config
+from support.tiny_bundle import tiny_manifest
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

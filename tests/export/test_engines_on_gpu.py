@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from asag_deploy.backends import BACKENDS, open_network
-from asag_deploy.backends.tensorrt import EngineNetwork
-from asag_deploy.bundle import Bundle
+from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
-from asag_deploy.processing import OnHost
+from asag_deploy.processing.on_host import OnHost
+from asag_evaluation.data.doodles import draw_scene
 from asag_export.bundle_export import export_bundle
-from asag_training.scenes import draw_scene
-from small_network import small_checkpoint
+from support.small_network import small_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

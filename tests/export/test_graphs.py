@@ -13,17 +13,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
-from asag_deploy.manifest import Probing, TensorSpec
 from asag_export.graphs import DEFAULT_OPSET, OPSETS, check, export_stage
 from asag_export.operators import DOMAIN
 from asag_export.prepare import prepare
 from asag_training.checkpoints import select_head
-from asag_training.model import build
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import StageModule
-from small_network import small_checkpoint, small_config
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import StageModule
+from support.small_network import small_checkpoint, small_config
 
 GRAPHS = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 FUNCTIONS = {

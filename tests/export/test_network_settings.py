@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from asag_deploy.detector import Detector
+from asag_evaluation.data.doodles import draw_scene
 from asag_export.bundle_export import export_bundle
-from asag_training.scenes import draw_scene
-from small_network import small_checkpoint
+from support.small_network import small_checkpoint
 
 FEW: dict[str, Any] = {
     "heads": 2,

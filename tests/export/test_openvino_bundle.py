@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.backends import BACKENDS, open_network
-from asag_deploy.bundle import Bundle
-from asag_deploy.stages import Network
-from asag_export.gate import run_gate
-from asag_training.model import build
-from asag_training.plan import build_stages
-from asag_training.scenes import draw_scene
-from small_network import small_checkpoint
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.loop.stages import Network
+from asag_evaluation.data.doodles import draw_scene
+from asag_export.gate.gate import run_gate
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages
+from support.small_network import small_checkpoint
 
 pytest.importorskip("openvino", reason="needs OpenVINO")
 

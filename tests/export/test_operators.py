@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-import naive_operators as naive
 from asag_export.graphs import OPSETS
 from asag_export.operators import DOMAIN, FUNCTIONS, MultiscaleRoIAlign, PadAnchors, PyramidSample
-from asag_training.operators import (
+from asag_training.network.operators import (
     ONNX_VERSION,
     multiscale_roi_align,
     pad_anchors,
     pyramid_sample,
 )
-from naive_operators import STRIDES, PadSettings
+from support import naive_operators as naive
+from support.naive_operators import STRIDES, PadSettings
 
 OPSET = 20
 Arrays = Sequence[NDArray[Any]]

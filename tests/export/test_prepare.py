@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from asag_export.prepare import prepare
-from asag_training.backbone import FrozenBatchNorm2d
-from asag_training.model import Asag, build
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import TorchNetwork
-from small_network import small_checkpoint
+from asag_training.network.backbone import FrozenBatchNorm2d
+from asag_training.network.model import Asag, build
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import TorchNetwork
+from support.small_network import small_checkpoint
 
 IMAGE_SIZE = torch.tensor([[128, 160], [100, 90]])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
-from plugin_builds import build_cuda_library, missing_gpu, missing_nvcc
+from support.plugin_builds import build_cuda_library, missing_gpu, missing_nvcc
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def kernels_path(build_dir: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _kernels(kernels_path: Path) -> Iterator[None]:
-    from asag_bench.torch_cuda_peers import HOST_LOOP, why_not_on_cuda
+    from asag_bench.runners.torch_cuda_peers import HOST_LOOP, why_not_on_cuda
 
     before = os.environ.get(LIBRARY_VARIABLE)
     os.environ[LIBRARY_VARIABLE] = str(kernels_path)

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from asag_deploy.backends import BACKENDS, open_network
-from asag_deploy.backends.device_loop import DeviceLoop
 from asag_deploy.backends.loops import open_loop
-from asag_deploy.backends.tensorrt import EngineNetwork
-from asag_deploy.bundle import Bundle
+from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.engines.build import BuildOptions
-from asag_deploy.engines.canvases import Canvas
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
-from asag_deploy.manifest import Preprocessing
-from asag_deploy.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
-from asag_deploy.stages import Network
+from asag_deploy.loop.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
+from asag_deploy.loop.stages import Network
+from asag_deploy.processing.canvases import Canvas
 from asag_export.bundle_export import export_bundle
-from asag_export.gate import tolerance
-from small_network import small_checkpoint
+from asag_export.gate.gate import tolerance
+from support.small_network import small_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import gpu_checks as checks
-from asag_bench.torch_cuda_peers import open_with_kernels
-from asag_deploy.backends.tensorrt import EngineNetwork
-from asag_deploy.manifest import Level, Manifest, Precision
+from asag_bench.runners.torch_cuda_peers import open_with_kernels
+from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.bundle.manifest import Level, Manifest, Precision
+from support import gpu_checks as checks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch as _torch
 
-import gpu_checks as checks
-from asag_bench.torch_cuda_peers import open_with_kernels
+from asag_bench.runners.torch_cuda_peers import open_with_kernels
 from asag_deploy.backends.loops import open_loop
-from asag_deploy.backends.tensorrt import EngineNetwork
-from asag_deploy.manifest import Manifest
-from asag_training.scenes import draw_scene
+from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.bundle.manifest import Manifest
+from asag_evaluation.data.doodles import draw_scene
+from support import gpu_checks as checks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.kernels import KernelLibrary
-from plugin_builds import (
+from support.plugin_builds import (
     build_cuda_library,
     build_cuda_objects,
     missing_nvcc,

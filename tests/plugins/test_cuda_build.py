@@ -15,7 +15,7 @@ import pytest
 from asag_deploy import kernels
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import Buffer, KernelLibrary, structures
-from plugin_builds import ARCHITECTURES, build_check_program, missing_gpu, nvcc_folder, run
+from support.plugin_builds import ARCHITECTURES, build_check_program, missing_gpu, nvcc_folder, run
 
 
 @pytest.mark.slow

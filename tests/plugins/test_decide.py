@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from asag_deploy import kernels
+from asag_deploy.bundle.manifest import ProbeLevel
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.manifest import ProbeLevel
-from asag_deploy.probing import Counts, Decisions, StopRule, patch_limit, patches_of
-from tiny_bundle import tiny_manifest
+from asag_deploy.loop.probing import Counts, Decisions, StopRule, patch_limit, patches_of
+from support.tiny_bundle import tiny_manifest
 
 RULES = (StopRule(), StopRule(min_selected=3, max_patches=15), StopRule(min_selected=0, max_patches=2))
 

@@ -10,11 +10,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import naive_operators as naive
 from asag_deploy import kernels
 from asag_deploy.kernels import KernelLibrary
-from asag_training import operators
-from naive_operators import STRIDES, Bools, Floats, Ints, NmsInputs, NmsSettings, PadInputs, PadSettings
+from asag_training.network import operators
+from support import naive_operators as naive
+from support.naive_operators import (
+    STRIDES,
+    Bools,
+    Floats,
+    Ints,
+    NmsInputs,
+    NmsSettings,
+    PadInputs,
+    PadSettings,
+)
 
 SIZES = [(203, 317), (64, 96), (33, 500), (7, 5)]
 HALF_STEP = 2**-11

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from asag_deploy import kernels
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.postprocess import detections_of
+from asag_deploy.processing.postprocess import detections_of
 
 SHAPES = np.array([[480, 640], [1333, 17], [50, 900]])
 

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import kernels
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.manifest import Preprocessing
-from asag_deploy.preprocess import make_batch, resized_shape
+from asag_deploy.processing.preprocess import make_batch, resized_shape
 
 # Height and width of an image, and the sides that its shorter and longer are resized to.
 GROW = [

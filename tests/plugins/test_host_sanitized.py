@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from plugin_builds import build_host_library, missing_compiler, run
+from support.plugin_builds import build_host_library, missing_compiler, run
 
 ROOT = Path(__file__).parent.parent.parent
 
 PROGRAM = """
 import sys
 import numpy as np
-import naive_operators as naive
+from support import naive_operators as naive
 from asag_deploy import kernels
 
 library = kernels.KernelLibrary(sys.argv[1], "host", threads=48, seed=5)

@@ -16,7 +16,7 @@ from asag_deploy import kernels
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.kernels import Buffer, KernelLibrary, buffer_of, structures
 from asag_deploy.kernels.library import cuda_library_path
-from plugin_builds import PLUGINS
+from support.plugin_builds import PLUGINS
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import naive_operators as naive
 from asag_deploy import kernels
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import Buffer, KernelLibrary
-from naive_operators import STRIDES, NmsSettings, PadSettings
+from support import naive_operators as naive
+from support.naive_operators import STRIDES, NmsSettings, PadSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from plugin_builds import PLUGINS
+from support.plugin_builds import PLUGINS
 
 SUFFIXES = {".h", ".cpp", ".cu"}
 MAX_LINES = 400

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_builds import PLUGINS, WARNINGS, missing_nvcc, nvcc_folder, run
+from support.plugin_builds import PLUGINS, WARNINGS, missing_nvcc, nvcc_folder, run
 
 
 @pytest.fixture(scope="module")

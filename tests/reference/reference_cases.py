@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asag_training.config import AsagConfig, variant_config
+from asag_training.network.config import AsagConfig, variant_config
 from reference_weights import reference_image, reference_state_dict
 
 HERE = Path(__file__).parent

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import Preprocessing
-from asag_training.config import variant_config
+from asag_training.network.config import variant_config
 from asag_training.recipes import RECIPES, Optimisation, Recipe, recipe
 from asag_training.setting_changes import with_changes
 

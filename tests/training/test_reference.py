@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from asag_deploy.probing import Probed, StopRule, detect
-from asag_training.config import MAIN_HEAD
-from asag_training.model import Asag, build
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import TorchNetwork
+from asag_deploy.loop.probing import Probed, StopRule, detect
+from asag_training.network.config import MAIN_HEAD
+from asag_training.network.model import Asag, build
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import TorchNetwork
 from reference_cases import BOXES, LOGITS, NAMES, ReferenceCase, load_case
 
 pytestmark = pytest.mark.slow

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from asag_deploy.probing import StopRule, detect
-from asag_training.config import variant_config
-from asag_training.model import build
-from asag_training.plan import build_stages, probing_plan
-from asag_training.stages import TorchNetwork
+from asag_deploy.loop.probing import StopRule, detect
+from asag_training.network.config import variant_config
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages, probing_plan
+from asag_training.network.stages import TorchNetwork
 from reference_cases import BOXES, LOGITS
 from reference_weights import reference_image, reference_state_dict
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from asag_evaluation.data.coco import CocoDataset
+from asag_evaluation.evaluate import evaluate
 from asag_training.checkpoints import load_checkpoint
 from asag_training.cli import main
-from asag_training.data.coco import CocoDataset
-from asag_training.evaluation.evaluate import evaluate
 from asag_training.evaluation.predictor import load_predictor
-from asag_training.run_loop import Rhythm, Run, summary
-from asag_training.trainer import Position, Trainer
-from coco_files import write_coco
-from training_runs import TINY, make_loader, make_trainer, options_of, tiny_recipe, write_pictures
+from asag_training.run.run_loop import Rhythm, Run, summary
+from asag_training.run.trainer import Position, Trainer
+from support.coco_files import write_coco
+from support.training_runs import TINY, make_loader, make_trainer, options_of, tiny_recipe, write_pictures
 
 SETTINGS = options_of(TINY)
 
@@ -95,7 +95,7 @@ def test_resuming_goes_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(data, whole, "--pictures", "0") == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("asag_training.run_loop.evaluate", _interrupted)
+        patched.setattr("asag_training.run.run_loop.evaluate", _interrupted)
         assert train(data, cut, "--pictures", "0") == 128 + signal.SIGTERM
     assert "with --resume goes on" in capsys.readouterr().err
     assert len(rows(cut / "steps.csv")) == 2

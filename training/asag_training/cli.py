@@ -15,16 +15,16 @@ from asag_deploy import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
-from asag_training.allocation import keep_freed_memory
+from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_training.checkpoints import load_backbone, load_checkpoint
-from asag_training.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_training.data.loading import TrainingLoader
-from asag_training.distributed import Process, joined
-from asag_training.interruption import Interruption
-from asag_training.model import Asag
+from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run_loop import Rhythm, Run
-from asag_training.trainer import BEST, LAST, STATE, Trainer
+from asag_training.run.allocation import keep_freed_memory
+from asag_training.run.distributed import Process, joined
+from asag_training.run.interruption import Interruption
+from asag_training.run.run_loop import Rhythm, Run
+from asag_training.run.trainer import BEST, LAST, STATE, Trainer
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import Preprocessing
-from asag_training.config import AsagConfig, variant_config
 from asag_training.data.transforms import Augmentation, multi_scale, standard
 from asag_training.losses import LossConfig
-from asag_training.lr_schedule import SCHEDULES, Schedule
-from asag_training.optimizer import BACKBONE_FACTOR, LEARNING_RATE, MAX_GRADIENT_NORM, WEIGHT_DECAY
+from asag_training.network.config import AsagConfig, variant_config
+from asag_training.run.lr_schedule import SCHEDULES, Schedule
+from asag_training.run.optimizer import BACKBONE_FACTOR, LEARNING_RATE, MAX_GRADIENT_NORM, WEIGHT_DECAY
 from asag_training.setting_changes import with_changes
-from asag_training.training_settings import TrainingSettings
+from asag_training.settings import TrainingSettings
 
 _PUBLISHED_IMAGES_PER_RANK = 2
 """Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""

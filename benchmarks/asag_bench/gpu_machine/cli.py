@@ -16,7 +16,7 @@ from asag_bench.gpu_machine.plan import begin, plan
 from asag_bench.gpu_machine.report import NAME, write_report
 from asag_bench.gpu_machine.steps import Result, Step, run_steps
 from asag_bench.gpu_machine.work import ROOT, Work
-from asag_bench.machine import describe_machine
+from asag_bench.measuring.machine import describe_machine
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code
 from asag_deploy.cuda import open_cuda, why_no_cuda
 from asag_deploy.errors import BackendError, ConfigError

@@ -16,14 +16,17 @@ _WALL = "loops_wall_ms"
 
 
 def time_loops(work: Work, variant: str, limit: float) -> dict[str, Any]:
-    """The figures of `asag_bench.torch_cuda_loop`, which writes them as they come.
+    """The figures of `asag_bench.measuring.torch_cuda_loop`, which writes them as they come.
 
     Raises Failed with those that there are if it fails or takes too long.
     """
     work.need_gpu()
     output = work.folder / "loops.json"
     try:
-        work.run(work.python("asag_bench.torch_cuda_loop", "--variant", variant, "--output", output), limit)
+        work.run(
+            work.python("asag_bench.measuring.torch_cuda_loop", "--variant", variant, "--output", output),
+            limit,
+        )
     except BackendError as error:
         raise Failed(str(error), _figures(output)) from error
     figures = _figures(output)

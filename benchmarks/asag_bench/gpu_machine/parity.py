@@ -15,16 +15,16 @@ from pathlib import Path
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.errors import ParityError
-from asag_export.gate import Limits, run_gate
-from asag_export.report import format_report
+from asag_export.gate.gate import Limits, run_gate
+from asag_export.gate.report import format_report
 from asag_export.untrained import untrained_checkpoint
 from asag_training.checkpoints import load_checkpoint, select_head
-from asag_training.model import build
-from asag_training.plan import build_stages
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages
 
 PROGRAM = "parity"
 _OF_ENGINES = "tensorrt"

@@ -33,7 +33,7 @@ HALF, FULL, SCENES, SCENES_HALF = "r50-fp16", "r50-fp32", "scenes-fp32", "scenes
 DATA = "scenes"
 _KERNELS = "tests/plugins/test_on_gpu.py"
 _LOOPS = "tests/gpu/"
-_OF_ONNXRUNTIME = "tests/deploy/test_onnxruntime_backend.py"
+_OF_ONNXRUNTIME = "tests/deploy/backends/test_onnxruntime_backend.py"
 _CHECK = "asag_check_device"
 _GPU_MARK = "mark.gpu"
 _SANITIZER_FAILED = "9"
@@ -92,7 +92,7 @@ def begin(work: Work) -> None:
         HALF: export(*untrained, "--precision", "fp16", "--output-dir", work.folder / HALF),
         SCENES: export(*demo, "--output-dir", work.folder / SCENES),
         SCENES_HALF: export(*demo, "--precision", "fp16", "--output-dir", work.folder / SCENES_HALF),
-        DATA: work.python("asag_training.data.cli", "scenes", *scenes, "--output-dir", work.folder / DATA),
+        DATA: work.python("asag_evaluation.data.cli", "scenes", *scenes, "--output-dir", work.folder / DATA),
         FULL: export(*untrained, "--output-dir", work.folder / FULL),
     }
     if work.gpu is None:  # the small network stands in for the large one
@@ -222,7 +222,7 @@ def train(work: Work, compute: str, limit: float) -> dict[str, Any]:
     output = work.folder / f"training-{compute}.json"
     options: list[str | Path] = ["--set", f"optimisation.compute={compute}", "--output", output]
     options += ["--device", "cuda"] if work.gpu else ["--side", "64", "--updates", "1", "--warm-up", "0"]
-    work.run(work.python("asag_bench.training_step", *options), limit)
+    work.run(work.python("asag_bench.measuring.training_step", *options), limit)
     result = json.loads(output.read_text(encoding="utf-8"))
     return {"detail": f"{result['update_ms']['median']} ms an update", "result": result}
 

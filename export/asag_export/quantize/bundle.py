@@ -12,16 +12,16 @@ import onnx
 from numpy.typing import NDArray
 
 from asag_deploy import __version__
-from asag_deploy.bundle import Bundle, BundleWriter, write_bundle
+from asag_deploy.bundle.bundle import Bundle, BundleWriter, write_bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BundleCorruptError, ConfigError, ParityError
-from asag_deploy.images import RgbImage
+from asag_deploy.images.reading import RgbImage
+from asag_evaluation.data.coco import CocoDataset
 from asag_export.quantize.graph import ACTIVATIONS, Activations, quantize_graph
 from asag_export.quantize.measuring import compare_accuracy, signal_to_noise, stage_inputs
 from asag_export.quantize.pictures import check_detectable
 from asag_export.quantize.placement import PLACEMENTS
 from asag_export.quantize.report import QuantizationReport
-from asag_training.data.coco import CocoDataset
 
 DEFAULT_BACKEND = "onnxruntime"
 DEFAULT_MOST_LOSS = 0.005

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from asag_deploy import __version__
 from asag_deploy.backends import BACKENDS
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, ParityError
+from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT
 from asag_export.quantize.bundle import (
     DEFAULT_BACKEND,
     DEFAULT_MOST_LOSS,
@@ -25,7 +26,6 @@ from asag_export.quantize.measuring import open_data
 from asag_export.quantize.pictures import DEFAULT_COUNT, choose, image_files, read_pictures
 from asag_export.quantize.placement import PLACEMENTS
 from asag_export.quantize.report import format_quantization
-from asag_training.data.coco import TRAIN_SPLIT, VAL_SPLIT
 
 PROGRAM = "asag-quantize"
 

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.backends.hooked_network import HookedNetwork
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector, stop_rule
 from asag_deploy.errors import BackendError, DataError
-from asag_deploy.images import RgbImage
-from asag_deploy.stages import Array, Network
-from asag_deploy.wrapped_network import HookedNetwork
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.stages import Array, Network
+from asag_evaluation.data.coco import CocoDataset
 from asag_export.quantize.placement import FEATURES
 from asag_export.quantize.report import AccuracyPair
-from asag_training.data.coco import CocoDataset
 
 RESULTS = {"backbone": FEATURES, "decoder": ("logits", "boxes")}
 """What is compared of each quantised stage."""
@@ -109,7 +109,7 @@ def _average_precision(
     bundle: Bundle, backend: str, data: CocoDataset, on_image: Callable[[], object]
 ) -> float:
     try:
-        from asag_training.evaluation.evaluate import evaluate
+        from asag_evaluation.evaluate import evaluate
     except ImportError as error:
         raise BackendError(
             f"measuring AP needs {error.name}, which `pip install 'asag-deploy[export]'` installs"

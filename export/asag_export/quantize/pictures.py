@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError, DataError, SourceError
-from asag_deploy.images import RgbImage, read_image
-from asag_deploy.manifest import Preprocessing
-from asag_deploy.preprocess import resize
-from asag_deploy.sources import list_sources
+from asag_deploy.images.reading import RgbImage, read_image
+from asag_deploy.images.sources import list_sources
+from asag_deploy.processing.preprocess import resize
 
 DEFAULT_COUNT = 64
 LEAST = 8

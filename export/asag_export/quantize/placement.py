@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from asag_deploy.engines.products import bodies
+from asag_deploy.engines.matmul_as_conv import bodies
 from asag_deploy.errors import ConfigError
 
 OPERATORS = ("Conv", "Add", "Relu", "MaxPool", "Resize")

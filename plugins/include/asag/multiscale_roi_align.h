@@ -1,7 +1,7 @@
 // RoIAlign 7x7 with 2x2 samples per bin, each box on one level of the pyramid, in one launch (paper, relation block).
 //
 // One block computes a row of bins of one box.  Level, samples and border rule are those of
-// asag_training.operators.multiscale_roi_align.  A box whose area is not a number goes to the finest level.
+// asag_training.network.operators.multiscale_roi_align.  A box whose area is not a number goes to the finest level.
 #pragma once
 
 #include "asag/asag_kernels.h"

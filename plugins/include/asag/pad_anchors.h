@@ -1,7 +1,7 @@
 // Gather the anchors that pass into a fixed number of queries: filter, floor, cap and pad, in one launch.
 //
 // One block per image.  The order of the queries and who is among them are those of
-// asag_training.operators.pad_anchors.
+// asag_training.network.operators.pad_anchors.
 #pragma once
 
 #include "asag/asag_kernels.h"

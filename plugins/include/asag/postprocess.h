@@ -1,7 +1,7 @@
 // The decoder's detections become those of the original image: sorted, scaled, rid of duplicates, and clipped.
 //
 // One block per image.  What is kept, in which order, and every number are those of
-// asag_deploy.postprocess.detections_of.
+// asag_deploy.processing.postprocess.detections_of.
 #pragma once
 
 #include "asag/asag_kernels.h"

@@ -1,7 +1,7 @@
 // AdaMixer's sampling: every level at the same points, added up by weight; channels go in groups.
 //
 // One block computes all points of one query and group.  Bilinear with zeros outside, cell centres at
-// (i + 0.5) stride, as asag_training.operators.pyramid_sample.  Points that are not finite sample zeros.
+// (i + 0.5) stride, as asag_training.network.operators.pyramid_sample.  Points that are not finite sample zeros.
 #pragma once
 
 #include "asag/asag_kernels.h"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from asag_deploy.cuda import Cuda, Device, open_cuda
-from fake_cuda import FakeCuda
-from fake_gpu import install_cuda
+from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_gpu import install_cuda
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from asag_deploy.cuda import Cuda, Device, open_cuda
 from asag_deploy.cuda.captures import Captures, captures
 from asag_deploy.cuda.graph import capture
 from asag_deploy.errors import BackendError
-from fake_cuda import FakeCuda
+from support.simulated_gpu.fake_cuda import FakeCuda
 
 
 def test_a_finaliser_frees_memory_after_the_capture(cuda: FakeCuda, api: Cuda, stream: int) -> None:

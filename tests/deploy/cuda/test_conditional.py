@@ -8,7 +8,7 @@ import pytest
 
 from asag_deploy.cuda import Cuda
 from asag_deploy.cuda.conditional import why_no_conditions
-from fake_cuda import FakeCuda
+from support.simulated_gpu.fake_cuda import FakeCuda
 
 
 @pytest.mark.parametrize("name", ["cudaGraphAddNode", "cudaStreamIsCapturing"])

@@ -13,7 +13,7 @@ from asag_deploy.cuda import Cuda
 from asag_deploy.cuda.graph import Chain, capture, new_graph
 from asag_deploy.cuda.graph_nodes import nodes, why_not
 from asag_deploy.errors import BackendError, CaptureError
-from fake_cuda import FakeCuda
+from support.simulated_gpu.fake_cuda import FakeCuda
 
 
 def bytes_at(pointer: int, count: int) -> list[int]:

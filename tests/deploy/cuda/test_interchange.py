@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from asag_deploy.cuda import Device, DeviceArray, is_device_array
 from asag_deploy.cuda import dlpack as capsules
 from asag_deploy.errors import ImageError
-from fake_cuda import FakeCuda
-from fake_tensorrt import view
+from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_tensorrt import view
 
 
 class Foreign:

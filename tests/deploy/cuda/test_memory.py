@@ -10,7 +10,7 @@ import pytest
 from asag_deploy.cuda import Device
 from asag_deploy.cuda.memory import bucket_of
 from asag_deploy.errors import BackendError
-from fake_cuda import FakeCuda
+from support.simulated_gpu.fake_cuda import FakeCuda
 
 FLOAT = np.dtype(np.float32)
 

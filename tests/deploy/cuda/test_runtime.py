@@ -12,8 +12,8 @@ import pytest
 
 from asag_deploy.cuda import open_cuda, why_no_cuda
 from asag_deploy.errors import BackendError
-from fake_cuda import CudaError, FakeCuda
-from fake_gpu import install_cuda
+from support.simulated_gpu.fake_cuda import CudaError, FakeCuda
+from support.simulated_gpu.fake_gpu import install_cuda
 
 
 def test_a_gpu_that_can_be_used(cuda: FakeCuda) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines import adapter, build
 from asag_deploy.engines.targets import Gpu
-from engine_bundle import make_engine_bundle
-from recorded_tensorrt import RecordedModule, file_of
+from support.engine_bundle import make_engine_bundle
+from support.simulated_gpu.recorded_tensorrt import RecordedModule, file_of
 
 
 @pytest.fixture

@@ -23,8 +23,16 @@ from asag_deploy.engines import adapter
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.errors import BackendError, ConfigError, EngineError
-from record_tensorrt import record as describe
-from recorded_tensorrt import NEWEST, OLDEST, RECORDS, RTX, Recorded, RecordedModule, file_of
+from support.simulated_gpu.record_tensorrt import record as describe
+from support.simulated_gpu.recorded_tensorrt import (
+    NEWEST,
+    OLDEST,
+    RECORDS,
+    RTX,
+    Recorded,
+    RecordedModule,
+    file_of,
+)
 
 INPUTS = (InputRange(name="x", dtype="float32", least=(1, 2), usual=(2, 2), most=(4, 2)),)
 PLAIN = CompileOptions(

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines import BuildOptions, BuildReport, Canvas, build_engines, check
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.engines.targets import Gpu
@@ -25,8 +25,8 @@ from asag_deploy.errors import (
     EngineStaleError,
     OutputError,
 )
-from bundle_edits import edit_graph
-from recorded_tensorrt import NEWEST, OLDEST, RTX, RecordedModule
+from support.bundle_edits import edit_graph
+from support.simulated_gpu.recorded_tensorrt import NEWEST, OLDEST, RTX, RecordedModule
 
 STAGES = ("normalize", "backbone", "decoder")
 Install = Callable[[str], RecordedModule]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.cli import main
-from recorded_tensorrt import RTX, RecordedModule
+from support.simulated_gpu.recorded_tensorrt import RTX, RecordedModule
 
 SM86 = ("--gpu", "sm86")
 

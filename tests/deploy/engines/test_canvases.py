@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Preprocessing, ProbeLevel
 from asag_deploy.engines import BuildOptions, build_engines, canvas_engines, check
-from asag_deploy.engines.canvases import (
+from asag_deploy.engines.cli import main
+from asag_deploy.engines.shapes import Batches, fixed_slots
+from asag_deploy.engines.sidecar import built_canvases
+from asag_deploy.errors import ConfigError, EngineMissingError, EngineStaleError
+from asag_deploy.processing.canvases import (
     Canvas,
     check_canvas,
     default_canvases,
@@ -20,13 +25,8 @@ from asag_deploy.engines.canvases import (
     parse_canvas,
     smallest_holding,
 )
-from asag_deploy.engines.cli import main
-from asag_deploy.engines.shapes import Batches, fixed_slots
-from asag_deploy.engines.sidecar import built_canvases
-from asag_deploy.errors import ConfigError, EngineMissingError, EngineStaleError
-from asag_deploy.manifest import Preprocessing, ProbeLevel
-from asag_deploy.preprocess import padded_shape, resized_shape
-from recorded_tensorrt import RTX, RecordedModule
+from asag_deploy.processing.preprocess import padded_shape, resized_shape
+from support.simulated_gpu.recorded_tensorrt import RTX, RecordedModule
 
 USUAL = Preprocessing()
 SMALL = Preprocessing(shorter_side=64, longer_side=128)  # that of the bundle

@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-import engine_bundle
 from asag_deploy.engines.graph import (
     Plugin,
     computes_with_sizes,
@@ -20,6 +19,7 @@ from asag_deploy.engines.graph import (
     operators_of,
 )
 from asag_deploy.errors import BundleCorruptError
+from support import engine_bundle
 
 SIZES = {"batch": 2, "height": 64, "width": 96, "height_p5": 2, "width_p5": 3, "queries": 5}
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines import BuildOptions, build_engines
 from asag_deploy.engines.adapter import CompileOptions, open_library
 from asag_deploy.engines.inspector import Layers, count_layers, in_words
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.engines.sidecar import read_sidecar
 from asag_deploy.engines.targets import Gpu
-from recorded_tensorrt import NEWEST, RECORDS, RTX, RecordedModule
+from support.simulated_gpu.recorded_tensorrt import NEWEST, RECORDS, RTX, RecordedModule
 
 Install = Callable[[str], RecordedModule]
 

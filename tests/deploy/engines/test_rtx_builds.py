@@ -13,17 +13,17 @@ import onnx
 import pytest
 
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines import BuildOptions, Canvas, build_engines, check
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main
 from asag_deploy.engines.plan import read_plan
 from asag_deploy.engines.sidecar import canvas_engines, read_sidecar
 from asag_deploy.errors import BackendError, EngineError, EngineStaleError
-from bundle_edits import edit_graph
-from fake_cuda import FakeCuda
-from fake_gpu import install_cuda
-from plugin_builds import missing_gpu
+from support.bundle_edits import edit_graph
+from support.plugin_builds import missing_gpu
+from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_gpu import install_cuda
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -143,7 +143,7 @@ def test_one_engine_for_all(bundle: Bundle) -> None:
 
 
 def test_turing_needs_its_products_spelt_out(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this fails, the library has learnt it, and `asag_deploy.engines.products` can go."""
+    """If this fails, the library has learnt it, and `asag_deploy.engines.matmul_as_conv` can go."""
     monkeypatch.setattr("asag_deploy.engines.build._spells_out_products", lambda target, library: False)
     with pytest.raises(EngineError, match=r"compile the stage 'decoder' for sm75: .*FP32 GEMM"):
         build_engines(bundle, BuildOptions(gpus=("sm75",)))

@@ -7,12 +7,12 @@ import itertools
 
 import pytest
 
+from asag_deploy.bundle.manifest import GraphSpec, Manifest, Preprocessing, TensorSpec
 from asag_deploy.engines.shapes import Batches, InputRange, profile
 from asag_deploy.errors import BundleCorruptError, ConfigError
-from asag_deploy.manifest import GraphSpec, Manifest, Preprocessing, TensorSpec
-from asag_deploy.preprocess import resized_shape
-from tiny_bundle import ANCHOR_CAP, tiny_manifest
-from tiny_graphs import CAPACITY, PATCH_ANCHORS
+from asag_deploy.processing.preprocess import resized_shape
+from support.tiny_bundle import ANCHOR_CAP, tiny_manifest
+from support.tiny_graphs import CAPACITY, PATCH_ANCHORS
 
 BATCHES = Batches(usual=2, most=8)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.shapes import Batches, profile
 from asag_deploy.engines.sidecar import (
     Format,

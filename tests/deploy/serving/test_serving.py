@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from asag_deploy import Detector
 from asag_deploy._version import __version__
+from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.manifest import Manifest
 from asag_deploy.serving import cli
 from asag_deploy.serving.app import Limits, ServedDetector, make_app
 from asag_deploy.serving.server import address_of, listen, make_server, run
-from detection_samples import make_detections
-from tiny_bundle import make_bundle, picture, tiny_manifest
+from support.detection_samples import make_detections
+from support.tiny_bundle import make_bundle, picture, tiny_manifest
 
 SECONDS = 20.0
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
 from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
-from asag_training.config import BACKBONE_DEPTHS, AsagConfig
-from asag_training.model import Asag
+from asag_training.network.config import BACKBONE_DEPTHS, AsagConfig
+from asag_training.network.model import Asag
 
 _PREFIX = "backbone.0.body."
 _CLASSIFIER = "fc."

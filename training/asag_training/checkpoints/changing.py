@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from asag_deploy.errors import ConfigError
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.layout import expected_layout
-from asag_training.config import AsagConfig
+from asag_training.network.config import AsagConfig
 from asag_training.setting_changes import with_changes
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError
-from asag_deploy.manifest import Category, Preprocessing
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
-from asag_training.config import AsagConfig
+from asag_training.network.config import AsagConfig
 
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"

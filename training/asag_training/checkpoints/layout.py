@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asag_training.config import VARIANTS, AsagConfig, DecoderType, asag_100, asag_300, asag_crowdhuman
-from asag_training.model import Asag
+from asag_training.network.config import (
+    VARIANTS,
+    AsagConfig,
+    DecoderType,
+    asag_100,
+    asag_300,
+    asag_crowdhuman,
+)
+from asag_training.network.model import Asag
 
 Layout = Mapping[str, tuple[int, ...]]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_training.categories import default_categories
 from asag_training.checkpoints.checkpoint import Checkpoint, select_head
 from asag_training.checkpoints.layout import (
     Layout,
@@ -21,7 +20,8 @@ from asag_training.checkpoints.layout import (
 )
 from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
-from asag_training.config import VARIANTS, AsagConfig, variant_config
+from asag_training.network.categories import default_categories
+from asag_training.network.config import VARIANTS, AsagConfig, variant_config
 
 _SETTINGS_IN_ARGS = {
     "activation": "activation",

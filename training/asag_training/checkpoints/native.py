@@ -15,11 +15,11 @@ from torch import Tensor
 
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
+from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_deploy.manifest import Category, Preprocessing
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.reading import WeightFile, as_float32
-from asag_training.config import AsagConfig
+from asag_training.network.config import AsagConfig
 
 FORMAT_VERSION = 1
 _VERSION_KEY = "asag_format_version"

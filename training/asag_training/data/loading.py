@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, DataError
-from asag_deploy.manifest import Preprocessing
-from asag_training.data.coco import CocoDataset, Sample
+from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
-from asag_training.outputs import Targets
+from asag_training.losses.network_output import Targets
 
 
 class Batch(NamedTuple):

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_deploy.images import RgbImage
-from asag_deploy.manifest import Preprocessing
-from asag_deploy.preprocess import resize, resized_shape
-from asag_training.data.coco import Sample
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.processing.preprocess import resize, resized_shape
+from asag_evaluation.data.coco import Sample
 
 Rng = np.random.Generator
 
@@ -134,7 +134,7 @@ def turn(sample: Sample, quarters: int) -> Sample:
 
 
 def resize_sample(sample: Sample, shorter_side: int, longer_side: int) -> Sample:
-    """Resize by the rule of inference (`asag_deploy.preprocess.resized_shape`)."""
+    """Resize by the rule of inference (`asag_deploy.processing.preprocess.resized_shape`)."""
     spec = Preprocessing(shorter_side=shorter_side, longer_side=longer_side)
     height, width = sample.image.shape[:2]
     new_height, new_width = resized_shape(height, width, spec)

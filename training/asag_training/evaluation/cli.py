@@ -10,13 +10,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asag_deploy._version import __version__
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import Preprocessing
-from asag_training.data.coco import VAL_SPLIT, CocoDataset
-from asag_training.evaluation.evaluate import Evaluation, evaluate
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_evaluation.evaluate import Evaluation, evaluate
+from asag_evaluation.report import table, write_report
 from asag_training.evaluation.predictor import Predictor, load_predictor
-from asag_training.evaluation.report import table, write_report
 
 PROGRAM = "asag-eval"
 

@@ -13,17 +13,17 @@ import torch
 
 from asag_deploy import __version__
 from asag_deploy.backends import open_network
-from asag_deploy.bundle import Bundle
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Category, Level, Manifest, Mode, Preprocessing
 from asag_deploy.detector import Detector, stop_rule
 from asag_deploy.errors import ConfigError
-from asag_deploy.manifest import Category, Level, Manifest, Mode, Preprocessing
+from asag_evaluation.evaluate import ProposalSource
+from asag_evaluation.metrics.proposals import ProposalLoop, gives_proposals
 from asag_training.checkpoints import load_checkpoint, select_head
-from asag_training.config import MAIN_HEAD
-from asag_training.evaluation.evaluate import ProposalSource
-from asag_training.evaluation.proposals import ProposalLoop, gives_proposals
-from asag_training.model import Asag, build
-from asag_training.plan import build_stages, postprocessing_plan, probing_plan
-from asag_training.stages import TorchNetwork
+from asag_training.network.config import MAIN_HEAD
+from asag_training.network.model import Asag, build
+from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.network.stages import TorchNetwork
 
 TORCH = "torch"
 """The backend that runs checkpoints."""

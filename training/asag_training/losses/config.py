@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from asag_deploy.errors import ConfigError
-from asag_training.matching import MatchingCosts
+from asag_training.losses.matching import MatchingCosts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from asag_training.config import MAIN_HEAD
 from asag_training.losses.anchors import AnchorLosses, Patches, anchor_cost, anchor_losses, gather_patches
 from asag_training.losses.config import LossConfig
+from asag_training.losses.matching import solve
+from asag_training.losses.network_output import NetworkOutput, Targets
 from asag_training.losses.queries import (
     Predictions,
     QueryLosses,
@@ -21,9 +22,8 @@ from asag_training.losses.queries import (
 )
 from asag_training.losses.result import Losses
 from asag_training.losses.targets import PaddedTargets, pad_targets
-from asag_training.matching import solve
-from asag_training.model import HeadOutput
-from asag_training.outputs import NetworkOutput, Targets
+from asag_training.network.config import MAIN_HEAD
+from asag_training.network.model import HeadOutput
 
 RELATION = "rpn"
 _FIRST_LEVEL = ("P6", "P5")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asag_training import boxes as box_ops
-from asag_training.anchor_generator import QUADRANTS, STRIDES
-from asag_training.outputs import LevelOutput, Targets
+from asag_training.losses.network_output import LevelOutput, Targets
+from asag_training.network import boxes as box_ops
+from asag_training.network.anchor_generator import QUADRANTS, STRIDES
 
 _FILLER = 0.5
 """Coordinate of the boxes that only fill up: any box that has an area."""

@@ -1,0 +1,114 @@
+"""Networks around another one: to watch its stages, or to do something at each of them.
+
+A wrapper keeps what the wrapped network can do beyond its stages, so that what is watched is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from asag_deploy.backends.loops import Loop
+from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
+from asag_deploy.errors import ConfigError
+from asag_deploy.loop.stages import Array, Network, Stage
+from asag_deploy.processing.on_host import Processing
+
+Before = Callable[[str, Mapping[str, Array]], object]
+"""Called with a stage's name and inputs, before it runs."""
+After = Callable[[str, Mapping[str, Array], Mapping[str, Array]], object]
+"""Called with a stage's name, inputs and outputs, once it has run (on a GPU: once it has been begun)."""
+
+
+class WrappedNetwork(Network):
+    """Another network, with everything it can do; to be derived from."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.patch_bucket = network.patch_bucket
+        self.query_bucket = network.query_bucket
+        self.takes_device_arrays = network.takes_device_arrays
+        self.canvases = network.canvases
+
+    def stage(self, name: str) -> Stage:
+        """The wrapped network's stage."""
+        return self._network.stage(name)
+
+    def upload(self, array: NDArray[Any]) -> Array:
+        """A host array as the wrapped network's."""
+        return self._network.upload(array)
+
+    def download(self, array: Array) -> NDArray[Any]:
+        """The wrapped network's array on the host."""
+        return self._network.download(array)
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """The shape of the wrapped network's array."""
+        return self._network.shape(array)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """Where the next level looks, as the wrapped network finds it."""
+        return self._network.select(probing, level, anchors, selected, counts, image_size)
+
+    def keep(self, array: Array) -> None:
+        """As the wrapped network keeps it."""
+        self._network.keep(array)
+
+    def close(self) -> None:
+        """Close the wrapped network."""
+        self._network.close()
+
+    def device_processing(self, manifest: Manifest) -> Processing | None:
+        """The wrapped network's; if it has none, that of the host runs over the wrapper."""
+        return self._network.device_processing(manifest)
+
+    def why_no_device_loop(self) -> str | None:
+        """What keeps the wrapped network's loop from its device."""
+        return self._network.why_no_device_loop()
+
+    def open_device_loop(self) -> Loop:
+        """The wrapped network's, which runs its stages without asking the wrapper for them."""
+        return self._network.open_device_loop()
+
+
+class HookedNetwork(WrappedNetwork):
+    """A network with functions that are called before and after each of its stages.
+
+    On the device's loop they would be passed over, so its loop is the host's.
+    """
+
+    def __init__(self, network: Network, *, before: Before | None = None, after: After | None = None) -> None:
+        super().__init__(network)
+        self._before, self._after = before, after
+
+    def stage(self, name: str) -> Stage:
+        """The wrapped network's stage, between the two functions."""
+        run = self._network.stage(name)
+
+        def hooked(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            if self._before is not None:
+                self._before(name, inputs)
+            outputs = run(inputs)
+            if self._after is not None:
+                self._after(name, inputs, outputs)
+            return outputs
+
+        return hooked
+
+    def why_no_device_loop(self) -> str | None:
+        """The hooks do."""
+        return "the stages are watched one by one, which the loop on the device passes over; use loop 'host'"
+
+    def open_device_loop(self) -> Loop:
+        """Raises ConfigError: there is none that calls the hooks."""
+        raise ConfigError(f"loop 'device' cannot be used here: {self.why_no_device_loop()}")

@@ -1,0 +1,288 @@
+"""OpenVINO on the CPU, in float32, or in bfloat16 where the processor multiplies it; INT8 bundles in either.
+
+A stage's outputs stay in the memory of the inference request that wrote them and go into the next stage as
+they are.  The request serves another call only when the last of its outputs has been let go.
+
+OpenVINO reads no ONNX functions, so what `compiled` loads has them inlined; compiled graphs are cached
+(`asag_deploy.backends.compiled_cache`), and what bfloat16 leaves in float32 is decided in
+`asag_deploy.backends.openvino.precision`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import tempfile
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.backends.compiled_cache import CompiledCache
+from asag_deploy.backends.openvino.precision import FEATURE_NAMES, keep_coordinates_precise
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.errors import BackendError
+from asag_deploy.loop.stages import Array, Network, Stage
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, Core, InferRequest, Model, Tensor
+
+Precision = Literal["f32", "bf16"]
+
+_DEVICE = "CPU"
+_RECIPE = 2
+"""To be counted up when this file makes another model of a graph: what is cached is then made anew."""
+_COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
+"""Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
+the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
+makes products with weights into layers of another type, which lose the mark."""
+_MISSING = "OpenVINO is not installed; install it with `pip install openvino`"
+_OUTPUT_SUFFIX = "/sink_port_0"
+_NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVino:
+    """OpenVINO as an `asag_deploy.backends.Backend`."""
+
+    name: str
+    precision: Precision
+
+    def available(self) -> str | None:
+        """None if OpenVINO is installed and the processor has the precision, else what is missing."""
+        if importlib.util.find_spec("openvino") is None:
+            return _MISSING
+        if self.precision == "f32":
+            return None
+        import openvino
+
+        if "BF16" in openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
+            return None
+        return "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use the backend 'openvino'"
+
+    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
+        """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
+        import openvino
+
+        core = openvino.Core()
+        cache = CompiledCache.of_user(self._recipe(core))
+        names = [graph.name for graph in bundle.manifest.graphs]
+        with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
+            config = _config(threads, requests)
+            models = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
+            return OpenVinoNetwork(dict(zip(names, models, strict=True)))
+
+    def _recipe(self, core: Core) -> str:
+        """What, besides the graph, decides what compiling it gives."""
+        import openvino
+
+        device = core.get_property(_DEVICE, "FULL_DEVICE_NAME")
+        capabilities = sorted(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+        return f"{_RECIPE} {openvino.get_version()} {device} {' '.join(capabilities)} {self.precision}"
+
+    def _load(
+        self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, how: Mapping[str, Any]
+    ) -> CompiledModel:
+        precision = "f32" if name in _COMPUTED_IN_FLOAT32 else self.precision
+        config = {"INFERENCE_PRECISION_HINT": precision, **how}
+        path = bundle.graph_path(name)
+        digest = bundle.manifest.graph(name).sha256
+        cached = _import(core, cache.read(digest), config)
+        if cached is not None:
+            return cached
+        try:
+            model = _break_ties_by_index(_read_graph(core, path))
+            if self.precision == "bf16":
+                model = _mixed_precision(core, model)
+            compiled = core.compile_model(model, _DEVICE, config)
+            cache.write(digest, compiled.export_model().getvalue())
+        except Exception as error:  # OpenVINO's and ONNX Runtime's exceptions have no other base
+            raise BackendError(
+                f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
+            ) from error
+        return compiled
+
+
+class OpenVinoArray:
+    """An array in OpenVINO's memory, or in a NumPy array's that OpenVINO reads in place."""
+
+    __slots__ = ("_owner", "tensor")
+
+    def __init__(self, tensor: Tensor, owner: object) -> None:
+        self.tensor = tensor
+        self._owner = owner  # the memory lives, and is not written to again, for as long as this does
+
+
+class OpenVinoNetwork(Network):
+    """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
+
+    def __init__(self, models: Mapping[str, CompiledModel]) -> None:
+        self._stages = {name: _OpenVinoStage(name, model) for name, model in models.items()}
+
+    def stage(self, name: str) -> Stage:
+        """The stage called `name` (KeyError if there is none)."""
+        return self._stages[name]
+
+    def upload(self, array: NDArray[Any]) -> OpenVinoArray:
+        """A host array for OpenVINO.  It is not copied, and must not be written to any more."""
+        import openvino
+
+        whole = np.ascontiguousarray(array)
+        whole = whole.view(whole.dtype.name)  # of C's two 8-byte integers, OpenVINO knows one
+        return OpenVinoArray(openvino.Tensor(whole, shared_memory=True), whole)
+
+    def download(self, array: OpenVinoArray) -> NDArray[Any]:
+        """A copy on the host; bfloat16 comes as float32, for NumPy does not know it."""
+        return _to_numpy(array.tensor)
+
+    def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
+        """The shape of an array."""
+        return tuple(array.tensor.get_shape())
+
+
+class _OpenVinoStage:
+    """One compiled graph as a stage.  A call has its own request, so several threads can run it at once."""
+
+    def __init__(self, name: str, model: CompiledModel) -> None:
+        self._name = name
+        self._model = model
+        self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
+        self._outputs = [_own_name(port) for port in model.outputs]
+        self._idle: SimpleQueue[InferRequest] = SimpleQueue()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph on those of `inputs` that it declares."""
+        missing = [name for name in self._inputs if name not in inputs]
+        if missing:
+            raise BackendError(
+                f"the graph '{self._name}' asks for an input '{missing[0]}' that this release does not give; "
+                "export the bundle again with `asag-export` of the same release"
+            )
+        try:
+            request = self._request()
+            given = [_cast(inputs[name].tensor, kind) for name, kind in self._inputs.items()]
+            for index, tensor in enumerate(given):
+                request.set_input_tensor(index, tensor)
+            request.infer()
+        except Exception as error:  # OpenVINO's exceptions have no other base
+            raise BackendError(f"OpenVINO failed in the graph '{self._name}': {_reason(error)}") from error
+        lease = _Lease()
+        weakref.finalize(lease, self._idle.put, request).atexit = False
+        return {
+            name: OpenVinoArray(request.get_output_tensor(index), lease)
+            for index, name in enumerate(self._outputs)
+        }
+
+    def _request(self) -> InferRequest:
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return self._model.create_infer_request()
+
+
+class _Lease:
+    """What the outputs of a call hold together; when it goes, their request is free for another call."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _config(threads: int | None, requests: int) -> dict[str, Any]:
+    """How OpenVINO is to use the cores: all for one call, or divided among so many at once."""
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if requests > 1:
+        config = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": requests}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    return config
+
+
+def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> CompiledModel | None:
+    """What an earlier start compiled, or None if there is nothing or OpenVINO does not take it."""
+    if content is None:
+        return None
+    try:
+        return core.import_model(content, _DEVICE, config)
+    except Exception:  # whatever is wrong with it, compiling makes another
+        return None
+
+
+def _read_graph(core: Core, path: Path) -> Model:
+    """An ONNX graph as OpenVINO's; its functions are inlined by ONNX Runtime, which is always there."""
+    import onnxruntime
+
+    with contextlib.suppress(Exception):  # functions, or a broken file: ONNX Runtime tells which
+        return core.read_model(path)
+    with tempfile.TemporaryDirectory() as folder:
+        inlined = Path(folder) / path.name
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.optimized_model_filepath = str(inlined)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return core.read_model(inlined)
+
+
+def _break_ties_by_index(model: Model) -> Model:
+    """Let TopK give equal values in order, as ONNX has it: OpenVINO reads it as free to choose."""
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK" and node.get_attributes().get("sort") == "value":
+            node.set_attribute("stable", True)
+    return model
+
+
+def _mixed_precision(core: Core, model: Model) -> Model:
+    """The model to be compiled for bfloat16: feature maps travel in it, coordinates stay in float32."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    wrapped = PrePostProcessor(model)
+    for ports, wrap in ((model.inputs, wrapped.input), (model.outputs, wrapped.output)):
+        for port in ports:
+            if port.any_name in FEATURE_NAMES and port.get_element_type() == openvino.Type.f32:
+                wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
+    with tempfile.TemporaryDirectory() as folder:
+        description, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+        openvino.serialize(wrapped.build(), description, weights)
+        description.write_bytes(keep_coordinates_precise(description.read_bytes()))
+        return core.read_model(description, weights)
+
+
+def _cast(tensor: Tensor, kind: Any) -> Tensor:
+    """The tensor in the type that a graph wants, which differs for float32 features from the host alone."""
+    import openvino
+
+    if tensor.get_element_type() == kind or kind != openvino.Type.bf16:
+        return tensor
+    bits = np.array(tensor.data, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+    copy = openvino.Tensor(openvino.Type.bf16, tensor.get_shape())
+    copy.data.view(np.uint16)[...] = rounded
+    return copy
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    import openvino
+
+    if tensor.get_element_type() != openvino.Type.bf16:
+        return np.array(tensor.data)
+    halves: NDArray[np.uint16] = tensor.data.view(np.uint16)  # OpenVINO calls the same bits float16
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _own_name(port: Any) -> str:
+    """A compiled port's name in the graph, not that of a value that compiling made one with it."""
+    name: str = port.node.friendly_name.removesuffix(_OUTPUT_SUFFIX)
+    return name if name in port.names else port.any_name
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message that says something, in OpenVINO's several lines of where it arose."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_NOISE)]
+    return next(iter([*telling, *lines]), type(error).__name__)

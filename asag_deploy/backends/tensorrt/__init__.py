@@ -1,0 +1,1 @@
+"""The TensorRT backends, and the probing loop on the GPU."""

@@ -1,0 +1,1 @@
+"""Exported bundles: the folder, its manifest, and how the manifest is read and written."""

@@ -1,0 +1,209 @@
+"""A bundle: the directory that holds an exported network, `manifest.json` and one file per stage graph.
+
+Opening one verifies everything it says about itself, so that whatever runs later can take it at its word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from asag_deploy.atomic import atomic_directory
+from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, TensorSpec
+from asag_deploy.bundle.manifest_json import export_again, manifest_from_json, manifest_to_json
+from asag_deploy.errors import BundleCorruptError, BundleNotFoundError
+
+MANIFEST = "manifest.json"
+
+_PROBING_ORDER: tuple[Level, ...] = ("P4", "P3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle; made by `Bundle.open`."""
+
+    path: Path
+    """The directory."""
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read a bundle and verify it: the manifest, and the SHA-256 of every graph.
+
+        Raises BundleNotFoundError if there is none at `path`, BundleVersionError if a newer release wrote
+        it, BundleCorruptError if anything in it is missing, truncated, altered or malformed.
+        """
+        directory = Path(path)
+        manifest = manifest_from_json(_read_manifest(directory), str(directory / MANIFEST))
+        problem = _contradiction(manifest)
+        if problem is not None:
+            raise BundleCorruptError(
+                f"in '{directory / MANIFEST}', {problem}; {export_again(manifest.variant)}"
+            )
+        _verify_graphs(directory, manifest)
+        return cls(path=directory, manifest=manifest)
+
+    def graph_path(self, name: str) -> Path:
+        """The file of the stage graph called `name` (KeyError if the bundle has none)."""
+        return self.path / self.manifest.graph(name).file
+
+
+def stage_names(levels: Sequence[Level]) -> tuple[str, ...]:
+    """The stage graphs of a bundle that can probe `levels`, in the order they run."""
+    return ("normalize", "backbone", *(f"probe_{level.lower()}" for level in levels), "decoder")
+
+
+class BundleWriter:
+    """A bundle in the making; made by `write_bundle`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        """Where it is built; it moves to its own name in the end."""
+        self.finished = False
+        self._graphs: dict[str, GraphSpec] = {}
+
+    def add_graph(
+        self,
+        name: str,
+        onnx: bytes,
+        *,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        precision: Precision | None = None,
+    ) -> None:
+        """Write the stage graph `name`, a serialised ONNX model, with its interface.
+
+        precision: what it computes in, where that is not what the bundle's manifest says.
+
+        One of that name that was added before is replaced.
+        """
+        file = f"{name}.onnx"
+        (self.directory / file).write_bytes(onnx)
+        spec = GraphSpec(
+            name=name,
+            file=file,
+            sha256=hashlib.sha256(onnx).hexdigest(),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            precision=precision,
+        )
+        self._graphs[name] = spec
+
+    def finish(self, manifest: Manifest) -> Bundle:
+        """Write `manifest.json`, `manifest` with the graphs that were added, and open the bundle where it is.
+
+        May be called again, to add the report of the parity gate that ran on what the first call returned.
+        Raises BundleCorruptError if what was added makes no bundle.
+        """
+        complete = dataclasses.replace(manifest, graphs=tuple(self._graphs.values()))
+        (self.directory / MANIFEST).write_text(manifest_to_json(complete), encoding="utf-8")
+        bundle = Bundle.open(self.directory)
+        self.finished = True
+        return bundle
+
+
+@contextmanager
+def write_bundle(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BundleWriter]:
+    """Give a writer for a new bundle, which appears at `output_dir` only when the block ends without error.
+
+    With `overwrite`, a bundle that is already there is replaced.  Raises OutputError where it may not be, or
+    if the files cannot be written.
+    """
+    with atomic_directory(output_dir, overwrite=overwrite, marker=MANIFEST) as directory:
+        writer = BundleWriter(directory)
+        yield writer
+        if not writer.finished:
+            raise RuntimeError("BundleWriter.finish was not called")
+
+
+def _read_manifest(directory: Path) -> bytes:
+    if not directory.exists():
+        raise BundleNotFoundError(
+            f"there is no bundle '{directory}'; check the path, or make one with "
+            f"`asag-export --checkpoint FILE --variant NAME --output-dir '{directory}'`"
+        )
+    if not directory.is_dir():
+        raise BundleNotFoundError(f"'{directory}' is a file, but a bundle is a directory; pass the directory")
+    try:
+        return (directory / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise BundleNotFoundError(
+            f"'{directory}' is not a bundle, it holds no {MANIFEST}; check the path, or {export_again()}"
+        ) from None
+    except OSError as error:
+        raise BundleCorruptError(f"cannot read '{directory / MANIFEST}': {error.strerror}") from None
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What in the manifest cannot be, as a half sentence; None if all is well."""
+    levels = tuple(level.level for level in manifest.probing.levels)
+    if levels != _PROBING_ORDER[: len(levels)]:
+        return f"`probing.levels` are {list(levels)}, expected none, P4, or P4 and P3"
+    names = [graph.name for graph in manifest.graphs]
+    for name in stage_names(levels):
+        if names.count(name) != 1:
+            return f"`graphs` has {names.count(name)} entries for the graph '{name}', expected 1"
+    for i, graph in enumerate(manifest.graphs):
+        file = PurePosixPath(graph.file)
+        if file.is_absolute() or ".." in file.parts or not file.parts:
+            return f"`graphs[{i}].file` is '{graph.file}', expected a file inside the bundle"
+    for field, value, least in _sizes(manifest):
+        if value < least:
+            return f"`{field}` is {value}, expected at least {least}"
+    return _class_contradiction(manifest)
+
+
+def _sizes(manifest: Manifest) -> Iterator[tuple[str, float, int]]:
+    """Field, value and least value of the numbers that everything else builds on."""
+    preprocessing, probing = manifest.preprocessing, manifest.probing
+    yield "preprocessing.shorter_side", preprocessing.shorter_side, 1
+    yield "preprocessing.longer_side", preprocessing.longer_side, preprocessing.shorter_side
+    yield "preprocessing.size_divisor", preprocessing.size_divisor, 1
+    yield "probing.patch_size", probing.patch_size, 1
+    yield "probing.anchor_cap", probing.anchor_cap, 1
+    if probing.max_patches is not None:
+        yield "probing.max_patches", probing.max_patches, 1
+    for i, level in enumerate(probing.levels):
+        yield f"probing.levels[{i}].stride", level.stride, 1
+        yield f"probing.levels[{i}].capacity", level.capacity, 1
+        yield f"probing.levels[{i}].anchors_per_patch", level.anchors_per_patch, 1
+    if manifest.postprocessing.nms_iou is not None:
+        yield "postprocessing.nms_iou", manifest.postprocessing.nms_iou, 0
+
+
+def _class_contradiction(manifest: Manifest) -> str | None:
+    logits = next((t for t in manifest.graph("decoder").outputs if t.name == "logits"), None)
+    if logits is None or not logits.shape:
+        return "the graph 'decoder' has no output 'logits'"
+    classes = logits.shape[-1]
+    if isinstance(classes, int) and classes != len(manifest.categories):
+        return f"`categories` names {len(manifest.categories)} classes, but the graphs predict {classes}"
+    return None
+
+
+def _verify_graphs(directory: Path, manifest: Manifest) -> None:
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        digests = list(pool.map(lambda graph: _digest(directory / graph.file, manifest), manifest.graphs))
+    for graph, digest in zip(manifest.graphs, digests, strict=True):
+        if digest != graph.sha256:
+            raise BundleCorruptError(
+                f"'{directory / graph.file}' is truncated or was altered, its SHA-256 is not the one in "
+                f"{MANIFEST}; copy the bundle again, or {export_again(manifest.variant)}"
+            )
+
+
+def _digest(file: Path, manifest: Manifest) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleCorruptError(
+            f"cannot read the graph '{file}' ({(error.strerror or str(error)).lower()}); "
+            f"copy the bundle again, or {export_again(manifest.variant)}"
+        ) from None

@@ -1,0 +1,1 @@
+"""`asag-detect`: the command, its doctor, and its result files."""

@@ -1,0 +1,347 @@
+"""`asag-detect`: detect in files, folders, videos and cameras from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from tqdm import tqdm
+
+from asag_deploy._version import __version__
+from asag_deploy.bundle.manifest import Level, Mode
+from asag_deploy.command_line import ALL_FINE, INTERRUPTED, SOME_FAILED, OneSentenceParser, exit_code
+from asag_deploy.detect.doctor import describe, diagnose, machine
+from asag_deploy.detect.result_files import ResultWriter
+from asag_deploy.detections import Detections
+from asag_deploy.errors import ConfigError, SourceError
+from asag_deploy.images.drawing import trace_caption
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.images.sources import Failure, Frame, count_frames, iter_frames, list_sources
+from asag_deploy.pipeline import Refusal, detect_all
+
+if TYPE_CHECKING:
+    from asag_deploy.backends.loops import LoopChoice
+    from asag_deploy.detector import Detector
+
+PROGRAM = "asag-detect"
+
+_UNTRAINED = "the bundle's weights are untrained, so its detections mean nothing"
+_TIMES_KEPT = 10_000
+"""Times a phase that the summary is made of, the latest ones: a camera may run for days."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asag-detect` with these arguments (None: the command line's) and return its exit code.
+
+    0: all fine; 1: some sources failed; 2: nothing could be done, with the reason in one sentence on stderr;
+    130: interrupted, after writing what had been found.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a bad video is reported by us, once
+
+    def command() -> int:
+        options = parse_arguments(argv)
+        return _doctor(options) if options.doctor else _detect(options)
+
+    return exit_code(PROGRAM, command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asked for.  Raises ConfigError when it makes no sense."""
+
+    bundle: Path | None
+    sources: tuple[str, ...]
+    doctor: bool
+    output_dir: Path | None
+    json_file: Path | None
+    coco_file: Path | None
+    threshold: float
+    trace: bool
+    backend: str | None
+    mode: Mode | None
+    max_level: Level | None
+    deadline_ms: float | None
+    loop: LoopChoice
+    batch: int
+    threads: int | None
+    requests: int
+    quiet: bool
+
+    def __post_init__(self) -> None:
+        if not self.doctor and self.bundle is None:
+            raise ConfigError(f"no bundle given: try '{PROGRAM} BUNDLE IMAGE', or '{PROGRAM} --help'")
+        if not self.doctor and not self.sources:
+            raise ConfigError("no sources given: name images, folders, videos or cameras after the bundle")
+        if self.doctor and self.sources:
+            raise ConfigError("--doctor takes a bundle at most, and no sources")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"--threshold is {self.threshold:g}, which is not between 0 and 1")
+        if self.batch < 1:
+            raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is {self.threads}; it must be at least 1")
+        if self.requests < 1:
+            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
+        if self.deadline_ms is not None and not self.deadline_ms > 0:
+            raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Options:
+    """The command line as `Options` (ConfigError if it makes no sense; SystemExit after --help)."""
+    values = vars(_parser().parse_intermixed_args(argv))
+    first, *rest = values.pop("paths") or [None]
+    return Options(bundle=None if first is None else Path(first), sources=tuple(rest), **values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneSentenceParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} BUNDLE SOURCE... [options]\n       {PROGRAM} --doctor [BUNDLE]",
+        description="Detect objects with an exported bundle.",
+        epilog="Without --output-dir, --json and --coco, what is found is printed image by image.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="*",
+        metavar="BUNDLE SOURCE",
+        help="the bundle's folder, then images, folders, globs, videos or cameras (camera:0)",
+    )
+    add("--output-dir", type=Path, metavar="DIR", help="write annotated pictures and videos to DIR")
+    add(
+        "--json", dest="json_file", type=Path, metavar="FILE", help="write all results, with traces and times"
+    )
+    add(
+        "--coco",
+        dest="coco_file",
+        type=Path,
+        metavar="FILE",
+        help="write COCO results (to evaluate them, use --threshold 0)",
+    )
+    add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: 0.3)")
+    add("--trace", action="store_true", help="draw probed patches in red and anchors in white")
+    add("--backend", metavar="B", help="what runs the network (default: onnxruntime; see --doctor)")
+    add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
+    add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
+    add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
+    add(
+        "--loop",
+        choices=("auto", "host", "device"),
+        default="auto",
+        help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
+    )
+    add("--batch", type=int, default=1, metavar="N", help="images of one size a batch (default: 1)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    add(
+        "--requests",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches to run at once, each on its share of the threads (default: 1)",
+    )
+    add("--quiet", action="store_true", help="print nothing but failures")
+    add("--doctor", action="store_true", help="say which backends this machine has, and what others lack")
+    add("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return parser
+
+
+def _doctor(options: Options) -> int:
+    print(describe(diagnose(), machine()))
+    if options.bundle is not None:
+        with _load(options) as detector:
+            manifest = detector.manifest
+            weights = "trained" if manifest.trained else "untrained"
+            print(
+                f"\nbundle '{options.bundle}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
+                f"{weights} weights, {len(manifest.categories)} classes), written by {manifest.producer}"
+            )
+    return ALL_FINE
+
+
+def _load(options: Options) -> Detector:
+    from asag_deploy.detector import Detector  # not at the top: `--doctor` must run without its libraries
+
+    if options.bundle is None:
+        raise ConfigError("no bundle given")
+    return Detector.load(
+        options.bundle,
+        backend=options.backend,
+        mode=options.mode,
+        max_level=options.max_level,
+        deadline_ms=options.deadline_ms,
+        loop=options.loop,
+        threads=options.threads,
+        requests=options.requests,
+    )
+
+
+def _detect(options: Options) -> int:
+    listing = list_sources(options.sources)
+    run = _Run(options, alone=len(listing.sources) + len(listing.failures) == 1)
+    try:
+        with _load(options) as detector:
+            if not detector.manifest.trained and not options.quiet:
+                run.say(f"{PROGRAM}: warning: {_UNTRAINED}", sys.stderr)
+            for failure in listing.failures:
+                run.failed(failure)
+            writer = ResultWriter(
+                listing.sources,
+                output_dir=options.output_dir,
+                json_file=options.json_file,
+                coco_file=options.coco_file,
+                trace=options.trace,
+            )
+            results = detect_all(
+                detector, iter_frames(listing.sources), image_of=_image, batch_size=options.batch
+            )
+            with writer, run.progress(count_frames(listing.sources)), closing(results):
+                for frame, detections in run.successes(results):
+                    writer.add(frame, detections)
+                    run.done(frame, detections)
+    except KeyboardInterrupt:
+        run.report()
+        return INTERRUPTED
+    run.report()
+    return run.exit_code()
+
+
+def _image(item: Frame | Failure) -> RgbImage | None:
+    return item.image if isinstance(item, Frame) else None
+
+
+class _Run:
+    """What has been done so far, and how the user hears of it."""
+
+    def __init__(self, options: Options, *, alone: bool) -> None:
+        self.options = options
+        self.alone = alone
+        self.summary = Summary()
+        self.failures: list[Failure] = []
+        self._bar: tqdm[NoReturn] | None = None
+        self._prints_images = not (
+            options.quiet or options.output_dir or options.json_file or options.coco_file
+        )
+
+    @contextmanager
+    def progress(self, total: int | None) -> Iterator[None]:
+        """Show a progress bar on stderr, if that is a terminal, and take the time."""
+        start = time.perf_counter()
+        off = True if self.options.quiet else None
+        with tqdm(total=total, unit="image", file=sys.stderr, disable=off, leave=False) as bar:
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+                self.summary.seconds = time.perf_counter() - start
+
+    def successes(
+        self, results: Iterable[tuple[Frame | Failure, Detections | Refusal | None]]
+    ) -> Iterator[tuple[Frame, Detections]]:
+        """The frames that were detected in, with what is confident enough; failures are reported."""
+        for item, found in results:
+            if isinstance(item, Failure):
+                self.failed(item)
+            elif isinstance(found, Detections):
+                yield item, found.filter(self.options.threshold)
+            else:
+                self.failed(Failure(source=item.name, message=f"'{item.name}': {found}"))
+
+    def done(self, frame: Frame, detections: Detections) -> None:
+        """Take note of a frame's results."""
+        self.summary.add(detections)
+        if self._prints_images:
+            found = _counted(Counter(detections.names)) or "nothing"
+            self.say(f"{frame.name}: {found} ({trace_caption(detections.trace)[0]})", sys.stdout)
+        if self._bar is not None:
+            self._bar.update()
+
+    def failed(self, failure: Failure) -> None:
+        """Take note of a source that gave nothing; one that is alone is the error the program ends with."""
+        self.failures.append(failure)
+        if not self.alone or self.summary.images:
+            self.say(f"{PROGRAM}: skipped: {failure.message}", sys.stderr)
+        if self._bar is not None:
+            self._bar.update()
+
+    def say(self, text: str, file: TextIO) -> None:
+        """Print a line without breaking the progress bar."""
+        tqdm.write(text, file=file)
+
+    def report(self) -> None:
+        """Print the summary, if there is something to sum up."""
+        if self.options.quiet or not self.summary.images:
+            return
+        print(self.summary.text(self.options))
+        if self.failures:
+            names = [failure.source for failure in self.failures]
+            print(f"failed: {len(names)} ({', '.join([*names[:3], *(['...'] if names[3:] else [])])})")
+
+    def exit_code(self) -> int:
+        """How it went; raises SourceError if no image could be used."""
+        if not self.summary.images:
+            first = self.failures[0].message
+            raise SourceError(
+                first if self.alone else f"none of the sources could be used, beginning with: {first}"
+            )
+        return SOME_FAILED if self.failures else ALL_FINE
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """Counts and times over many images."""
+
+    images: int = 0
+    seconds: float = 0.0
+    """From the first image read to the last one written."""
+    classes: Counter[str] = field(default_factory=Counter)
+    exits: Counter[str] = field(default_factory=Counter)
+    times_ms: dict[str, deque[float]] = field(default_factory=dict)
+    """Per phase, one time for each image that went through it."""
+
+    def add(self, detections: Detections) -> None:
+        """Count one image."""
+        self.images += 1
+        self.classes.update(detections.names)
+        self.exits[detections.trace.exit_level] += 1
+        for phase, taken in detections.times_ms.items():
+            self.times_ms.setdefault(phase, deque(maxlen=_TIMES_KEPT)).append(taken)
+
+    def text(self, options: Options) -> str:
+        """The summary in a few lines, with mean and median times."""
+        found = f": {_counted(self.classes)}" if self.classes else ""
+        count = f"{_plural(self.images, 'image')}, {_plural(self.classes.total(), 'detection')}"
+        lines = [
+            f"{count} of confidence {options.threshold:g} or more{found}",
+            f"exit levels: {', '.join(f'{level} {self.exits[level]}' for level in ('P5', 'P4', 'P3'))}",
+        ]
+        if self.seconds > 0:
+            rate = f"{self.images / self.seconds:.3g} images/s"
+            lines.append(f"{rate}, from reading to writing, in {self.seconds:.1f} s")
+        if self.times_ms:
+            width = max(len(phase) for phase in (*self.times_ms, "ms a batch"))
+            unit = "ms" if options.batch == 1 else "ms a batch"
+            lines.append(f"{unit:<{width}}  {'mean':>9}  {'p50':>9}  images")
+            lines += [
+                f"{phase:<{width}}  {mean(times):9.1f}  {median(times):9.1f}  {len(times):6}"
+                for phase, times in self.times_ms.items()
+            ]
+        return "\n".join(lines)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

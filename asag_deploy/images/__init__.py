@@ -1,0 +1,1 @@
+"""Images: reading, sources, drawing and writing."""

@@ -1,0 +1,330 @@
+"""Adaptive probing: the early-stop loop of ASAG over the stages of a network (paper, section 4.2).
+
+The first level (P5 and P6) is always predicted.  Its anchors that are neither clearly objects nor clearly
+noise, and small, ask for a closer look: patches around them are cropped from the next larger map (P4, then
+P3) and predicted anew, and the new anchors *replace* the ones that asked.  When no anchor asks, the loop
+stops.  Which maps are looked at, and where, is therefore decided by the image.
+
+The host reads four numbers per image between levels and nothing else; features and anchors stay on the
+device.  `detect` is what every backend, the PyTorch network, its evaluation and the exporter's parity gate
+run; `asag_deploy.backends.tensorrt.device_loop` has a GPU decide, and holds that against `Decisions`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
+from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.trace import StopReason
+
+FEATURES = ("p2", "p3", "p4", "p5")
+FAST_MIN_SELECTED = 3
+FAST_MAX_PATCHES = 15
+_DEPTH: dict[Level, int] = {"P5": 0, "P4": 1, "P3": 2}
+
+Ints = NDArray[np.int64]
+
+
+class Counts(NamedTuple):
+    """What a level reports to the host, each (B,): the columns of the stages' `counts`."""
+
+    selected: Ints
+    """Anchors that ask for a closer look on the next level."""
+    patches: Ints
+    """Patches left of them after NMS, which may exceed the next level's capacity."""
+    passing: Ints
+    """Anchors the level passes on if probing stops here."""
+    passing_if_probed: Ints
+    """Anchors it passes on if the next level replaces the selected ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When to stop (paper, section 5.1: fast inference stops below 3 selected, 15 patches a level)."""
+
+    min_selected: int = 1
+    max_patches: int | None = None
+    max_level: Level = "P3"
+    deadline: float | None = None
+    """A `time.perf_counter()` value after which no further level is begun."""
+
+    def allows(self, level: Level) -> bool:
+        """Whether the manual stop lets `level` be probed."""
+        return _DEPTH[level] <= _DEPTH[self.max_level]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelRun:
+    """One level as it was run for a batch."""
+
+    level: Level
+    patches: Ints
+    """(B,) patches predicted on."""
+    patches_dropped: Ints
+    """(B,) patches lost to a limit or the capacity; an anchor patch NMS had no room for counts as one."""
+    origins: Array | None
+    """(B, K, 2) x, y of the patches in cells of this level's map, on the device; None on the first level."""
+    anchors: Array
+    """(B, N, 5) on the device."""
+    selected: Array | None
+    """(B, N) on the device; None on the last level that the network can probe."""
+    next_origins: Array | None
+    """(B, K, 2) where it asks the next level to look, on the device; None on the last level that may be
+    probed."""
+    counts: Counts
+
+
+@dataclass(kw_only=True)
+class Probed:
+    """What the loop leaves behind."""
+
+    outputs: dict[str, Array]
+    """The decoder's outputs, on the device."""
+    levels: list[LevelRun]
+    probed: NDArray[np.bool_]
+    """(B, levels) which image was probed on which level."""
+    stop: list[StopReason]
+    """(B,) why each image went no further."""
+    times_ms: dict[str, float] = field(default_factory=dict)
+    """Wall time per stage in milliseconds."""
+
+
+def detect(
+    network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+) -> Probed:
+    """Run backbone, adaptive probing and decoder on a batch.
+
+    `image` is the normalised batch on the device, float32 (B, 3, H, W); `image_size` (B, 2) holds the valid
+    heights and widths in pixels.  The batch goes on while any of its images has patches; images that have
+    stopped get none, so that each is treated as it would be alone.
+    """
+    clock = _Stopwatch()
+    size = network.upload(image_size)
+    outputs = network.stage("backbone")({"image": image, "image_size": size})
+    features = {name: outputs[name] for name in FEATURES}
+    levels = [_first_level(outputs, _look(network, probing, rule, 0, outputs, size))]
+    clock.lap("backbone")
+
+    decisions = Decisions(len(image_size))
+    for number, next_level in enumerate(probing.levels, start=1):
+        running = decisions.who_goes_on(rule, next_level.level, levels[-1].counts)
+        if not running.any():
+            break
+        patches = patches_of(probing, rule, next_level, levels[-1].counts, running)
+        outputs = _probe(network, next_level, features, levels[-1].next_origins, patches[0], size)
+        found = _look(network, probing, rule, number, outputs, size)
+        levels.append(_probed_level(next_level, levels[-1], patches, outputs, found))
+        clock.lap(stage_name(next_level))
+
+    probed = decisions.probed(len(probing.levels))
+    outputs = _decode(network, probing, features, levels, probed, size)
+    clock.lap("decoder")
+    return Probed(
+        outputs=outputs,
+        levels=levels,
+        probed=probed,
+        stop=decisions.reasons(levels[-1].level),
+        times_ms=clock.times_ms,
+    )
+
+
+def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
+    """(B,) for each level that was run: how many anchors it passed on, before the cap."""
+    result = []
+    for i, level in enumerate(levels):
+        went_on = probed[:, i] if i < probed.shape[1] else np.zeros(len(probed), dtype=np.bool_)
+        result.append(np.where(went_on, level.counts.passing_if_probed, level.counts.passing))
+    return result
+
+
+class _Look(NamedTuple):
+    """What a level reports, and where it asks the next one to look."""
+
+    counts: Counts
+    next_origins: Array | None
+
+
+def _look(
+    network: Network, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
+) -> _Look:
+    """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
+    counts, origins = outputs["counts"], None
+    if number < len(probing.levels) and rule.allows(probing.levels[number].level):
+        asked = (outputs["anchors"], outputs["selected"], counts)
+        origins, counts = network.select(probing, probing.levels[number], *asked, size)
+    return _Look(Counts(*network.download(counts).T), origins)
+
+
+def _first_level(outputs: dict[str, Array], found: _Look) -> LevelRun:
+    """P5 and P6 as they were run."""
+    return LevelRun(
+        level=FIRST_LEVEL,
+        patches=np.full_like(found.counts.selected, 5),
+        patches_dropped=np.zeros_like(found.counts.selected),
+        origins=None,
+        anchors=outputs["anchors"],
+        selected=outputs.get("selected"),
+        next_origins=found.next_origins,
+        counts=found.counts,
+    )
+
+
+def _probe(
+    network: Network,
+    level: ProbeLevel,
+    features: dict[str, Array],
+    origins: Array | None,
+    patches: Ints,
+    size: Array,
+) -> dict[str, Array]:
+    """Look closer: predict anchors on the patches of `level` that the level before it asked for."""
+    slots = round_up(int(patches.max()), network.patch_bucket, level.capacity)
+    feature = features[level.level.lower()]
+    return network.stage(stage_name(level))(
+        {
+            "feature": feature,
+            "feature_size": network.upload(np.array(network.shape(feature)[1:3], dtype=np.int64)),
+            "image_size": size,
+            "patches": origins,
+            "patch_count": network.upload(patches),
+            "slots": network.upload(np.arange(slots, dtype=np.int64)),
+        }
+    )
+
+
+def _probed_level(
+    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Look
+) -> LevelRun:
+    """A level beyond the first as it was run."""
+    return LevelRun(
+        level=level.level,
+        patches=patches[0],
+        patches_dropped=patches[1],
+        origins=before.next_origins,
+        anchors=outputs["anchors"],
+        selected=outputs.get("selected"),
+        next_origins=found.next_origins,
+        counts=found.counts,
+    )
+
+
+def stage_name(level: ProbeLevel) -> str:
+    """The stage that probes a level."""
+    return f"probe_{level.level.lower()}"
+
+
+def patch_limit(rule: StopRule, level: ProbeLevel) -> int:
+    """How many patches of an image are predicted on at most."""
+    return min(level.capacity, rule.max_patches or level.capacity)
+
+
+def patches_of(
+    probing: Probing, rule: StopRule, level: ProbeLevel, before: Counts, running: NDArray[np.bool_]
+) -> tuple[Ints, Ints]:
+    """(B,) how many patches are predicted on, and how many are lost, given what the level before reported."""
+    unseen = np.maximum(before.selected - probing.max_candidates, 0)
+    wanted = np.where(running, before.patches + unseen, 0)
+    patches = np.where(running, np.minimum(before.patches, patch_limit(rule, level)), 0)
+    return patches, wanted - patches
+
+
+def _decode(
+    network: Network,
+    probing: Probing,
+    features: dict[str, Array],
+    levels: list[LevelRun],
+    probed: NDArray[np.bool_],
+    size: Array,
+) -> dict[str, Array]:
+    """Gather what every level passed on, as many queries as the fullest image needs, and decode them."""
+    passing = int(np.max(sum(passed_on(levels, probed))))
+    queries = round_up(min(passing, probing.anchor_cap), network.query_bucket, probing.anchor_cap)
+    return network.stage("decoder")(
+        {
+            **features,
+            **_decoder_anchors(network, probing, levels, len(probed)),
+            "probed": network.upload(probed),
+            "image_size": size,
+            "query_slots": network.upload(np.arange(queries, dtype=np.int64)),
+        }
+    )
+
+
+def _decoder_anchors(
+    network: Network, probing: Probing, levels: list[LevelRun], batch: int
+) -> dict[str, Array]:
+    """The anchor inputs of the decoder; a level that was not run is one patch of zeros, which never pass."""
+    inputs = {"anchors_p5": levels[0].anchors, "selected_p5": levels[0].selected}
+    run = {level.level: level for level in levels}
+    for level in probing.levels:
+        name = level.level.lower()
+        if level.level in run:
+            inputs[f"anchors_{name}"] = run[level.level].anchors
+            inputs[f"selected_{name}"] = run[level.level].selected
+        else:
+            empty = (batch, level.anchors_per_patch)
+            inputs[f"anchors_{name}"] = network.upload(np.zeros((*empty, 5), dtype=np.float32))
+            inputs[f"selected_{name}"] = network.upload(np.zeros(empty, dtype=np.bool_))
+    return {name: array for name, array in inputs.items() if array is not None}
+
+
+class Decisions:
+    """Which image goes on to the next level, and why the others do not."""
+
+    def __init__(self, batch: int) -> None:
+        self._stop: list[StopReason | None] = [None] * batch
+        self._probed: list[NDArray[np.bool_]] = []
+
+    def who_goes_on(self, rule: StopRule, level: Level, counts: Counts) -> NDArray[np.bool_]:
+        """(B,) the images that are to be probed on `level`, given what the level before it reported."""
+        for i, selected in enumerate(counts.selected):
+            if selected < rule.min_selected:
+                self._note(i, StopReason.FEW_SELECTED if selected else StopReason.NOTHING_SELECTED)
+        if not rule.allows(level):
+            self._note_all(StopReason.MAX_LEVEL)
+        if rule.deadline is not None and time.perf_counter() > rule.deadline:
+            self._note_all(StopReason.DEADLINE)
+        self._probed.append(np.array([reason is None for reason in self._stop]))
+        return self._probed[-1]
+
+    def probed(self, levels: int) -> NDArray[np.bool_]:
+        """(B, levels) which image was probed on which level."""
+        missing = [np.zeros(len(self._stop), dtype=np.bool_)] * (levels - len(self._probed))
+        columns = [*self._probed, *missing]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self._stop), 0), dtype=np.bool_)
+
+    def reasons(self, deepest: Level) -> list[StopReason]:
+        """(B,) why each image went no further; `deepest` is the last level that was run."""
+        at_the_end = StopReason.LAST_LEVEL if deepest == "P3" else StopReason.MAX_LEVEL
+        return [reason or at_the_end for reason in self._stop]
+
+    def _note(self, image: int, reason: StopReason) -> None:
+        self._stop[image] = self._stop[image] or reason
+
+    def _note_all(self, reason: StopReason) -> None:
+        for i in range(len(self._stop)):
+            self._note(i, reason)
+
+
+def round_up(count: int, bucket: int, most: int) -> int:
+    """The multiple of `bucket` that holds `count`, at least one and at most `most`."""
+    return min(max(-(-count // bucket), 1) * bucket, most)
+
+
+class _Stopwatch:
+    """Wall times between laps, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.times_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.times_ms[name] = (now - self._last) * 1000
+        self._last = now

@@ -1,0 +1,1 @@
+"""Pre- and post-processing: images to network input, network outputs to detections."""

@@ -1,0 +1,219 @@
+"""Pre- and post-processing on the GPU, with the compiled kernels of `plugins/`.
+
+Of an image its bytes travel to the GPU, as they are, through pinned memory, unless it lies there already; one
+launch resizes, normalises and pads it.  What travels back are the detections, with one wait for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy import kernels
+from asag_deploy.bundle.manifest import Manifest, Preprocessing
+from asag_deploy.cuda import Device, DeviceArray, is_device_array
+from asag_deploy.errors import ImageError
+from asag_deploy.images import reading as images
+from asag_deploy.images.reading import ChannelOrder, ImageLike, check_channel_order
+from asag_deploy.kernels import Buffer, KernelLibrary
+from asag_deploy.loop.stages import Array
+from asag_deploy.processing.canvases import Canvas
+from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, Shape, since
+from asag_deploy.processing.postprocess import Found
+from asag_deploy.processing.preprocess import padded_shape, resize, resized_shape
+
+_BYTE = np.dtype(np.uint8)
+
+
+class _Source(NamedTuple):
+    """An image (H, W, 3) of bytes, on the host or on the GPU."""
+
+    pixels: NDArray[np.uint8] | DeviceArray
+    channel_order: ChannelOrder
+
+    @property
+    def shape(self) -> Shape:
+        height, width, _ = self.pixels.shape
+        return height, width
+
+
+class OnGpu:
+    """The compiled kernels, on the network's stream: an `asag_deploy.processing.on_host.Processing`."""
+
+    def __init__(
+        self, device: Device, kernels: KernelLibrary, manifest: Manifest, canvases: Sequence[Canvas] = ()
+    ) -> None:
+        """Pre- and post-processing of the network that `manifest` describes, on its device.
+
+        canvases: the network's own, see `asag_deploy.loop.stages.Network.canvases`.
+        """
+        self._device = device
+        self._kernels = kernels
+        self._manifest = manifest
+        self._canvases = canvases
+
+    def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
+        """Make a batch.  The host does not wait for it; images on the GPU are used where they lie.
+
+        Raises ImageError also for an image on the GPU that is not uint8 (H, W, 3) and contiguous.
+        """
+        start = time.perf_counter()
+        check_channel_order(channel_order)
+        sources = [self._source(image, channel_order) for image in given]
+        times_ms = {"preprocess": since(start)}
+        begin = time.perf_counter()
+        spec = self._manifest.preprocessing
+        sizes = np.array([resized_shape(*source.shape, spec) for source in sources], dtype=np.int64)
+        shape = (len(sources), 3, *padded_shape(sizes, spec, self._canvases))
+        batch = self._device.empty(shape, self._input_type())
+        for number, source in enumerate(sources):
+            self._fill(batch, number, source, spec)
+        times_ms["normalize"] = since(begin)
+        return Prepared(batch, sizes, [source.shape for source in sources], times_ms)
+
+    def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
+        """Sorted, scaled, and rid of duplicates on the GPU; what is left is read at once."""
+        scores: DeviceArray = outputs["det_scores"]
+        batch, count = scores.shape
+        room = _Room(batch, count)
+        with self._device.lock:
+            memory = self._device.empty((room.size,), _BYTE)
+            kernels.postprocess(
+                self._kernels,
+                _buffer(scores),
+                _buffer(outputs["det_labels"]),
+                _buffer(outputs["det_boxes"]),
+                _buffer(self._device.upload(np.array(shapes, dtype=np.int64))),
+                xyxy=_buffer(memory, *room.parts["xyxy"]),
+                confidence=_buffer(memory, *room.parts["confidence"]),
+                class_id=_buffer(memory, *room.parts["class_id"]),
+                counts=_buffer(memory, *room.parts["counts"]),
+                nms_iou=self._manifest.postprocessing.nms_iou,
+                stream=self._device.stream,
+            )
+            read = (memory, outputs["anchors"], outputs["anchor_count"])
+            fetch = self._device.begin_download(read)
+
+        def finish() -> Decoded:
+            content, anchors, anchor_count = fetch()
+            return Decoded(room.found(content), anchors, anchor_count)
+
+        return finish
+
+    def _source(self, image: ImageLike | GpuImage, channel_order: ChannelOrder) -> _Source:
+        if is_device_array(image):
+            adopted = self._device.adopt(image)
+            if adopted.dtype != _BYTE or len(adopted.shape) != 3 or adopted.shape[2] != 3 or not adopted.size:
+                raise ImageError(
+                    f"expected a uint8 image (H, W, 3) on the GPU, got {adopted.dtype} {adopted.shape}; "
+                    "convert it there, or pass a NumPy array"
+                )
+            return _Source(adopted, channel_order)
+        if isinstance(image, np.ndarray) and _is_plain(image):
+            return _Source(image, channel_order)
+        return _Source(images.load(image, channel_order), "rgb")  # type: ignore[arg-type]
+
+    def _fill(self, batch: DeviceArray, number: int, source: _Source, spec: Preprocessing) -> None:
+        """Put an image into its slot of the batch."""
+        new_shape = resized_shape(*source.shape, spec)
+        pixels = source.pixels
+        if _grows_and_shrinks(source.shape, new_shape):  # which OpenCV does otherwise than the kernel
+            on_host = self._device.download(pixels) if isinstance(pixels, DeviceArray) else pixels
+            pixels = resize(on_host, spec)
+        slot = batch.shape[1:]
+        # Not under the lock: several threads copy their images into pinned memory at once.
+        uploaded = pixels if isinstance(pixels, DeviceArray) else self._device.upload(pixels)
+        with self._device.lock:
+            kernels.preprocess(
+                self._kernels,
+                _buffer(uploaded),
+                _buffer(batch, slot, batch.dtype, number * batch.nbytes // batch.shape[0]),
+                new_shape=new_shape,
+                mean=spec.mean,
+                deviation=spec.std,
+                channel_order=source.channel_order,
+                stream=self._device.stream,
+            )
+            if uploaded is source.pixels:  # another library's, which may let go of it once this call is over
+                self._device.keep(uploaded)
+
+    def _input_type(self) -> np.dtype[Any]:
+        inputs = self._manifest.graph("backbone").inputs
+        return np.dtype(next(spec.dtype for spec in inputs if spec.name == "image"))
+
+
+_Part = tuple[tuple[int, ...], np.dtype[Any], int]
+"""Shape, type, and offset in bytes."""
+
+
+class _Room:
+    """Where the detections of a batch lie in one piece of memory."""
+
+    def __init__(self, images: int, detections: int) -> None:
+        self.parts: dict[str, _Part] = {}
+        self.size = 0
+        """In bytes."""
+        shape = (images, detections)
+        self._add("class_id", shape, np.int64)  # the widest types first, so that all are aligned
+        self._add("counts", (images,), np.int64)
+        self._add("xyxy", (*shape, 4), np.float32)
+        self._add("confidence", shape, np.float32)
+
+    def found(self, content: NDArray[np.uint8]) -> list[Found]:
+        """The detections of each image, from the bytes of the memory."""
+        part = {
+            name: content[offset : offset + _size(shape, dtype)].view(dtype).reshape(shape)
+            for name, (shape, dtype, offset) in self.parts.items()
+        }
+        return [
+            Found(*(part[name][image, :count].copy() for name in Found._fields))
+            for image, count in enumerate(part["counts"].tolist())
+        ]
+
+    def _add(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> None:
+        dtype: np.dtype[Any] = np.dtype(kind)
+        self.parts[name] = (shape, dtype, self.size)
+        self.size += _size(shape, dtype)
+
+
+def _size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape)) * dtype.itemsize
+
+
+def _buffer(
+    array: DeviceArray,
+    shape: tuple[int, ...] | None = None,
+    dtype: np.dtype[Any] | None = None,
+    offset: int = 0,
+) -> Buffer:
+    """An array, or a part of it, as the kernels take it.
+
+    (Through `__cuda_array_interface__` it would count as lent to another library, whose streams are unknown.)
+    """
+    return Buffer(
+        pointer=array.pointer + offset,
+        shape=array.shape if shape is None else shape,
+        dtype=array.dtype if dtype is None else dtype,
+        on_device=True,
+        owner=array,
+    )
+
+
+def _is_plain(image: NDArray[Any]) -> bool:
+    """Whether an array can travel as it is."""
+    return (
+        image.dtype == _BYTE
+        and image.ndim == 3
+        and image.shape[2] == 3
+        and image.size > 0
+        and image.flags.c_contiguous
+    )
+
+
+def _grows_and_shrinks(shape: Shape, new_shape: Shape) -> bool:
+    taller, wider = new_shape[0] - shape[0], new_shape[1] - shape[1]
+    return taller * wider < 0

@@ -1,0 +1,126 @@
+"""Before and after the network: images become its input, and its outputs detections.
+
+`OnHost` does it for every backend, with OpenCV and NumPy.  `processing.on_gpu.OnGpu` does the same, to the
+bit, where the network runs on a GPU and the compiled kernels of `plugins/` are there
+(`asag_deploy.loop.stages.Network.processing`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.cuda import is_device_array
+from asag_deploy.errors import ImageError
+from asag_deploy.images import reading as images
+from asag_deploy.images.reading import ChannelOrder, ImageLike
+from asag_deploy.kernels import LIBRARY_VARIABLE
+from asag_deploy.loop.stages import Array, Network
+from asag_deploy.processing.postprocess import Found, detections_of
+from asag_deploy.processing.preprocess import make_batch
+
+Shape = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class GpuImage(Protocol):
+    """A uint8 image (H, W, 3) in the memory of a GPU: of PyCUDA, CuPy, Numba, PyTorch."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, Any]: ...
+
+
+class Prepared(NamedTuple):
+    """A batch of B images as the network takes it."""
+
+    image: Array
+    """(B, 3, H, W) on the network's device, normalised and zero-padded right and bottom."""
+    sizes: NDArray[np.int64]
+    """(B, 2) valid height and width of each."""
+    shapes: list[Shape]
+    """Of the images given."""
+    times_ms: dict[str, float]
+    """`preprocess` and `normalize`."""
+
+
+class Decoded(NamedTuple):
+    """What the decoder made of a batch of B images, on the host."""
+
+    found: list[Found]
+    """One per image."""
+    anchors: NDArray[np.floating[Any]]
+    """(B, Q, 4) cx, cy, w, h in the network's pixels."""
+    anchor_count: NDArray[np.int64]
+    """(B,) how many of them are real."""
+
+
+class Processing(Protocol):
+    """What comes before and after a network."""
+
+    def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
+        """Make a batch of at least one image.  Raises ImageError for what is no image."""
+        ...
+
+    def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
+        """Begin to turn the decoder's outputs into detections in images of these shapes.
+
+        What is returned waits for them, and is to be called once.
+        """
+        ...
+
+
+class OnHost:
+    """OpenCV resizes, NumPy pads, and the network's own stage normalises: a `Processing`."""
+
+    def __init__(self, network: Network, manifest: Manifest) -> None:
+        self._network = network
+        self._manifest = manifest
+
+    def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
+        """Make a batch; images on a GPU are refused with ImageError."""
+        start = time.perf_counter()
+        originals = [images.load(self._on_host(image), channel_order) for image in given]
+        pixels, sizes = make_batch(originals, self._manifest.preprocessing, self._network.canvases)
+        times_ms = {"preprocess": since(start)}
+        begin = time.perf_counter()
+        inputs = {"pixels": self._network.upload(pixels), "image_size": self._network.upload(sizes)}
+        image = self._network.stage("normalize")(inputs)["image"]
+        times_ms["normalize"] = since(begin)
+        return Prepared(image, sizes, [original.shape[:2] for original in originals], times_ms)
+
+    def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
+        """Outputs are sorted, scaled, and rid of duplicates in NumPy, once they are waited for."""
+        return lambda: self._decode(outputs, shapes)
+
+    def _decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
+        names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+        scores, labels, boxes, anchors, count = (self._network.download(outputs[name]) for name in names)
+        nms_iou = self._manifest.postprocessing.nms_iou
+        found = [
+            detections_of(scores[i], labels[i], boxes[i], original_shape=shape, nms_iou=nms_iou)
+            for i, shape in enumerate(shapes)
+        ]
+        return Decoded(found, anchors, count)
+
+    def _on_host(self, image: ImageLike | GpuImage) -> ImageLike:
+        if not is_device_array(image):
+            return image  # type: ignore[return-value]
+        if self._network.takes_device_arrays:
+            raise ImageError(
+                "the image lies on a GPU, and to resize it there takes the compiled kernels; build them as "
+                f"plugins/README.md says and set {LIBRARY_VARIABLE}, or pass a NumPy array"
+            )
+        raise ImageError(
+            "the image lies on a GPU, but this backend takes arrays on the host; load the detector with "
+            "backend='tensorrt-rtx', or pass a NumPy array"
+        )
+
+
+def since(start: float) -> float:
+    """Milliseconds since a `time.perf_counter()` value."""
+    return (time.perf_counter() - start) * 1000

@@ -1,0 +1,1 @@
+"""Measurements: plans, timings, accuracy and the machine."""

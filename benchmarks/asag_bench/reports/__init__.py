@@ -1,0 +1,1 @@
+"""Reports: tables, plots, pages and comparisons of results."""

@@ -1,0 +1,1 @@
+"""Runners: everything that can be timed, and the references beside it."""

@@ -1,0 +1,166 @@
+"""Graphs that only comparisons need, made of a bundle's own: the pyramid alone, and everything in one.
+
+They are run by the same backends: wrapped as a bundle, which is not opened but handed straight to the
+backend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.compose
+import onnx.inliner
+import onnx.utils
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from asag_bench.runners.patch_nms import patch_nms_model
+from asag_deploy.bundle.bundle import Bundle, stage_names
+from asag_deploy.bundle.manifest import GraphSpec, ProbeLevel, Probing
+from asag_deploy.loop.probing import FEATURES, StopRule, patch_limit, stage_name
+
+PYRAMID, UNSPLIT = "pyramid", "unsplit"
+RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+
+
+def feature_pyramid(bundle: Bundle) -> ModelProto:
+    """The part of the backbone graph that computes P2..P5, without the anchors of the first level."""
+    whole = onnx.load(bundle.graph_path("backbone"))
+    return onnx.utils.Extractor(whole).extract_model(["image"], list(FEATURES))
+
+
+def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """`feature_pyramid` as a bundle."""
+    return several_graphs({PYRAMID: feature_pyramid(bundle)}, bundle, folder)
+
+
+def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """The whole network as one graph, which cannot stop early: every level runs, on every image.
+
+    It has what the loop decides inside the graph: as many patches as the fullest image asks for (at least
+    one), and always room for the most anchors that the decoder takes.
+    """
+    probing = bundle.manifest.probing
+    parts = _parts(bundle)
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    for name, part in parts.items():
+        nodes += [*_wires(name, probing, weights), *part.graph.node]
+        weights += part.graph.initializer
+    last = parts["decoder"].graph
+    outputs = [value for value in last.output if value.name.removeprefix("decoder/") in RESULTS]
+    model = helper.make_model(
+        helper.make_graph(nodes, UNSPLIT, list(parts["normalize"].graph.input), outputs, weights),
+        opset_imports=parts["backbone"].opset_import,
+        ir_version=parts["backbone"].ir_version,
+    )
+    _rename(model, {value.name: value.name.rpartition("/")[2] for value in (*model.graph.input, *outputs)})
+    onnx.checker.check_model(model)
+    return several_graphs({UNSPLIT: model}, bundle, folder)
+
+
+def _parts(bundle: Bundle) -> dict[str, ModelProto]:
+    """The stages and the steps between them, in order, without functions; all names begin with the part's
+    own."""
+    manifest = bundle.manifest
+    steps = {stage_name(level): level for level in manifest.probing.levels}
+    parts = {}
+    for name in stage_names([level.level for level in manifest.probing.levels]):
+        if name in steps:
+            step = patch_nms_model(manifest.probing, steps[name], manifest.opset)
+            parts[_step(steps[name])] = onnx.compose.add_prefix(step, f"{_step(steps[name])}/")
+        whole = onnx.inliner.inline_local_functions(onnx.load(bundle.graph_path(name)))
+        parts[name] = onnx.compose.add_prefix(whole, f"{name}/")
+    return parts
+
+
+def _step(level: ProbeLevel) -> str:
+    return f"select_{level.level.lower()}"
+
+
+def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[NodeProto]:
+    """The nodes that give the part `name` its inputs; their constants are added to `weights`."""
+
+    def constant(label: str, value: object, dtype: type = np.int64) -> str:
+        weights.append(numpy_helper.from_array(np.array(value, dtype=dtype), f"{name}/{label}"))
+        return f"{name}/{label}"
+
+    def same(source: str, target: str) -> NodeProto:
+        return helper.make_node("Identity", [source], [f"{name}/{target}"])
+
+    if name == "normalize":
+        return
+    yield same("normalize/image_size", "image_size")
+    if name == "backbone":
+        yield same("normalize/image", "image")
+        return
+    levels = [level.level.lower() for level in probing.levels]
+    if name == "decoder":
+        yield from (same(f"backbone/{feature}", feature) for feature in FEATURES)
+        yield from (same(f"{_stage(level)}/anchors", f"anchors_{level}") for level in ("p5", *levels))
+        yield from (same(f"{_stage(level)}/selected", f"selected_{level}") for level in ("p5", *levels)[:-1])
+        constant("query_slots", np.arange(probing.anchor_cap))
+        if levels:
+            batch = f"{name}/wire_batch"
+            yield helper.make_node("Shape", ["normalize/image_size"], [batch], start=0, end=1)
+            all_levels = [batch, constant("wire_levels", [len(levels)])]
+            yield helper.make_node("Concat", all_levels, [f"{name}/wire_shape"], axis=0)
+            everywhere = [constant("wire_yes", True, np.bool_), f"{name}/wire_shape"]
+            yield helper.make_node("Expand", everywhere, [f"{name}/probed"])
+        return
+    kind, _, level = name.partition("_")
+    number = levels.index(level)
+    if kind == "select":
+        before = _stage(("p5", *levels)[number])
+        yield from (same(f"{before}/{output}", output) for output in ("anchors", "selected"))
+        return
+    step = _step(probing.levels[number])
+    limit = patch_limit(StopRule(max_patches=probing.max_patches), probing.levels[number])
+    yield same(f"backbone/{level}", "feature")
+    yield helper.make_node("Shape", [f"backbone/{level}"], [f"{name}/feature_size"], start=1, end=3)
+    yield same(f"{step}/origins", "patches")
+    most = [f"{step}/patches", constant("wire_limit", limit)]
+    yield helper.make_node("Min", most, [f"{name}/patch_count"])
+    yield helper.make_node("ReduceMax", [f"{name}/patch_count"], [f"{name}/wire_fullest"], keepdims=0)
+    one = constant("wire_one", 1)
+    yield helper.make_node("Max", [f"{name}/wire_fullest", one], [f"{name}/wire_slots"])
+    span = [constant("wire_zero", 0), f"{name}/wire_slots", one]
+    yield helper.make_node("Range", span, [f"{name}/slots"])
+
+
+def _stage(level: str) -> str:
+    return "backbone" if level == "p5" else f"probe_{level}"
+
+
+def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Give values other names throughout the top level of a graph."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def several_graphs(models: Mapping[str, ModelProto | None], bundle: Bundle, folder: Path) -> Bundle:
+    """Graphs written to `folder`, with what else the bundle says; None is the bundle's own graph of that
+    name."""
+    graphs = []
+    for name, model in models.items():
+        own = model is None
+        content = bundle.graph_path(name).read_bytes() if model is None else model.SerializeToString()
+        (folder / f"{name}.onnx").write_bytes(content)
+        graphs.append(
+            GraphSpec(
+                name=name,
+                file=f"{name}.onnx",
+                sha256=hashlib.sha256(content).hexdigest(),
+                inputs=bundle.manifest.graph(name).inputs if own else (),
+                outputs=bundle.manifest.graph(name).outputs if own else (),
+            )
+        )
+    return Bundle(path=folder, manifest=dataclasses.replace(bundle.manifest, graphs=tuple(graphs)))

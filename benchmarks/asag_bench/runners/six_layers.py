@@ -1,0 +1,202 @@
+"""Six decoder layers over learned queries, as AdaMixer and Sparse R-CNN have them: what ASAG does without.
+
+They share backbone, feature pyramid and decoder stage with the network they are compared with; only what
+finds and decodes the queries differs.  Their weights are random: they are for speed and have no accuracy.
+
+B images, Q queries, C channels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from asag_bench.measuring.phases import TimedNetwork, split
+from asag_bench.runners.graphs import feature_pyramid, several_graphs
+from asag_bench.runners.subjects import Run
+from asag_deploy.backends import open_network
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Level, Manifest, Precision
+from asag_deploy.errors import ConfigError
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.probing import FEATURES
+from asag_deploy.loop.stages import Network
+from asag_deploy.processing.postprocess import detections_of
+from asag_training.network import boxes as box_ops
+from asag_training.network.adamixer import AdaMixerDecoder
+from asag_training.network.config import VARIANTS, AsagConfig, DecoderType
+from asag_training.network.relation_block import PYRAMID_STRIDES, Proposals
+from asag_training.network.sparse_rcnn import SparseRcnnDecoder
+from asag_training.network.stages import StageModule, best_detections
+
+if TYPE_CHECKING:
+    from asag_training.checkpoints import Checkpoint
+
+LAYERS = 6
+DECODERS: dict[str, DecoderType] = {"adamixer-6": "adamixer", "sparse-rcnn-6": "sparse-rcnn"}
+"""The decoder of each peer."""
+_RESULTS = ("det_scores", "det_labels", "det_boxes")
+_SEED = 0
+_HALF_PRECISION: Precision = "fp16"
+
+
+class SixLayerDecoder(StageModule):
+    """Learned boxes and contents, and six decoder layers in sequence over them.
+
+    It takes the place of a bundle's `decoder`: P2..P5, each (B, h, w, C), and image_size (B, 2) in; logits
+    (B, Q, classes), boxes (B, Q, 4) cxcywh relative to the valid image, and the best detections, as
+    `asag_deploy.loop.stages` has them, out.
+    """
+
+    name = "decoder"
+    inputs = (*FEATURES, "image_size")
+    outputs = ("logits", "boxes", *_RESULTS)
+    learned_boxes: Tensor
+
+    def __init__(self, config: AsagConfig, queries: int) -> None:
+        super().__init__()
+        self.config = config
+        self.learned_content = nn.Embedding(queries, config.hidden_dim)
+        self.register_buffer("learned_boxes", _spread_boxes(queries))
+        decoder = AdaMixerDecoder if config.decoder == "adamixer" else SparseRcnnDecoder
+        self.decoder = decoder(config)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        *features, image_size = tensors
+        batch = image_size.shape[0]
+        content = self.learned_content.weight.expand(batch, -1, -1)
+        boxes = self.learned_boxes.float().expand(batch, -1, -1)
+        pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
+        xyzr = box_ops.xyxy_to_xyzr(pixels / PYRAMID_STRIDES[0])
+        queries = boxes.shape[1]
+        nobody = torch.zeros(batch, queries, queries, dtype=torch.bool, device=boxes.device)
+        proposals = Proposals(content, boxes, xyzr, content)  # no decoder reads a proposal's logits
+        logits, boxes = self.decoder(0, features, proposals, image_size, nobody)[-1]
+        all_real = torch.ones(batch, queries, dtype=torch.bool, device=boxes.device)
+        detections = best_detections(logits, boxes, all_real, self.config.detection_limit)
+        return logits, boxes, *detections
+
+
+class PyramidStage(StageModule):
+    """Backbone and neck of a network, without the anchors of the first level."""
+
+    name = "backbone"
+    inputs = ("image", "image_size")
+    outputs = FEATURES
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.features(image))  # type: ignore[operator]
+
+
+def six_layer_config(decoder: DecoderType, bundle: Bundle, checkpoint: Checkpoint | None) -> AsagConfig:
+    """The settings of six layers beside a bundle: as wide as its own decoder is.
+
+    Raises ConfigError if the bundle is of no published variant and there is no checkpoint to look it up in.
+    """
+    manifest = bundle.manifest
+    own = checkpoint.config if checkpoint is not None else VARIANTS.get(manifest.variant)
+    if own is None:
+        raise ConfigError(
+            f"how wide six decoder layers beside '{manifest.variant}' are to be is not known, for it is no "
+            "published variant: give the checkpoint that the bundle was exported from with --checkpoint FILE"
+        )
+    width = next(t.shape[-1] for t in manifest.graph("backbone").outputs if t.name == FEATURES[0])
+    if width != own.hidden_dim:
+        raise ConfigError(
+            f"the bundle's features have {width} channels, but those of {own.variant} {own.hidden_dim}; "
+            "give the checkpoint that the bundle was exported from with --checkpoint FILE"
+        )
+    classes = len(manifest.categories)
+    return own.with_changes(decoder=decoder, decoder_layers=LAYERS, heads=1, num_classes=classes)
+
+
+def query_count(config: AsagConfig) -> int:
+    """The number of learned queries that a setting stands for: 100 where the first level predicts 50 anchors
+    a patch, 300 where it predicts 150 (paper, section 5.1)."""
+    return 2 * config.first_level_anchors
+
+
+def six_layer_decoder(config: AsagConfig) -> SixLayerDecoder:
+    """Six layers with random weights, the same every time; none is left at zero, as training would begin."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        decoder = SixLayerDecoder(config, query_count(config))
+        for parameter in decoder.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                nn.init.normal_(parameter, std=0.01)
+    return decoder.eval().requires_grad_(False)
+
+
+def open_six_layers(
+    name: str,
+    bundle: Bundle,
+    backend: str | None,
+    threads: int | None,
+    checkpoint: Checkpoint | None,
+) -> SixLayers:
+    """Six layers over the bundle's own pyramid, exported, and run by a backend.
+
+    Raises ConfigError as `six_layer_config`, ExportError or BackendError if they cannot be exported or run.
+    """
+    from asag_export.graphs import export_stage
+
+    manifest = bundle.manifest
+    config = six_layer_config(DECODERS[name], bundle, checkpoint)
+    decoder = six_layer_decoder(config)
+    precision: Precision = "fp32"
+    if manifest.precision == _HALF_PRECISION:
+        decoder, precision = decoder.half(), _HALF_PRECISION
+    model, _, _ = export_stage(decoder, config, manifest.probing, precision=precision, opset=manifest.opset)
+    graphs = {"normalize": None, "backbone": feature_pyramid(bundle), "decoder": model}
+    with tempfile.TemporaryDirectory() as folder:
+        network = open_network(backend, several_graphs(graphs, bundle, Path(folder)), threads)
+    return SixLayers(name, manifest, network)
+
+
+class SixLayers:
+    """A detector of six decoder layers: pixels, pyramid, layers, detections."""
+
+    def __init__(self, name: str, manifest: Manifest, network: Network) -> None:
+        self.name = name
+        self._manifest = manifest
+        self._network = TimedNetwork(network)
+
+    def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
+        """Detect in a batch of RGB images; there is no level to stop at."""
+        network = self._network
+        network.begin()
+        start = time.perf_counter()
+        prepared = network.processing(self._manifest).prepare(images, "rgb")
+        times_ms = dict(prepared.times_ms)
+        image_size = network.upload(prepared.sizes)
+        features = network.stage("backbone")({"image": prepared.image, "image_size": image_size})
+        outputs = network.stage("decoder")({**features, "image_size": image_size})
+        begin = time.perf_counter()
+        scores, labels, boxes = (network.download(outputs[result]) for result in _RESULTS)
+        for i, image in enumerate(images):
+            shape = (image.shape[0], image.shape[1])
+            detections_of(scores[i], labels[i], boxes[i], original_shape=shape, nms_iou=None)
+        times_ms["postprocess"] = _since(begin)
+        times_ms["total"] = _since(start)
+        return Run(total_ms=times_ms["total"], phases_ms=split(network, times_ms))
+
+
+def _spread_boxes(queries: int) -> Tensor:
+    """(Q, 4) cxcywh relative to the image: everywhere, and of all sizes, as learned ones end up."""
+    centres = 0.05 + 0.9 * torch.rand(queries, 2)
+    sizes = 0.05 * 12.0 ** torch.rand(queries, 2)
+    return torch.cat([centres, sizes], dim=-1)
+
+
+def _since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000

@@ -1,0 +1,126 @@
+"""What the parity gate found, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.bundle.manifest import Precision
+from asag_evaluation.metrics.overlaps import iou
+
+LEAST_IN_COMMON = 0.98
+"""Share of detections that two runs of one network in float32 have in common, end to end."""
+
+_SCORE, _OVERLAP = 0.01, 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageParity:
+    """The worst that one output of one graph showed over all cases."""
+
+    stage: str
+    output: str
+    difference: float
+    """Largest absolute difference; for decisions, how many entries differed."""
+    tolerance: float
+    cases: int
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParity:
+    """One image or batch, end to end."""
+
+    case: str
+    stops: tuple[str, ...]
+    """Why each image stopped, as PyTorch decided."""
+    same_stops: bool
+    agreement: float
+    """Share of PyTorch's detections that the bundle has too: same class, IoU over 0.9, score within 0.01."""
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Something that must hold of every graph, whatever PyTorch computes."""
+
+    name: str
+    """One of the names in `asag_export.gate.checks`."""
+    rows: tuple[StageParity, ...]
+    """The worst output of each graph."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it holds."""
+        return all(row.passed for row in self.rows)
+
+
+@dataclass(kw_only=True)
+class ParityReport:
+    """What the gate found."""
+
+    backend: str
+    precision: Precision
+    stages: list[StageParity] = field(default_factory=list)
+    runs: list[RunParity] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle may be used."""
+        parts: list[StageParity | RunParity | Check] = [*self.stages, *self.runs, *self.checks]
+        return all(part.passed for part in parts)
+
+    def failures(self) -> Iterator[tuple[str, StageParity]]:
+        """Each row of a graph that failed, and what of it: the empty text, or the name of a check."""
+        yield from (("", row) for row in self.stages if not row.passed)
+        for check in self.checks:
+            yield from ((check.name, row) for row in check.rows if not row.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values, for the manifest."""
+        return {
+            "passed": self.passed,
+            "backend": self.backend,
+            "precision": self.precision,
+            "stages": [dict(vars(row)) for row in self.stages],
+            "runs": [{**vars(run), "stops": list(run.stops)} for run in self.runs],
+            "checks": [
+                {"name": check.name, "passed": check.passed, "rows": [dict(vars(row)) for row in check.rows]}
+                for check in self.checks
+            ],
+        }
+
+
+def largest_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    """Largest absolute difference; infinite where the shapes differ or a value is not a number."""
+    if expected.shape != actual.shape or not np.isfinite(actual).all():
+        return float("inf")
+    return float(np.abs(expected.astype(np.float64) - actual).max(initial=0.0))
+
+
+class Found(NamedTuple):
+    """The detections of one image: n scores, classes, and boxes (n, 4) x1, y1, x2, y2 in any unit."""
+
+    scores: NDArray[Any]
+    classes: NDArray[Any]
+    boxes: NDArray[Any]
+
+
+def in_common(expected: Found, found: Found) -> float:
+    """Share of the expected detections that were found, from 0 to 1; 1 if none is expected.
+
+    Found is one of the same class, whose score is within 0.01 and whose box overlaps by more than 0.9.
+    """
+    if len(expected.scores) == 0:
+        return 1.0
+    near = np.abs(expected.scores[:, None] - found.scores) < _SCORE
+    same_class = expected.classes[:, None] == found.classes
+    # A box without area overlaps nothing, not even itself.
+    same_box = np.isclose(expected.boxes[:, None], found.boxes, rtol=1e-4, atol=1e-6).all(axis=-1)
+    same_place = same_box | (iou(expected.boxes, found.boxes) > _OVERLAP)
+    return float((near & same_class & same_place).any(axis=1).mean())

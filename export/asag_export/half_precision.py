@@ -1,0 +1,58 @@
+"""A stage in float32 among stages in float16: it computes in full precision, between feature maps in half."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from asag_deploy.bundle.manifest import TensorSpec
+from asag_deploy.engines.matmul_as_conv import bodies
+from asag_export.graphs import ExportedStage
+
+FEATURES = frozenset({"p2", "p3", "p4", "p5", "feature"})
+
+
+def with_half_features(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> ExportedStage:
+    """A copy of a float32 stage, and its interface, whose feature maps come and go as float16."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    given = [value for value in graph.input if value.name in FEATURES]
+    made = [value for value in graph.output if value.name in FEATURES]
+    renamed = {value.name: f"{value.name}_in_float32" for value in (*given, *made)}
+    _rename(graph.node, renamed)
+    casts = [_cast(value.name, renamed[value.name], TensorProto.FLOAT) for value in given]
+    nodes = [*casts, *graph.node]
+    nodes += [_cast(renamed[value.name], value.name, TensorProto.FLOAT16) for value in made]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    for value in (*given, *made):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return copy, _half(inputs), _half(outputs)
+
+
+def _half(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        dataclasses.replace(spec, dtype="float16") if spec.name in FEATURES else spec for spec in specs
+    )
+
+
+def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
+    """Also in the bodies of loops and branches, which see the values outside."""
+    for node in nodes:
+        for field in (node.input, node.output):
+            field[:] = [names.get(name, name) for name in field]
+        for body in bodies(node):
+            _rename(body.node, names)
+            for value in body.output:
+                value.name = names.get(value.name, value.name)

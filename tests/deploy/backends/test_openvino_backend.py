@@ -1,0 +1,308 @@
+"""The OpenVINO backend, beyond what every backend does (`test_backends.py`)."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.compiled_cache import CompiledCache, cache_folder
+from asag_deploy.backends.openvino import backend as openvino
+from asag_deploy.backends.openvino.backend import OpenVinoArray
+from asag_deploy.backends.openvino.precision import keep_coordinates_precise
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.errors import BackendError
+from asag_deploy.loop.probing import StopRule, detect
+from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
+
+library = pytest.importorskip("openvino", reason="needs OpenVINO")
+
+SIZES = np.array([[64, 64]], dtype=np.int64)
+GRAPHS = 5
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("openvino") / "bundle")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The graphs that are read, and so compiled, from now on."""
+    read: list[Path] = []
+    original = openvino._read_graph
+
+    def spy(core: Any, path: Path) -> Any:
+        read.append(path)
+        return original(core, path)
+
+    monkeypatch.setattr(openvino, "_read_graph", spy)
+    return read
+
+
+def test_a_graph_is_compiled_once(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = compilations(monkeypatch)
+    assert counts(open_network("openvino", bundle, threads=1), 3) == [3, 0, 20, 17]
+    assert len(read) == len(list(cache.iterdir())) == GRAPHS
+    assert counts(open_network("openvino", bundle, threads=1), 4) == [4, 0, 20, 16]
+    assert len(read) == GRAPHS
+
+
+def test_damaged_cache_recovers(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_network("openvino", bundle, threads=1)
+    flipped, cut, empty, foreign, _ = sorted(cache.iterdir())
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-9])
+    empty.write_bytes(b"")
+    own = CompiledCache(cache, "any")
+    own.write("0", b"of another library, but whole")
+    (whole,) = set(cache.iterdir()) - {flipped, cut, empty, foreign, _}
+    whole.replace(foreign)
+
+    read = compilations(monkeypatch)
+    assert counts(open_network("openvino", bundle, threads=1), 3) == [3, 0, 20, 17]
+    assert len(read) == 4
+    open_network("openvino", bundle, threads=1)
+    assert len(read) == 4
+
+
+def test_precision_and_version_are_part_of_the_key(tmp_path: Path) -> None:
+    first, second = CompiledCache(tmp_path, "2026.4 f32"), CompiledCache(tmp_path, "2026.5 f32")
+    first.write("abc", b"compiled")
+    assert first.read("abc") == b"compiled"
+    assert second.read("abc") is None
+    assert first.read("abd") is None
+
+
+def test_what_was_used_longest_ago_is_deleted(tmp_path: Path) -> None:
+    import os
+
+    cache = CompiledCache(tmp_path, "any", most_bytes=3000)
+    for age, name in ((30, "old"), (20, "older but used"), (10, "new")):
+        cache.write(name, bytes(900))
+        os.utime(cache._file(name), (1e9 - age, 1e9 - age))
+    assert cache.read("older but used") is not None
+    cache.write("newest", bytes(900))
+    names = ("old", "older but used", "new", "newest")
+    assert [name for name in names if cache.read(name) is None] == ["old"]
+
+
+def test_without_a_place_to_write_nothing_is_cached(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path / "file"))
+    assert counts(open_network("openvino", bundle, threads=1), 3) == [3, 0, 20, 17]
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ASAG_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "asag-deploy"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "asag-deploy"
+
+
+def test_requests_are_used_again(bundle: Bundle, cache: Path) -> None:
+    network = open_network("openvino", bundle, threads=1)
+    stage: Any = network.stage("backbone")
+    for _ in range(5):
+        counts(network, 3)
+    assert stage._idle.qsize() == 1
+    inputs = {"image": network.upload(batch(picture(3))), "image_size": network.upload(SIZES)}
+    held = [stage(inputs)["p5"] for _ in range(3)]
+    assert stage._idle.qsize() == 0
+    del held
+    gc.collect()
+    assert stage._idle.qsize() == 3
+
+
+def test_features_are_not_copied(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop brings nothing to the host but counts and what NMS needs, and casts nothing."""
+    network = open_network("openvino", bundle, threads=1)
+    shapes: list[tuple[int, ...]] = []
+    to_numpy = openvino._to_numpy
+
+    def spy(tensor: Any) -> NDArray[Any]:
+        shapes.append(tuple(tensor.shape))
+        return to_numpy(tensor)
+
+    monkeypatch.setattr(openvino, "_to_numpy", spy)
+    image = network.upload(batch(picture(5, 2), picture(3)))
+    probed = detect(network, bundle.manifest.probing, StopRule(), image, np.repeat(SIZES, 2, axis=0))
+    assert len(probed.levels) == 3
+    assert {len(shape) for shape in shapes} <= {2, 3}  # no map
+    assert shapes.count((2, 4)) == 2 + 3
+
+
+def test_a_stage_reads_what_another_wrote_where_it_lies(bundle: Bundle, cache: Path) -> None:
+    network = open_network("openvino", bundle, threads=1)
+    outputs = backbone(network, picture(5, 2))
+    inputs = probe_p4_inputs(network, outputs)
+    probe: Any = network.stage("probe_p4")
+    probe(inputs)
+    request = probe._idle.get_nowait()
+    for name in ("feature", "patches"):
+        assert address(request.get_tensor(name)) == address(inputs[name].tensor)
+
+
+def address(tensor: Any) -> int:
+    """Where its values lie in memory."""
+    found: int = tensor.data.ctypes.data
+    return found
+
+
+def test_a_processor_without_bfloat16(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldProcessor:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(library, "Core", OldProcessor)
+    with pytest.raises(BackendError, match=r"no bfloat16 arithmetic .*; use the backend 'openvino'"):
+        open_network("openvino-bf16", bundle)
+    assert BACKENDS["openvino"].available() is None
+
+
+def test_bfloat16_to_the_host_and_back() -> None:
+    values = np.array([0, 1, -2.5, 3.14159, 1e-30, 1e30, 1 + 2**-8, 1 + 3 * 2**-8], dtype=np.float32)
+    there = openvino._cast(library.Tensor(values), library.Type.bf16)
+    assert there.get_element_type() == library.Type.bf16
+    back = openvino._to_numpy(there)
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, values, rtol=2**-8)
+    assert back[-2:].tolist() == [1.0, 1 + 4 * 2**-8]  # ties go to the even neighbour
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "Exception from src/a.cpp:84:\nCheck 'x' failed at src/b.cpp:1:\nShapes differ\nmore",
+            "Shapes differ",
+        ),
+        ("just this", "just this"),
+        ("Exception from src/a.cpp:84:", "Exception from src/a.cpp:84:"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_reason(message: str, reason: str) -> None:
+    assert openvino._reason(RuntimeError(message)) == reason
+
+
+def marked(model: Any, folder: Path) -> set[str]:
+    """The types of the layers that are to stay precise."""
+    library.serialize(model, folder / "graph.xml", folder / "graph.bin")
+    root = ElementTree.fromstring(keep_coordinates_precise((folder / "graph.xml").read_bytes()))
+    found = root.findall("layers/layer")
+    return {
+        layer.attrib["type"]
+        for layer in found
+        if layer.find("rt_info/attribute[@name='precise']") is not None
+    }
+
+
+def test_what_stays_precise(tmp_path: Path) -> None:
+    import openvino.opset13 as ops
+
+    weight = np.eye(4, dtype=np.float32)
+    feature, size = (ops.parameter([-1, 4], np.float32, name=name) for name in ("feature", "image_size"))
+    for node in (feature, size):
+        node.output(0).get_tensor().set_names({node.friendly_name})
+    hidden = ops.tanh(ops.matmul(ops.relu(feature), weight, False, False))  # features all along
+    boxes = ops.sigmoid(ops.matmul(hidden, weight, False, False))  # the last layer's outputs are coordinates
+    scores = ops.softplus(ops.matmul(hidden, weight, False, False))  # or come out as they are
+    scaled = ops.floor(ops.multiply(boxes, ops.exp(size)))
+    indices = ops.convert(ops.sqrt(size), "i64")
+    gathered = ops.gather(ops.elu(feature, 1.0), ops.reduce_max(indices, [0, 1]), np.int64(0))
+    outputs = [scaled, scores, ops.matmul(ops.cos(gathered), weight, False, False)]
+    model = library.Model(outputs, [feature, size])
+    found = marked(model, tmp_path)
+    assert {"Sigmoid", "Multiply", "Floor", "Exp", "Sqrt", "SoftPlus"} <= found
+    assert not found & {"Relu", "Tanh", "Elu", "Gather", "Cos", "MatMul", "Const", "Parameter", "Result"}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_marked_graph_is_computed_in_two_precisions(cached: bool) -> None:
+    import openvino.opset13 as ops
+
+    core = library.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("needs a processor with bfloat16")
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 64), dtype=np.float32)
+    feature, anchors = (ops.parameter([-1, 64], np.float32, name=name) for name in ("feature", "anchors_p5"))
+    for node in (feature, anchors):
+        node.output(0).get_tensor().set_names({node.friendly_name})
+    product = ops.matmul(ops.matmul(feature, weight, False, False), weight, False, False)
+    wave = ops.matmul(ops.sin(ops.multiply(anchors, np.float32(1.7))), weight, False, False)
+    result = ops.matmul(ops.multiply(product, wave), weight, False, False)
+    model = openvino._mixed_precision(core, library.Model([product, wave, result], [feature, anchors]))
+    options = {"INFERENCE_PRECISION_HINT": "bf16"}
+    compiled = core.compile_model(model, "CPU", options)
+    if cached:
+        compiled = core.import_model(compiled.export_model().getvalue(), "CPU", options)
+    assert compiled.input("feature").get_element_type() == library.Type.bf16
+    assert compiled.input("anchors_p5").get_element_type() == library.Type.f32
+    request = compiled.create_infer_request()
+    values = rng.standard_normal((3, 64), dtype=np.float32)
+    request.set_input_tensor(0, openvino._cast(library.Tensor(values), library.Type.bf16))
+    request.set_input_tensor(1, library.Tensor(1000 * values))
+    request.infer()
+    product_found, wave_found, _ = (np.array(request.get_output_tensor(i).data) for i in range(3))
+    exact = values @ weight @ weight
+    difference = np.abs(product_found - exact).max() / np.abs(exact).max()
+    assert 1e-5 < difference < 2e-2
+    # In bfloat16 a sine of thousands would be any number.
+    np.testing.assert_allclose(wave_found, np.sin(1700 * values.astype(np.float64)) @ weight, atol=0.1)
+
+
+def test_values_that_compiling_makes_one_keep_the_names_of_the_graph(tmp_path: Path) -> None:
+    """What goes in and what comes out, although `a`, copied from it, comes first in the alphabet."""
+    nodes = [
+        helper.make_node("Identity", ["pixels"], ["a"]),
+        helper.make_node("Add", ["a", "a"], ["b"]),
+        helper.make_node("Identity", ["b"], ["image"]),
+    ]
+    pixels, image = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in ("pixels", "image"))
+    opset = [helper.make_opsetid("", 18)]
+    model = helper.make_model(helper.make_graph(nodes, "copies", [pixels], [image]), opset_imports=opset)
+    onnx.save(model, tmp_path / "copies.onnx")
+    core = library.Core()
+    compiled = core.compile_model(core.read_model(tmp_path / "copies.onnx"), "CPU")
+    assert len(compiled.input(0).names) == 2
+    stage = openvino._OpenVinoStage("copies", compiled)
+    found = stage({"pixels": OpenVinoArray(library.Tensor(np.arange(3, dtype=np.float32)), None)})
+    assert list(found) == ["image"]
+    assert found["image"].tensor.data.tolist() == [0, 2, 4]
+
+
+def test_equal_values_come_in_order() -> None:
+    import openvino.opset11 as ops
+
+    values = ops.parameter([-1, -1], np.float32, name="values")
+    best = ops.topk(values, np.int64(7), 1, "max", "value")
+    model = library.Model([best.output(1)], [values])
+    assert openvino._break_ties_by_index(model) is model
+    request = library.Core().compile_model(model, "CPU").create_infer_request()
+    scores = np.zeros((1, 250), np.float32)
+    scores[0, [100, 200]] = 1
+    request.set_input_tensor(0, library.Tensor(scores))
+    request.infer()
+    assert request.get_output_tensor(0).data.tolist() == [[100, 200, 0, 1, 2, 3, 4]]

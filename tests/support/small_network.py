@@ -1,0 +1,43 @@
+"""A network of every part but few channels: what most export tests run on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asag_deploy.bundle.bundle import Bundle
+from asag_export.bundle_export import export_bundle
+from asag_export.untrained import untrained_checkpoint
+from asag_training.checkpoints import Checkpoint
+from asag_training.network.config import AsagConfig, variant_config
+
+
+def small_config(variant: str = "asag-a-r50-100", **changes: Any) -> AsagConfig:
+    """The variant, narrowed."""
+    narrow = {"hidden_dim": 32, "backbone_width": 8, "ffn_dim": 64, "out_points": 16, "in_points": 8}
+    return variant_config(variant).with_changes(**{**narrow, **changes})
+
+
+def small_checkpoint(variant: str = "asag-a-r50-100", **changes: Any) -> Checkpoint:
+    """Random weights for it, all of which matter: nothing is left at zero as it is where training begins.
+
+    Its anchors differ, so that every decision there is to make goes either way.
+    """
+    checkpoint = untrained_checkpoint(small_config(variant, **changes))
+    generator = torch.Generator().manual_seed(0)
+    state = dict(checkpoint.state)
+    for name, tensor in state.items():
+        if "layernorm" in name and tensor.dim() > 1 and name.endswith("weight"):
+            # Drawn around 0 they would take the picture out of the tokens, and all anchors would be alike.
+            state[name] = torch.ones_like(tensor)
+        elif tensor.dim() > 1 and not tensor.any():
+            state[name] = 0.05 * torch.randn(tensor.shape, generator=generator)
+    return dataclasses.replace(checkpoint, state=state)
+
+
+def export_small(path: Path, variant: str = "asag-a-r50-100", **options: Any) -> Bundle:
+    """Export it, gate included."""
+    return export_bundle(small_checkpoint(variant), path, **options).bundle

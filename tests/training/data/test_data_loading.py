@@ -1,0 +1,138 @@
+"""Batches: padding, normalisation, order, and workers that change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asag_deploy.bundle.manifest import Preprocessing
+from asag_deploy.errors import ConfigError, DataError
+from asag_evaluation.data.coco import CocoDataset, Sample
+from asag_training.data.loading import Batch, EpochBatches, TrainingLoader, collate
+from asag_training.data.transforms import Augmentation
+from asag_training.network.stages import NormalizeStage
+from support.coco_files import box, gradient, write_coco
+
+AUGMENTATION = Augmentation(shorter_sides=(32, 48), longer_side=80, colour=0.3)
+
+
+def sample(height: int, width: int, *boxes: tuple[float, float, float, float]) -> Sample:
+    return Sample(
+        image=gradient(height, width),
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        labels=np.arange(len(boxes)),
+        image_id=height,
+        original_shape=(height, width),
+    )
+
+
+def test_batch_is_padded_and_normalised_as_inference_does() -> None:
+    samples = [sample(40, 60, (6, 10, 18, 30)), sample(65, 50)]
+    batch = collate(samples, Preprocessing())
+    assert batch.image.shape == (2, 3, 96, 64)
+    assert batch.image.dtype == torch.float32
+    assert batch.image_size.tolist() == [[40, 60], [65, 50]]
+    assert batch.image_size.dtype == torch.int64
+    assert batch.image_ids == [40, 65]
+
+    pixels = np.zeros((2, 96, 64, 3), dtype=np.uint8)
+    for slot, one in zip(pixels, samples, strict=True):
+        slot[: one.image.shape[0], : one.image.shape[1]] = one.image
+    expected = NormalizeStage(Preprocessing())(torch.from_numpy(pixels), batch.image_size)[0]
+    assert torch.allclose(batch.image, expected, atol=1e-6)
+    assert (batch.image[0, :, 40:] == 0).all()
+    assert (batch.image[0, :, :, 60:] == 0).all()
+
+
+def test_targets_are_relative_to_the_valid_image() -> None:
+    batch = collate([sample(40, 60, (6, 10, 18, 30), (0, 0, 60, 40)), sample(65, 50)], Preprocessing())
+    boxes, labels = batch.targets[0]
+    assert torch.allclose(boxes, torch.tensor([[0.2, 0.5, 0.2, 0.5], [0.5, 0.5, 1.0, 1.0]]))
+    assert labels.tolist() == [0, 1]
+    assert labels.dtype == torch.int64
+    assert batch.targets[1].boxes.shape == (0, 4)
+    assert batch.to("cpu").targets[0].labels.tolist() == [0, 1]
+
+
+def test_order_visits_everything_once_and_differs_by_epoch() -> None:
+    order = EpochBatches(12, 3, seed=1)
+    epochs = []
+    for epoch in (0, 1):
+        order.seek(epoch)
+        keys = [key for batch in order for key in batch]
+        assert {number for number, _ in keys} == {epoch}
+        assert sorted(index for _, index in keys) == list(range(12))
+        epochs.append([index for _, index in keys])
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != sorted(epochs[0])
+    assert [index for batch in EpochBatches(12, 3, seed=2) for _, index in batch] != epochs[0]
+
+
+def test_order_can_be_taken_up_in_the_middle() -> None:
+    order = EpochBatches(13, 3, seed=1)
+    assert len(order) == 4  # the last image is left out
+    order.seek(5)
+    whole = list(order)
+    order.seek(5, 3)
+    assert len(order) == 1
+    assert list(order) == whole[3:]
+    order.seek(5, 4)
+    assert list(order) == []
+    with pytest.raises(ConfigError, match="batch 5 is not in an epoch of 4"):
+        order.seek(5, 5)
+
+
+def test_processes_share_the_batches_of_one() -> None:
+    alone = list(EpochBatches(20, 6, seed=1))
+    shared = [list(EpochBatches(20, 2, seed=1, rank=rank, world_size=3)) for rank in range(3)]
+    assert [[*a, *b, *c] for a, b, c in zip(*shared, strict=True)] == alone
+
+
+def test_few_images_come_twice() -> None:
+    batches = list(EpochBatches(3, 4, seed=0, world_size=2))
+    assert len(batches) == 1
+    assert {index for _, index in batches[0]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "rank", "problem"),
+    [(0, 1, 0, "0 images"), (5, 0, 0, "batches of 0"), (5, 1, 2, "rank 2")],
+)
+def test_impossible_orders(length: int, batch: int, rank: int, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        EpochBatches(length, batch, seed=0, rank=rank, world_size=2)
+
+
+def loader(root: Path, workers: int = 0) -> TrainingLoader:
+    return TrainingLoader(CocoDataset.open(root), AUGMENTATION, batch_size=2, seed=4, workers=workers)
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return a.image_ids == b.image_ids and torch.equal(a.image, b.image)
+
+
+def test_loader_repeats_and_resumes(tmp_path: Path) -> None:
+    write_coco(tmp_path, [box(i, [5, 5, 20, 20]) for i in range(1, 7)], shapes=[(40, 60)] * 6)
+    first = loader(tmp_path)
+    assert first.batches_per_epoch == 3
+    epochs = [list(first.epoch(number)) for number in (0, 1)]
+    assert [len(epoch) for epoch in epochs] == [3, 3]
+    assert sorted(i for batch in epochs[0] for i in batch.image_ids) == [1, 2, 3, 4, 5, 6]
+    resumed = list(loader(tmp_path).epoch(1, 1))
+    assert len(resumed) == 2
+    assert all(equal(a, b) for a, b in zip(resumed, epochs[1][1:], strict=True))
+
+
+def test_workers_change_nothing_and_report_damage(tmp_path: Path) -> None:
+    write_coco(tmp_path, [box(i, [5, 5, 20, 20]) for i in range(1, 5)], shapes=[(40, 60)] * 4)
+    with_worker = loader(tmp_path, workers=1)
+    for epoch in (0, 1):
+        for a, b in zip(with_worker.epoch(epoch), loader(tmp_path).epoch(epoch), strict=True):
+            assert equal(a, b)
+    (tmp_path / "train2017" / "3.png").write_bytes(b"nothing")
+    for damaged in (with_worker, loader(tmp_path)):
+        with pytest.raises(DataError, match=r"^'[^\n]*3\.png' is damaged[^\n]*$"):
+            list(damaged.epoch(2))

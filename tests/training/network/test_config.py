@@ -1,0 +1,175 @@
+"""The network's settings: what the published variants are, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from asag_deploy.errors import ConfigError
+from asag_training.network.config import VARIANTS, AsagConfig, variant_config
+
+NOT_ZERO = (
+    *("attention_heads", "groups", "backbone_width", "hidden_dim", "ffn_dim", "dynamic_dim", "in_points"),
+    *("out_points", "patch_size", "compress_dim", "first_level_anchors", "patch_anchors", "anchor_cap"),
+    *("max_patches", "max_detections"),
+)
+
+
+def test_published_variants() -> None:
+    assert list(VARIANTS) == [
+        f"asag-{decoder}-r{depth}-{setting}"
+        for decoder in "as"
+        for depth in (50, 101)
+        for setting in ("100", "300", "crowdhuman")
+    ]
+    for name, config in VARIANTS.items():
+        assert config.variant == name
+        assert config.decoder == ("adamixer" if name.startswith("asag-a") else "sparse-rcnn")
+        assert config.backbone_depth == int(name.split("-")[2].removeprefix("r"))
+        assert variant_config(name) is config
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (
+            "100",
+            {"num_classes": 80, "anchor_floor": 5, "anchor_cap": 200, "score_pass": 0.1, "max_patches": None},
+        ),
+        (
+            "300",
+            {
+                "num_classes": 80,
+                "anchor_floor": 50,
+                "anchor_cap": 500,
+                "score_pass": 0.05,
+                "max_patches": None,
+            },
+        ),
+        (
+            "crowdhuman",
+            {"num_classes": 1, "anchor_floor": 50, "anchor_cap": 600, "score_pass": 0.05, "max_patches": 60},
+        ),
+        (
+            "100",
+            {
+                "first_level_anchors": 50,
+                "patch_anchors": 20,
+                "detection_nms_iou": None,
+                "max_detections": 100,
+            },
+        ),
+        (
+            "300",
+            {
+                "first_level_anchors": 150,
+                "patch_anchors": 50,
+                "detection_nms_iou": 0.7,
+                "max_detections": 100,
+            },
+        ),
+        (
+            "crowdhuman",
+            {
+                "first_level_anchors": 150,
+                "patch_anchors": 50,
+                "detection_nms_iou": 0.8,
+                "max_detections": None,
+            },
+        ),
+    ],
+)
+def test_settings_of_the_paper(setting: str, expected: dict[str, Any]) -> None:
+    for prefix in ("asag-a-r50", "asag-s-r101"):
+        values = variant_config(f"{prefix}-{setting}").to_dict()
+        assert {name: values[name] for name in expected} == expected
+        assert (values["score_low"], values["score_high"], values["patch_nms_iou"]) == (0.1, 0.7, 0.25)
+
+
+def test_unknown_variant_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"unknown variant 'asag-b'; the variants are asag-a-r50-100, "):
+        variant_config("asag-b")
+
+
+@pytest.mark.parametrize(("heads", "names"), [(1, ("main",)), (2, ("aux_0", "main"))])
+def test_main_head_is_the_last(heads: int, names: tuple[str, ...]) -> None:
+    assert AsagConfig(variant="x", heads=heads).head_names == names
+
+
+def test_published_head_names() -> None:
+    assert AsagConfig(variant="x").head_names == ("aux_0", "aux_1", "aux_2", "main")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder": "detr"},
+        {"backbone_depth": 34},
+        {"activation": "tanh"},
+        {"num_classes": 0},
+        {"heads": 0},
+        {"hidden_dim": 100},
+        {"hidden_dim": 48, "attention_heads": 5},
+        {"hidden_dim": 64, "groups": 3},
+        {"score_low": 0.7},
+        {"score_high": 1.5},
+        {"score_pass": 0.0},
+        {"patch_nms_iou": 1.0},
+        {"anchor_floor": 201},
+        {"anchor_floor": 0},
+        {"first_level_anchors": 1, "anchor_floor": 6},
+        {"detection_nms_iou": 0.0},
+        {"detection_nms_iou": 1.1},
+        {"min_anchor_side": -1.0},
+        *({name: 0} for name in NOT_ZERO),
+        *({name: -8} for name in NOT_ZERO),
+    ],
+    ids=str,
+)
+def test_impossible_setting_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AsagConfig(variant="x").with_changes(**change)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "expected" in message
+    assert any(name in message and str(value) in message for name, value in change.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"detection_nms_iou": 1.0},
+        {"detection_nms_iou": None},
+        {"max_patches": 1},
+        {"max_detections": None},
+        {"score_low": 0.0, "score_high": 1.0},
+        {"hidden_dim": 8, "attention_heads": 1, "groups": 8},
+        {"anchor_floor": 200},
+        {"min_anchor_side": 0.0},
+    ],
+    ids=str,
+)
+def test_setting_at_its_limit_is_taken(change: dict[str, Any]) -> None:
+    values = AsagConfig(variant="x").with_changes(**change).to_dict()
+    assert {name: values[name] for name in change} == change
+
+
+def test_with_changes() -> None:
+    config = variant_config("asag-a-r50-100")
+    changed = config.with_changes(num_classes=3, heads=1)
+    assert dataclasses.replace(changed, num_classes=80, heads=4) == config
+    with pytest.raises(ConfigError, match="unknown network setting 'classes'; the settings are activation, "):
+        config.with_changes(classes=3)
+
+
+def test_settings_are_json() -> None:
+    for config in VARIANTS.values():
+        assert AsagConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        variant_config("asag-a-r50-100").heads = 1  # type: ignore[misc]

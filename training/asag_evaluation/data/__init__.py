@@ -1,0 +1,1 @@
+"""Data sets: annotations, COCO, CrowdHuman, generated scenes."""

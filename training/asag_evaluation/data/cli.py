@@ -1,0 +1,125 @@
+"""`asag-data`: generate, convert and check data sets from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from asag_deploy._version import __version__
+from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.errors import DataError
+from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
+from asag_evaluation.data.crowdhuman import convert_crowdhuman
+from asag_evaluation.data.scenes import write_scenes
+
+PROGRAM = "asag-data"
+
+_MOST_REPORTED = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asag-data` with these arguments (None: the command line's) and return its exit code.
+
+    0: all fine; 1: a checked data set has damaged images; 2: nothing could be done, with the reason in one
+    sentence on stderr; 130: interrupted.
+    """
+
+    def command() -> int:
+        options = _parser().parse_args(argv)
+        return int(options.run(options))
+
+    return exit_code(PROGRAM, command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneSentenceParser(
+        prog=PROGRAM, description="Generate, convert and check data sets in COCO layout."
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    scenes = commands.add_parser("scenes", help="generate scenes of drawn objects")
+    add = scenes.add_argument
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    add("--count", type=int, default=1000, metavar="N", help="how many (default: 1000)")
+    add("--seed", type=int, default=0, metavar="S", help="another seed, other scenes (default: 0)")
+    add("--size", type=int, default=320, metavar="PIXELS", help="width and height (default: 320)")
+    add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    scenes.set_defaults(run=_scenes)
+
+    crowdhuman = commands.add_parser("crowdhuman", help="convert CrowdHuman's .odgt to COCO layout")
+    add = crowdhuman.add_argument
+    add("odgt", type=Path, metavar="ODGT", help="annotation_train.odgt or annotation_val.odgt")
+    add("--images", type=Path, required=True, metavar="DIR", help="the folder of the images")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="the data set's folder")
+    add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    crowdhuman.set_defaults(run=_crowdhuman)
+
+    check = commands.add_parser("check", help="read every image and annotation of a data set")
+    check.add_argument("data", type=Path, metavar="DIR", help="the data set's folder")
+    check.add_argument("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"default: {TRAIN_SPLIT}")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _scenes(options: argparse.Namespace) -> int:
+    with _progress(options.count, "scene") as progress:
+        file = write_scenes(
+            options.output_dir,
+            count=options.count,
+            seed=options.seed,
+            size=options.size,
+            split=options.split,
+            progress=progress,
+        )
+    dataset = CocoDataset.from_files(file, options.output_dir / options.split)
+    kinds = Counter(record.kind for record in dataset.records)
+    print(f"{file}: {dataset.counts.describe()} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})")
+    return 0
+
+
+def _crowdhuman(options: argparse.Namespace) -> int:
+    with _progress(None, "image") as progress:
+        file = convert_crowdhuman(
+            options.odgt, options.images, options.output_dir, split=options.split, progress=progress
+        )
+    dataset = CocoDataset.from_files(file, options.output_dir / options.split)
+    print(f"{file}: {dataset.counts.describe()}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    dataset = CocoDataset.open(options.data, options.split)
+    print(f"{options.data} {options.split}: {dataset.counts.describe()}")
+    labels = Counter(int(label) for record in dataset.records for label in record.labels)
+    for label, category in enumerate(dataset.categories):
+        print(f"  {category.id:>4} {category.name}: {labels[label]}")
+    damaged = 0
+    with _progress(len(dataset), "image") as progress:
+        for index in range(len(dataset)):
+            try:
+                dataset[index]
+            except DataError as error:
+                damaged += 1
+                if damaged <= _MOST_REPORTED:
+                    tqdm.write(f"{PROGRAM}: {error}", file=sys.stderr)
+            progress(index + 1)
+    print(f"{damaged} damaged images" if damaged else "all images can be read")
+    return 1 if damaged else 0
+
+
+@contextmanager
+def _progress(total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr, if that is a terminal; it is told how many are done."""
+    with tqdm(total=total, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
+        yield lambda done: bar.update(done - bar.n)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

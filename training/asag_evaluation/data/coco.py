@@ -1,0 +1,219 @@
+"""A data set in COCO layout: an annotation file, and a folder of images.
+
+DIR/annotations/instances_train2017.json
+DIR/train2017/*.jpg
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.bundle.manifest import Category
+from asag_deploy.errors import DataError, ImageError
+from asag_deploy.images.reading import RgbImage, quiet_opencv, read_image
+from asag_evaluation.data.annotations import AnnotationFile, Counts, ImageRecord, read_annotations
+
+TRAIN_SPLIT, VAL_SPLIT = "train2017", "val2017"
+
+_PREFIX = "instances_"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """An image and its T objects, at any step of their way into the network."""
+
+    image: RgbImage
+    """uint8 (H, W, 3) RGB."""
+    boxes: NDArray[np.float32]
+    """(T, 4) x1, y1, x2, y2 in pixels of `image`, inside it."""
+    labels: NDArray[np.int64]
+    """(T,) indices into the data set's categories."""
+    image_id: int
+    original_shape: tuple[int, int]
+    """Height and width of the image in its file."""
+
+
+class CocoDataset:
+    """Images with their objects; `dataset[i]` reads a `Sample`.
+
+    Everything but the pixels is read and checked when it is made, so that a run fails in its first second or
+    not at all; a damaged image is found when it is read.
+    """
+
+    def __init__(self, file: AnnotationFile, image_dir: Path) -> None:
+        self.categories: tuple[Category, ...] = file.categories
+        """The classes in label order: sorted by id, unless others were given."""
+        self.records: tuple[ImageRecord, ...] = file.records
+        self.counts: Counts = file.counts
+        """What was found in the annotation file, oddities included."""
+        self.image_dir = image_dir
+
+    @classmethod
+    def open(
+        cls,
+        root: str | os.PathLike[str],
+        split: str = TRAIN_SPLIT,
+        *,
+        categories: Sequence[Category] | None = None,
+    ) -> Self:
+        """Open `root/annotations/instances_{split}.json` with the images in `root/{split}`.
+
+        `categories` are the classes of a checkpoint, whose labels are then used.  Raises DataError, as
+        `from_files` does, and if there is no such split.
+        """
+        folder = Path(root)
+        if not folder.is_dir():
+            raise DataError(f"there is no data folder '{folder}': check the path")
+        file = folder / "annotations" / f"{_PREFIX}{split}.json"
+        if not file.is_file():
+            raise DataError(_no_such_split(folder, split, file))
+        return cls.from_files(file, folder / split, categories=categories)
+
+    @classmethod
+    def from_files(
+        cls,
+        annotation_file: str | os.PathLike[str],
+        image_dir: str | os.PathLike[str],
+        *,
+        categories: Sequence[Category] | None = None,
+    ) -> Self:
+        """Open an annotation file with the images in `image_dir`.
+
+        Raises DataError if the file is missing or malformed, if images are missing, or if there are classes
+        that `categories` lacks.
+        """
+        path = Path(annotation_file)
+        dataset = cls(read_annotations(path, categories), Path(image_dir))
+        dataset._check_images(path)
+        return dataset
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read an image (DataError if it is missing, damaged, or not of the size its annotations say)."""
+        record = self.records[index]
+        return Sample(
+            image=self._read(record),
+            boxes=record.boxes.copy(),
+            labels=record.labels.copy(),
+            image_id=record.image_id,
+            original_shape=(record.height, record.width),
+        )
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.image_dir / self.records[index].file_name
+
+    def subset(self, indices: Sequence[int]) -> Self:
+        """A data set of some of the images, in this order, with the same classes.
+
+        Its counts are those of what it holds; what was dropped from the file is not counted again.
+        """
+        chosen = copy.copy(self)
+        chosen.records = tuple(self.records[i] for i in indices)
+        chosen.counts = Counts(
+            images=len(chosen.records),
+            objects=sum(len(record.boxes) for record in chosen.records),
+            empty_images=sum(not len(record.boxes) for record in chosen.records),
+            crowd=sum(a.crowd for record in chosen.records for a in record.annotations),
+        )
+        return chosen
+
+    def for_training(self, *, min_side: int = 32) -> Self:
+        """The images worth training on: with objects, and `min_side` pixels wide and high at least.
+
+        Raises DataError if there are none.
+        """
+        good = [
+            i
+            for i, record in enumerate(self.records)
+            if len(record.boxes) and min(record.height, record.width) >= min_side
+        ]
+        if not good:
+            raise DataError(
+                f"there is nothing to train on in '{self.image_dir}': {self.counts.describe()}, "
+                f"and no image with objects is at least {min_side} pixels wide and high"
+            )
+        return self.subset(good)
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Everything but the images as the content of a COCO file, for evaluation.
+
+        Annotations are unclipped, crowds among them; ids of classes are those of the data set.
+        """
+        annotations = [
+            {
+                "image_id": record.image_id,
+                "category_id": self.categories[annotation.label].id,
+                "bbox": list(annotation.xywh),
+                "area": annotation.area,
+                "iscrowd": int(annotation.crowd),
+            }
+            for record in self.records
+            for annotation in record.annotations
+        ]
+        return {
+            "info": {},
+            "images": [{"id": r.image_id, "height": r.height, "width": r.width} for r in self.records],
+            "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],
+            "categories": [dataclasses.asdict(category) for category in self.categories],
+        }
+
+    def _check_images(self, annotation_file: Path) -> None:
+        if not self.image_dir.is_dir():
+            raise DataError(f"there is no image folder '{self.image_dir}', for '{annotation_file}'")
+        missing = [r.file_name for r in self.records if not (self.image_dir / r.file_name).is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of the {len(self)} images in '{annotation_file}' are missing from "
+                f"'{self.image_dir}', the first is '{missing[0]}': copy them there"
+            )
+
+    def _read(self, record: ImageRecord) -> RgbImage:
+        path = self.image_dir / record.file_name
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            raise DataError(f"{error} (image {record.image_id} of the data set)") from error
+        expected = (record.height, record.width)
+        if image.shape[:2] != expected:
+            image = _as_stored(path)
+        if image.shape[:2] != expected:
+            height, width = image.shape[:2]
+            raise DataError(
+                f"image '{path}' is {width} x {height} pixels, but its annotations are for "
+                f"{record.width} x {record.height}: use the image that was annotated"
+            )
+        return image
+
+
+def _as_stored(path: Path) -> RgbImage:
+    """The image without its EXIF orientation, which many annotation tools, COCO's among them, ignore."""
+    with quiet_opencv():
+        data = np.fromfile(path, dtype=np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert image is not None, f"{path} was readable a moment ago"
+    return cast(RgbImage, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def _no_such_split(folder: Path, split: str, file: Path) -> str:
+    annotations = folder / "annotations"
+    if not annotations.is_dir():
+        return (
+            f"'{folder}' is not a data set in COCO layout: it has no folder 'annotations' "
+            f"(expected '{file}' and the images in '{folder / split}')"
+        )
+    found = sorted(path.stem.removeprefix(_PREFIX) for path in annotations.glob(f"{_PREFIX}*.json"))
+    has = f"its splits are {', '.join(found)}" if found else f"it has no files {_PREFIX}*.json"
+    return f"there is no split '{split}' in '{folder}' (expected '{file}'); {has}"

@@ -1,0 +1,117 @@
+"""CrowdHuman's annotations, one JSON object a line (.odgt), converted to COCO layout.
+
+Objects are whole bodies (`fbox`), which may reach beyond the image.  What CrowdHuman wants ignored, crowds,
+reflections and statues among them, becomes a crowd annotation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from asag_deploy.atomic import atomic_write
+from asag_deploy.errors import DataError, ImageError, OutputError
+from asag_deploy.images.reading import read_image
+from asag_evaluation.data.categories import CROWDHUMAN_CATEGORIES
+
+_PERSON = CROWDHUMAN_CATEGORIES[0]
+
+
+def convert_crowdhuman(
+    odgt: Path,
+    image_dir: Path,
+    output_dir: Path,
+    *,
+    split: str,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Path:
+    """Write `output_dir/annotations/instances_{split}.json` and return it.
+
+    `image_dir` holds an image `ID.jpg` for each line of `odgt`; `output_dir/split` becomes a link to it,
+    unless it is that folder.  Image ids are numbered from 1 in the order of the file.  Raises DataError for a
+    file that is missing or malformed and for images that are, OutputError if nothing can be written.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(_records(odgt), start=1):
+        name = f"{record['ID']}.jpg"
+        images.append({"id": number, "file_name": name, **_size(image_dir / name, odgt)})
+        for box in record["gtboxes"]:
+            annotations.append(_annotation(box, number, len(annotations) + 1, odgt))
+        progress(number)
+    if not images:
+        raise DataError(f"'{odgt}' holds no images: download it again")
+    content = {
+        "info": {"description": "CrowdHuman, whole bodies"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": _PERSON.id, "name": _PERSON.name}],
+    }
+    file = output_dir / "annotations" / f"instances_{split}.json"
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+    _link(output_dir / split, image_dir)
+    return file
+
+
+def _records(odgt: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = odgt.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"there is no annotation file '{odgt}': check the path") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"annotation file '{odgt}' cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or "ID" not in record or not isinstance(record.get("gtboxes"), list):
+            raise DataError(
+                f"line {number} of '{odgt}' is not a CrowdHuman record with ID and gtboxes: download it again"
+            )
+        yield record
+
+
+def _size(image: Path, odgt: Path) -> dict[str, int]:
+    try:
+        height, width = read_image(image).shape[:2]
+    except ImageError as error:
+        raise DataError(f"{error} (listed in '{odgt}')") from error
+    return {"height": height, "width": width}
+
+
+def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, Any]:
+    try:
+        x, y, w, h = (float(value) for value in box["fbox"])
+        ignored = box.get("tag") != "person" or box.get("extra", {}).get("ignore", 0) == 1
+        visible = box.get("vbox")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(
+            f"'{odgt}' has a box without four numbers in fbox, {box!r:.60}: download it again"
+        ) from None
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": _PERSON.id,
+        "bbox": [x, y, w, h],
+        "bbox_vis": visible,
+        "area": w * h,
+        "iscrowd": int(ignored),
+    }
+
+
+def _link(link: Path, image_dir: Path) -> None:
+    target = image_dir.resolve()
+    if link.resolve() == target:
+        return
+    try:
+        link.symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        raise OutputError(
+            f"could not make '{link}' a link to the images in '{image_dir}': {error.strerror}"
+        ) from None

@@ -1,0 +1,159 @@
+"""Run a detector over a data set and measure all there is to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from asag_deploy.detections import Detections
+from asag_deploy.detector import Detector
+from asag_deploy.errors import ConfigError
+from asag_evaluation.data.annotations import ImageRecord, check_categories
+from asag_evaluation.data.coco import CocoDataset, Sample
+from asag_evaluation.metrics.anchors import AnchorMetrics, Probed, anchor_metrics, average_recall
+from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
+from asag_evaluation.metrics.crowdhuman import CrowdHumanMetrics, PersonImage, crowdhuman_metrics
+from asag_evaluation.metrics.overlaps import Boxes, clip_boxes
+
+ProposalSource = Callable[[Sequence[int]], list[Boxes]]
+"""A way to the boxes that the relation block gave the decoder for the last batch: given how many queries of
+each image are real, (n, 4) x1, y1, x2, y2 relative to the image, best scored first."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What was measured."""
+
+    images: int
+    objects: int
+    coco: CocoMetrics
+    anchors: AnchorMetrics
+    anchor_recall: dict[int, float | None]
+    """Average recall of the 100, 300 and 1000 best anchors."""
+    proposal_recall: dict[int, float | None] | None
+    """The same of the relation block's boxes; None where they could not be had (bundles of old releases)."""
+    crowdhuman: CrowdHumanMetrics | None
+    """Measured where there is one class."""
+    ms_per_image: float
+    """Mean wall time of a call, divided by its batch."""
+    results: list[dict[str, Any]]
+    """All detections as COCO results."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the detections as plain JSON values."""
+        return {
+            "images": self.images,
+            "objects": self.objects,
+            "coco": self.coco.to_dict(),
+            "anchors": self.anchors.to_dict(),
+            "anchor_recall": {str(limit): value for limit, value in self.anchor_recall.items()},
+            "proposal_recall": None
+            if self.proposal_recall is None
+            else {str(limit): value for limit, value in self.proposal_recall.items()},
+            "crowdhuman": None if self.crowdhuman is None else self.crowdhuman.to_dict(),
+            "ms_per_image": self.ms_per_image,
+        }
+
+
+def evaluate(
+    detector: Detector,
+    dataset: CocoDataset,
+    *,
+    proposals: ProposalSource | None = None,
+    batch: int = 1,
+    on_image: Callable[[Sample, Detections], object] = lambda sample, detections: None,
+) -> Evaluation:
+    """Measure a detector on all images of a data set, in their order.
+
+    The data set must have been opened with the classes of the detector.  `on_image` is told of each image
+    when it is done.  Raises DataError for other classes or an image that cannot be read, ConfigError for an
+    impossible batch or for no images.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; expected 1 or more")
+    if not len(dataset):
+        raise ConfigError("there are no images to evaluate on")
+    if dataset.categories != detector.manifest.categories:
+        check_categories(dataset.categories, detector.manifest.categories, str(dataset.image_dir))
+        raise ConfigError(
+            "the data set's labels are not the network's: open it with the network's categories"
+        )
+    measured = _Measured(dataset)
+    for start in range(0, len(dataset), batch):
+        numbers = range(start, min(start + batch, len(dataset)))
+        samples = [dataset[i] for i in numbers]
+        found = detector([sample.image for sample in samples], channel_order="rgb")
+        relative: Sequence[Boxes | None] = [None] * len(samples)
+        if proposals is not None:
+            relative = proposals([detections.trace.anchor_count for detections in found])
+        for i, sample, detections, boxes in zip(numbers, samples, found, relative, strict=True):
+            measured.add(dataset.records[i], detections, boxes, len(samples))
+            on_image(sample, detections)
+    return measured.evaluation()
+
+
+class _Measured:
+    """What has been found so far."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+        self.results: list[dict[str, Any]] = []
+        self.probed: list[Probed] = []
+        self.persons: list[PersonImage] = []
+        self.anchors: list[Boxes] = []
+        self.proposals: list[Boxes] = []
+        self.times: list[float] = []
+
+    def add(self, record: ImageRecord, found: Detections, relative: Boxes | None, batch: int) -> None:
+        """Take note of one image; `relative` are its proposals."""
+        self.results += _results(record.image_id, found)
+        self.probed.append(Probed(len(record.boxes), record.kind, found.trace))
+        self.anchors.append(found.anchors)
+        if relative is not None:
+            self.proposals.append(relative * np.array([record.width, record.height] * 2))
+        if len(self.dataset.categories) == 1:
+            self.persons.append(_persons(record, found))
+        self.times.append(found.times_ms["total"] / batch)
+
+    def evaluation(self) -> Evaluation:
+        """The sum of it."""
+        objects = [record.boxes for record in self.dataset.records]
+        return Evaluation(
+            images=len(self.dataset),
+            objects=sum(len(boxes) for boxes in objects),
+            coco=coco_metrics(self.dataset.ground_truth(), self.results),
+            anchors=anchor_metrics(self.probed),
+            anchor_recall=average_recall(objects, self.anchors),
+            proposal_recall=average_recall(objects, self.proposals) if self.proposals else None,
+            crowdhuman=crowdhuman_metrics(self.persons) if self.persons else None,
+            ms_per_image=mean(self.times),
+            results=self.results,
+        )
+
+
+def _results(image_id: int, found: Detections) -> Iterator[dict[str, Any]]:
+    """COCO results, unrounded."""
+    for (x1, y1, x2, y2), score, label in zip(
+        found.xyxy.astype(float).tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True
+    ):
+        yield {
+            "image_id": image_id,
+            "category_id": found.categories[label].id,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+
+
+def _persons(record: ImageRecord, found: Detections) -> PersonImage:
+    xywh = np.array([a.xywh for a in record.annotations if a.crowd], dtype=np.float64).reshape(-1, 4)
+    ignored = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    return PersonImage(
+        persons=record.boxes,
+        ignored=clip_boxes(ignored, record.height, record.width),
+        found=found.xyxy,
+        scores=found.confidence,
+    )

@@ -1,0 +1,1 @@
+"""Metrics: average precision, miss rate, anchor quality."""

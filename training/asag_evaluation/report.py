@@ -1,0 +1,111 @@
+"""An evaluation as a person reads it, and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from asag_deploy.atomic import atomic_write
+from asag_evaluation.evaluate import Evaluation
+from asag_evaluation.metrics.coco import CocoMetrics
+
+_PRECISIONS = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "small": "ap_small",
+    "medium": "ap_medium",
+    "large": "ap_large",
+}
+_RECALLS = {
+    "AR 1": "ar_1",
+    "AR 10": "ar_10",
+    "AR 100": "ar_100",
+    "small": "ar_small",
+    "medium": "ar_medium",
+    "large": "ar_large",
+}
+_WIDTH = 8
+_MOST_CLASSES = 20
+
+
+def table(evaluation: Evaluation) -> str:
+    """The figures in a few lines, in percent as the paper gives them."""
+    coco, anchors = evaluation.coco, evaluation.anchors
+    lines = [
+        (
+            f"{evaluation.images} images, {evaluation.objects} objects, "
+            f"{evaluation.ms_per_image:.0f} ms an image"
+        ),
+        "",
+        *_block(coco, _PRECISIONS),
+        *_block(coco, _RECALLS),
+        *_class_lines(coco.ap_of_class),
+        "",
+        _recall_line("anchors", evaluation.anchor_recall),
+    ]
+    if evaluation.proposal_recall is not None:
+        lines.append(_recall_line("proposals", evaluation.proposal_recall))
+    correlation = "-" if anchors.correlation is None else f"{anchors.correlation:.2f}"
+    lines += [
+        (
+            f"#An {anchors.anchors:.1f}, N_P4 {anchors.patches_p4:.1f}, N_P3 {anchors.patches_p3:.1f}, "
+            f"correlation of anchors with objects {correlation}"
+        ),
+        f"exit levels: {_levels(anchors.exit_levels)}",
+        *(f"  {kind}: {_levels(levels)}" for kind, levels in anchors.exit_levels_of_kind.items()),
+    ]
+    if evaluation.crowdhuman is not None:
+        people = evaluation.crowdhuman
+        lines.append(
+            f"CrowdHuman: AP {_percent(people.ap)}, mMR {_percent(people.mmr)}, "
+            f"recall {_percent(people.recall)}"
+        )
+    return "\n".join(lines)
+
+
+def write_report(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:
+    """Write `evaluation.json`, `detections.json` (COCO results) and the plots, and return their paths.
+
+    `name` says what was evaluated.  Raises OutputError if a file cannot be written, ConfigError if the plots'
+    library is missing.
+    """
+    from asag_evaluation.plots import write_plots  # not at the top: needs matplotlib
+
+    files = {
+        output_dir / "evaluation.json": {"name": name, **evaluation.to_dict()},
+        output_dir / "detections.json": evaluation.results,
+    }
+    for path, content in files.items():
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, allow_nan=False, indent=1), encoding="utf-8")
+    return [*files, *write_plots(evaluation, output_dir, name=name)]
+
+
+def _block(coco: CocoMetrics, names: Mapping[str, str]) -> list[str]:
+    """Titles over figures; `names` are the attributes of `coco` by title."""
+    return [
+        "".join(f"{title:>{_WIDTH}}" for title in names),
+        "".join(f"{_percent(getattr(coco, name)):>{_WIDTH}}" for name in names.values()),
+    ]
+
+
+def _class_lines(values: Mapping[str, float | None]) -> list[str]:
+    """AP of each class, if they are few."""
+    if not 1 < len(values) <= _MOST_CLASSES:
+        return []
+    return ["AP by class: " + ", ".join(f"{name} {_percent(value)}" for name, value in values.items())]
+
+
+def _recall_line(what: str, values: Mapping[int, float | None]) -> str:
+    return f"AR of {what}: " + ", ".join(f"{_percent(value)} at {limit}" for limit, value in values.items())
+
+
+def _levels(counts: Mapping[str, int]) -> str:
+    total = max(sum(counts.values()), 1)
+    return ", ".join(f"{level} {count} ({count / total:.0%})" for level, count in counts.items())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

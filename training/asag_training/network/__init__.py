@@ -1,0 +1,1 @@
+"""The network: backbone, anchor generator, relation block, decoder, and its stages."""

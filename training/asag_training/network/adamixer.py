@@ -1,0 +1,156 @@
+"""The AdaMixer decoder stage, of which ASAG-A uses one (Gao et al., AdaMixer, CVPR 2022).
+
+B images, Q queries, G groups, P points per group, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asag_training.network import boxes as box_ops
+from asag_training.network.config import AsagConfig
+from asag_training.network.layers import (
+    BiasedSelfAttention,
+    Mlp,
+    activation,
+    init_detection_head,
+    run,
+    sine_embedding,
+    tower,
+)
+from asag_training.network.operators import pyramid_sample
+from asag_training.network.relation_block import PYRAMID_STRIDES, Proposals, overlap_bias, xyzr_to_relative
+
+_LEVEL_TEMPERATURE = 2.0
+
+
+class AdaptiveMixing(nn.Module):
+    """Mixes sampled features over channels, then over points, with weights made from the query."""
+
+    def __init__(self, config: AsagConfig) -> None:
+        super().__init__()
+        dim, self.groups = config.hidden_dim, config.groups
+        self.channels = dim // config.groups
+        self.in_points, self.out_points = config.in_points, config.out_points
+        size = self.channels**2 + self.in_points * self.out_points
+        self.parameter_generator = nn.Sequential(nn.Linear(dim, self.groups * size))
+        self.out_proj = nn.Linear(self.channels * self.out_points * self.groups, dim)
+        self.act = activation(config.activation)
+
+    def forward(self, sampled: Tensor, query: Tensor) -> Tensor:
+        """sampled (B, Q, G, P, C/G), query (B, Q, C) -> (B, Q, C)."""
+        parameters = self.parameter_generator(query).unflatten(-1, (self.groups, -1))
+        channel_mix = parameters[..., : self.channels**2].unflatten(-1, (self.channels, self.channels))
+        point_mix = parameters[..., self.channels**2 :].unflatten(-1, (self.out_points, self.in_points))
+        mixed = self.act(_normalise(sampled @ channel_mix))
+        mixed = self.act(_normalise(point_mix @ mixed))
+        return query + self.out_proj(mixed.flatten(2))  # type: ignore[no-any-return]
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """LayerNorm over the last two axes, without parameters."""
+    flat = x.flatten(-2)  # over one axis: not every runtime knows how to normalise over two at once
+    return F.layer_norm(flat, flat.shape[-1:]).view_as(x)
+
+
+class AdaptiveSamplingMixing(nn.Module):
+    """Samples points in space and scale around each query, and mixes them."""
+
+    def __init__(self, config: AsagConfig) -> None:
+        super().__init__()
+        self.groups, self.points = config.groups, config.in_points
+        offsets = self.groups * self.points * 3
+        self.sampling_offset_generator = nn.Sequential(nn.Linear(config.hidden_dim, offsets))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        self.adaptive_mixing = AdaptiveMixing(config)
+
+    def init_weights(self) -> None:
+        """Points start spread over half the box, one level finer than the box's own."""
+        offsets = self.sampling_offset_generator[0]
+        nn.init.zeros_(offsets.get_parameter("weight"))
+        bias = torch.empty(self.groups, self.points, 3).uniform_(-0.5, 0.5)
+        bias[..., 2] = -1.0
+        with torch.no_grad():
+            offsets.get_parameter("bias").copy_(bias.flatten())
+        nn.init.zeros_(self.adaptive_mixing.parameter_generator[0].get_parameter("weight"))
+
+    def forward(self, features: list[Tensor], query: Tensor, xyzr: Tensor) -> Tensor:
+        """features P2..P5 (B, h, w, C), query (B, Q, C), xyzr (B, Q, 4) -> (B, Q, C)."""
+        offset = self.sampling_offset_generator(query).float().unflatten(-1, (self.groups, self.points, 3))
+        size = box_ops.xyzr_size(xyzr)[:, :, None, None]
+        xy = (xyzr[:, :, None, None, :2] + offset[..., :2] * size) * PYRAMID_STRIDES[0]
+        z = xyzr[:, :, None, None, 2] + offset[..., 2]
+        sampled = sample_3d(features, xy, z)
+        return self.norm(self.adaptive_mixing(sampled.to(query.dtype), query))  # type: ignore[no-any-return]
+
+
+def sample_3d(features: list[Tensor], xy: Tensor, z: Tensor) -> Tensor:
+    """Sample the pyramid at points in space and scale; channel group g serves the points of group g.
+
+    features: P2..P5 (B, h, w, C); xy: (B, Q, G, P, 2) in pixels; z: (B, Q, G, P), where 0 is P2 and 3 is P5.
+    Levels are weighted by softmax of -(z - level)^2 / 2.  Returns (B, Q, G, P, C / G).
+    """
+    level = torch.arange(len(features), dtype=torch.float32, device=z.device)
+    weight = torch.softmax(-((z[..., None] - level) ** 2) / _LEVEL_TEMPERATURE, dim=-1)
+    return pyramid_sample(features, xy, weight, PYRAMID_STRIDES)
+
+
+class AdaMixerStage(nn.Module):
+    """Self-attention, sampling and mixing, FFN, and the class and box heads."""
+
+    def __init__(self, config: AsagConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.attention = BiasedSelfAttention(dim, config.attention_heads)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.ffn = Mlp((dim, config.ffn_dim, dim), config.activation)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.cls_fcs = tower(dim, 1, config.activation)
+        self.fc_cls = nn.Linear(dim, config.num_classes)
+        self.reg_fcs = tower(dim, 3, config.activation)
+        self.fc_reg = nn.Linear(dim, 4)
+        self.sampling_n_mixing = AdaptiveSamplingMixing(config)
+        self.iof_tau = nn.Parameter(torch.empty(config.attention_heads))
+        init_detection_head(self, self.fc_cls, self.fc_reg)
+        nn.init.uniform_(self.iof_tau, 0.0, 4.0)
+        self.sampling_n_mixing.init_weights()
+
+    def forward(
+        self, features: list[Tensor], xyzr: Tensor, content: Tensor, blocked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-> logits (B, Q, classes), refined boxes (B, Q, 4) xyzr, and content (B, Q, C)."""
+        bias = overlap_bias(xyzr, self.iof_tau, blocked)
+        content = content + sine_embedding(xyzr, content.shape[-1]).to(content.dtype)
+        content = self.attention_norm(self.attention(content, bias) + content)
+        content = self.sampling_n_mixing(features, content, xyzr)
+        content = self.ffn_norm(self.ffn(content) + content)
+        logits = self.fc_cls(run(self.cls_fcs, content)).float()
+        delta = self.fc_reg(run(self.reg_fcs, content)).float()
+        return logits, box_ops.refine_xyzr(xyzr, delta), content
+
+
+class AdaMixerDecoder(nn.Module):
+    """The parallel decoders of ASAG-A, each of one AdaMixer stage or a sequence of them; all refine the same
+    proposals."""
+
+    def __init__(self, config: AsagConfig) -> None:
+        super().__init__()
+        self.layers = config.decoder_layers
+        stages = config.heads * self.layers
+        self.decoder_embedding = nn.Embedding(stages, config.hidden_dim)
+        self.bbox_head = nn.ModuleList(AdaMixerStage(config) for _ in range(stages))
+
+    def forward(
+        self, head: int, features: list[Tensor], proposals: Proposals, image_size: Tensor, blocked: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Head `head` -> for each of its layers, logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative
+        to the valid image."""
+        xyzr, content = proposals.xyzr, proposals.content
+        predicted = []
+        for stage in range(head * self.layers, (head + 1) * self.layers):
+            query = content + self.decoder_embedding.weight[stage]
+            logits, xyzr, content = self.bbox_head[stage](features, xyzr.detach(), query, blocked)
+            predicted.append((logits, xyzr_to_relative(xyzr, image_size)))
+        return predicted

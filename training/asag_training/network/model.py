@@ -1,0 +1,90 @@
+"""ASAG as one PyTorch module.
+
+Parameter names are those of the official checkpoints.  The module holds the parts; the stages in
+`asag_training.network.stages` are the steps of inference over them, which `asag_deploy.loop.probing` strings
+together and the exporter turns into graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from asag_deploy.errors import ConfigError
+from asag_training.network.adamixer import AdaMixerDecoder
+from asag_training.network.anchor_generator import AnchorGenerator
+from asag_training.network.backbone import Backbone, FeaturePyramid
+from asag_training.network.config import AsagConfig
+from asag_training.network.layers import padding_blocked
+from asag_training.network.relation_block import Proposals, RelationBlock
+from asag_training.network.sparse_rcnn import SparseRcnnDecoder
+
+
+class HeadOutput(NamedTuple):
+    """What a decoder predicts for each query."""
+
+    logits: Tensor
+    """(B, Q, classes)."""
+    boxes: Tensor
+    """(B, Q, 4) cxcywh relative to the valid image."""
+
+
+class Asag(nn.Module):
+    """ASAG-A or ASAG-S: backbone, neck, anchor generator, relation block and parallel decoders."""
+
+    def __init__(self, config: AsagConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = [4 * config.backbone_width << i for i in range(4)]
+        self.backbone = nn.Sequential(Backbone(config.backbone_depth, config.backbone_width))
+        self.neck = FeaturePyramid(channels, config.hidden_dim)
+        self.anchor_generator = AnchorGenerator(config)
+        self.rpn = RelationBlock(config)
+        decoder = AdaMixerDecoder if config.decoder == "adamixer" else SparseRcnnDecoder
+        self.decoder = decoder(config)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Normalised RGB (B, 3, H, W) -> P2..P5, each channels-last (B, h, w, C)."""
+        return [p.permute(0, 2, 3, 1) for p in self.neck(self.backbone(image))]
+
+    def relate(
+        self, features: list[Tensor], anchors: Tensor, valid: Tensor, image_size: Tensor
+    ) -> tuple[Proposals, Tensor]:
+        """Anchors (B, Q, 4) cxcywh in pixels, of which `valid` (B, Q) are real -> proposals, and who must not
+        see whom (B, Q, Q)."""
+        blocked = padding_blocked(valid)
+        return self.rpn(features, anchors, image_size, blocked), blocked
+
+    def decode(
+        self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
+    ) -> HeadOutput:
+        """The predictions of one of the parallel decoders (`main`, `aux_0`, ...): those of its last layer."""
+        return self.decode_layers(head, features, proposals, blocked, image_size)[-1]
+
+    def decode_layers(
+        self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
+    ) -> list[HeadOutput]:
+        """The predictions of every layer of one of the parallel decoders, in sequence."""
+        index = self.head_index(head)
+        predicted = self.decoder(index, features, proposals, image_size, blocked)
+        return [HeadOutput(*of_layer) for of_layer in predicted]
+
+    def head_index(self, head: str) -> int:
+        """Position of a decoder among the parallel ones (ConfigError lists them)."""
+        names = self.config.head_names
+        if head not in names:
+            raise ConfigError(f"no decoder head '{head}' in this network; its heads are {', '.join(names)}")
+        return names.index(head)
+
+
+def build(config: AsagConfig, state: Mapping[str, Tensor] | None = None) -> Asag:
+    """A network in evaluation mode, with the given weights or freshly initialised ones."""
+    if state is None:
+        return Asag(config).eval()
+    with torch.device("meta"):
+        model = Asag(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()

@@ -1,0 +1,64 @@
+"""Other implementations of the operators of `asag_training.network.operators`, such as compiled kernels.
+
+Whoever has some brings them for as long as a block runs, in this thread alone:
+
+    with use_operators(kernels):
+        stage(*tensors)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Operators(Protocol):
+    """What takes the place of the references; arguments and results are theirs."""
+
+    def multiscale_roi_align(
+        self, features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]
+    ) -> Tensor:
+        """As `asag_training.network.operators.multiscale_roi_align`."""
+        ...
+
+    def pyramid_sample(
+        self, features: Sequence[Tensor], xy: Tensor, weight: Tensor, strides: Sequence[int]
+    ) -> Tensor:
+        """As `asag_training.network.operators.pyramid_sample`."""
+        ...
+
+    def pad_anchors(
+        self,
+        anchors: Tensor,
+        keep: Tensor,
+        image_size: Tensor,
+        slots: Tensor,
+        first_level: int,
+        floor: int,
+        cap: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As `asag_training.network.operators.pad_anchors`."""
+        ...
+
+
+_brought: ContextVar[Operators | None] = ContextVar("operators", default=None)
+
+
+@contextmanager
+def use_operators(operators: Operators) -> Iterator[None]:
+    """Let these operators run in the block instead of the references; graphs that are traced keep those."""
+    before = _brought.set(operators)
+    try:
+        yield
+    finally:
+        _brought.reset(before)
+
+
+def operators_in_use() -> Operators | None:
+    """What was brought; None for the references."""
+    return None if torch.compiler.is_compiling() else _brought.get()

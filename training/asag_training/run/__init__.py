@@ -1,0 +1,1 @@
+"""A training run: forward pass, optimiser, loop, log and checkpoints."""

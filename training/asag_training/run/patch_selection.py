@@ -1,0 +1,145 @@
+"""Which patches a level is trained on (paper, section 4.2, 'Training ASAG').
+
+A level that is probed seldom would learn little, so every image trains at least a few patches of P4 and of
+P3: the *generated* ones, where anchors asked for a closer look; where these are too few, *ground-truth*
+patches, which hold a small object; and where those are too few as well, *random* ones.  Only anchors of
+generated patches go on to the decoder.
+
+Origins are x, y of a patch's top left cell, int64 (..., 2), on the map of the level in question.  Random
+draws are made where the generator lives, so that a run is the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from asag_training.losses.network_output import Targets
+from asag_training.network import boxes as box_ops
+from asag_training.network.config import AsagConfig
+from asag_training.run.random_draws import uniform
+
+P6_FLIPS = ((False, False), (True, False), (False, True), (True, True))
+"""How the one P6 patch becomes several in training: (horizontally, vertically) flipped; the first is not."""
+
+
+def is_small(boxes: Tensor, stride: int, patch_size: int) -> Tensor:
+    """Which boxes (T, 4) cxcywh in pixels a patch is for, bool (T,): under half a patch wide and high."""
+    half = stride * patch_size / 2
+    return (boxes[:, 2] < half) & (boxes[:, 3] < half)
+
+
+def centrality(boxes: Tensor) -> Tensor:
+    """(T, 4) cxcywh -> (T,): the nearer a box is to all the others the higher (minus squared distances)."""
+    centres = boxes[:, :2]
+    return -(centres[:, None] - centres[None]).square().sum(dim=(1, 2))
+
+
+def group_boxes(boxes: Tensor, iou_threshold: float) -> Tensor:
+    """One box for each group of overlapping ones: (T, 4) cxcywh -> indices int64 (n,), most central first.
+
+    Greedy NMS scored by `centrality`: a box that overlaps a more central one by an IoU over the threshold
+    joins its group.
+    """
+    order = torch.argsort(centrality(boxes), descending=True, stable=True)
+    corners = box_ops.cxcywh_to_xyxy(boxes[order])
+    joins = (box_ops.iou(corners, corners) > iou_threshold).tril(-1)  # [i, j]: i would join j's group
+    leads = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    for i in range(len(boxes)):
+        leads[i] = not bool((joins[i] & leads).any())
+    return order[leads]
+
+
+def last_origin(image_size: tuple[int, int], stride: int, patch_size: int) -> Tensor:
+    """The right- and lowermost origin of a patch inside the image, (2,); image_size is height, width."""
+    height, width = image_size
+    return torch.tensor([max(-(-side // stride) - patch_size, 0) for side in (width, height)])
+
+
+def shifted_origins(
+    boxes: Tensor,
+    image_size: tuple[int, int],
+    stride: int,
+    patch_size: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """A random patch around each small box: (T, 4) cxcywh in pixels, on the CPU -> origins (T, 2).
+
+    All places at which the patch is inside the image and the box wholly inside the patch are equally likely.
+    """
+    corners = box_ops.cxcywh_to_xyxy(boxes) / stride
+    most = torch.minimum(corners[:, :2].floor(), last_origin(image_size, stride, patch_size)).clamp(min=0)
+    least = torch.minimum((corners[:, 2:] - patch_size).ceil().clamp(min=0), most)
+    draw = uniform(most.shape, generator)
+    return (least + (draw * (most - least + 1)).floor()).long()
+
+
+def random_origins(
+    count: int, image_size: tuple[int, int], stride: int, patch_size: int, generator: torch.Generator | None
+) -> Tensor:
+    """`count` patches anywhere inside the image, all places equally likely -> origins (count, 2)."""
+    places = last_origin(image_size, stride, patch_size) + 1
+    return (uniform((count, 2), generator) * places).floor().long()
+
+
+def spare_origins(
+    boxes: Tensor,
+    image_size: tuple[int, int],
+    stride: int,
+    config: AsagConfig,
+    count: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The patches that may fill up one level of one image: origins (count, 2).
+
+    Ground-truth patches of the objects `boxes` (T, 4), cxcywh in pixels, in random order; then random ones.
+    """
+    small = boxes[is_small(boxes, stride, config.patch_size)]
+    leaders = small[group_boxes(small, config.patch_nms_iou)]
+    shuffled = leaders[torch.argsort(uniform((len(leaders),), generator))][:count]
+    ground_truth = shifted_origins(shuffled, image_size, stride, config.patch_size, generator)
+    missing = count - len(ground_truth)
+    return torch.cat(
+        [ground_truth, random_origins(missing, image_size, stride, config.patch_size, generator)]
+    )
+
+
+def spare_patches(
+    targets: Sequence[Targets],
+    image_sizes: Sequence[tuple[int, int]],
+    strides: Mapping[str, int],
+    config: AsagConfig,
+    count: int,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """`spare_origins` of every level in `strides` and every image: by level, (B, count, 2) on the CPU."""
+    in_pixels = [
+        target.boxes.detach().float().cpu() * torch.tensor([width, height, width, height])
+        for target, (height, width) in zip(targets, image_sizes, strict=True)
+    ]
+    return {
+        level: torch.stack(
+            [
+                spare_origins(boxes, size, stride, config, count, generator)
+                for boxes, size in zip(in_pixels, image_sizes, strict=True)
+            ]
+        )
+        for level, stride in strides.items()
+    }
+
+
+def fill_up(origins: Tensor, generated: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """Generated patches, then spare ones until there are as many as spares.
+
+    origins (B, K, 2), of which the first `generated` (B,) count, and spare (B, n, 2) -> origins (B, K, 2) and
+    how many count (B,): the generated ones, but at least n (K, should that be less).
+    """
+    capacity, spares = origins.shape[1], spare.shape[1]
+    slot = torch.arange(capacity, device=origins.device)
+    which = (slot - generated[:, None]).clamp(0, spares - 1)
+    filler = torch.gather(spare, 1, which[..., None].expand(-1, -1, 2))
+    filled = torch.where((slot < generated[:, None])[..., None], origins, filler)
+    total = generated.clamp(min=min(spares, capacity))
+    return filled * (slot < total[:, None])[..., None], total

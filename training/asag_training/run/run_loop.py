@@ -1,0 +1,203 @@
+"""A whole run: epochs, evaluations, what is written when, and what is shown meanwhile."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from asag_deploy.errors import TrainingError
+from asag_evaluation.data.coco import CocoDataset
+from asag_evaluation.evaluate import Evaluation, evaluate
+from asag_training.data.loading import TrainingLoader
+from asag_training.evaluation.predictor import network_predictor
+from asag_training.run.distributed import wait_for_all
+from asag_training.run.log import RunLog
+from asag_training.run.progress_pictures import write_progress_pictures
+from asag_training.run.trainer import Trainer
+
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rhythm:
+    """How often things are done besides training; each number is 1 or more but `pictures`, 0 or more."""
+
+    save_every: int = 1
+    """Epochs."""
+    save_minutes: float = 15.0
+    """Minutes, within an epoch."""
+    evaluate_every: int = 1
+    """Epochs; after the last it is done in any case."""
+    pictures: int = 4
+    """Images drawn at every evaluation."""
+
+
+class Run:
+    """Trains to the end of the schedule, in all processes; the main one evaluates and writes."""
+
+    def __init__(
+        self, trainer: Trainer, loader: TrainingLoader, validation: CocoDataset, rhythm: Rhythm
+    ) -> None:
+        self.trainer, self.loader, self.validation, self.rhythm = trainer, loader, validation, rhythm
+        self._main = trainer.process.is_main
+        self._log: RunLog | None = None
+        self._bar: Any = None
+        self._saved = time.monotonic()
+
+    def __call__(self) -> None:
+        """Go on from where the trainer is.
+
+        Raises what `Trainer.train_epoch` raises, TrainingError for memory that runs out too, and
+        KeyboardInterrupt when interrupted, after all updates that were done have been saved.
+        """
+        position = self.trainer.position
+        folder = self.trainer.output_dir
+        with (
+            RunLog(folder, step=position.step, epoch=position.evaluated)
+            if self._main
+            else nullcontext() as self._log,
+            tqdm(
+                total=self.trainer.recipe.schedule.epochs * self.trainer.updates_per_epoch(self.loader),
+                initial=position.step,
+                unit="update",
+                disable=not self._main,
+                file=sys.stderr,
+            ) as self._bar,
+        ):
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                self._save_interrupted()
+                raise
+            except RuntimeError as error:
+                if self.trainer.interruption.signal is None:
+                    _explain(error)
+                    raise
+                # A worker or another process has got the signal as well, and is missed here.
+                self._save_interrupted()
+                raise KeyboardInterrupt from error
+
+    def _train(self) -> None:
+        epochs = self.trainer.recipe.schedule.epochs
+        while True:
+            self._between_epochs()
+            if self.trainer.position.epoch >= epochs:
+                return
+            self.trainer.train_epoch(self.loader, self._on_step)
+
+    def _on_step(self, values: Mapping[str, float]) -> None:
+        if self._log is None:
+            return
+        self._log.step(self.trainer.position.step, values)
+        self._bar.set_postfix_str(
+            f"epoch {int(values['epoch'])}, loss {values['loss']:.2f}, "
+            f"{values['avg_anchor']:.0f} anchors and {values['avg_patch']:.1f} patches an image"
+        )
+        self._bar.update()
+        if time.monotonic() - self._saved > self.rhythm.save_minutes * 60:
+            self._save()
+
+    def _between_epochs(self) -> None:
+        """Evaluate and save, if it is time; every process comes to the same result."""
+        position, rhythm = self.trainer.position, self.rhythm
+        epoch, last = position.epoch, position.epoch >= self.trainer.recipe.schedule.epochs
+        if position.update or epoch <= position.evaluated:
+            return
+        due = last or epoch % rhythm.evaluate_every == 0
+        if due or epoch % rhythm.save_every == 0:
+            self._save()
+        if due:
+            self._evaluate()
+            wait_for_all()
+
+    def _evaluate(self) -> None:
+        """Measure the network on the validation images, in the main process; the others learn nothing."""
+        trainer = self.trainer
+        if self._log is None:
+            trainer.save_evaluated(None)
+            return
+        try:
+            result = self._measure()
+        finally:
+            trainer.model.train()
+        values = summary(result)
+        epoch, step = trainer.position.epoch, trainer.position.step
+        with trainer.interruption.held_back():
+            self._log.evaluation(epoch, step, values)
+            trainer.save_evaluated(values.get("AP"))
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        tqdm.write(f"after epoch {epoch}: {shown}", sys.stderr)
+
+    def _measure(self) -> Evaluation:
+        trainer, total = self.trainer, len(self.validation)
+        predictor = network_predictor(
+            trainer.model,
+            trainer.categories,
+            preprocessing=trainer.recipe.preprocessing,
+            device=trainer.process.device,
+        )
+        seen: list[int] = []
+
+        def on_image(sample: Any, found: Any) -> None:
+            seen.append(sample.image_id)
+            self._bar.set_postfix_str(f"evaluating, {len(seen)} of {total} images")
+
+        result = evaluate(predictor.detector, self.validation, on_image=on_image)
+        pictures = range(min(self.rhythm.pictures, total))
+        folder = trainer.output_dir / PICTURES
+        write_progress_pictures(predictor.detector, self.validation, pictures, folder, trainer.position.epoch)
+        return result
+
+    def _save(self) -> None:
+        self.trainer.save()
+        self._saved = time.monotonic()
+
+    def _save_interrupted(self) -> None:
+        if self.trainer.position.step:
+            with self.trainer.interruption.ignored():
+                self.trainer.save()
+
+
+def summary(result: Evaluation) -> dict[str, float]:
+    """The few numbers to watch; those that could not be measured are left out.
+
+    `AP` and its parts, and `anchor_AR...` (average recall of so many anchors), from 0 to 1; `anchors`,
+    `patches_P4` and `patches_P3` per image; and `exit_P5`, `exit_P4` and `exit_P3`: the
+    shares of images that went no deeper.
+    """
+    coco, anchors = result.coco, result.anchors
+    numbers: dict[str, float | None] = {
+        "AP": coco.ap,
+        "AP50": coco.ap50,
+        "AP75": coco.ap75,
+        "AP_small": coco.ap_small,
+        "AP_medium": coco.ap_medium,
+        "AP_large": coco.ap_large,
+        **{f"anchor_AR{limit}": recall for limit, recall in result.anchor_recall.items()},
+        "anchors": anchors.anchors,
+        "patches_P4": anchors.patches_p4,
+        "patches_P3": anchors.patches_p3,
+        **{f"exit_{level}": count / result.images for level, count in anchors.exit_levels.items()},
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def _explain(error: RuntimeError) -> None:
+    """Raise a TrainingError where there is something that a user can do about it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise TrainingError(
+            "the GPU's memory ran out: raise optimisation.accumulate, or use smaller images; "
+            "--resume goes on from what was saved"
+        ) from error
+    if "DataLoader worker" in str(error):
+        raise TrainingError(
+            "a process that reads images has died, as it does when memory runs out: use fewer --workers; "
+            "--resume goes on from what was saved"
+        ) from error

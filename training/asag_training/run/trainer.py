@@ -1,0 +1,382 @@
+"""The training loop.
+
+What happens in an update depends on the recipe, the seed and the number of the update, and on nothing else:
+random choices are drawn from generators that are seeded anew for every pass, and images are augmented by
+epoch and index.  So a run that was stopped continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from asag_deploy.atomic import atomic_write
+from asag_deploy.bundle.manifest import Category
+from asag_deploy.errors import OutputError, TrainingError
+from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_training.data.loading import Batch, TrainingLoader
+from asag_training.losses import Criterion, Losses
+from asag_training.network.model import Asag
+from asag_training.recipes import Recipe
+from asag_training.run.distributed import Process
+from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
+from asag_training.run.identity import default_settings, differences, flat
+from asag_training.run.interruption import Interruption
+from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from asag_training.run.training_pass import run_network
+
+LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
+BAD_BATCH = "bad-batch.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """The epoch that is under way, or comes next."""
+    update: int = 0
+    """Updates done in it."""
+    step: int = 0
+    """Updates done in all."""
+    evaluated: int = 0
+    """Epochs that were done when the network was last evaluated."""
+    best: float = -1.0
+    """The best AP so far; -1 before there is one."""
+
+
+class Trainer:
+    """A network, its optimiser, and how far they have come."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Asag,
+        categories: tuple[Category, ...],
+        output_dir: Path,
+        *,
+        seed: int,
+        process: Process | None = None,
+        interruption: Interruption | None = None,
+    ) -> None:
+        """Train `model`, which has the recipe's network and as many classes as `categories`.
+
+        `output_dir` must exist; `interruption` is held back while an update is made or a file is written.
+        """
+        self.recipe, self.categories, self.output_dir, self.seed = recipe, categories, output_dir, seed
+        self.process = process or Process()
+        self.interruption = interruption or Interruption()
+        self.model = model.to(self.process.device).train()
+        o = recipe.optimisation
+        self.optimizer = build_optimizer(
+            self.model,
+            lr=o.lr,
+            backbone_factor=o.backbone_factor,
+            weight_decay=o.weight_decay,
+            freeze_stem=o.freeze_stem,
+        )
+        if o.batch_statistics:
+            model.backbone[0].body.learn_statistics()  # type: ignore[union-attr, operator]
+        self.scaling = GradientScaling(self.process.device, o.compute)
+        self.position = Position()
+        self._step: nn.Module = _Step(self.model, recipe)
+        if self.process.world_size > 1:
+            # Which levels and heads a batch uses depends on the images, so parameters may go unused.
+            self._step = DistributedDataParallel(
+                self._step, find_unused_parameters=True, broadcast_buffers=False
+            )
+
+    def updates_per_epoch(self, loader: TrainingLoader) -> int:
+        """Updates in a whole epoch; batches that are too few for one more are left out."""
+        return max(loader.batches_per_epoch // self.recipe.optimisation.accumulate, 1)
+
+    def train_epoch(
+        self, loader: TrainingLoader, on_step: Callable[[Mapping[str, float]], object] = lambda values: None
+    ) -> None:
+        """Train to the end of the epoch that is under way.
+
+        `on_step` gets the losses, learning rates, statistics and times of every update: of this process's
+        images, averaged over the passes.  Raises TrainingError if a loss or a gradient is not finite; the
+        batch that caused it is then in `bad-batch.pt`.  (With float16, gradients that may only have been
+        scaled too much cost an update instead.)  Raises DataError if an image cannot be read.
+        """
+        start, accumulate = self.position, self.recipe.optimisation.accumulate
+        passes = min(accumulate, loader.batches_per_epoch)
+        batches = loader.epoch(start.epoch, start.update * accumulate)
+        with _repeatable(self.process.device):
+            for _ in range(start.update, self.updates_per_epoch(loader)):
+                clock = _Clock(self.process.device)
+                values = self._add_gradients(batches, passes, clock)
+                with self.interruption.held_back():
+                    values |= self._update(clock)
+                    on_step(values)
+        self.position = replace(self.position, epoch=start.epoch + 1, update=0)
+
+    def save(self) -> None:
+        """Write `state.pt`, to resume from, and `last.safetensors`, to export, in the main process.
+
+        Raises OutputError if that fails; what was there before is then still whole.
+        """
+        if not self.process.is_main:
+            return
+        with self.interruption.held_back():
+            save_checkpoint(self.output_dir / LAST, self.checkpoint())
+            _save(self.output_dir / STATE, self._state())
+
+    def save_evaluated(self, ap: float | None) -> None:
+        """After an evaluation: `save`, and write `best.safetensors` if none was better before.
+
+        `ap` is what it gave, from 0 to 1, or None if there was nothing to measure.
+        """
+        improved = ap is not None and ap > self.position.best
+        with self.interruption.held_back():
+            self.position = replace(self.position, evaluated=self.position.epoch)
+            if improved and ap is not None:
+                self.position = replace(self.position, best=ap)
+                if self.process.is_main:
+                    save_checkpoint(self.output_dir / BEST, self.checkpoint())
+            self.save()
+
+    def resume(self) -> bool:
+        """Take up the run that `output_dir` holds; returns False if it holds none.
+
+        Raises TrainingError if it was another run (another recipe, seed, classes or number of processes), or
+        if its state is damaged.
+        """
+        path = self.output_dir / STATE
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location=self.process.device, weights_only=True)
+            other = self._differences(state)
+            if not other:
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scaling.load_state_dict(state.get("scaling", {}))
+                self.position = Position(**state["position"])
+        except (
+            OSError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            EOFError,
+            pickle.PickleError,
+        ) as error:
+            raise TrainingError(
+                f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "
+                f"another output folder, from {LAST} with --init"
+            ) from error
+        if other:
+            raise TrainingError(
+                f"'{self.output_dir}' holds another run ({other[0]}): resume it with the options it was "
+                "started with, or give another output folder"
+            )
+        return True
+
+    def checkpoint(self) -> Checkpoint:
+        """The network as it is, ready to be exported."""
+        done = self.position.epoch
+        return Checkpoint(
+            config=self.recipe.network,
+            state={name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()},
+            categories=self.categories,
+            trained=self.position.step > 0,
+            epoch=done - 1 if done else None,
+            preprocessing=self.recipe.preprocessing,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        return {
+            **flat(self.recipe.to_dict()),
+            "seed": self.seed,
+            "number of processes": self.process.world_size,
+            "classes": [[category.id, category.name] for category in self.categories],
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "run": self._identity(),
+            "position": asdict(self.position),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaling": self.scaling.state_dict(),
+        }
+
+    def _differences(self, state: Mapping[str, Any]) -> list[str]:
+        """In words, where a saved run is another than this."""
+        return differences(state["run"], self._identity(), default_settings(self.recipe))
+
+    def _add_gradients(self, batches: Iterator[Batch], passes: int, clock: _Clock) -> dict[str, float]:
+        """The mean gradients of so many batches; returns the means of what is to be logged of them."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logged: list[dict[str, float]] = []
+        for part in range(passes):
+            batch = next(batches).to(self.process.device)
+            clock.lap("data")
+            with self._communicating(part == passes - 1):
+                total, losses = self._forward(batch, part, clock)
+                self.scaling.backward(total / passes)
+            logged.append(losses.to_host())
+            clock.lap("backward")
+        self.scaling.unscale(self.optimizer)
+        self._check_gradients(batch)
+        names = dict.fromkeys(name for values in logged for name in values)
+        return {name: _mean([values[name] for values in logged if name in values]) for name in names}
+
+    def _forward(self, batch: Batch, part: int, clock: _Clock) -> tuple[Tensor, Losses]:
+        """The total of the losses of pass `part` of an update, and the losses."""
+        try:
+            total, losses = self._step(batch, self.position.epoch, self._generator(part), clock)
+        except _NotFiniteError as error:
+            self._fail("network's output", [str(error)], batch)
+        if not torch.isfinite(total):
+            self._fail("loss", losses.not_finite() or ["their sum"], batch)
+        return total, losses
+
+    def _update(self, clock: _Clock) -> dict[str, float]:
+        """One optimiser step; returns what there is to log of it."""
+        epoch, step = self.position.epoch, self.position.step
+        rates = set_learning_rate(self.optimizer, self.recipe.schedule.factor(epoch, step))
+        norm = clip_gradients(self.model.parameters(), self.recipe.optimisation.max_gradient_norm)
+        self.scaling.step(self.optimizer)
+        clock.lap("optimizer")
+        self.position = replace(self.position, update=self.position.update + 1, step=step + 1)
+        return {
+            "epoch": float(epoch),
+            **{f"lr_{name}": rate for name, rate in rates.items()},
+            **({"gradient_norm": float(norm)} if torch.isfinite(norm) else {}),
+            **self.scaling.values(),
+            **{f"ms_{name}": value for name, value in clock.times_ms.items()},
+        }
+
+    def _communicating(self, now: bool) -> AbstractContextManager[None]:
+        """Processes share their gradients once an update, in its last pass."""
+        if now or not isinstance(self._step, DistributedDataParallel):
+            return nullcontext()
+        return self._step.no_sync()
+
+    def _generator(self, part: int) -> torch.Generator:
+        """The random numbers of one pass: they depend on where the run is, not on how it got there."""
+        mixed = 0
+        for number in (self.seed, self.position.step, part, self.process.rank):
+            mixed = (mixed * 1_000_003 + number + 1) % (1 << 62)
+        return torch.Generator().manual_seed(mixed)
+
+    def _check_gradients(self, batch: Batch) -> None:
+        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        finite = torch.stack([torch.isfinite(gradient).all() for _, gradient in named])
+        if not finite.all() and not self.scaling.excuses_overflow():
+            self._fail(
+                "gradient",
+                [name for (name, _), fine in zip(named, finite.tolist(), strict=True) if not fine],
+                batch,
+            )
+
+    def _fail(self, what: str, names: list[str], batch: Batch) -> NoReturn:
+        """Keep the batch and say which part was not finite (TrainingError)."""
+        path = self.output_dir / BAD_BATCH
+        content = batch.to("cpu")._asdict()
+        content |= {"targets": [tuple(t) for t in content["targets"]], "step": self.position.step}
+        _save(path, content)
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        raise TrainingError(
+            f"the {what} is not finite in update {self.position.step + 1} ({listed}): the batch, of images "
+            f"{', '.join(map(str, batch.image_ids))}, is in '{path}'; check their boxes, or lower "
+            "optimisation.lr"
+        )
+
+
+class _Step(nn.Module):
+    """Forward pass and losses as one module, which is what DistributedDataParallel wants to wrap."""
+
+    def __init__(self, model: Asag, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.criterion = Criterion(recipe.loss)
+
+    def forward(
+        self, batch: Batch, epoch: int, generator: torch.Generator, clock: _Clock
+    ) -> tuple[Tensor, Losses]:
+        """The total, which DistributedDataParallel follows back to the parameters, and all the parts."""
+        hook = self.model.rpn.register_forward_pre_hook(_check_anchors)
+        try:
+            output = run_network(
+                self.model,
+                batch.image,
+                batch.image_size,
+                targets=batch.targets,
+                settings=self.recipe.patches,
+                epoch=epoch,
+                generator=generator,
+                autocast=AUTOCAST[self.recipe.optimisation.compute],
+            )
+        finally:
+            hook.remove()
+        clock.lap("forward")
+        losses = self.criterion(output, batch.targets, training=True)
+        clock.lap("losses")
+        return losses.total, losses
+
+
+class _NotFiniteError(Exception):
+    """Says what is not finite where the network cannot go on."""
+
+
+def _check_anchors(relation: nn.Module, inputs: tuple[Any, ...]) -> None:
+    # What is not a number lies on no pyramid level, where features are then looked up out of range.
+    if not torch.isfinite(inputs[1]).all():
+        raise _NotFiniteError("anchors")
+
+
+class _Clock:
+    """Milliseconds between laps, summed by name; waits for the GPU, whose work is asynchronous."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.times_ms: dict[str, float] = {}
+        self._cuda = device.type == "cuda"
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.times_ms[name] = self.times_ms.get(name, 0.0) + (now - self._last) * 1000
+        self._last = now
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """On the CPU, sum in a fixed order; the backward pass of indexing would otherwise take any."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    # That is for finding reads of memory nobody wrote, and costs a tenth of the time.
+    torch.utils.deterministic.fill_uninitialized_memory = before and fills  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OutputError(f"could not write '{path}': is the disk full?") from error
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
