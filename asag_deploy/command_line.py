@@ -7,8 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from tqdm import tqdm
+
+from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
@@ -18,7 +21,15 @@ _NO_OTHER_CODES: Mapping[type[AsagError], int] = MappingProxyType({})
 
 
 class OneSentenceParser(argparse.ArgumentParser):
-    """Reports a bad command line as the project's other errors: one sentence, without the usage."""
+    """Report a bad command line like the project's other errors: in one sentence, without the usage.
+
+    Options cannot be abbreviated, so that a new one never changes what an old command means.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **given})
+        program = self.prog.split()[0]
+        self.add_argument("--version", action="version", version=f"{program} {__version__}")
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage and exiting."""
@@ -47,3 +58,14 @@ def exit_code(
         # What is still buffered would fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOTHING_DONE
+
+
+def progress(
+    *, total: int | None = None, unit: str, description: str | None = None, quiet: bool = False
+) -> tqdm[NoReturn]:
+    """Open a progress bar on stderr, a context manager; it shows only on a terminal, and not if `quiet`.
+
+    total: how many units there are; None if nobody knows.
+    """
+    off = True if quiet else None  # None: only where stderr is no terminal
+    return tqdm(total=total, unit=unit, desc=description, file=sys.stderr, disable=off, leave=False)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.detect.result_files import write_picture
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.drawing import draw_caption, draw_detections, draw_trace, trace_caption
 from asag_deploy.images.reading import ChannelOrder, ImageLike, load
+from asag_deploy.images.writing import write_picture
 from asag_deploy.loop.trace import ProbingTrace
 
 if TYPE_CHECKING:

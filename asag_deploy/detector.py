@@ -13,17 +13,19 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy import stream
+from asag_deploy import pipeline
 from asag_deploy.backends import open_network
-from asag_deploy.backends.loops import Begun, Loop, LoopChoice
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Mode
+from asag_deploy.bundle.manifest import Level, Manifest, Mode
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError, ImageError
 from asag_deploy.images.reading import ChannelOrder, ImageLike
-from asag_deploy.loop.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.loop import Begun, Loop, LoopChoice
+from asag_deploy.loop.probing import Probed
+from asag_deploy.loop.stages import Array
+from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.loop.trace import ProbingTrace
 from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, since
 from asag_deploy.processing.postprocess import anchors_of, traces_of
@@ -180,7 +182,7 @@ class Detector:
         that gives nothing.  Closing the iterator ends it early, once what is under way is done.  Raises
         ConfigError at once for numbers less than 1.
         """
-        return stream.stream(
+        return pipeline.stream(
             self, sources, batch_size=batch_size, requests=requests, channel_order=channel_order
         )
 
@@ -313,29 +315,3 @@ class Detector:
         if network is None:
             raise BackendError("the detector is closed; load it again with Detector.load")
         return network
-
-
-def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) -> StopRule:
-    """When a bundle's probing stops, as `Detector.load` is asked; raises ConfigError where it cannot."""
-    probing = manifest.probing
-    mode = probing.mode if mode is None else mode
-    if mode not in ("exact", "fast"):
-        raise ConfigError(f"unknown mode '{mode}'; expected 'exact' or 'fast'")
-    if mode == "exact" and probing.mode == "fast":
-        raise ConfigError(
-            "the bundle was exported for mode 'fast' and cannot run in mode 'exact'; "
-            "export it again with `asag-export --mode exact`"
-        )
-    levels: list[Level] = [FIRST_LEVEL, *(level.level for level in probing.levels)]
-    deepest = levels[-1] if max_level is None else max_level
-    if deepest not in ("P5", "P4", "P3"):
-        raise ConfigError(f"unknown max_level '{deepest}'; expected 'P5', 'P4' or 'P3'")
-    if deepest not in levels:
-        raise ConfigError(
-            f"max_level '{deepest}' is beyond the bundle, which was exported up to {levels[-1]}; "
-            f"export it again with `asag-export --levels {deepest.lower()}-p6`"
-        )
-    if mode == "exact":
-        return StopRule(max_patches=probing.max_patches, max_level=deepest)
-    most = min(FAST_MAX_PATCHES, probing.max_patches or FAST_MAX_PATCHES)
-    return StopRule(min_selected=FAST_MIN_SELECTED, max_patches=most, max_level=deepest)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.onnxruntime import OnnxRuntime
 from asag_deploy.backends.openvino.backend import OpenVino
 from asag_deploy.backends.tensorrt.backend import TensorRt
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.loop.stages import Network
 
 DEFAULT_BACKEND = "onnxruntime"
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from asag_deploy.backends.loops import Loop
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.stages import Array, Network, Stage
+from asag_deploy.loop.loop import Loop
+from asag_deploy.loop.stages import Array, Stage
 from asag_deploy.processing.on_host import Processing
 
 Before = Callable[[str, Mapping[str, Array]], object]

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.stages import Array, Network, Stage
+from asag_deploy.loop.stages import Array, Stage
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions

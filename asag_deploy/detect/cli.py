@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from tqdm import tqdm
 
-from asag_deploy._version import __version__
 from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.command_line import ALL_FINE, INTERRUPTED, SOME_FAILED, OneSentenceParser, exit_code
 from asag_deploy.detect.doctor import describe, diagnose, machine
@@ -29,8 +28,8 @@ from asag_deploy.images.sources import Failure, Frame, count_frames, iter_frames
 from asag_deploy.pipeline import Refusal, detect_all
 
 if TYPE_CHECKING:
-    from asag_deploy.backends.loops import LoopChoice
     from asag_deploy.detector import Detector
+    from asag_deploy.loop.loop import LoopChoice
 
 PROGRAM = "asag-detect"
 
@@ -108,7 +107,6 @@ def _parser() -> argparse.ArgumentParser:
         usage=f"{PROGRAM} BUNDLE SOURCE... [options]\n       {PROGRAM} --doctor [BUNDLE]",
         description="Detect objects with an exported bundle.",
         epilog="Without --output-dir, --json and --coco, what is found is printed image by image.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -151,7 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--quiet", action="store_true", help="print nothing but failures")
     add("--doctor", action="store_true", help="say which backends this machine has, and what others lack")
-    add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asag_deploy._version import __version__
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.adapter import FORMATS
@@ -120,7 +119,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Compile the graphs of a bundle to TensorRT engines, in the bundle's folder engines/.",
         epilog="With tensorrt-rtx no GPU is needed; with tensorrt it takes the GPU that the engines are for.",
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
     formats = " or ".join(FORMATS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, ProbeLevel, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BundleCorruptError, ConfigError
-from asag_deploy.loop.probing import FAST_MAX_PATCHES
+from asag_deploy.loop.stopping import FAST_MAX_PATCHES
 from asag_deploy.processing.canvases import Canvas
 
 _FEATURE_LEVELS = (2, 3, 4, 5)

@@ -9,7 +9,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL
 from asag_deploy.loop.trace import ProbingTrace
-
-if TYPE_CHECKING:
-    from asag_deploy.detections import Detections
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -39,6 +36,44 @@ _LABELLED_PART = 0.25
 """The part of a picture that labels may cover."""
 
 
+class Labelled(Protocol):
+    """Boxes with labels, best first; `asag_deploy.detections.Detections` are such."""
+
+    @property
+    def xyxy(self) -> NDArray[np.float32]:
+        """(n, 4) x1, y1, x2, y2 in pixels of the picture."""
+        ...
+
+    @property
+    def class_id(self) -> NDArray[np.int64]:
+        """(n,) which decide the colours."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each box."""
+        ...
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """(n,) from 0 to 1."""
+        ...
+
+
+class Traced(Protocol):
+    """What probing did; `asag_deploy.detections.Detections` hold it."""
+
+    @property
+    def anchors(self) -> NDArray[np.float32]:
+        """(q, 4) x1, y1, x2, y2 in pixels of the picture."""
+        ...
+
+    @property
+    def trace(self) -> ProbingTrace:
+        """The levels that were run, with their patches in pixels of the picture."""
+        ...
+
+
 def class_colour(class_id: int) -> Colour:
     """The RGB colour of a class: always the same, and none is near the trace's red or white."""
     golden = (0.5 + class_id * 0.618034) % 1
@@ -47,7 +82,7 @@ def class_colour(class_id: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(picture: Picture, detections: Detections) -> None:
+def draw_detections(picture: Picture, detections: Labelled) -> None:
     """Draw boxes in the colours of their classes, each with its name and confidence.
 
     Labels stay inside the picture and off each other.  Those that find no place, or would leave too little of
@@ -72,7 +107,7 @@ def draw_detections(picture: Picture, detections: Detections) -> None:
         text.draw(picture, place[0], place[1], _readable_on(colour))
 
 
-def draw_trace(picture: Picture, detections: Detections) -> None:
+def draw_trace(picture: Picture, detections: Traced) -> None:
     """Draw the decoder's anchors in white and the probed patches in red (paper, figure 8).
 
     The first level's patches, which are the quarters of every image and the whole of it, are left out.

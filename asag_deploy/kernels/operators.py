@@ -240,7 +240,7 @@ def decide(
     condition: int | None = None,
     stream: int = 0,
 ) -> None:
-    """Which images are probed on the next level, as `asag_deploy.loop.probing.Decisions` says.
+    """Which images are probed on the next level, as `asag_deploy.loop.stopping.Decisions` says.
 
     counts: int64 (B, 4) of the level before; probed: bool (B, levels), whose column `level` is written, and
     whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;

@@ -7,7 +7,8 @@ stops.  Which maps are looked at, and where, is therefore decided by the image.
 
 The host reads four numbers per image between levels and nothing else; features and anchors stay on the
 device.  `detect` is what every backend, the PyTorch network, its evaluation and the exporter's parity gate
-run; `asag_deploy.backends.tensorrt.device_loop` has a GPU decide, and holds that against `Decisions`.
+run; `asag_deploy.backends.tensorrt.device_loop` has a GPU decide, and holds that against
+`asag_deploy.loop.stopping.Decisions`.
 """
 
 from __future__ import annotations
@@ -20,43 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.stages import Array, Counts, Ints, Stages
+from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.loop.trace import StopReason
 
 FEATURES = ("p2", "p3", "p4", "p5")
-FAST_MIN_SELECTED = 3
-FAST_MAX_PATCHES = 15
-_DEPTH: dict[Level, int] = {"P5": 0, "P4": 1, "P3": 2}
-
-Ints = NDArray[np.int64]
-
-
-class Counts(NamedTuple):
-    """What a level reports to the host, each (B,): the columns of the stages' `counts`."""
-
-    selected: Ints
-    """Anchors that ask for a closer look on the next level."""
-    patches: Ints
-    """Patches left of them after NMS, which may exceed the next level's capacity."""
-    passing: Ints
-    """Anchors the level passes on if probing stops here."""
-    passing_if_probed: Ints
-    """Anchors it passes on if the next level replaces the selected ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """When to stop (paper, section 5.1: fast inference stops below 3 selected, 15 patches a level)."""
-
-    min_selected: int = 1
-    max_patches: int | None = None
-    max_level: Level = "P3"
-    deadline: float | None = None
-    """A `time.perf_counter()` value after which no further level is begun."""
-
-    def allows(self, level: Level) -> bool:
-        """Whether the manual stop lets `level` be probed."""
-        return _DEPTH[level] <= _DEPTH[self.max_level]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +65,7 @@ class Probed:
 
 
 def detect(
-    network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+    network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
 ) -> Probed:
     """Run backbone, adaptive probing and decoder on a batch.
 
@@ -151,7 +120,7 @@ class _Look(NamedTuple):
 
 
 def _look(
-    network: Network, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
+    network: Stages, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
 ) -> _Look:
     """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
     counts, origins = outputs["counts"], None
@@ -176,7 +145,7 @@ def _first_level(outputs: dict[str, Array], found: _Look) -> LevelRun:
 
 
 def _probe(
-    network: Network,
+    network: Stages,
     level: ProbeLevel,
     features: dict[str, Array],
     origins: Array | None,
@@ -235,7 +204,7 @@ def patches_of(
 
 
 def _decode(
-    network: Network,
+    network: Stages,
     probing: Probing,
     features: dict[str, Array],
     levels: list[LevelRun],
@@ -257,7 +226,7 @@ def _decode(
 
 
 def _decoder_anchors(
-    network: Network, probing: Probing, levels: list[LevelRun], batch: int
+    network: Stages, probing: Probing, levels: list[LevelRun], batch: int
 ) -> dict[str, Array]:
     """The anchor inputs of the decoder; a level that was not run is one patch of zeros, which never pass."""
     inputs = {"anchors_p5": levels[0].anchors, "selected_p5": levels[0].selected}
@@ -272,44 +241,6 @@ def _decoder_anchors(
             inputs[f"anchors_{name}"] = network.upload(np.zeros((*empty, 5), dtype=np.float32))
             inputs[f"selected_{name}"] = network.upload(np.zeros(empty, dtype=np.bool_))
     return {name: array for name, array in inputs.items() if array is not None}
-
-
-class Decisions:
-    """Which image goes on to the next level, and why the others do not."""
-
-    def __init__(self, batch: int) -> None:
-        self._stop: list[StopReason | None] = [None] * batch
-        self._probed: list[NDArray[np.bool_]] = []
-
-    def who_goes_on(self, rule: StopRule, level: Level, counts: Counts) -> NDArray[np.bool_]:
-        """(B,) the images that are to be probed on `level`, given what the level before it reported."""
-        for i, selected in enumerate(counts.selected):
-            if selected < rule.min_selected:
-                self._note(i, StopReason.FEW_SELECTED if selected else StopReason.NOTHING_SELECTED)
-        if not rule.allows(level):
-            self._note_all(StopReason.MAX_LEVEL)
-        if rule.deadline is not None and time.perf_counter() > rule.deadline:
-            self._note_all(StopReason.DEADLINE)
-        self._probed.append(np.array([reason is None for reason in self._stop]))
-        return self._probed[-1]
-
-    def probed(self, levels: int) -> NDArray[np.bool_]:
-        """(B, levels) which image was probed on which level."""
-        missing = [np.zeros(len(self._stop), dtype=np.bool_)] * (levels - len(self._probed))
-        columns = [*self._probed, *missing]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(self._stop), 0), dtype=np.bool_)
-
-    def reasons(self, deepest: Level) -> list[StopReason]:
-        """(B,) why each image went no further; `deepest` is the last level that was run."""
-        at_the_end = StopReason.LAST_LEVEL if deepest == "P3" else StopReason.MAX_LEVEL
-        return [reason or at_the_end for reason in self._stop]
-
-    def _note(self, image: int, reason: StopReason) -> None:
-        self._stop[image] = self._stop[image] or reason
-
-    def _note_all(self, reason: StopReason) -> None:
-        for i in range(len(self._stop)):
-            self._note(i, reason)
 
 
 def round_up(count: int, bucket: int, most: int) -> int:

@@ -49,7 +49,7 @@ class OnGpu:
     ) -> None:
         """Pre- and post-processing of the network that `manifest` describes, on its device.
 
-        canvases: the network's own, see `asag_deploy.loop.stages.Network.canvases`.
+        canvases: the network's own, see `asag_deploy.backends.network.Network.canvases`.
         """
         self._device = device
         self._kernels = kernels

@@ -2,7 +2,7 @@
 
 `OnHost` does it for every backend, with OpenCV and NumPy.  `processing.on_gpu.OnGpu` does the same, to the
 bit, where the network runs on a GPU and the compiled kernels of `plugins/` are there
-(`asag_deploy.loop.stages.Network.processing`).
+(`asag_deploy.backends.network.Network.processing`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from asag_deploy.errors import ImageError
 from asag_deploy.images import reading as images
 from asag_deploy.images.reading import ChannelOrder, ImageLike
 from asag_deploy.kernels import LIBRARY_VARIABLE
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.stages import Array, Stages
+from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.postprocess import Found, detections_of
 from asag_deploy.processing.preprocess import make_batch
 
@@ -77,19 +78,32 @@ class Processing(Protocol):
 class OnHost:
     """OpenCV resizes, NumPy pads, and the network's own stage normalises: a `Processing`."""
 
-    def __init__(self, network: Network, manifest: Manifest) -> None:
-        self._network = network
+    def __init__(
+        self,
+        stages: Stages,
+        manifest: Manifest,
+        *,
+        canvases: Sequence[Canvas] = (),
+        takes_device_arrays: bool = False,
+    ) -> None:
+        """Pre- and post-processing of the network that `manifest` describes.
+
+        canvases, takes_device_arrays: the network's own, see `asag_deploy.backends.network.Network`.
+        """
+        self._stages = stages
         self._manifest = manifest
+        self._canvases = canvases
+        self._takes_device_arrays = takes_device_arrays
 
     def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
         """Make a batch; images on a GPU are refused with ImageError."""
         start = time.perf_counter()
         originals = [images.load(self._on_host(image), channel_order) for image in given]
-        pixels, sizes = make_batch(originals, self._manifest.preprocessing, self._network.canvases)
+        pixels, sizes = make_batch(originals, self._manifest.preprocessing, self._canvases)
         times_ms = {"preprocess": since(start)}
         begin = time.perf_counter()
-        inputs = {"pixels": self._network.upload(pixels), "image_size": self._network.upload(sizes)}
-        image = self._network.stage("normalize")(inputs)["image"]
+        inputs = {"pixels": self._stages.upload(pixels), "image_size": self._stages.upload(sizes)}
+        image = self._stages.stage("normalize")(inputs)["image"]
         times_ms["normalize"] = since(begin)
         return Prepared(image, sizes, [original.shape[:2] for original in originals], times_ms)
 
@@ -99,7 +113,7 @@ class OnHost:
 
     def _decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
         names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
-        scores, labels, boxes, anchors, count = (self._network.download(outputs[name]) for name in names)
+        scores, labels, boxes, anchors, count = (self._stages.download(outputs[name]) for name in names)
         nms_iou = self._manifest.postprocessing.nms_iou
         found = [
             detections_of(scores[i], labels[i], boxes[i], original_shape=shape, nms_iou=nms_iou)
@@ -110,7 +124,7 @@ class OnHost:
     def _on_host(self, image: ImageLike | GpuImage) -> ImageLike:
         if not is_device_array(image):
             return image  # type: ignore[return-value]
-        if self._network.takes_device_arrays:
+        if self._takes_device_arrays:
             raise ImageError(
                 "the image lies on a GPU, and to resize it there takes the compiled kernels; build them as "
                 f"plugins/README.md says and set {LIBRARY_VARIABLE}, or pass a NumPy array"

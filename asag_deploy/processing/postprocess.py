@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Probing
 from asag_deploy.loop.probing import LevelRun, Probed, passed_on
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.stages import Stages
 from asag_deploy.loop.trace import LevelTrace, ProbingTrace
 
 Boxes = NDArray[np.float32]
@@ -73,7 +73,7 @@ def anchors_of(cxcywh: NDArray[np.floating], scale: tuple[float, float]) -> Boxe
 
 
 def traces_of(
-    network: Network,
+    network: Stages,
     probing: Probing,
     probed: Probed,
     sizes: NDArray[np.int64],

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from asag_deploy._version import __version__
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.backends.loops import LOOPS
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
+from asag_deploy.loop.loop import LOOPS
 from asag_deploy.serving.app import Limits, make_app
 from asag_deploy.serving.server import address_of, listen, make_server, run
 
@@ -73,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Serve a bundle: POST an image file to /detect, and get detections and trace as JSON.",
         epilog="There is no encryption and no authentication: put it behind a proxy that has them.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
@@ -102,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
     add("--body-seconds", type=float, default=30, metavar="S", help="to send it in (default: %(default)s)")
     add("--grace-seconds", type=int, default=30, metavar="S", help="to end in (default: %(default)s)")
-    add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 
 

@@ -28,11 +28,11 @@ from asag_bench.reports.headline import headline
 from asag_bench.runners.peers import check_peers, is_random, open_peer, rule_of
 from asag_bench.runners.subjects import DetectorSubject, Stopped, Subject
 from asag_deploy.backends import open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.loop.stages import Network
 from asag_export.gate.parity import LEAST_IN_COMMON
 
 MOST_PICTURES = 100

@@ -15,7 +15,6 @@ from asag_bench.measuring.plan import Plan
 from asag_bench.reports.plots import check_plots, write_plots
 from asag_bench.reports.report import markdown, on_screen
 from asag_bench.runners.peers import PEERS
-from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.command_line import OneSentenceParser, exit_code
@@ -42,7 +41,6 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Measure what a bundle costs on this machine, by exit level, and against its peers.",
         epilog="Peers: " + "; ".join(f"{name}, {text}" for name, text in PEERS.items()) + ".",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a bundle's folder; several of one network")
@@ -70,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--no-plots", action="store_true", help="no plots beside result.json and result.md")
     add("--quiet", action="store_true", help="no progress and no table")
-    add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 
 

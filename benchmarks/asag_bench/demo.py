@@ -28,7 +28,7 @@ _PROGRAM = "asag_bench.demo"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns 0 when measured, stable or not, or 2 with the reason in one sentence on stderr."""
-    parser = OneSentenceParser(prog=_PROGRAM, description=__doc__, allow_abbrev=False)
+    parser = OneSentenceParser(prog=_PROGRAM, description=__doc__)
     add = parser.add_argument
     add("--output-dir", type=Path, default=Path("bench-output"), metavar="DIR")
     add("--scenes", type=int, default=60, metavar="N", help="how many (default: 60)")

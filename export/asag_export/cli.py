@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from asag_deploy import __version__
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.adapter import open_library
@@ -38,7 +37,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog=PROGRAM, description="Export an ASAG checkpoint to a bundle of static graphs."
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from asag_deploy import Detector
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_deploy.detect.result_files import write_picture
 from asag_deploy.detections import Detections
 from asag_deploy.images.reading import RgbImage
+from asag_deploy.images.writing import write_picture
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
 from asag_evaluation.data.scenes import KINDS, write_scenes
 from asag_evaluation.evaluate import Evaluation, evaluate
@@ -50,7 +50,7 @@ _ENLARGED = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0, or 2 with the reason in one sentence on stderr."""
-    parser = OneSentenceParser(prog="demo", description=__doc__, allow_abbrev=False)
+    parser = OneSentenceParser(prog="demo", description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("demo-output"))
     parser.add_argument("--scenes", type=int, default=200, metavar="N", help="how many (default: 200)")
 

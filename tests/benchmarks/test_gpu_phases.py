@@ -13,7 +13,8 @@ from asag_bench.measuring.phases import PHASES
 from asag_bench.measuring.plan import Plan, candidates
 from asag_bench.runners.subjects import DetectorSubject
 from asag_deploy.backends import open_network
-from asag_deploy.detector import Detector, stop_rule
+from asag_deploy.detector import Detector
+from asag_deploy.loop.stopping import stop_rule
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
 from support.tiny_bundle import make_bundle, picture

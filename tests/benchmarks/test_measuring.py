@@ -21,9 +21,10 @@ from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Preprocessing
 from asag_deploy.detections import Detections
-from asag_deploy.detector import Detector, stop_rule
+from asag_deploy.detector import Detector
 from asag_deploy.errors import SourceError
 from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.stopping import stop_rule
 from support.tiny_bundle import make_bundle, picture
 
 SPEC = Preprocessing(shorter_side=64, longer_side=128)

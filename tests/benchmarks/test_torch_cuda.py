@@ -19,7 +19,8 @@ from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.loop.probing import Probed, StopRule, detect
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stopping import StopRule
 from asag_training.checkpoints import Checkpoint
 from asag_training.network.model import build
 from asag_training.network.operator_choice import use_operators

@@ -20,7 +20,8 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, Preprocessing
 from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.probing import StopRule, detect
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stopping import StopRule
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.graphs import stage_inputs, stage_outputs
 from asag_training.network.model import build

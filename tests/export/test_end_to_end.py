@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from asag_deploy import Detections, Detector
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detect.cli import main
-from asag_deploy.detector import stop_rule
 from asag_deploy.images.reading import read_image
+from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.data.doodles import draw_scene
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.loop.stages import Network
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.gate.gate import run_gate
 from asag_training.network.model import build

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asag_deploy.backends import BACKENDS, open_network
-from asag_deploy.backends.loops import open_loop
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.bundle.bundle import Bundle
@@ -17,8 +17,8 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
-from asag_deploy.loop.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 from asag_deploy.processing.canvases import Canvas
 from asag_export.bundle_export import export_bundle
 from asag_export.gate.gate import tolerance
@@ -65,7 +65,7 @@ def test_the_device_decides_as_the_host_does(bundle: tuple[str, Bundle], rule: s
     reason = network.why_no_device_loop()
     if reason is not None:
         pytest.skip(reason)
-    loop = open_loop(network, "device")
+    loop = network.loop("device")
     assert isinstance(loop, DeviceLoop)
     probing = opened.manifest.probing
     rng = np.random.default_rng(0)

@@ -11,7 +11,6 @@ import pytest
 import torch as _torch
 
 from asag_bench.runners.torch_cuda_peers import open_with_kernels
-from asag_deploy.backends.loops import open_loop
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Manifest
 from asag_evaluation.data.doodles import draw_scene
@@ -70,7 +69,7 @@ def test_arrays_of_pytorch_in_and_out(network: EngineNetwork, manifest: Manifest
     """Where they lie, in the order of PyTorch's own streams, also as soon as it lets go of them."""
     images = np.random.default_rng(0).normal(size=(1, 3, 320, 320)).astype(np.float32)
     sizes = np.array([[320, 320]])
-    detector = checks.detector_of(network, manifest, open_loop(network, loop))
+    detector = checks.detector_of(network, manifest, network.loop(loop))
     expected = detector.forward(images, sizes)
     here = torch.from_numpy(images)
     for round_ in range(20):
@@ -100,7 +99,7 @@ def test_a_picture_of_pytorch_is_used_where_it_lies(network: EngineNetwork, mani
 def test_a_closed_network_holds_no_memory(manifest: Manifest) -> None:
     for _ in range(3):
         network = open_network(manifest)
-        detector = checks.detector_of(network, manifest, open_loop(network, "device"))
+        detector = checks.detector_of(network, manifest, network.loop("device"))
         detector(draw_scene(320, 320, seed=0), channel_order="rgb")
         assert network.device.allocated > 0
         del detector

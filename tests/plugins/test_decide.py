@@ -11,7 +11,9 @@ from asag_deploy import kernels
 from asag_deploy.bundle.manifest import ProbeLevel
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary
-from asag_deploy.loop.probing import Counts, Decisions, StopRule, patch_limit, patches_of
+from asag_deploy.loop.probing import patch_limit, patches_of
+from asag_deploy.loop.stages import Counts
+from asag_deploy.loop.stopping import Decisions, StopRule
 from support.tiny_bundle import tiny_manifest
 
 RULES = (StopRule(), StopRule(min_selected=3, max_patches=15), StopRule(min_selected=0, max_patches=2))

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 import asag_export
 from asag_bench.runners.torch_cuda_graphs import SameShapes
 from asag_deploy.backends.hooked_network import HookedNetwork
-from asag_deploy.backends.loops import HostLoop, Loop, open_loop
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, Probing
 from asag_deploy.cuda import Device
 from asag_deploy.cuda.graph_nodes import Node, nodes
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
-from asag_deploy.loop.probing import StopRule, detect
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.loop import HostLoop, Loop
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.on_host import OnHost
 from asag_deploy.processing.postprocess import Found as Detected
 from asag_evaluation.data.scenes import Kind, draw
@@ -146,7 +147,7 @@ def check_loops(
     network: EngineNetwork, manifest: Manifest, pictures: Mapping[Level, Sequence[Picture]]
 ) -> None:
     """The device's loop decides and detects as the host's: every picture, by every rule, and in a batch."""
-    loop = open_loop(network, "device")
+    loop = network.loop("device")
     for rule in RULES.values():
         alike = SameShapes(network, manifest.probing, rule)
         host, device = (detector_of(alike, manifest, each, rule) for each in (HOST, loop))
@@ -167,7 +168,7 @@ def check_threads(
 ) -> None:
     """Calls from several threads give what one thread gets, whichever loop each of them uses."""
     alike = SameShapes(network, manifest.probing, RULES["exact"])
-    loops = [open_loop(network, "device"), HOST]
+    loops = [network.loop("device"), HOST]
     detectors = [detector_of(alike, manifest, loop) for loop in loops]
     expected = [detectors[1](picture, channel_order="rgb") for picture in pictures]
 
@@ -217,7 +218,7 @@ def check_memory(
     network: EngineNetwork, manifest: Manifest, pictures: Sequence[Picture], rounds: int
 ) -> None:
     """After the first calls of their kind nothing more is allocated, on the GPU or pinned."""
-    detectors = [detector_of(network, manifest, loop) for loop in (HOST, open_loop(network, "device"))]
+    detectors = [detector_of(network, manifest, loop) for loop in (HOST, network.loop("device"))]
 
     def once() -> tuple[int, int]:
         for picture in pictures:

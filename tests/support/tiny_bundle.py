@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.bundle.manifest import (
     Category,
@@ -33,7 +34,6 @@ from asag_deploy.bundle.manifest import (
     Probing,
     TensorSpec,
 )
-from asag_deploy.loop.stages import Network
 from support.tiny_graphs import BOTH, CAPACITY, FIRST_ANCHORS, PATCH_ANCHORS, STRIDES, models
 
 PATCH_SIZE = 2

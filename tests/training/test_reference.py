@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from asag_deploy.loop.probing import Probed, StopRule, detect
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stopping import StopRule
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from asag_deploy.loop.probing import StopRule, detect
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stopping import StopRule
 from asag_training.network.config import variant_config
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan

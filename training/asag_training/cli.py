@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from asag_deploy import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
@@ -56,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(prog=PROGRAM, description="Train an ASAG network on data in COCO layout.")
     add = parser.add_argument
-    add("--version", action="version", version=f"{PROGRAM} {__version__}")
     add("--data", type=Path, required=True, metavar="DIR", help="folder with annotations/ and the images")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="for checkpoints, logs and pictures")
     add("--recipe", default="scenes", metavar="NAME", help=f"{', '.join(RECIPES)} (default: %(default)s)")

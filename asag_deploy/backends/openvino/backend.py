@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.openvino.precision import FEATURE_NAMES, keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.stages import Array, Network, Stage
+from asag_deploy.loop.stages import Array, Stage
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model, Tensor

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.tensorrt.engine_loader import EngineLoader
 from asag_deploy.backends.tensorrt.patch_kernel import find_patches
@@ -31,7 +32,7 @@ from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.loop.stages import Network, Stage
+from asag_deploy.loop.stages import Stage
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import Processing

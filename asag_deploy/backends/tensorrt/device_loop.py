@@ -1,7 +1,7 @@
 """The probing loop on the GPU: a whole detection is the launch of one graph, which decides by itself.
 
 The host reads nothing in between.  What it needs for traces, the counts of each level, it reads with the
-results, and it holds the GPU's decisions against its own, `asag_deploy.loop.probing.Decisions`.
+results, and it holds the GPU's decisions against its own, `asag_deploy.loop.stopping.Decisions`.
 
 A graph has fixed shapes (`asag_deploy.backends.tensorrt.loop_graph`).  So a level has room for a fixed
 number of patches an image, and the decoder for all queries there can be.  What a level has no room for is
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.loops import Begun, HostLoop, Loop
 from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
 from asag_deploy.backends.tensorrt.loop_memory import Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Probing
@@ -27,17 +26,10 @@ from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.conditional import why_no_conditions
 from asag_deploy.errors import BackendError, CaptureError, GpuMemoryError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
-from asag_deploy.loop.probing import (
-    Counts,
-    Decisions,
-    LevelRun,
-    Probed,
-    StopRule,
-    detect,
-    patches_of,
-    stage_name,
-)
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.loop import Begun, HostLoop, Loop
+from asag_deploy.loop.probing import LevelRun, Probed, detect, patches_of, stage_name
+from asag_deploy.loop.stages import Array, Counts, Stages
+from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.processing.canvases import Canvas
 
 if TYPE_CHECKING:
@@ -92,7 +84,7 @@ class DeviceLoop(Loop):
         """Batches that were detected again, since a level asked for more patches than there was room for."""
 
     def __call__(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """As `detect`; `times_ms` has the one entry `loop`.  A deadline is kept by the host's loop.
 
@@ -101,7 +93,7 @@ class DeviceLoop(Loop):
         return self.begin(network, probing, rule, image, image_size).finish()
 
     def begin(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
         """As calling it, but without waiting for the GPU.
 

@@ -24,7 +24,8 @@ from asag_deploy.cuda.graph import Chain, new_graph
 from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary, add_decide, decide
-from asag_deploy.loop.probing import FEATURES, StopRule, patch_limit, round_up, stage_name
+from asag_deploy.loop.probing import FEATURES, patch_limit, round_up, stage_name
+from asag_deploy.loop.stopping import StopRule
 
 if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt.stage import EngineStage, StageContext

@@ -22,7 +22,7 @@ def find_patches(
 ) -> None:
     """Put patch NMS for `level` on the stream: it writes `origins` and the column `patches` of `counts`.
 
-    The arrays are those of `asag_deploy.loop.stages.Network.select`.  Raises BackendError if it cannot be
+    The arrays are those of `Network.select`.  Raises BackendError if it cannot be
     launched.
     """
     patch_nms(

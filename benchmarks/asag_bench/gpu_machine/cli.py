@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
-        prog=PROGRAM, description="Check and time everything that takes an NVIDIA GPU.", allow_abbrev=False
+        prog=PROGRAM, description="Check and time everything that takes an NVIDIA GPU."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

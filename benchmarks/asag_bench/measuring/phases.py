@@ -15,8 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from asag_deploy.backends.hooked_network import WrappedNetwork
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_deploy.loop.stages import Array, Network, Stage
+from asag_deploy.loop.stages import Array, Stage
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 PHASES = ("preprocess", "upload", *STAGES, "select", "loop", "download", "postprocess")

@@ -39,9 +39,9 @@ from asag_deploy.atomic import atomic_write
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_deploy.detect.result_files import write_picture
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import ImageLike, RgbImage, read_image
+from asag_deploy.images.writing import write_picture
 from asag_deploy.pipeline import BatchesBySize
 
 PROGRAM = "asag_bench.measuring.throughput"
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = "Measure how many images a second a bundle gets through, called in several ways."
-    parser = OneSentenceParser(prog=PROGRAM, description=summary, allow_abbrev=False)
+    parser = OneSentenceParser(prog=PROGRAM, description=summary)
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     add("--images", type=Path, metavar="DIR", help="pictures (default: generated scenes)")

@@ -37,14 +37,16 @@ from asag_bench.runners.torch_cuda_graphs import (
 from asag_bench.runners.torch_cuda_peers import DEVICE_LOOP, check_cuda_peer, open_plain, open_with_kernels
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends.hooked_network import WrappedNetwork
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.cuda import DeviceArray
 from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import ConfigError, ParityError
-from asag_deploy.loop.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect
-from asag_deploy.loop.stages import Array, Network, Stage
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 
 PROGRAM = "torch_cuda_loop"
 OUTPUTS = ("logits", "boxes", "anchors")

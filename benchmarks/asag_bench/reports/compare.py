@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     summary = "Say row by row whether two results of asag-bench agree within what they claim."
-    parser = OneSentenceParser(prog=PROGRAM, description=summary, allow_abbrev=False)
+    parser = OneSentenceParser(prog=PROGRAM, description=summary)
     parser.add_argument("results", type=Path, nargs=2, metavar="RESULT", help="a result.json")
     parser.add_argument(
         *("--tolerance",), type=float, default=AGREEMENT, metavar="T", help="(default: 0.05, which is 5%%)"

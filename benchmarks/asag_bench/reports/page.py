@@ -37,7 +37,7 @@ Results = Mapping[str, Mapping[str, Any]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Write page and plot; returns 0, or 2 with the reason in one sentence on stderr."""
     summary = "Write the page of recorded results, and the README's plot, from the JSON files alone."
-    parser = OneSentenceParser(prog=PROGRAM, description=summary, allow_abbrev=False)
+    parser = OneSentenceParser(prog=PROGRAM, description=summary)
     add = parser.add_argument
     add("--results", type=Path, default=RESULTS, metavar="DIR", help=f"(default: {RESULTS})")
     add("--plot", type=Path, default=PLOT, metavar="FILE", help=f"(default: {PLOT})")

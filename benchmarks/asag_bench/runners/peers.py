@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from asag_bench.runners.subjects import DetectorSubject, Run, Subject
 from asag_bench.runners.torch_cuda_peers import COMPILED, DEVICE_LOOP, ON_CUDA, check_cuda_peer, open_on_cuda
 from asag_deploy.backends import open_network
-from asag_deploy.backends.loops import LoopChoice
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Mode
-from asag_deploy.detector import stop_rule
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.loop.probing import StopRule
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.loop import LoopChoice
+from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.processing.preprocess import make_batch
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from asag_bench.measuring.phases import TimedNetwork, split
 from asag_bench.runners.graphs import feature_pyramid, several_graphs
 from asag_bench.runners.subjects import Run
 from asag_deploy.backends import open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Precision
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.probing import FEATURES
-from asag_deploy.loop.stages import Network
 from asag_deploy.processing.postprocess import detections_of
 from asag_training.network import boxes as box_ops
 from asag_training.network.adamixer import AdaMixerDecoder

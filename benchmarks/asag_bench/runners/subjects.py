@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from asag_bench.measuring.phases import TimedNetwork, split
-from asag_deploy.backends.loops import LoopChoice
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, Manifest
 from asag_deploy.detector import Detector
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.loop.probing import StopRule
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.loop import LoopChoice
+from asag_deploy.loop.stopping import StopRule
 
 
 @dataclass(frozen=True, kw_only=True)

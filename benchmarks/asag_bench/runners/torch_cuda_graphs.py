@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from asag_deploy.backends.hooked_network import WrappedNetwork
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
 from asag_deploy.backends.tensorrt.loop_memory import Workspace
@@ -19,8 +20,8 @@ from asag_deploy.cuda.graph import Chain
 from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import add_decide
-from asag_deploy.loop.probing import StopRule, round_up, stage_name
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.probing import round_up, stage_name
+from asag_deploy.loop.stopping import StopRule
 
 
 class SameShapes(WrappedNetwork):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Manifest, Precision, Preprocessing, Probing
 from asag_deploy.cuda import why_no_cuda
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
-from asag_deploy.loop.stages import Network
 
 if TYPE_CHECKING:
     from asag_bench.runners.torch_cuda import Interface

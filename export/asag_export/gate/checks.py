@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.engines.shapes import Batches, profile
-from asag_deploy.loop.stages import Network
 from asag_export.gate.parity import Check, StageParity, largest_difference
 
 Arrays = Mapping[str, NDArray[Any]]

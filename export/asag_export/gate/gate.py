@@ -27,9 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 from asag_deploy.backends.hooked_network import HookedNetwork
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Precision, ProbeLevel, Probing
-from asag_deploy.loop.probing import FAST_MAX_PATCHES, FAST_MIN_SELECTED, Probed, StopRule, detect, stage_name
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.probing import Probed, detect, stage_name
+from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.gate.checks import IMAGES, Shapes, batch_checks, shapes_check
 from asag_export.gate.parity import (

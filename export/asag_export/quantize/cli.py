@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asag_deploy import __version__
 from asag_deploy.backends import BACKENDS
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code
@@ -43,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Quantise a float32 bundle to INT8, calibrated on pictures.",
         epilog=f"With --data alone it calibrates on {TRAIN_SPLIT} and measures AP on {VAL_SPLIT}.",
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
     add("--output-dir", metavar="DIR", required=True, help="where the INT8 bundle is written")

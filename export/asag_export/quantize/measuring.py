@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
 from asag_deploy.backends.hooked_network import HookedNetwork
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.detector import Detector, stop_rule
+from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, DataError
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.stages import Array
+from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.data.coco import CocoDataset
 from asag_export.quantize.placement import FEATURES
 from asag_export.quantize.report import AccuracyPair

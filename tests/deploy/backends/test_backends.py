@@ -12,11 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND, open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.loop.probing import FEATURES, StopRule, detect
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.probing import FEATURES, detect
+from asag_deploy.loop.stopping import StopRule
 from support.bundle_edits import replace_graph
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 

@@ -11,13 +11,13 @@ import pytest
 
 from asag_deploy.backends import open_network
 from asag_deploy.backends.hooked_network import HookedNetwork, WrappedNetwork
-from asag_deploy.backends.loops import HostLoop
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.probing import StopRule
+from asag_deploy.loop.loop import HostLoop
 from asag_deploy.loop.stages import Array
+from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import OnHost

@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.probing import StopRule, detect
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stopping import StopRule
 from support.tiny_bundle import make_bundle, picture
 
 SIZES = np.array([[64, 64]], dtype=np.int64)

@@ -17,10 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.backends import open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.stages import Network
 from support.tiny_bundle import backbone, make_bundle, picture
 
 Session = onnxruntime.InferenceSession

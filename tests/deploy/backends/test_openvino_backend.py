@@ -20,7 +20,8 @@ from asag_deploy.backends.openvino.backend import OpenVinoArray
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.probing import StopRule, detect
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stopping import StopRule
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
 library = pytest.importorskip("openvino", reason="needs OpenVINO")

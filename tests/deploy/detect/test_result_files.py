@@ -14,17 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from asag_deploy.detect.result_files import (
-    JsonList,
-    ResultWriter,
-    VideoFile,
-    coco_image_ids,
-    plan_pictures,
-    write_picture,
-)
+from asag_deploy.detect.result_files import JsonList, ResultWriter, coco_image_ids, plan_pictures
 from asag_deploy.errors import BackendError, ConfigError, OutputError
 from asag_deploy.images.reading import read_image
 from asag_deploy.images.sources import Frame, Source
+from asag_deploy.images.writing import VideoFile, write_picture
 from support.detection_samples import make_detections
 
 
@@ -157,7 +151,7 @@ def test_video_of_an_impossible_size(tmp_path: Path) -> None:
 def test_video_that_lost_frames_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = VideoFile(tmp_path / "v.mp4", fps=12, height=24, width=32)
     video.add(picture(24, 32))
-    monkeypatch.setattr("asag_deploy.detect.result_files._frames_in", lambda _path: 0)
+    monkeypatch.setattr("asag_deploy.images.writing._frames_in", lambda _path: 0)
     with pytest.raises(OutputError, match="is the disk full"), video:
         pass
     assert files_in(tmp_path) == []
@@ -254,7 +248,7 @@ def test_a_video_that_fails_does_not_take_the_json_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Source(name="a.avi", kind="video")
-    monkeypatch.setattr("asag_deploy.detect.result_files._frames_in", lambda _path: 0)
+    monkeypatch.setattr("asag_deploy.images.writing._frames_in", lambda _path: 0)
     with (
         pytest.raises(OutputError, match=r"a\.mp4"),
         ResultWriter([source], output_dir=tmp_path, json_file=tmp_path / "r.json") as writer,

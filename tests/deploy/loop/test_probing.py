@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, ProbeLevel, Probing
-from asag_deploy.loop.probing import Probed, StopRule, detect, passed_on
-from asag_deploy.loop.stages import PATCHES_COLUMN, Network
+from asag_deploy.loop.probing import Probed, detect, passed_on
+from asag_deploy.loop.stages import PATCHES_COLUMN
+from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
 
 Arrays = dict[str, NDArray[Any]]

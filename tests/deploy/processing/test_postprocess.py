@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_deploy.loop.probing import Counts, LevelRun, Probed
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.probing import LevelRun, Probed
+from asag_deploy.loop.stages import Counts
 from asag_deploy.loop.trace import StopReason
 from asag_deploy.processing.postprocess import Found, anchors_of, clip, detections_of, keep_best, traces_of
 

@@ -15,11 +15,11 @@ import torch
 from onnx import numpy_helper
 
 from asag_deploy.backends import open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
 from asag_deploy.errors import BackendError
-from asag_deploy.loop.probing import StopRule
-from asag_deploy.loop.stages import Network
+from asag_deploy.loop.stopping import StopRule
 from asag_export.gate import gate
 from asag_export.gate.checks import BATCH_OF_ONE, IDENTICAL_ROWS, OTHER_SHAPES
 from asag_export.gate.gate import run_gate

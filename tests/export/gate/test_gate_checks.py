@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from asag_deploy.backends.network import Network
 from asag_deploy.engines.shapes import Batches
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.stages import Array
 from asag_export.gate.checks import (
     BATCH_OF_ONE,
     IDENTICAL_ROWS,

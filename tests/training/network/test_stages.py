@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.loop.probing import Probed, StopRule, detect
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
 from asag_evaluation.data.doodles import draw_scene
 from asag_training.network.model import Asag, build

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from asag_deploy.loop.probing import Probed, StopRule, detect, passed_on
+from asag_deploy.loop.probing import Probed, detect, passed_on
+from asag_deploy.loop.stopping import StopRule
 from asag_training.losses.network_output import Targets
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan

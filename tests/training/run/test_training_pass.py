@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.probing import Probed, StopRule, detect
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stopping import StopRule
 from asag_training.losses.network_output import LevelOutput, NetworkOutput, Targets
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asag_deploy._version import __version__
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import DataError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
@@ -41,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog=PROGRAM, description="Generate, convert and check data sets in COCO layout."
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     scenes = commands.add_parser("scenes", help="generate scenes of drawn objects")

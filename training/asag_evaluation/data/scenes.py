@@ -1,6 +1,6 @@
 """Generated scenes: a data set in COCO layout of drawn objects that lie over one another.
 
-    python -m asag_evaluation.data.scenes --output-dir DIR --count 1000 --seed 0 --size 320
+    asag-data scenes --output-dir DIR --count 1000 --seed 0 --size 320
 
 Three kinds of scenes let a network show that it adapts: a few large objects only (`large`), dozens of tiny
 ones (`tiny`), and objects of all sizes (`mixed`).  Boxes enclose what is visible of an object; none is hidden
@@ -10,7 +10,6 @@ by more than 70%.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -315,14 +314,3 @@ def _jpeg(image: RgbImage) -> bytes:
     )
     assert fine, "a generated scene could not be encoded"
     return data.tobytes()
-
-
-def main() -> int:
-    """Run `python -m asag_evaluation.data.scenes`, which is `asag-data scenes`, and return its exit code."""
-    from asag_evaluation.data.cli import main as asag_data  # which imports this module
-
-    return asag_data(["scenes", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

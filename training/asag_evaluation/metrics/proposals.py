@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.loops import Loop
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Manifest, Probing
-from asag_deploy.loop.probing import Probed, StopRule
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.loop.loop import Loop
+from asag_deploy.loop.probing import Probed
+from asag_deploy.loop.stages import Array, Stages
+from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.postprocess import anchors_of
 from asag_evaluation.metrics.overlaps import Boxes
 
@@ -36,7 +38,7 @@ class ProposalLoop(Loop):
         self._last: dict[str, Array] = {}
 
     def __call__(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
         probed = self._loop(network, probing, rule, image, image_size)

@@ -27,7 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog="pack",
         description="Store a checkpoint in half the space, its weights rounded to float16.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="any checkpoint that asag-export reads")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from asag_deploy._version import __version__
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError
@@ -33,7 +32,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog=PROGRAM,
         description="Measure a checkpoint or a bundle on a data set in COCO layout.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", type=Path, metavar="BUNDLE_OR_CHECKPOINT", help="a bundle's folder, or a checkpoint's file")
@@ -50,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", metavar="D", help="where PyTorch runs a checkpoint (default: cpu)")
     add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
     add("--quiet", action="store_true", help="print no table")
-    add("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser
 
 

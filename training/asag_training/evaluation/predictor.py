@@ -15,8 +15,9 @@ from asag_deploy import __version__
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Category, Level, Manifest, Mode, Preprocessing
-from asag_deploy.detector import Detector, stop_rule
+from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
+from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.evaluate import ProposalSource
 from asag_evaluation.metrics.proposals import ProposalLoop, gives_proposals
 from asag_training.checkpoints import load_checkpoint, select_head

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, Preprocessing, ProbeLevel, Probing
-from asag_deploy.loop.stages import PATCHES_COLUMN, Network
+from asag_deploy.loop.stages import PATCHES_COLUMN
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.network.model import Asag

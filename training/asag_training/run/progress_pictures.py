@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asag_deploy.detect.result_files import write_picture
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.images.drawing import draw_detections
+from asag_deploy.images.writing import write_picture
 from asag_evaluation.data.coco import CocoDataset, Sample
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from asag_deploy.bundle.manifest import Level, ProbeLevel, Probing
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.probing import StopRule, detect
+from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stages import PATCHES_COLUMN
+from asag_deploy.loop.stopping import StopRule
 from asag_training.losses.network_output import LevelOutput, NetworkOutput, Targets
 from asag_training.network.anchor_generator import QUADRANTS
 from asag_training.network.config import MAIN_HEAD

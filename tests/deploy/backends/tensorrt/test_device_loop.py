@@ -21,7 +21,7 @@ from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.engines.shapes import fixed_slots
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.loop.probing import StopRule
+from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.canvases import Canvas
 from support.simulated_gpu.device_loops import MIXED, STOPS, assert_same, loop_of, stage_graphs
 from support.simulated_gpu.fake_cuda import FakeCuda

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from asag_deploy.backends.loops import HostLoop
 from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
+from asag_deploy.loop.loop import HostLoop
 from asag_deploy.processing.canvases import default_canvases
 from asag_deploy.processing.preprocess import padded_shape
 from support.simulated_gpu import fake_tensorrt

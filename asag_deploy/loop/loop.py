@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Probing
-from asag_deploy.errors import CaptureError, ConfigError
-from asag_deploy.loop.probing import Probed, StopRule, detect
-from asag_deploy.loop.stages import Array, Network
+from asag_deploy.errors import CaptureError
+from asag_deploy.loop.probing import Probed, detect
+from asag_deploy.loop.stages import Array, Stages
+from asag_deploy.loop.stopping import StopRule
 
 LoopChoice = Literal["auto", "host", "device"]
 LOOPS: tuple[str, ...] = get_args(LoopChoice)
@@ -37,12 +38,12 @@ class Loop(ABC):
 
     @abstractmethod
     def __call__(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
 
     def begin(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
         """As calling it, but without waiting for the device where that can be; here all is done at once."""
         probed = self(network, probing, rule, image, image_size)
@@ -53,32 +54,13 @@ class HostLoop(Loop):
     """`detect` itself."""
 
     def __call__(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
         return detect(network, probing, rule, image, image_size)
 
 
-def open_loop(network: Network, choice: LoopChoice, deadline_ms: float | None = None) -> Loop:
-    """The loop that was asked for; `auto` is `device` where that can be, else `host`.
-
-    Raises ConfigError for an unknown choice or for `device` with a deadline, which only the host can keep,
-    or with a backend that has none; BackendError if something that it takes is missing here.
-    """
-    if choice not in LOOPS:
-        raise ConfigError(f"unknown loop '{choice}'; expected 'auto', 'host' or 'device'")
-    if choice == "host":
-        return HostLoop()
-    if choice == "device":
-        if deadline_ms is not None:
-            raise ConfigError("loop 'device' cannot keep a deadline; use loop 'host', or no deadline_ms")
-        return network.open_device_loop()
-    if deadline_ms is not None or network.why_no_device_loop() is not None:
-        return HostLoop()
-    return _DeviceOrHost(network.open_device_loop())
-
-
-class _DeviceOrHost(Loop):
+class DeviceOrHost(Loop):
     """The loop on the device; that of the host, with a RuntimeWarning, once no graph could be captured."""
 
     def __init__(self, loop: Loop) -> None:
@@ -86,13 +68,13 @@ class _DeviceOrHost(Loop):
         self._lock = threading.Lock()
 
     def __call__(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
         return self.begin(network, probing, rule, image, image_size).finish()
 
     def begin(
-        self, network: Network, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
+        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
         """Begin on the device, where a graph is captured, or go on with the host's loop."""
         loop = self._loop

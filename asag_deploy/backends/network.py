@@ -1,0 +1,131 @@
+"""`Network`: what every backend provides, and the PyTorch network too.
+
+A network gives the probing loop its stages.  What it can do beyond that has defaults: pre- and
+post-processing and the probing loop happen on the host, unless a network on a GPU does them there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
+from asag_deploy.errors import ConfigError
+from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
+from asag_deploy.loop.patch_nms import patch_nms
+from asag_deploy.loop.stages import PATCHES_COLUMN, Array, Stage
+from asag_deploy.processing.canvases import Canvas
+from asag_deploy.processing.on_host import OnHost, Processing
+
+
+class Network(ABC):
+    """The stages of one network on one backend: an `asag_deploy.loop.stages.Stages`.
+
+    Safe to call from several threads at once.
+    """
+
+    patch_bucket: int = 1
+    """Patches per image are rounded up to a multiple of this before a level is probed."""
+    query_bucket: int = 1
+    """Queries are rounded up to a multiple of this before they are decoded."""
+    takes_device_arrays: bool = False
+    """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
+    canvases: Sequence[Canvas] = ()
+    """The shapes that batches are padded to; what none of them holds goes on as a multiple of the divisor."""
+
+    @abstractmethod
+    def stage(self, name: str) -> Stage:
+        """The stage called `name` (KeyError if there is none)."""
+
+    @abstractmethod
+    def upload(self, array: NDArray[Any]) -> Array:
+        """A host array as an array of this backend."""
+
+    @abstractmethod
+    def download(self, array: Array) -> NDArray[Any]:
+        """An array of this backend on the host, once it has been computed."""
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """The shape of an array of this backend."""
+        return tuple(array.shape)
+
+    def select(
+        self,
+        probing: Probing,
+        level: ProbeLevel,
+        anchors: Array,
+        selected: Array,
+        counts: Array,
+        image_size: Array,
+    ) -> tuple[Array, Array]:
+        """Where `level` looks, if it is probed: NMS over the patches that the level before it asks for.
+
+        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity,
+        2), zeros beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the
+        counts given may be written to.  Here it is done on the host; a network on a GPU does it there.
+        """
+        origins, patches = patch_nms(
+            self.download(anchors),
+            self.download(selected),
+            self.download(image_size),
+            stride=level.stride,
+            patch_size=probing.patch_size,
+            iou_threshold=probing.patch_nms_iou,
+            capacity=level.capacity,
+            max_candidates=probing.max_candidates,
+        )
+        filled = self.download(counts).copy()
+        filled[:, PATCHES_COLUMN] = patches
+        return self.upload(origins), self.upload(filled)
+
+    def keep(self, array: Array) -> None:  # noqa: B027  (the default: nothing needs to be kept)
+        """Refer to an uploaded array until all that was begun with it is done."""
+
+    def close(self) -> None:  # noqa: B027  (the default: its memory goes with its last reference)
+        """Let go of what the network holds, once it has done its work; closing twice does no harm."""
+
+    def processing(self, manifest: Manifest) -> Processing:
+        """What comes before and after the network: on its own device if it can, else on the host."""
+        on_device = self.device_processing(manifest)
+        if on_device is not None:
+            return on_device
+        return OnHost(self, manifest, canvases=self.canvases, takes_device_arrays=self.takes_device_arrays)
+
+    def device_processing(self, manifest: Manifest) -> Processing | None:
+        """Pre- and post-processing on the network's own device; None if it cannot do that."""
+        return None
+
+    def loop(self, choice: LoopChoice = "auto", deadline_ms: float | None = None) -> Loop:
+        """Open the loop that was asked for; `auto` is `device` where that can be, else `host`.
+
+        Raises ConfigError for an unknown choice or for `device` with a deadline, which only the host can
+        keep, or with a network that has none; BackendError if something that it takes is missing here.
+        """
+        if choice not in LOOPS:
+            raise ConfigError(f"unknown loop '{choice}'; expected 'auto', 'host' or 'device'")
+        if choice == "host":
+            return HostLoop()
+        if choice == "device":
+            if deadline_ms is not None:
+                raise ConfigError("loop 'device' cannot keep a deadline; use loop 'host', or no deadline_ms")
+            return self.open_device_loop()
+        if deadline_ms is not None or self.why_no_device_loop() is not None:
+            return HostLoop()
+        return DeviceOrHost(self.open_device_loop())
+
+    def why_no_device_loop(self) -> str | None:
+        """What keeps the probing loop from running on the network's device; None if nothing is known to."""
+        return (
+            "loop 'device' needs a backend that runs on a GPU with TensorRT; load the detector with "
+            "backend='tensorrt-rtx', or with loop='host'"
+        )
+
+    def open_device_loop(self) -> Loop:
+        """The probing loop on the network's device; the same for all who ask.
+
+        Raises ConfigError for a network that has none, BackendError if what it takes is missing here.
+        """
+        raise ConfigError(self.why_no_device_loop() or "the network has no loop of its own")

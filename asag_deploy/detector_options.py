@@ -1,0 +1,120 @@
+"""The detector's command-line options: declared once, the same in every program that loads a detector."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+
+from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Level, Mode
+from asag_deploy.detector import Detector
+from asag_deploy.errors import ConfigError
+from asag_deploy.loop.loop import LOOPS, LoopChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """How to load a detector, see `asag_deploy.Detector.load`.
+
+    Raises ConfigError, in the words of the command line, when a value makes no sense.
+    """
+
+    backend: str | None = None
+    mode: Mode | None = None
+    max_level: Level | None = None
+    deadline_ms: float | None = None
+    loop: LoopChoice = "auto"
+    threads: int | None = None
+    requests: int = 1
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is {self.threads}; it must be at least 1")
+        if self.requests < 1:
+            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
+        if self.deadline_ms is not None and not self.deadline_ms > 0:
+            raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0")
+
+    def load(self, bundle: str | os.PathLike[str] | Bundle) -> Detector:
+        """Load a detector; raises what `asag_deploy.Detector.load` does."""
+        return Detector.load(
+            bundle,
+            backend=self.backend,
+            mode=self.mode,
+            max_level=self.max_level,
+            deadline_ms=self.deadline_ms,
+            loop=self.loop,
+            threads=self.threads,
+            requests=self.requests,
+        )
+
+
+def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: bool = False) -> None:
+    """Add the options that `detector_options` reads.
+
+    several_backends: `--backend` takes names with commas, or several times; `backends_of` reads them.
+    """
+    group = parser.add_argument_group("detector")
+    add = group.add_argument
+    if several_backends:
+        add(
+            "--backend",
+            action="append",
+            default=[],
+            metavar="B,...",
+            help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
+        )
+    else:
+        add(
+            "--backend",
+            metavar="B",
+            help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
+        )
+    add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
+    add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
+    add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
+    add(
+        "--loop",
+        choices=LOOPS,
+        default="auto",
+        help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    add(
+        "--requests",
+        type=int,
+        default=1,
+        metavar="N",
+        help="calls at once, each on its share of the threads (default: 1)",
+    )
+
+
+def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) -> DetectorOptions:
+    """Read the options of `add_detector_options`.
+
+    backend: one of several that were asked for; None for the only one.
+    """
+    asked = parsed.backend if isinstance(parsed.backend, str) else None
+    return DetectorOptions(
+        backend=asked if backend is None else backend,
+        mode=parsed.mode,
+        max_level=parsed.max_level,
+        deadline_ms=parsed.deadline_ms,
+        loop=parsed.loop,
+        threads=parsed.threads,
+        requests=parsed.requests,
+    )
+
+
+def backends_of(parsed: argparse.Namespace) -> tuple[str, ...]:
+    """The backends asked for by `--backend` with `several_backends`, each once.
+
+    Raises ConfigError for a name that is no backend.
+    """
+    names = tuple(dict.fromkeys(name for value in parsed.backend for name in value.split(",")))
+    for name in names:
+        if name not in BACKENDS:
+            raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
+    return names or (DEFAULT_BACKEND,)
