@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.engines.matmul_as_conv import bodies
-from asag_export.graphs import ExportedStage
+from asag_export.stage_export import ExportedStage
 
 FEATURES = frozenset({"p2", "p3", "p4", "p5", "feature"})
 
