@@ -16,7 +16,7 @@ from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
 from asag_deploy.loop.patch_nms import patch_nms
-from asag_deploy.loop.stages import PATCHES_COLUMN, Array, Stage
+from asag_deploy.loop.stages import PATCHES_COLUMN, Array, LevelOutputs, Stage
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_host import OnHost, Processing
 
@@ -53,23 +53,17 @@ class Network(ABC):
         return tuple(array.shape)
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Array,
-        selected: Array,
-        counts: Array,
-        image_size: Array,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
     ) -> tuple[Array, Array]:
-        """Where `level` looks, if it is probed: NMS over the patches that the level before it asks for.
+        """Find the patches that `level` looks at: NMS over those that the level before it asks for.
 
-        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity,
-        2), zeros beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the
-        counts given may be written to.  Here it is done on the host; a network on a GPU does it there.
+        `image_size` is (B, 2).  Returns origins i64 (B, capacity, 2), zeros beyond the last patch, and the
+        counts of `before` with the column `patches` filled in; the counts given may be written to.  Here
+        it is done on the host; a network on a GPU does it there.
         """
         origins, patches = patch_nms(
-            self.download(anchors),
-            self.download(selected),
+            self.download(before.anchors),
+            self.download(before.selected),
             self.download(image_size),
             stride=level.stride,
             patch_size=probing.patch_size,
@@ -77,7 +71,7 @@ class Network(ABC):
             capacity=level.capacity,
             max_candidates=probing.max_candidates,
         )
-        filled = self.download(counts).copy()
+        filled = self.download(before.counts).copy()
         filled[:, PATCHES_COLUMN] = patches
         return self.upload(origins), self.upload(filled)
 

@@ -32,7 +32,7 @@ from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.loop.stages import Stage
+from asag_deploy.loop.stages import LevelOutputs, Stage
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import Processing
@@ -201,26 +201,20 @@ class EngineNetwork(Network):
         return downloaded
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: DeviceArray,
-        selected: DeviceArray,
-        counts: DeviceArray,
-        image_size: DeviceArray,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: DeviceArray
     ) -> tuple[DeviceArray, DeviceArray]:
         """Patch NMS by the compiled kernel, which writes to `counts`; on the host where there is none."""
         if self.kernels is None:
-            return super().select(probing, level, anchors, selected, counts, image_size)
+            return super().select(probing, level, before, image_size)
         with self.device.lock:
-            counts = self.device.writable(counts)
+            counts = self.device.writable(before.counts)
             origins = self.device.empty((counts.shape[0], level.capacity, 2), np.dtype(np.int64))
             find_patches(
                 self.kernels,
                 probing,
                 level,
-                anchors=anchors,
-                selected=selected,
+                anchors=before.anchors,
+                selected=before.selected,
                 image_size=image_size,
                 origins=origins,
                 counts=counts,

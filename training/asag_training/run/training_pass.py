@@ -20,7 +20,7 @@ from torch import Tensor
 from asag_deploy.bundle.manifest import Level, ProbeLevel, Probing
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.probing import detect
-from asag_deploy.loop.stages import PATCHES_COLUMN
+from asag_deploy.loop.stages import PATCHES_COLUMN, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 from asag_training.losses.network_output import LevelOutput, NetworkOutput, Targets
 from asag_training.network.anchor_generator import QUADRANTS
@@ -140,16 +140,10 @@ class TrainingNetwork(TorchNetwork):
         self._extras = extras
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Tensor,
-        selected: Tensor,
-        counts: Tensor,
-        image_size: Tensor,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Patch NMS; in training the level then gets more patches than the anchors ask for."""
-        origins, counts = super().select(probing, level, anchors, selected, counts, image_size)
+        origins, counts = super().select(probing, level, before, image_size)
         return (origins, counts) if self._extras is None else self._extras.fill(level.level, origins, counts)
 
 
