@@ -181,9 +181,7 @@ def test_more_sizes_than_contexts(cuda: FakeCuda, network: EngineNetwork) -> Non
 def test_what_cannot_be_captured_is_run_as_it_is(
     cuda: FakeCuda, network: EngineNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "support.simulated_gpu.fake_tensorrt.IExecutionContext.is_stream_capturable", lambda *_: False
-    )
+    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "is_stream_capturable", lambda *_: False)
     assert [counts(network, 3) for _ in range(5)] == [[3, 0, 20, 17]] * 5
     assert cuda.launches == 0
 
@@ -239,9 +237,7 @@ def test_shapes_that_the_library_refuses(network: EngineNetwork, monkeypatch: py
 
 
 def test_a_run_that_cannot_start(network: EngineNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "support.simulated_gpu.fake_tensorrt.IExecutionContext.execute_async_v3", lambda *_: False
-    )
+    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "execute_async_v3", lambda *_: False)
     with pytest.raises(BackendError, match=r"failed in the graph 'backbone': it could not be started \(it"):
         counts(network, 1)
 
@@ -283,9 +279,7 @@ def test_arrays_may_outlive_the_network(cuda: FakeCuda, bundle: Bundle, backend:
 def test_an_engine_that_cannot_be_loaded_leaves_nothing(
     cuda: FakeCuda, bundle: Bundle, backend: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "support.simulated_gpu.fake_tensorrt.Runtime.deserialize_cuda_engine", lambda *_: None
-    )
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", lambda *_: None)
     with pytest.raises(Exception, match=r"could not load '.*normalize\.engine'.*asag-build"):
         open_network(backend, bundle)
     gc.collect()
@@ -302,9 +296,7 @@ def test_rtx_keeps_what_it_has_compiled(
     gc.collect()
     assert len(kept) == len(bundle.manifest.graphs)
     given: list[bytes] = []
-    monkeypatch.setattr(
-        "support.simulated_gpu.fake_tensorrt.IRuntimeCache.deserialize", lambda _, blob: given.append(blob)
-    )
+    monkeypatch.setattr(fake_tensorrt.IRuntimeCache, "deserialize", lambda _, blob: given.append(blob))
     open_network("tensorrt-rtx", bundle)
     assert given == [b"compiled"] * len(kept)
 
