@@ -21,6 +21,7 @@ from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.loop.probing import FEATURES
 from asag_deploy.loop.stages import LevelOutputs
+from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import MOST_IMAGES, install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
