@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
     ALL_FINE,
     INTERRUPTED,
@@ -23,7 +24,7 @@ from asag_deploy.command_line import (
     exit_code,
     progress,
 )
-from asag_deploy.detect.doctor import describe, diagnose, machine
+from asag_deploy.detect.doctor import describe, describe_bundle, diagnose, machine
 from asag_deploy.detect.result_files import ResultWriter
 from asag_deploy.detect.summary import Summary, counted
 from asag_deploy.detections import Detections
@@ -139,13 +140,9 @@ def _parser() -> argparse.ArgumentParser:
 def _doctor(options: Options) -> int:
     print(describe(diagnose(), machine()))
     if options.bundle is not None:
-        with options.detector.load(options.bundle) as detector:
-            manifest = detector.manifest
-            weights = "trained" if manifest.trained else "untrained"
-            print(
-                f"\nbundle '{options.bundle}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
-                f"{weights} weights, {len(manifest.categories)} classes), written by {manifest.producer}"
-            )
+        bundle = Bundle.open(options.bundle)
+        options.detector.load(bundle).close()
+        print(f"\n{describe_bundle(bundle)}")
     return ALL_FINE
 
 

@@ -20,6 +20,7 @@ from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, BundleNotFoundError, ConfigError, ImageError
 from asag_deploy.images.reading import read_image
 from support.detection_samples import CATEGORIES, make_detections, make_trace
+from support.tiny_bundle import make_bundle
 
 HEIGHT, WIDTH = 80, 100
 
@@ -351,12 +352,12 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tensorrt-rtx" in out
 
 
-def test_doctor_looks_at_a_bundle(
-    detector: FakeDetector, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("--doctor", "bundle") == 0
-    assert "bundle 'bundle' is sound: asag-a-r50-100 (fp32, trained weights" in capsys.readouterr().out
-    assert detector.closed
+def test_doctor_looks_at_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    assert run("--doctor", str(bundle.path)) == 0
+    assert f"bundle '{bundle.path}' is sound: tiny (fp32, untrained weights" in capsys.readouterr().out
+    (bundle.path / "backbone.onnx").write_bytes(b"nonsense")
+    assert run("--doctor", str(bundle.path)) == 2
 
 
 def test_progress_bar_counts_frames(
