@@ -30,7 +30,7 @@ from asag_deploy.engines.adapter import MODULES, Library, open_library
 from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, Problem
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
 from asag_deploy.loop.stages import LevelOutputs, Stage
 from asag_deploy.processing.canvases import Canvas
@@ -46,6 +46,11 @@ _INSTALL: dict[Format, str] = {
     "tensorrt": "pip install tensorrt",
 }
 
+_DISTRIBUTIONS: dict[Format, tuple[str, ...]] = {
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt_rtx"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12"),
+}
+
 _Release = Callable[[], None]
 _LoadCanvases = Callable[[], Mapping[Canvas, Mapping[str, EngineStage]]]
 
@@ -56,11 +61,16 @@ class TensorRt:
 
     name: Format
 
-    def available(self) -> str | None:
-        """None if the library, cuda-python, a driver and a GPU are there, else what is missing."""
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The distributions that hold the library."""
+        return _DISTRIBUTIONS[self.name]
+
+    def problem(self) -> Problem | None:
+        """Return what is missing of the library, cuda-python, a driver and a GPU; None if all is there."""
         module = MODULES[self.name]
         if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed; install it with `{_INSTALL[self.name]}`"
+            return Problem(f"{module} is not installed", f"install it with `{_INSTALL[self.name]}`")
         return why_no_cuda()
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> EngineNetwork:
