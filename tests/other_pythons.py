@@ -69,7 +69,7 @@ def _environment(version: str, interpreter: Path) -> Path:
     extra = _WITH_PYTORCH if _has_cpu_build_of_pytorch(python) else _WITHOUT_PYTORCH
     if extra == _WITHOUT_PYTORCH:
         print(f"Python {version}: no CPU build of PyTorch to be had, so what needs PyTorch is not tested")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "-c", "constraints.txt", "-e", f".[{extra}]"], cwd=ROOT, check=True)
     return python
 
@@ -78,7 +78,7 @@ def _has_cpu_build_of_pytorch(python: Path) -> bool:
     """Whether pip would install a CPU build; the plain build for Linux brings gigabytes of CUDA libraries."""
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = next(line for line in constraints if line.startswith("torch=="))
-    ask = [python, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--report", "-", pinned]
+    ask = [str(python), "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--report", "-", pinned]
     run = subprocess.run(ask, capture_output=True, text=True)
     return run.returncode == 0 and "%2Bcpu" in run.stdout.replace("+", "%2B")
 
