@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, Preprocessing, ProbeLevel, Probing
-from asag_deploy.loop.stages import PATCHES_COLUMN
+from asag_deploy.loop.stages import PATCHES_COLUMN, LevelOutputs
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.network.model import Asag
@@ -230,18 +230,12 @@ class TorchNetwork(Network):
         return array.detach().cpu().numpy()
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Tensor,
-        selected: Tensor,
-        counts: Tensor,
-        image_size: Tensor,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Patch NMS in PyTorch: what every other network is compared with."""
         origins, patches = patch_nms(
-            anchors,
-            selected,
+            before.anchors,
+            before.selected,
             image_size,
             level.stride,
             probing.patch_size,
@@ -249,7 +243,7 @@ class TorchNetwork(Network):
             level.capacity,
             probing.max_candidates,
         )
-        filled = counts.clone()
+        filled = before.counts.clone()
         filled[:, PATCHES_COLUMN] = patches
         return origins, filled
 
