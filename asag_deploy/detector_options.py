@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
@@ -56,22 +57,13 @@ def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: b
 
     several_backends: `--backend` takes names with commas, or several times; `backends_of` reads them.
     """
-    group = parser.add_argument_group("detector")
-    add = group.add_argument
-    if several_backends:
-        add(
-            "--backend",
-            action="append",
-            default=[],
-            metavar="B,...",
-            help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
-        )
-    else:
-        add(
-            "--backend",
-            metavar="B",
-            help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
-        )
+    add = parser.add_argument_group("detector").add_argument
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "B,..."}
+    add(
+        "--backend",
+        help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
+        **(several if several_backends else {"metavar": "B"}),
+    )
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
     add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")

@@ -48,7 +48,7 @@ def _run(output_dir: Path, scenes: int, duration: float) -> int:
     if not (data / VAL_SPLIT).exists():
         print(f"2. Drawing {scenes} scenes that the network has never seen", flush=True)
         write_scenes(data, count=scenes, seed=SEED, size=_SIZE, split=VAL_SPLIT)
-    backends = [name for name in ON_CPU if BACKENDS[name].available() is None]
+    backends = [name for name in ON_CPU if BACKENDS[name].problem() is None]
     arguments = [str(output_dir / "bundle"), "--data", str(data), "--backend", ",".join(backends)]
     weights = os.path.relpath(CHECKPOINT)  # for the result repeats the command, which is to be read elsewhere
     arguments += ["--peer", ",".join(PEERS), "--checkpoint", weights, "--duration", f"{duration:g}"]

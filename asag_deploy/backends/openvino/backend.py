@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.backends.network import Network
-from asag_deploy.backends.openvino.precision import FEATURE_NAMES, keep_coordinates_precise
+from asag_deploy.backends.network import Network, check_inputs
+from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.errors import BackendError
-from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.errors import BackendError, Problem
+from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model, Tensor
@@ -43,7 +43,6 @@ _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark."""
-_MISSING = "OpenVINO is not installed; install it with `pip install openvino`"
 _OUTPUT_SUFFIX = "/sink_port_0"
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
 
@@ -55,17 +54,21 @@ class OpenVino:
     name: str
     precision: Precision
 
-    def available(self) -> str | None:
-        """None if OpenVINO is installed and the processor has the precision, else what is missing."""
+    distributions = ("openvino",)
+
+    def problem(self) -> Problem | None:
+        """Return what keeps OpenVINO from running in this precision; None if nothing does."""
         if importlib.util.find_spec("openvino") is None:
-            return _MISSING
+            return Problem("OpenVINO is not installed", "install it with `pip install openvino`")
         if self.precision == "f32":
             return None
         import openvino
 
         if "BF16" in openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
             return None
-        return "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use the backend 'openvino'"
+        return Problem(
+            "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX)", "use the backend 'openvino'"
+        )
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
         """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
@@ -159,12 +162,7 @@ class _OpenVinoStage:
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph on those of `inputs` that it declares."""
-        missing = [name for name in self._inputs if name not in inputs]
-        if missing:
-            raise BackendError(
-                f"the graph '{self._name}' asks for an input '{missing[0]}' that this release does not give; "
-                "export the bundle again with `asag-export` of the same release"
-            )
+        check_inputs(self._name, self._inputs, inputs)
         try:
             request = self._request()
             given = [_cast(inputs[name].tensor, kind) for name, kind in self._inputs.items()]
@@ -245,7 +243,7 @@ def _mixed_precision(core: Core, model: Model) -> Model:
     wrapped = PrePostProcessor(model)
     for ports, wrap in ((model.inputs, wrapped.input), (model.outputs, wrapped.output)):
         for port in ports:
-            if port.any_name in FEATURE_NAMES and port.get_element_type() == openvino.Type.f32:
+            if port.any_name in FEATURE_TENSORS and port.get_element_type() == openvino.Type.f32:
                 wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
     with tempfile.TemporaryDirectory() as folder:
         description, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"

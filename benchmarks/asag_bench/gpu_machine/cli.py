@@ -19,7 +19,7 @@ from asag_bench.gpu_machine.work import ROOT, Work
 from asag_bench.measuring.machine import describe_machine
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code
 from asag_deploy.cuda import open_cuda, why_no_cuda
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.errors import BackendError, ConfigError, Problem
 
 PROGRAM = NAME
 _LEAST_SECONDS = 30.0
@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
         folder = (options.work_dir or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         packages = unpack_archive(options.carried, folder) if options.carried else {}
-        work = Work(folder=folder, gpu=None, no_gpu=problem or "", packages=packages)
+        work = Work(folder=folder, gpu=None, no_gpu=str(problem or ""), packages=packages)
         machine = describe_machine() | _describe_gpu(work, problem)
         steps = chosen(plan(work), options.only)
         return _do(work, machine, options.output_dir, steps, end)
@@ -133,7 +133,7 @@ def _do(work: Work, machine: dict[str, Any], output: Path, steps: Sequence[Step]
     return SOME_FAILED if counts["failed"] else ALL_FINE
 
 
-def _describe_gpu(work: Work, problem: str | None) -> dict[str, Any]:
+def _describe_gpu(work: Work, problem: Problem | None) -> dict[str, Any]:
     """The GPU, as the driver describes it; `work` gets its compute capability."""
     carried = {"carried": sorted(work.packages)} if work.packages else {}
     if problem is not None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends.hooked_network import WrappedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.loop.stages import Array, LevelOutputs, Stage
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 PHASES = ("preprocess", "upload", *STAGES, "select", "loop", "download", "postprocess")
@@ -72,17 +72,11 @@ class TimedNetwork(WrappedNetwork):
         return downloaded
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Array,
-        selected: Array,
-        counts: Array,
-        image_size: Array,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
     ) -> tuple[Array, Array]:
         """As the network does it, timed."""
         start = time.perf_counter()
-        found = self._network.select(probing, level, anchors, selected, counts, image_size)
+        found = self._network.select(probing, level, before, image_size)
         self.times_ms["select"] += _since(start)
         return found
 

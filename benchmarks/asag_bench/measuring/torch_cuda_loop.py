@@ -45,7 +45,7 @@ from asag_deploy.cuda import DeviceArray
 from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.loop.probing import Probed, detect
-from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.loop.stages import Array, LevelOutputs, Stage
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 
 PROGRAM = "torch_cuda_loop"
@@ -229,11 +229,13 @@ class _Noting(WrappedNetwork):
 
         return noted
 
-    def select(self, probing: Probing, level: ProbeLevel, *arrays: Array) -> tuple[Array, Array]:
+    def select(
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
+    ) -> tuple[Array, Array]:
         """As the network does, noted."""
 
         def again() -> tuple[Array, Array]:
-            return self._network.select(probing, level, *arrays)
+            return self._network.select(probing, level, before, image_size)
 
         self.calls[f"select_{level.level.lower()}"] = again
         return again()

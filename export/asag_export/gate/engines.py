@@ -42,7 +42,7 @@ class EngineParity:
 def engines_can_run(options: BuildOptions) -> bool:
     """Whether this machine can run the engines that `options` ask for."""
     gpu = find_gpu()
-    if gpu is None or BACKENDS[options.engine_format].available() is not None:
+    if gpu is None or BACKENDS[options.engine_format].problem() is not None:
         return False
     return not options.gpus or gpu.capability in {parse_target(text) for text in options.gpus}
 

@@ -14,7 +14,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, DataError
-from asag_deploy.loop.probing import FEATURES
+from asag_deploy.loop.stages import FEATURES
 from asag_evaluation.data.coco import CocoDataset
 
 Activations = Literal["int8", "uint8"]

@@ -24,7 +24,7 @@ from onnx.reference import ReferenceEvaluator
 
 from asag_deploy.engines.matmul_as_conv import bodies
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.probing import FEATURES
+from asag_deploy.loop.stages import FEATURES
 
 OPERATORS = ("Conv", "Add", "Relu", "MaxPool", "Resize")
 """The types of nodes that carry feature maps."""

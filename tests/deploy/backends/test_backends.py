@@ -16,7 +16,8 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.loop.probing import FEATURES, detect
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
 from support.bundle_edits import replace_graph
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
@@ -33,9 +34,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module", params=ON_THE_CPU)
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     name: str = request.param
-    missing = BACKENDS[name].available()
+    missing = BACKENDS[name].problem()
     if missing is not None:
-        pytest.skip(missing)
+        pytest.skip(str(missing))
     return name
 
 

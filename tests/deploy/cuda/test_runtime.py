@@ -47,7 +47,7 @@ def test_a_gpu_that_cannot(
     cuda.devices, cuda.driver_version = devices, driver
     problem = why_no_cuda()
     assert problem is not None
-    assert re.fullmatch(sentence, problem)
+    assert re.fullmatch(sentence, str(problem))
     with pytest.raises(BackendError, match=sentence):
         open_cuda()
 
@@ -55,7 +55,7 @@ def test_a_gpu_that_cannot(
 def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     install_cuda(monkeypatch, None)
     message = "cuda-python is not installed; install it with `pip install 'asag-deploy[gpu]'`"
-    assert why_no_cuda() == message
+    assert str(why_no_cuda()) == message
 
 
 def test_a_driver_that_lacks_functions(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_driver_that_lacks_functions(cuda: FakeCuda, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", fail)
     message = "the NVIDIA driver cannot be used (Function cuGetProcAddress not found); install a newer driver"
-    assert why_no_cuda() == message
+    assert str(why_no_cuda()) == message
 
 
 def test_the_stand_in_is_like_the_real_module() -> None:
@@ -86,14 +86,6 @@ def test_the_stand_in_is_like_the_real_module() -> None:
             assert int(getattr(real, name)) == ours, name
     for error in CudaError:
         assert int(getattr(real.cudaError_t, error.name)) == error
-
-
-@pytest.mark.parametrize("name", ["runtime", "graph", "graph_nodes", "conditional"])
-def test_every_call_is_one_that_the_stand_in_has(name: str) -> None:
-    source = inspect.getsource(importlib.import_module(f"asag_deploy.cuda.{name}"))
-    used = set(re.findall(r"_?module\.(cuda\w+)", source))
-    assert used
-    assert used <= {*dir(FakeCuda())}
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ from onnx import TensorProto, helper, numpy_helper
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Precision, TensorSpec
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
-from asag_deploy.engines.targets import Gpu
 from asag_deploy.errors import EngineUnfitError
+from asag_deploy.loop.stages import FEATURE_TENSORS
 from asag_evaluation.data.doodles import draw_scene
 from asag_export import bundle_export
 from asag_export.bundle_export import export_bundle
@@ -34,7 +35,7 @@ from asag_export.gate.checks import IDENTICAL_ROWS, OTHER_SHAPES
 from asag_export.gate.engines import EngineParity, engines_can_run
 from asag_export.gate.gate import Limits
 from asag_export.gate.parity import Check, ParityReport, RunParity, StageParity
-from asag_export.half_precision import FEATURES, with_half_features
+from asag_export.half_precision import with_half_features
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda, install_tensorrt, write_engines
 from support.small_network import small_checkpoint
@@ -80,7 +81,7 @@ class Rounds:
         manifest = bundle.manifest
         self.made.append({name for name in STAGES if manifest.precision_of(name) == "fp32"})
         for name in STAGES:
-            features = {spec.dtype for spec in manifest.graph(name).outputs if spec.name in FEATURES}
+            features = {spec.dtype for spec in manifest.graph(name).outputs if spec.name in FEATURE_TENSORS}
             assert features <= {"float16" if manifest.precision == "fp16" else "float32"}
         return self.judge(self.made[-1]), {}
 
