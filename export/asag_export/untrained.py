@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from asag_training.checkpoints import Checkpoint
-from asag_training.network.categories import default_categories
-from asag_training.network.config import AsagConfig, variant_config
+from asag_training.network.config import AsagConfig, default_categories, variant_config
 from asag_training.network.model import build
 
 

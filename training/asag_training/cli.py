@@ -19,9 +19,8 @@ from asag_training.checkpoints import load_backbone, load_checkpoint
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.allocation import keep_freed_memory
-from asag_training.run.distributed import Process, joined
 from asag_training.run.interruption import Interruption
+from asag_training.run.process import Process, joined, keep_freed_memory
 from asag_training.run.run_loop import Rhythm, Run
 from asag_training.run.trainer import BEST, LAST, STATE, Trainer
 

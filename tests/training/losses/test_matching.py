@@ -10,7 +10,7 @@ import torch
 
 from asag_deploy.errors import ConfigError
 from asag_training.losses.matching import NO_MATCH, MatchingCosts, focal_cost, matching_cost, solve, without
-from asag_training.losses.overlap import overlap, pairwise_overlap
+from asag_training.network.boxes import overlap, pairwise_overlap
 
 INF = math.inf
 

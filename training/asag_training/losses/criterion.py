@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from asag_training.losses.anchors import AnchorLosses, Patches, anchor_cost, anchor_losses, gather_patches
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import solve
-from asag_training.losses.network_output import NetworkOutput, Targets
+from asag_training.losses.network_output import NetworkOutput
 from asag_training.losses.queries import (
     Predictions,
     QueryLosses,
@@ -20,8 +20,7 @@ from asag_training.losses.queries import (
     query_cost,
     query_losses,
 )
-from asag_training.losses.result import Losses
-from asag_training.losses.targets import PaddedTargets, pad_targets
+from asag_training.losses.targets import PaddedTargets, Targets, pad_targets
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import HeadOutput
 
@@ -38,6 +37,47 @@ class _Sizes(NamedTuple):
     patches: Tensor
     """Patches of P4 and P3."""
     images: Tensor
+
+
+class Losses(Mapping[str, Tensor]):
+    """The parts of the loss by name, before their weights: a read-only mapping of scalars.
+
+    `loss_ce`, `loss_bbox` (L1) and `loss_giou` of the main decoder; `*_0`, `*_1`, ... of the auxiliary ones,
+    `*_rpn` of the relation block, `*_anchor` of the anchor generator; `dn_loss_*` likewise of denoising.
+    Where decoders have several layers, `*_layer_0`, ... and `*_0_layer_0`, ... of those before the last.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Tensor], weights: Mapping[str, float], statistics: Mapping[str, Tensor]
+    ) -> None:
+        """Every part needs a weight."""
+        self.parts = dict(parts)
+        self.weights = {name: weights[name] for name in parts}
+        """What each part is multiplied by in `total`."""
+        self.statistics = dict(statistics)
+        """Scalars worth watching, detached and on the device: `avg_anchor`, `avg_patch`, `iou_anchor`, ..."""
+        self.total = torch.stack([self.weights[name] * part for name, part in self.parts.items()]).sum()
+        """The scalar to minimise."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def to_host(self) -> dict[str, float]:
+        """Total, parts and statistics as numbers, in one copy from the device."""
+        named = {"loss": self.total, **self.parts, **self.statistics}
+        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        return dict(zip(named, values, strict=True))
+
+    def not_finite(self) -> list[str]:
+        """Names of the parts that are infinite or not a number (one copy from the device)."""
+        finite = torch.isfinite(torch.stack([part.detach() for part in self.parts.values()])).tolist()
+        return [name for name, fine in zip(self.parts, finite, strict=True) if not fine]
 
 
 class Criterion:

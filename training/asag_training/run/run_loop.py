@@ -17,8 +17,8 @@ from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_training.data.loading import TrainingLoader
 from asag_training.evaluation.checkpoint_predictor import network_predictor
-from asag_training.run.distributed import wait_for_all
 from asag_training.run.log import RunLog
+from asag_training.run.process import wait_for_all
 from asag_training.run.progress_pictures import write_progress_pictures
 from asag_training.run.trainer import Trainer
 

@@ -27,11 +27,11 @@ from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.losses import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
-from asag_training.run.distributed import Process
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
 from asag_training.run.identity import default_settings, differences, flat
 from asag_training.run.interruption import Interruption
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from asag_training.run.process import Process
 from asag_training.run.training_pass import training_pass
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
