@@ -127,5 +127,5 @@ def test_costs_leave_the_device_together(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("parts", [(-1.0, 5.0, 2.0), (0.0, 0.0, 0.0)])
 def test_impossible_costs_are_refused(parts: tuple[float, float, float]) -> None:
-    with pytest.raises(ConfigError, match="matching costs"):
+    with pytest.raises(ConfigError, match="matching setting classes"):
         MatchingCosts(classes=parts[0], l1=parts[1], giou=parts[2])

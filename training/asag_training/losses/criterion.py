@@ -1,4 +1,8 @@
-"""The whole loss of a training step, from what the network gave out."""
+"""The whole loss of a training step, from what the network gave out.
+
+To add a loss term, compute its sum in `asag_training.losses.queries` or `asag_training.losses.anchors`, give
+it a weight in `LossConfig`, and list it in `QUERY_TERMS` or `ANCHOR_TERMS` here.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,16 @@ from asag_training.losses.queries import (
 from asag_training.losses.targets import PaddedTargets, Targets, pad_targets
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import HeadOutput
+
+QUERY_TERMS = {"loss_ce": ("ce", "ce"), "loss_bbox": ("l1", "l1"), "loss_giou": ("giou", "giou")}
+"""Each part of the loss of relation block, decoders and denoising: its field in `QueryLosses`, and its weight
+in `LossConfig`."""
+ANCHOR_TERMS = {
+    "loss_ce_anchor": ("ce", "anchor_ce"),
+    "loss_bbox_anchor": ("l1", "anchor_l1"),
+    "loss_giou_anchor": ("giou", "anchor_giou"),
+}
+"""Each part of the loss of the anchor generator: its field in `AnchorLosses`, its weight in `LossConfig`."""
 
 RELATION = "rpn"
 _FIRST_LEVEL = ("P6", "P5")
@@ -133,15 +147,11 @@ class Criterion:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Parts and weights by name, head by head."""
         parts, weights = {}, {}
-        config = self.config
-        for kind, sums, weight in (
-            ("loss_ce", losses.ce, config.ce),
-            ("loss_bbox", losses.l1, config.l1),
-            ("loss_giou", losses.giou, config.giou),
-        ):
+        for term, (field, weight) in QUERY_TERMS.items():
+            sums: Tensor = getattr(losses, field)
             for head, value in zip(heads, (sums / divisor).unbind(), strict=True):
-                name = f"{prefix}{kind}{_suffix(head)}"
-                parts[name], weights[name] = value, weight
+                name = f"{prefix}{term}{_suffix(head)}"
+                parts[name], weights[name] = value, getattr(self.config, weight)
         return parts, weights
 
     def _add_anchor_parts(
@@ -157,15 +167,11 @@ class Criterion:
         images = sizes.images if config.patch_images is None else config.patch_images
         patches = sizes.patches / sizes.images * images
         scale = _PATCHES_PER_LEVEL / torch.where(patches > 0, patches, 1.0)
-        for kind, name, weight in (
-            ("ce", "loss_ce_anchor", config.anchor_ce),
-            ("l1", "loss_bbox_anchor", config.anchor_l1),
-            ("giou", "loss_giou_anchor", config.anchor_giou),
-        ):
-            total: Tensor = getattr(first, kind)
+        for term, (field, weight) in ANCHOR_TERMS.items():
+            total: Tensor = getattr(first, field)
             if probed is not None:
-                total = total + scale * getattr(probed, kind)
-            parts[name], weights[name] = total / sizes.targets, weight
+                total = total + scale * getattr(probed, field)
+            parts[term], weights[term] = total / sizes.targets, getattr(config, weight)
 
     def _denoising(self, output: NetworkOutput, heads: list[HeadOutput], found: PaddedTargets) -> QueryLosses:
         """The losses of the denoising queries, each with the object it is a noised copy of."""
