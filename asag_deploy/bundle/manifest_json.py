@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -116,7 +117,7 @@ def _read(hint: Any, value: Any, path: str) -> Any:
 def _read_object(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         _expected("an object", value, path)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for name in value:
         if name not in hints:
             raise _FieldError(f"`{_join(path, name)}` is not a known field")
@@ -124,6 +125,12 @@ def _read_object(cls: type, value: Any, path: str) -> Any:
         if name not in value:
             raise _FieldError(f"`{_join(path, name)}` is missing")
     return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in hints.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a dataclass, which take long to evaluate."""
+    return get_type_hints(cls)
 
 
 def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
