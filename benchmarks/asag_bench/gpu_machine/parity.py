@@ -20,9 +20,8 @@ from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.errors import ParityError
 from asag_export.gate.gate import Limits, run_gate
-from asag_export.gate.report import format_report
-from asag_export.untrained import untrained_checkpoint
-from asag_training.checkpoints import load_checkpoint, select_head
+from asag_export.gate.parity import format_report
+from asag_training.checkpoints import load_checkpoint, select_head, untrained_checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
 

@@ -89,8 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     check_cuda_peer(DEVICE_LOOP)
     import torch
 
-    from asag_export.untrained import untrained_checkpoint
-    from asag_training.checkpoints import load_checkpoint
+    from asag_training.checkpoints import load_checkpoint, untrained_checkpoint
     from asag_training.network.stage_plan import probing_plan
 
     path = options.checkpoint
