@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/python -m asag_export.demo --output-dir demo-output
 
 bench: $(STAMP)
-	$(BIN)/python -m asag_bench.demo --output-dir bench-output
+	$(BIN)/asag-bench demo --output-dir bench-output
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -38,10 +38,10 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 gpu-archive: $(STAMP)
-	$(BIN)/python scripts/gpu_machine.py archive --output build/gpu-packages.tar.xz
+	$(BIN)/asag-bench gpu archive --output build/gpu-packages.tar.xz
 
 gpu-rehearsal: $(STAMP)
-	$(BIN)/python scripts/gpu_machine.py run --rehearse --seconds 1800 --output-dir gpu-report
+	$(BIN)/asag-bench gpu run --rehearse --seconds 1800 --output-dir gpu-report
 
 clean:
 	rm -rf $(VENV) build dist demo-output bench-output gpu-report .pytest_cache .mypy_cache .ruff_cache
