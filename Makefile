@@ -8,13 +8,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test fast lint gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench test fast others lint gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
 	@echo "make bench   what that network costs on this machine, and its peers; results in bench-output/"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
+	@echo "make others  the quick tests with the other versions of Python that are here"
 	@echo "make lint    ruff and mypy"
 	@echo "make gpu-archive     what to carry to a machine with a GPU; build/gpu-packages.tar.xz"
 	@echo "make gpu-rehearsal   what is done on that machine, up to the missing GPU; results in gpu-report/"
@@ -32,6 +33,9 @@ test: lint
 fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+others: $(STAMP)
+	$(BIN)/python tests/other_pythons.py 3.11 3.12 3.13
+
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -44,7 +48,7 @@ gpu-rehearsal: $(STAMP)
 	$(BIN)/asag-bench gpu run --rehearse --seconds 1800 --output-dir gpu-report
 
 clean:
-	rm -rf $(VENV) build dist demo-output bench-output gpu-report .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* build dist demo-output bench-output gpu-report .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that a set-up that was interrupted is taken up again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
@@ -51,27 +52,21 @@ class DetectorOptions:
         )
 
 
-def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: bool = False) -> None:
+def add_detector_options(
+    parser: argparse.ArgumentParser, *, several_backends: bool = False, own_requests: bool = False
+) -> None:
     """Add the options that `detector_options` reads.
 
     several_backends: `--backend` takes names with commas, or several times; `backends_of` reads them.
+    own_requests: the program has an option `--requests` of its own; what is read is 1.
     """
-    group = parser.add_argument_group("detector")
-    add = group.add_argument
-    if several_backends:
-        add(
-            "--backend",
-            action="append",
-            default=[],
-            metavar="B,...",
-            help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
-        )
-    else:
-        add(
-            "--backend",
-            metavar="B",
-            help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
-        )
+    add = parser.add_argument_group("detector").add_argument
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "B,..."}
+    add(
+        "--backend",
+        help=f"what runs the network (default: {DEFAULT_BACKEND}; see asag-detect --doctor)",
+        **(several if several_backends else {"metavar": "B"}),
+    )
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
     add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
@@ -82,13 +77,10 @@ def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: b
         help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
     )
     add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    add(
-        "--requests",
-        type=int,
-        default=1,
-        metavar="N",
-        help="calls at once, each on its share of the threads (default: 1)",
-    )
+    parser.set_defaults(requests=1)
+    if not own_requests:
+        text = "calls at once, each on its share of the threads (default: 1)"
+        add("--requests", type=int, default=1, metavar="N", help=text)
 
 
 def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) -> DetectorOptions:

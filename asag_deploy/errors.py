@@ -28,6 +28,8 @@ tools print it and exit with code 2.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class AsagError(Exception):
     """Base of every exception the project raises on purpose."""
@@ -111,3 +113,20 @@ class ExportError(AsagError):
 
 class ParityError(AsagError):
     """An exported bundle that does not compute what the network computes."""
+
+
+class Problem(NamedTuple):
+    """What keeps something from running on this machine; as text, both parts in one sentence."""
+
+    what: str
+    """What is missing, or does not fit."""
+    remedy: str | None = None
+    """What to do about it, such as the command that installs it; None if nothing helps."""
+
+    def __str__(self) -> str:
+        return self.what if self.remedy is None else f"{self.what}; {self.remedy}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -7,6 +7,7 @@ WORKDIR /source
 RUN python -m venv /opt/asag
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY asag_deploy asag_deploy
+COPY training/asag_evaluation training/asag_evaluation
 COPY training/asag_training training/asag_training
 COPY export/asag_export export/asag_export
 COPY benchmarks/asag_bench benchmarks/asag_bench

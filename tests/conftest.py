@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import random
 import signal
@@ -20,6 +21,10 @@ from support.plugin_builds import BUILD_VARIABLE, build_host_library, missing_co
 SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 REFERENCE = Path(__file__).parent / "reference"
 
+NEED_PYTORCH = ("benchmarks", "export", "gpu", "training", "plugins/test_host_kernels.py")
+HAS_PYTORCH = importlib.util.find_spec("torch") is not None
+collect_ignore = [] if HAS_PYTORCH else list(NEED_PYTORCH)
+
 # Parallel workers that each start a thread per core slow each other down, up to tenfold.  torch reads this
 # when it is imported, which the conftests of the folders below do as soon as they are loaded, hence at once.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -29,6 +34,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_configure() -> None:
     """Ctrl-C interrupts tests and what they start, even if a shell runs the suite in its background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str | None:
+    """Say what is left out where PyTorch is not installed."""
+    return None if HAS_PYTORCH else f"no PyTorch: left out are {', '.join(NEED_PYTORCH)}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,38 +6,16 @@ file of its own and list it in `BACKENDS`.
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from asag_deploy.backends.network import Network
+from asag_deploy.backends.network import Backend, Network
 from asag_deploy.backends.onnxruntime import OnnxRuntime
 from asag_deploy.backends.openvino.backend import OpenVino
 from asag_deploy.backends.tensorrt.backend import TensorRt
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
 
+__all__ = ["BACKENDS", "DEFAULT_BACKEND", "Backend", "Network", "open_network"]
+
 DEFAULT_BACKEND = "onnxruntime"
-
-
-class Backend(Protocol):
-    """A library, on one kind of device, that runs graphs."""
-
-    @property
-    def name(self) -> str:
-        """What users ask for it by."""
-        ...
-
-    def available(self) -> str | None:
-        """None if this machine can run it, else what is missing and the command that installs it."""
-        ...
-
-    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> Network:
-        """Load the bundle's graphs, to run on `threads` CPU threads (None: the library's choice).
-
-        requests: how many calls at once the threads are to be divided among; more calls do no harm.
-
-        Raises BackendError if they cannot be loaded.
-        """
-        ...
 
 
 BACKENDS: dict[str, Backend] = {
@@ -68,7 +46,7 @@ def open_network(
         raise ConfigError(f"threads is {threads}; expected at least 1, or None for the backend's choice")
     if requests < 1:
         raise ConfigError(f"requests is {requests}; expected at least 1 call at a time")
-    missing = BACKENDS[name].available()
-    if missing is not None:
-        raise BackendError(f"the backend '{name}' cannot run on this machine: {missing}")
+    problem = BACKENDS[name].problem()
+    if problem is not None:
+        raise BackendError(f"the backend '{name}' cannot run on this machine: {problem}")
     return BACKENDS[name].open(bundle, threads=threads, requests=requests)

@@ -14,7 +14,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.loop import Loop
-from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.loop.stages import Array, LevelOutputs, Stage
 from asag_deploy.processing.on_host import Processing
 
 Before = Callable[[str, Mapping[str, Array]], object]
@@ -50,16 +50,10 @@ class WrappedNetwork(Network):
         return self._network.shape(array)
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Array,
-        selected: Array,
-        counts: Array,
-        image_size: Array,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
     ) -> tuple[Array, Array]:
-        """Where the next level looks, as the wrapped network finds it."""
-        return self._network.select(probing, level, anchors, selected, counts, image_size)
+        """Find the patches as the wrapped network does."""
+        return self._network.select(probing, level, before, image_size)
 
     def keep(self, array: Array) -> None:
         """As the wrapped network keeps it."""

@@ -1,4 +1,4 @@
-"""`Network`: what every backend provides, and the PyTorch network too.
+"""`Network`: what every backend provides, and the PyTorch network too; `Backend`: what opens one.
 
 A network gives the probing loop its stages.  What it can do beyond that has defaults: pre- and
 post-processing and the probing loop happen on the host, unless a network on a GPU does them there.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, Problem
 from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
 from asag_deploy.loop.patch_nms import patch_nms
-from asag_deploy.loop.stages import PATCHES_COLUMN, Array, Stage
+from asag_deploy.loop.stages import PATCHES_COLUMN, Array, LevelOutputs, Stage
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_host import OnHost, Processing
 
@@ -53,23 +54,17 @@ class Network(ABC):
         return tuple(array.shape)
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Array,
-        selected: Array,
-        counts: Array,
-        image_size: Array,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
     ) -> tuple[Array, Array]:
-        """Where `level` looks, if it is probed: NMS over the patches that the level before it asks for.
+        """Find the patches that `level` looks at: NMS over those that the level before it asks for.
 
-        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity,
-        2), zeros beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the
-        counts given may be written to.  Here it is done on the host; a network on a GPU does it there.
+        `image_size` is (B, 2).  Returns origins i64 (B, capacity, 2), zeros beyond the last patch, and the
+        counts of `before` with the column `patches` filled in; the counts given may be written to.  Here
+        it is done on the host; a network on a GPU does it there.
         """
         origins, patches = patch_nms(
-            self.download(anchors),
-            self.download(selected),
+            self.download(before.anchors),
+            self.download(before.selected),
             self.download(image_size),
             stride=level.stride,
             patch_size=probing.patch_size,
@@ -77,7 +72,7 @@ class Network(ABC):
             capacity=level.capacity,
             max_candidates=probing.max_candidates,
         )
-        filled = self.download(counts).copy()
+        filled = self.download(before.counts).copy()
         filled[:, PATCHES_COLUMN] = patches
         return self.upload(origins), self.upload(filled)
 
@@ -129,3 +124,30 @@ class Network(ABC):
         Raises ConfigError for a network that has none, BackendError if what it takes is missing here.
         """
         raise ConfigError(self.why_no_device_loop() or "the network has no loop of its own")
+
+
+class Backend(Protocol):
+    """A library, on one kind of device, that runs graphs."""
+
+    @property
+    def name(self) -> str:
+        """What users ask for it by."""
+        ...
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The distributions that hold its library; any one of them is enough."""
+        ...
+
+    def problem(self) -> Problem | None:
+        """Return what keeps this machine from running it; None if nothing does."""
+        ...
+
+    def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> Network:
+        """Load the bundle's graphs, to run on `threads` CPU threads (None: the library's choice).
+
+        requests: how many calls at once the threads are to be divided among; more calls do no harm.
+
+        Raises BackendError if they cannot be loaded.
+        """
+        ...

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.loop.stages import Array, Stage
 
 if TYPE_CHECKING:
@@ -58,13 +58,16 @@ class OnnxRuntime:
     tf32: bool = False
     """Whether products of float32 may lose 13 bits of mantissa on a GPU, for speed."""
 
-    def available(self) -> str | None:
-        """None if ONNX Runtime is installed and reaches the device, else what is missing."""
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The distributions that hold ONNX Runtime; one of them alone reaches a GPU."""
+        return ("onnxruntime", "onnxruntime-gpu") if self.device == "cpu" else ("onnxruntime-gpu",)
+
+    def problem(self) -> Problem | None:
+        """Return what keeps ONNX Runtime from reaching the device; None if nothing does."""
         if importlib.util.find_spec("onnxruntime") is None:
-            return "ONNX Runtime is not installed; install it with `pip install onnxruntime`"
-        if self.device == "cpu":
-            return None
-        return _cuda_problem()
+            return Problem("ONNX Runtime is not installed", "install it with `pip install onnxruntime`")
+        return None if self.device == "cpu" else _cuda_problem()
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OrtNetwork:
         """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
@@ -101,7 +104,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(path, _session_options(threads), providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no other base
             raise BackendError(
-                f"the backend '{self.name}' could not load '{path}': {_first_line(error)}"
+                f"the backend '{self.name}' could not load '{path}': {first_line(error)}"
             ) from error
         if session.get_providers()[0] != _PROVIDERS[self.device]:  # it falls back without an exception
             raise BackendError(
@@ -185,7 +188,7 @@ class _OrtStage:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime's exceptions have no other base
             raise BackendError(
-                f"ONNX Runtime failed in the graph '{self._name}': {_first_line(error)}"
+                f"ONNX Runtime failed in the graph '{self._name}': {first_line(error)}"
             ) from error
         return dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
@@ -221,23 +224,19 @@ def _session_options(threads: int | None) -> SessionOptions:
     return options
 
 
-def _cuda_problem() -> str | None:
+def _cuda_problem() -> Problem | None:
     import onnxruntime
 
     if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
-        return (
-            "the installed ONNX Runtime has no CUDA provider; "
-            "replace it with `pip uninstall onnxruntime && pip install onnxruntime-gpu`"
+        return Problem(
+            "the installed ONNX Runtime has no CUDA provider",
+            "replace it with `pip uninstall onnxruntime && pip install onnxruntime-gpu`",
         )
     load_cuda_libraries()
     try:
         onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
     except Exception as error:  # ONNX Runtime's exceptions have no other base
         found = _CUDA_FAILURE.search(str(error))  # among the names of functions and files
-        reason = _first_line(error) if found is None else found.group().strip()
-        return f"ONNX Runtime finds no usable CUDA device ({reason}); check with `nvidia-smi`"
+        reason = first_line(error) if found is None else found.group().strip()
+        return Problem(f"ONNX Runtime finds no usable CUDA device ({reason})", "check with `nvidia-smi`")
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,7 +10,7 @@ import importlib.util
 from typing import Any, Literal
 
 from asag_deploy.cuda.captures import captures
-from asag_deploy.errors import BackendError, GpuMemoryError
+from asag_deploy.errors import BackendError, GpuMemoryError, Problem, first_line
 
 INSTALL = "pip install 'asag-deploy[gpu]'"
 
@@ -194,51 +194,55 @@ class Cuda:
 
 
 def open_cuda() -> Cuda:
-    """CUDA on this machine.  Raises BackendError with the sentence of `why_no_cuda` if there is none."""
+    """Open CUDA on this machine.  Raises BackendError with what `why_no_cuda` returns if it cannot be."""
     problem = why_no_cuda()
     if problem is not None:
-        raise BackendError(problem)
+        raise BackendError(str(problem))
     return Cuda(importlib.import_module(_MODULE))
 
 
-def why_no_cuda() -> str | None:
-    """What keeps this machine from running GPU backends, and what to do about it; None if nothing does."""
+def why_no_cuda() -> Problem | None:
+    """Return what keeps this machine from running GPU backends; None if nothing does."""
+    absent = Problem("cuda-python is not installed", f"install it with `{INSTALL}`")
     try:
         if importlib.util.find_spec(_MODULE) is None:
-            return f"cuda-python is not installed; install it with `{INSTALL}`"
+            return absent
         module = importlib.import_module(_MODULE)
     except ModuleNotFoundError:
-        return f"cuda-python is not installed; install it with `{INSTALL}`"
+        return absent
     except (ImportError, OSError, RuntimeError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"cuda-python is installed but cannot be loaded ({first}); install it again with `{INSTALL}`"
+        return Problem(
+            f"cuda-python is installed but cannot be loaded ({first_line(error)})",
+            f"install it again with `{INSTALL}`",
+        )
     try:
         return _why_no_device(module)
     except RuntimeError as error:  # the driver's library is there, but lacks what is asked for
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"the NVIDIA driver cannot be used ({first}); install a newer driver"
+        return Problem(f"the NVIDIA driver cannot be used ({first_line(error)})", "install a newer driver")
 
 
-def _why_no_device(module: Any) -> str | None:
+def _why_no_device(module: Any) -> Problem | None:
     errors = module.cudaError_t
     status, count = module.cudaGetDeviceCount()
     if status == errors.cudaErrorInsufficientDriver:
         _, driver = module.cudaDriverGetVersion()
         if not driver:
-            return "there is no NVIDIA driver on this machine; install one, or use a backend for the CPU"
+            return Problem(
+                "there is no NVIDIA driver on this machine", "install one, or use a backend for the CPU"
+            )
         _, needed = module.cudaRuntimeGetVersion()
-        return (
+        return Problem(
             f"the NVIDIA driver supports CUDA {_version(driver)}, but the cuda-python here is for "
-            f"{_version(needed)}; install a newer driver, or "
-            f"`pip install 'cuda-bindings=={driver // 1000}.*'`"
+            f"{_version(needed)}",
+            f"install a newer driver, or `pip install 'cuda-bindings=={driver // 1000}.*'`",
         )
     if status == errors.cudaErrorNoDevice or (status == errors.cudaSuccess and count == 0):
-        return (
-            "the NVIDIA driver finds no GPU on this machine; check with `nvidia-smi`, and that "
-            "CUDA_VISIBLE_DEVICES does not hide it"
+        return Problem(
+            "the NVIDIA driver finds no GPU on this machine",
+            "check with `nvidia-smi`, and that CUDA_VISIBLE_DEVICES does not hide it",
         )
     if status != errors.cudaSuccess:
-        return f"CUDA cannot start ({_words(module, status)}); check the driver with `nvidia-smi`"
+        return Problem(f"CUDA cannot start ({_words(module, status)})", "check the driver with `nvidia-smi`")
     return None
 
 

@@ -6,36 +6,38 @@ import argparse
 import os
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
-from asag_deploy.bundle.manifest import Level, Mode
-from asag_deploy.command_line import ALL_FINE, INTERRUPTED, SOME_FAILED, OneSentenceParser, exit_code
-from asag_deploy.detect.doctor import describe, diagnose, machine
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.command_line import (
+    ALL_FINE,
+    INTERRUPTED,
+    SOME_FAILED,
+    OneSentenceParser,
+    exit_code,
+    progress,
+)
+from asag_deploy.detect.doctor import describe, describe_bundle, diagnose, machine
 from asag_deploy.detect.result_files import ResultWriter
+from asag_deploy.detect.summary import Summary, counted
 from asag_deploy.detections import Detections
+from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
 from asag_deploy.errors import ConfigError, SourceError
 from asag_deploy.images.drawing import trace_caption
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.sources import Failure, Frame, count_frames, iter_frames, list_sources
 from asag_deploy.pipeline import Refusal, detect_all
 
-if TYPE_CHECKING:
-    from asag_deploy.detector import Detector
-    from asag_deploy.loop.loop import LoopChoice
-
 PROGRAM = "asag-detect"
 
 _UNTRAINED = "the bundle's weights are untrained, so its detections mean nothing"
-_TIMES_KEPT = 10_000
-"""Times a phase that the summary is made of, the latest ones: a camera may run for days."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,15 +67,9 @@ class Options:
     coco_file: Path | None
     threshold: float
     trace: bool
-    backend: str | None
-    mode: Mode | None
-    max_level: Level | None
-    deadline_ms: float | None
-    loop: LoopChoice
     batch: int
-    threads: int | None
-    requests: int
     quiet: bool
+    detector: DetectorOptions
 
     def __post_init__(self) -> None:
         if not self.doctor and self.bundle is None:
@@ -86,19 +82,25 @@ class Options:
             raise ConfigError(f"--threshold is {self.threshold:g}, which is not between 0 and 1")
         if self.batch < 1:
             raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is {self.threads}; it must be at least 1")
-        if self.requests < 1:
-            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
-        if self.deadline_ms is not None and not self.deadline_ms > 0:
-            raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Options:
-    """The command line as `Options` (ConfigError if it makes no sense; SystemExit after --help)."""
-    values = vars(_parser().parse_intermixed_args(argv))
-    first, *rest = values.pop("paths") or [None]
-    return Options(bundle=None if first is None else Path(first), sources=tuple(rest), **values)
+    """Read the command line (ConfigError if it makes no sense; SystemExit after --help)."""
+    parsed = _parser().parse_intermixed_args(argv)
+    first, *sources = parsed.paths or [None]
+    return Options(
+        bundle=None if first is None else Path(first),
+        sources=tuple(sources),
+        doctor=parsed.doctor,
+        output_dir=parsed.output_dir,
+        json_file=parsed.json_file,
+        coco_file=parsed.coco_file,
+        threshold=parsed.threshold,
+        trace=parsed.trace,
+        batch=parsed.batch,
+        quiet=parsed.quiet,
+        detector=detector_options(parsed),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,65 +130,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: 0.3)")
     add("--trace", action="store_true", help="draw probed patches in red and anchors in white")
-    add("--backend", metavar="B", help="what runs the network (default: onnxruntime; see --doctor)")
-    add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
-    add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
-    add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
-    add(
-        "--loop",
-        choices=("auto", "host", "device"),
-        default="auto",
-        help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
-    )
     add("--batch", type=int, default=1, metavar="N", help="images of one size a batch (default: 1)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    add(
-        "--requests",
-        type=int,
-        default=1,
-        metavar="N",
-        help="batches to run at once, each on its share of the threads (default: 1)",
-    )
     add("--quiet", action="store_true", help="print nothing but failures")
     add("--doctor", action="store_true", help="say which backends this machine has, and what others lack")
+    add_detector_options(parser)
     return parser
 
 
 def _doctor(options: Options) -> int:
     print(describe(diagnose(), machine()))
     if options.bundle is not None:
-        with _load(options) as detector:
-            manifest = detector.manifest
-            weights = "trained" if manifest.trained else "untrained"
-            print(
-                f"\nbundle '{options.bundle}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
-                f"{weights} weights, {len(manifest.categories)} classes), written by {manifest.producer}"
-            )
+        bundle = Bundle.open(options.bundle)
+        options.detector.load(bundle).close()
+        print(f"\n{describe_bundle(bundle)}")
     return ALL_FINE
 
 
-def _load(options: Options) -> Detector:
-    from asag_deploy.detector import Detector  # not at the top: `--doctor` must run without its libraries
-
-    if options.bundle is None:
-        raise ConfigError("no bundle given")
-    return Detector.load(
-        options.bundle,
-        backend=options.backend,
-        mode=options.mode,
-        max_level=options.max_level,
-        deadline_ms=options.deadline_ms,
-        loop=options.loop,
-        threads=options.threads,
-        requests=options.requests,
-    )
-
-
 def _detect(options: Options) -> int:
+    assert options.bundle is not None, "checked by Options"
     listing = list_sources(options.sources)
     run = _Run(options, alone=len(listing.sources) + len(listing.failures) == 1)
     try:
-        with _load(options) as detector:
+        with options.detector.load(options.bundle) as detector:
             if not detector.manifest.trained and not options.quiet:
                 run.say(f"{PROGRAM}: warning: {_UNTRAINED}", sys.stderr)
             for failure in listing.failures:
@@ -233,8 +198,7 @@ class _Run:
     def progress(self, total: int | None) -> Iterator[None]:
         """Show a progress bar on stderr, if that is a terminal, and take the time."""
         start = time.perf_counter()
-        off = True if self.options.quiet else None
-        with tqdm(total=total, unit="image", file=sys.stderr, disable=off, leave=False) as bar:
+        with progress(total=total, unit="image", quiet=self.options.quiet) as bar:
             self._bar = bar
             try:
                 yield
@@ -258,7 +222,7 @@ class _Run:
         """Take note of a frame's results."""
         self.summary.add(detections)
         if self._prints_images:
-            found = _counted(Counter(detections.names)) or "nothing"
+            found = counted(Counter(detections.names)) or "nothing"
             self.say(f"{frame.name}: {found} ({trace_caption(detections.trace)[0]})", sys.stdout)
         if self._bar is not None:
             self._bar.update()
@@ -279,7 +243,7 @@ class _Run:
         """Print the summary, if there is something to sum up."""
         if self.options.quiet or not self.summary.images:
             return
-        print(self.summary.text(self.options))
+        print(self.summary.text(threshold=self.options.threshold, batch=self.options.batch))
         if self.failures:
             names = [failure.source for failure in self.failures]
             print(f"failed: {len(names)} ({', '.join([*names[:3], *(['...'] if names[3:] else [])])})")
@@ -292,53 +256,3 @@ class _Run:
                 first if self.alone else f"none of the sources could be used, beginning with: {first}"
             )
         return SOME_FAILED if self.failures else ALL_FINE
-
-
-@dataclass(kw_only=True)
-class Summary:
-    """Counts and times over many images."""
-
-    images: int = 0
-    seconds: float = 0.0
-    """From the first image read to the last one written."""
-    classes: Counter[str] = field(default_factory=Counter)
-    exits: Counter[str] = field(default_factory=Counter)
-    times_ms: dict[str, deque[float]] = field(default_factory=dict)
-    """Per phase, one time for each image that went through it."""
-
-    def add(self, detections: Detections) -> None:
-        """Count one image."""
-        self.images += 1
-        self.classes.update(detections.names)
-        self.exits[detections.trace.exit_level] += 1
-        for phase, taken in detections.times_ms.items():
-            self.times_ms.setdefault(phase, deque(maxlen=_TIMES_KEPT)).append(taken)
-
-    def text(self, options: Options) -> str:
-        """The summary in a few lines, with mean and median times."""
-        found = f": {_counted(self.classes)}" if self.classes else ""
-        count = f"{_plural(self.images, 'image')}, {_plural(self.classes.total(), 'detection')}"
-        lines = [
-            f"{count} of confidence {options.threshold:g} or more{found}",
-            f"exit levels: {', '.join(f'{level} {self.exits[level]}' for level in ('P5', 'P4', 'P3'))}",
-        ]
-        if self.seconds > 0:
-            rate = f"{self.images / self.seconds:.3g} images/s"
-            lines.append(f"{rate}, from reading to writing, in {self.seconds:.1f} s")
-        if self.times_ms:
-            width = max(len(phase) for phase in (*self.times_ms, "ms a batch"))
-            unit = "ms" if options.batch == 1 else "ms a batch"
-            lines.append(f"{unit:<{width}}  {'mean':>9}  {'p50':>9}  images")
-            lines += [
-                f"{phase:<{width}}  {mean(times):9.1f}  {median(times):9.1f}  {len(times):6}"
-                for phase, times in self.times_ms.items()
-            ]
-        return "\n".join(lines)
-
-
-def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

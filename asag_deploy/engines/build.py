@@ -15,6 +15,7 @@ from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Precision
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.graph import (
     Plugin,
@@ -37,7 +38,6 @@ from asag_deploy.engines.sidecar import (
 )
 from asag_deploy.engines.targets import (
     DEFAULT_CAPABILITIES,
-    Gpu,
     Target,
     check_supported,
     parse_target,

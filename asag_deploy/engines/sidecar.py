@@ -188,14 +188,24 @@ def canvas_engines(
 
 def built_canvases(bundle: Bundle, engine_format: Format, capability: str) -> tuple[Canvas, ...]:
     """The canvases that engines for a GPU lie there for, the smallest first; nothing is verified."""
-    found = set()
     for folder in _candidates(bundle, engine_format, capability):
-        if not any(folder.glob("*.engine")):
-            continue
-        for inner in _folders(folder):
-            with contextlib.suppress(ConfigError):
-                found.add(parse_canvas(inner.name))
-        break  # those of other GPUs are of no use beside engines for this one
+        if any(folder.glob("*.engine")):  # those of other GPUs are of no use beside engines for this one
+            return _canvases_in(folder)
+    return ()
+
+
+def built_engines(bundle: Bundle, engine_format: Format) -> dict[str, tuple[Canvas, ...]]:
+    """Return the targets (`sm86`) that engines lie there for, each with its canvases; nothing is verified."""
+    folders = _folders(engine_folder(bundle, engine_format, "any").parent)
+    return {folder.name: _canvases_in(folder) for folder in folders if any(folder.glob("*.engine"))}
+
+
+def _canvases_in(folder: Path) -> tuple[Canvas, ...]:
+    """The canvases that have a folder in that of a target, the smallest first."""
+    found = set()
+    for inner in _folders(folder):
+        with contextlib.suppress(ConfigError):
+            found.add(parse_canvas(inner.name))
     return in_order(found)
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from asag_deploy.errors import ConfigError
+from asag_deploy.cuda.driver import Gpu, find_gpus
+from asag_deploy.errors import BackendError, ConfigError
 
 DEFAULT_CAPABILITIES = ("sm75", "sm86", "sm89", "sm120")
 """Of the GeForce RTX 20, 30, 40 and 50 series and their professional siblings."""
 
 _DATA_CENTRE = {"sm90": "H100, H200", "sm100": "B200, GB200", "sm103": "B300, GB300"}
-
-# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_MAJOR, _MINOR = 75, 76
-_NAME_BYTES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +31,6 @@ class Target:
     def includes_turing(self) -> bool:
         """Whether GPUs of compute capability 7.5 are among them, which cannot do all that later ones can."""
         return "sm75" in self.capabilities
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """A GPU of this machine."""
-
-    name: str
-    capability: str
-    """Such as `sm86`."""
 
 
 def parse_target(text: str) -> str:
@@ -93,21 +79,8 @@ def in_words(capability: str) -> str:
 
 
 def this_gpu() -> Gpu | None:
-    """The first GPU of this machine, or None if the driver finds none.  CUDA itself is not needed."""
-    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
-    device, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
-    name = ctypes.create_string_buffer(_NAME_BYTES)
+    """Return the first GPU of this machine, or None if the driver finds none."""
     try:
-        driver = ctypes.CDLL(library)
-        calls: tuple[Callable[[], int], ...] = (
-            lambda: driver.cuInit(0),
-            lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
-            lambda: driver.cuDeviceGetName(name, _NAME_BYTES, device),
-            lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
-            lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
-        )
-        if any(call() != 0 for call in calls):  # stops at the first that fails
-            return None
-    except (OSError, AttributeError):
+        return find_gpus()[0]
+    except BackendError:
         return None
-    return Gpu(name=name.value.decode(errors="replace"), capability=f"sm{major.value}{minor.value}")

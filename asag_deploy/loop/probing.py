@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
-from asag_deploy.loop.stages import Array, Counts, Ints, Stages
+from asag_deploy.loop.stages import Array, Counts, Ints, LevelOutputs, Stages
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.loop.trace import StopReason
 
@@ -125,8 +125,7 @@ def _look(
     """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
     counts, origins = outputs["counts"], None
     if number < len(probing.levels) and rule.allows(probing.levels[number].level):
-        asked = (outputs["anchors"], outputs["selected"], counts)
-        origins, counts = network.select(probing, probing.levels[number], *asked, size)
+        origins, counts = network.select(probing, probing.levels[number], LevelOutputs.of(outputs), size)
     return _Look(Counts(*network.download(counts).T), origins)
 
 

@@ -72,6 +72,22 @@ PATCHES_COLUMN = Counts._fields.index("patches")
 """Of `counts`: what `Stages.select` writes."""
 
 
+class LevelOutputs(NamedTuple):
+    """The outputs of a level's stage that say where the next level looks, on the device."""
+
+    anchors: Array
+    """f32 (B, N, 5)"""
+    selected: Array
+    """bool (B, N)"""
+    counts: Array
+    """i64 (B, 4)"""
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, Array]) -> LevelOutputs:
+        """Pick them from all outputs of the stage."""
+        return cls(*(outputs[name] for name in cls._fields))
+
+
 class Stage(Protocol):
     """One static graph, ready to run."""
 
@@ -110,18 +126,11 @@ class Stages(Protocol):
         ...
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Array,
-        selected: Array,
-        counts: Array,
-        image_size: Array,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
     ) -> tuple[Array, Array]:
         """Find the patches that `level` looks at: NMS over those that the level before it asks for.
 
-        anchors, selected and counts are outputs of that level's stage.  Returns origins i64 (B, capacity,
-        2), zeros beyond the last patch, and counts i64 (B, 4) with the column `patches` filled in; the
-        counts given may be written to.
+        `image_size` is (B, 2).  Returns origins i64 (B, capacity, 2), zeros beyond the last patch, and the
+        counts of `before` with the column `patches` filled in; the counts given may be written to.
         """
         ...

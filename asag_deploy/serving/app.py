@@ -50,7 +50,7 @@ class ServedDetector(Protocol):
 class Limits:
     """What one server takes on.  Raises ConfigError for values that make no sense."""
 
-    concurrency: int = 1
+    requests: int = 1
     """Images in the network at the same time; the backend's threads are divided among them."""
     queue: int = 16
     """Requests that may wait beside those; one more is refused with 503."""
@@ -60,8 +60,8 @@ class Limits:
     """How long a client may take to send its image; then 408."""
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ConfigError(f"--concurrency is {self.concurrency}; it must be at least 1")
+        if self.requests < 1:
+            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
         if self.queue < 0:
             raise ConfigError(f"--queue is {self.queue}; it must be at least 0")
         if self.max_bytes < 1:
@@ -118,7 +118,7 @@ class _Service:
         self._backend = backend
         self._threshold = threshold
         self._in_hand = 0  # touched by the event loop's thread alone
-        self._pool = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="asag-serve")
+        self._pool = ThreadPoolExecutor(limits.requests, thread_name_prefix="asag-serve")
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -164,7 +164,7 @@ class _Service:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """One of the places that there are; taken before the body is read, so that memory is bounded too."""
-        places = self._limits.concurrency + self._limits.queue
+        places = self._limits.requests + self._limits.queue
         if self._in_hand >= places:
             raise RefusedError(
                 HTTPStatus.SERVICE_UNAVAILABLE,

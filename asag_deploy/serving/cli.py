@@ -9,9 +9,8 @@ from pathlib import Path
 
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_deploy.detector import Detector
+from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.loop import LOOPS
 from asag_deploy.serving.app import Limits, make_app
 from asag_deploy.serving.server import address_of, listen, make_server, run
 
@@ -30,27 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    chosen = detector_options(options)
     limits = Limits(
-        concurrency=options.concurrency,
+        requests=chosen.requests,
         queue=options.queue,
         max_bytes=_bytes(options.max_megabytes),
         body_seconds=options.body_seconds,
     )
-    detector = Detector.load(
-        options.bundle,
-        backend=options.backend,
-        mode=options.mode,
-        max_level=options.max_level,
-        deadline_ms=options.deadline_ms,
-        threads=options.threads,
-        loop=options.loop,
-        requests=limits.concurrency,
-    )
-    with detector:
+    with chosen.load(options.bundle) as detector:
         if not detector.manifest.trained:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
         app = make_app(
-            detector, limits, backend=options.backend or DEFAULT_BACKEND, threshold=options.threshold
+            detector, limits, backend=chosen.backend or DEFAULT_BACKEND, threshold=options.threshold
         )
         server = make_server(app, grace_seconds=options.grace_seconds)
         listener = listen(options.host, options.port)
@@ -78,28 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
     add("--port", type=int, default=8000, metavar="N", help="0 is any free one (default: %(default)s)")
     add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: %(default)s)")
-    add("--backend", metavar="B", help=f"what runs the network (default: {DEFAULT_BACKEND})")
-    add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
-    add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
-    add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
-    add(
-        "--loop",
-        choices=LOOPS,
-        default="auto",
-        help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: %(default)s)",
-    )
-    add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    add(
-        "--concurrency",
-        type=int,
-        default=1,
-        metavar="N",
-        help="images at once, each on its share of the threads (default: %(default)s)",
-    )
     add("--queue", type=int, default=16, metavar="N", help="requests that may wait (default: %(default)s)")
     add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
     add("--body-seconds", type=float, default=30, metavar="S", help="to send it in (default: %(default)s)")
     add("--grace-seconds", type=int, default=30, metavar="S", help="to end in (default: %(default)s)")
+    add_detector_options(parser)
     return parser
 
 

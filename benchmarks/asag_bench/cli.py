@@ -156,12 +156,9 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     add("--window", type=float, default=2.0, metavar="S", help="least seconds one by one (default: 2)")
     add("--output-dir", type=Path, metavar="DIR", help="write throughput.json and throughput.md to DIR")
     add("--quiet", action="store_true", help="no progress and no table")
-    add_detector_options(parser)
-    # Here several numbers of requests are compared.
-    parser.conflict_handler = "resolve"
     several = {**_LIST, "dest": "several_requests", "metavar": "N,..."}
     add("--requests", **several, help="concurrent requests (default: 2, and as many as cores)")
-    parser.set_defaults(requests=1)
+    add_detector_options(parser, own_requests=True)
 
 
 def _throughput(options: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def bench_demo(output_dir: Path, *, scenes: int, duration: float, command: str) 
     if not (data / VAL_SPLIT).exists():
         print(f"2. Drawing {scenes} scenes that the network has never seen", flush=True)
         write_scenes(data, count=scenes, seed=SEED, size=_SIZE, split=VAL_SPLIT)
-    backends = tuple(name for name in ON_CPU if BACKENDS[name].available() is None)
+    backends = tuple(name for name in ON_CPU if BACKENDS[name].problem() is None)
     plan = Plan(
         command=command,
         bundles=(output_dir / "bundle",),

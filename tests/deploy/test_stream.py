@@ -48,8 +48,8 @@ def same(found: Detections, expected: Detections) -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("requests", [1, 3])
 def test_the_same_as_image_by_image(bundle: Bundle, backend: str, requests: int) -> None:
-    if BACKENDS[backend].available() is not None:
-        pytest.skip(str(BACKENDS[backend].available()))
+    if BACKENDS[backend].problem() is not None:
+        pytest.skip(str(BACKENDS[backend].problem()))
     with Detector.load(bundle, backend=backend, threads=1) as one_by_one:
         expected = [one_by_one(image, channel_order="rgb") for image in PICTURES]
     with Detector.load(bundle, backend=backend, requests=requests) as detector:
@@ -159,9 +159,9 @@ def test_onnxruntime_is_told(bundle: Bundle) -> None:
 
 
 def test_openvino_is_told_compiled_or_cached(bundle: Bundle) -> None:
-    missing = BACKENDS["openvino"].available()
+    missing = BACKENDS["openvino"].problem()
     if missing is not None:
-        pytest.skip(missing)
+        pytest.skip(str(missing))
     cores = len(os.sched_getaffinity(0))  # it makes no more streams than that
     for requests in (2, 1, 2):
         network: Any = open_network("openvino", bundle, requests=requests)

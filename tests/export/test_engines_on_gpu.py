@@ -30,9 +30,9 @@ SIZES = ((256, 320), (224, 320))
 @pytest.fixture(scope="module", params=FORMATS)
 def backend(request: pytest.FixtureRequest) -> Format:
     name: Format = request.param
-    missing = BACKENDS[name].available()
+    missing = BACKENDS[name].problem()
     if missing is not None:
-        pytest.skip(missing)
+        pytest.skip(str(missing))
     return name
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.loop.stages import LevelOutputs
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.gate.gate import run_gate
 from asag_training.network.model import build
@@ -59,9 +60,9 @@ def expected(small_bundle: Bundle) -> dict[str, tuple[Arrays, Arrays]]:
 
     first = call("backbone", {"image": image, "image_size": size})
     p4 = small_bundle.manifest.probing.levels[0]
-    anchors, selected, counts = (network.upload(first[name]) for name in ("anchors", "selected", "counts"))
+    asked = LevelOutputs.of({name: network.upload(array) for name, array in first.items()})
     probing = small_bundle.manifest.probing
-    found = network.select(probing, p4, anchors, selected, counts, network.upload(size))
+    found = network.select(probing, p4, asked, network.upload(size))
     origins, counts = (network.download(array) for array in found)
     patches = counts[:, 1]
     assert (patches > 0).all()
@@ -114,9 +115,9 @@ def relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
 
 
 def test_what_bfloat16_costs(small_bundle: Bundle, expected: dict[str, tuple[Arrays, Arrays]]) -> None:
-    missing = BACKENDS["openvino-bf16"].available()
+    missing = BACKENDS["openvino-bf16"].problem()
     if missing is not None:
-        pytest.skip(missing)
+        pytest.skip(str(missing))
     found = differences(open_network("openvino-bf16", small_bundle, threads=1), expected)
     over = {
         f"{name}.{key}": value

@@ -43,9 +43,9 @@ CALLS = 3
 def bundle(request: pytest.FixtureRequest, shared_bundle: Callable[..., Bundle]) -> tuple[str, Bundle]:
     """A backend, and the small network with its engines for this GPU."""
     name: Format = request.param
-    missing = BACKENDS[name].available()
+    missing = BACKENDS[name].problem()
     if missing is not None:
-        pytest.skip(missing)
+        pytest.skip(str(missing))
     if cuda_library_path() is None:
         pytest.skip(f"needs the compiled kernels: {LIBRARY_VARIABLE} is not set")
 

@@ -18,7 +18,8 @@ SUFFIXES = {"rpn": "_rpn", "aux_0": "_0", "main": ""}
 LOW = -20.0
 """A logit that is right about nothing being there."""
 SIDE = 480
-"""Images are square, so that a patch of 15 cells is half of one on P4 and a quarter on P3."""
+PATCH_SIZE = 15
+"""Images are square, so that a patch is half of one on P4 and a quarter on P3."""
 
 
 def norm(x: float) -> float:
@@ -118,7 +119,7 @@ def several() -> list[Targets]:
 
 
 def losses_of(output: NetworkOutput, targets: list[Targets], **config: Any) -> Losses:
-    return Criterion(LossConfig(**config))(output, targets)
+    return Criterion(LossConfig(**config), PATCH_SIZE)(output, targets)
 
 
 def one_query(logit: float, box: tuple[float, ...]) -> HeadOutput:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from asag_deploy.cuda.driver import find_gpus
+from asag_deploy.errors import BackendError
 
 BUILD_VARIABLE = "ASAG_KERNELS_BUILD"
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -36,12 +38,9 @@ def missing_nvcc() -> str | None:
 def missing_gpu() -> str | None:
     """Why the CUDA driver finds no GPU here, or None."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "needs an NVIDIA GPU: no driver (libcuda.so.1) on this machine"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "needs an NVIDIA GPU: the driver finds no device"
+        find_gpus()
+    except BackendError as error:
+        return f"needs an NVIDIA GPU: {error}"
     return None
 
 

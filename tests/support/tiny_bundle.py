@@ -34,6 +34,7 @@ from asag_deploy.bundle.manifest import (
     Probing,
     TensorSpec,
 )
+from asag_deploy.loop.stages import LevelOutputs
 from support.tiny_graphs import BOTH, CAPACITY, FIRST_ANCHORS, PATCH_ANCHORS, STRIDES, models
 
 PATCH_SIZE = 2
@@ -68,8 +69,7 @@ def probe_p4_inputs(network: Network, outputs: dict[str, Any], count: int = 2) -
     patches."""
     size = network.upload(np.array([[64, 64]]))
     probing = tiny_manifest().probing
-    asked = (outputs["anchors"], outputs["selected"], outputs["counts"])
-    origins, _ = network.select(probing, probing.levels[0], *asked, size)
+    origins, _ = network.select(probing, probing.levels[0], LevelOutputs.of(outputs), size)
     return {
         "feature": outputs["p4"],
         "feature_size": network.upload(np.array(network.shape(outputs["p4"])[2:])),

@@ -2,74 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.data.transforms import Augmentation, multi_scale, standard
 from asag_training.losses import LossConfig
 from asag_training.network.config import AsagConfig, variant_config
-from asag_training.run.lr_schedule import SCHEDULES, Schedule
-from asag_training.run.optimizer import BACKBONE_FACTOR, LEARNING_RATE, MAX_GRADIENT_NORM, WEIGHT_DECAY
 from asag_training.setting_changes import with_changes
-from asag_training.settings import TrainingSettings
+from asag_training.settings import Optimisation, Schedule, Settings, TrainingSettings
 
 _PUBLISHED_IMAGES_PER_RANK = 2
 """Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
 
-Compute = Literal["fp32", "bf16", "fp16"]
+SCHEDULES: dict[str, Schedule] = {
+    "1x": Schedule(epochs=12, drops=(8, 11)),
+    "3x": Schedule(epochs=36, drops=(24, 33)),
+    "crowdhuman": Schedule(epochs=50, drops=(40, 46)),
+}
+"""The published schedules by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """How weights are updated.  Raises ConfigError when a value makes no sense."""
-
-    batch_size: int = 16
-    """Images per update, over all processes and accumulated passes."""
-    accumulate: int = 1
-    """Passes whose gradients are averaged for an update.  Each divides by the number of its own objects, so
-    that passes count alike however many objects they hold."""
-    lr: float = LEARNING_RATE
-    backbone_factor: float = BACKBONE_FACTOR
-    """Learning rate of the backbone, as a share of `lr`."""
-    weight_decay: float = WEIGHT_DECAY
-    max_gradient_norm: float = MAX_GRADIENT_NORM
-    freeze_stem: bool = True
-    """Keep stem and layer1 as they are: right for pre-trained weights, wrong for random ones."""
-    batch_statistics: bool = False
-    """Let BatchNorm normalise by each batch and learn its statistics: for random weights.  Not synchronised
-    between processes."""
-    compute: Compute = "fp32"
-    """The type backbone and neck compute in; everything else is float32.  With fp16 the loss is scaled, and
-    updates whose gradients overflow are left out and counted."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        whole = self.batch_size % self.accumulate == 0
-        self._require(whole, "batch_size", f"a multiple of the {self.accumulate} passes of an update")
-        for name in ("lr", "backbone_factor", "max_gradient_norm"):
-            self._require(getattr(self, name) > 0, name, "above 0")
-        self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        self._require(self.compute in get_args(Compute), "compute", "'fp32', 'bf16' or 'fp16'")
-
-    def _require(self, condition: bool, name: str, expected: str) -> None:
-        if not condition:
-            value = getattr(self, name)
-            raise ConfigError(f"optimisation setting {name} {value} is not possible: expected {expected}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """A whole training run but for its data, its seed and its machine.
 
-    The losses take their patch size from the network.  Raises ConfigError for an evaluation size that is not
-    possible.
+    Raises ConfigError for an evaluation size that is not possible.
     """
 
+    of = "recipe"
     network: AsagConfig
     schedule: Schedule
     augmentation: Augmentation
@@ -80,25 +42,13 @@ class Recipe:
     """How images are resized for evaluation."""
 
     def __post_init__(self) -> None:
-        if self.loss.patch_size != self.network.patch_size:
-            matching = dataclasses.replace(self.loss, patch_size=self.network.patch_size)
-            object.__setattr__(self, "loss", matching)
-
-        _check_preprocessing(self.preprocessing)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as plain JSON values, once tuples are lists (`json.dumps` makes them so)."""
-        return dataclasses.asdict(self)
-
-
-def _check_preprocessing(preprocessing: Preprocessing) -> None:
-    p = preprocessing
-    if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:
-        raise ConfigError(
-            f"evaluation at {p.shorter_side} to {p.longer_side} pixels, in steps of {p.size_divisor} and "
-            f"with deviations {p.std}, is not possible: expected sides of 1 or more, the longer "
-            "no less than the shorter, and deviations above 0"
-        )
+        p = self.preprocessing
+        if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:
+            raise ConfigError(
+                f"evaluation at {p.shorter_side} to {p.longer_side} pixels, in steps of {p.size_divisor} and "
+                f"with deviations {p.std}, is not possible: expected sides of 1 or more, the longer "
+                "no less than the shorter, and deviations above 0"
+            )
 
 
 def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
@@ -196,7 +146,4 @@ def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'; the recipes are {', '.join(RECIPES)}")
-    changes = list(changes)
-    if any(change.startswith("loss.patch_size=") for change in changes):
-        raise ConfigError("loss.patch_size follows network.patch_size: change that instead")
     return with_changes(RECIPES[name](), changes)

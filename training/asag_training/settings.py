@@ -1,19 +1,124 @@
-"""What training adds to a forward pass, as values."""
+"""Settings: what all of them can do, and those of the optimiser, the learning rate and the training pass.
+
+The network's are in `asag_training.network.config`, the losses' in `asag_training.losses.config`, those of
+augmentation in `asag_training.data.transforms`; `asag_training.recipes` puts them all together.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from asag_deploy.errors import ConfigError
 
+Compute = Literal["fp32", "bf16", "fp16"]
+
+
+class Settings:
+    """Base of all settings, which are frozen dataclasses that refuse bad values where they are made."""
+
+    of: ClassVar[str]
+    """What they are settings of, for messages."""
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with some values replaced (ConfigError for an unknown name or a bad value)."""
+        known = sorted(field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(f"unknown {self.of} setting '{name}'; the settings are {', '.join(known)}")
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values, once tuples are lists (`json.dumps` makes them so)."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def _require(self, condition: bool, expected: str, *names: str) -> None:
+        """Raise ConfigError, with the values of the settings `names`, where `condition` does not hold."""
+        if not condition:
+            values = " and ".join(f"{name} {getattr(self, name)!r}" for name in names)
+            raise ConfigError(f"{self.of} setting {values} is not possible: expected {expected}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class Schedule(Settings):
+    """A run's length and its learning rate: a linear warm-up, then drops between epochs.
+
+    The rate depends only on where the run is, so that a resumed run needs no state.  Raises ConfigError when
+    a value makes no sense.
+    """
+
+    of = "schedule"
+    epochs: int
+    drops: tuple[int, ...] = ()
+    """Epochs, counted from 0, from whose beginning on the rate is `drop_factor` of what it was."""
+    drop_factor: float = 0.1
+    warmup_steps: int = 500
+    """Optimiser steps until the full rate is reached; 0 for no warm-up."""
+    warmup_start: float = 1 / 3
+    """Share of the rate that the warm-up begins with."""
+
+    def __post_init__(self) -> None:
+        self._require(self.epochs >= 1, "at least 1", "epochs")
+        rising = all(a < b for a, b in itertools.pairwise(self.drops))
+        inside = all(0 < drop < self.epochs for drop in self.drops)
+        self._require(rising and inside, f"rising epochs between 0 and {self.epochs}", "drops")
+        self._require(0 < self.drop_factor <= 1, "above 0 and at most 1", "drop_factor")
+        self._require(self.warmup_steps >= 0, "0 or more", "warmup_steps")
+        self._require(0 < self.warmup_start <= 1, "above 0 and at most 1", "warmup_start")
+
+    def factor(self, epoch: int, step: int) -> float:
+        """Return the share of the base rate for step `step` of the run, which is in `epoch`; from 0, both."""
+        warmup = 1.0
+        if step < self.warmup_steps:
+            warmup = self.warmup_start + (1 - self.warmup_start) * step / self.warmup_steps
+        return warmup * float(self.drop_factor ** sum(epoch >= drop for drop in self.drops))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation(Settings):
+    """How weights are updated.  Raises ConfigError when a value makes no sense."""
+
+    of = "optimisation"
+    batch_size: int = 16
+    """Images per update, over all processes and accumulated passes."""
+    accumulate: int = 1
+    """Passes whose gradients are averaged for an update.  Each divides by the number of its own objects, so
+    that passes count alike however many objects they hold."""
+    lr: float = 2e-4
+    backbone_factor: float = 0.1
+    """Learning rate of the backbone, as a share of `lr`."""
+    weight_decay: float = 1e-4
+    max_gradient_norm: float = 0.1
+    freeze_stem: bool = True
+    """Keep stem and layer1 as they are: right for pre-trained weights, wrong for random ones."""
+    batch_statistics: bool = False
+    """Let BatchNorm normalise by each batch and learn its statistics: for random weights.  Not synchronised
+    between processes."""
+    compute: Compute = "fp32"
+    """The type backbone and neck compute in; everything else is float32.  With fp16 the loss is scaled, and
+    updates whose gradients overflow are left out and counted."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            self._require(getattr(self, name) >= 1, "at least 1", name)
+        whole = self.batch_size % self.accumulate == 0
+        self._require(whole, f"a multiple of the {self.accumulate} passes of an update", "batch_size")
+        for name in ("lr", "backbone_factor", "max_gradient_norm"):
+            self._require(getattr(self, name) > 0, "above 0", name)
+        self._require(self.weight_decay >= 0, "0 or more", "weight_decay")
+        self._require(self.compute in get_args(Compute), "'fp32', 'bf16' or 'fp16'", "compute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
     """How patches are chosen and denoising queries are made while training.
 
     Raises ConfigError when a value makes no sense.
     """
 
+    of = "training"
     min_patches: int = 4
     """N_TP: the fewest patches that P4 and P3 are trained on per image (paper, section 4.2)."""
     target_patch_epochs: int = 1
@@ -24,13 +129,8 @@ class TrainingSettings:
     """How far a noised box strays: centres by up to half of it, sizes by up to all of it, times the size."""
 
     def __post_init__(self) -> None:
-        self._require(self.min_patches >= 1, "min_patches", "at least 1")
-        self._require(self.target_patch_epochs >= 0, "target_patch_epochs", "0 or more")
-        self._require(self.denoising_queries >= 0, "denoising_queries", "0 or more")
+        self._require(self.min_patches >= 1, "at least 1", "min_patches")
+        self._require(self.target_patch_epochs >= 0, "0 or more", "target_patch_epochs")
+        self._require(self.denoising_queries >= 0, "0 or more", "denoising_queries")
         # From 1 on a noised box could have no width left.
-        self._require(0 <= self.box_noise < 1, "box_noise", "at least 0 and less than 1")
-
-    def _require(self, condition: bool, name: str, expected: str) -> None:
-        if not condition:
-            value = getattr(self, name)
-            raise ConfigError(f"training setting {name} {value} is not possible: expected {expected}")
+        self._require(0 <= self.box_noise < 1, "at least 0 and less than 1", "box_noise")

@@ -28,7 +28,7 @@ from asag_deploy.backends.compiled_cache import CompiledCache
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.openvino.precision import FEATURE_NAMES, keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, Problem
 from asag_deploy.loop.stages import Array, Stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark."""
-_MISSING = "OpenVINO is not installed; install it with `pip install openvino`"
 _OUTPUT_SUFFIX = "/sink_port_0"
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
 
@@ -55,17 +54,21 @@ class OpenVino:
     name: str
     precision: Precision
 
-    def available(self) -> str | None:
-        """None if OpenVINO is installed and the processor has the precision, else what is missing."""
+    distributions = ("openvino",)
+
+    def problem(self) -> Problem | None:
+        """Return what keeps OpenVINO from running in this precision; None if nothing does."""
         if importlib.util.find_spec("openvino") is None:
-            return _MISSING
+            return Problem("OpenVINO is not installed", "install it with `pip install openvino`")
         if self.precision == "f32":
             return None
         import openvino
 
         if "BF16" in openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
             return None
-        return "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX); use the backend 'openvino'"
+        return Problem(
+            "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX)", "use the backend 'openvino'"
+        )
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
         """Load every graph of a bundle; raises BackendError if one cannot be loaded."""

@@ -30,9 +30,9 @@ from asag_deploy.engines.adapter import MODULES, Library, open_library
 from asag_deploy.engines.inspector import Layers
 from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, Problem
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.loop.stages import Stage
+from asag_deploy.loop.stages import LevelOutputs, Stage
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import Processing
@@ -46,6 +46,11 @@ _INSTALL: dict[Format, str] = {
     "tensorrt": "pip install tensorrt",
 }
 
+_DISTRIBUTIONS: dict[Format, tuple[str, ...]] = {
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt_rtx"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12"),
+}
+
 _Release = Callable[[], None]
 _LoadCanvases = Callable[[], Mapping[Canvas, Mapping[str, EngineStage]]]
 
@@ -56,11 +61,16 @@ class TensorRt:
 
     name: Format
 
-    def available(self) -> str | None:
-        """None if the library, cuda-python, a driver and a GPU are there, else what is missing."""
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """The distributions that hold the library."""
+        return _DISTRIBUTIONS[self.name]
+
+    def problem(self) -> Problem | None:
+        """Return what is missing of the library, cuda-python, a driver and a GPU; None if all is there."""
         module = MODULES[self.name]
         if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed; install it with `{_INSTALL[self.name]}`"
+            return Problem(f"{module} is not installed", f"install it with `{_INSTALL[self.name]}`")
         return why_no_cuda()
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> EngineNetwork:
@@ -201,26 +211,20 @@ class EngineNetwork(Network):
         return downloaded
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: DeviceArray,
-        selected: DeviceArray,
-        counts: DeviceArray,
-        image_size: DeviceArray,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: DeviceArray
     ) -> tuple[DeviceArray, DeviceArray]:
         """Patch NMS by the compiled kernel, which writes to `counts`; on the host where there is none."""
         if self.kernels is None:
-            return super().select(probing, level, anchors, selected, counts, image_size)
+            return super().select(probing, level, before, image_size)
         with self.device.lock:
-            counts = self.device.writable(counts)
+            counts = self.device.writable(before.counts)
             origins = self.device.empty((counts.shape[0], level.capacity, 2), np.dtype(np.int64))
             find_patches(
                 self.kernels,
                 probing,
                 level,
-                anchors=anchors,
-                selected=selected,
+                anchors=before.anchors,
+                selected=before.selected,
                 image_size=image_size,
                 origins=origins,
                 counts=counts,

@@ -244,7 +244,8 @@ def require(work: Work, backend: str) -> None:
 def missing(work: Work, backend: str) -> str | None:
     """Say why a backend cannot run; None if it can, or if its library was carried and has to show it."""
     carried = backend.startswith(CUDA) and ONNXRUNTIME in work.packages
-    return None if carried else BACKENDS[backend].available()
+    problem = None if carried else BACKENDS[backend].problem()
+    return None if problem is None else str(problem)
 
 
 def stand_in(work: Work, backend: str) -> str:

@@ -22,7 +22,7 @@ from asag_bench.gpu_machine.work import Work
 from asag_bench.measuring.machine import describe_machine
 from asag_bench.result import to_json
 from asag_deploy.cuda import open_cuda, why_no_cuda
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.errors import BackendError, ConfigError, Problem
 
 _LEAST_SECONDS = 30.0
 _TO_END = 8.0
@@ -55,7 +55,7 @@ def run_all(
         folder = (work_dir or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         packages = unpack_archive(carried, folder) if carried else {}
-        work = Work(folder=folder, gpu=None, no_gpu=problem or "", packages=packages)
+        work = Work(folder=folder, gpu=None, no_gpu=str(problem or ""), packages=packages)
         machine = to_json(describe_machine()) | _describe_gpu(work, problem)
         return _do(work, machine, output_dir, chosen(plan(work), only), end)
 
@@ -92,7 +92,7 @@ def _do(work: Work, machine: dict[str, Any], output: Path, steps: Sequence[Step]
     return counts["failed"] > 0
 
 
-def _describe_gpu(work: Work, problem: str | None) -> dict[str, Any]:
+def _describe_gpu(work: Work, problem: Problem | None) -> dict[str, Any]:
     """Return the GPU as the driver describes it; `work` gets its compute capability."""
     carried = {"carried": sorted(work.packages)} if work.packages else {}
     if problem is not None:

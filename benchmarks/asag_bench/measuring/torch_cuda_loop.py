@@ -44,7 +44,7 @@ from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.loop.loop import Loop
 from asag_deploy.loop.probing import Probed, detect
-from asag_deploy.loop.stages import Array
+from asag_deploy.loop.stages import Array, LevelOutputs
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 from asag_deploy.processing.on_host import since
 
@@ -258,9 +258,11 @@ class _NotingNetwork(HookedNetwork):
     def _note(self, name: str, inputs: Mapping[str, Array]) -> None:
         self.calls[name] = partial(self._network.stage(name), inputs)
 
-    def select(self, probing: Probing, level: ProbeLevel, *arrays: Array) -> tuple[Array, Array]:
+    def select(
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
+    ) -> tuple[Array, Array]:
         """Find where the next level looks, noted."""
-        again = partial(self._network.select, probing, level, *arrays)
+        again = partial(self._network.select, probing, level, before, image_size)
         self.calls[f"select_{level.level.lower()}"] = again
         return again()
 

@@ -21,7 +21,7 @@ from asag_deploy.bundle.manifest import Level, Manifest, ProbeLevel, Probing
 from asag_deploy.detector import Detector
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.loop import LoopChoice
-from asag_deploy.loop.stages import Array
+from asag_deploy.loop.stages import Array, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.on_host import since
 
@@ -150,10 +150,12 @@ class TimedNetwork(HookedNetwork):
         self.fetched_at_the_end_ms += taken
         return downloaded
 
-    def select(self, probing: Probing, level: ProbeLevel, *arrays: Array) -> tuple[Array, Array]:
+    def select(
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
+    ) -> tuple[Array, Array]:
         """Find where the next level looks, timed."""
         start = time.perf_counter()
-        found = super().select(probing, level, *arrays)
+        found = super().select(probing, level, before, image_size)
         self.times_ms["select"] += since(start)
         return found
 

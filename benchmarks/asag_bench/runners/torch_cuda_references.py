@@ -45,7 +45,8 @@ def why_not_on_cuda(name: str) -> str | None:
         return (
             f"it takes the compiled kernels; build them as plugins/README.md says and set {LIBRARY_VARIABLE}"
         )
-    return why_no_cuda()
+    problem = why_no_cuda()
+    return None if problem is None else str(problem)
 
 
 def check_cuda_reference(name: str) -> None:

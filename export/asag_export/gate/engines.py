@@ -64,7 +64,7 @@ def fall_back(stages: Sequence[str], attempt: Attempt) -> EngineParity:
 def engines_can_run(options: BuildOptions) -> bool:
     """Whether this machine can run the engines that `options` ask for."""
     gpu = find_gpu()
-    if gpu is None or BACKENDS[options.engine_format].available() is not None:
+    if gpu is None or BACKENDS[options.engine_format].problem() is not None:
         return False
     return not options.gpus or gpu.capability in {parse_target(text) for text in options.gpus}
 

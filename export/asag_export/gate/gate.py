@@ -30,6 +30,7 @@ from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Precision, ProbeLevel, Probing
 from asag_deploy.loop.probing import Probed, detect, stage_name
+from asag_deploy.loop.stages import LevelOutputs
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.gate.checks import IMAGES, Shapes, batch_checks, shapes_check
@@ -168,7 +169,8 @@ def _probe_unasked(
     outputs = features = reference.stage("backbone")({"image": image, "image_size": image_size})
     for level in probing.levels:
         every = torch.ones_like(outputs["selected"])
-        reference.select(probing, level, outputs["anchors"], every, outputs["counts"], image_size)
+        asked = LevelOutputs(outputs["anchors"], every, outputs["counts"])
+        reference.select(probing, level, asked, image_size)
         count = min(5, level.capacity)
         cells = image_size.max(dim=0).values // STRIDES[level.level]  # height, width
         room = (cells.flip(0) - probing.patch_size).clamp(min=1)
@@ -192,8 +194,8 @@ class _Selection(NamedTuple):
 
     probing: Probing
     level: ProbeLevel
-    given: tuple[torch.Tensor, ...]
-    """anchors, selected, counts, image_size"""
+    before: LevelOutputs
+    image_size: torch.Tensor
     found: tuple[torch.Tensor, ...]
     """origins, counts"""
 
@@ -208,10 +210,10 @@ class _Recorder(HookedNetwork):
         self.selections: list[_Selection] = []
 
     def select(
-        self, probing: Probing, level: ProbeLevel, *given: torch.Tensor
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        found = super().select(probing, level, *given)
-        self.selections.append(_Selection(probing, level, given, found))
+        found = super().select(probing, level, before, image_size)
+        self.selections.append(_Selection(probing, level, before, image_size, found))
         return found
 
 
@@ -261,8 +263,9 @@ class _Gate:
         return (tensor.half() if half else tensor).contiguous().numpy()
 
     def _compare_selection(self, selection: _Selection) -> None:
-        uploaded = [self.network.upload(tensor.numpy()) for tensor in selection.given]
-        found = self.network.select(selection.probing, selection.level, *uploaded)
+        before = LevelOutputs(*(self.network.upload(tensor.numpy()) for tensor in selection.before))
+        image_size = self.network.upload(selection.image_size.numpy())
+        found = self.network.select(selection.probing, selection.level, before, image_size)
         for name, expected, actual in zip(("origins", "counts"), selection.found, found, strict=True):
             difference = _entries_that_differ(expected.numpy(), self.network.download(actual))
             self._note(f"select_{selection.level.level.lower()}", name, difference, 0.0)

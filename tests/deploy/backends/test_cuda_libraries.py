@@ -157,7 +157,7 @@ def test_nothing_is_said(
     computer.add("site/nvidia/cu13/lib", CUBLAS)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "OrtValue", np)  # has no such function
-    assert "finds no usable CUDA device" in str(BACKENDS["onnxruntime-cuda"].available())
+    assert "finds no usable CUDA device" in str(BACKENDS["onnxruntime-cuda"].problem())
     assert len(computer.calls) == 2
     assert capsys.readouterr().out == ""
 

@@ -99,9 +99,11 @@ def test_a_wrapper_pads_to_the_same_canvases(kernels: FakeKernels, tmp_path: Pat
     bundle = make_bundle(tmp_path / "bundle")
     write_engines(bundle, canvases=(canvas,))
     network = open_network("tensorrt-rtx", bundle)
-    for wrapper in (WrappedNetwork(WrappedNetwork(network)), HookedNetwork(network)):
+    watched = HookedNetwork(network)
+    on_host = OnHost(watched, bundle.manifest, canvases=watched.canvases)
+    for wrapper in (WrappedNetwork(WrappedNetwork(network)), watched):
         assert list(wrapper.canvases) == [canvas]
-        for processing in (wrapper.processing(bundle.manifest), OnHost(wrapper, bundle.manifest)):
+        for processing in (wrapper.processing(bundle.manifest), on_host):
             assert wrapper.shape(processing.prepare([IMAGE], "rgb").image) == (1, 3, 64, 96)
     network.close()
 

@@ -37,7 +37,7 @@ def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def test_onnxruntime_is_always_available() -> None:
-    assert BACKENDS["onnxruntime"].available() is None
+    assert BACKENDS["onnxruntime"].problem() is None
 
 
 def test_cuda_without_its_provider(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_cuda_without_any_onnxruntime(bundle: Bundle, monkeypatch: pytest.Monkey
 
 @pytest.mark.gpu
 def test_cuda_computes_the_same(bundle: Bundle, network: Network) -> None:
-    if BACKENDS["onnxruntime-cuda"].available() is not None:
+    if BACKENDS["onnxruntime-cuda"].problem() is not None:
         pytest.skip("needs onnxruntime-gpu instead of onnxruntime")
     cuda = open_network("onnxruntime-cuda", bundle)
     for expected, actual in zip(_detections(network), _detections(cuda), strict=True):

@@ -178,7 +178,7 @@ def test_a_processor_without_bfloat16(bundle: Bundle, monkeypatch: pytest.Monkey
     monkeypatch.setattr(library, "Core", OldProcessor)
     with pytest.raises(BackendError, match=r"no bfloat16 arithmetic .*; use the backend 'openvino'"):
         open_network("openvino-bf16", bundle)
-    assert BACKENDS["openvino"].available() is None
+    assert BACKENDS["openvino"].problem() is None
 
 
 def test_bfloat16_to_the_host_and_back() -> None:

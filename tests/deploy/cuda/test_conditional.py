@@ -9,12 +9,13 @@ import pytest
 from asag_deploy.cuda import Cuda
 from asag_deploy.cuda.conditional import why_no_conditions
 from support.simulated_gpu.fake_cuda import FakeCuda
+from support.simulated_gpu.fake_graphs import FakeGraphs
 
 
 @pytest.mark.parametrize("name", ["cudaGraphAddNode", "cudaStreamIsCapturing"])
 def test_bindings_that_lack_a_call(api: Cuda, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert why_no_conditions(api) is None
-    monkeypatch.delattr(f"fake_graphs.FakeGraphs.{name}")
+    monkeypatch.delattr(FakeGraphs, name)
     assert "take cuda-bindings 13" in str(why_no_conditions(api))
 
 

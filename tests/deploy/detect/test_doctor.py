@@ -6,99 +6,67 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from asag_deploy.backends import BACKENDS
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.detect import doctor
+from asag_deploy.errors import BackendError, Problem
 from asag_deploy.kernels import LIBRARY_VARIABLE
+from asag_deploy.processing.canvases import Canvas
 from support.simulated_gpu.fake_cuda import CudaError, FakeCuda
-from support.simulated_gpu.fake_gpu import install_cuda
+from support.simulated_gpu.fake_gpu import install_cuda, write_engines
 from support.simulated_gpu.fake_kernels import ReadyLibrary
-
-NAMES = (
-    *("onnxruntime", "onnxruntime-cuda", "onnxruntime-cuda-tf32", "openvino", "openvino-bf16"),
-    *("tensorrt-rtx", "tensorrt"),
-)
+from support.tiny_bundle import make_bundle
 
 
 class FakeBackend:
-    """A backend with a given answer to `available`."""
+    """A backend with a given answer to `problem`."""
 
-    def __init__(self, name: str, answer: str | Exception | None) -> None:
-        self.name = name
+    name = "fake"
+    distributions = ("numpy-gpu", "numpy")
+
+    def __init__(self, answer: Problem | Exception | None) -> None:
         self._answer = answer
 
-    def available(self) -> str | None:
+    def problem(self) -> Problem | None:
         if isinstance(self._answer, Exception):
             raise self._answer
         return self._answer
 
 
-def reports_with(
-    monkeypatch: pytest.MonkeyPatch, **answers: str | Exception | None
-) -> dict[str, doctor.BackendReport]:
-    fakes = {name.replace("_", "-"): FakeBackend(name, answer) for name, answer in answers.items()}
-    monkeypatch.setattr("asag_deploy.backends.BACKENDS", fakes)
-    return {report.name: report for report in doctor.diagnose()}
+def report_on(monkeypatch: pytest.MonkeyPatch, answer: Problem | Exception | None) -> doctor.BackendReport:
+    monkeypatch.setattr(doctor, "BACKENDS", {"fake": FakeBackend(answer)})
+    (report,) = doctor.diagnose()
+    return report
 
 
 def test_every_backend_is_reported() -> None:
     reports = {report.name: report for report in doctor.diagnose()}
-    assert set(reports) == {*NAMES, *BACKENDS}
+    assert list(reports) == list(BACKENDS)
     here = reports["onnxruntime"]
-    assert here.available
-    assert here.missing is None
-    assert here.remedy is None
+    assert here.problem is None
     assert here.library is not None
     assert here.library.startswith("onnxruntime")
     for name, report in reports.items():
-        assert report.available == (report.missing is None), name
+        assert report.problem == BACKENDS[name].problem(), name
 
 
 def test_what_is_missing_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = reports_with(monkeypatch, openvino="OpenVINO is not installed")["openvino"]
-    assert not report.available
-    assert report.missing == "OpenVINO is not installed"
-    assert report.remedy == "pip install openvino"
+    report = report_on(monkeypatch, Problem("it is not installed", "install it"))
     text = doctor.describe([report], doctor.machine())
-    assert "OpenVINO is not installed: pip install openvino" in text
+    assert re.search(r"\nfake +no +numpy \S+ +it is not installed; install it$", text)
 
 
-def test_a_command_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = reports_with(monkeypatch, openvino="get it with `pip install openvino`")["openvino"]
-    assert doctor.describe([report], doctor.machine()).count("pip install") == 1
-
-
-def test_backends_this_version_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = reports_with(monkeypatch, onnxruntime=None)
-    assert reports["onnxruntime"].available
-    for name in NAMES[1:]:
-        assert not reports[name].available
-        assert "not supported by this version" in str(reports[name].missing)
-        assert reports[name].remedy is None
-
-
-def test_a_backend_the_doctor_has_not_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = reports_with(monkeypatch, new_thing="no new thing here")
-    assert reports["new-thing"].missing == "no new thing here"
-    assert reports["new-thing"].remedy is None
+def test_what_nothing_helps_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = report_on(monkeypatch, Problem("this processor is too old"))
+    assert doctor.describe([report], doctor.machine()).endswith("this processor is too old")
 
 
 def test_a_backend_that_fails_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = reports_with(monkeypatch, tensorrt=RuntimeError("driver\nmismatch"))["tensorrt"]
-    assert not report.available
-    assert report.missing == "it cannot be asked (driver)"
-    assert report.remedy == "pip install tensorrt"
-
-
-def test_libraries_that_cannot_even_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "asag_deploy.backends", None)
-    reports = doctor.diagnose()
-    assert {report.name for report in reports} == set(NAMES)
-    assert all("cannot be imported" in str(report.missing) for report in reports)
-    assert "pip install onnxruntime" in doctor.describe(reports, doctor.machine())
+    report = report_on(monkeypatch, RuntimeError("driver\nmismatch"))
+    assert report.problem == Problem("it cannot be asked (driver)")
 
 
 def test_table_has_a_line_for_each_backend() -> None:
@@ -129,78 +97,30 @@ def test_cpu_features(
     assert doctor.machine().cpu_features == features
 
 
-class FakeDriver:
-    """Stands for libcuda: how cuInit answers, and how many devices it counts."""
-
-    def __init__(self, status: int, count: int) -> None:
-        self._status, self._count = status, count
-
-    def cuInit(self, _flags: int) -> int:
-        return self._status
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = self._count
-        return 0
+def test_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(name="RTX 3090", capability="sm86", memory_bytes=24 * 2**30, cuda_version="13.1")
+    monkeypatch.setattr(doctor, "find_gpus", lambda: (gpu, gpu))
+    each = "RTX 3090, 24576 MiB, driver for CUDA 13.1"
+    assert f"GPU  {each}; {each}\n" in doctor.describe([], doctor.machine())
 
 
-def nvidia_smi(monkeypatch: pytest.MonkeyPatch, answer: str | Exception | None) -> None:
-    """Let nvidia-smi print `answer`, fail with it, or (None) be absent."""
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise BackendError("no NVIDIA driver: libcuda.so.1 is not there")
 
-    def fake_run(*_args: object, **_options: object) -> subprocess.CompletedProcess[str]:
-        if isinstance(answer, Exception):
-            raise answer
-        return subprocess.CompletedProcess([], 0, stdout=answer or "")
-
-    monkeypatch.setattr("shutil.which", lambda _name: None if answer is None else "/usr/bin/nvidia-smi")
-    monkeypatch.setattr("subprocess.run", fake_run)
+    monkeypatch.setattr(doctor, "find_gpus", none)
+    assert "GPU  no NVIDIA driver: libcuda.so.1 is not there\n" in doctor.describe([], doctor.machine())
 
 
-def test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvidia_smi(monkeypatch, "NVIDIA GeForce RTX 3090, 24576 MiB, 570.1\n")
-    monkeypatch.setattr("ctypes.CDLL", lambda _name: FakeDriver(0, 1))
-    found = doctor.machine()
-    assert found.gpus == ("NVIDIA GeForce RTX 3090, 24576 MiB, driver 570.1",)
-    assert found.gpu_problem is None
-    assert "RTX 3090" in doctor.describe([], found)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        subprocess.CalledProcessError(9, "nvidia-smi"),
-        subprocess.TimeoutExpired("nvidia-smi", 1),
-        OSError(),
-    ],
-)
-def test_no_gpu_and_no_driver(monkeypatch: pytest.MonkeyPatch, answer: Exception | None) -> None:
-    def absent(_name: str) -> None:
-        raise OSError("cannot open shared object file")
-
-    nvidia_smi(monkeypatch, answer)
-    monkeypatch.setattr("ctypes.CDLL", absent)
-    found = doctor.machine()
-    assert found.gpus == ()
-    assert found.gpu_problem is not None
-    assert "no NVIDIA driver" in found.gpu_problem
-    assert "GPU  no NVIDIA driver" in doctor.describe([], found)
-
-
-@pytest.mark.parametrize(
-    ("driver", "sentence"),
-    [
-        (FakeDriver(100, 0), "cuInit returned 100"),
-        (FakeDriver(0, 0), "finds no GPU"),
-        (FakeDriver(0, 2), "nvidia-smi does not list them"),
-        (object(), "no NVIDIA driver"),
-    ],
-)
-def test_driver_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, driver: Any, sentence: str) -> None:
-    nvidia_smi(monkeypatch, None)
-    monkeypatch.setattr("ctypes.CDLL", lambda _name: driver)
-    problem = doctor.machine().gpu_problem
-    assert problem is not None
-    assert sentence in problem
+def test_a_bundle_and_its_engines(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    sound = f"bundle '{bundle.path}' is sound: tiny (fp32, untrained weights, 3 classes), written by tests"
+    assert doctor.describe_bundle(bundle) == sound
+    write_engines(bundle, canvases=(Canvas(64, 96), Canvas(64, 64)))
+    lines = doctor.describe_bundle(bundle).splitlines()
+    assert lines[0] == sound
+    shapes = "every shape, the canvas 64x64, the canvas 64x96"
+    assert f"engines of tensorrt-rtx for sm86: {shapes}" in lines
 
 
 def test_doctor_does_not_import_torch() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines import adapter, build
-from asag_deploy.engines.targets import Gpu
 from support.engine_bundle import make_engine_bundle
 from support.simulated_gpu.recorded_tensorrt import RecordedModule, file_of
 

@@ -14,9 +14,9 @@ import onnx
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines import BuildOptions, BuildReport, Canvas, build_engines, check
 from asag_deploy.engines.shapes import Batches
-from asag_deploy.engines.targets import Gpu
 from asag_deploy.errors import (
     BackendError,
     BundleCorruptError,

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines import BuildOptions, build_engines
 from asag_deploy.engines.adapter import CompileOptions, open_library
 from asag_deploy.engines.inspector import Layers, count_layers, in_words
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.engines.sidecar import read_sidecar
-from asag_deploy.engines.targets import Gpu
 from support.simulated_gpu.recorded_tensorrt import NEWEST, RECORDS, RTX, RecordedModule
 
 Install = Callable[[str], RecordedModule]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import pytest
 
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines.targets import check_supported, number, parse_target, targets, this_gpu
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import BackendError, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -46,41 +44,15 @@ def test_capabilities_are_ordered_as_numbers() -> None:
     assert sorted(("sm120", "sm75", "sm86"), key=number) == ["sm75", "sm86", "sm120"]
 
 
-class _Driver:
-    """A driver with one GPU, in which any one call can be made to fail."""
-
-    def __init__(self, failing: str = "") -> None:
-        self.failing = failing
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any) -> int:
-            if name == self.failing:
-                return 100
-            if name == "cuDeviceGetName":
-                args[0].value = b"Some GPU"
-            if name == "cuDeviceGetAttribute":
-                args[0]._obj.value = {75: 12, 76: 0}[args[1]]
-            return 0
-
-        return call
-
-
-def test_the_driver_is_asked_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: _Driver())
-    gpu = this_gpu()
-    assert gpu is not None
-    assert (gpu.name, gpu.capability) == ("Some GPU", "sm120")
-
-
-@pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute"])
-def test_a_driver_that_fails_has_no_gpu(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: _Driver(failing))
-    assert this_gpu() is None
+def test_this_gpu_is_the_drivers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuple(Gpu(name=name, capability="sm86") for name in ("one", "other"))
+    monkeypatch.setattr("asag_deploy.engines.targets.find_gpus", lambda: found)
+    assert this_gpu() == found[0]
 
 
 def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_library(name: str) -> None:
-        raise OSError(name)
+    def none() -> None:
+        raise BackendError("no driver")
 
-    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    monkeypatch.setattr("asag_deploy.engines.targets.find_gpus", none)
     assert this_gpu() is None

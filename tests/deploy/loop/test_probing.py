@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, ProbeLevel, Probing
 from asag_deploy.loop.probing import Probed, detect, passed_on
-from asag_deploy.loop.stages import PATCHES_COLUMN
+from asag_deploy.loop.stages import PATCHES_COLUMN, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
 
@@ -52,18 +52,13 @@ class ScriptedNetwork(Network):
         return array
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: NDArray[Any],
-        selected: NDArray[Any],
-        counts: NDArray[Any],
-        image_size: NDArray[Any],
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         asking: Level = "P5" if level.level == "P4" else "P4"
-        self.selected.append((level.level, selected.shape))
-        filled = counts.copy()
-        filled[:, PATCHES_COLUMN] = np.array(self.counts[asking])[:, PATCHES_COLUMN] * (counts[:, 0] > 0)
+        self.selected.append((level.level, before.selected.shape))
+        filled = before.counts.copy()
+        patches = np.array(self.counts[asking])[:, PATCHES_COLUMN]
+        filled[:, PATCHES_COLUMN] = patches * (before.counts[:, 0] > 0)
         return np.full((self.batch, level.capacity, 2), int(asking[1]), dtype=np.int64), filled
 
     def inputs_of(self, name: str) -> Arrays:

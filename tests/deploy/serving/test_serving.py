@@ -245,7 +245,7 @@ def test_a_body_that_never_comes(detector: GatedDetector) -> None:
 
 def test_concurrency_is_bounded(detector: GatedDetector) -> None:
     detector.gate.clear()
-    with serving(detector, concurrency=2, queue=1) as server:
+    with serving(detector, requests=2, queue=1) as server:
         threads, results = in_threads(3, lambda: server.detect(IMAGE)[0])
         until(lambda: server.ask("GET", "/health")[1]["requests"] == 3 and detector.running == 2)
         status, answer, headers = server.ask("POST", "/detect", IMAGE)
@@ -309,7 +309,7 @@ def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
         ([], "BUNDLE"),
         (["BUNDLE", "--port", "70000"], "--port is 70000"),
         (["BUNDLE", "--host", "no such host"], "could not listen on no such host"),
-        (["BUNDLE", "--concurrency", "0"], "--concurrency is 0"),
+        (["BUNDLE", "--requests", "0"], "--requests is 0"),
         (["BUNDLE", "--queue", "-1"], "--queue is -1"),
         (["BUNDLE", "--max-megabytes", "0"], "--max-megabytes is 0"),
         (["BUNDLE", "--max-megabytes", "nan"], "--max-megabytes is nan"),
@@ -337,7 +337,7 @@ def test_bad_usage_is_one_sentence(
 
 @pytest.mark.parametrize(
     ("arguments", "loop", "requests"),
-    [([], "auto", 1), (["--loop", "host", "--concurrency", "3"], "host", 3)],
+    [([], "auto", 1), (["--loop", "host", "--requests", "3"], "host", 3)],
 )
 def test_what_the_detector_is_loaded_with(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], loop: str, requests: int

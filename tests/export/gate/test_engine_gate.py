@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, TensorSpec
+from asag_deploy.cuda.driver import Gpu
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
-from asag_deploy.engines.targets import Gpu
 from asag_deploy.errors import EngineUnfitError
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.bundle_export import export_bundle

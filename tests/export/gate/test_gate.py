@@ -19,6 +19,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
 from asag_deploy.errors import BackendError
+from asag_deploy.loop.stages import LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 from asag_export.gate import gate
 from asag_export.gate.checks import BATCH_OF_ONE, IDENTICAL_ROWS, OTHER_SHAPES
@@ -79,9 +80,9 @@ class Tampered(TorchNetwork):
         return tampered
 
     def select(
-        self, probing: Probing, level: ProbeLevel, *given: torch.Tensor
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        origins, counts = super().select(probing, level, *given)
+        origins, counts = super().select(probing, level, before, image_size)
         outputs = {"origins": origins, "counts": counts}
         if self.where[0] == f"select_{level.level.lower()}":
             outputs[self.where[1]] = self.change(outputs[self.where[1]].contiguous().clone())

@@ -15,6 +15,7 @@ from asag_training.losses.network_output import Denoising, NetworkOutput
 from asag_training.network.model import HeadOutput
 from support.loss_samples import (
     KINDS,
+    PATCH_SIZE,
     SUFFIXES,
     losses_of,
     network_output,
@@ -204,7 +205,7 @@ def test_ranks_share_the_number_of_objects(monkeypatch: pytest.MonkeyPatch) -> N
     together = losses_of(output, several())
     for name in alone:
         torch.testing.assert_close(together[name], alone[name] * 4 / 6)
-    own = Criterion(LossConfig())(output, several(), training=False)
+    own = Criterion(LossConfig(), PATCH_SIZE)(output, several(), training=False)
     torch.testing.assert_close(own.total, alone.total)
 
 
@@ -222,7 +223,6 @@ def test_area_weight_can_be_turned_off() -> None:
         {"gamma1": -0.1},
         {"area_weight": 0.5},
         {"ignore_iou": 0.0},
-        {"patch_size": 0},
         {"patch_images": 0.0},
     ],
 )

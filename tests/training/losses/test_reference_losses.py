@@ -10,7 +10,7 @@ import torch
 from asag_training.losses import Criterion, LossConfig, Losses
 from asag_training.losses.network_output import Targets
 from asag_training.network.model import build
-from asag_training.run.training_pass import run_network
+from asag_training.run.training_pass import training_pass
 from reference_cases import NAMES, ReferenceCase, load_case
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def losses(case: ReferenceCase) -> Losses:
     ]
     model = build(case.config, case.state())
     with torch.no_grad():
-        output = run_network(
+        output = training_pass(
             model,
             torch.from_numpy(case.images()),
             torch.from_numpy(case.sizes),
@@ -47,7 +47,7 @@ def losses(case: ReferenceCase) -> Losses:
             generator=None,
             levels=case.levels,
         )
-    return Criterion(LossConfig())(output, targets, training=False)
+    return Criterion(LossConfig(), model.config.patch_size)(output, targets, training=False)
 
 
 def recorded(case: ReferenceCase, kind: str) -> dict[str, float]:

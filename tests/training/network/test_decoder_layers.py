@@ -16,7 +16,7 @@ from asag_training.losses import Criterion, LossConfig
 from asag_training.network.config import MAIN_HEAD, VARIANTS
 from asag_training.network.model import Asag, HeadOutput, build
 from asag_training.network.relation_block import Proposals
-from asag_training.run.training_pass import run_network
+from asag_training.run.training_pass import training_pass
 from asag_training.settings import TrainingSettings
 from support.loss_samples import objects
 from support.small_network import small_checkpoint, small_config
@@ -88,7 +88,7 @@ def test_content_but_no_box_carries_gradients_from_layer_to_layer(variant: str) 
 def test_every_layer_is_trained(variant: str) -> None:
     model = network(variant).requires_grad_(True)
     targets = [objects((0.4, 0.4, 0.3, 0.3), labels=[1]), objects((0.6, 0.6, 0.2, 0.4), labels=[2])]
-    output = run_network(
+    output = training_pass(
         model,
         torch.randn(2, 3, 96, 128),
         SIZE,
@@ -98,7 +98,7 @@ def test_every_layer_is_trained(variant: str) -> None:
         generator=torch.Generator().manual_seed(0),
     )
     assert list(output.heads) == ["aux_0_layer_0", "aux_0", "main_layer_0", "main"]
-    losses = Criterion(LossConfig())(output, targets)
+    losses = Criterion(LossConfig(), model.config.patch_size)(output, targets)
     for suffix in ("", "_layer_0", "_0", "_0_layer_0", "_rpn"):
         for kind in ("loss_ce", "loss_bbox", "loss_giou"):
             assert losses.weights[f"{kind}{suffix}"] == losses.weights[kind]

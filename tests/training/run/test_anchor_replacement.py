@@ -12,12 +12,9 @@ from torch import Tensor
 
 from asag_deploy.loop.probing import Probed, detect, passed_on
 from asag_deploy.loop.stopping import StopRule
-from asag_training.losses.network_output import Targets
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import TorchNetwork
-from asag_training.run.training_pass import run_network
-from asag_training.settings import TrainingSettings
 from support.small_network import small_checkpoint
 
 SIZE = torch.tensor([[320, 384], [256, 300]])
@@ -79,24 +76,6 @@ def test_the_decoder_asks_for_nothing_it_does_not_need() -> None:
     decoder = build_stages(model, probing_plan(model.config))[-1]
     assert not {"selected_p5", "selected_p4", "probed"} & set(decoder.inputs)
     assert {"anchors_p5", "anchors_p4", "anchors_p3"} <= set(decoder.inputs)
-
-
-@pytest.mark.parametrize("replace", [True, False])
-def test_training_sends_on_what_inference_does(image: Tensor, replace: bool) -> None:
-    model = network(replace=replace)
-    targets = [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
-    output = run_network(
-        model,
-        image,
-        SIZE,
-        targets=targets,
-        settings=TrainingSettings(denoising_queries=0),
-        epoch=1,
-        generator=torch.Generator().manual_seed(0),
-    )
-    inferred = infer(model, image).outputs
-    assert output.valid.sum(dim=1).tolist() == inferred["anchor_count"].tolist()
-    torch.testing.assert_close(output.anchors, inferred["anchors"], atol=1e-3, rtol=1e-5)
 
 
 def test_it_is_a_setting_of_the_network() -> None:

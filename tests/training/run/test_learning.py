@@ -16,7 +16,7 @@ from asag_training.checkpoints import load_checkpoint
 from asag_training.evaluation.predictor import load_predictor
 from asag_training.losses import Criterion, LossConfig
 from asag_training.run.trainer import LAST, Trainer
-from asag_training.run.training_pass import run_network
+from asag_training.run.training_pass import training_pass
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 
 RECIPE = tiny_recipe(
@@ -58,7 +58,7 @@ def measure(trainer: Trainer, data: Path) -> Measured:
     dataset = CocoDataset.open(data, "val2017", categories=trainer.categories)
     batch = next(make_loader(data, RECIPE, seed=5).epoch(0))
     with torch.no_grad():
-        output = run_network(
+        output = training_pass(
             trainer.model,
             batch.image,
             batch.image_size,
@@ -67,8 +67,10 @@ def measure(trainer: Trainer, data: Path) -> Measured:
             epoch=1,
             generator=torch.Generator().manual_seed(0),
         )
-        plain = Criterion(LossConfig(query_weighting=False, patch_images=2))(output, batch.targets)
-        minimised = Criterion(RECIPE.loss)(output, batch.targets)
+        patch_size = RECIPE.network.patch_size
+        unweighted = LossConfig(query_weighting=False, patch_images=2)
+        plain = Criterion(unweighted, patch_size)(output, batch.targets)
+        minimised = Criterion(RECIPE.loss, patch_size)(output, batch.targets)
     weighted = sum(minimised.weights[name] * float(value) for name, value in minimised.items())
     assert float(minimised.total) == pytest.approx(weighted, rel=1e-4)
     parts = {name: float(value) for name, value in plain.items()}

@@ -7,8 +7,9 @@ import torch
 
 from asag_deploy.errors import ConfigError
 from asag_training.network.model import Asag
-from asag_training.run.lr_schedule import SCHEDULES, Schedule, drop_factor, warmup_factor
+from asag_training.recipes import SCHEDULES
 from asag_training.run.optimizer import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
+from asag_training.settings import Optimisation, Schedule
 from support.small_network import small_config
 
 
@@ -27,7 +28,7 @@ def model(names: dict[int, str]) -> Asag:
 
 
 def test_the_backbone_learns_ten_times_slower(model: Asag, names: dict[int, str]) -> None:
-    optimizer = build_optimizer(model)
+    optimizer = build_optimizer(model, Optimisation())
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates["backbone.0.body.layer4.0.conv1.weight"] == pytest.approx(2e-5)
     assert rates["neck.inner_blocks.0.0.weight"] == pytest.approx(2e-4)
@@ -36,7 +37,7 @@ def test_the_backbone_learns_ten_times_slower(model: Asag, names: dict[int, str]
 
 
 def test_the_stem_and_the_first_stage_do_not_train(model: Asag, names: dict[int, str]) -> None:
-    optimizer = build_optimizer(model)
+    optimizer = build_optimizer(model, Optimisation())
     trained = {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
     frozen = set(names.values()) - trained
     assert frozen == {
@@ -49,7 +50,7 @@ def test_the_stem_and_the_first_stage_do_not_train(model: Asag, names: dict[int,
 
 
 def test_from_random_weights_all_of_the_backbone_can_train(model: Asag, names: dict[int, str]) -> None:
-    optimizer = build_optimizer(model, freeze_stem=False)
+    optimizer = build_optimizer(model, Optimisation(freeze_stem=False))
     trained = {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
     assert trained == set(names.values())
 
@@ -57,21 +58,21 @@ def test_from_random_weights_all_of_the_backbone_can_train(model: Asag, names: d
 def test_a_group_without_parameters_is_left_out(model: Asag) -> None:
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
-    (group,) = parameter_groups(model, lr=1.0)
+    (group,) = parameter_groups(model, lr=1.0, backbone_factor=0.1)
     assert group["name"] == "network"
 
 
 def test_the_rate_keeps_the_proportion_of_the_groups(model: Asag) -> None:
-    optimizer = build_optimizer(model, lr=1e-3, backbone_factor=0.5)
+    optimizer = build_optimizer(model, Optimisation(lr=1e-3, backbone_factor=0.5))
     assert set_learning_rate(optimizer, 0.1) == pytest.approx({"network": 1e-4, "backbone": 5e-5})
     assert set_learning_rate(optimizer, 1.0) == pytest.approx({"network": 1e-3, "backbone": 5e-4})
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 5e-4])
 
 
 def test_base_rates_survive_saving(model: Asag) -> None:
-    optimizer = build_optimizer(model)
+    optimizer = build_optimizer(model, Optimisation())
     set_learning_rate(optimizer, 0.01)
-    resumed = build_optimizer(model, lr=1.0)
+    resumed = build_optimizer(model, Optimisation(lr=1.0))
     resumed.load_state_dict(optimizer.state_dict())
     assert set_learning_rate(resumed, 1.0) == pytest.approx({"network": 2e-4, "backbone": 2e-5})
 
@@ -79,7 +80,7 @@ def test_base_rates_survive_saving(model: Asag) -> None:
 def test_gradients_are_clipped_together() -> None:
     a, b = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
-    assert clip_gradients([a, b]).item() == pytest.approx(5.0)
+    assert clip_gradients([a, b], 0.1).item() == pytest.approx(5.0)
     assert a.grad.item() == pytest.approx(0.06, rel=1e-4)
     assert b.grad.item() == pytest.approx(0.08, rel=1e-4)
 
@@ -87,20 +88,22 @@ def test_gradients_are_clipped_together() -> None:
 def test_small_gradients_are_left_alone() -> None:
     a = torch.nn.Parameter(torch.zeros(1))
     a.grad = torch.tensor([0.05])
-    clip_gradients([a])
+    clip_gradients([a], 0.1)
     assert a.grad.item() == pytest.approx(0.05)
 
 
 def test_warm_up_is_a_straight_line_from_a_third() -> None:
-    assert warmup_factor(0, 500, 1 / 3) == pytest.approx(1 / 3)
-    assert warmup_factor(250, 500, 1 / 3) == pytest.approx(2 / 3)
-    assert warmup_factor(499, 500, 1 / 3) < 1
-    assert warmup_factor(500, 500, 1 / 3) == warmup_factor(10_000, 500, 1 / 3) == 1
-    assert warmup_factor(0, 0, 1 / 3) == 1
+    schedule = Schedule(epochs=12)
+    assert schedule.factor(0, 0) == pytest.approx(1 / 3)
+    assert schedule.factor(0, 250) == pytest.approx(2 / 3)
+    assert schedule.factor(0, 499) < 1
+    assert schedule.factor(0, 500) == schedule.factor(0, 10_000) == 1
+    assert Schedule(epochs=12, warmup_steps=0).factor(0, 0) == 1
 
 
 def test_every_drop_that_is_reached_counts() -> None:
-    assert [drop_factor(epoch, (8, 11), 0.1) for epoch in (0, 7, 8, 10, 11)] == pytest.approx(
+    schedule = Schedule(epochs=12, drops=(8, 11))
+    assert [schedule.factor(epoch, 10_000) for epoch in (0, 7, 8, 10, 11)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01]
     )
 

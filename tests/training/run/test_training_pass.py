@@ -18,7 +18,7 @@ from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import TorchNetwork
 from asag_training.run.patch_selection import P6_FLIPS
-from asag_training.run.training_pass import run_network
+from asag_training.run.training_pass import training_pass
 from asag_training.settings import TrainingSettings
 from support.small_network import small_checkpoint
 
@@ -69,17 +69,24 @@ def train(
     settings: TrainingSettings = PLAIN,
     epoch: int = 1,
     seed: int = 0,
+    levels: str = "p3-p6",
 ) -> NetworkOutput:
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        return run_network(
-            model, image, SIZE, targets=targets, settings=settings, epoch=epoch, generator=generator
+        return training_pass(
+            model,
+            image,
+            SIZE,
+            targets=targets,
+            settings=settings,
+            epoch=epoch,
+            generator=torch.Generator().manual_seed(seed),
+            levels=levels,
         )
 
 
 def evaluate(model: Asag, image: Tensor, levels: str = "p3-p6") -> NetworkOutput:
     with torch.no_grad():
-        return run_network(model, image, SIZE, settings=None, epoch=0, generator=None, levels=levels)
+        return training_pass(model, image, SIZE, settings=None, epoch=0, generator=None, levels=levels)
 
 
 def infer(model: Asag, image: Tensor, head: str = MAIN_HEAD, levels: str = "p3-p6") -> Probed:
@@ -139,21 +146,28 @@ def test_training_probes_every_level_of_every_image(image: Tensor, targets: list
         assert levels[name].raw.shape[:2] == levels[name].real.shape == (2, 4)
 
 
-def test_patches_that_fill_up_change_nothing_that_is_sent_on(
-    model: Asag, image: Tensor, targets: list[Targets]
+@pytest.mark.parametrize("levels", ["p3-p6", "p4-p6", "p5-p6"])
+@pytest.mark.parametrize("replace", [True, False])
+@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-300"])
+def test_training_sends_on_what_inference_does(
+    variant: str, replace: bool, levels: str, image: Tensor, targets: list[Targets]
 ) -> None:
+    network = small_model(variant, anchor_floor=5, replace_anchors=replace)
+    inferred = infer(network, image, levels=levels)
     # Anchors that the spare patches predict would pass and probe deeper, were they let.
     more = TrainingSettings(denoising_queries=0, min_patches=9)
-    inferred, trained = evaluate(model, image), train(model, image, targets, more)
-    torch.testing.assert_close(inferred.anchors, trained.anchors, atol=1e-3, rtol=1e-5)
-    assert torch.equal(inferred.valid, trained.valid)
-    for name in ("P4", "P3"):
-        generated, filled = by_level(inferred)[name], by_level(trained)[name]
-        for i, count in enumerate(generated.real.sum(dim=1).tolist()):
+    trained = train(network, image, targets, more, levels=levels)
+    assert trained.valid.sum(dim=1).tolist() == inferred.outputs["anchor_count"].tolist()
+    torch.testing.assert_close(trained.anchors, inferred.outputs["anchors"], atol=1e-3, rtol=1e-5)
+    assert [level.level for level in trained.levels] == ["P6", *(run.level for run in inferred.levels)]
+    for filled, run in zip(trained.levels[2:], inferred.levels[1:], strict=True):
+        assert run.patches.any()
+        for i, count in enumerate(run.patches.tolist()):
             assert filled.real[i].sum() == max(count, 9)
-            assert torch.equal(origins(generated)[i, :count], origins(filled)[i, :count])
-    counts = [by_level(output)["P3"].real.sum(dim=1) for output in (inferred, trained)]
-    assert (counts[1] > counts[0]).any()
+            assert run.origins is not None
+            assert torch.equal(run.origins[i, :count], origins(filled)[i, :count])
+    if levels == "p3-p6":
+        assert min(run.patches.min() for run in inferred.levels[1:]) < 9
 
 
 def test_ground_truth_patches_hold_the_small_objects(image: Tensor, targets: list[Targets]) -> None:
@@ -271,7 +285,7 @@ def test_gradients_reach_every_parameter(
     variant: str, epoch: int, image: Tensor, targets: list[Targets]
 ) -> None:
     network = small_model(variant)
-    output = run_network(
+    output = training_pass(
         network,
         image,
         SIZE,
@@ -303,7 +317,7 @@ def test_backbone_and_neck_can_compute_in_half_precision(
     model: Asag, image: Tensor, targets: list[Targets]
 ) -> None:
     with torch.no_grad():
-        output = run_network(
+        output = training_pass(
             model,
             image,
             SIZE,
@@ -320,7 +334,7 @@ def test_backbone_and_neck_can_compute_in_half_precision(
     assert math.isfinite(output.heads[MAIN_HEAD].logits.sum().item())
 
 
-@pytest.mark.parametrize("given", [None, []])
-def test_training_without_targets_is_refused(model: Asag, image: Tensor, given: list[Targets] | None) -> None:
-    with pytest.raises(ConfigError, match="targets of all 2 images"):
-        run_network(model, image, SIZE, targets=given, settings=PLAIN, epoch=0, generator=None)
+def test_training_without_targets_is_refused(model: Asag, image: Tensor, targets: list[Targets]) -> None:
+    for given in ([], targets[:1]):
+        with pytest.raises(ConfigError, match="targets of all 2 images"):
+            training_pass(model, image, SIZE, targets=given, settings=PLAIN, epoch=0, generator=None)

@@ -1,6 +1,6 @@
 """What training minimises (design: paper sections 4.2 and 4.3, appendix A).
 
-    criterion = Criterion(LossConfig())
+    criterion = Criterion(LossConfig(), network.patch_size)
     losses = criterion(output, targets)
     losses.total.backward()
 

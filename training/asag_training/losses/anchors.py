@@ -44,11 +44,14 @@ class AnchorLosses(NamedTuple):
 
 
 def gather_patches(
-    levels: Sequence[LevelOutput], targets: PaddedTargets, image_size: Tensor, config: LossConfig
+    levels: Sequence[LevelOutput],
+    targets: PaddedTargets,
+    image_size: Tensor,
+    patch_size: int,
+    area_weight: float,
 ) -> Patches:
     """The patches of `levels`, of which there must be one or more, side by side."""
-    size, most = config.patch_size, config.area_weight
-    found = [patch_targets(level, targets, image_size, size, most) for level in levels]
+    found = [patch_targets(level, targets, image_size, patch_size, area_weight) for level in levels]
     return Patches(
         raw=torch.cat([level.raw.float() for level in levels], dim=1),
         real=torch.cat([level.real for level in levels], dim=1),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
-from asag_deploy.errors import ConfigError
 from asag_training.losses.matching import MatchingCosts
+from asag_training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Settings):
     """Everything that decides what training minimises (ConfigError for values that make no sense)."""
 
+    of = "loss"
     ce: float = 2.0
     """Weight of the classification losses of relation block, decoders and denoising."""
     l1: float = 5.0
@@ -38,30 +38,13 @@ class LossConfig:
     """What the smallest objects count for, the largest counting 1; the reverse on P6.  1 turns it off."""
     ignore_iou: float = 0.5
     """Unmatched anchors that overlap an object this much are not taught to score low."""
-    patch_size: int = 15
-    """Side of a patch in feature cells: the network's `patch_size`."""
     patch_images: float | None = None
     """The losses of P4 and P3 are multiplied by 4 / (patches per image x this); None: by the images of one
     rank's batch, as published.  A number makes them independent of how images are spread over ranks."""
 
     def __post_init__(self) -> None:
         for name in ("ce", "l1", "giou", "anchor_ce", "anchor_l1", "anchor_giou", "gamma1", "gamma2"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
-        self._require(self.area_weight >= 1, "area_weight", "1 or more")
-        self._require(0 < self.ignore_iou <= 1, "ignore_iou", "above 0, at most 1")
-        self._require(self.patch_size >= 1, "patch_size", "at least 1")
-        self._require(self.patch_images is None or self.patch_images > 0, "patch_images", "above 0, or None")
-
-    def _require(self, condition: bool, name: str, expected: str) -> None:
-        if not condition:
-            value = getattr(self, name)
-            raise ConfigError(f"loss setting {name} {value} is not possible: expected {expected}")
-
-    def with_changes(self, **changes: object) -> LossConfig:
-        """A copy with some values replaced (ConfigError for an unknown name or a bad value)."""
-        known = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                settings = ", ".join(sorted(known))
-                raise ConfigError(f"unknown loss setting '{name}'; the settings are {settings}")
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+            self._require(getattr(self, name) >= 0, "0 or more", name)
+        self._require(self.area_weight >= 1, "1 or more", "area_weight")
+        self._require(0 < self.ignore_iou <= 1, "above 0, at most 1", "ignore_iou")
+        self._require(self.patch_images is None or self.patch_images > 0, "above 0, or None", "patch_images")

@@ -43,8 +43,9 @@ class _Sizes(NamedTuple):
 class Criterion:
     """Matches predictions with objects and weighs how far they are from them."""
 
-    def __init__(self, config: LossConfig) -> None:
-        self.config = config
+    def __init__(self, config: LossConfig, patch_size: int) -> None:
+        """patch_size: side of a patch in feature cells, as the network's settings have it."""
+        self.config, self.patch_size = config, patch_size
 
     def __call__(self, output: NetworkOutput, targets: Sequence[Targets], training: bool = True) -> Losses:
         """The losses of a batch; one copy from the device to the host.
@@ -84,11 +85,8 @@ class Criterion:
         """The patches of the first level, and those of the probed ones if any was run."""
         first = [level for level in output.levels if level.level in _FIRST_LEVEL]
         probed = [level for level in output.levels if level.level not in _FIRST_LEVEL]
-        image_size = output.image_size.to(found.boxes.device)
-        return (
-            gather_patches(first, found, image_size, self.config),
-            gather_patches(probed, found, image_size, self.config) if probed else None,
-        )
+        given = (found, output.image_size.to(found.boxes.device), self.patch_size, self.config.area_weight)
+        return gather_patches(first, *given), gather_patches(probed, *given) if probed else None
 
     def _query_parts(
         self, heads: list[str], losses: QueryLosses, divisor: Tensor, prefix: str

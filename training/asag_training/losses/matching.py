@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
-from asag_deploy.errors import ConfigError
 from asag_training.losses.overlap import pairwise_overlap
 from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.settings import Settings
 
 NO_MATCH = -1
 _ALPHA = 0.25
@@ -28,17 +28,18 @@ _WORST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingCosts:
+class MatchingCosts(Settings):
     """Weights of the parts of the cost (ConfigError for a negative one, or when all are 0)."""
 
+    of = "matching"
     classes: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
 
     def __post_init__(self) -> None:
         parts = (self.classes, self.l1, self.giou)
-        if min(parts) < 0 or max(parts) == 0:
-            raise ConfigError(f"matching costs {parts} are not possible: expected none below 0 and one above")
+        possible = min(parts) >= 0 and max(parts) > 0
+        self._require(possible, "none below 0 and one above", "classes", "l1", "giou")
 
 
 @torch.no_grad()

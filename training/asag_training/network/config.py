@@ -5,11 +5,11 @@ Names follow the paper; where the official checkpoints use another word for the 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from asag_deploy.errors import ConfigError
+from asag_training.settings import Settings
 
 DecoderType = Literal["adamixer", "sparse-rcnn"]
 Activation = Literal["gelu", "relu", "silu"]
@@ -45,12 +45,13 @@ _LIMITS = ("max_patches", "max_detections")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AsagConfig:
+class AsagConfig(Settings):
     """Everything that decides the network's shape and what its inference computes.
 
     Raises ConfigError when a value makes no sense.
     """
 
+    of = "network"
     variant: str
     """The name it is exported under."""
     decoder: DecoderType = "adamixer"
@@ -114,35 +115,26 @@ class AsagConfig:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            _require(value in choices, f"{name} {value!r}", f"one of {', '.join(map(repr, choices))}")
+            self._require(getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}", name)
         for name in _COUNTS:
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} {value}", "at least 1")
+            self._require(getattr(self, name) >= 1, "at least 1", name)
         for name in _LIMITS:
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} {value}", "at least 1, or None")
+            self._require(value is None or value >= 1, "at least 1, or None", name)
         for divisor in ("attention_heads", "groups"):
             number = getattr(self, divisor)
-            wanted = f"a multiple of {divisor} ({number})"
-            _require(self.hidden_dim % number == 0, f"hidden_dim {self.hidden_dim}", wanted)
-        _require(self.hidden_dim % 8 == 0, f"hidden_dim {self.hidden_dim}", "a multiple of 8")
+            self._require(self.hidden_dim % number == 0, f"a multiple of {divisor} ({number})", "hidden_dim")
+        self._require(self.hidden_dim % 8 == 0, "a multiple of 8", "hidden_dim")
         for name in ("score_pass", "patch_nms_iou"):
-            value = getattr(self, name)
-            _require(0 < value < 1, f"{name} {value}", "between 0 and 1")
+            self._require(0 < getattr(self, name) < 1, "between 0 and 1", name)
         iou = self.detection_nms_iou
-        _require(iou is None or 0 < iou <= 1, f"detection_nms_iou {iou}", "over 0 and at most 1, or None")
-        _require(self.min_anchor_side >= 0, f"min_anchor_side {self.min_anchor_side}", "at least 0")
-        self._check_order()
-
-    def _check_order(self) -> None:
-        low, high = self.score_low, self.score_high
-        wanted = "0 <= score_low < score_high <= 1"
-        _require(0 <= low < high <= 1, f"score_low {low} and score_high {high}", wanted)
-        floor, cap = self.anchor_floor, self.anchor_cap
-        _require(floor <= cap, f"anchor_floor {floor} and anchor_cap {cap}", "anchor_floor <= anchor_cap")
-        most = 5 * self.first_level_anchors
-        _require(floor <= most, f"anchor_floor {floor}", f"at most the first level's {most} anchors")
+        self._require(iou is None or 0 < iou <= 1, "over 0 and at most 1, or None", "detection_nms_iou")
+        self._require(self.min_anchor_side >= 0, "at least 0", "min_anchor_side")
+        rising = 0 <= self.score_low < self.score_high <= 1
+        self._require(rising, "0 <= score_low < score_high <= 1", "score_low", "score_high")
+        floor, most = self.anchor_floor, 5 * self.first_level_anchors
+        self._require(floor <= self.anchor_cap, "anchor_floor <= anchor_cap", "anchor_floor", "anchor_cap")
+        self._require(floor <= most, f"at most the first level's {most} anchors", "anchor_floor")
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -157,25 +149,6 @@ class AsagConfig:
     def detection_limit(self) -> int:
         """The most detections of an image."""
         return self.max_detections or self.anchor_cap * self.num_classes
-
-    def with_changes(self, **changes: Any) -> AsagConfig:
-        """A copy with some values replaced (ConfigError for an unknown name or a bad value)."""
-        known = {f.name for f in dataclasses.fields(self)}
-        for name in changes:
-            if name not in known:
-                raise ConfigError(
-                    f"unknown network setting '{name}'; the settings are {', '.join(sorted(known))}"
-                )
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return dataclasses.asdict(self)
-
-
-def _require(condition: bool, what: str, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"network setting {what} is not possible: expected {expected}")
 
 
 def asag_100(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:

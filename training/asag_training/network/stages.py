@@ -6,7 +6,6 @@ their order.  Nothing in them has a shape that depends on values, so every one b
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, Preprocessing, ProbeLevel, Probing
-from asag_deploy.loop.stages import PATCHES_COLUMN
+from asag_deploy.loop.stages import PATCHES_COLUMN, LevelOutputs
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.network.model import Asag
@@ -214,16 +213,13 @@ class TorchNetwork(Network):
     Evaluation runs it, and the exporter's parity gate compares other networks with it.
     """
 
-    gradients = False
-    """Whether stages keep what gradients take."""
-
     def __init__(self, stages: Sequence[StageModule], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.modules = {stage.name: stage for stage in stages}
 
     def stage(self, name: str) -> _TorchStage:
         """The stage called `name` (KeyError if there is none)."""
-        return _TorchStage(self.modules[name], self.gradients)
+        return _TorchStage(self.modules[name])
 
     def upload(self, array: NDArray[Any]) -> Tensor:
         """A host array as a tensor on the network's device."""
@@ -234,18 +230,12 @@ class TorchNetwork(Network):
         return array.detach().cpu().numpy()
 
     def select(
-        self,
-        probing: Probing,
-        level: ProbeLevel,
-        anchors: Tensor,
-        selected: Tensor,
-        counts: Tensor,
-        image_size: Tensor,
+        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Patch NMS in PyTorch: what every other network is compared with."""
         origins, patches = patch_nms(
-            anchors,
-            selected,
+            before.anchors,
+            before.selected,
             image_size,
             level.stride,
             probing.patch_size,
@@ -253,17 +243,16 @@ class TorchNetwork(Network):
             level.capacity,
             probing.max_candidates,
         )
-        filled = counts.clone()
+        filled = before.counts.clone()
         filled[:, PATCHES_COLUMN] = patches
         return origins, filled
 
 
 class _TorchStage:
-    def __init__(self, module: StageModule, gradients: bool) -> None:
-        self.module, self.gradients = module, gradients
+    def __init__(self, module: StageModule) -> None:
+        self.module = module
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ordered = [inputs[name] for name in self.module.inputs]
-        # Where they are kept, it is for the caller to say in each pass whether they are needed.
-        with contextlib.nullcontext() if self.gradients else torch.no_grad():
+        with torch.no_grad():
             return dict(zip(self.module.outputs, self.module(*ordered), strict=True))

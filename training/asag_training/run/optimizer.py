@@ -9,19 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from asag_training.network.model import Asag
-
-LEARNING_RATE = 2e-4
-BACKBONE_FACTOR = 0.1
-WEIGHT_DECAY = 1e-4
-MAX_GRADIENT_NORM = 0.1
+from asag_training.settings import Optimisation
 
 _BACKBONE = "backbone."
 
 
-def parameter_groups(
-    model: nn.Module, lr: float = LEARNING_RATE, backbone_factor: float = BACKBONE_FACTOR
-) -> list[dict[str, Any]]:
-    """The trainable parameters, in the order of their names: the backbone's apart, at a lower rate.
+def parameter_groups(model: nn.Module, lr: float, backbone_factor: float) -> list[dict[str, Any]]:
+    """Return the trainable parameters, in the order of their names: the backbone's apart, at a lower rate.
 
     Each group has a `name`, its `params`, and its `base_lr`, which a schedule multiplies.
     """
@@ -36,23 +30,16 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(
-    model: Asag,
-    *,
-    lr: float = LEARNING_RATE,
-    backbone_factor: float = BACKBONE_FACTOR,
-    weight_decay: float = WEIGHT_DECAY,
-    freeze_stem: bool = True,
-) -> torch.optim.AdamW:
-    """AdamW over what is to be trained.
+def build_optimizer(model: Asag, settings: Optimisation) -> torch.optim.AdamW:
+    """Build AdamW over what is to be trained.
 
-    `freeze_stem` stops the backbone's stem and first stage from training, as the published recipe does with
-    a pre-trained backbone; a backbone that starts from random weights needs them.
+    `settings.freeze_stem` stops the backbone's stem and first stage from training, as the published recipe
+    does with a pre-trained backbone; a backbone that starts from random weights needs them.
     """
-    if freeze_stem:
+    if settings.freeze_stem:
         model.backbone[0].body.freeze_stem()  # type: ignore[union-attr, operator]
-    groups = parameter_groups(model, lr, backbone_factor)
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    groups = parameter_groups(model, settings.lr, settings.backbone_factor)
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
@@ -62,6 +49,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> dict[s
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float = MAX_GRADIENT_NORM) -> Tensor:
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients together so that their norm is at most `max_norm`; returns the norm before."""
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

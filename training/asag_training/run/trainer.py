@@ -32,7 +32,7 @@ from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
 from asag_training.run.identity import default_settings, differences, flat
 from asag_training.run.interruption import Interruption
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
-from asag_training.run.training_pass import run_network
+from asag_training.run.training_pass import training_pass
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 BAD_BATCH = "bad-batch.pt"
@@ -77,13 +77,7 @@ class Trainer:
         self.interruption = interruption or Interruption()
         self.model = model.to(self.process.device).train()
         o = recipe.optimisation
-        self.optimizer = build_optimizer(
-            self.model,
-            lr=o.lr,
-            backbone_factor=o.backbone_factor,
-            weight_decay=o.weight_decay,
-            freeze_stem=o.freeze_stem,
-        )
+        self.optimizer = build_optimizer(self.model, o)
         if o.batch_statistics:
             model.backbone[0].body.learn_statistics()  # type: ignore[union-attr, operator]
         self.scaling = GradientScaling(self.process.device, o.compute)
@@ -303,7 +297,7 @@ class _Step(nn.Module):
     def __init__(self, model: Asag, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.criterion = Criterion(recipe.loss)
+        self.criterion = Criterion(recipe.loss, recipe.network.patch_size)
 
     def forward(
         self, batch: Batch, epoch: int, generator: torch.Generator, clock: _Clock
@@ -311,7 +305,7 @@ class _Step(nn.Module):
         """The total, which DistributedDataParallel follows back to the parameters, and all the parts."""
         hook = self.model.rpn.register_forward_pre_hook(_check_anchors)
         try:
-            output = run_network(
+            output = training_pass(
                 self.model,
                 batch.image,
                 batch.image_size,

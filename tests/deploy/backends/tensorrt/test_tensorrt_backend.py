@@ -20,6 +20,8 @@ from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.loop.probing import FEATURES
+from asag_deploy.loop.stages import LevelOutputs
+from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import MOST_IMAGES, install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
@@ -180,7 +182,7 @@ def test_more_sizes_than_contexts(cuda: FakeCuda, network: EngineNetwork) -> Non
 def test_what_cannot_be_captured_is_run_as_it_is(
     cuda: FakeCuda, network: EngineNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fake_tensorrt.IExecutionContext.is_stream_capturable", lambda *_: False)
+    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "is_stream_capturable", lambda *_: False)
     assert [counts(network, 3) for _ in range(5)] == [[3, 0, 20, 17]] * 5
     assert cuda.launches == 0
 
@@ -236,7 +238,7 @@ def test_shapes_that_the_library_refuses(network: EngineNetwork, monkeypatch: py
 
 
 def test_a_run_that_cannot_start(network: EngineNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fake_tensorrt.IExecutionContext.execute_async_v3", lambda *_: False)
+    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "execute_async_v3", lambda *_: False)
     with pytest.raises(BackendError, match=r"failed in the graph 'backbone': it could not be started \(it"):
         counts(network, 1)
 
@@ -278,7 +280,7 @@ def test_arrays_may_outlive_the_network(cuda: FakeCuda, bundle: Bundle, backend:
 def test_an_engine_that_cannot_be_loaded_leaves_nothing(
     cuda: FakeCuda, bundle: Bundle, backend: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fake_tensorrt.Runtime.deserialize_cuda_engine", lambda *_: None)
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", lambda *_: None)
     with pytest.raises(Exception, match=r"could not load '.*normalize\.engine'.*asag-build"):
         open_network(backend, bundle)
     gc.collect()
@@ -295,7 +297,7 @@ def test_rtx_keeps_what_it_has_compiled(
     gc.collect()
     assert len(kept) == len(bundle.manifest.graphs)
     given: list[bytes] = []
-    monkeypatch.setattr("fake_tensorrt.IRuntimeCache.deserialize", lambda _, blob: given.append(blob))
+    monkeypatch.setattr(fake_tensorrt.IRuntimeCache, "deserialize", lambda _, blob: given.append(blob))
     open_network("tensorrt-rtx", bundle)
     assert given == [b"compiled"] * len(kept)
 
@@ -382,12 +384,12 @@ def test_selecting_does_not_write_to_what_is_uploaded_again(
     network = open_network("tensorrt-rtx", bundle)
     probing = bundle.manifest.probing
     anchors = np.array([[[16, 16, 9, 9, 0.5], [48, 48, 9, 9, 0.4]]], dtype=np.float32)
-    given = (anchors, np.ones((1, 2), np.bool_), np.array([[2, 0, 3, 1]]), SIZES)
+    given = LevelOutputs(anchors, np.ones((1, 2), np.bool_), np.array([[2, 0, 3, 1]]))
     for _ in range(2):
-        uploaded = [network.upload(array) for array in given]
-        _, found = network.select(probing, probing.levels[0], *uploaded)
+        uploaded = LevelOutputs(*(network.upload(array) for array in given))
+        _, found = network.select(probing, probing.levels[0], uploaded, network.upload(SIZES))
         counts = network.download(found)
         assert counts[0, 1] > 0
         np.testing.assert_array_equal(np.delete(counts, 1, axis=1), [[2, 3, 1]])
-        np.testing.assert_array_equal(network.download(network.upload(given[2])), given[2])
+        np.testing.assert_array_equal(network.download(network.upload(given.counts)), given.counts)
     network.close()

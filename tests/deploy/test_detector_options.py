@@ -1,0 +1,79 @@
+"""The detector's options on the command line, for every program that loads a detector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asag_deploy.backends import BACKENDS
+from asag_deploy.command_line import OneSentenceParser
+from asag_deploy.detector_options import DetectorOptions, add_detector_options, backends_of, detector_options
+from asag_deploy.errors import ConfigError
+
+
+def parse(*arguments: str, several: bool = False) -> Any:
+    parser = OneSentenceParser(prog="some-program")
+    add_detector_options(parser, several_backends=several)
+    return parser.parse_args(arguments)
+
+
+def test_what_is_asked_for_reaches_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "asag_deploy.detector.Detector.load", lambda *one, **named: given.append((one, named))
+    )
+    arguments = ["--backend", "openvino", "--mode", "fast", "--max-level", "P4", "--deadline-ms", "12.5"]
+    arguments += ["--threads", "3", "--requests", "2", "--loop", "host"]
+    detector_options(parse(*arguments)).load("some/bundle")
+    asked = {
+        "backend": "openvino",
+        "mode": "fast",
+        "max_level": "P4",
+        "deadline_ms": 12.5,
+        "threads": 3,
+        "requests": 2,
+        "loop": "host",
+    }
+    assert given == [(("some/bundle",), asked)]
+
+
+def test_nothing_asked_for_is_the_detectors_own_choice() -> None:
+    assert detector_options(parse()) == DetectorOptions()
+    assert detector_options(parse(several=True)) == DetectorOptions()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--requests", "0"], "--requests is 0; it must be at least 1"),
+        (["--threads", "-1"], "--threads is -1; it must be at least 1"),
+        (["--deadline-ms", "0"], "--deadline-ms is 0; it must be more than 0"),
+        (["--deadline-ms", "nan"], "--deadline-ms is nan"),
+        (["--mode", "slow"], "invalid choice: 'slow'"),
+        (["--max-level", "P7"], "invalid choice: 'P7'"),
+        (["--loop", "gpu"], "invalid choice: 'gpu'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        detector_options(parse(*arguments))
+
+
+def test_several_backends() -> None:
+    parsed = parse(
+        "--backend", "openvino,onnxruntime", "--backend", "openvino", "--threads", "2", several=True
+    )
+    assert backends_of(parsed) == ("openvino", "onnxruntime")
+    assert detector_options(parsed, backend="onnxruntime") == DetectorOptions(
+        backend="onnxruntime", threads=2
+    )
+    assert backends_of(parse(several=True)) == ("onnxruntime",)
+
+
+def test_an_unknown_one_of_several_backends_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown backend 'torch'; the backends are onnxruntime, "
+    ) as caught:
+        backends_of(parse("--backend", "onnxruntime,torch", several=True))
+    assert all(name in str(caught.value) for name in BACKENDS)
