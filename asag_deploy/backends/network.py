@@ -7,14 +7,14 @@ post-processing and the probing loop happen on the host, unless a network on a G
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
-from asag_deploy.errors import ConfigError, Problem
+from asag_deploy.errors import BackendError, ConfigError, Problem
 from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
 from asag_deploy.loop.patch_nms import patch_nms
 from asag_deploy.loop.stages import PATCHES_COLUMN, Array, LevelOutputs, Stage
@@ -151,3 +151,13 @@ class Backend(Protocol):
         Raises BackendError if they cannot be loaded.
         """
         ...
+
+
+def check_inputs(graph: str, wanted: Iterable[str], given: Container[str]) -> None:
+    """Raise BackendError if `given` lacks one of the inputs that a graph declares."""
+    for name in wanted:
+        if name not in given:
+            raise BackendError(
+                f"the graph '{graph}' asks for an input '{name}' that this release does not give; "
+                "export the bundle again with `asag-export` of the same release"
+            )

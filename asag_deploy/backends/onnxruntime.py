@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
-from asag_deploy.backends.network import Network
+from asag_deploy.backends.network import Network, check_inputs
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.loop.stages import Array, Stage
@@ -171,12 +171,7 @@ class _OrtStage:
         """Run the graph on those of `inputs` that it declares; the outputs stay on the device."""
         import onnxruntime
 
-        missing = [name for name in self._inputs if name not in inputs]
-        if missing:
-            raise BackendError(
-                f"the graph '{self._name}' asks for an input '{missing[0]}' that this release does not give; "
-                "export the bundle again with `asag-export` of the same release"
-            )
+        check_inputs(self._name, self._inputs, inputs)
         binding = self._session.io_binding()
         options = onnxruntime.RunOptions()
         options.log_severity_level = _NOTHING  # what goes wrong comes as an exception

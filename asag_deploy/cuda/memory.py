@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.cuda import dlpack
+from asag_deploy.cuda import interchange
 from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
+from asag_deploy.kernels import Buffer
 
 _LEAST_BYTES = 512
 _STEPS_PER_OCTAVE = 8
@@ -153,6 +154,22 @@ class DeviceArray:
         """How many bytes."""
         return self.size * self.dtype.itemsize
 
+    def buffer(
+        self, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None, offset: int = 0
+    ) -> Buffer:
+        """The array as the kernels take it, or a part of it, which begins `offset` bytes from its start.
+
+        (Through `__cuda_array_interface__` it would count as lent to another library, whose streams are
+        unknown.)
+        """
+        return Buffer(
+            pointer=self.pointer + offset,
+            shape=self.shape if shape is None else shape,
+            dtype=self.dtype if dtype is None else dtype,
+            on_device=True,
+            owner=self,
+        )
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         self._share()
@@ -170,10 +187,10 @@ class DeviceArray:
         self._share()
         if stream != _NO_WAITING:
             self._device.let_wait(_LEGACY_STREAM if stream is None else stream)
-        return dlpack.export(self)
+        return interchange.export(self)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (dlpack.CUDA, 0)
+        return (interchange.CUDA, 0)
 
     def _share(self) -> None:
         if isinstance(self.owner, Block):

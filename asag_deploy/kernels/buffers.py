@@ -45,7 +45,7 @@ def buffer_of(array: Any) -> Buffer:
             f"expected a NumPy array or one with __cuda_array_interface__, got {type(array).__name__}"
         )
     dtype, shape = np.dtype(interface["typestr"]), tuple(int(size) for size in interface["shape"])
-    if not _is_contiguous(interface.get("strides"), shape, dtype.itemsize):
+    if not is_contiguous(interface.get("strides"), shape, dtype.itemsize):
         raise ConfigError(f"the GPU array of shape {shape} is not contiguous; pass a contiguous copy")
     return Buffer(pointer=int(interface["data"][0]), shape=shape, dtype=dtype, on_device=True, owner=array)
 
@@ -71,7 +71,11 @@ def expect(name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic
     return buffer
 
 
-def _is_contiguous(strides: Sequence[int] | None, shape: tuple[int, ...], itemsize: int) -> bool:
+def is_contiguous(strides: Sequence[int] | None, shape: tuple[int, ...], itemsize: int = 1) -> bool:
+    """Whether an array has its last dimension fastest and no gaps.
+
+    strides: in elements, or with `itemsize` in bytes; None says that it is contiguous.
+    """
     if strides is None or 0 in shape:
         return True
     expected = itemsize

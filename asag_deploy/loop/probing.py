@@ -13,7 +13,6 @@ run; `asag_deploy.backends.tensorrt.device_loop` has a GPU decide, and holds tha
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
-from asag_deploy.loop.stages import Array, Counts, Ints, LevelOutputs, Stages
+from asag_deploy.loop.stages import FEATURES, Array, Counts, Ints, LevelOutputs, Stages
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.loop.trace import StopReason
-
-FEATURES = ("p2", "p3", "p4", "p5")
+from asag_deploy.timing import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ def detect(
     heights and widths in pixels.  The batch goes on while any of its images has patches; images that have
     stopped get none, so that each is treated as it would be alone.
     """
-    clock = _Stopwatch()
+    clock = Stopwatch()
     size = network.upload(image_size)
     outputs = network.stage("backbone")({"image": image, "image_size": size})
     features = {name: outputs[name] for name in FEATURES}
@@ -245,16 +243,3 @@ def _decoder_anchors(
 def round_up(count: int, bucket: int, most: int) -> int:
     """The multiple of `bucket` that holds `count`, at least one and at most `most`."""
     return min(max(-(-count // bucket), 1) * bucket, most)
-
-
-class _Stopwatch:
-    """Wall times between laps, in milliseconds."""
-
-    def __init__(self) -> None:
-        self.times_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.times_ms[name] = (now - self._last) * 1000
-        self._last = now

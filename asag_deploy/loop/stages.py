@@ -49,6 +49,11 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
 
+FEATURES = ("p2", "p3", "p4", "p5")
+"""The feature maps that `backbone` puts out, the finest first."""
+FEATURE_TENSORS = frozenset({*FEATURES, "feature"})
+"""Every input and output of a stage that is a feature map."""
+
 Array = Any
 """An array on a backend's device; only the backend knows what it is."""
 

@@ -19,12 +19,13 @@ from asag_deploy.cuda import Device, DeviceArray, is_device_array
 from asag_deploy.errors import ImageError
 from asag_deploy.images import reading as images
 from asag_deploy.images.reading import ChannelOrder, ImageLike, check_channel_order
-from asag_deploy.kernels import Buffer, KernelLibrary
+from asag_deploy.kernels import KernelLibrary
 from asag_deploy.loop.stages import Array
 from asag_deploy.processing.canvases import Canvas
-from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, Shape, since
+from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, Shape
 from asag_deploy.processing.postprocess import Found
 from asag_deploy.processing.preprocess import padded_shape, resize, resized_shape
+from asag_deploy.timing import since
 
 _BYTE = np.dtype(np.uint8)
 
@@ -84,14 +85,14 @@ class OnGpu:
             memory = self._device.empty((room.size,), _BYTE)
             kernels.postprocess(
                 self._kernels,
-                _buffer(scores),
-                _buffer(outputs["det_labels"]),
-                _buffer(outputs["det_boxes"]),
-                _buffer(self._device.upload(np.array(shapes, dtype=np.int64))),
-                xyxy=_buffer(memory, *room.parts["xyxy"]),
-                confidence=_buffer(memory, *room.parts["confidence"]),
-                class_id=_buffer(memory, *room.parts["class_id"]),
-                counts=_buffer(memory, *room.parts["counts"]),
+                scores.buffer(),
+                outputs["det_labels"].buffer(),
+                outputs["det_boxes"].buffer(),
+                self._device.upload(np.array(shapes, dtype=np.int64)).buffer(),
+                xyxy=memory.buffer(*room.parts["xyxy"]),
+                confidence=memory.buffer(*room.parts["confidence"]),
+                class_id=memory.buffer(*room.parts["class_id"]),
+                counts=memory.buffer(*room.parts["counts"]),
                 nms_iou=self._manifest.postprocessing.nms_iou,
                 stream=self._device.stream,
             )
@@ -130,8 +131,8 @@ class OnGpu:
         with self._device.lock:
             kernels.preprocess(
                 self._kernels,
-                _buffer(uploaded),
-                _buffer(batch, slot, batch.dtype, number * batch.nbytes // batch.shape[0]),
+                uploaded.buffer(),
+                batch.buffer(slot, batch.dtype, number * batch.nbytes // batch.shape[0]),
                 new_shape=new_shape,
                 mean=spec.mean,
                 deviation=spec.std,
@@ -182,25 +183,6 @@ class _Room:
 
 def _size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return int(np.prod(shape)) * dtype.itemsize
-
-
-def _buffer(
-    array: DeviceArray,
-    shape: tuple[int, ...] | None = None,
-    dtype: np.dtype[Any] | None = None,
-    offset: int = 0,
-) -> Buffer:
-    """An array, or a part of it, as the kernels take it.
-
-    (Through `__cuda_array_interface__` it would count as lent to another library, whose streams are unknown.)
-    """
-    return Buffer(
-        pointer=array.pointer + offset,
-        shape=array.shape if shape is None else shape,
-        dtype=array.dtype if dtype is None else dtype,
-        on_device=True,
-        owner=array,
-    )
 
 
 def _is_plain(image: NDArray[Any]) -> bool:

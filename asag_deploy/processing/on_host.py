@@ -24,6 +24,7 @@ from asag_deploy.loop.stages import Array, Stages
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.postprocess import Found, detections_of
 from asag_deploy.processing.preprocess import make_batch
+from asag_deploy.timing import since
 
 Shape = tuple[int, int]
 """Height and width in pixels."""
@@ -133,8 +134,3 @@ class OnHost:
             "the image lies on a GPU, but this backend takes arrays on the host; load the detector with "
             "backend='tensorrt-rtx', or pass a NumPy array"
         )
-
-
-def since(start: float) -> float:
-    """Milliseconds since a `time.perf_counter()` value."""
-    return (time.perf_counter() - start) * 1000

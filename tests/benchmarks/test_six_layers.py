@@ -24,7 +24,7 @@ from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.probing import FEATURES
+from asag_deploy.loop.stages import FEATURES
 from asag_deploy.processing.preprocess import make_batch
 from asag_evaluation.data.doodles import draw_scene
 from asag_training.checkpoints import Checkpoint, save_checkpoint

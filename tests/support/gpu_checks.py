@@ -23,7 +23,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, Preprocessing, Probing
 from asag_deploy.cuda import Device
-from asag_deploy.cuda.graph_nodes import Node, nodes
+from asag_deploy.cuda.graph import Node, nodes
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.loop.loop import HostLoop, Loop

@@ -18,7 +18,7 @@ from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import evaluate
 from asag_training.checkpoints import load_checkpoint
 from asag_training.cli import main
-from asag_training.evaluation.predictor import load_predictor
+from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.run.run_loop import Rhythm, Run, summary
 from asag_training.run.trainer import Position, Trainer
 from support.coco_files import write_coco
@@ -83,7 +83,7 @@ def test_a_run_and_its_end(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "starting, on cpu" in output.out
     assert "after epoch 2: AP " in output.err
 
-    predictor = load_predictor(run / "last.safetensors")
+    predictor = checkpoint_predictor(run / "last.safetensors")
     validation = CocoDataset.open(data, "val2017", categories=predictor.detector.manifest.categories)
     measured = summary(evaluate(predictor.detector, validation))
     assert measured["AP"] == pytest.approx(float(evaluations[1]["AP"]), abs=1e-6)

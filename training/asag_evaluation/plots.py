@@ -28,7 +28,7 @@ def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError(
-            "plots need matplotlib: install it with `pip install 'asag-deploy[train]'`"
+            "plots need matplotlib: install it with `pip install 'asag-deploy[evaluate]'`"
         ) from None
     paths = []
     for file, draw in (

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.backends.network import Network
-from asag_deploy.backends.openvino.precision import FEATURE_NAMES, keep_coordinates_precise
+from asag_deploy.backends.network import Network, check_inputs
+from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, Problem
-from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model, Tensor
@@ -162,12 +162,7 @@ class _OpenVinoStage:
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph on those of `inputs` that it declares."""
-        missing = [name for name in self._inputs if name not in inputs]
-        if missing:
-            raise BackendError(
-                f"the graph '{self._name}' asks for an input '{missing[0]}' that this release does not give; "
-                "export the bundle again with `asag-export` of the same release"
-            )
+        check_inputs(self._name, self._inputs, inputs)
         try:
             request = self._request()
             given = [_cast(inputs[name].tensor, kind) for name, kind in self._inputs.items()]
@@ -248,7 +243,7 @@ def _mixed_precision(core: Core, model: Model) -> Model:
     wrapped = PrePostProcessor(model)
     for ports, wrap in ((model.inputs, wrapped.input), (model.outputs, wrapped.output)):
         for port in ports:
-            if port.any_name in FEATURE_NAMES and port.get_element_type() == openvino.Type.f32:
+            if port.any_name in FEATURE_TENSORS and port.get_element_type() == openvino.Type.f32:
                 wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
     with tempfile.TemporaryDirectory() as folder:
         description, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-FEATURE_NAMES = frozenset({"p2", "p3", "p4", "p5", "feature"})
-"""Inputs and outputs that are feature maps, and may be bfloat16."""
+from asag_deploy.loop.stages import FEATURE_TENSORS
 
 _PICTURES = frozenset({"image", "pixels"})
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData"})
@@ -73,7 +72,7 @@ class _Graph:
         return [
             layer
             for layer in self.layers
-            if self.kind(layer) == "Parameter" and not self._names(layer) & (FEATURE_NAMES | _PICTURES)
+            if self.kind(layer) == "Parameter" and not self._names(layer) & (FEATURE_TENSORS | _PICTURES)
         ]
 
     def precise_results(self) -> list[str]:
@@ -82,7 +81,7 @@ class _Graph:
             layer
             for layer in self.layers
             if self.kind(layer) == "Result"
-            and not any(self._names(source) & FEATURE_NAMES for _, source in self.sources[layer])
+            and not any(self._names(source) & FEATURE_TENSORS for _, source in self.sources[layer])
         ]
 
     def after(self, starts: Iterable[str]) -> set[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.tensorrt.engine_loader import EngineLoader
-from asag_deploy.backends.tensorrt.patch_kernel import find_patches
+from asag_deploy.backends.tensorrt.loop_graph import find_patches
 from asag_deploy.backends.tensorrt.stage import EngineStage
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
@@ -217,20 +217,11 @@ class EngineNetwork(Network):
         if self.kernels is None:
             return super().select(probing, level, before, image_size)
         with self.device.lock:
-            counts = self.device.writable(before.counts)
-            origins = self.device.empty((counts.shape[0], level.capacity, 2), np.dtype(np.int64))
-            find_patches(
-                self.kernels,
-                probing,
-                level,
-                anchors=before.anchors,
-                selected=before.selected,
-                image_size=image_size,
-                origins=origins,
-                counts=counts,
-                stream=self.device.stream,
-            )
-        return origins, counts
+            before = before._replace(counts=self.device.writable(before.counts))
+            shape = (before.counts.shape[0], level.capacity, 2)
+            origins = self.device.empty(shape, np.dtype(np.int64))
+            find_patches(self.kernels, probing, level, before, image_size, origins, self.device.stream)
+        return origins, before.counts
 
 
 def _register_plugins(library: Library, engines: Sequence[Engine]) -> None:

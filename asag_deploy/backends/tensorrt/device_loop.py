@@ -23,7 +23,7 @@ from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
 from asag_deploy.backends.tensorrt.loop_memory import Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Probing
 from asag_deploy.cuda import Cuda, Device, DeviceArray
-from asag_deploy.cuda.conditional import why_no_conditions
+from asag_deploy.cuda.graph import why_no_conditions
 from asag_deploy.errors import BackendError, CaptureError, GpuMemoryError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
 from asag_deploy.loop.loop import Begun, HostLoop, Loop
@@ -31,6 +31,7 @@ from asag_deploy.loop.probing import LevelRun, Probed, detect, patches_of, stage
 from asag_deploy.loop.stages import Array, Counts, Stages
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.processing.canvases import Canvas
+from asag_deploy.timing import since
 
 if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt.stage import EngineStage
@@ -116,7 +117,7 @@ class DeviceLoop(Loop):
             if probed is None:
                 self.redone += 1
                 return detect(network, probing, rule, image, image_size)
-            probed.times_ms["loop"] = (time.perf_counter() - start) * 1000
+            probed.times_ms["loop"] = since(start)
             return probed
 
         return Begun(outputs, finish)

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.tensorrt.loop_memory import Arena, Workspace, buffer
-from asag_deploy.backends.tensorrt.patch_kernel import find_patches
+from asag_deploy.backends.tensorrt.loop_memory import Arena, Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, ProbeLevel, Probing
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain, new_graph
 from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
-from asag_deploy.kernels import KernelLibrary, add_decide, decide
-from asag_deploy.loop.probing import FEATURES, patch_limit, round_up, stage_name
+from asag_deploy.kernels import KernelLibrary, add_decide, decide, patch_nms
+from asag_deploy.loop.probing import patch_limit, round_up, stage_name
+from asag_deploy.loop.stages import FEATURES, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 
 if TYPE_CHECKING:
@@ -261,24 +261,16 @@ class LoopGraph:
         if following is not None and following < len(self.levels):
             self._select(name, self.levels[following], stream)
 
-    def _select(self, before: str, level: ProbeLevel, stream: int) -> None:
-        find_patches(
-            self._kernels,
-            self._probing,
-            level,
-            anchors=self.results[f"{before}/anchors"],
-            selected=self.results[f"{before}/selected"],
-            image_size=self._within["image_size"],
-            origins=self.results[f"{stage_name(level)}/origins"],
-            counts=self.results[f"{before}/counts"],
-            stream=stream,
-        )
+    def _select(self, name: str, level: ProbeLevel, stream: int) -> None:
+        before = LevelOutputs(*(self.results[f"{name}/{output}"] for output in LevelOutputs._fields))
+        image_size, origins = self._within["image_size"], self.results[f"{stage_name(level)}/origins"]
+        find_patches(self._kernels, self._probing, level, before, image_size, origins, stream)
 
     def _decision(self, number: int) -> tuple[object, ...]:
         """The arrays of `decide`, for the level of that number."""
         before = "backbone" if number == 0 else stage_name(self.levels[number - 1])
         names = (f"{before}/counts", "probed", f"{stage_name(self.levels[number])}/patch_count", "any")
-        return tuple(buffer(self.results[name]) for name in names)
+        return tuple(self.results[name].buffer() for name in names)
 
     def _settings(self, number: int) -> dict[str, int]:
         return {
@@ -286,3 +278,27 @@ class LoopGraph:
             "min_selected": self._rule.min_selected,
             "max_patches": patch_limit(self._rule, self.levels[number]),
         }
+
+
+def find_patches(
+    kernels: KernelLibrary,
+    probing: Probing,
+    level: ProbeLevel,
+    before: LevelOutputs,
+    image_size: DeviceArray,
+    origins: DeviceArray,
+    stream: int,
+) -> None:
+    """Put patch NMS for `level` on the stream: it writes `origins`, and the column `patches` of the counts.
+
+    The arrays are those of `Network.select`.  Raises BackendError if it cannot be launched.
+    """
+    patch_nms(
+        kernels,
+        *(array.buffer() for array in (before.anchors, before.selected, image_size, origins, before.counts)),
+        stride=level.stride,
+        patch_size=probing.patch_size,
+        iou_threshold=probing.patch_nms_iou,
+        max_candidates=probing.max_candidates,
+        stream=stream,
+    )

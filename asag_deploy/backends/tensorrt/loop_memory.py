@@ -9,7 +9,6 @@ import numpy as np
 
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.errors import BackendError
-from asag_deploy.kernels import Buffer
 
 _ALIGNMENT = 256
 """What TensorRT asks of an address."""
@@ -100,10 +99,3 @@ class Arena:
     def _view(self, whole: DeviceArray, name: str) -> DeviceArray:
         offset, shape, dtype = self._planned[name]
         return DeviceArray(whole.pointer + offset, shape, dtype, whole.owner, self._device)
-
-
-def buffer(array: DeviceArray) -> Buffer:
-    """An array of this network as the kernels take it, without telling its address to another library."""
-    return Buffer(
-        pointer=array.pointer, shape=array.shape, dtype=array.dtype, on_device=True, owner=array.owner
-    )

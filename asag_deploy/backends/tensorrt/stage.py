@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from asag_deploy.backends.network import check_inputs
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.captures import captures
-from asag_deploy.cuda.graph_nodes import why_not
+from asag_deploy.cuda.graph import why_not_a_part
 from asag_deploy.engines.adapter import Library
 from asag_deploy.engines.inspector import Layers, layers_of
 from asag_deploy.engines.sidecar import Engine
@@ -124,11 +125,7 @@ class EngineStage:
         captures.when_over(lambda: loaded)  # destroying it frees memory, which a capture forbids
 
     def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
-        if tensor.name not in inputs:
-            raise BackendError(
-                f"the graph '{self.name}' asks for an input '{tensor.name}' that this release does not give; "
-                "export the bundle again with `asag-export` of the same release"
-            )
+        check_inputs(self.name, [tensor.name], inputs)
         array: DeviceArray = inputs[tensor.name]
         if array.dtype != tensor.dtype:
             raise BackendError(
@@ -274,7 +271,7 @@ class StageContext:
         cuda = self._device.cuda
         graph = self._device.capture(lambda stream: self.enqueue(addresses, stream))
         try:
-            problem = why_not(cuda, graph, "root")
+            problem = why_not_a_part(cuda, graph, "root")
             if problem is not None:
                 raise self._failed(f"did what cannot be replayed: {problem}")
             return cuda.instantiate(graph)

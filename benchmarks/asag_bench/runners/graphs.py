@@ -21,7 +21,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from asag_bench.runners.patch_nms import patch_nms_model
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.bundle.manifest import GraphSpec, ProbeLevel, Probing
-from asag_deploy.loop.probing import FEATURES, patch_limit, stage_name
+from asag_deploy.loop.probing import patch_limit, stage_name
+from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
 
 PYRAMID, UNSPLIT = "pyramid", "unsplit"

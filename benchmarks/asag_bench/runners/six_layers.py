@@ -26,7 +26,7 @@ from asag_deploy.bundle.manifest import Level, Manifest, Precision
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.loop.probing import FEATURES
+from asag_deploy.loop.stages import FEATURES
 from asag_deploy.processing.on_host import since
 from asag_deploy.processing.postprocess import detections_of
 from asag_training.network import boxes as box_ops

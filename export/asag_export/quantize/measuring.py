@@ -114,7 +114,7 @@ def _average_precision(
         from asag_evaluation.evaluate import evaluate
     except ImportError as error:
         raise BackendError(
-            f"measuring AP needs {error.name}, which `pip install 'asag-deploy[export]'` installs"
+            f"measuring AP needs {error.name}, which `pip install 'asag-deploy[evaluate]'` installs"
         ) from None
     with Detector.load(bundle, backend=backend) as detector:
         found = evaluate(detector, data, on_image=lambda sample, detections: on_image()).coco.ap

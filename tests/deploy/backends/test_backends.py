@@ -16,7 +16,8 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.loop.probing import FEATURES, detect
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
 from support.bundle_edits import replace_graph
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs

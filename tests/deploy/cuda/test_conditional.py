@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from asag_deploy.cuda import Cuda
-from asag_deploy.cuda.conditional import why_no_conditions
+from asag_deploy.cuda.graph import why_no_conditions
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_graphs import FakeGraphs
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from asag_deploy.cuda import Cuda
-from asag_deploy.cuda.graph import Chain, capture, new_graph
-from asag_deploy.cuda.graph_nodes import nodes, why_not
+from asag_deploy.cuda.graph import Chain, capture, new_graph, nodes, why_not_a_part
 from asag_deploy.errors import BackendError, CaptureError
 from support.simulated_gpu.fake_cuda import FakeCuda
 
@@ -154,7 +153,7 @@ def test_copies_from_and_to_the_host(
     target, source = sides[direction]
     part = capture(api, stream, lambda: api.copy(target, source, 4, direction, stream))
     for place, expected in (("root", in_root), ("body", in_body)):
-        found = why_not(api, part, place)  # type: ignore[arg-type]
+        found = why_not_a_part(api, part, place)  # type: ignore[arg-type]
         assert (found is None) == (expected is None)
         assert (expected or "") in (found or "")
     api.destroy_graph(part)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.cuda import Device, DeviceArray, is_device_array
-from asag_deploy.cuda import dlpack as capsules
+from asag_deploy.cuda import interchange as capsules
 from asag_deploy.errors import ImageError
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_tensorrt import view

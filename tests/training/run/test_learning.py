@@ -10,10 +10,11 @@ import torch
 
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import Evaluation, evaluate
+from asag_evaluation.predictor import Predictor, bundle_predictor
 from asag_evaluation.report import table
 from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import load_checkpoint
-from asag_training.evaluation.predictor import load_predictor
+from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.losses import Criterion, LossConfig
 from asag_training.run.trainer import LAST, Trainer
 from asag_training.run.training_pass import training_pass
@@ -54,7 +55,7 @@ class Learned(NamedTuple):
 def measure(trainer: Trainer, data: Path) -> Measured:
     """On the validation pictures."""
     trainer.save()
-    predictor = load_predictor(trainer.output_dir / LAST)
+    predictor = checkpoint_predictor(trainer.output_dir / LAST)
     dataset = CocoDataset.open(data, "val2017", categories=trainer.categories)
     batch = next(make_loader(data, RECIPE, seed=5).epoch(0))
     with torch.no_grad():
@@ -120,8 +121,7 @@ def test_every_part_of_the_loss_is_minimised(learned: Learned) -> None:
     assert {name: ratio for name, ratio in ratios.items() if not ratio < bounds[name]} == {}
 
 
-def evaluate_with_proposals(path: Path, data: Path) -> Evaluation:
-    predictor = load_predictor(path)
+def evaluate_with_proposals(predictor: Predictor, data: Path) -> Evaluation:
     dataset = CocoDataset.open(data, "val2017", categories=predictor.detector.manifest.categories)
     return evaluate(predictor.detector, dataset, proposals=predictor.proposals, batch=2)
 
@@ -132,11 +132,11 @@ def test_the_bundle_detects_and_proposes_what_the_checkpoint_does(learned: Learn
     exported = export_bundle(checkpoint, tmp_path / "bundle")
     assert exported.parity.passed
     assert exported.bundle.manifest.preprocessing == RECIPE.preprocessing
-    of_bundle = evaluate_with_proposals(tmp_path / "bundle", learned.data)
+    of_bundle = evaluate_with_proposals(bundle_predictor(exported.bundle), learned.data)
     of_checkpoint = learned.after.evaluation
     assert of_bundle.coco.ap == pytest.approx(of_checkpoint.coco.ap, abs=1e-6)
     assert of_bundle.anchors == of_checkpoint.anchors
-    proposed = evaluate_with_proposals(learned.run / LAST, learned.data)
+    proposed = evaluate_with_proposals(checkpoint_predictor(learned.run / LAST), learned.data)
     assert proposed.proposal_recall is not None
     assert (proposed.proposal_recall[100] or 0) > 0.25
     assert of_bundle.proposal_recall == pytest.approx(proposed.proposal_recall, abs=0.02)

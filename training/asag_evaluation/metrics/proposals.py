@@ -31,10 +31,9 @@ def gives_proposals(manifest: Manifest) -> bool:
 class ProposalLoop(Loop):
     """A network's own loop, whose last proposals can be asked for."""
 
-    def __init__(self, network: Network) -> None:
-        """`network` must have a decoder that gives out its proposals."""
-        self._network = network
-        self._loop = network.loop()
+    def __init__(self, network: Network, loop: Loop) -> None:
+        """Wrap `loop`, which `network` opened; the network's decoder must give out its proposals."""
+        self._network, self._loop = network, loop
         self._last: dict[str, Array] = {}
 
     def __call__(

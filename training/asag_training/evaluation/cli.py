@@ -1,4 +1,4 @@
-"""`asag-eval`: measure a checkpoint or a bundle on a data set."""
+"""`asag-eval`: measure a bundle or a checkpoint on a data set; PyTorch is needed for a checkpoint only."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
+from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
-from asag_evaluation.evaluate import Evaluation, evaluate
-from asag_evaluation.report import table, write_report
-from asag_training.evaluation.predictor import Predictor, load_predictor
+
+if TYPE_CHECKING:
+    from asag_evaluation.predictor import Predictor
 
 PROGRAM = "asag-eval"
+
+TORCH = "torch"
+"""The backend that runs checkpoints."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,53 +43,89 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default=VAL_SPLIT, metavar="NAME", help=f"which part of it (default: {VAL_SPLIT})")
     add("--limit", type=int, metavar="N", help="measure on the first N images only")
     add("--output-dir", type=Path, metavar="DIR", help="write the figures, the detections and plots to DIR")
-    add("--backend", metavar="B", help="what runs a bundle (default: onnxruntime), or torch for a checkpoint")
-    add("--mode", choices=("exact", "fast"), help="how far to probe (default: as exported, or exact)")
-    add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
-    add("--head", metavar="HEAD", help="which decoder of a checkpoint (default: main)")
-    add("--shorter-side", type=int, metavar="PIXELS", help="image size for a checkpoint (default: 800)")
-    add("--longer-side", type=int, metavar="PIXELS", help="its limit (default: 5/3 of the shorter side)")
-    add("--device", default="cpu", metavar="D", help="where PyTorch runs a checkpoint (default: cpu)")
     add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
     add("--quiet", action="store_true", help="print no table")
+    add_detector_options(parser)
+    add = parser.add_argument_group("for a checkpoint, which PyTorch runs").add_argument
+    add("--head", metavar="HEAD", help="which decoder (default: main)")
+    add("--shorter-side", type=int, metavar="PIXELS", help="image size (default: the checkpoint's, or 800)")
+    add("--longer-side", type=int, metavar="PIXELS", help="its limit (default: 5/3 of the shorter side)")
+    add("--device", default="cpu", metavar="D", help="where PyTorch runs it (default: cpu)")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    try:
+        from asag_evaluation.evaluate import evaluate
+        from asag_evaluation.report import table, write_report
+    except ImportError as error:
+        raise ConfigError(
+            f"measuring needs {error.name}: install it with `pip install 'asag-deploy[evaluate]'`"
+        ) from None
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
-    predictor = load_predictor(
-        options.model,
-        backend=options.backend,
-        mode=options.mode,
-        max_level=options.max_level,
-        head=options.head,
-        preprocessing=_preprocessing(options.shorter_side, options.longer_side),
-        device=options.device,
-    )
+    predictor = _predictor(options)
     manifest = predictor.detector.manifest
     dataset = CocoDataset.open(options.data, options.split, categories=manifest.categories)
     if options.limit is not None:
         dataset = dataset.subset(range(min(options.limit, len(dataset))))
     if not manifest.trained:
         print(f"{PROGRAM}: warning: the weights are untrained, so the figures mean nothing", file=sys.stderr)
-    evaluation = _evaluate(predictor, dataset, options.batch)
+    with progress(total=len(dataset), unit="image") as bar:
+        evaluation = evaluate(
+            predictor.detector,
+            dataset,
+            proposals=predictor.proposals,
+            batch=options.batch,
+            on_image=lambda sample, detections: bar.update(),
+        )
     if not options.quiet:
         print(f"{predictor.name} on {options.data} {options.split}\n{table(evaluation)}")
     if options.output_dir is not None:
         write_report(evaluation, options.output_dir, name=f"{predictor.name}, {options.split}")
-    return 0
+    return ALL_FINE
 
 
-def _evaluate(predictor: Predictor, dataset: CocoDataset, batch: int) -> Evaluation:
-    with tqdm(total=len(dataset), unit="image", file=sys.stderr, disable=None, leave=False) as bar:
-        return evaluate(
-            predictor.detector,
-            dataset,
-            proposals=predictor.proposals,
-            batch=batch,
-            on_image=lambda sample, detections: bar.update(),
+def _predictor(options: argparse.Namespace) -> Predictor:
+    """Load the bundle or the checkpoint (ConfigError for options that do not go together)."""
+    from asag_evaluation.predictor import bundle_predictor
+
+    path, chosen = options.model, detector_options(options)
+    preprocessing = _preprocessing(options.shorter_side, options.longer_side)
+    if not path.is_dir():
+        return _checkpoint_predictor(path, chosen, options, preprocessing)
+    if options.head is not None or preprocessing is not None or options.device != "cpu":
+        raise ConfigError(
+            f"'{path}' is a bundle, whose head, image size and device are decided: leave them out"
         )
+    if chosen.backend == TORCH:
+        raise ConfigError(f"'{path}' is a bundle, which PyTorch does not run: leave the backend out")
+    return bundle_predictor(Bundle.open(path), chosen)
+
+
+def _checkpoint_predictor(
+    path: Path, chosen: DetectorOptions, options: argparse.Namespace, preprocessing: Preprocessing | None
+) -> Predictor:
+    if chosen.backend not in (None, TORCH):
+        raise ConfigError(
+            f"'{path}' is a checkpoint, which only PyTorch runs, not {chosen.backend}: export it, "
+            "or leave the backend out"
+        )
+    if chosen.threads is not None or chosen.requests != 1:
+        raise ConfigError(
+            f"'{path}' is a checkpoint, and --threads and --requests are for bundles: leave them out, and "
+            "set OMP_NUM_THREADS if PyTorch is to have fewer threads"
+        )
+    try:
+        from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
+    except ImportError as error:
+        raise ConfigError(
+            f"'{path}' is a checkpoint, which needs {error.name}: install it with "
+            "`pip install 'asag-deploy[train]'`, or give a bundle"
+        ) from None
+    return checkpoint_predictor(
+        path, chosen, head=options.head, preprocessing=preprocessing, device=options.device
+    )
 
 
 def _preprocessing(shorter: int | None, longer: int | None) -> Preprocessing | None:

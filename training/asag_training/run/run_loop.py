@@ -16,7 +16,7 @@ from asag_deploy.errors import TrainingError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_training.data.loading import TrainingLoader
-from asag_training.evaluation.predictor import network_predictor
+from asag_training.evaluation.checkpoint_predictor import network_predictor
 from asag_training.run.distributed import wait_for_all
 from asag_training.run.log import RunLog
 from asag_training.run.progress_pictures import write_progress_pictures

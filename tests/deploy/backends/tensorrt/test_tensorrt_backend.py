@@ -19,8 +19,7 @@ from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, EngineUnfitError
-from asag_deploy.loop.probing import FEATURES
-from asag_deploy.loop.stages import LevelOutputs
+from asag_deploy.loop.stages import FEATURES, LevelOutputs
 from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import MOST_IMAGES, install_gpu, write_engines

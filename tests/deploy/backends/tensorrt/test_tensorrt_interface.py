@@ -5,14 +5,11 @@ The stand-in that the other tests run on is held to the same.
 
 from __future__ import annotations
 
-import ast
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asag_deploy.backends.tensorrt import backend as tensorrt
 from asag_deploy.backends.tensorrt import stage as tensorrt_stage
 from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.recorded_tensorrt import OLDEST, RECORDS, RTX, RecordedModule, file_of, parse
@@ -53,19 +50,6 @@ def test_what_the_oldest_lacks_has_another_way() -> None:
         assert instead in classes[cls]
 
 
-def test_every_call_is_one_that_the_stand_in_has() -> None:
-    """So that nothing is used that the tests above do not hold against the records."""
-    known = {name for fake in FAKES for name in _public(fake)}
-    used = _called_on("_context", tensorrt_stage) | _called_on("loaded", tensorrt_stage)
-    used |= _called_on("context", tensorrt_stage) | _called_on("loaded", tensorrt)
-    assert used
-    assert used - {"device_memory", "get_device_memory_size_for_profile"} <= known | {
-        "run",
-        "close",
-        "output_shapes",
-    }
-
-
 def test_how_rtx_compiles_at_run_time() -> None:
     """These are not recorded, so the library itself is asked."""
     real = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install tensorrt-rtx")
@@ -95,15 +79,3 @@ def test_an_engine_that_is_none_is_refused_by_the_library_itself() -> None:
 
 def _public(fake: type[Any]) -> list[str]:
     return [name for name in vars(fake) if not name.startswith("_")]
-
-
-def _called_on(variable: str, module: Any) -> set[str]:
-    """The attributes that are read of a variable or field of that name."""
-    found = set()
-    for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute):
-            owner = node.value
-            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", None)
-            if name == variable:
-                found.add(node.attr)
-    return found

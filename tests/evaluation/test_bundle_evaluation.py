@@ -1,27 +1,24 @@
-"""Detectors run over data sets: bundles and checkpoints by the same code."""
+"""Bundles run over data sets."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from asag_deploy.bundle.manifest import Preprocessing
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError, DataError
 from asag_evaluation.data.coco import CocoDataset
-from asag_evaluation.data.scenes import SCENE_CATEGORIES, write_scenes
+from asag_evaluation.data.scenes import SCENE_CATEGORIES
 from asag_evaluation.evaluate import evaluate
-from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_evaluation.predictor import bundle_predictor
 from asag_training.evaluation.cli import main
-from asag_training.evaluation.predictor import load_predictor, network_predictor
-from asag_training.network.model import build
-from support.checkpoint_files import random_state, tiny_checkpoint, tiny_config
 from support.coco_files import box, write_coco
 from support.tiny_bundle import make_bundle, picture
 
@@ -57,16 +54,19 @@ def data(tmp_path: Path, bundle: Path) -> Path:
     return tmp_path / "data"
 
 
-def scene_checkpoint(**changes: Any) -> Checkpoint:
-    """A network for scenes, with random weights."""
-    config = tiny_config(num_classes=len(SCENE_CATEGORIES), backbone_width=8, **changes)
-    state = random_state(config)
-    return tiny_checkpoint(config=config, state=state, categories=SCENE_CATEGORIES, trained=False)
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it now raises
+from asag_training.evaluation.cli import main
+bundle, checkpoint, data, report = sys.argv[1:]
+assert main([checkpoint, "--data", data]) == 2
+sys.exit(main([bundle, "--data", data, "--output-dir", report]))
+"""
 
 
 def test_bundle(bundle: Path, data: Path) -> None:
     seen: list[int] = []
-    predictor = load_predictor(bundle)
+    predictor = bundle_predictor(Bundle.open(bundle))
     assert predictor.proposals is None
     dataset = CocoDataset.open(data, "val2017", categories=predictor.detector.manifest.categories)
     one_by_one = evaluate(predictor.detector, dataset, on_image=lambda s, d: seen.append(s.image_id))
@@ -87,67 +87,13 @@ def test_bundle(bundle: Path, data: Path) -> None:
 
 
 def test_max_level_is_kept_to(bundle: Path, data: Path) -> None:
-    predictor = load_predictor(bundle, max_level="P4")
+    predictor = bundle_predictor(Bundle.open(bundle), DetectorOptions(max_level="P4"))
     dataset = CocoDataset.open(data, "val2017", categories=predictor.detector.manifest.categories)
     assert evaluate(predictor.detector, dataset).anchors.exit_levels == {"P5": 1, "P4": 2, "P3": 0}
 
 
-def test_checkpoint_with_proposals(tmp_path: Path) -> None:
-    write_scenes(tmp_path, count=2, seed=0, size=96, split="val2017")
-    save_checkpoint(tmp_path / "c.safetensors", scene_checkpoint())
-    small = Preprocessing(shorter_side=96, longer_side=160)
-    predictor = load_predictor(tmp_path / "c.safetensors", preprocessing=small)
-    dataset = CocoDataset.open(tmp_path, "val2017", categories=SCENE_CATEGORIES)
-    evaluation = evaluate(predictor.detector, dataset, proposals=predictor.proposals, batch=2)
-    assert evaluation.proposal_recall is not None
-    assert all(0 <= (value or 0) <= 1 for value in evaluation.proposal_recall.values())
-    assert len(evaluation.results) > 0
-    assert evaluation.anchors.anchors >= 5
-    assert json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))["images"] == 2
-
-
-def test_proposals_are_those_of_the_relation_block() -> None:
-    torch.manual_seed(0)
-    checkpoint = scene_checkpoint(heads=1)
-    model = build(checkpoint.config, checkpoint.state)
-    predictor = network_predictor(model, SCENE_CATEGORIES, preprocessing=Preprocessing(shorter_side=64))
-    source = predictor.proposals
-    assert source is not None
-    outputs: list[Any] = []
-    handle = model.rpn.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    count = predictor.detector([image])[0].trace.anchor_count
-    (boxes,) = source([count])
-    handle.remove()
-    assert boxes.shape == (count, 4)
-    best = int(outputs[0].logits[0, :count].amax(dim=-1).argmax())
-    cx, cy, w, h = outputs[0].boxes[0, best].tolist()
-    assert boxes[0].tolist() == pytest.approx([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], abs=1e-5)
-    rest = outputs[0].logits[0, :count].amax(dim=-1).sort(descending=True, stable=True).indices
-    assert boxes[:, 2].tolist() == pytest.approx(
-        (outputs[0].boxes[0, rest, 0] + outputs[0].boxes[0, rest, 2] / 2).tolist(), abs=1e-5
-    )
-
-
-def test_one_class_is_measured_as_crowdhuman(tmp_path: Path) -> None:
-    write_coco(
-        tmp_path,
-        [box(1, [1, 1, 30, 40], 1), box(1, [20, 1, 30, 40], 1, iscrowd=1)],
-        categories=[{"id": 1, "name": "person"}],
-    )
-    dataset = CocoDataset.open(tmp_path)
-    checkpoint = scene_checkpoint()
-    config = checkpoint.config.with_changes(num_classes=1)
-    model = build(config)
-    predictor = network_predictor(model, dataset.categories, preprocessing=Preprocessing(shorter_side=64))
-    evaluation = evaluate(predictor.detector, dataset)
-    assert evaluation.crowdhuman is not None
-    assert 0 <= evaluation.crowdhuman.mmr <= 1
-    assert "mMR" not in evaluation.coco.to_dict()
-
-
 def test_other_labels_are_refused(bundle: Path, data: Path) -> None:
-    detector = load_predictor(bundle).detector
+    detector = bundle_predictor(Bundle.open(bundle)).detector
     dataset = CocoDataset.open(data, "val2017")
     with pytest.raises(ConfigError, match="batch is 0"):
         evaluate(detector, dataset, batch=0)
@@ -159,15 +105,6 @@ def test_other_labels_are_refused(bundle: Path, data: Path) -> None:
     dataset.categories = SCENE_CATEGORIES
     with pytest.raises(DataError):
         evaluate(detector, dataset)
-
-
-def test_options_that_do_not_go_together(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a bundle, whose head"):
-        load_predictor(bundle, head="main")
-    with pytest.raises(ConfigError, match="which PyTorch does not run"):
-        load_predictor(bundle, backend="torch")
-    with pytest.raises(ConfigError, match="which only PyTorch runs, not onnxruntime"):
-        load_predictor(tmp_path / "c.safetensors", backend="onnxruntime")
 
 
 class TestCommand:
@@ -199,6 +136,12 @@ class TestCommand:
             (["--batch", "0"], "batch is 0"),
             (["--shorter-side", "320"], "is a bundle"),
             (["--shorter-side", "0"], "--shorter-side 0"),
+            (["--head", "main"], "is a bundle, whose head"),
+            (["--device", "cuda"], "is a bundle, whose head"),
+            (["--backend", "torch"], "which PyTorch does not run"),
+            (["--threads", "0"], "--threads is 0"),
+            (["--loop", "device"], "loop 'device' needs a backend that runs on a GPU"),
+            (["--loop", "device", "--deadline-ms", "5"], "loop 'device' cannot keep a deadline"),
             (["--mode", "slow"], "see asag-eval --help"),
         ],
     )
@@ -211,9 +154,14 @@ class TestCommand:
         assert problem in line
         assert "Traceback" not in error
 
-    def test_classes_that_the_checkpoint_lacks(
-        self, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        save_checkpoint(tmp_path / "c.safetensors", scene_checkpoint())
-        assert main([str(tmp_path / "c.safetensors"), "--data", str(data)]) == 2
-        assert "which is not among the 5 classes of the network" in capsys.readouterr().err
+    def test_no_torch_is_needed(self, bundle: Path, data: Path, tmp_path: Path) -> None:
+        checkpoint = tmp_path / "c.safetensors"
+        checkpoint.touch()
+        arguments = [str(bundle), str(checkpoint), str(data), str(tmp_path / "report")]
+        command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *arguments]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "round 100.0" in run.stdout
+        assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["images"] == 3
+        hint = f"'{checkpoint}' is a checkpoint, which needs torch: install it with `pip install"
+        assert hint in run.stderr

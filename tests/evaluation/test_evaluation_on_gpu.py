@@ -10,7 +10,8 @@ import pytest
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
-from asag_training.evaluation.predictor import load_predictor
+from asag_deploy.detector_options import DetectorOptions
+from asag_evaluation.predictor import bundle_predictor
 from support.bundle_edits import give_proposals
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
@@ -54,7 +55,7 @@ def run(detector: Detector, cuda: FakeCuda, kernels: FakeKernels) -> tuple[list[
 def test_a_predictor_runs_what_a_detector_runs(cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle) -> None:
     with Detector.load(bundle, backend="tensorrt-rtx") as detector:
         expected, of_detector = run(detector, cuda, kernels)
-    predictor = load_predictor(bundle.path, backend="tensorrt-rtx")
+    predictor = bundle_predictor(bundle, DetectorOptions(backend="tensorrt-rtx"))
     found, of_predictor = run(predictor.detector, cuda, kernels)
     assert of_predictor == of_detector
     assert of_predictor == (["preprocess", "postprocess"] * len(PICTURES), len(PICTURES))
@@ -68,7 +69,9 @@ def test_a_predictor_runs_what_a_detector_runs(cuda: FakeCuda, kernels: FakeKern
 
 
 def test_proposals_are_those_of_the_cpu(cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle) -> None:
-    on_gpu, on_cpu = (load_predictor(bundle.path, backend=name) for name in ("tensorrt-rtx", None))
+    on_gpu, on_cpu = (
+        bundle_predictor(bundle, DetectorOptions(backend=name)) for name in ("tensorrt-rtx", None)
+    )
     if on_gpu.proposals is None:
         assert on_cpu.proposals is None
         return

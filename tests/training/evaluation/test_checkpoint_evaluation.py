@@ -1,0 +1,119 @@
+"""Checkpoints run over data sets, by the code that measures bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asag_deploy.bundle.manifest import Preprocessing
+from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.errors import ConfigError
+from asag_evaluation.data.coco import CocoDataset
+from asag_evaluation.data.scenes import SCENE_CATEGORIES, write_scenes
+from asag_evaluation.evaluate import evaluate
+from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor, network_predictor
+from asag_training.evaluation.cli import main
+from asag_training.network.model import build
+from support.checkpoint_files import random_state, tiny_checkpoint, tiny_config
+from support.coco_files import box, write_coco
+
+
+def scene_checkpoint(**changes: Any) -> Checkpoint:
+    """A network for scenes, with random weights."""
+    config = tiny_config(num_classes=len(SCENE_CATEGORIES), backbone_width=8, **changes)
+    state = random_state(config)
+    return tiny_checkpoint(config=config, state=state, categories=SCENE_CATEGORIES, trained=False)
+
+
+def test_checkpoint_with_proposals(tmp_path: Path) -> None:
+    write_scenes(tmp_path, count=2, seed=0, size=96, split="val2017")
+    save_checkpoint(tmp_path / "c.safetensors", scene_checkpoint())
+    small = Preprocessing(shorter_side=96, longer_side=160)
+    predictor = checkpoint_predictor(tmp_path / "c.safetensors", preprocessing=small)
+    dataset = CocoDataset.open(tmp_path, "val2017", categories=SCENE_CATEGORIES)
+    evaluation = evaluate(predictor.detector, dataset, proposals=predictor.proposals, batch=2)
+    assert evaluation.proposal_recall is not None
+    assert all(0 <= (value or 0) <= 1 for value in evaluation.proposal_recall.values())
+    assert len(evaluation.results) > 0
+    assert evaluation.anchors.anchors >= 5
+    assert json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))["images"] == 2
+
+
+def test_proposals_are_those_of_the_relation_block() -> None:
+    torch.manual_seed(0)
+    checkpoint = scene_checkpoint(heads=1)
+    model = build(checkpoint.config, checkpoint.state)
+    predictor = network_predictor(model, SCENE_CATEGORIES, preprocessing=Preprocessing(shorter_side=64))
+    source = predictor.proposals
+    assert source is not None
+    outputs: list[Any] = []
+    handle = model.rpn.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    count = predictor.detector([image])[0].trace.anchor_count
+    (boxes,) = source([count])
+    handle.remove()
+    assert boxes.shape == (count, 4)
+    best = int(outputs[0].logits[0, :count].amax(dim=-1).argmax())
+    cx, cy, w, h = outputs[0].boxes[0, best].tolist()
+    assert boxes[0].tolist() == pytest.approx([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], abs=1e-5)
+    rest = outputs[0].logits[0, :count].amax(dim=-1).sort(descending=True, stable=True).indices
+    assert boxes[:, 2].tolist() == pytest.approx(
+        (outputs[0].boxes[0, rest, 0] + outputs[0].boxes[0, rest, 2] / 2).tolist(), abs=1e-5
+    )
+
+
+def test_one_class_is_measured_as_crowdhuman(tmp_path: Path) -> None:
+    write_coco(
+        tmp_path,
+        [box(1, [1, 1, 30, 40], 1), box(1, [20, 1, 30, 40], 1, iscrowd=1)],
+        categories=[{"id": 1, "name": "person"}],
+    )
+    dataset = CocoDataset.open(tmp_path)
+    checkpoint = scene_checkpoint()
+    config = checkpoint.config.with_changes(num_classes=1)
+    model = build(config)
+    predictor = network_predictor(model, dataset.categories, preprocessing=Preprocessing(shorter_side=64))
+    evaluation = evaluate(predictor.detector, dataset)
+    assert evaluation.crowdhuman is not None
+    assert 0 <= evaluation.crowdhuman.mmr <= 1
+    assert "mMR" not in evaluation.coco.to_dict()
+
+
+def test_how_far_to_probe_is_an_option(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, scene_checkpoint())
+    image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+    small = Preprocessing(shorter_side=96)
+    stopped = checkpoint_predictor(path, DetectorOptions(max_level="P5"), preprocessing=small)
+    assert stopped.detector(image).trace.exit_level == "P5"
+    assert checkpoint_predictor(path, preprocessing=small).detector(image).trace.exit_level != "P5"
+    with pytest.raises(ConfigError, match="loop 'device' needs a backend that runs on a GPU"):
+        checkpoint_predictor(path, DetectorOptions(loop="device"))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--backend", "onnxruntime"], "which only PyTorch runs, not onnxruntime: export it"),
+        (["--threads", "2"], "--threads and --requests are for bundles"),
+        (["--requests", "2"], "--threads and --requests are for bundles"),
+        (["--head", "aux_7"], "there is no head 'aux_7'"),
+        ([], "which is not among the 5 classes of the network"),
+        (["--backend", "torch"], "which is not among the 5 classes of the network"),
+    ],
+)
+def test_errors_are_one_sentence(
+    tmp_path: Path, options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "c.safetensors", scene_checkpoint())
+    write_coco(tmp_path, [box(1, [1, 1, 30, 40])], split="val2017")
+    assert main([str(tmp_path / "c.safetensors"), "--data", str(tmp_path), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asag-eval: error: ")
+    assert problem in line

@@ -1,0 +1,43 @@
+"""`Predictor`: a detector to be measured, and the way to its proposals; here that of a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asag_deploy.backends import DEFAULT_BACKEND, open_network
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector import Detector
+from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.loop.stopping import stop_rule
+from asag_evaluation.evaluate import ProposalSource
+from asag_evaluation.metrics.proposals import ProposalLoop, gives_proposals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A detector, and where there is one, a way to its proposals."""
+
+    detector: Detector
+    name: str
+    """What it is, for reports: variant and backend."""
+    proposals: ProposalSource | None
+    """The boxes of the relation block; None for bundles of releases that kept them inside a graph."""
+
+
+def bundle_predictor(bundle: Bundle, options: DetectorOptions | None = None) -> Predictor:
+    """Load a bundle as `Detector.load` does, so that what is measured is what will run.
+
+    Raises what `Detector.load` raises.
+    """
+    chosen = options or DetectorOptions()
+    manifest = bundle.manifest
+    name = f"{manifest.variant} ({chosen.backend or DEFAULT_BACKEND})"
+    if not gives_proposals(manifest):
+        return Predictor(detector=chosen.load(bundle), name=name, proposals=None)
+    rule = stop_rule(manifest, chosen.mode, chosen.max_level)
+    network = open_network(chosen.backend, bundle, chosen.threads, chosen.requests)
+    loop = ProposalLoop(network, network.loop(chosen.loop, chosen.deadline_ms))
+    detector = Detector(
+        manifest, network, rule, loop=loop, deadline_ms=chosen.deadline_ms, requests=chosen.requests
+    )
+    return Predictor(detector=detector, name=name, proposals=loop.proposals)

@@ -1,0 +1,88 @@
+"""A checkpoint, or a network in memory, as a `Predictor`: measured by the same code as bundles.
+
+PyTorch is one more backend: the stages of a network run under the loop that bundles run under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from asag_deploy import __version__
+from asag_deploy.bundle.manifest import Category, Manifest, Preprocessing
+from asag_deploy.detector import Detector
+from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.loop.stopping import stop_rule
+from asag_evaluation.metrics.proposals import ProposalLoop
+from asag_evaluation.predictor import Predictor
+from asag_training.checkpoints import load_checkpoint, select_head
+from asag_training.network.config import MAIN_HEAD
+from asag_training.network.model import Asag, build
+from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
+from asag_training.network.stages import TorchNetwork
+
+
+def checkpoint_predictor(
+    path: Path,
+    options: DetectorOptions | None = None,
+    *,
+    head: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Load a checkpoint's file.
+
+    options: their backend, threads and requests are not looked at.  head: one of the parallel decoders; None
+    for the main one.  preprocessing: None for what the file says, if it does.  Raises CheckpointError, and
+    ConfigError for an unknown head, mode or level.
+    """
+    checkpoint = load_checkpoint(path)
+    checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
+    return network_predictor(
+        build(checkpoint.config, checkpoint.state),
+        checkpoint.categories,
+        options,
+        preprocessing=preprocessing or checkpoint.preprocessing,
+        trained=checkpoint.trained,
+        device=device,
+    )
+
+
+def network_predictor(
+    model: Asag,
+    categories: Sequence[Category],
+    options: DetectorOptions | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    trained: bool = True,
+    device: torch.device | str = "cpu",
+) -> Predictor:
+    """Take a network, with its main decoder, as it is in memory.
+
+    A trainer must call `model.train()` again when it goes on.  Raises ConfigError for an unknown mode or
+    level.
+    """
+    chosen = options or DetectorOptions()
+    preprocessing = preprocessing or Preprocessing()
+    probing = probing_plan(model.config, mode=chosen.mode or "exact")
+    stages = [stage.to(device) for stage in build_stages(model, probing, MAIN_HEAD, preprocessing)]
+    manifest = Manifest(
+        producer=f"asag-deploy {__version__}",
+        variant=model.config.variant,
+        head=MAIN_HEAD,
+        precision="fp32",
+        opset=0,
+        trained=trained,
+        categories=tuple(categories),
+        preprocessing=preprocessing,
+        probing=probing,
+        postprocessing=postprocessing_plan(model.config),
+        graphs=(),
+    )
+    network = TorchNetwork(stages, device)
+    rule = stop_rule(manifest, chosen.mode, chosen.max_level)
+    loop = ProposalLoop(network, network.loop(chosen.loop, chosen.deadline_ms))
+    detector = Detector(manifest, network, rule, loop=loop, deadline_ms=chosen.deadline_ms)
+    return Predictor(detector=detector, name=f"{model.config.variant} (torch)", proposals=loop.proposals)
