@@ -34,7 +34,7 @@ from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.command_line import progress
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.processing.on_host import since
+from asag_deploy.timing import since
 
 MOST_PICTURES = 100
 """Of a data set, to choose from."""

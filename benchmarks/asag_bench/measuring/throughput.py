@@ -39,7 +39,7 @@ from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import ImageLike, RgbImage, read_image
 from asag_deploy.images.writing import write_picture
 from asag_deploy.pipeline import BatchesBySize
-from asag_deploy.processing.on_host import since
+from asag_deploy.timing import since
 
 CONFIDENT = 0.3
 """Detections that are counted."""

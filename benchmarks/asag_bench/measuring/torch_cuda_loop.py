@@ -46,7 +46,7 @@ from asag_deploy.loop.loop import Loop
 from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stages import Array, LevelOutputs
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
-from asag_deploy.processing.on_host import since
+from asag_deploy.timing import since
 
 OUTPUTS = ("logits", "boxes", "anchors")
 WARM_UPS = 20

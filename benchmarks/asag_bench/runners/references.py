@@ -27,8 +27,8 @@ from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.loop import LoopChoice
 from asag_deploy.loop.stopping import StopRule, stop_rule
-from asag_deploy.processing.on_host import since
 from asag_deploy.processing.preprocess import make_batch
+from asag_deploy.timing import since
 
 if TYPE_CHECKING:
     from asag_training.checkpoints import Checkpoint

@@ -23,7 +23,7 @@ from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.loop import LoopChoice
 from asag_deploy.loop.stages import Array, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
-from asag_deploy.processing.on_host import since
+from asag_deploy.timing import since
 
 STAGES = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 PHASES = ("preprocess", "upload", *STAGES, "select", "loop", "download", "postprocess")

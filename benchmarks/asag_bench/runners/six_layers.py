@@ -27,8 +27,8 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.stages import FEATURES
-from asag_deploy.processing.on_host import since
 from asag_deploy.processing.postprocess import detections_of
+from asag_deploy.timing import since
 from asag_training.network import boxes as box_ops
 from asag_training.network.adamixer import AdaMixerDecoder
 from asag_training.network.config import VARIANTS, AsagConfig, DecoderType
