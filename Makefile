@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
-	@echo "make bench   what that network costs on this machine, and its peers; results in bench-output/"
+	@echo "make bench   what that network costs on this machine, beside others; results in bench-output/"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
 	@echo "make others  the quick tests with the other versions of Python that are here"
