@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -121,7 +122,7 @@ def _read(hint: Any, value: Any, path: str) -> Any:
 def _read_object(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         _expected("an object", value, path)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}
     for key in value:
         if key not in fields:
@@ -142,6 +143,12 @@ def _read_mapping(hint: Any, value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         _expected("an object", value, path)
     return value if hint is Any else {key: _read(hint, item, _join(path, key)) for key, item in value.items()}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a dataclass, which take long to evaluate."""
+    return get_type_hints(cls)
 
 
 def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

@@ -244,7 +244,7 @@ def _add_parity(parser: argparse.ArgumentParser) -> None:
 
 def _parity(options: argparse.Namespace) -> int:
     from asag_bench.measuring.parity import judge
-    from asag_export.gate.report import format_report
+    from asag_export.gate.parity import format_report
 
     report = judge(options.bundle, options.backend, options.checkpoint)
     if options.output is not None:

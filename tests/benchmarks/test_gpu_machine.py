@@ -35,7 +35,7 @@ PROGRAMS = ("asag_export.cli", "asag_evaluation.data.cli", "asag_deploy.engines.
 """Modules that are run."""
 COMMANDS = {
     "run": ("asag_bench.measuring.run", "asag_bench.reports.report"),
-    "parity": ("asag_bench.measuring.parity", "asag_export.gate.report"),
+    "parity": ("asag_bench.measuring.parity", "asag_export.gate.parity"),
     "training-step": ("asag_bench.measuring.training_step",),
     "torch-cuda-loop": ("asag_bench.measuring.torch_cuda_loop",),
 }

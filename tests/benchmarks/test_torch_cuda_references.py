@@ -25,7 +25,7 @@ from asag_deploy.errors import BackendError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
 from asag_evaluation.data.doodles import draw_scene
-from asag_export.graphs import stage_inputs, stage_outputs
+from asag_export.stage_export import stage_inputs, stage_outputs
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import TorchNetwork
@@ -67,9 +67,9 @@ def bundle() -> Bundle:
 
 
 def opened(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from asag_export import untrained
+    from asag_training import checkpoints
 
-    monkeypatch.setattr(untrained, "untrained_checkpoint", lambda variant: CHECKPOINT)
+    monkeypatch.setattr(checkpoints, "untrained_checkpoint", lambda variant: CHECKPOINT)
     network: Any = None  # of the bundle, which these references do without
     return open_reference(name, bundle, network, DetectorOptions(), None)
 

@@ -16,7 +16,7 @@ from asag_deploy.bundle.manifest import Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.doodles import draw_scene
-from asag_export import untrained
+from asag_training import checkpoints
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.network.stage_plan import postprocessing_plan, probing_plan
 from support.small_network import small_checkpoint
@@ -75,7 +75,7 @@ def test_weights_that_an_untrained_bundle_has(
         asked.append(variant)
         return checkpoint
 
-    monkeypatch.setattr(untrained, "untrained_checkpoint", drawn)
+    monkeypatch.setattr(checkpoints, "untrained_checkpoint", drawn)
     assert reference("torch", bundle_of(checkpoint), None)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
     assert asked == ["asag-a-r50-100"]
 

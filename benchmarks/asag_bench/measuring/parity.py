@@ -12,8 +12,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
 from asag_export.gate.gate import Limits, run_gate
 from asag_export.gate.parity import ParityReport
-from asag_export.untrained import untrained_checkpoint
-from asag_training.checkpoints import load_checkpoint, select_head
+from asag_training.checkpoints import load_checkpoint, select_head, untrained_checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
 

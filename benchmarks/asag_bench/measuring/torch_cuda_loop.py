@@ -86,8 +86,7 @@ def measure_plan(plan: LoopPlan, note: Note) -> None:
     check_cuda_reference(DEVICE_LOOP)
     import torch
 
-    from asag_export.untrained import untrained_checkpoint
-    from asag_training.checkpoints import load_checkpoint
+    from asag_training.checkpoints import load_checkpoint, untrained_checkpoint
     from asag_training.network.stage_plan import probing_plan
 
     path = plan.checkpoint

@@ -175,8 +175,7 @@ def _checkpoint(path: Path | None, manifest: Manifest, threads: int | None) -> C
     _need("torch")
     import torch
 
-    from asag_export.untrained import untrained_checkpoint
-    from asag_training.checkpoints import load_checkpoint, select_head
+    from asag_training.checkpoints import load_checkpoint, select_head, untrained_checkpoint
 
     if threads is not None:
         torch.set_num_threads(threads)

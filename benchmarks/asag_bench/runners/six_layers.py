@@ -150,7 +150,7 @@ def open_six_layers(
 
     Raises ConfigError as `six_layer_config`, ExportError or BackendError if they cannot be exported or run.
     """
-    from asag_export.graphs import export_stage
+    from asag_export.stage_export import export_stage
 
     manifest = bundle.manifest
     config = six_layer_config(DECODERS[name], bundle, checkpoint)

@@ -106,7 +106,7 @@ def with_interfaces(
     """Return the stages and the pyramid alone, and what each of them takes and gives."""
     from asag_bench.runners.six_layers import PyramidStage
     from asag_bench.runners.torch_cuda import interface_of
-    from asag_export.graphs import stage_inputs, stage_outputs
+    from asag_export.stage_export import stage_inputs, stage_outputs
     from asag_training.network.stages import BackboneStage
 
     whole = next(module for module in modules if isinstance(module, BackboneStage))
@@ -127,12 +127,12 @@ def modules_on_cuda(
     """Build the stages on the GPU, BatchNorm folded, channels last; float32 is float32, never TF32."""
     import torch
 
-    from asag_export.prepare import prepare
+    from asag_export.stage_export import prepare_for_export
     from asag_training.network.model import build
     from asag_training.network.stage_plan import build_stages
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = prepare(build(checkpoint.config, checkpoint.state), precision)
+    model = prepare_for_export(build(checkpoint.config, checkpoint.state), precision)
     stages: list[Any] = build_stages(model, probing, checkpoint.head or "main", preprocessing)
     # Of `Module.to` PyTorch's types do not say that it takes a memory format.
     return [stage.to("cuda", memory_format=torch.channels_last) for stage in stages]

@@ -17,7 +17,7 @@ from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Precision, Probing
 from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.kernels import KernelLibrary
-from asag_export.prepare import prepare
+from asag_export.stage_export import prepare_for_export
 from asag_training.checkpoints import Checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
@@ -50,7 +50,7 @@ def fake_torch_network(
     """The checkpoint's stages in PyTorch on a simulated GPU, with the kernels compiled for the CPU."""
     cuda = install_gpu(monkeypatch)
     kernels = install_kernels(monkeypatch, cuda, host_library)
-    model = prepare(build(checkpoint.config, checkpoint.state), precision)
+    model = prepare_for_export(build(checkpoint.config, checkpoint.state), precision)
     modules = build_stages(model, probing)
     modules, interfaces = with_interfaces(modules, checkpoint, probing, precision)
     operators = KernelOperators(KernelLibrary(host_library, "host"), stream=lambda: 0)

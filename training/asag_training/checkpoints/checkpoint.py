@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
-from asag_training.network.config import AsagConfig
+from asag_training.network.categories import default_categories
+from asag_training.network.config import AsagConfig, variant_config
+from asag_training.network.model import build
 
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"
@@ -84,3 +87,29 @@ def select_head(checkpoint: Checkpoint, head: str) -> Checkpoint:
             state[f"{match[1]}{int(match[2]) - first}{match[3]}"] = tensor
     config = checkpoint.config.with_changes(heads=1)
     return dataclasses.replace(checkpoint, config=config, state=state, head=head)
+
+
+def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:
+    """Draw random weights, to try or to time a network that has not been trained; a seed gives the same ones.
+
+    Freshly initialised anchors are large, and none would be probed.  The last layer of both anchor predictors
+    is therefore drawn wider and moved: small boxes with uncertain scores come out, and every stage has
+    something to do, whatever the image.  Raises ConfigError for an unknown variant.
+    """
+    config = variant_config(variant) if isinstance(variant, str) else variant
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config)
+        for mlp in (model.anchor_generator.proj_all, model.anchor_generator.proj_patch):
+            _spread(mlp.layers[-1])
+    return Checkpoint(
+        config=config, state=model.state_dict(), categories=default_categories(config), trained=False
+    )
+
+
+def _spread(last: nn.Module) -> None:
+    weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+    nn.init.normal_(weight, std=4.0 / weight.shape[1] ** 0.5)
+    with torch.no_grad():
+        bias.view(-1, 5)[:, 2:4] -= 2.5
+        bias.view(-1, 5)[:, 4] -= 1.0
