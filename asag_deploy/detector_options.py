@@ -52,10 +52,13 @@ class DetectorOptions:
         )
 
 
-def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: bool = False) -> None:
+def add_detector_options(
+    parser: argparse.ArgumentParser, *, several_backends: bool = False, own_requests: bool = False
+) -> None:
     """Add the options that `detector_options` reads.
 
     several_backends: `--backend` takes names with commas, or several times; `backends_of` reads them.
+    own_requests: the program has an option `--requests` of its own; what is read is 1.
     """
     add = parser.add_argument_group("detector").add_argument
     several: dict[str, Any] = {"action": "append", "default": [], "metavar": "B,..."}
@@ -74,13 +77,10 @@ def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: b
         help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
     )
     add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    add(
-        "--requests",
-        type=int,
-        default=1,
-        metavar="N",
-        help="calls at once, each on its share of the threads (default: 1)",
-    )
+    parser.set_defaults(requests=1)
+    if not own_requests:
+        text = "calls at once, each on its share of the threads (default: 1)"
+        add("--requests", type=int, default=1, metavar="N", help=text)
 
 
 def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) -> DetectorOptions:

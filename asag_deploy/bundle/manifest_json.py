@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -56,7 +57,10 @@ def manifest_from_json(text: str | bytes, source: str) -> Manifest:
 
 
 def read_fields(cls: type[Any], data: object) -> Any:
-    """Data from JSON as the dataclass `cls`, read as strictly as a manifest.
+    """Read data from JSON as the dataclass `cls`, as strictly as a manifest.
+
+    The metadata of a field may name its `key` in the JSON, where that is not the field's own name, and say
+    that it `may_be_missing`; the field then keeps its default.
 
     Raises BundleCorruptError, whose message is the half sentence naming the field, if it is none.
     """
@@ -103,6 +107,8 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         return _read_object(cast(type, hint), value, path)
     if origin is tuple:
         return _read_list(arguments, value, path)
+    if origin is dict:
+        return _read_mapping(arguments[1], value, path)
     if origin is Literal:
         # `True in (1,)` holds, hence the types.
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
@@ -116,14 +122,33 @@ def _read(hint: Any, value: Any, path: str) -> Any:
 def _read_object(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         _expected("an object", value, path)
-    hints = get_type_hints(cls)
-    for name in value:
-        if name not in hints:
-            raise _FieldError(f"`{_join(path, name)}` is not a known field")
-    for name in hints:
-        if name not in value:
-            raise _FieldError(f"`{_join(path, name)}` is missing")
-    return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in hints.items()})
+    hints = _hints(cls)
+    fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}
+    for key in value:
+        if key not in fields:
+            raise _FieldError(f"`{_join(path, key)}` is not a known field")
+    for key, field in fields.items():
+        if key not in value and not field.metadata.get("may_be_missing", False):
+            raise _FieldError(f"`{_join(path, key)}` is missing")
+    return cls(
+        **{
+            field.name: _read(hints[field.name], value[key], _join(path, key))
+            for key, field in fields.items()
+            if key in value
+        }
+    )
+
+
+def _read_mapping(hint: Any, value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _expected("an object", value, path)
+    return value if hint is Any else {key: _read(hint, item, _join(path, key)) for key, item in value.items()}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a dataclass, which take long to evaluate."""
+    return get_type_hints(cls)
 
 
 def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asag_deploy.engines.graph import Plugin
 from asag_deploy.engines.inspector import Layers, layers_of
+from asag_deploy.engines.parser_graph import Plugin
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.engines.sidecar import Compatibility, Format
 from asag_deploy.errors import BackendError, ConfigError, EngineError

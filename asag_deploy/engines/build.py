@@ -17,7 +17,8 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Precision
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
-from asag_deploy.engines.graph import (
+from asag_deploy.engines.host_work import read_plan
+from asag_deploy.engines.parser_graph import (
     Plugin,
     computes_with_sizes,
     control_flow,
@@ -25,7 +26,6 @@ from asag_deploy.engines.graph import (
     operators_of,
     require_onnx,
 )
-from asag_deploy.engines.plan import read_plan
 from asag_deploy.engines.shapes import Batches, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import (
     Compatibility,

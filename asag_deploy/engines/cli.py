@@ -7,10 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.command_line import OneSentenceParser, exit_code, progress
 from asag_deploy.engines.adapter import FORMATS
 from asag_deploy.engines.build import COMPATIBILITIES, BuildOptions, BuildReport, build_engines, summary
 from asag_deploy.engines.shapes import Batches
@@ -91,15 +89,14 @@ def engine_options(
 
 def build_with_progress(bundle: Bundle, options: BuildOptions, *, quiet: bool) -> BuildReport:
     """`build_engines` with a progress bar on stderr, if that is a terminal."""
-    off = True if quiet else None
-    with tqdm(disable=off, leave=False, unit="engine", file=sys.stderr) as bar:
+    with progress(unit="engine", quiet=quiet) as bar:
 
-        def progress(step: str, done: int, total: int) -> None:
+        def step(description: str, done: int, total: int) -> None:
             bar.total = total
-            bar.set_description(step)
+            bar.set_description(description)
             bar.update(done - bar.n)
 
-        return build_engines(bundle, options, progress=progress)
+        return build_engines(bundle, options, progress=step)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle."""
+"""A checkpoint becomes a bundle: its stages are exported, written and judged, and fall back if need be."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.errors import ConfigError, ParityError
 from asag_export.gate.checks import usual_shapes
-from asag_export.gate.engines import EngineParity, engines_can_run, gate_engines
+from asag_export.gate.engines import EngineParity, engines_can_run, judge_engines, stages_to_fall_back
 from asag_export.gate.gate import run_gate
 from asag_export.gate.parity import ParityReport
-from asag_export.graphs import DEFAULT_OPSET, ExportedStage, check_opset, export_stage
 from asag_export.half_precision import with_half_features
-from asag_export.prepare import FULL_PRECISION, prepare
+from asag_export.stage_export import (
+    DEFAULT_OPSET,
+    FULL_PRECISION,
+    check_opset,
+    export_stage,
+    prepare_for_export,
+)
 from asag_training.checkpoints import Checkpoint, select_head
-from asag_training.network.config import MAIN_HEAD, AsagConfig
+from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import StageModule
@@ -74,102 +79,82 @@ def export_bundle(
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
     check_opset(opset)
-    chosen = select_head(checkpoint, head or checkpoint.head_names[-1])
-    config = chosen.config
-    probing = probing_plan(config, levels, mode)
+    checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
     manifest = Manifest(
         producer=f"asag-deploy {__version__}",
-        variant=config.variant,
-        head=chosen.head or MAIN_HEAD,
+        variant=checkpoint.config.variant,
+        head=checkpoint.head or MAIN_HEAD,
         precision=precision,
         opset=opset,
-        trained=chosen.trained,
-        categories=chosen.categories,
-        preprocessing=preprocessing or chosen.preprocessing or Preprocessing(),
-        probing=probing,
-        postprocessing=postprocessing_plan(config),
+        trained=checkpoint.trained,
+        categories=checkpoint.categories,
+        preprocessing=preprocessing or checkpoint.preprocessing or Preprocessing(),
+        probing=probing_plan(checkpoint.config, levels, mode),
+        postprocessing=postprocessing_plan(checkpoint.config),
         graphs=(),
     )
-    model = build(config, chosen.state)
     with write_bundle(output_dir, overwrite=overwrite) as writer:
-        making = _Making(model, config, manifest, writer, progress)
-        making.write_graphs()
-        batches = Batches() if engines is None else engines.batches
-        report = making.judge(batches)
-        found: EngineParity | None = None
-        if engines is not None and report.passed and engines_can_run(engines):
-            found = making.judge_engines(engines)
-            if found.full_precision:
-                report = making.judge(batches)  # other graphs than those that were judged
-        parity = report.to_dict() | ({"engines": found.to_dict()} if found is not None else {})
-        writer.finish(dataclasses.replace(manifest, parity=parity))
-        failed = report if not report.passed or found is None else found.report
-        if not failed.passed and not keep_failed:
-            raise ParityError(_failure(failed, Path(output_dir)))
-    return Export(bundle=Bundle.open(output_dir), parity=report, engines=found)
+        parity, on_engines = _export_and_judge(checkpoint, manifest, engines, writer, progress)
+        told = parity.to_dict() | ({"engines": on_engines.to_dict()} if on_engines is not None else {})
+        writer.finish(dataclasses.replace(manifest, parity=told))
+        last = parity if not parity.passed or on_engines is None else on_engines.report
+        if not last.passed and not keep_failed:
+            raise ParityError(_failure(last, Path(output_dir)))
+    return Export(bundle=Bundle.open(output_dir), parity=parity, engines=on_engines)
 
 
-class _Making:
-    """A bundle in the making: its graphs are written and judged, and some perhaps written again."""
+def _export_and_judge(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    engines: BuildOptions | None,
+    writer: BundleWriter,
+    progress: Progress,
+) -> tuple[ParityReport, EngineParity | None]:
+    """Export all stages, write them and judge them; do it again in float32 for those that fail on engines."""
+    model = build(checkpoint.config, checkpoint.state)
+    reference = _stages(model, manifest)
+    wanted = {stage.name for stage in reference}
+    may_fall_back = wanted - set(FULL_PRECISION) if manifest.precision == "fp16" else set()
+    in_float32: dict[str, str] = {}
+    on_engines: EngineParity | None = None
+    while True:
+        precision: Precision = "fp32" if in_float32 else manifest.precision
+        for stage in _stages(prepare_for_export(model, precision), manifest):
+            if stage.name not in wanted:
+                continue
+            progress(f"exporting {stage.name}" + (" in float32" if in_float32 else ""))
+            exported = export_stage(
+                stage, checkpoint.config, manifest.probing, precision=precision, opset=manifest.opset
+            )
+            proto, inputs, outputs = with_half_features(*exported) if in_float32 else exported
+            own: Precision | None = "fp32" if stage.name in (*FULL_PRECISION, *in_float32) else None
+            content = proto.SerializeToString()
+            writer.add_graph(stage.name, content, inputs=inputs, outputs=outputs, precision=own)
+        bundle = writer.finish(manifest)
 
-    def __init__(
-        self, model: Asag, config: AsagConfig, manifest: Manifest, writer: BundleWriter, progress: Progress
-    ) -> None:
-        self._model, self._config, self._manifest = model, config, manifest
-        self._writer, self._progress = writer, progress
-        self._reference = self._stages(model)
-
-    def write_graphs(self) -> None:
-        """Every stage in the precision of the manifest."""
-        precision = self._manifest.precision
-        for stage in self._stages(prepare(self._model, precision)):
-            self._progress(f"exporting {stage.name}")
-            own: Precision | None = "fp32" if stage.name in FULL_PRECISION else None
-            self._add(stage.name, self._export(stage, precision), own)
-
-    def judge(self, batches: Batches) -> ParityReport:
-        """The graphs, run by ONNX Runtime, against the network in PyTorch."""
-        bundle = self._writer.finish(self._manifest)
-        self._progress("comparing with PyTorch")
-        return run_gate(
-            self._reference,
+        progress("comparing with PyTorch")
+        parity = run_gate(
+            reference,
             open_network(None, bundle),
-            self._manifest.probing,
+            manifest.probing,
             backend="onnxruntime",
-            precision=self._manifest.precision,
-            usual=usual_shapes(bundle.manifest, batches),
+            precision=manifest.precision,
+            usual=usual_shapes(bundle.manifest, Batches() if engines is None else engines.batches),
         )
+        if engines is None or not parity.passed or not engines_can_run(engines):
+            return parity, on_engines
 
-    def judge_engines(self, engines: BuildOptions) -> EngineParity:
-        """Engines of the graphs, on the GPU here, against the network in PyTorch."""
-        self._progress(f"comparing {engines.engine_format} with PyTorch")
-        return gate_engines(
-            self._reference,
-            self._writer.finish(self._manifest),
-            engines,
-            self._manifest.probing,
-            precision=self._manifest.precision,
-            in_float32=self._in_float32,
-        )
+        progress(f"comparing {engines.engine_format} with PyTorch")
+        report, layers = judge_engines(reference, bundle, engines)
+        on_engines = EngineParity(report=report, full_precision=dict(in_float32), layers=layers)
+        failing = stages_to_fall_back(report, may_fall_back - set(in_float32))
+        if not failing:
+            return parity, on_engines
+        wanted, in_float32 = set(failing), in_float32 | failing
 
-    def _in_float32(self, name: str) -> Bundle:
-        """The bundle with the stage of that name in float32 between features in half precision."""
-        self._progress(f"exporting {name} in float32")
-        (stage,) = (stage for stage in self._stages(prepare(self._model, "fp32")) if stage.name == name)
-        self._add(name, with_half_features(*self._export(stage, "fp32")), "fp32")
-        return self._writer.finish(self._manifest)
 
-    def _stages(self, model: Asag) -> list[StageModule]:
-        return build_stages(model, self._manifest.probing, preprocessing=self._manifest.preprocessing)
-
-    def _export(self, stage: StageModule, precision: Precision) -> ExportedStage:
-        opset = self._manifest.opset
-        return export_stage(stage, self._config, self._manifest.probing, precision=precision, opset=opset)
-
-    def _add(self, name: str, exported: ExportedStage, precision: Precision | None) -> None:
-        proto, inputs, outputs = exported
-        content = proto.SerializeToString()
-        self._writer.add_graph(name, content, inputs=inputs, outputs=outputs, precision=precision)
+def _stages(model: Asag, manifest: Manifest) -> list[StageModule]:
+    return build_stages(model, manifest.probing, preprocessing=manifest.preprocessing)
 
 
 def _failure(report: ParityReport, output_dir: Path) -> str:

@@ -7,20 +7,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.command_line import OneSentenceParser, exit_code, progress
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.build import BuildOptions, summary
 from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
 from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
 from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
-from asag_export.gate.report import format_report
-from asag_export.graphs import DEFAULT_OPSET
-from asag_export.untrained import untrained_checkpoint
-from asag_training.checkpoints import Checkpoint, load_checkpoint
+from asag_export.gate.parity import format_report
+from asag_export.stage_export import DEFAULT_OPSET
+from asag_training.checkpoints import Checkpoint, load_checkpoint, untrained_checkpoint
 from asag_training.network.stage_plan import MANUAL_STOPS
 
 PROGRAM = "asag-export"
@@ -71,11 +68,10 @@ def _run(options: argparse.Namespace) -> int:
     engines = _engines(options)  # before an export that takes minutes
     checkpoint = _checkpoint(options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
-    off = True if options.quiet else None  # None: unless stderr is a terminal
-    with tqdm(total=steps, disable=off, leave=False, unit="step", file=sys.stderr) as bar:
+    with progress(total=steps, unit="step", quiet=options.quiet) as bar:
 
-        def progress(step: str) -> None:
-            bar.set_description(step)
+        def step(description: str) -> None:
+            bar.set_description(description)
             bar.update()
 
         result = export_bundle(
@@ -90,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
             engines=engines,
             overwrite=options.overwrite,
             keep_failed=options.keep_failed,
-            progress=progress,
+            progress=step,
         )
     if not options.quiet:
         print(format_report(result.parity))

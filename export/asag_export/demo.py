@@ -15,10 +15,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from asag_deploy import Detector
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
 from asag_deploy.detections import Detections
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.writing import write_picture
@@ -27,7 +26,7 @@ from asag_evaluation.data.scenes import KINDS, write_scenes
 from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_evaluation.report import table, write_report
 from asag_export.bundle_export import export_bundle
-from asag_export.gate.report import format_report
+from asag_export.gate.parity import format_report
 from asag_training.checkpoints import load_checkpoint
 
 CHECKPOINT = Path(__file__).with_name("asag-a-scenes.safetensors")
@@ -95,7 +94,7 @@ def _scenes(folder: Path, count: int) -> CocoDataset:
         folder = folder.with_name(f"{folder.name}-{count}")
         if (folder / VAL_SPLIT).exists():
             return CocoDataset.open(folder, VAL_SPLIT)
-    with _bar(count, "scene") as bar:
+    with progress(total=count, unit="scene") as bar:
         write_scenes(
             folder, count=count, seed=SEED, size=_SIZE, split=VAL_SPLIT, progress=lambda done: bar.update()
         )
@@ -104,12 +103,8 @@ def _scenes(folder: Path, count: int) -> CocoDataset:
 
 def _measure(detector: Detector, dataset: CocoDataset, way: str) -> Evaluation:
     """Run the detector over all scenes."""
-    with _bar(len(dataset), "scene", way) as bar:
+    with progress(total=len(dataset), unit="scene", description=way) as bar:
         return evaluate(detector, dataset, on_image=lambda sample, found: bar.update())
-
-
-def _bar(total: int, unit: str, what: str | None = None) -> Any:
-    return tqdm(total=total, unit=unit, desc=what, file=sys.stderr, disable=None, leave=False)
 
 
 def _print_ways(measured: dict[str, Evaluation]) -> None:

@@ -10,9 +10,8 @@ from onnx import TensorProto, helper
 
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.engines.matmul_as_conv import bodies
-from asag_export.graphs import ExportedStage
-
-FEATURES = frozenset({"p2", "p3", "p4", "p5", "feature"})
+from asag_deploy.loop.stages import FEATURE_TENSORS
+from asag_export.stage_export import ExportedStage
 
 
 def with_half_features(
@@ -22,8 +21,8 @@ def with_half_features(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    given = [value for value in graph.input if value.name in FEATURES]
-    made = [value for value in graph.output if value.name in FEATURES]
+    given = [value for value in graph.input if value.name in FEATURE_TENSORS]
+    made = [value for value in graph.output if value.name in FEATURE_TENSORS]
     renamed = {value.name: f"{value.name}_in_float32" for value in (*given, *made)}
     _rename(graph.node, renamed)
     casts = [_cast(value.name, renamed[value.name], TensorProto.FLOAT) for value in given]
@@ -39,7 +38,7 @@ def with_half_features(
 
 def _half(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(
-        dataclasses.replace(spec, dtype="float16") if spec.name in FEATURES else spec for spec in specs
+        dataclasses.replace(spec, dtype="float16") if spec.name in FEATURE_TENSORS else spec for spec in specs
     )
 
 

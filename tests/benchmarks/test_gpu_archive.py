@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from asag_bench.cli import main
 from asag_bench.gpu_machine.archive import make_archive, tree_size, unpack_archive
-from asag_bench.gpu_machine.cli import main
 from asag_bench.gpu_machine.fatbin import has_gpu_code, prune
 from asag_deploy.errors import BackendError, ConfigError
 from support.plugin_builds import missing_nvcc, run
@@ -184,9 +184,9 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
 
 def test_the_command(wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "packages.tar.xz"
-    assert main(["archive", "--wheel", str(wheel), "--output", str(output)]) == 0
+    assert main(["gpu", "archive", "--wheel", str(wheel), "--output", str(output)]) == 0
     assert f"run --carried {output}" in capsys.readouterr().out
-    assert main(["archive", "--wheel", str(wheel), "--output", str(output), "--limit-mib", "1"]) == 2
+    assert main(["gpu", "archive", "--wheel", str(wheel), "--output", str(output), "--limit-mib", "1"]) == 2
     assert "too large to be carried" in capsys.readouterr().err
-    assert main(["archive", "--gpu", "H100"]) == 2
+    assert main(["gpu", "archive", "--gpu", "H100"]) == 2
     assert "expected a compute capability, such as sm90" in capsys.readouterr().err

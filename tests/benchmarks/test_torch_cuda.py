@@ -212,7 +212,7 @@ def test_what_pytorch_says_when_it_fails(made: tuple[EngineNetwork, FakeCuda]) -
     def run(stream: int, work: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    stage._runner.run = run
+    stage._access.run = run
     inputs = {"image": network.upload(images()), "image_size": network.upload(SIZES)}
     with pytest.raises(
         BackendError, match=r"in the stage 'backbone': it could not be started \(CUDA out of memory\.\)"

@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from asag_export.graphs import stage_inputs
-from asag_export.prepare import prepare
+from asag_export.stage_export import prepare_for_export, stage_inputs
 from asag_training.network.model import build
 from asag_training.network.operator_choice import use_operators
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -82,7 +81,7 @@ def what_comes_from_the_host(stage: StageModule, inputs: list[torch.Tensor]) -> 
 def test_stages_stay_on_the_device(variant: str) -> None:
     checkpoint = small_checkpoint(variant)
     probing = probing_plan(checkpoint.config)
-    model = prepare(build(checkpoint.config, checkpoint.state), "fp16")
+    model = prepare_for_export(build(checkpoint.config, checkpoint.state), "fp16")
     stages = build_stages(model, probing)
     assert len(stages) == 5
     for stage in stages:

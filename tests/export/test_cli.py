@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Preprocessing, TensorSpec
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_export import bundle_export
 from asag_export.cli import main
-from asag_export.gate.parity import ParityReport, RunParity, StageParity
-from asag_export.graphs import stage_inputs, stage_outputs
+from asag_export.gate.parity import ParityReport
 from asag_training.checkpoints import save_checkpoint
 from asag_training.network.stage_plan import MANUAL_STOPS
 from support.small_network import small_checkpoint
@@ -36,26 +34,6 @@ def output(tmp_path: Path) -> Path:
     parent = tmp_path / "bundles"
     parent.mkdir()
     return parent / "bundle"
-
-
-@pytest.fixture
-def parity(monkeypatch: pytest.MonkeyPatch) -> ParityReport:
-    """Exports are instant, of empty graphs, and the gate reports this."""
-    row = StageParity(stage="decoder", output="logits", difference=0.5, tolerance=1.0, cases=1, passed=True)
-    run = RunParity(case="1x1 to P5", stops=("max level",), same_stops=True, agreement=1.0, passed=True)
-    report = ParityReport(backend="onnxruntime", precision="fp32", stages=[row], runs=[run])
-
-    def export_nothing(stage: Any, config: Any, probing: Any, *, precision: Any, opset: int) -> Any:
-        model = onnx.helper.make_model(onnx.GraphProto(name=stage.name))
-        specs: list[tuple[TensorSpec, ...]] = [
-            function(stage, config, probing, precision) for function in (stage_inputs, stage_outputs)
-        ]
-        return model, *specs
-
-    monkeypatch.setattr(bundle_export, "export_stage", export_nothing)
-    monkeypatch.setattr(bundle_export, "open_network", lambda backend, bundle: bundle)
-    monkeypatch.setattr(bundle_export, "run_gate", lambda *args, **options: report)
-    return report
 
 
 def fail(parity: ParityReport) -> None:

@@ -22,15 +22,13 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, Precision, Preprocessing
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.cli import main as build_main
-from asag_deploy.engines.graph import for_parser
-from asag_deploy.engines.plan import read_plan
+from asag_deploy.engines.host_work import read_plan
+from asag_deploy.engines.parser_graph import for_parser
 from asag_deploy.engines.shapes import Batches, profile
 from asag_deploy.engines.sidecar import read_sidecar
 from asag_export.cli import main as export_main
-from asag_export.graphs import DEFAULT_OPSET, export_stage
-from asag_export.prepare import prepare
-from asag_export.untrained import untrained_checkpoint
-from asag_training.checkpoints import save_checkpoint
+from asag_export.stage_export import DEFAULT_OPSET, export_stage, prepare_for_export
+from asag_training.checkpoints import save_checkpoint, untrained_checkpoint
 from asag_training.network.config import VARIANTS, AsagConfig
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -77,7 +75,7 @@ def stages_of(
 ) -> tuple[list[StageModule], Manifest]:
     checkpoint = untrained_checkpoint(config)
     probing = probing_plan(config, "p3-p6", "exact")
-    model = prepare(build(config, checkpoint.state), precision)
+    model = prepare_for_export(build(config, checkpoint.state), precision)
     manifest = dataclasses.replace(tiny_manifest(), probing=probing, preprocessing=preprocessing)
     return build_stages(model, probing, preprocessing=preprocessing), manifest
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asag_export.prepare import prepare
+from asag_export.stage_export import prepare_for_export
 from asag_training.network.backbone import FrozenBatchNorm2d
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -72,7 +72,7 @@ FLOATS = (
 
 
 def test_folding_changes_nothing(model: Asag) -> None:
-    prepared = prepare(model, "fp32")
+    prepared = prepare_for_export(model, "fp32")
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in prepared.modules())
     expected, actual = run(model), run(prepared)
     for name in FLOATS:
@@ -86,7 +86,7 @@ def test_the_original_is_left_as_it_is(model: Asag, precision: str) -> None:
     model.neck.requires_grad_(False)
     state = copy.deepcopy(model.state_dict())
     gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    prepared = prepare(model, precision)  # type: ignore[arg-type]
+    prepared = prepare_for_export(model, precision)  # type: ignore[arg-type]
     assert not prepared.training
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
     for parameter in prepared.parameters():
@@ -98,7 +98,7 @@ def test_the_original_is_left_as_it_is(model: Asag, precision: str) -> None:
 
 
 def test_half_precision_is_of_weights_and_features_only(model: Asag) -> None:
-    prepared = prepare(model, "fp16")
+    prepared = prepare_for_export(model, "fp16")
     assert {parameter.dtype for parameter in prepared.parameters()} == {torch.float16}
     outputs, expected = run(prepared), run(model)
     half = {name for name, tensor in outputs.items() if tensor.dtype == torch.float16}

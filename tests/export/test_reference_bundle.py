@@ -12,8 +12,7 @@ import pytest
 from asag_deploy import Detector
 from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Preprocessing
-from asag_export.graphs import DEFAULT_OPSET, export_stage
-from asag_export.prepare import prepare
+from asag_export.stage_export import DEFAULT_OPSET, export_stage, prepare_for_export
 from asag_training.network.config import default_categories
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
@@ -31,7 +30,7 @@ GROUPS = sorted({key: name for name, key in reversed(WEIGHTS.items())}.values())
 def export_ungated(case: ReferenceCase, path: Path) -> Bundle:
     """The bundle alone: the comparison that follows is stricter than the exporter's own."""
     probing = probing_plan(case.config)
-    stages = build_stages(prepare(build(case.config, case.state()), "fp32"), probing)
+    stages = build_stages(prepare_for_export(build(case.config, case.state()), "fp32"), probing)
     with write_bundle(path) as writer:
         for stage in stages:
             proto, inputs, outputs = export_stage(

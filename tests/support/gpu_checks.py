@@ -33,7 +33,7 @@ from asag_deploy.processing.on_host import OnHost
 from asag_deploy.processing.postprocess import Found as Detected
 from asag_evaluation.data.scenes import Kind, draw
 from asag_export.gate.parity import LEAST_IN_COMMON, Found, in_common
-from asag_export.graphs import stage_inputs, stage_outputs
+from asag_export.stage_export import stage_inputs, stage_outputs
 from asag_training.checkpoints import Checkpoint, load_checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan

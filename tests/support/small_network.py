@@ -10,8 +10,7 @@ import torch
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_export.bundle_export import export_bundle
-from asag_export.untrained import untrained_checkpoint
-from asag_training.checkpoints import Checkpoint
+from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
 
 

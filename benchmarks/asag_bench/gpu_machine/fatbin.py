@@ -92,7 +92,7 @@ def _section(memory: mmap.mmap, library: Path) -> tuple[int, int]:
 
 
 def _find_section(memory: mmap.mmap) -> tuple[int, int] | None:
-    """Offset and size of the section with the code (ELF's header and section table, 64 bits)."""
+    """Return offset and size of the section with the code (ELF's header and section table, 64 bits)."""
     (table,) = struct.unpack_from("<Q", memory, 40)
     width, count, names = struct.unpack_from("<HHH", memory, 58)
     headers = [struct.unpack_from("<IIQQQQ", memory, table + i * width) for i in range(count)]
@@ -105,7 +105,7 @@ def _find_section(memory: mmap.mmap) -> tuple[int, int] | None:
 
 
 def _containers(memory: mmap.mmap, begin: int, end: int) -> Iterator[list[_Entry]]:
-    """The entries of each container; both have headers that say how long they and what follows are."""
+    """Yield the entries of each container; both have headers that say how long they and what follows are."""
     while begin < end:
         if memory[begin : begin + len(_CONTAINER)] != _CONTAINER:
             begin += _ALIGNMENT

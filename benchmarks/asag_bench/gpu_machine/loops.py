@@ -16,17 +16,14 @@ _WALL = "loops_wall_ms"
 
 
 def time_loops(work: Work, variant: str, limit: float) -> dict[str, Any]:
-    """The figures of `asag_bench.measuring.torch_cuda_loop`, which writes them as they come.
+    """Return the figures of `asag-bench torch-cuda-loop`, which writes them as they come.
 
     Raises Failed with those that there are if it fails or takes too long.
     """
     work.need_gpu()
     output = work.folder / "loops.json"
     try:
-        work.run(
-            work.python("asag_bench.measuring.torch_cuda_loop", "--variant", variant, "--output", output),
-            limit,
-        )
+        work.run(work.asag_bench("torch-cuda-loop", "--variant", variant, "--output", output), limit)
     except BackendError as error:
         raise Failed(str(error), _figures(output)) from error
     figures = _figures(output)
@@ -53,7 +50,7 @@ def _rows_in_words(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _page(result: Mapping[str, Any]) -> str:
-    """Wall times by exit level, and what the graph takes with and without conditional nodes."""
+    """Tell wall times by exit level, and what the graph takes with and without conditional nodes."""
     lines = [
         "| stops at | eager | host's loop | device's loop | times as fast | deciding | largest difference |",
         "|---|---|---|---|---|---|---|",

@@ -7,56 +7,44 @@ another backend, or of a quantised bundle, it says nothing: that is seen here, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from asag_bench.measuring.plan import Candidate, Plan
-from asag_bench.measuring.samples import Picture, Samples
-from asag_bench.runners.peers import rule_of
-from asag_bench.runners.subjects import DetectorSubject
+from asag_bench.measuring.image_groups import Picture, Samples
+from asag_bench.measuring.plan import BundleOnBackend, Plan
+from asag_bench.result import Agreement, RunnerAgreement
+from asag_bench.runners.references import rule_of
+from asag_bench.runners.runner import DetectorRunner
 from asag_deploy.backends import DEFAULT_BACKEND, open_network
 from asag_deploy.detections import Detections
-from asag_export.gate.parity import Found, in_common
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Of one subject with the reference."""
-
-    pictures: int
-    same_stops: int
-    """Pictures that stop at the same level."""
-    detections: float
-    """Mean share of a picture's detections in the reference that the subject has too: see `in_common`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return dict(vars(self))
+from asag_export.gate.parity import LEAST_IN_COMMON, Found, in_common
 
 
 def measure_agreement(
-    plan: Plan, chosen: Sequence[Candidate], detectors: Sequence[DetectorSubject], samples: Samples
-) -> tuple[str, dict[str, Agreement]]:
-    """What is compared with, in words, and every detector's agreement with it on the pictures that are timed.
+    plan: Plan, chosen: Sequence[BundleOnBackend], runners: Sequence[DetectorRunner], samples: Samples
+) -> Agreement:
+    """Compare every detector's finds on the pictures that are timed with those of ONNX Runtime on the CPU.
 
-    The reference is ONNX Runtime on the CPU with the first float32 bundle, or with the first if none is.
+    There the first float32 bundle is run, or the first if none is.
     """
-    bundles = [candidate.bundle for candidate in chosen]
+    bundles = [each.bundle for each in chosen]
     bundle = next((b for b in bundles if b.manifest.precision == "fp32"), bundles[0])
-    network = open_network(DEFAULT_BACKEND, bundle, plan.threads)
-    reference = DetectorSubject(
-        DEFAULT_BACKEND, bundle.manifest, network, rule_of(bundle.manifest, plan.mode)
+    network = open_network(DEFAULT_BACKEND, bundle, plan.detector.threads)
+    rule = rule_of(bundle.manifest, plan.detector)
+    checked = DetectorRunner(DEFAULT_BACKEND, bundle.manifest, network, rule)
+    pictures = list(
+        {picture.name: picture for group in samples.groups for picture in group.pictures}.values()
     )
-    pictures = list({picture.name: picture for s in samples.strata for picture in s.pictures}.values())
-    expected = _detect(reference, pictures)
-    name = f"{DEFAULT_BACKEND} {bundle.manifest.precision}"
-    return name, {subject.name: _compare(expected, _detect(subject, pictures)) for subject in detectors}
+    expected = _detect(checked, pictures)
+    return Agreement(
+        compared_with=f"{DEFAULT_BACKEND} {bundle.manifest.precision}",
+        least_in_float32=LEAST_IN_COMMON,
+        runners={runner.name: _compare(expected, _detect(runner, pictures)) for runner in runners},
+    )
 
 
-def _detect(subject: DetectorSubject, pictures: Sequence[Picture]) -> list[Detections]:
-    detector = subject.detector()
+def _detect(runner: DetectorRunner, pictures: Sequence[Picture]) -> list[Detections]:
+    detector = runner.detector()
     return [detector(picture.image, channel_order="rgb") for picture in pictures]
 
 
@@ -64,9 +52,9 @@ def _found(detections: Detections) -> Found:
     return Found(scores=detections.confidence, classes=detections.class_id, boxes=detections.xyxy)
 
 
-def _compare(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
+def _compare(expected: Sequence[Detections], found: Sequence[Detections]) -> RunnerAgreement:
     pairs = list(zip(expected, found, strict=True))
-    return Agreement(
+    return RunnerAgreement(
         pictures=len(pairs),
         same_stops=sum(one.trace.exit_level == other.trace.exit_level for one, other in pairs),
         detections=float(np.mean([in_common(_found(one), _found(other)) for one, other in pairs])),

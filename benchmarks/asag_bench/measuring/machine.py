@@ -1,4 +1,4 @@
-"""What a measurement was taken on: without it a number means nothing."""
+"""The machine that a measurement is taken on: without it a number means nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from asag_bench.result import Machine
 
 _PACKAGES = (
     *("asag-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "openvino"),
@@ -15,43 +16,26 @@ _PACKAGES = (
 )
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, system and library versions as plain JSON values."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-    }
-
-
-def resident_mib() -> float:
-    """Memory of this process that is in RAM, in MiB."""
-    return _status_mib("VmRSS")
-
-
-def peak_resident_mib() -> float:
-    """The most memory of this process that was ever in RAM, in MiB."""
-    return _status_mib("VmHWM")
+def describe_machine() -> Machine:
+    """Return processor, cores, memory, system and library versions."""
+    return Machine(
+        date=datetime.now(UTC).date().isoformat(),
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages={name: version for name in _PACKAGES if (version := _version(name))},
+    )
 
 
 def clocks_mhz() -> list[float]:
-    """What each core runs at now, in MHz; nothing where the kernel does not say."""
+    """Return what each core runs at now, in MHz; nothing where the kernel does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
     except (OSError, ValueError, IndexError):
         return []
-
-
-def _status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field} line")
 
 
 def _processor() -> str:

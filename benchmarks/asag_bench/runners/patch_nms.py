@@ -1,7 +1,7 @@
 """Patch NMS as an ONNX graph, for the peer that has the whole network in one graph.
 
 No bundle holds it: its loop is one that an engine decides on the host.  It is written as the functions of
-`asag_export.operators` are; its reference is `asag_training.network.operators.patch_nms`.
+`asag_export.onnx_operators` are; its reference is `asag_training.network.operators.patch_nms`.
 """
 
 # Annotations and operators below are ONNX's, for onnxscript to read; to a type checker they make no sense.
@@ -17,7 +17,7 @@ from onnxscript import BOOL, FLOAT, INT64
 from onnxscript import opset20 as op
 
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_export.operators import DOMAIN, OPSET
+from asag_export.onnx_operators import DOMAIN, OPSET
 
 
 def patch_nms_model(probing: Probing, level: ProbeLevel, opset: int) -> onnx.ModelProto:

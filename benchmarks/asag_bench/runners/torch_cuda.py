@@ -47,7 +47,7 @@ class Interface(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
-class Runner(Protocol):
+class TorchAccess(Protocol):
     """How PyTorch gets at the memory and the streams of a `Device`."""
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Runner(Protocol):
 
 
 class OnGpu:
-    """PyTorch's CUDA: a `Runner`."""
+    """PyTorch's CUDA: a `TorchAccess`."""
 
     def __init__(self) -> None:
         # The weights have been put there on PyTorch's own stream, which none of a `Device` waits for.
@@ -102,11 +102,16 @@ class TorchStage:
     """A stage as PyTorch computes it, in a network of engines.  Use it under the device's lock or call it."""
 
     def __init__(
-        self, module: StageModule, interface: Interface, device: Device, runner: Runner, operators: Operators
+        self,
+        module: StageModule,
+        interface: Interface,
+        device: Device,
+        access: TorchAccess,
+        operators: Operators,
     ) -> None:
         self.name = module.name
         self.inputs, self.outputs = interface
-        self._module, self._device, self._runner, self._operators = module, device, runner, operators
+        self._module, self._device, self._access, self._operators = module, device, access, operators
         self._shapes_alone = _without_weights(module)
         self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
         self._thread = threading.local()
@@ -181,7 +186,7 @@ class TorchStage:
 
     def _new_context(self, shapes: Shapes) -> StageContext:
         interface = Interface(self.inputs, self.outputs)
-        context = TorchContext(self._module, self._shapes_alone, interface, self._runner, self._operators)
+        context = TorchContext(self._module, self._shapes_alone, interface, self._access, self._operators)
 
         def failed(what: str) -> BackendError:
             return BackendError(f"PyTorch failed in the stage '{self.name}': it {what} ({context.problem})")
@@ -197,13 +202,13 @@ class TorchContext:
         module: StageModule,
         shapes_alone: StageModule,
         interface: Interface,
-        runner: Runner,
+        access: TorchAccess,
         operators: Operators,
     ) -> None:
         self._module, self._shapes_alone = module, shapes_alone
         self._tensors = {tensor.name: tensor for tensor in (*interface.inputs, *interface.outputs)}
         self._inputs = len(interface.inputs)
-        self._runner, self._operators = runner, operators
+        self._access, self._operators = access, operators
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._views: OrderedDict[tuple[int, ...], list[torch.Tensor]] = OrderedDict()
@@ -259,7 +264,7 @@ class TorchContext:
                     target.copy_(value)
 
         try:
-            self._runner.run(stream, work)
+            self._access.run(stream, work)
         except (RuntimeError, BackendError) as error:
             self.problem = next(iter(str(error).splitlines()), type(error).__name__)
             return False
@@ -269,7 +274,7 @@ class TorchContext:
         """Tensors at these addresses, made once: what is captured asks CUDA for nothing."""
         if addresses not in self._views:
             self._views[addresses] = [
-                self._runner.view(address, self._shapes[name], tensor.dtype)
+                self._access.view(address, self._shapes[name], tensor.dtype)
                 for address, (name, tensor) in zip(addresses, self._tensors.items(), strict=True)
             ]
             if len(self._views) > _MOST_VIEWS:
@@ -281,8 +286,8 @@ class TorchContext:
 class _Owner:
     """Lets go of stages, loops and device, in this order."""
 
-    def __init__(self, device: Device, runner: Runner) -> None:
-        self.device, self.runner = device, runner
+    def __init__(self, device: Device, access: TorchAccess) -> None:
+        self.device, self.access = device, access
         self.stages: list[TorchStage] = []
         self.loops: list[DeviceLoop] = []
 
@@ -305,13 +310,13 @@ def torch_network(
     device: Device,
     kernels: KernelLibrary,
     *,
-    runner: Runner,
+    access: TorchAccess,
     operators: Operators,
 ) -> EngineNetwork:
     """The network of these stages, in the memory of that device; it is closed with the network."""
-    owner = _Owner(device, runner)
+    owner = _Owner(device, access)
     owner.stages += [
-        TorchStage(module, interface, device, runner, operators)
+        TorchStage(module, interface, device, access, operators)
         for module, interface in zip(modules, interfaces, strict=True)
     ]
     # Engines in all but their type: the network and its loop ask nothing of them that is not here.
@@ -331,9 +336,9 @@ def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Inte
             "PyTorch's stages take the compiled kernels; build them as plugins/README.md says and set "
             f"{LIBRARY_VARIABLE}"
         )
-    runner = OnGpu()
+    access = OnGpu()
     operators = KernelOperators(kernels)
-    return torch_network(modules, interfaces, Device(cuda), kernels, runner=runner, operators=operators)
+    return torch_network(modules, interfaces, Device(cuda), kernels, access=access, operators=operators)
 
 
 def interface_of(inputs: Sequence[Any], outputs: Sequence[Any]) -> Interface:

@@ -30,7 +30,7 @@ from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Precision, ProbeLevel, Probing
 from asag_deploy.loop.probing import Probed, detect, stage_name
-from asag_deploy.loop.stages import LevelOutputs
+from asag_deploy.loop.stages import FEATURE_TENSORS, LevelOutputs
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 from asag_evaluation.data.doodles import draw_scene
 from asag_export.gate.checks import IMAGES, Shapes, batch_checks, shapes_check
@@ -258,8 +258,7 @@ class _Gate:
 
     def _cast(self, name: str, tensor: torch.Tensor) -> NDArray[Any]:
         """Feature maps come in the graphs' own precision."""
-        is_feature = name in ("p2", "p3", "p4", "p5", "feature")
-        half = is_feature and self.precision == "fp16"
+        half = name in FEATURE_TENSORS and self.precision == "fp16"
         return (tensor.half() if half else tensor).contiguous().numpy()
 
     def _compare_selection(self, selection: _Selection) -> None:

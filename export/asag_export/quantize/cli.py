@@ -7,24 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from asag_deploy.backends import BACKENDS
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import OneSentenceParser, exit_code
-from asag_deploy.errors import ConfigError, ParityError
-from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT
-from asag_export.quantize.bundle import (
+from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.errors import BackendError, ConfigError, ParityError
+from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
+from asag_export.quantize.calibration import DEFAULT_COUNT, choose, image_files, read_pictures
+from asag_export.quantize.cost import (
+    ACTIVATIONS,
     DEFAULT_BACKEND,
     DEFAULT_MOST_LOSS,
-    check_quantizable,
-    quantize_bundle,
+    INSTALL,
+    RESULTS,
+    format_quantization,
 )
-from asag_export.quantize.graph import ACTIVATIONS
-from asag_export.quantize.measuring import open_data
-from asag_export.quantize.pictures import DEFAULT_COUNT, choose, image_files, read_pictures
-from asag_export.quantize.placement import PLACEMENTS
-from asag_export.quantize.report import format_quantization
 
 PROGRAM = "asag-quantize"
 
@@ -64,20 +60,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
+    try:
+        from asag_export.quantize.bundle_quantization import check_quantizable, quantize_bundle
+    except ImportError as error:
+        raise BackendError(f"quantising needs the package {error.name}; install it with {INSTALL}") from None
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
-    data = open_data(options.data, options.split, bundle, options.limit) if options.data else None
+    data = _open_data(options.data, options.split, bundle, options.limit) if options.data else None
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
-    steps = (1 + len(PLACEMENTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
-    off = True if options.quiet else None  # None: unless stderr is a terminal
-    with tqdm(total=steps, disable=off, leave=False, unit="picture", file=sys.stderr) as bar:
+    steps = (1 + len(RESULTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
+    with progress(total=steps, unit="picture", quiet=options.quiet) as bar:
 
-        def progress(step: str) -> None:
-            bar.set_description(step, refresh=False)
+        def step(description: str) -> None:
+            bar.set_description(description, refresh=False)
             bar.update()
 
-        pictures = read_pictures(files, bundle.manifest.preprocessing, lambda: progress("reading"))
+        pictures = read_pictures(files, bundle.manifest.preprocessing, lambda: step("reading"))
         result = quantize_bundle(
             bundle,
             options.output_dir,
@@ -88,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
             most_loss=options.max_loss,
             overwrite=options.overwrite,
             keep_failed=options.keep_failed,
-            progress=progress,
+            progress=step,
         )
     if not options.quiet:
         print(format_quantization(result.report))
@@ -117,8 +116,14 @@ def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
     """What to choose the calibration pictures from."""
     if options.images is not None:
         return image_files(options.images)
-    calibration = open_data(options.data, options.calibration_split, bundle, None)
+    calibration = _open_data(options.data, options.calibration_split, bundle, None)
     return [calibration.path(i) for i in range(len(calibration))]
+
+
+def _open_data(folder: Path, split: str, bundle: Bundle, limit: int | None) -> CocoDataset:
+    """A split of a data set with the bundle's classes, or its first `limit` images; raises DataError."""
+    data = CocoDataset.open(folder, split, categories=bundle.manifest.categories)
+    return data if limit is None else data.subset(range(min(limit, len(data))))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 
 from asag_deploy.engines.matmul_as_conv import bodies
 from asag_deploy.errors import ConfigError
+from asag_deploy.loop.stages import FEATURES
 
 OPERATORS = ("Conv", "Add", "Relu", "MaxPool", "Resize")
 """The types of nodes that carry feature maps."""
@@ -32,8 +33,6 @@ LEAST_SHARE = 0.1
 """Of the weights of all products of a graph: those that have less are not worth their rounding."""
 
 _MOVES = ("Reshape", "Transpose")
-
-FEATURES = ("p2", "p3", "p4", "p5")
 
 
 def feature_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

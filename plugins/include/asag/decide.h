@@ -1,7 +1,7 @@
 // Which images are probed on the next level, and with how many patches: the stop decision of adaptive probing.
 //
-// The rule is that of asag_deploy.loop.stopping.Decisions.  On the device one block decides for the whole batch, and sets
-// the conditional node of a CUDA graph that holds the next level.
+// The rule is that of asag_deploy.loop.stopping.Decisions.  On the device one block decides for the whole
+// batch, and sets the conditional node of a CUDA graph that holds the next level.
 #pragma once
 
 #include "asag/asag_kernels.h"

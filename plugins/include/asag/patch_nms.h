@@ -1,8 +1,8 @@
 // Exact greedy NMS over square patches, to their origins and a count, in one launch (paper, section 4.2).
 //
 // One block per image: the best selected anchors are found and sorted, then settled, best first.  All decisions are
-// those of asag_training.network.operators.patch_nms, in the same float arithmetic.  A selected anchor whose score is negative
-// or not a number is no candidate.
+// those of asag_training.network.operators.patch_nms, in the same float arithmetic.  A selected anchor whose
+// score is negative or not a number is no candidate.
 #pragma once
 
 #include "asag/asag_kernels.h"

@@ -1,9 +1,9 @@
 // An RGB image becomes a slot of the network's input batch: resized, padded right and bottom, and normalised if asked.
 //
-// Resizing is OpenCV's to the bit, as asag_deploy.processing.preprocess does it on the CPU: INTER_LINEAR in fixed point where the
-// image grows, INTER_AREA where it shrinks, a copy where it stays.  Positions and weights are computed in double, which
-// most GPUs are slow at: once for an image what is the same everywhere, on the host, and once for each row and column
-// of a tile; never for a pixel.  A block computes a tile of the slot, a thread one of its pixels.
+// Resizing is OpenCV's to the bit, as asag_deploy.processing.preprocess does it on the CPU: INTER_LINEAR in fixed point
+// where the image grows, INTER_AREA where it shrinks, a copy where it stays.  Positions and weights are computed in
+// double, which most GPUs are slow at: once for an image what is the same everywhere, on the host, and once for each
+// row and column of a tile; never for a pixel.  A block computes a tile of the slot, a thread one of its pixels.
 #pragma once
 
 #include "asag/asag_kernels.h"

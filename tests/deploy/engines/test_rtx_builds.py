@@ -17,7 +17,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines import BuildOptions, Canvas, build_engines, check
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main
-from asag_deploy.engines.plan import read_plan
+from asag_deploy.engines.host_work import read_plan
 from asag_deploy.engines.sidecar import canvas_engines, read_sidecar
 from asag_deploy.errors import BackendError, EngineError, EngineStaleError
 from support.bundle_edits import edit_graph

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Level, TensorSpec
+from asag_deploy.bundle.manifest import Level, Precision, TensorSpec
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.errors import EngineUnfitError
+from asag_deploy.loop.stages import FEATURE_TENSORS
 from asag_evaluation.data.doodles import draw_scene
+from asag_export import bundle_export
 from asag_export.bundle_export import export_bundle
 from asag_export.gate import engines as engine_gate
 from asag_export.gate import gate
 from asag_export.gate.checks import IDENTICAL_ROWS, OTHER_SHAPES
-from asag_export.gate.engines import engines_can_run, fall_back
+from asag_export.gate.engines import EngineParity, engines_can_run
 from asag_export.gate.gate import Limits
 from asag_export.gate.parity import Check, ParityReport, RunParity, StageParity
 from asag_export.half_precision import with_half_features
@@ -59,76 +61,119 @@ def report(differences: Mapping[str, float], *, runs_pass: bool = True) -> Parit
     return ParityReport(backend="test", precision="fp16", stages=rows, runs=[run])
 
 
-class Attempts:
-    """Stages that are wrong in float16, and right in float32."""
+class Rounds:
+    """The gate on engines: stages that are wrong in float16, and right in float32."""
 
     def __init__(self, wrong: Mapping[str, float], *, together: str | None = None) -> None:
         self.wrong = dict(wrong)
         self.together = together
         """The stage that is right by itself, but spoils the runs unless it is in float32."""
-        self.made: list[frozenset[str]] = []
+        self.made: list[set[str]] = []
+        """The stages that were in float32, round by round."""
 
-    def __call__(self, kept: frozenset[str]) -> ParityReport:
-        self.made.append(kept)
+    def judge(self, kept: set[str]) -> ParityReport:
         left = {stage: value for stage, value in self.wrong.items() if stage not in kept}
         return report(left, runs_pass=self.together is None or self.together in kept)
 
+    def __call__(
+        self, reference: object, bundle: Bundle, options: BuildOptions
+    ) -> tuple[ParityReport, dict[str, Any]]:
+        manifest = bundle.manifest
+        self.made.append({name for name in STAGES if manifest.precision_of(name) == "fp32"})
+        for name in STAGES:
+            features = {spec.dtype for spec in manifest.graph(name).outputs if spec.name in FEATURE_TENSORS}
+            assert features <= {"float16" if manifest.precision == "fp16" else "float32"}
+        return self.judge(self.made[-1]), {}
 
-def test_nothing_stays_where_all_is_well() -> None:
-    attempts = Attempts({})
-    found = fall_back(STAGES, attempts)
+
+@pytest.fixture
+def fall_back(parity: ParityReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A function that exports, with these rounds of the gate on engines, and gives what it found."""
+
+    def export(rounds: Rounds, precision: Precision = "fp16") -> EngineParity | None:
+        monkeypatch.setattr(bundle_export, "engines_can_run", lambda options: True)
+        monkeypatch.setattr(bundle_export, "judge_engines", rounds)
+        result = export_bundle(
+            small_checkpoint(),
+            tmp_path / "bundle",
+            precision=precision,
+            engines=BuildOptions(),
+            keep_failed=True,
+        )
+        told = None if result.engines is None else json.loads(json.dumps(result.engines.to_dict()))
+        assert result.bundle.manifest.parity.get("engines") == told
+        return result.engines
+
+    return export
+
+
+def test_nothing_stays_where_all_is_well(fall_back: Callable[..., Any]) -> None:
+    rounds = Rounds({})
+    found = fall_back(rounds)
     assert found.report.passed
     assert found.full_precision == {}
-    assert attempts.made == [frozenset()]
+    assert rounds.made == [set()]
 
 
-def test_what_fails_stays_in_float32() -> None:
-    attempts = Attempts({"probe_p4": 2, "decoder": 3.5})
-    found = fall_back(STAGES, attempts)
+def test_what_fails_stays_in_float32(fall_back: Callable[..., Any]) -> None:
+    rounds = Rounds({"probe_p4": 2, "decoder": 3.5})
+    found = fall_back(rounds)
     assert found.report.passed
-    assert attempts.made == [frozenset(), frozenset({"probe_p4", "decoder"})]
+    assert rounds.made == [set(), {"probe_p4", "decoder"}]
     assert list(found.full_precision) == ["decoder", "probe_p4"]
     assert found.full_precision["decoder"] == "'anchors' differs by 3.5 where 1 is allowed"
     assert found.to_dict()["full_precision"] == found.full_precision
 
 
-def test_what_spoils_the_runs_goes_in_order_of_its_difference() -> None:
-    attempts = Attempts({"backbone": 0.4, "decoder": 0.9, "probe_p3": 0.6}, together="probe_p3")
-    found = fall_back(STAGES, attempts)
+def test_what_spoils_the_runs_goes_in_order_of_its_difference(fall_back: Callable[..., Any]) -> None:
+    rounds = Rounds({"backbone": 0.4, "decoder": 0.9, "probe_p3": 0.6}, together="probe_p3")
+    found = fall_back(rounds)
     assert found.report.passed
-    assert attempts.made == [frozenset(), frozenset({"decoder"}), frozenset({"decoder", "probe_p3"})]
+    assert rounds.made == [set(), {"decoder"}, {"decoder", "probe_p3"}]
     assert found.full_precision["probe_p3"].startswith("end to end the detections differ, and its 'anchors'")
 
 
-def test_a_stage_that_fails_a_check_stays_too() -> None:
+def test_a_stage_that_fails_a_check_stays_too(fall_back: Callable[..., Any]) -> None:
     """But not for the shapes that ran, which its precision does not change."""
     row = dataclasses.replace(report({}).stages[0], stage="probe_p4", difference=3.0, passed=False)
     shapes = dataclasses.replace(row, stage="decoder")
 
-    def attempt(kept: frozenset[str]) -> ParityReport:
-        checks = [] if kept else [Check(name=IDENTICAL_ROWS, rows=(row,))]
-        return dataclasses.replace(report({}), checks=[*checks, Check(name=OTHER_SHAPES, rows=(shapes,))])
+    class Checked(Rounds):
+        def judge(self, kept: set[str]) -> ParityReport:
+            checks = [] if kept else [Check(name=IDENTICAL_ROWS, rows=(row,))]
+            return dataclasses.replace(report({}), checks=[*checks, Check(name=OTHER_SHAPES, rows=(shapes,))])
 
-    found = fall_back(STAGES, attempt)
+    found = fall_back(Checked({}))
     assert not found.report.passed
     assert found.full_precision == {
         "probe_p4": "'anchors' differs by 3 where 1 is allowed, which is the check 'identical rows'"
     }
 
 
-def test_what_is_wrong_in_float32_too_stays_wrong() -> None:
-    def attempt(kept: frozenset[str]) -> ParityReport:
-        return report({"decoder": 5})
+def test_what_is_wrong_in_float32_too_stays_wrong(fall_back: Callable[..., Any]) -> None:
+    class Wrong(Rounds):
+        def judge(self, kept: set[str]) -> ParityReport:
+            return report(self.wrong)
 
-    found = fall_back(STAGES, attempt)
+    found = fall_back(Wrong({"decoder": 5}))
     assert not found.report.passed
     assert list(found.full_precision) == ["decoder"]
 
 
-def test_nothing_is_tried_where_nothing_may_change() -> None:
-    attempts = Attempts({"decoder": 5})
-    assert not fall_back([], attempts).report.passed
-    assert attempts.made == [frozenset()]
+def test_nothing_is_tried_where_nothing_may_change(fall_back: Callable[..., Any]) -> None:
+    rounds = Rounds({"decoder": 5})
+    rounds.judge = lambda kept: report(rounds.wrong)  # type: ignore[method-assign]
+    assert not fall_back(rounds, precision="fp32").report.passed
+    assert rounds.made == [set(STAGES)]
+
+
+def test_a_bundle_that_fails_by_itself_is_not_tried_on_engines(
+    parity: ParityReport, fall_back: Callable[..., Any]
+) -> None:
+    parity.stages[0] = dataclasses.replace(parity.stages[0], passed=False)
+    rounds = Rounds({})
+    assert fall_back(rounds) is None
+    assert rounds.made == []
 
 
 def test_engines_of_other_gpus_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from asag_export.gate.parity import Check, ParityReport, RunParity, StageParity
-from asag_export.gate.report import format_report
+from asag_export.gate.parity import Check, ParityReport, RunParity, StageParity, format_report
 
 ROW = StageParity(stage="decoder", output="logits", difference=1.5e-4, tolerance=2e-3, cases=12, passed=True)
 RUN = RunParity(

@@ -22,10 +22,11 @@ from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.doodles import draw_scene
-from asag_export.quantize import graph as quantize_graph_module
-from asag_export.quantize.bundle import check_quantizable
+from asag_export.quantize import graph_quantization
+from asag_export.quantize.bundle_quantization import check_quantizable
+from asag_export.quantize.calibration import stage_inputs
 from asag_export.quantize.cli import main
-from asag_export.quantize.measuring import signal_to_noise, stage_inputs
+from asag_export.quantize.cost import signal_to_noise
 from asag_export.quantize.placement import product_nodes, settle_weights
 from support.bundle_edits import edit_graph
 from support.coco_files import write_coco
@@ -230,7 +231,7 @@ def test_wrong_ranges_fail_the_gate(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    calibrate = quantize_graph_module._calibrate
+    calibrate = graph_quantization._calibrate
 
     def far_too_narrow(*arguments: Any) -> Any:
         ranges = calibrate(*arguments)
@@ -238,7 +239,7 @@ def test_wrong_ranges_fail_the_gate(
             found.lowest, found.highest = found.lowest / 64, found.highest / 64
         return ranges
 
-    monkeypatch.setattr(quantize_graph_module, "_calibrate", far_too_narrow)
+    monkeypatch.setattr(graph_quantization, "_calibrate", far_too_narrow)
     command = [str(small_bundle.path), "--images", str(pictures), "--output-dir", str(tmp_path / "out")]
     assert main([*command, "--quiet"]) == 1
     message = capsys.readouterr().err

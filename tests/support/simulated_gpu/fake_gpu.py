@@ -15,7 +15,7 @@ import pytest
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec
-from asag_deploy.engines.graph import control_flow, for_parser
+from asag_deploy.engines.parser_graph import control_flow, for_parser
 from asag_deploy.engines.shapes import Batches, InputRange, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import Format, Recipe, Sidecar, engine_folder, engine_path, sidecar_to_json
 from asag_deploy.processing.canvases import Canvas

@@ -12,12 +12,12 @@ import torch
 
 from asag_bench.runners.torch_cuda import torch_network
 from asag_bench.runners.torch_cuda_operators import KernelOperators
-from asag_bench.runners.torch_cuda_peers import with_interfaces
+from asag_bench.runners.torch_cuda_references import with_interfaces
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Precision, Probing
 from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.kernels import KernelLibrary
-from asag_export.prepare import prepare
+from asag_export.stage_export import prepare_for_export
 from asag_training.checkpoints import Checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
@@ -28,7 +28,7 @@ from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
 
 
 class OnFakeGpu:
-    """An `asag_bench.runners.torch_cuda.Runner`."""
+    """An `asag_bench.runners.torch_cuda.TorchAccess`."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
@@ -50,10 +50,10 @@ def fake_torch_network(
     """The checkpoint's stages in PyTorch on a simulated GPU, with the kernels compiled for the CPU."""
     cuda = install_gpu(monkeypatch)
     kernels = install_kernels(monkeypatch, cuda, host_library)
-    model = prepare(build(checkpoint.config, checkpoint.state), precision)
+    model = prepare_for_export(build(checkpoint.config, checkpoint.state), precision)
     modules = build_stages(model, probing)
     modules, interfaces = with_interfaces(modules, checkpoint, probing, precision)
     operators = KernelOperators(KernelLibrary(host_library, "host"), stream=lambda: 0)
-    device, runner = Device(open_cuda()), OnFakeGpu(cuda)
-    network = torch_network(modules, interfaces, device, kernels, runner=runner, operators=operators)
+    device, access = Device(open_cuda()), OnFakeGpu(cuda)
+    network = torch_network(modules, interfaces, device, kernels, access=access, operators=operators)
     return network, cuda, kernels

@@ -5,7 +5,7 @@ inside; it never runs code that a file brings along.  `load_backbone` takes Imag
 """
 
 from asag_training.checkpoints.backbone import load_backbone
-from asag_training.checkpoints.checkpoint import Checkpoint, select_head
+from asag_training.checkpoints.checkpoint import Checkpoint, select_head, untrained_checkpoint
 from asag_training.checkpoints.loading import load_checkpoint
 from asag_training.checkpoints.native import FORMAT_VERSION, save_checkpoint
 
@@ -16,4 +16,5 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
     "select_head",
+    "untrained_checkpoint",
 ]

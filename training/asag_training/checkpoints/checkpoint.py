@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
-from asag_training.network.config import AsagConfig
+from asag_training.network.config import AsagConfig, default_categories, variant_config
+from asag_training.network.model import build
 from asag_training.settings import apply_changes
 
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
@@ -100,3 +102,29 @@ def change_settings(checkpoint: Checkpoint, changes: Iterable[str]) -> Checkpoin
             "that decide no shape, such as score_low, score_high, score_pass, patch_nms_iou or anchor_cap"
         )
     return dataclasses.replace(checkpoint, config=config)
+
+
+def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:
+    """Draw random weights, to try or to time a network that has not been trained; a seed gives the same ones.
+
+    Freshly initialised anchors are large, and none would be probed.  The last layer of both anchor predictors
+    is therefore drawn wider and moved: small boxes with uncertain scores come out, and every stage has
+    something to do, whatever the image.  Raises ConfigError for an unknown variant.
+    """
+    config = variant_config(variant) if isinstance(variant, str) else variant
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config)
+        for mlp in (model.anchor_generator.proj_all, model.anchor_generator.proj_patch):
+            _spread(mlp.layers[-1])
+    return Checkpoint(
+        config=config, state=model.state_dict(), categories=default_categories(config), trained=False
+    )
+
+
+def _spread(last: nn.Module) -> None:
+    weight, bias = last.get_parameter("weight"), last.get_parameter("bias")
+    nn.init.normal_(weight, std=4.0 / weight.shape[1] ** 0.5)
+    with torch.no_grad():
+        bias.view(-1, 5)[:, 2:4] -= 2.5
+        bias.view(-1, 5)[:, 4] -= 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asag_deploy.engines.plan import Plan, read_plan
+from asag_deploy.engines.host_work import Plan, read_plan
 
 QUIET = b"\x00profiling=0\n  tf32=0\n  stream_capturable=1\n  mem_alloc_algo=3\n\xff"
 DECIDES = (

@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,13 +23,8 @@ from onnxruntime.quantization import (
 )
 
 from asag_deploy.errors import ExportError
+from asag_export.quantize.cost import Activations
 from asag_export.quantize.placement import Placement, name_nodes, rectified, settle_weights
-
-Activations = Literal["int8", "uint8"]
-"""int8: symmetric, with zero point 0, the only kind that TensorRT takes.  uint8: with a zero point, which
-uses all 256 values after a ReLU, and which ONNX Runtime's fast kernels for x86 want; for the CPU alone."""
-
-ACTIVATIONS: tuple[Activations, ...] = ("int8", "uint8")
 
 _TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 

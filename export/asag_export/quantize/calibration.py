@@ -1,18 +1,25 @@
-"""The pictures that activations are calibrated on, and which are refused."""
+"""The pictures that activations are calibrated on: which are refused, and what stages are given of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from asag_deploy.backends import open_network
+from asag_deploy.backends.hooked_network import HookedNetwork
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError, DataError, SourceError
 from asag_deploy.images.reading import RgbImage, read_image
 from asag_deploy.images.sources import list_sources
+from asag_deploy.loop.stages import Array
+from asag_deploy.loop.stopping import stop_rule
 from asag_deploy.processing.preprocess import resize
 
 DEFAULT_COUNT = 64
@@ -61,6 +68,41 @@ def read_pictures(
         on_picture()
     _check(pictures)
     return pictures
+
+
+def stage_inputs(
+    bundle: Bundle, stage: str, pictures: Sequence[RgbImage]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a stage that is quantised gets of each picture, as far as its graph takes it."""
+    given = _backbone_inputs(bundle, pictures) if stage == "backbone" else _decoder_inputs(bundle, pictures)
+    taken = {spec.name for spec in bundle.manifest.graph(stage).inputs}
+    return ({name: array for name, array in inputs.items() if name in taken} for inputs in given)
+
+
+def _backbone_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Made by the bundle's own pre-processing, without running the rest."""
+    network = open_network(None, bundle)
+    processing = network.processing(bundle.manifest)
+    for picture in pictures:
+        prepared = processing.prepare([picture], "rgb")
+        yield {"image": network.download(prepared.image), "image_size": prepared.sizes}
+
+
+def _decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Once probing has stopped."""
+    network = open_network(None, bundle)
+    given: dict[str, NDArray[Any]] = {}
+
+    def note(stage: str, inputs: Mapping[str, Array]) -> None:
+        if stage == "decoder":
+            given.update((name, network.download(array)) for name, array in inputs.items())
+
+    watched = HookedNetwork(network, before=note)
+    with Detector(bundle.manifest, watched, stop_rule(bundle.manifest, None, None)) as detector:
+        for picture in pictures:
+            given.clear()
+            detector(picture, channel_order="rgb")
+            yield dict(given)
 
 
 def check_detectable(pictures: Sequence[RgbImage], detector: Detector, least_score: float) -> None:

@@ -25,11 +25,11 @@ ON_CUDA = {
     HOST_LOOP: "PyTorch's stages on an NVIDIA GPU as CUDA graphs with the compiled kernels, the host decides",
     DEVICE_LOOP: "the same stages as one CUDA graph that decides on the GPU",
 }
-"""Peers by name."""
+"""References by name."""
 
 
-def why_not_on_cuda(peer: str) -> str | None:
-    """What keeps a peer of `ON_CUDA` from running here, and what to do about it; None if nothing does.
+def why_not_on_cuda(name: str) -> str | None:
+    """Say what keeps a reference of `ON_CUDA` from running here, and what to do; None if nothing does.
 
     Raises BackendError if the variable that names the kernels names no file.
     """
@@ -39,7 +39,7 @@ def why_not_on_cuda(peer: str) -> str | None:
         return f"PyTorch {torch.__version__} was built without CUDA; install a build with it from pytorch.org"
     if not torch.cuda.is_available():
         return "PyTorch finds no NVIDIA GPU on this machine; check with `nvidia-smi`"
-    if peer in (PLAIN, COMPILED):
+    if name in (PLAIN, COMPILED):
         return None
     if cuda_library_path() is None:
         return (
@@ -49,25 +49,25 @@ def why_not_on_cuda(peer: str) -> str | None:
     return None if problem is None else str(problem)
 
 
-def check_cuda_peer(peer: str) -> None:
-    """Raise BackendError with one sentence if a peer of `ON_CUDA` cannot run here."""
-    problem = why_not_on_cuda(peer)
+def check_cuda_reference(name: str) -> None:
+    """Raise BackendError with one sentence if a reference of `ON_CUDA` cannot run here."""
+    problem = why_not_on_cuda(name)
     if problem is not None:
-        raise BackendError(f"the peer '{peer}' runs on an NVIDIA GPU alone: {problem}")
+        raise BackendError(f"the reference '{name}' runs on an NVIDIA GPU alone: {problem}")
 
 
 def precision_of(manifest: Manifest) -> Precision:
-    """What PyTorch computes a bundle's network in: half precision where the bundle does."""
+    """Return the precision for a bundle's network in PyTorch: half where the bundle has half."""
     return "fp16" if manifest.precision == "fp16" else "fp32"
 
 
-def open_on_cuda(peer: str, checkpoint: Checkpoint, manifest: Manifest) -> Network:
-    """The network of a peer of `ON_CUDA`, from the checkpoint of one head.
+def open_on_cuda(name: str, checkpoint: Checkpoint, manifest: Manifest) -> Network:
+    """Open the network of a reference of `ON_CUDA`, from the checkpoint of one head.
 
     Raises BackendError if it cannot run here.
     """
-    check_cuda_peer(peer)
-    open_it = open_with_kernels if peer in (HOST_LOOP, DEVICE_LOOP) else open_plain
+    check_cuda_reference(name)
+    open_it = open_with_kernels if name in (HOST_LOOP, DEVICE_LOOP) else open_plain
     return open_it(checkpoint, manifest.probing, precision_of(manifest), manifest.preprocessing)
 
 
@@ -77,7 +77,7 @@ def open_plain(
     precision: Precision,
     preprocessing: Preprocessing | None = None,
 ) -> TorchNetwork:
-    """PyTorch as it is, on the GPU."""
+    """Open the network in PyTorch as it is, on the GPU."""
     from asag_training.network.stages import TorchNetwork
 
     return TorchNetwork(modules_on_cuda(checkpoint, probing, precision, preprocessing), "cuda")
@@ -89,7 +89,7 @@ def open_with_kernels(
     precision: Precision,
     preprocessing: Preprocessing | None = None,
 ) -> EngineNetwork:
-    """PyTorch's stages in a network of engines, with the compiled kernels.
+    """Open PyTorch's stages as a network of engines, with the compiled kernels.
 
     Besides the usual stages it has `pyramid`, backbone and neck alone.  Raises BackendError if CUDA or the
     kernels are missing here.
@@ -103,10 +103,10 @@ def open_with_kernels(
 def with_interfaces(
     modules: Sequence[StageModule], checkpoint: Checkpoint, probing: Probing, precision: Precision
 ) -> tuple[list[StageModule], list[Interface]]:
-    """The stages and the pyramid alone, and what each of them takes and gives."""
+    """Return the stages and the pyramid alone, and what each of them takes and gives."""
     from asag_bench.runners.six_layers import PyramidStage
     from asag_bench.runners.torch_cuda import interface_of
-    from asag_export.graphs import stage_inputs, stage_outputs
+    from asag_export.stage_export import stage_inputs, stage_outputs
     from asag_training.network.stages import BackboneStage
 
     whole = next(module for module in modules if isinstance(module, BackboneStage))
@@ -124,15 +124,15 @@ def modules_on_cuda(
     precision: Precision,
     preprocessing: Preprocessing | None = None,
 ) -> list[StageModule]:
-    """The stages on the GPU, BatchNorm folded, channels last; float32 is float32, never TF32."""
+    """Build the stages on the GPU, BatchNorm folded, channels last; float32 is float32, never TF32."""
     import torch
 
-    from asag_export.prepare import prepare
+    from asag_export.stage_export import prepare_for_export
     from asag_training.network.model import build
     from asag_training.network.stage_plan import build_stages
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = prepare(build(checkpoint.config, checkpoint.state), precision)
+    model = prepare_for_export(build(checkpoint.config, checkpoint.state), precision)
     stages: list[Any] = build_stages(model, probing, checkpoint.head or "main", preprocessing)
     # Of `Module.to` PyTorch's types do not say that it takes a memory format.
     return [stage.to("cuda", memory_format=torch.channels_last) for stage in stages]

@@ -16,9 +16,8 @@ from onnx import numpy_helper
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
-from asag_export.graphs import DEFAULT_OPSET, OPSETS, check, export_stage
-from asag_export.operators import DOMAIN
-from asag_export.prepare import prepare
+from asag_export.onnx_operators import DOMAIN
+from asag_export.stage_export import DEFAULT_OPSET, OPSETS, check, export_stage, prepare_for_export
 from asag_training.checkpoints import select_head
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -70,7 +69,7 @@ def stage_of(
 ) -> tuple[StageModule, Probing]:
     checkpoint = select_head(small_checkpoint(variant), "main")
     probing = probing_plan(checkpoint.config, levels)
-    stages = build_stages(prepare(build(checkpoint.config, checkpoint.state), "fp32"), probing)
+    stages = build_stages(prepare_for_export(build(checkpoint.config, checkpoint.state), "fp32"), probing)
     return next(stage for stage in stages if stage.name == name), probing
 
 

@@ -6,6 +6,7 @@ Every graph is dynamic in batch and image size and in nothing else: no shape dep
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -15,12 +16,14 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Precision, Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
-from asag_export.operators import DOMAIN, FUNCTIONS
+from asag_export.onnx_operators import DOMAIN, FUNCTIONS
+from asag_training.network.backbone import FrozenBatchNorm2d
 from asag_training.network.config import AsagConfig
+from asag_training.network.model import Asag
 from asag_training.network.operators import ONNX_VERSION
 from asag_training.network.stages import StageModule
 
@@ -29,6 +32,9 @@ DEFAULT_OPSET = 20
 
 ExportedStage = tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A stage's model, its inputs and its outputs."""
+
+FULL_PRECISION = ("normalize",)
+"""Stages that compute in float32 whatever the network's weights are in."""
 
 _EXAMPLE_BATCH = 2
 _EXAMPLE_SIZE = (192, 256)
@@ -43,6 +49,32 @@ _DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bool": torch.bool,
 }
+
+
+def prepare_for_export(model: Asag, precision: Precision) -> Asag:
+    """Copy a network with BatchNorm folded into the convolutions and weights in one type.
+
+    The weights decide the precision of what is computed; blocks of the network keep coordinates, logarithms
+    and softmax in float32 by themselves.
+    """
+    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(prepared.modules()):
+        _fold_batch_norm(module)
+    return prepared.to(_FLOAT[precision])
+
+
+def _fold_batch_norm(parent: nn.Module) -> None:
+    """Fold every frozen BatchNorm among the children of `parent` into the convolution before it."""
+    convolution: nn.Conv2d | None = None
+    for name, child in parent.named_children():
+        if isinstance(child, FrozenBatchNorm2d):
+            assert convolution is not None, f"BatchNorm '{name}' follows no convolution"
+            scale, shift = child.scale_and_shift()
+            weight = convolution.weight * scale[:, None, None, None]
+            convolution.weight = nn.Parameter(weight, requires_grad=False)
+            convolution.bias = nn.Parameter(shift.clone(), requires_grad=False)
+            setattr(parent, name, nn.Identity())
+        convolution = child if isinstance(child, nn.Conv2d) else None
 
 
 def export_stage(

@@ -17,16 +17,19 @@ from asag_deploy.detector import Detector
 from asag_deploy.errors import BundleCorruptError, ConfigError, ParityError
 from asag_deploy.images.reading import RgbImage
 from asag_evaluation.data.coco import CocoDataset
-from asag_export.quantize.graph import ACTIVATIONS, Activations, quantize_graph
-from asag_export.quantize.measuring import compare_accuracy, signal_to_noise, stage_inputs
-from asag_export.quantize.pictures import check_detectable
+from asag_export.quantize.calibration import check_detectable, stage_inputs
+from asag_export.quantize.cost import (
+    ACTIVATIONS,
+    DEFAULT_BACKEND,
+    DEFAULT_MOST_LOSS,
+    LEAST_SIGNAL_TO_NOISE,
+    Activations,
+    QuantizationReport,
+    compare_accuracy,
+    signal_to_noise,
+)
+from asag_export.quantize.graph_quantization import quantize_graph
 from asag_export.quantize.placement import PLACEMENTS
-from asag_export.quantize.report import QuantizationReport
-
-DEFAULT_BACKEND = "onnxruntime"
-DEFAULT_MOST_LOSS = 0.005
-LEAST_SIGNAL_TO_NOISE = 10.0
-"""Decibels below which a result is noise rather than rounded: a tensor's range was wrong."""
 
 _LEAST_SCORE = 0.05
 _JUDGED_PICTURES = 8

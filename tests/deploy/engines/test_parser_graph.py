@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from asag_deploy.engines.graph import (
+from asag_deploy.engines.parser_graph import (
     Plugin,
     computes_with_sizes,
     control_flow,
