@@ -100,7 +100,7 @@ class EngineStage:
         return results
 
     def open_context(self, inputs: Mapping[str, Array]) -> StageContext:
-        """A context of the caller's own for inputs of these shapes; used under the device's lock.
+        """Open a context of the caller's own for inputs of these shapes; used under the device's lock.
 
         Raises what calling the stage does.
         """
@@ -112,7 +112,7 @@ class EngineStage:
         return self._new_context(shapes)
 
     def layers(self) -> Layers | None:
-        """What the engine was built of; None if it does not say."""
+        """Return what the engine was built of; None if it does not say."""
         return layers_of(self._library.module, self._loaded)
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class StageContext:
         captures.when_over(lambda: context)
 
     def enqueue(self, addresses: Addresses, stream: int | None = None) -> None:
-        """As `run`, but never from a captured graph, so that the caller may capture it; on any stream."""
+        """Put the engine itself on any stream, never a captured graph, so that the caller may capture it."""
         for name, address in zip(self._names, addresses, strict=True):
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"refused the address of '{name}'")
@@ -243,7 +243,7 @@ class StageContext:
             raise self._failed("could not be started")
 
     def why_not_capturable(self, stream: int) -> str | None:
-        """What keeps a run on that stream from being captured, as far as is known before it is tried."""
+        """Return what keeps a run on that stream from being captured, as far as is known beforehand."""
         if self._why_not_capturable is None:
             # TensorRT-RTX alone says so.
             says = getattr(self._context, "is_stream_capturable", None)
@@ -252,7 +252,7 @@ class StageContext:
         return self._why_not_capturable
 
     def _capture(self, addresses: Addresses) -> int | None:
-        """A graph of one run, or None, once and for all, if TensorRT does what cannot be captured."""
+        """Capture a run as a graph; None, once and for all, if TensorRT does what cannot be captured."""
         cuda = self._device.cuda
         if self.why_not_capturable(self._device.capture_stream) is not None:
             return None
@@ -267,7 +267,7 @@ class StageContext:
         return graph
 
     def _captured(self, addresses: Addresses) -> int:
-        """Raises BackendError if a run cannot be captured, or holds what would not be the same again."""
+        """Capture a run; raise BackendError if that fails, or if what it holds cannot be replayed."""
         cuda = self._device.cuda
         graph = self._device.capture(lambda stream: self.enqueue(addresses, stream))
         try:
@@ -291,7 +291,7 @@ def _remember(entries: OrderedDict[Addresses, Any], addresses: Addresses, value:
 
 
 def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The inputs and outputs of a deserialised engine.
+    """Return the inputs and outputs of a deserialised engine.
 
     Raises EngineStaleError if it has a type that no graph of this project has.
     """
@@ -309,7 +309,7 @@ def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Ten
 
 
 def _most_scratch(loaded: Any) -> int:
-    """Bytes that the engine computes in at its profile's largest shapes."""
+    """Return the bytes that the engine computes in at its profile's largest shapes."""
     if hasattr(loaded, "get_device_memory_size_for_profile_v2"):
         return int(loaded.get_device_memory_size_for_profile_v2(0))
     return int(loaded.get_device_memory_size_for_profile(0))  # TensorRT 10.0
