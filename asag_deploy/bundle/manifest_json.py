@@ -166,6 +166,9 @@ def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, 
 
 
 def _read_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    if isinstance(value, dict) and any(map(dataclasses.is_dataclass, arguments)):
+        arguments = tuple(filter(dataclasses.is_dataclass, arguments))
+        return _read(arguments[0], value, path)
     for hint in arguments:
         try:
             return _read(hint, value, path)
