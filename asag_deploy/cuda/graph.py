@@ -130,14 +130,6 @@ class Chain:
         answer = module.cudaGraphAddMemsetNode(self.graph, self._handles(), len(self._last), params)
         self._add(self._cuda.must(answer, "let a graph clear memory"))
 
-    def add_copy(self, target: int, source: int, size: int) -> None:
-        """Copy `size` bytes from device memory to device memory."""
-        module = self._cuda.module
-        kind = module.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        before = (self._handles(), len(self._last))
-        answer = module.cudaGraphAddMemcpyNode1D(self.graph, *before, target, source, size, kind)
-        self._add(self._cuda.must(answer, "let a graph copy memory"))
-
     def new_condition(self) -> int:
         """The handle of a condition for `add_if`, not set when a launch begins."""
         answer = self._cuda.module.cudaGraphConditionalHandleCreate(self.graph, 0, _ASSIGN_DEFAULT)

@@ -36,28 +36,28 @@ class Begun(NamedTuple):
 class Loop(ABC):
     """`asag_deploy.loop.probing.detect`, or what returns the same."""
 
-    @abstractmethod
     def __call__(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
+        return self.begin(network, probing, rule, image, image_size).finish()
 
+    @abstractmethod
     def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
-        """As calling it, but without waiting for the device where that can be; here all is done at once."""
-        probed = self(network, probing, rule, image, image_size)
-        return Begun(probed.outputs, lambda: probed)
+        """Begin what calling it does, without waiting for the device where that can be."""
 
 
 class HostLoop(Loop):
     """`detect` itself."""
 
-    def __call__(
+    def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
-        """Run backbone, adaptive probing and decoder on a batch."""
-        return detect(network, probing, rule, image, image_size)
+    ) -> Begun:
+        """Do all of it at once."""
+        probed = detect(network, probing, rule, image, image_size)
+        return Begun(probed.outputs, lambda: probed)
 
 
 class DeviceOrHost(Loop):
@@ -66,12 +66,6 @@ class DeviceOrHost(Loop):
     def __init__(self, loop: Loop) -> None:
         self._loop: Loop = loop
         self._lock = threading.Lock()
-
-    def __call__(
-        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
-        """Run backbone, adaptive probing and decoder on a batch."""
-        return self.begin(network, probing, rule, image, image_size).finish()
 
     def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]

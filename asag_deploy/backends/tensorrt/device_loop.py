@@ -84,22 +84,17 @@ class DeviceLoop(Loop):
         self.redone = 0
         """Batches that were detected again, since a level asked for more patches than there was room for."""
 
-    def __call__(
-        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
-        """As `detect`; `times_ms` has the one entry `loop`.  A deadline is kept by the host's loop.
-
-        Raises CaptureError if the graph cannot be captured, BackendError if GPU and host decide differently.
-        """
-        return self.begin(network, probing, rule, image, image_size).finish()
-
     def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
-        """As calling it, but without waiting for the GPU.
+        """Put the launch on the stream, without waiting for the GPU.  A deadline is kept by the host's loop.
 
         So what comes after the network can be put on the stream before the host has read anything.  The
         decision is held against the host's, and a batch detected again, in `finish`, which must be called.
+        `times_ms` has the one entry `loop`.
+
+        Raises CaptureError if the graph cannot be captured; `finish` raises BackendError if GPU and host
+        decide differently.
         """
         if rule.deadline is not None:
             return HostLoop().begin(network, probing, rule, image, image_size)

@@ -50,8 +50,8 @@ def test_nested_bodies_run_if_their_condition_is_set(
         body = root.add_if(add_decision(root, "first"))
         add_part(api, body, stream, lambda: api.copy(target, ones, 1, "on_device", stream))
         inner = body.add_if(add_decision(body, "second"))
-        inner.add_copy(target + 1, ones, 1)
-        root.add_copy(target + 2, ones, 1)
+        add_part(api, inner, stream, lambda: api.copy(target + 1, ones, 1, "on_device", stream))
+        add_part(api, root, stream, lambda: api.copy(target + 2, ones, 1, "on_device", stream))
         launchable = root.instantiate()
     assert cuda.graphs == {}
     for values in ((1, 1), (first, second)):
@@ -68,7 +68,8 @@ def test_a_condition_that_nothing_sets_is_not_met(
     with new_graph(api) as root:
         condition = root.new_condition()
         root.add_kernel(lambda graph, before: cuda.add_kernel_node(graph, before, nothing))
-        root.add_if(condition).add_copy(memory[0], memory[1], 4)
+        body = root.add_if(condition)
+        add_part(api, body, stream, lambda: api.copy(memory[0], memory[1], 4, "on_device", stream))
         launchable = root.instantiate()
     cuda.conditions[condition] = 1  # of a launch before, which must not matter
     api.launch(launchable, stream)

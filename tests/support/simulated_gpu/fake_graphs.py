@@ -196,21 +196,6 @@ class FakeGraphs:
         work = self._memset(given.dst, given.value, given.width)
         return CudaError.cudaSuccess, self._append(graph, Node("Memset", work))
 
-    def cudaGraphAddMemcpyNode1D(
-        self,
-        graph: int,
-        pDependencies: list[int],
-        numDependencies: int,
-        dst: int,
-        src: int,
-        count: int,
-        kind: int,
-    ) -> tuple[CudaError, int]:
-        assert kind == 3, "a copy by hand goes from the device to the device"
-        self._check_handles(graph, pDependencies, numDependencies)
-        work, copy = self._memcpy(dst, src, count, self.device, self.device)
-        return CudaError.cudaSuccess, self._append(graph, Node("Memcpy", work, copy))
-
     def cudaGraphConditionalHandleCreate(
         self, graph: int, defaultLaunchValue: int, flags: int
     ) -> tuple[CudaError, int]:
