@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +56,30 @@ class Tensor:
 
     name: str
     dtype: np.dtype[Any]
+
+
+class DeviceStage(Protocol):
+    """A stage on a GPU whose runs can be captured: an engine, or what stands in for one."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the stage on those of `inputs` that it declares; the outputs stay on the GPU."""
+        ...
+
+    def open_context(self, inputs: Mapping[str, Array]) -> StageContext:
+        """Open a context of the caller's own for inputs of these shapes."""
+        ...
+
+    def layers(self) -> Layers | None:
+        """Return what the stage was built of; None if it does not say."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; the stream must have done its work."""
+        ...
 
 
 class EngineStage:

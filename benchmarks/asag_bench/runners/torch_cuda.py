@@ -18,7 +18,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from asag_training.network.stages import StageModule
 
 if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
-    from asag_deploy.backends.tensorrt.stage import EngineStage
 
 _MOST_VIEWS = 8
 """Sets of addresses that a context keeps tensors for."""
@@ -319,9 +318,7 @@ def torch_network(
         TorchStage(module, interface, device, access, operators)
         for module, interface in zip(modules, interfaces, strict=True)
     ]
-    # Engines in all but their type: the network and its loop ask nothing of them that is not here.
-    stages = cast("Sequence[EngineStage]", owner.stages)
-    return EngineNetwork(stages, device, owner.close, kernels=kernels, loops=owner.loops)
+    return EngineNetwork(owner.stages, device, owner.close, kernels=kernels, loops=owner.loops)
 
 
 def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Interface]) -> EngineNetwork:

@@ -6,14 +6,12 @@ They are for any network whose stages run on one `Device`: PyTorch's or engines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from asag_deploy.backends.hooked_network import WrappedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
 from asag_deploy.backends.tensorrt.loop_memory import Workspace
-from asag_deploy.backends.tensorrt.stage import EngineStage
 from asag_deploy.bundle.manifest import Probing
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain
@@ -76,7 +74,7 @@ def open_graph(
     if network.kernels is None:
         raise BackendError("the loop on the device takes the compiled kernels")
     names = ("backbone", *map(stage_name, probing.levels), "decoder")
-    stages = {name: cast(EngineStage, network.stage(name)) for name in names}
+    stages = {name: network.stage(name) for name in names}
     workspace = Workspace(network.device)
     return kind(stages, network.device, network.kernels, workspace, probing, rule, image, fixed=False)
 
