@@ -37,7 +37,7 @@ RULES = {
     "fast": StopRule(min_selected=3, max_patches=15),
 }
 SIZES = np.array([[128, 160], [100, 160]], dtype=np.int64)
-CHECKPOINT = small_checkpoint()
+CHECKPOINT = small_checkpoint(backbone_depth=26)
 PROBING = probing_plan(CHECKPOINT.config)
 
 

@@ -50,7 +50,7 @@ class TorchAccess(Protocol):
     """How PyTorch gets at the memory and the streams of a `Device`."""
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
-        """The memory at that address as a tensor."""
+        """Return the memory at that address as a tensor."""
         ...
 
     def run(self, stream: int, work: Callable[[], None]) -> None:
@@ -68,7 +68,7 @@ class OnGpu:
         self._streams: dict[int, torch.cuda.Stream] = {}
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
-        """The memory at that address as a tensor."""
+        """Return the memory at that address as a tensor."""
         if 0 in shape:
             return torch.empty(shape, dtype=getattr(torch, dtype.name), device="cuda")
         if dtype == np.bool_:
@@ -136,14 +136,14 @@ class TorchStage:
         return results
 
     def open_context(self, inputs: Mapping[str, DeviceArray]) -> StageContext:
-        """A context of the caller's own for inputs of these shapes; used under the device's lock.
+        """Open a context of the caller's own for inputs of these shapes; used under the device's lock.
 
         Raises what calling the stage does.
         """
         return self._new_context(tuple(self._input(tensor, inputs).shape for tensor in self.inputs))
 
     def layers(self) -> None:
-        """PyTorch was not built of anything that could be listed."""
+        """Return None: PyTorch was not built of anything that could be listed."""
 
     def close(self) -> None:
         """Let go of every context; the stream must have done its work."""
@@ -173,7 +173,7 @@ class TorchStage:
         return context
 
     def _is_new_here(self, shapes: Shapes) -> bool:
-        """Whether this thread has not run the stage on such shapes before.
+        """Return whether this thread has not run the stage on such shapes before.
 
         Libraries make handles and plans for each thread, which they cannot while a stream captures.
         """
@@ -215,12 +215,12 @@ class TorchContext:
         """What PyTorch said last when it failed."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Any shape will do."""
+        """Take an input's shape; any will do."""
         self._shapes[name] = shape
         return True
 
     def infer_shapes(self) -> list[str]:
-        """The shapes of the outputs, found without computing anything.  Raises BackendError."""
+        """Find the shapes of the outputs, without computing anything.  Raises BackendError."""
         names = list(self._tensors)
         given = [
             torch.empty(self._shapes[name], dtype=_type_of(self._tensors[name]), device="meta")
@@ -237,23 +237,23 @@ class TorchContext:
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of an input or output, once the shapes have been inferred."""
+        """Return the shape of an input or output, once the shapes have been inferred."""
         return self._shapes[name]
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """None: PyTorch has memory of its own."""
+        """Return 0: PyTorch has memory of its own."""
         return 0
 
     def set_device_memory(self, pointer: int, size: int) -> None:
-        """Nothing to do."""
+        """Do nothing: PyTorch has memory of its own."""
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where an input or output lies from now on."""
+        """Take the address where an input or output lies from now on."""
         self._addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Put the stage on the stream; False, with `problem`, if PyTorch failed."""
+        """Put the stage on the stream; return False, with `problem`, if PyTorch failed."""
         tensors = self._at(tuple(self._addresses[name] for name in self._tensors))
 
         def work() -> None:
@@ -270,7 +270,7 @@ class TorchContext:
         return True
 
     def _at(self, addresses: tuple[int, ...]) -> list[torch.Tensor]:
-        """Tensors at these addresses, made once: what is captured asks CUDA for nothing."""
+        """Return tensors at these addresses, made once: what is captured asks CUDA for nothing."""
         if addresses not in self._views:
             self._views[addresses] = [
                 self._access.view(address, self._shapes[name], tensor.dtype)
@@ -283,7 +283,7 @@ class TorchContext:
 
 
 class _Owner:
-    """Lets go of stages, loops and device, in this order."""
+    """What lets go of stages, loops and device, in this order."""
 
     def __init__(self, device: Device, access: TorchAccess) -> None:
         self.device, self.access = device, access
@@ -312,7 +312,7 @@ def torch_network(
     access: TorchAccess,
     operators: Operators,
 ) -> EngineNetwork:
-    """The network of these stages, in the memory of that device; it is closed with the network."""
+    """Make the network of these stages, in the memory of that device; it is closed with the network."""
     owner = _Owner(device, access)
     owner.stages += [
         TorchStage(module, interface, device, access, operators)
@@ -322,7 +322,7 @@ def torch_network(
 
 
 def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Interface]) -> EngineNetwork:
-    """The network on this machine's GPU, where the modules lie already.
+    """Make the network on this machine's GPU, where the modules lie already.
 
     Raises BackendError if there is no CUDA here, or if the compiled kernels are not there.
     """
@@ -339,14 +339,14 @@ def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Inte
 
 
 def interface_of(inputs: Sequence[Any], outputs: Sequence[Any]) -> Interface:
-    """From the tensors that a graph of a manifest names (`asag_deploy.bundle.manifest.TensorSpec`)."""
+    """Return the interface of tensors that a manifest names (`asag_deploy.bundle.manifest.TensorSpec`)."""
     return Interface(
         *(tuple(Tensor(name=t.name, dtype=np.dtype(t.dtype)) for t in side) for side in (inputs, outputs))
     )
 
 
 def _without_weights(module: StageModule) -> StageModule:
-    """A copy that computes shapes alone; it holds no memory."""
+    """Copy a stage to compute shapes alone; the copy holds no memory."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         memo[id(parameter)] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)

@@ -67,7 +67,7 @@ class NeverAskingGraph(AskingGraph):
 def open_graph(
     kind: type[AskingGraph], network: EngineNetwork, probing: Probing, rule: StopRule, image: DeviceArray
 ) -> AskingGraph:
-    """A graph of its own for images such as `image`; used under the device's lock, closed by the caller.
+    """Open a graph of its own for images such as `image`; used under the device's lock, closed by the caller.
 
     Raises BackendError if it cannot be captured, or if the network has no kernels.
     """
@@ -87,7 +87,7 @@ class Stopwatch:
         self._start, self._end = (device.cuda.create_event(timing=True) for _ in range(2))
 
     def device_ms(self, work: Callable[[], object]) -> float:
-        """Milliseconds the device takes for what `work` puts on the stream, which was idle; waits for it."""
+        """Return the milliseconds that the device takes for what `work` puts on the stream; wait for it."""
         cuda, stream = self._device.cuda, self._device.stream
         with self._device.lock:
             cuda.synchronize(stream)
