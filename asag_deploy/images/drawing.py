@@ -75,7 +75,7 @@ class Traced(Protocol):
 
 
 def class_colour(class_id: int) -> Colour:
-    """The RGB colour of a class: always the same, and none is near the trace's red or white."""
+    """Return the RGB colour of a class: always the same, and none is near the trace's red or white."""
     golden = (0.5 + class_id * 0.618034) % 1
     saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.9, 0.72))[class_id // 5 % 3]
     red, green, blue = colorsys.hsv_to_rgb(0.07 + 0.84 * golden, saturation, value)
@@ -143,7 +143,7 @@ def draw_caption(picture: Picture, phrases: Sequence[str]) -> None:
 
 
 def trace_caption(trace: ProbingTrace) -> list[str]:
-    """The trace in a few short phrases: where and why probing ended, patches by level, and anchors."""
+    """Tell the trace in a few short phrases: where and why probing ended, patches by level, and anchors."""
     probed = [level for level in trace.levels if level.level != FIRST_LEVEL]
     patches = ", ".join(f"{level.level} {level.patches}" for level in probed)
     dropped = sum(level.patches_dropped for level in trace.levels)
@@ -191,7 +191,7 @@ class _Text:
 
 
 def _fitting(picture: Picture, style: _Style, wordings: tuple[str, ...]) -> _Text | None:
-    """The first wording that fits the picture's width and at most a third of its height."""
+    """Return the first wording that fits the picture's width and at most a third of its height."""
     for wording in wordings:
         text = _Text(wording, style.text)
         if text.width <= picture.shape[1] and 3 * text.height <= picture.shape[0]:
@@ -202,7 +202,7 @@ def _fitting(picture: Picture, style: _Style, wordings: tuple[str, ...]) -> _Tex
 def _label_place(
     picture: Picture, text: _Text, box: NDArray[np.float32], taken: list[Rectangle]
 ) -> Rectangle | None:
-    """The first free place at its box: above it, inside at the top, below or inside at the bottom.
+    """Find the first free place at its box: above it, inside at the top, below or inside at the bottom.
 
     Inside only where that leaves half of the box to see.
     """

@@ -105,7 +105,7 @@ class KernelLibrary:
             )
 
     def message(self, status: int) -> str:
-        """What a status means, in one sentence."""
+        """Say in one sentence what a status means."""
         text: bytes = self._library.asag_message(status)
         return text.decode(errors="replace")
 
@@ -144,7 +144,7 @@ class KernelLibrary:
 
 
 def open_cuda_library(capability: str) -> KernelLibrary | None:
-    """The CUDA library that `ASAG_KERNELS_LIBRARY` names, for the current device; None if it is not set.
+    """Open the CUDA library that `ASAG_KERNELS_LIBRARY` names, for the current device; None if it is not set.
 
     Raises BackendError if it cannot be loaded, or cannot run on a GPU of that compute capability (`sm86`).
     """
@@ -157,7 +157,7 @@ def open_cuda_library(capability: str) -> KernelLibrary | None:
 
 
 def cuda_library_path() -> Path | None:
-    """The CUDA library that `ASAG_KERNELS_LIBRARY` names, or None if it is not set.
+    """Return the path of the CUDA library that `ASAG_KERNELS_LIBRARY` names, or None if it is not set.
 
     Raises BackendError if there is no such file.
     """

@@ -38,7 +38,7 @@ def multiscale_roi_align(
     strides: Sequence[int],
     stream: int = 0,
 ) -> None:
-    """RoIAlign 7x7, each box on the one level its area chooses.
+    """Run RoIAlign 7x7, each box on the one level its area chooses.
 
     features: (B, h, w, C) for each of 1 to 4 levels, all float32 or float16; boxes: float32 (B, Q, 4) xyxy in
     pixels; out: (B, Q, 7, 7, C) of the features' type; strides: pixels per cell, each twice the one before.
@@ -64,7 +64,7 @@ def pyramid_sample(
     strides: Sequence[int],
     stream: int = 0,
 ) -> None:
-    """Every level sampled at the same points, added up by weight.
+    """Sample every level at the same points, and add them up by weight.
 
     features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, P, 2) in pixels; weight: float32
     (B, Q, G, P, levels); out: (B, Q, G, P, C / G) of the features' type.
@@ -98,7 +98,7 @@ def patch_nms(
     max_candidates: int,
     stream: int = 0,
 ) -> None:
-    """Greedy NMS over the square patches round the selected anchors.
+    """Run greedy NMS over the square patches round the selected anchors.
 
     anchors: float32 or float16 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N);
     image_size: int64 (B, 2) height, width in pixels; origins: int64 (B, capacity, 2) x, y in cells of the map
@@ -133,7 +133,7 @@ def pad_anchors(
     cap: int,
     stream: int = 0,
 ) -> None:
-    """The anchors that pass, by floor and cap, gathered and padded with the whole image.
+    """Gather the anchors that pass, by floor and cap, and pad them with the whole image.
 
     anchors: float32 or float16 (B, N, 5) of all levels; keep: bool (B, N); image_size: int64 (B, 2) height,
     width; queries: (B, slots, 4) cxcywh in pixels, of the anchors' type; counts: int64 (B,) how many are
@@ -240,7 +240,7 @@ def decide(
     condition: int | None = None,
     stream: int = 0,
 ) -> None:
-    """Which images are probed on the next level, as `asag_deploy.loop.stopping.Decisions` says.
+    """Decide which images are probed on the next level, as `asag_deploy.loop.stopping.Decisions` does.
 
     counts: int64 (B, 4) of the level before; probed: bool (B, levels), whose column `level` is written, and
     whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;
@@ -282,7 +282,7 @@ def _decision(
     condition: int | None,
     settings: tuple[int, int, int],
 ) -> structures.Decide:
-    """The arguments of `decide`; `settings`: level, min_selected, max_patches."""
+    """Build the arguments of `decide`; `settings`: level, min_selected, max_patches."""
     counts, probed, patch_count, any_goes_on = arrays
     at = library.device == "cuda"
     count = expect("counts", counts, (-1, 4), np.int64, on_device=at)

@@ -18,7 +18,7 @@ from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
 from asag_export.gate.parity import format_report
 from asag_export.stage_export import DEFAULT_OPSET
 from asag_training.checkpoints import Checkpoint, load_checkpoint, untrained_checkpoint
-from asag_training.network.stage_plan import LEVELS
+from asag_training.network.stage_plan import MANUAL_STOPS
 
 PROGRAM = "asag-export"
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
     add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
-    stops = ", ".join(LEVELS)
+    stops = ", ".join(MANUAL_STOPS)
     add("--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {stops} (default %(default)s)")
     add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
     precisions = " or ".join(PRECISIONS)
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     engines = _engines(options)  # before an export that takes minutes
     checkpoint = _checkpoint(options)
-    steps = 4 + len(LEVELS.get(options.levels, ()))
+    steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
 
         def step(description: str) -> None:

@@ -14,7 +14,7 @@ from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.annotations import ImageRecord, check_categories
 from asag_evaluation.data.coco import CocoDataset, Sample
-from asag_evaluation.metrics.anchors import AnchorMetrics, Probed, anchor_metrics, average_recall
+from asag_evaluation.metrics.anchors import AnchorMetrics, ProbedImage, anchor_metrics, average_recall
 from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
 from asag_evaluation.metrics.crowdhuman import CrowdHumanMetrics, PersonImage, crowdhuman_metrics
 from asag_evaluation.metrics.overlaps import Boxes, clip_boxes
@@ -102,7 +102,7 @@ class _Measured:
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
         self.results: list[dict[str, Any]] = []
-        self.probed: list[Probed] = []
+        self.probed: list[ProbedImage] = []
         self.persons: list[PersonImage] = []
         self.anchors: list[Boxes] = []
         self.proposals: list[Boxes] = []
@@ -111,7 +111,7 @@ class _Measured:
     def add(self, record: ImageRecord, found: Detections, relative: Boxes | None, batch: int) -> None:
         """Take note of one image; `relative` are its proposals."""
         self.results += _results(record.image_id, found)
-        self.probed.append(Probed(len(record.boxes), record.kind, found.trace))
+        self.probed.append(ProbedImage(len(record.boxes), record.kind, found.trace))
         self.anchors.append(found.anchors)
         if relative is not None:
             self.proposals.append(relative * np.array([record.width, record.height] * 2))

@@ -19,11 +19,11 @@ from asag_training.checkpoints import load_backbone, load_checkpoint
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.allocation import keep_freed_memory
-from asag_training.run.distributed import Process, joined
 from asag_training.run.interruption import Interruption
-from asag_training.run.run_loop import Rhythm, Run
-from asag_training.run.trainer import BEST, LAST, STATE, Trainer
+from asag_training.run.process import Process, joined, keep_freed_memory
+from asag_training.run.run_loop import Rhythm, TrainingRun
+from asag_training.run.state import BEST, LAST, STATE
+from asag_training.run.trainer import Trainer
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"
@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
         evaluate_every=options.evaluate_every,
         pictures=options.pictures,
     )
-    Run(trainer, loader, validation, rhythm)()
+    TrainingRun(trainer, loader, validation, rhythm)()
 
 
 def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:

@@ -10,8 +10,14 @@ from asag_deploy.errors import ConfigError
 from asag_training.data.transforms import Augmentation, multi_scale, standard
 from asag_training.losses import LossConfig
 from asag_training.network.config import AsagConfig, variant_config
-from asag_training.setting_changes import with_changes
-from asag_training.settings import Optimisation, Schedule, Settings, TrainingSettings
+from asag_training.settings import (
+    Optimisation,
+    Schedule,
+    Settings,
+    TrainingSettings,
+    apply_changes,
+    check_preprocessing,
+)
 
 _PUBLISHED_IMAGES_PER_RANK = 2
 """Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
@@ -42,13 +48,7 @@ class Recipe(Settings):
     """How images are resized for evaluation."""
 
     def __post_init__(self) -> None:
-        p = self.preprocessing
-        if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:
-            raise ConfigError(
-                f"evaluation at {p.shorter_side} to {p.longer_side} pixels, in steps of {p.size_divisor} and "
-                f"with deviations {p.std}, is not possible: expected sides of 1 or more, the longer "
-                "no less than the shorter, and deviations above 0"
-            )
+        check_preprocessing(self.preprocessing)
 
 
 def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
@@ -146,4 +146,4 @@ def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'; the recipes are {', '.join(RECIPES)}")
-    return with_changes(RECIPES[name](), changes)
+    return apply_changes(RECIPES[name](), changes)

@@ -29,7 +29,7 @@ from asag_evaluation.data.scenes import write_scenes
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe, recipe
-from asag_training.run.distributed import Process, joined
+from asag_training.run.process import Process, joined
 from asag_training.run.trainer import Trainer
 
 PHASES = ("data", "forward", "losses", "backward", "optimizer")

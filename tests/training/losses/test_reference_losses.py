@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asag_training.losses import Criterion, LossConfig, Losses
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 from asag_training.network.model import build
 from asag_training.run.training_pass import training_pass
 from reference_cases import NAMES, ReferenceCase, load_case

@@ -16,7 +16,7 @@ from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
 from asag_evaluation.data.doodles import draw_scene
 from asag_training.network.model import Asag, build
-from asag_training.network.stage_plan import LEVELS, build_stages, probing_plan
+from asag_training.network.stage_plan import MANUAL_STOPS, build_stages, probing_plan
 from asag_training.network.stages import DecoderStage, NormalizeStage, TorchNetwork, best_detections
 from support.small_network import small_checkpoint
 
@@ -133,10 +133,10 @@ def test_images_that_stop_early_are_as_they_are_alone(model: Asag) -> None:
         assert_same_image(alone, 0, outputs, i)
 
 
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", MANUAL_STOPS)
 def test_batch_is_its_images(model: Asag, levels: str) -> None:
     outputs, probed = run(model, [(240, 320)] * 3, levels=levels)
-    assert len(probed.levels) == 1 + len(LEVELS[levels])
+    assert len(probed.levels) == 1 + len(MANUAL_STOPS[levels])
     for i in range(3):
         alone, alone_probed = run(model, [(240, 320)], levels=levels, first=i)
         assert alone_probed.stop == [probed.stop[i]]

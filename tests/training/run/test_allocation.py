@@ -11,7 +11,7 @@ import pytest
 _PROGRAM = """
 import resource
 import torch
-from asag_training.run.allocation import keep_freed_memory
+from asag_training.run.process import keep_freed_memory
 assert {keep} == (keep_freed_memory() if {keep} else False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from asag_deploy.errors import ConfigError
-from asag_training.run.distributed import Process, joined, wait_for_all
+from asag_training.run.process import Process, joined, wait_for_all
 from support.training_runs import TINY, make_loader, make_trainer, options_of, tiny_recipe, write_pictures
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {here!r}]
 from test_distributed import train_one_update
-from asag_training.run.distributed import joined
+from asag_training.run.process import joined
 with joined("cpu") as process:
     assert process.world_size == 2
     train_one_update(Path({data!r}), Path({output!r}), process)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from asag_deploy.errors import ConfigError, TrainingError
 from asag_training.run.gradient_scaling import GradientScaling
-from asag_training.run.identity import default_settings, differences
-from asag_training.run.trainer import STATE, Trainer
+from asag_training.run.state import STATE, default_settings, differences
+from asag_training.run.trainer import Trainer
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 
 CPU = torch.device("cpu")

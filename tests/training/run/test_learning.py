@@ -16,7 +16,8 @@ from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import load_checkpoint
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.losses import Criterion, LossConfig
-from asag_training.run.trainer import LAST, Trainer
+from asag_training.run.state import LAST
+from asag_training.run.trainer import Trainer
 from asag_training.run.training_pass import training_pass
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 

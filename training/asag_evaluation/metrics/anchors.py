@@ -20,7 +20,7 @@ LEVELS: tuple[Level, ...] = ("P5", "P4", "P3")
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-class Probed(NamedTuple):
+class ProbedImage(NamedTuple):
     """How one image went through the anchor generator."""
 
     objects: int
@@ -53,7 +53,7 @@ class AnchorMetrics:
         return {**vars(self), "points": [list(point) for point in self.points]}
 
 
-def anchor_metrics(probed: Sequence[Probed]) -> AnchorMetrics:
+def anchor_metrics(probed: Sequence[ProbedImage]) -> AnchorMetrics:
     """How the images of a data set went through the anchor generator."""
     points = tuple((entry.objects, entry.trace.anchor_count) for entry in probed)
     kinds = sorted({entry.kind for entry in probed if entry.kind is not None})
@@ -98,12 +98,12 @@ def _matched(overlap: NDArray[np.float64]) -> NDArray[np.float64]:
     return pairs
 
 
-def _mean_patches(probed: Sequence[Probed], level: Level) -> float:
+def _mean_patches(probed: Sequence[ProbedImage], level: Level) -> float:
     counts = [sum(run.patches for run in entry.trace.levels if run.level == level) for entry in probed]
     return float(np.mean(counts)) if counts else 0.0
 
 
-def _exits(probed: Sequence[Probed]) -> dict[str, int]:
+def _exits(probed: Sequence[ProbedImage]) -> dict[str, int]:
     counts = Counter(entry.trace.exit_level for entry in probed)
     return {level: counts[level] for level in LEVELS}
 

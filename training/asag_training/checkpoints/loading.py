@@ -20,8 +20,7 @@ from asag_training.checkpoints.layout import (
 )
 from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
-from asag_training.network.categories import default_categories
-from asag_training.network.config import VARIANTS, AsagConfig, variant_config
+from asag_training.network.config import VARIANTS, AsagConfig, default_categories, variant_config
 
 _SETTINGS_IN_ARGS = {
     "activation": "activation",

@@ -21,7 +21,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, DataError
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 
 
 class Batch(NamedTuple):

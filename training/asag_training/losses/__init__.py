@@ -9,7 +9,6 @@ decoders and denoising; `targets` what each patch is to find; `criterion` puts t
 """
 
 from asag_training.losses.config import LossConfig
-from asag_training.losses.criterion import Criterion
-from asag_training.losses.result import Losses
+from asag_training.losses.criterion import Criterion, Losses
 
 __all__ = ["Criterion", "LossConfig", "Losses"]

@@ -15,10 +15,9 @@ from torch import Tensor
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import NO_MATCH, matching_cost, without
 from asag_training.losses.network_output import LevelOutput
-from asag_training.losses.overlap import overlap, pairwise_overlap
 from asag_training.losses.query_weighting import positive_weight
 from asag_training.losses.targets import PaddedTargets, PatchTargets, patch_targets
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, overlap, pairwise_overlap
 
 
 class Patches(NamedTuple):

@@ -1,8 +1,12 @@
-"""The whole loss of a training step, from what the network gave out."""
+"""The whole loss of a training step, from what the network gave out.
+
+To add a loss term, compute its sum in `asag_training.losses.queries` or `asag_training.losses.anchors`, give
+it a weight in `LossConfig`, and list it in `QUERY_TERMS` or `ANCHOR_TERMS` here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +16,7 @@ from torch import Tensor
 from asag_training.losses.anchors import AnchorLosses, Patches, anchor_cost, anchor_losses, gather_patches
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import solve
-from asag_training.losses.network_output import NetworkOutput, Targets
+from asag_training.losses.network_output import NetworkOutput
 from asag_training.losses.queries import (
     Predictions,
     QueryLosses,
@@ -20,10 +24,19 @@ from asag_training.losses.queries import (
     query_cost,
     query_losses,
 )
-from asag_training.losses.result import Losses
-from asag_training.losses.targets import PaddedTargets, pad_targets
+from asag_training.losses.targets import PaddedTargets, Targets, pad_targets
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import HeadOutput
+
+QUERY_TERMS = {"loss_ce": ("ce", "ce"), "loss_bbox": ("l1", "l1"), "loss_giou": ("giou", "giou")}
+"""Each part of the loss of relation block, decoders and denoising: its field in `QueryLosses`, and its weight
+in `LossConfig`."""
+ANCHOR_TERMS = {
+    "loss_ce_anchor": ("ce", "anchor_ce"),
+    "loss_bbox_anchor": ("l1", "anchor_l1"),
+    "loss_giou_anchor": ("giou", "anchor_giou"),
+}
+"""Each part of the loss of the anchor generator: its field in `AnchorLosses`, its weight in `LossConfig`."""
 
 RELATION = "rpn"
 _FIRST_LEVEL = ("P6", "P5")
@@ -38,6 +51,47 @@ class _Sizes(NamedTuple):
     patches: Tensor
     """Patches of P4 and P3."""
     images: Tensor
+
+
+class Losses(Mapping[str, Tensor]):
+    """The parts of the loss by name, before their weights: a read-only mapping of scalars.
+
+    `loss_ce`, `loss_bbox` (L1) and `loss_giou` of the main decoder; `*_0`, `*_1`, ... of the auxiliary ones,
+    `*_rpn` of the relation block, `*_anchor` of the anchor generator; `dn_loss_*` likewise of denoising.
+    Where decoders have several layers, `*_layer_0`, ... and `*_0_layer_0`, ... of those before the last.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Tensor], weights: Mapping[str, float], statistics: Mapping[str, Tensor]
+    ) -> None:
+        """Every part needs a weight."""
+        self.parts = dict(parts)
+        self.weights = {name: weights[name] for name in parts}
+        """What each part is multiplied by in `total`."""
+        self.statistics = dict(statistics)
+        """Scalars worth watching, detached and on the device: `avg_anchor`, `avg_patch`, `iou_anchor`, ..."""
+        self.total = torch.stack([self.weights[name] * part for name, part in self.parts.items()]).sum()
+        """The scalar to minimise."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def to_host(self) -> dict[str, float]:
+        """Total, parts and statistics as numbers, in one copy from the device."""
+        named = {"loss": self.total, **self.parts, **self.statistics}
+        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        return dict(zip(named, values, strict=True))
+
+    def not_finite(self) -> list[str]:
+        """Names of the parts that are infinite or not a number (one copy from the device)."""
+        finite = torch.isfinite(torch.stack([part.detach() for part in self.parts.values()])).tolist()
+        return [name for name, fine in zip(self.parts, finite, strict=True) if not fine]
 
 
 class Criterion:
@@ -93,15 +147,11 @@ class Criterion:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Parts and weights by name, head by head."""
         parts, weights = {}, {}
-        config = self.config
-        for kind, sums, weight in (
-            ("loss_ce", losses.ce, config.ce),
-            ("loss_bbox", losses.l1, config.l1),
-            ("loss_giou", losses.giou, config.giou),
-        ):
+        for term, (field, weight) in QUERY_TERMS.items():
+            sums: Tensor = getattr(losses, field)
             for head, value in zip(heads, (sums / divisor).unbind(), strict=True):
-                name = f"{prefix}{kind}{_suffix(head)}"
-                parts[name], weights[name] = value, weight
+                name = f"{prefix}{term}{_suffix(head)}"
+                parts[name], weights[name] = value, getattr(self.config, weight)
         return parts, weights
 
     def _add_anchor_parts(
@@ -117,15 +167,11 @@ class Criterion:
         images = sizes.images if config.patch_images is None else config.patch_images
         patches = sizes.patches / sizes.images * images
         scale = _PATCHES_PER_LEVEL / torch.where(patches > 0, patches, 1.0)
-        for kind, name, weight in (
-            ("ce", "loss_ce_anchor", config.anchor_ce),
-            ("l1", "loss_bbox_anchor", config.anchor_l1),
-            ("giou", "loss_giou_anchor", config.anchor_giou),
-        ):
-            total: Tensor = getattr(first, kind)
+        for term, (field, weight) in ANCHOR_TERMS.items():
+            total: Tensor = getattr(first, field)
             if probed is not None:
-                total = total + scale * getattr(probed, kind)
-            parts[name], weights[name] = total / sizes.targets, weight
+                total = total + scale * getattr(probed, field)
+            parts[term], weights[term] = total / sizes.targets, getattr(config, weight)
 
     def _denoising(self, output: NetworkOutput, heads: list[HeadOutput], found: PaddedTargets) -> QueryLosses:
         """The losses of the denoising queries, each with the object it is a noised copy of."""

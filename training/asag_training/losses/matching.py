@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
-from asag_training.losses.overlap import pairwise_overlap
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, pairwise_overlap
 from asag_training.settings import Settings
 
 NO_MATCH = -1

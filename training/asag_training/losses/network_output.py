@@ -57,12 +57,3 @@ class NetworkOutput:
     """The same of each parallel decoder by name, and of its layers before the last where it has several
     (`AsagConfig.layer_names`)."""
     denoising: Denoising | None = None
-
-
-class Targets(NamedTuple):
-    """The objects of one image."""
-
-    boxes: Tensor
-    """float32 (T, 4) cxcywh relative to the image's valid size."""
-    labels: Tensor
-    """int64 (T,) class indices."""

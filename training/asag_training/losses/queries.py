@@ -14,10 +14,9 @@ from torch import Tensor
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import NO_MATCH, matching_cost, without
 from asag_training.losses.network_output import Denoising
-from asag_training.losses.overlap import overlap
 from asag_training.losses.query_weighting import negative_weight, positive_weight
 from asag_training.losses.targets import PaddedTargets, area_weight
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, overlap
 
 _ALPHA = 0.25
 

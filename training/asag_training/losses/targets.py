@@ -11,12 +11,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import LevelOutput, Targets
+from asag_training.losses.network_output import LevelOutput
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import QUADRANTS, STRIDES
 
 _FILLER = 0.5
 """Coordinate of the boxes that only fill up: any box that has an area."""
+
+
+class Targets(NamedTuple):
+    """The objects of one image."""
+
+    boxes: Tensor
+    """float32 (T, 4) cxcywh relative to the image's valid size."""
+    labels: Tensor
+    """int64 (T,) class indices."""
 
 
 class PaddedTargets(NamedTuple):

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import ConfigError
+from asag_evaluation.data.coco import COCO_CATEGORIES
+from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.settings import Settings
 
 DecoderType = Literal["adamixer", "sparse-rcnn"]
@@ -205,3 +208,12 @@ def variant_config(name: str) -> AsagConfig:
         return VARIANTS[name]
     except KeyError:
         raise ConfigError(f"unknown variant '{name}'; the variants are {', '.join(VARIANTS)}") from None
+
+
+def default_categories(config: AsagConfig) -> tuple[Category, ...]:
+    """The classes of a checkpoint that does not say: those of its data set, else `class_0`, `class_1`, ..."""
+    if config.num_classes == len(COCO_CATEGORIES):
+        return COCO_CATEGORIES
+    if config.num_classes == 1 and config.variant.endswith("crowdhuman"):
+        return CROWDHUMAN_CATEGORIES
+    return tuple(Category(id=i, name=f"class_{i}") for i in range(config.num_classes))

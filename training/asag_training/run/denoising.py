@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import Denoising, Targets
+from asag_training.losses.network_output import Denoising
+from asag_training.losses.targets import Targets
 from asag_training.network import boxes as box_ops
 from asag_training.network.layers import padding_blocked
-from asag_training.run.random_draws import uniform
+from asag_training.run.patch_selection import uniform
 from asag_training.settings import TrainingSettings
 
 _WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)

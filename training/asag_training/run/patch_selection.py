@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 from asag_training.network import boxes as box_ops
 from asag_training.network.config import AsagConfig
-from asag_training.run.random_draws import uniform
 
 P6_FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """How the one P6 patch becomes several in training: (horizontally, vertically) flipped; the first is not."""
@@ -143,3 +142,9 @@ def fill_up(origins: Tensor, generated: Tensor, spare: Tensor) -> tuple[Tensor, 
     filled = torch.where((slot < generated[:, None])[..., None], origins, filler)
     total = generated.clamp(min=min(spares, capacity))
     return filled * (slot < total[:, None])[..., None], total
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Float32 numbers in [0, 1), on the CPU whatever the generator's device (None: torch's own generator)."""
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=device).cpu()

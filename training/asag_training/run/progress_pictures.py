@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,13 +38,6 @@ def write_progress_pictures(
         write_picture(
             folder / f"epoch{epoch:03d}-image{sample.image_id}.jpg", np.hstack([truth, traced, detected])
         )
-
-
-def _without_objects(found: Detections) -> Detections:
-    """The probing trace alone."""
-    return dataclasses.replace(
-        found, xyxy=found.xyxy[:0], confidence=found.confidence[:0], class_id=found.class_id[:0]
-    )
 
 
 def _as_detections(sample: Sample, found: Detections) -> Detections:

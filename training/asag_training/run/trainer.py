@@ -7,51 +7,43 @@ epoch and index.  So a run that was stopped continues as if it had not been.
 
 from __future__ import annotations
 
-import pickle
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import OutputError, TrainingError
+from asag_deploy.bundle.manifest_json import read_fields
+from asag_deploy.errors import TrainingError
+from asag_deploy.timing import Stopwatch
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.losses import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
-from asag_training.run.distributed import Process
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
-from asag_training.run.identity import default_settings, differences, flat
 from asag_training.run.interruption import Interruption
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from asag_training.run.process import Process
+from asag_training.run.state import (
+    BEST,
+    LAST,
+    STATE,
+    Position,
+    default_settings,
+    flat,
+    reading_state,
+    write_file,
+    write_state,
+)
 from asag_training.run.training_pass import training_pass
 
-LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 BAD_BATCH = "bad-batch.pt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """How far a run has come."""
-
-    epoch: int = 0
-    """The epoch that is under way, or comes next."""
-    update: int = 0
-    """Updates done in it."""
-    step: int = 0
-    """Updates done in all."""
-    evaluated: int = 0
-    """Epochs that were done when the network was last evaluated."""
-    best: float = -1.0
-    """The best AP so far; -1 before there is one."""
 
 
 class Trainer:
@@ -124,7 +116,8 @@ class Trainer:
             return
         with self.interruption.held_back():
             save_checkpoint(self.output_dir / LAST, self.checkpoint())
-            _save(self.output_dir / STATE, self._state())
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            write_state(self.output_dir, self._identity(), self.position, parts)
 
     def save_evaluated(self, ap: float | None) -> None:
         """After an evaluation: `save`, and write `best.safetensors` if none was better before.
@@ -141,40 +134,18 @@ class Trainer:
             self.save()
 
     def resume(self) -> bool:
-        """Take up the run that `output_dir` holds; returns False if it holds none.
+        """Take up the run that `output_dir` holds; return False if it holds none.
 
         Raises TrainingError if it was another run (another recipe, seed, classes or number of processes), or
         if its state is damaged.
         """
-        path = self.output_dir / STATE
-        if not path.exists():
+        if not (self.output_dir / STATE).exists():
             return False
-        try:
-            state = torch.load(path, map_location=self.process.device, weights_only=True)
-            other = self._differences(state)
-            if not other:
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.scaling.load_state_dict(state.get("scaling", {}))
-                self.position = Position(**state["position"])
-        except (
-            OSError,
-            RuntimeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            EOFError,
-            pickle.PickleError,
-        ) as error:
-            raise TrainingError(
-                f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "
-                f"another output folder, from {LAST} with --init"
-            ) from error
-        if other:
-            raise TrainingError(
-                f"'{self.output_dir}' holds another run ({other[0]}): resume it with the options it was "
-                "started with, or give another output folder"
-            )
+        defaults = default_settings(self.recipe)
+        with reading_state(self.output_dir, self._identity(), defaults, self.process.device) as state:
+            for name, part in self._parts().items():
+                part.load_state_dict(state.get(name, {}))
+            self.position = cast(Position, read_fields(Position, state["position"]))
         return True
 
     def checkpoint(self) -> Checkpoint:
@@ -190,7 +161,7 @@ class Trainer:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
+        """Return what must be the same for a run to go on."""
         return {
             **flat(self.recipe.to_dict()),
             "seed": self.seed,
@@ -198,18 +169,9 @@ class Trainer:
             "classes": [[category.id, category.name] for category in self.categories],
         }
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "run": self._identity(),
-            "position": asdict(self.position),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaling": self.scaling.state_dict(),
-        }
-
-    def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        """In words, where a saved run is another than this."""
-        return differences(state["run"], self._identity(), default_settings(self.recipe))
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state of its own."""
+        return {"model": self.model, "optimizer": self.optimizer, "scaling": self.scaling}
 
     def _add_gradients(self, batches: Iterator[Batch], passes: int, clock: _Clock) -> dict[str, float]:
         """The mean gradients of so many batches; returns the means of what is to be logged of them."""
@@ -282,7 +244,7 @@ class Trainer:
         path = self.output_dir / BAD_BATCH
         content = batch.to("cpu")._asdict()
         content |= {"targets": [tuple(t) for t in content["targets"]], "step": self.position.step}
-        _save(path, content)
+        write_file(path, content)
         listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise TrainingError(
             f"the {what} is not finite in update {self.position.step + 1} ({listed}): the batch, of images "
@@ -333,20 +295,17 @@ def _check_anchors(relation: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise _NotFiniteError("anchors")
 
 
-class _Clock:
-    """Milliseconds between laps, summed by name; waits for the GPU, whose work is asynchronous."""
+class _Clock(Stopwatch):
+    """A stopwatch that waits for the GPU, whose work is asynchronous."""
 
     def __init__(self, device: torch.device) -> None:
-        self.times_ms: dict[str, float] = {}
+        super().__init__()
         self._cuda = device.type == "cuda"
-        self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         if self._cuda:
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.times_ms[name] = self.times_ms.get(name, 0.0) + (now - self._last) * 1000
-        self._last = now
+        super().lap(name)
 
 
 @contextmanager
@@ -362,14 +321,6 @@ def _repeatable(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
-
-
-def _save(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OutputError(f"could not write '{path}': is the disk full?") from error
 
 
 def _mean(values: list[float]) -> float:

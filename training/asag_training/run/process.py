@@ -1,7 +1,8 @@
-"""One process or many: what `torchrun` tells a process, and the few things processes say to each other."""
+"""The training process: its device, its memory, and the other processes that `torchrun` started."""
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ _PATIENCE = datetime.timedelta(hours=12)
 """How long processes wait for each other: the main one evaluates and saves while the others wait."""
 
 _LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""mallopt's names for its parameters, from glibc's malloc.h."""
+_NEVER = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,20 @@ def wait_for_all() -> None:
     """Go on only when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def keep_freed_memory() -> bool:
+    """Let freed memory stay with the process instead of going back to the system; returns whether it will.
+
+    A training pass on the CPU allocates and frees the same maps over and over.  glibc maps every large one
+    anew, and touching its pages for the first time can take longer than computing what is written there: a
+    third of a training step was measured.  Other C libraries have no such settings and are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
 def _device(name: str, index: int) -> torch.device:
