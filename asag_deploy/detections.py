@@ -177,8 +177,10 @@ class Detections:
             )
         picture = rgb.copy()
         if trace:
-            draw_trace(picture, self)
-        draw_detections(picture, self)
+            draw_trace(picture, self.anchors, self.trace)
+        draw_detections(
+            picture, xyxy=self.xyxy, class_id=self.class_id, names=self.names, confidence=self.confidence
+        )
         if trace:
             draw_caption(picture, trace_caption(self.trace))
         return picture
