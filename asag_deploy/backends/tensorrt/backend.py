@@ -22,7 +22,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.tensorrt.engine_loader import EngineLoader
 from asag_deploy.backends.tensorrt.loop_graph import find_patches
-from asag_deploy.backends.tensorrt.stage import EngineStage
+from asag_deploy.backends.tensorrt.stage import DeviceStage, EngineStage
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
@@ -32,7 +32,7 @@ from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.loop.stages import LevelOutputs, Stage
+from asag_deploy.loop.stages import LevelOutputs
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import Processing
@@ -132,7 +132,7 @@ class EngineNetwork(Network):
 
     def __init__(
         self,
-        stages: Sequence[EngineStage],
+        stages: Sequence[DeviceStage],
         device: Device,
         release: _Release,
         *,
@@ -155,7 +155,7 @@ class EngineNetwork(Network):
         """Called when the loop on the device is opened, which alone has a use for them."""
         self._release = weakref.finalize(self, release)
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> DeviceStage:
         """Return the stage called `name` (KeyError if there is none)."""
         return self._stages[name]
 

@@ -34,7 +34,7 @@ from asag_deploy.processing.canvases import Canvas
 from asag_deploy.timing import since
 
 if TYPE_CHECKING:
-    from asag_deploy.backends.tensorrt.stage import EngineStage
+    from asag_deploy.backends.tensorrt.stage import DeviceStage
 
 MOST_GRAPHS = 64
 """Combinations of image shapes and stop rules that a graph is kept for.
@@ -64,10 +64,10 @@ class DeviceLoop(Loop):
 
     def __init__(
         self,
-        stages: Mapping[str, EngineStage],
+        stages: Mapping[str, DeviceStage],
         device: Device,
         kernels: KernelLibrary,
-        on_canvas: Mapping[Canvas, Mapping[str, EngineStage]] | None = None,
+        on_canvas: Mapping[Canvas, Mapping[str, DeviceStage]] | None = None,
         *,
         keep_compiled: Callable[[], None] = lambda: None,
     ) -> None:

@@ -28,7 +28,7 @@ from asag_deploy.loop.stages import FEATURES, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 
 if TYPE_CHECKING:
-    from asag_deploy.backends.tensorrt.stage import EngineStage, StageContext
+    from asag_deploy.backends.tensorrt.stage import DeviceStage, StageContext
 
 
 class _Call(NamedTuple):
@@ -46,7 +46,7 @@ class LoopGraph:
 
     def __init__(
         self,
-        stages: Mapping[str, EngineStage],
+        stages: Mapping[str, DeviceStage],
         device: Device,
         kernels: KernelLibrary,
         workspace: Workspace,

@@ -154,7 +154,7 @@ def test_input_of_another_type(network: EngineNetwork) -> None:
         "image": network.upload(batch(picture(1))),
         "image_size": network.upload(SIZES.astype(np.int32)),
     }
-    message = "engine of the graph 'backbone' takes 'image_size' as int64, got int32"
+    message = "the graph 'backbone' takes 'image_size' as int64, got int32"
     with pytest.raises(BackendError, match=message):
         network.stage("backbone")(inputs)
 
