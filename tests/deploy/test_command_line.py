@@ -56,8 +56,7 @@ def test_what_nobody_meant_to_raise_is_not_hidden() -> None:
 def test_a_reader_that_has_gone() -> None:
     script = (
         "import sys\n"
-        "from asag_deploy._version import __version__
-from asag_deploy.command_line import exit_code\n"
+        "from asag_deploy.command_line import exit_code\n"
         "sys.exit(exit_code('tool', lambda: print('line\\n' * 100_000) or 0))\n"
     )
     with subprocess.Popen(
