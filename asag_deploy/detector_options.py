@@ -101,7 +101,7 @@ def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) 
 
 
 def backends_of(parsed: argparse.Namespace) -> tuple[str, ...]:
-    """The backends asked for by `--backend` with `several_backends`, each once.
+    """Return the backends asked for by `--backend` with `several_backends`, each once.
 
     Raises ConfigError for a name that is no backend.
     """

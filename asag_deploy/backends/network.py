@@ -36,14 +36,14 @@ class Network(Stages):
         """Let go of what the network holds, once it has done its work; closing twice does no harm."""
 
     def processing(self, manifest: Manifest) -> Processing:
-        """What comes before and after the network: on its own device if it can, else on the host."""
+        """Return what comes before and after the network: on its own device if it can, else on the host."""
         on_device = self.device_processing(manifest)
         if on_device is not None:
             return on_device
         return OnHost(self, manifest, canvases=self.canvases, takes_device_arrays=self.takes_device_arrays)
 
     def device_processing(self, manifest: Manifest) -> Processing | None:
-        """Pre- and post-processing on the network's own device; None if it cannot do that."""
+        """Return pre- and post-processing on the network's own device; None if it has none."""
         return None
 
     def loop(self, choice: LoopChoice = "auto", deadline_ms: float | None = None) -> Loop:
@@ -65,14 +65,14 @@ class Network(Stages):
         return DeviceOrHost(self.open_device_loop())
 
     def why_no_device_loop(self) -> str | None:
-        """What keeps the probing loop from running on the network's device; None if nothing is known to."""
+        """Return what keeps the probing loop from the network's device; None if nothing is known to."""
         return (
             "loop 'device' needs a backend that runs on a GPU with TensorRT; load the detector with "
             "backend='tensorrt-rtx', or with loop='host'"
         )
 
     def open_device_loop(self) -> Loop:
-        """The probing loop on the network's device; the same for all who ask.
+        """Open the probing loop on the network's device; all who ask get the same one.
 
         Raises ConfigError for a network that has none, BackendError if what it takes is missing here.
         """

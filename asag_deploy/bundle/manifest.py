@@ -136,7 +136,7 @@ class Manifest:
     """The report of the parity gate, as the exporter wrote it."""
 
     def precision_of(self, name: str) -> Precision:
-        """What the stage graph called `name` computes in (KeyError if the bundle has none)."""
+        """Return what the stage graph called `name` computes in (KeyError if the bundle has none)."""
         return self.graph(name).precision or self.precision
 
     @property
@@ -150,7 +150,7 @@ class Manifest:
         return f"{self.precision} (but {but})" if but else self.precision
 
     def graph(self, name: str) -> GraphSpec:
-        """The stage graph called `name` (KeyError if the bundle has none)."""
+        """Return the stage graph called `name` (KeyError if the bundle has none)."""
         return next((g for g in self.graphs if g.name == name), None) or _missing(name, self.graphs)
 
 

@@ -28,12 +28,12 @@ _NAMES: dict[Any, str] = {
 
 
 def export_again(variant: str = "NAME") -> str:
-    """The half sentence that says what mends a bundle."""
+    """Write the half sentence that says how to export a bundle again."""
     return f"export it again with `asag-export --checkpoint FILE --variant {variant} --output-dir DIR`"
 
 
 def manifest_to_json(manifest: Manifest) -> str:
-    """The text of `manifest.json`.  Numbers JSON cannot hold (in the parity report) become text: 'nan'."""
+    """Write the text of `manifest.json`.  Numbers JSON cannot hold (in the parity report) become 'nan'."""
     return json.dumps(_plain(dataclasses.asdict(manifest)), indent=2, allow_nan=False) + "\n"
 
 
@@ -75,7 +75,7 @@ class _FieldError(Exception):
 
 
 def _check_version(version: object, source: str) -> None:
-    """Before anything else, as a later schema may differ in every other field."""
+    """Check the version before anything else, as a later schema may differ in every other field."""
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleVersionError(
             f"'{source}' has schema version {version} and this release reads up to {SCHEMA_VERSION}; "
@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
-    """`value` as what the annotation `hint` says; `path` is where it stands, such as `graphs[2].sha256`."""
+    """Read `value` as the annotation `hint` says; `path` is where it stands, such as `graphs[2].sha256`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _read_object(cast(type, hint), value, path)

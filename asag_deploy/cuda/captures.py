@@ -27,7 +27,7 @@ class Captures:
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
-        """While this thread captures; another thread's capture is waited for."""
+        """Hold the turn while this thread captures; wait first for another thread's capture."""
         try:
             with self.none_going_on():
                 self._going_on += 1

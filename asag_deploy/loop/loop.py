@@ -80,7 +80,7 @@ class DeviceOrHost(Loop):
         return self._loop.begin(network, probing, rule, image, image_size)
 
     def _leave(self, loop: Loop, reason: str) -> None:
-        """Said once, also if it happens to several threads."""
+        """Go to the host's loop, and warn once, also if it happens to several threads."""
         with self._lock:
             if self._loop is not loop:
                 return

@@ -75,7 +75,7 @@ def detect(
     size = network.upload(image_size)
     outputs = network.stage("backbone")({"image": image, "image_size": size})
     features = {name: outputs[name] for name in FEATURES}
-    levels = [_first_level(outputs, _look(network, probing, rule, 0, outputs, size))]
+    levels = [_first_level(outputs, _report(network, probing, rule, 0, outputs, size))]
     clock.lap("backbone")
 
     decisions = Decisions(len(image_size))
@@ -85,7 +85,7 @@ def detect(
             break
         patches = patches_of(probing, rule, next_level, levels[-1].counts, running)
         outputs = _probe(network, next_level, features, levels[-1].next_origins, patches[0], size)
-        found = _look(network, probing, rule, number, outputs, size)
+        found = _report(network, probing, rule, number, outputs, size)
         levels.append(_probed_level(next_level, levels[-1], patches, outputs, found))
         clock.lap(stage_name(next_level))
 
@@ -102,7 +102,7 @@ def detect(
 
 
 def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
-    """(B,) for each level that was run: how many anchors it passed on, before the cap."""
+    """Return (B,) for each level that was run: how many anchors it passed on, before the cap."""
     result = []
     for i, level in enumerate(levels):
         went_on = probed[:, i] if i < probed.shape[1] else np.zeros(len(probed), dtype=np.bool_)
@@ -110,25 +110,25 @@ def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
     return result
 
 
-class _Look(NamedTuple):
+class _Report(NamedTuple):
     """What a level reports, and where it asks the next one to look."""
 
     counts: Counts
     next_origins: Array | None
 
 
-def _look(
+def _report(
     network: Stages, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
-) -> _Look:
+) -> _Report:
     """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
     counts, origins = outputs["counts"], None
     if number < len(probing.levels) and rule.allows(probing.levels[number].level):
         origins, counts = network.select(probing, probing.levels[number], LevelOutputs.of(outputs), size)
-    return _Look(Counts(*network.download(counts).T), origins)
+    return _Report(Counts(*network.download(counts).T), origins)
 
 
-def _first_level(outputs: dict[str, Array], found: _Look) -> LevelRun:
-    """P5 and P6 as they were run."""
+def _first_level(outputs: dict[str, Array], found: _Report) -> LevelRun:
+    """Describe P5 and P6 as they were run."""
     return LevelRun(
         level=FIRST_LEVEL,
         patches=np.full_like(found.counts.selected, 5),
@@ -165,9 +165,9 @@ def _probe(
 
 
 def _probed_level(
-    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Look
+    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Report
 ) -> LevelRun:
-    """A level beyond the first as it was run."""
+    """Describe a level beyond the first as it was run."""
     return LevelRun(
         level=level.level,
         patches=patches[0],
@@ -181,19 +181,19 @@ def _probed_level(
 
 
 def stage_name(level: ProbeLevel) -> str:
-    """The stage that probes a level."""
+    """Return the name of the stage that probes a level."""
     return f"probe_{level.level.lower()}"
 
 
 def patch_limit(rule: StopRule, level: ProbeLevel) -> int:
-    """How many patches of an image are predicted on at most."""
+    """Return how many patches of an image are predicted on at most."""
     return min(level.capacity, rule.max_patches or level.capacity)
 
 
 def patches_of(
     probing: Probing, rule: StopRule, level: ProbeLevel, before: Counts, running: NDArray[np.bool_]
 ) -> tuple[Ints, Ints]:
-    """(B,) how many patches are predicted on, and how many are lost, given what the level before reported."""
+    """Return (B,) how many patches are predicted on and how many are lost, by the level before's counts."""
     unseen = np.maximum(before.selected - probing.max_candidates, 0)
     wanted = np.where(running, before.patches + unseen, 0)
     patches = np.where(running, np.minimum(before.patches, patch_limit(rule, level)), 0)
@@ -225,7 +225,7 @@ def _decode(
 def _decoder_anchors(
     network: Stages, probing: Probing, levels: list[LevelRun], batch: int
 ) -> dict[str, Array]:
-    """The anchor inputs of the decoder; a level that was not run is one patch of zeros, which never pass."""
+    """Return the decoder's anchor inputs; a level that was not run is a patch of zeros, which never pass."""
     inputs = {"anchors_p5": levels[0].anchors, "selected_p5": levels[0].selected}
     run = {level.level: level for level in levels}
     for level in probing.levels:
@@ -241,5 +241,5 @@ def _decoder_anchors(
 
 
 def round_up(count: int, bucket: int, most: int) -> int:
-    """The multiple of `bucket` that holds `count`, at least one and at most `most`."""
+    """Return the multiple of `bucket` that holds `count`, at least one and at most `most`."""
     return min(max(-(-count // bucket), 1) * bucket, most)

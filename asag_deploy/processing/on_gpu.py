@@ -48,7 +48,7 @@ class OnGpu:
     def __init__(
         self, device: Device, kernels: KernelLibrary, manifest: Manifest, canvases: Sequence[Canvas] = ()
     ) -> None:
-        """Pre- and post-processing of the network that `manifest` describes, on its device.
+        """Process for the network that `manifest` describes, on its device.
 
         canvases: the network's own, see `asag_deploy.backends.network.Network.canvases`.
         """
@@ -77,10 +77,10 @@ class OnGpu:
         return Prepared(batch, sizes, [source.shape for source in sources], times_ms)
 
     def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
-        """Sorted, scaled, and rid of duplicates on the GPU; what is left is read at once."""
+        """Sort and scale outputs and drop duplicates on the GPU; what is left is read at once."""
         scores: DeviceArray = outputs["det_scores"]
         batch, count = scores.shape
-        room = _Room(batch, count)
+        room = _DetectionMemory(batch, count)
         with self._device.lock:
             memory = self._device.empty((room.size,), _BYTE)
             kernels.postprocess(
@@ -151,7 +151,7 @@ _Part = tuple[tuple[int, ...], np.dtype[Any], int]
 """Shape, type, and offset in bytes."""
 
 
-class _Room:
+class _DetectionMemory:
     """Where the detections of a batch lie in one piece of memory."""
 
     def __init__(self, images: int, detections: int) -> None:
@@ -165,7 +165,7 @@ class _Room:
         self._add("confidence", shape, np.float32)
 
     def found(self, content: NDArray[np.uint8]) -> list[Found]:
-        """The detections of each image, from the bytes of the memory."""
+        """Return the detections of each image, from the bytes of the memory."""
         part = {
             name: content[offset : offset + _size(shape, dtype)].view(dtype).reshape(shape)
             for name, (shape, dtype, offset) in self.parts.items()
@@ -186,7 +186,7 @@ def _size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def _is_plain(image: NDArray[Any]) -> bool:
-    """Whether an array can travel as it is."""
+    """Tell whether an array can travel as it is."""
     return (
         image.dtype == _BYTE
         and image.ndim == 3

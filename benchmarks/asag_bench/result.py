@@ -363,7 +363,7 @@ def json_text(value: Any) -> str:
 
 
 def is_result(data: object) -> bool:
-    """Whether JSON data looks like a result of `asag-bench run`."""
+    """Return whether JSON data looks like a result of `asag-bench run`."""
     return isinstance(data, dict) and data.keys() >= set(_KEYS)
 
 

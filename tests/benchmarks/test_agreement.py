@@ -17,7 +17,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_export.gate.parity import Found, in_common
 from support.tiny_bundle import make_bundle, picture
 
-QUICK = ("--duration", "0.1", "--warmup", "1", "--threads", "1", "--quiet")
+QUICK = ("--duration", "0.03", "--warmup", "1", "--threads", "1", "--quiet", "--no-plots")
 
 
 def detections(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Found:

@@ -30,7 +30,7 @@ from support.bundle_edits import replace_graph
 from support.coco_files import write_coco
 from support.tiny_bundle import make_bundle, picture
 
-QUICK = ("--duration", "0.2", "--warmup", "1", "--threads", "1", "--quiet")
+QUICK = ("--duration", "0.05", "--warmup", "1", "--threads", "1", "--quiet")
 
 
 def main(arguments: list[str]) -> int:
@@ -259,7 +259,16 @@ def test_pictures_of_one_shape(bundle: Bundle, photos: Path, tmp_path: Path) -> 
         (["--limit", "2"], "generated scenes of 64x96"),
         (["--images", str(photos)], f"folder {photos.name} of 64x96"),
     ):
-        arguments = [str(bundle.path), *given, "--shape", "64x96", "--output-dir", str(tmp_path), *QUICK]
+        arguments = [
+            str(bundle.path),
+            *given,
+            "--shape",
+            "64x96",
+            "--output-dir",
+            str(tmp_path),
+            *QUICK,
+            "--no-plots",
+        ]
         assert main(arguments) == 0
         found = json.loads((tmp_path / "result.json").read_text())
         assert found["input"]["origin"] == origin
@@ -274,7 +283,7 @@ def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) 
     manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
     write_coco(tmp_path / "data", **two_scenes(bundle))
     arguments = [str(bundle.path), str(half), "--data", str(tmp_path / "data"), *QUICK[:-1]]
-    assert main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--no-plots"]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     names = ["onnxruntime fp32", "onnxruntime fp16"]
     assert list(found["bundles"]) == names
@@ -301,7 +310,7 @@ def test_six_layers_are_said_to_be_random(
 
     monkeypatch.setattr(run, "open_reference", lambda *_, **__: Slow())
     arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path)]
-    arguments += ["--reference", "adamixer-6"]
+    arguments += ["--reference", "adamixer-6", "--no-plots"]
     assert main([*arguments, *QUICK]) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert "adamixer-6 carries random weights: it is for speed and has no accuracy" in found["notes"]
@@ -311,7 +320,8 @@ def test_six_layers_are_said_to_be_random(
 
 def test_precisions_of_one_bundle(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path), *QUICK]
-    assert main([*arguments, "--precision", "fp32", "--backend", "onnxruntime,onnxruntime"]) == 0
+    arguments += ["--no-plots", "--precision", "fp32", "--backend", "onnxruntime,onnxruntime"]
+    assert main(arguments) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert list(found["bundles"]) == ["onnxruntime"]
     assert found["options"]["precisions"] == ["fp32"]

@@ -291,47 +291,47 @@ class TestWork:
         assert cores == [[0, 1, 2], [3, 7]]
 
 
-def test_programs_run_where_packages_are_missing() -> None:
-    """The command itself takes not even PyTorch; all that it runs does without the missing packages."""
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process without the missing packages could import, run and collect."""
+    output = tmp_path_factory.mktemp("bare") / "found.json"
     modules = [module for imported in COMMANDS.values() for module in imported]
-    text = (
-        "import asag_bench.cli, asag_bench.gpu_machine.run, importlib, runpy\n"
-        "assert 'torch' not in sys.modules\n"
-        f"for name in {modules}: importlib.import_module(name)\n"
-        f"for name in {PROGRAMS}:\n"
-        "    sys.argv = ['program', '--help']\n"
-        "    try: runpy.run_module(name, run_name='__main__')\n"
-        "    except SystemExit as end: assert not end.code, name\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT_THEM + text], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") == len(PROGRAMS)
-
-
-def test_gpu_tests_are_collected_where_packages_are_missing() -> None:
-    """As on the machine: by name, with no cache and no warning an error, and every file has some."""
-    options = [
-        "-m",
-        "gpu",
-        "--collect-only",
-        "-q",
-        "-W",
-        "default",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
-    text = f"import pytest; sys.exit(pytest.main({[*options, *plan.gpu_tests()]!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, capture_output=True, text=True
-    )
+    collect = [*("-m", "gpu", "--collect-only", "-q", "-W", "default", "-p", "no:cacheprovider")]
+    text = f"""
+import asag_bench.cli, asag_bench.gpu_machine.run, contextlib, importlib, io, json, pathlib, pytest, runpy
+found = {{"torch": "torch" in sys.modules, "usages": 0, "tests": []}}
+for name in {modules}:
+    importlib.import_module(name)
+for name in {PROGRAMS}:
+    sys.argv = ["program", "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            runpy.run_module(name, run_name="__main__")
+        except SystemExit as end:
+            found["usages"] += not end.code and said.getvalue().startswith("usage: ")
+class Collected:
+    def pytest_collection_finish(self, session):
+        found["tests"] = [item.nodeid for item in session.items]
+found["code"] = int(pytest.main({[*collect, "-p", "no:xdist", *plan.gpu_tests()]!r}, plugins=[Collected()]))
+pathlib.Path({str(output)!r}).write_text(json.dumps(found))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_THEM + text]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line} == set(
-        plan.gpu_tests()
-    )
+    found: dict[str, Any] = json.loads(output.read_text())
+    assert found["code"] == 0, done.stdout + done.stderr
+    return found
+
+
+def test_programs_run_where_packages_are_missing(bare: dict[str, Any]) -> None:
+    """The command itself takes not even PyTorch; all that it runs does without the missing packages."""
+    assert not bare["torch"]
+    assert bare["usages"] == len(PROGRAMS)
+
+
+def test_gpu_tests_are_collected_where_packages_are_missing(bare: dict[str, Any]) -> None:
+    """As on the machine: by name, with no cache and no warning an error, and every file has some."""
+    assert {test.partition("::")[0] for test in bare["tests"]} == set(plan.gpu_tests())
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from asag_training.network.stages import TorchNetwork
 from support.simulated_gpu.fake_torch import fake_torch_network
 from support.small_network import small_checkpoint
 
-CHECKPOINT = small_checkpoint()
+CHECKPOINT = small_checkpoint(backbone_depth=26)
 PROBING = probing_plan(CHECKPOINT.config)
 
 
@@ -150,7 +150,7 @@ def test_what_deciding_costs(monkeypatch: pytest.MonkeyPatch, host_library_path:
         "P3": "P3",
     }
     found: dict[str, Any] = {}
-    monkeypatch.setattr("asag_bench.measuring.torch_cuda_loop.WARM_UPS", 1)
+    monkeypatch.setattr("asag_bench.measuring.torch_cuda_loop.WARM_UPS", 0)
     measure(plain, network, PROBING, image, size, repeats=1, note=found.__setitem__)
     assert list(found) == ["parts", "P5", "P4", "P3", "fast"]
     parts = ["pyramid", "backbone", "select_p4", "probe_p4", "select_p3", "probe_p3", "decoder"]

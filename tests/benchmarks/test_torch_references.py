@@ -24,7 +24,7 @@ from support.small_network import small_checkpoint
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return small_checkpoint()
+    return small_checkpoint(backbone_depth=26)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from asag_deploy.processing.canvases import Canvas
 from asag_deploy.timing import since
 
 if TYPE_CHECKING:
-    from asag_deploy.backends.tensorrt.stage import EngineStage
+    from asag_deploy.backends.tensorrt.stage import DeviceStage
 
 MOST_GRAPHS = 64
 """Combinations of image shapes and stop rules that a graph is kept for.
@@ -47,7 +47,7 @@ _Key = tuple[tuple[int, ...], np.dtype[np.generic], int, int | None, str]
 
 
 def why_no_device_loop(cuda: Cuda, kernels: KernelLibrary | None) -> str | None:
-    """What keeps the loop from running on the GPU, and what to do about it; None if nothing is known to."""
+    """Return what keeps the loop from the GPU, and what to do about it; None if nothing is known to."""
     if kernels is None:
         return (
             f"it takes the compiled kernels; build them as plugins/README.md says and set {LIBRARY_VARIABLE}"
@@ -64,15 +64,17 @@ class DeviceLoop(Loop):
 
     def __init__(
         self,
-        stages: Mapping[str, EngineStage],
+        stages: Mapping[str, DeviceStage],
         device: Device,
         kernels: KernelLibrary,
-        on_canvas: Mapping[Canvas, Mapping[str, EngineStage]] | None = None,
+        on_canvas: Mapping[Canvas, Mapping[str, DeviceStage]] | None = None,
         *,
         keep_compiled: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_canvas`: stages that are engines for one image of exactly that shape, which are preferred;
-        `keep_compiled` is called after each detection, for kernels that came with a new graph.
+        """Run these stages on their device.
+
+        on_canvas: stages that are engines for one image of exactly that shape, which are preferred.
+        keep_compiled: called after each detection, for kernels that came with a new graph.
         """
         self._stages = stages
         self._on_canvas = dict(on_canvas or {})
@@ -136,7 +138,7 @@ class DeviceLoop(Loop):
         return graph
 
     def _captured(self, probing: Probing, rule: StopRule, image: DeviceArray) -> LoopGraph:
-        """A new graph; where there is no room for it, the engines of canvases make room, once and for all."""
+        """Capture a new graph; where there is no room, the engines of canvases go, once and for all."""
         batch, _, height, width = image.shape
         common = (self._device, self._kernels, self._workspace)
         while True:
@@ -178,7 +180,7 @@ def _read(
     outputs: dict[str, DeviceArray],
     numbers: Sequence[NDArray[np.generic]],
 ) -> Probed | None:
-    """What `detect` would have returned; None if a level had no room for all its patches.
+    """Return what `detect` would have returned; None if a level had no room for all its patches.
 
     Raises BackendError if the GPU has decided otherwise than the host does.
     """
@@ -214,7 +216,7 @@ def _run_of(
     counts: Counts,
     results: Mapping[str, DeviceArray],
 ) -> LevelRun:
-    """A level: patches predicted on and lost, and where it looked and asks the next one to look."""
+    """Describe a level: patches predicted on and lost, where it looked, and where the next one is to look."""
     return LevelRun(
         level=level,
         patches=patches[0],

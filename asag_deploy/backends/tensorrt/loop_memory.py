@@ -28,7 +28,7 @@ class Workspace:
         self._whole: DeviceArray | None = None
 
     def take(self, size: int) -> DeviceArray:
-        """At least `size` bytes."""
+        """Return at least `size` bytes."""
         if self._whole is None or self._whole.nbytes < size:
             before = 0 if self._whole is None else self._whole.nbytes
             self._whole = self._device.empty((max(size, before + before // 2),), _BYTE)
@@ -67,14 +67,14 @@ class Arena:
         self.size += -(-max(math.prod(shape) * kind.itemsize, 1) // _ALIGNMENT) * _ALIGNMENT
 
     def blank(self, name: str) -> DeviceArray:
-        """An array of the shape and type of the one that is planned, nowhere yet."""
+        """Return an array of the planned shape and type that has no address yet."""
         _, shape, dtype = self._planned[name]
         made = DeviceArray(0, shape, dtype, None, self._device)
         self._blanks[id(made)] = (name, made)
         return made
 
     def placed(self, array: DeviceArray) -> DeviceArray:
-        """The array that a blank one of this arena stands for; any other array is returned as it is."""
+        """Exchange a blank array of this arena for the array itself; return any other array as it is."""
         found = self._blanks.get(id(array))
         return array if found is None else self[found[0]]
 
@@ -91,7 +91,7 @@ class Arena:
         return self._block
 
     def copy(self) -> dict[str, DeviceArray]:
-        """Everything by name, as it is when the device's stream gets here, in a block of its own."""
+        """Copy everything, as it is when the device's stream gets here, into a block of its own; by name."""
         made = self._device.empty(self.whole.shape, _BYTE)
         self._device.cuda.copy(made.pointer, self.whole.pointer, self.size, "on_device", self._device.stream)
         return {name: self._view(made, name) for name in self._planned}

@@ -76,7 +76,7 @@ def prune(library: Path, gpu: int, unwanted: str = "") -> Pruned:
 
 
 def has_gpu_code(library: Path) -> bool:
-    """Whether a file is a shared library with code for GPUs."""
+    """Return whether a file is a shared library with code for GPUs."""
     with library.open("rb") as file:
         if file.read(len(_ELF_64_LITTLE)) != _ELF_64_LITTLE:
             return False
@@ -123,7 +123,7 @@ def _containers(memory: mmap.mmap, begin: int, end: int) -> Iterator[list[_Entry
 
 
 def _all_named(memory: mmap.mmap, entry: _Entry, names: re.Pattern[bytes]) -> bool:
-    """Whether all kernels of an entry have names that match; not if it holds none, or cannot be read."""
+    """Return whether all kernels of an entry have names that match; not if there is none to be read."""
     code = memory[entry.begin : entry.begin + entry.size]
     if code.startswith(_COMPRESSED):  # padded behind, of which zstd complains once it has written all
         code = subprocess.run(["zstd", "-dqc"], input=code, capture_output=True).stdout

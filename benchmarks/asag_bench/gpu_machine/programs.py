@@ -46,7 +46,7 @@ class Program:
     begin: float = field(default_factory=time.monotonic)
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it has ended by itself in that time; it goes on if not."""
+        """Wait for it to end by itself, and return whether it has in that time; it goes on if not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         return self.process.poll() is not None

@@ -103,7 +103,7 @@ class Timings:
 
 
 def agree(medians: Sequence[float]) -> bool:
-    """Whether the last three of these lie within 5% of the least of them."""
+    """Return whether the last three of these lie within 5% of the least of them."""
     last = medians[-WINDOWS_TO_AGREE:]
     return len(last) == WINDOWS_TO_AGREE and max(last) <= (1 + AGREEMENT) * min(last)
 
@@ -174,7 +174,7 @@ def measure(
 
 
 def are_stable(timings: Mapping[str, Timings]) -> bool:
-    """Whether every runner's medians agree."""
+    """Return whether every runner's medians agree."""
     return all(each.stable for each in timings.values())
 
 

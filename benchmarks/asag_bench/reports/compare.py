@@ -31,7 +31,7 @@ class Pair:
     """Compared with the baseline."""
 
     def agrees(self, tolerance: float) -> bool | None:
-        """Whether medians and speeds do; None where a run claims nothing."""
+        """Return whether medians and speeds agree; None where a run claims nothing."""
         return all(_apart(*pair) <= tolerance for pair in (self.ms, self.speed)) if self.stable else None
 
 

@@ -78,7 +78,7 @@ def check_references(names: Sequence[str], checkpoint: Path | None, manifest: Ma
 
 
 def is_random(name: str) -> bool:
-    """Whether a runner's weights are random, so that only its speed means anything."""
+    """Return whether a runner's weights are random, so that only its speed means anything."""
     return name.removeprefix(_IN_TORCH) in SIX_LAYERS
 
 

@@ -161,22 +161,6 @@ def test_copies_from_and_to_the_host(
     api.free_pinned(pinned)
 
 
-def test_the_simulation_refuses_a_copy_from_the_host_in_a_body(
-    cuda: FakeCuda, api: Cuda, stream: int, memory: list[int]
-) -> None:
-    pinned = api.allocate_pinned(4)
-    part = capture(api, stream, lambda: api.copy(memory[0], pinned, 4, "to_device", stream))
-    with new_graph(api) as root:
-        condition = root.new_condition()
-        root.add_kernel(lambda graph, before: cuda.add_kernel_node(graph, before, nothing))
-        body = root.add_if(condition)
-        api.must(api.module.cudaGraphAddChildGraphNode(body.graph, [], 0, part), "add a part")
-        with pytest.raises(BackendError, match="could not instantiate a graph: NotSupported"):
-            root.instantiate()
-    api.destroy_graph(part)
-    api.free_pinned(pinned)
-
-
 def test_work_that_fails_leaves_the_stream_usable(
     cuda: FakeCuda, api: Cuda, stream: int, memory: list[int]
 ) -> None:

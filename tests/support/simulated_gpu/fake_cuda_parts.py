@@ -116,7 +116,6 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     conditions: dict[int, int] = field(default_factory=dict)
     """The handles that were created for it, and what they are when a launch begins."""
-    is_body: bool = False
 
 
 @dataclass(eq=False)

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, Preprocessing, ProbeLevel, Probing
-from asag_deploy.loop.stages import PATCHES_COLUMN, LevelOutputs
+from asag_deploy.loop.stages import FEATURES, PATCHES_COLUMN, LevelOutputs
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.network.model import Asag
 from asag_training.network.operators import pad_anchors, patch_nms
-
-FEATURES = ("p2", "p3", "p4", "p5")
 
 
 class StageModule(nn.Module):
