@@ -22,6 +22,7 @@ from asag_deploy import (
     RawOutput,
     StopReason,
 )
+from support.detection_samples import assert_same
 from support.tiny_bundle import ANCHOR_CAP, CLASSES, MAX_DETECTIONS, batch, make_bundle, picture
 from support.tiny_graphs import FIRST_ANCHORS
 
@@ -41,13 +42,6 @@ def detector(bundle: Bundle) -> Iterator[Detector]:
 
 def detect(detector: Detector, *colour: int) -> Detections:
     return detector(picture(*colour), channel_order="rgb")
-
-
-def assert_same(actual: Detections, expected: Detections) -> None:
-    for name in ("xyxy", "confidence", "class_id", "anchors"):
-        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), err_msg=name)
-    assert actual.trace.to_dict() == expected.trace.to_dict()
-    assert actual.original_shape == expected.original_shape
 
 
 def test_detections(detector: Detector) -> None:
