@@ -75,7 +75,7 @@ def detect(
     size = network.upload(image_size)
     outputs = network.stage("backbone")({"image": image, "image_size": size})
     features = {name: outputs[name] for name in FEATURES}
-    levels = [_first_level(outputs, _look(network, probing, rule, 0, outputs, size))]
+    levels = [_first_level(outputs, _report(network, probing, rule, 0, outputs, size))]
     clock.lap("backbone")
 
     decisions = Decisions(len(image_size))
@@ -85,7 +85,7 @@ def detect(
             break
         patches = patches_of(probing, rule, next_level, levels[-1].counts, running)
         outputs = _probe(network, next_level, features, levels[-1].next_origins, patches[0], size)
-        found = _look(network, probing, rule, number, outputs, size)
+        found = _report(network, probing, rule, number, outputs, size)
         levels.append(_probed_level(next_level, levels[-1], patches, outputs, found))
         clock.lap(stage_name(next_level))
 
@@ -110,24 +110,24 @@ def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
     return result
 
 
-class _Look(NamedTuple):
+class _Report(NamedTuple):
     """What a level reports, and where it asks the next one to look."""
 
     counts: Counts
     next_origins: Array | None
 
 
-def _look(
+def _report(
     network: Stages, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
-) -> _Look:
+) -> _Report:
     """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
     counts, origins = outputs["counts"], None
     if number < len(probing.levels) and rule.allows(probing.levels[number].level):
         origins, counts = network.select(probing, probing.levels[number], LevelOutputs.of(outputs), size)
-    return _Look(Counts(*network.download(counts).T), origins)
+    return _Report(Counts(*network.download(counts).T), origins)
 
 
-def _first_level(outputs: dict[str, Array], found: _Look) -> LevelRun:
+def _first_level(outputs: dict[str, Array], found: _Report) -> LevelRun:
     """Describe P5 and P6 as they were run."""
     return LevelRun(
         level=FIRST_LEVEL,
@@ -165,7 +165,7 @@ def _probe(
 
 
 def _probed_level(
-    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Look
+    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Report
 ) -> LevelRun:
     """Describe a level beyond the first as it was run."""
     return LevelRun(

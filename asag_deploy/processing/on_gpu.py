@@ -80,7 +80,7 @@ class OnGpu:
         """Sort and scale outputs and drop duplicates on the GPU; what is left is read at once."""
         scores: DeviceArray = outputs["det_scores"]
         batch, count = scores.shape
-        room = _Room(batch, count)
+        room = _DetectionMemory(batch, count)
         with self._device.lock:
             memory = self._device.empty((room.size,), _BYTE)
             kernels.postprocess(
@@ -151,7 +151,7 @@ _Part = tuple[tuple[int, ...], np.dtype[Any], int]
 """Shape, type, and offset in bytes."""
 
 
-class _Room:
+class _DetectionMemory:
     """Where the detections of a batch lie in one piece of memory."""
 
     def __init__(self, images: int, detections: int) -> None:
