@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as _torch
 
-from asag_bench.runners.torch_cuda_references import open_with_kernels
+from asag_bench.runners.references import open_with_kernels
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Manifest
 from asag_evaluation.data.doodles import draw_scene
