@@ -64,8 +64,10 @@ Rule = Callable[[Level | None], StopRule]
 def check_references(names: Sequence[str], checkpoint: Path | None, manifest: Manifest) -> None:
     """Check that all references can be opened.
 
-    Raises ConfigError for one that does not exist or that lacks its checkpoint, BackendError for one that takes
-    a GPU where there is none.  A bundle that `asag-export --untrained` made has no checkpoint: its weights are drawn again.
+    A bundle that `asag-export --untrained` made has no checkpoint: its weights are drawn again.
+
+    Raises ConfigError for a reference that does not exist or that lacks its checkpoint, BackendError for one
+    that takes a GPU where there is none.
     """
     from asag_training.network.config import VARIANTS
 
