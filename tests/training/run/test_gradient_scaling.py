@@ -129,8 +129,8 @@ def test_gradients_that_are_not_finite_by_themselves_end_the_run(data: Path, tmp
     assert trainer.scaling.skipped == 1
 
 
-def test_a_resumed_run_ends_like_one_that_was_never_stopped(data: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(HALF)
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path) -> None:
+    data, recipe = write_pictures(tmp_path / "data", count=4), tiny_recipe(HALF)
     whole = make_trainer(data, tmp_path / "whole", recipe)
     set_scale(whole.scaling, TOO_MUCH)
     rows = train(whole, data, epochs=2)

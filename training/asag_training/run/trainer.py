@@ -7,6 +7,7 @@ epoch and index.  So a run that was stopped continues as if it had not been.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -76,10 +77,12 @@ class Trainer:
         self.position = Position()
         self._step: nn.Module = _Step(self.model, recipe)
         if self.process.world_size > 1:
-            # Which levels and heads a batch uses depends on the images, so parameters may go unused.
-            self._step = DistributedDataParallel(
-                self._step, find_unused_parameters=True, broadcast_buffers=False
-            )
+            # Which levels and heads a batch uses depends on the images, so parameters may go unused.  Newer
+            # releases of torch warn that `broadcast_buffers` will have another name, which older ones lack.
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                self._step = DistributedDataParallel(
+                    self._step, find_unused_parameters=True, broadcast_buffers=False
+                )
 
     def updates_per_epoch(self, loader: TrainingLoader) -> int:
         """Updates in a whole epoch; batches that are too few for one more are left out."""
