@@ -148,8 +148,8 @@ class EngineNetwork(Network):
         """The kernels that prepare images and finish detections on the GPU, if they were found."""
         self._loops = [] if loops is None else loops
         self.keep_compiled = keep_compiled
-        """Writes what was compiled for new shapes to the cache, unless that was done just now; for whoever ends
-        a detection without `download`."""
+        """Writes what was compiled for new shapes to the cache, unless that was done just now; for whoever
+        ends a detection without `download`."""
         self.canvases = canvases
         self._load_canvases = load_canvases
         """Loads the engines of canvases; called when the loop on the device, their only user, is opened."""
