@@ -23,6 +23,8 @@ from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import Buffer
 
+ALIGNMENT = 256
+"""What TensorRT asks of an address."""
 _LEAST_BYTES = 512
 _STEPS_PER_OCTAVE = 8
 # Streams as DLPack numbers them; all others are addresses.
@@ -264,3 +266,8 @@ def bucket_of(size: int) -> int:
     octave = 1 << ((size - 1).bit_length() - 1)
     step = max(_LEAST_BYTES, octave // _STEPS_PER_OCTAVE)
     return -(-size // step) * step
+
+
+def aligned(size: int) -> int:
+    """Round `size` up, so that what comes after so many bytes is aligned."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

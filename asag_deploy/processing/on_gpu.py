@@ -48,7 +48,7 @@ class OnGpu:
     def __init__(
         self, device: Device, kernels: KernelLibrary, manifest: Manifest, canvases: Sequence[Canvas] = ()
     ) -> None:
-        """Process for the network that `manifest` describes, on its device.
+        """Prepare images and finish detections, on its device, for the network that `manifest` describes.
 
         canvases: the network's own, see `asag_deploy.backends.network.Network.canvases`.
         """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asag_bench.measuring.plan import Plan
+from asag_bench.reports.columns import COLUMNS
 from asag_bench.result import json_text, read_result
 from asag_bench.runners.references import REFERENCES
 from asag_deploy.atomic import atomic_write
@@ -73,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "References: " + "; ".join(f"{name}, {text}" for name, text in REFERENCES.items()) + "."
+    parser.epilog = (
+        f"References: {'; '.join(f'{name}, {text}' for name, text in REFERENCES.items())}.  "
+        f"Columns: {'; '.join(f'{column.title}, {column.measured}' for column in COLUMNS)}."
+    )
     add = parser.add_argument
     add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a bundle's folder; several of one network")
     _add_pictures(parser)

@@ -17,7 +17,7 @@ import pytest
 from asag_bench import cli
 from asag_bench.measuring import run
 from asag_bench.reports import report
-from asag_bench.reports.columns import latency_columns, latency_rows
+from asag_bench.reports.columns import COLUMNS, latency_rows
 from asag_bench.result import Result, parse_result
 from asag_bench.runners.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
 from asag_bench.runners.references import REFERENCES
@@ -83,35 +83,35 @@ def result(bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_image_groups(result: dict[str, Any]) -> None:
     assert result["input"]["exit_levels"] == {"P5": 1, "P4": 1, "P3": 2}
-    names = [(stratum["images"], stratum["batch"]) for stratum in result["strata"]]
+    names = [(group["images"], group["batch"]) for group in result["strata"]]
     assert names == [(name, batch) for batch in (1, 2) for name in ("P5", "P4", "P3", "worst")]
-    by_name = {stratum["images"]: stratum for stratum in result["strata"]}
+    by_name = {group["images"]: group for group in result["strata"]}
     assert by_name["worst"]["pictures"] == ["p3-worst.png"]
     assert by_name["P5"]["patches"] == [0]
-    exits = {name: stratum["subjects"]["onnxruntime"]["exits"] for name, stratum in by_name.items()}
+    exits = {name: group["subjects"]["onnxruntime"]["exits"] for name, group in by_name.items()}
     stopped = by_name["P3"]["subjects"]["onnxruntime (stopped at P5)"]
     assert list(stopped["exits"]) == ["P5"]
     assert [list(levels) for levels in exits.values()] == [["P5"], ["P4"], ["P3"], ["P3"]]
 
 
 def test_figures(result: dict[str, Any]) -> None:
-    for stratum in result["strata"]:
-        stopped = ["onnxruntime (stopped at P5)"] if stratum["images"] == "P3" else []
-        assert list(stratum["subjects"]) == ["onnxruntime", *stopped, "unsplit", "always-probe"]
-        for subject in stratum["subjects"].values():
-            calls = [ms for window in subject["windows_ms"] for ms in window]
-            assert subject["calls"] == len(calls) >= 1
-            assert subject["ms"]["max"] == max(calls)
-            assert set(subject["ms"]) == {"p50", "p99.9", "mean", "min", "max"}
-        split = stratum["subjects"]["onnxruntime"]
+    for group in result["strata"]:
+        stopped = ["onnxruntime (stopped at P5)"] if group["images"] == "P3" else []
+        assert list(group["subjects"]) == ["onnxruntime", *stopped, "unsplit", "always-probe"]
+        for runner in group["subjects"].values():
+            calls = [ms for window in runner["windows_ms"] for ms in window]
+            assert runner["calls"] == len(calls) >= 1
+            assert runner["ms"]["max"] == max(calls)
+            assert set(runner["ms"]) == {"p50", "p99.9", "mean", "min", "max"}
+        split = group["subjects"]["onnxruntime"]
         assert split["backbone_and_neck_ms"] > 0
-        assert stratum["subjects"]["unsplit"]["backbone_and_neck_ms"] is None
+        assert group["subjects"]["unsplit"]["backbone_and_neck_ms"] is None
         assert sum(split["share_of_total"].values()) == pytest.approx(1, abs=0.01)
         assert split["times_as_long_as_the_first"] == {"median": 1, "p25": 1, "p75": 1}
-        assert stratum["subjects"]["unsplit"]["phases_ms"] == {}
-        probed = {"P5": set(), "P4": {"probe_p4"}}.get(stratum["images"], {"probe_p4", "probe_p3"})
+        assert group["subjects"]["unsplit"]["phases_ms"] == {}
+        probed = {"P5": set(), "P4": {"probe_p4"}}.get(group["images"], {"probe_p4", "probe_p3"})
         assert set(split["phases_ms"]) == {*PHASES} - {"probe_p4", "probe_p3"} | probed
-        assert "probe_p3" in stratum["subjects"]["always-probe"]["phases_ms"]
+        assert "probe_p3" in group["subjects"]["always-probe"]["phases_ms"]
 
 
 def test_what_it_was_measured_on(result: dict[str, Any], bundle: Bundle) -> None:
@@ -134,11 +134,17 @@ def test_load_times_and_memory_are_columns(result: dict[str, Any]) -> None:
         assert row[load] == ("-" if found is None else f"{found['load_s']:.2f}")
         assert row[added] == ("-" if found is None else f"{found['added_mib']:.0f}")
     assert "growth MiB" not in titles
-    assert all(column.measured for column in latency_columns(typed(result)))
     for found in result["memory"]["subjects"].values():
         del found["load_s"]  # as in results of earlier releases
     assert "load s" not in latency_rows(typed(result))[0]
     assert "memory of unsplit: " in on_screen(result)
+
+
+def test_the_help_says_how_each_column_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    for name, meaning in {**REFERENCES, **{column.title: column.measured for column in COLUMNS}}.items():
+        assert f"{name},{meaning}".replace(" ", "") in text
 
 
 def test_the_detectors_options_are_used_and_recorded(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
@@ -150,9 +156,9 @@ def test_the_detectors_options_are_used_and_recorded(bundle: Bundle, photos: Pat
     asked = {"max_level": "P4", "loop": "host", "requests": 2, "deadline_ms": 60000, "memory_images": 21}
     assert {name: found["options"][name] for name in asked} == asked
     assert found["input"]["exit_levels"] == {"P5": 1, "P4": 3}
-    for stratum in found["strata"]:
-        for subject in stratum["subjects"].values():
-            assert "P3" not in subject["exits"]
+    for group in found["strata"]:
+        for runner in group["subjects"].values():
+            assert "P3" not in runner["exits"]
     assert found["memory"]["subjects"]["onnxruntime"]["growth_mib"] is not None
     text = markdown(found)
     assert (
@@ -194,7 +200,7 @@ def test_tables(result: dict[str, Any]) -> None:
         assert "p99.9" in text
         assert all(phase in text for phase in PHASES)
         assert "'p3-worst.png': it stops at P3" in text
-    stable = all(stratum["stable"] for stratum in result["strata"])
+    stable = all(group["stable"] for group in result["strata"])
     assert ("NOT STABLE" in screen) is not stable
     tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
     assert len(tables) == 2
@@ -272,7 +278,7 @@ def test_pictures_of_one_shape(bundle: Bundle, photos: Path, tmp_path: Path) -> 
         assert main(arguments) == 0
         found = json.loads((tmp_path / "result.json").read_text())
         assert found["input"]["origin"] == origin
-        assert {shape for stratum in found["strata"] for shape in stratum["network_shapes"]} == {"64x96"}
+        assert {shape for group in found["strata"] for shape in group["network_shapes"]} == {"64x96"}
         assert "fp32, 64x96" in markdown(found).splitlines()[0]
 
 
@@ -289,9 +295,9 @@ def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) 
     assert list(found["bundles"]) == names
     assert list(found["accuracy"]) == names
     assert [found["bundles"][name]["computed_in"] for name in names] == ["fp32", "fp16"]
-    for stratum in found["strata"]:
-        assert set(names) <= set(stratum["subjects"])
-        one, other = (stratum["subjects"][name] for name in names)
+    for group in found["strata"]:
+        assert set(names) <= set(group["subjects"])
+        one, other = (group["subjects"][name] for name in names)
         assert one["calls"] == other["calls"]
         assert other["after_the_neck"]["median"] > -1
     text = markdown(found)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,16 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp(request.param)
     options = ["-Xcompiler=-fPIC", *(["--no-compress"] if request.param == "plain" else [])]
-    objects = []
-    for name, text in SOURCES.items():
-        (folder / name).write_text(text)
-        objects.append(folder / f"{name}.o")
+
+    def compiled(name: str) -> Path:
+        (folder / name).write_text(SOURCES[name])
         gpus = (90,) if name == "newest.cu" else (80, 90)
         targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in gpus]
-        run(["nvcc", *options, *targets, "-c", folder / name, "-o", objects[-1]])
+        run(["nvcc", *options, *targets, "-c", folder / name, "-o", folder / f"{name}.o"])
+        return folder / f"{name}.o"
+
+    with ThreadPoolExecutor() as compilers:
+        objects = list(compilers.map(compiled, SOURCES))
     library = folder / "libkernels.so"
     run(["nvcc", "-shared", *objects, "-o", library])
     return library

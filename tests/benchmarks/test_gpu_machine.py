@@ -17,7 +17,7 @@ import pytest
 
 from asag_bench.cli import main, parser
 from asag_bench.gpu_machine import plan, work
-from asag_bench.gpu_machine.loops import time_loops
+from asag_bench.gpu_machine.plan import time_loops
 from asag_bench.gpu_machine.programs import Logs, Program, start
 from asag_bench.gpu_machine.run import chosen
 from asag_bench.gpu_machine.steps import Failed, Skip, run_step

@@ -40,9 +40,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         == 0
     )
     found: dict[str, Any] = json.loads((folder / "out" / "result.json").read_text())
-    for stratum in found["strata"]:
-        for subject in stratum["subjects"].values():
-            subject["stable"] = True
+    for group in found["strata"]:
+        for runner in group["subjects"].values():
+            runner["stable"] = True
     return found
 
 
@@ -59,8 +59,8 @@ def write(folder: Path, **results: Any) -> Path:
 def slower(result: dict[str, Any], factor: float) -> dict[str, Any]:
     """The same run, but for one row that takes longer."""
     changed = copy.deepcopy(result)
-    subject = changed["strata"][0]["subjects"]["onnxruntime"]
-    subject["ms"]["p50"] *= factor
+    runner = changed["strata"][0]["subjects"]["onnxruntime"]
+    runner["ms"]["p50"] *= factor
     return changed
 
 
@@ -85,9 +85,9 @@ def test_the_headline(result: dict[str, Any]) -> None:
     assert own["after_the_neck"]["P5"]["median"] < max(rounds) / first["onnxruntime"]["backbone_and_neck_ms"]
     assert own["probing_costs"]["median"] > -1
     assert own["loop_ms"] == max(
-        stratum["subjects"]["onnxruntime"]["phases_ms"]["loop"]
-        for stratum in result["strata"]
-        if stratum["batch"] == 1
+        group["subjects"]["onnxruntime"]["phases_ms"]["loop"]
+        for group in result["strata"]
+        if group["batch"] == 1
     )
     lines = "\n".join(sentences(again))
     for text in (
@@ -104,7 +104,7 @@ def test_two_runs_that_agree(
 ) -> None:
     folder = write(tmp_path, a=result, b=slower(result, 1.04), c=slower(result, 1.06))
     assert main(["compare", str(folder / "a.json"), str(folder / "b.json")]) == 0
-    rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
+    rows = sum(len(group["subjects"]) for group in result["strata"])
     assert f"{rows} of {rows} stable rows agree within 5%" in capsys.readouterr().out
     assert main(["compare", str(folder / "a.json"), str(folder / "c.json")]) == 1
     out = capsys.readouterr().out
@@ -121,11 +121,11 @@ def test_rows_that_are_not_stable_claim_nothing(
     folder = write(tmp_path, a=result, b=far)
     assert main(["compare", str(folder / "a.json"), str(folder / "b.json")]) == 0
     out = capsys.readouterr().out
-    rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
+    rows = sum(len(group["subjects"]) for group in result["strata"])
     assert f"{rows - 1} of {rows - 1} stable rows agree within 5%; 1 of all {rows} are not stable" in out
-    for stratum in far["strata"]:
-        for subject in stratum["subjects"].values():
-            subject["stable"] = False
+    for group in far["strata"]:
+        for runner in group["subjects"].values():
+            runner["stable"] = False
     write(tmp_path, b=far)
     assert main(["compare", str(folder / "a.json"), str(folder / "b.json")]) == 1
     assert "0 of 0 stable rows" in capsys.readouterr().out
@@ -220,7 +220,7 @@ def test_speed_beside_accuracy(result: dict[str, Any], tmp_path: Path) -> None:
     measured["accuracy"] = {"onnxruntime": {"images": 3, "ap": 0.5, "ap50": 0.6, "ap75": 0.5}}
     draw_summary(parsed(result), parsed(measured), tmp_path / "plot.png", "a fingerprint")
     assert b"a fingerprint" in (tmp_path / "plot.png").read_bytes()
-    for stratum in measured["strata"]:
-        speed = {"P5": 10.0, "P4": 5.0, "P3": 2.0}.get(stratum["images"], 1.0)
-        stratum["subjects"]["onnxruntime"]["images_per_second"] = speed
+    for group in measured["strata"]:
+        speed = {"P5": 10.0, "P4": 5.0, "P3": 2.0}.get(group["images"], 1.0)
+        group["subjects"]["onnxruntime"]["images_per_second"] = speed
     assert images_per_second(parsed(measured), "onnxruntime") == pytest.approx(3 / (0.1 + 0.2 + 0.5))

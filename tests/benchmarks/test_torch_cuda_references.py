@@ -14,9 +14,8 @@ import torch
 from asag_bench.cli import main
 from asag_bench.measuring import torch_cuda_loop
 from asag_bench.measuring.torch_cuda_loop import exit_rules, measure, picture
-from asag_bench.runners import torch_cuda_references
-from asag_bench.runners.references import REFERENCES, check_references, open_reference
-from asag_bench.runners.torch_cuda_references import ON_CUDA
+from asag_bench.runners import references
+from asag_bench.runners.references import ON_CUDA, REFERENCES, check_references, open_reference
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
@@ -106,8 +105,8 @@ def test_both_loops_are_timed(
     name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, host_library_path: Path
 ) -> None:
     network, _, kernels = fake_torch_network(monkeypatch, host_library_path, CHECKPOINT, PROBING)
-    monkeypatch.setattr(torch_cuda_references, "why_not_on_cuda", lambda name: None)
-    monkeypatch.setattr(torch_cuda_references, "open_with_kernels", lambda *_: network)
+    monkeypatch.setattr(references, "why_not_on_cuda", lambda name: None)
+    monkeypatch.setattr(references, "open_with_kernels", lambda *_: network)
     runner = opened(name, bundle, monkeypatch)
     image = draw_scene(96, 128, 0)
     run, plain = runner([image], None), opened("torch", bundle, monkeypatch)([image], None)
@@ -121,9 +120,9 @@ def test_both_loops_are_timed(
 @pytest.mark.parametrize("name", ["torch-eager-cuda", "torch-compile-cuda"])
 def test_pytorch_as_it_is(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr(torch_cuda_references, "why_not_on_cuda", lambda name: None)
+    monkeypatch.setattr(references, "why_not_on_cuda", lambda name: None)
     plain = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
-    monkeypatch.setattr(torch_cuda_references, "open_plain", lambda *_: plain)
+    monkeypatch.setattr(references, "open_plain", lambda *_: plain)
 
     def no_compiler(stage: Any, *, dynamic: bool) -> Any:
         compiled.append(stage.name)

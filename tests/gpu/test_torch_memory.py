@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch as _torch
 
-from asag_bench.runners.torch_cuda_references import open_with_kernels
+from asag_bench.runners.references import open_with_kernels
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Manifest
 from asag_evaluation.data.doodles import draw_scene
 from support import gpu_checks as checks
+from support.detection_samples import assert_same
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -93,7 +94,7 @@ def test_a_picture_of_pytorch_is_used_where_it_lies(network: EngineNetwork, mani
     detector = checks.detector_of(network, manifest)
     expected = detector(picture, channel_order="rgb")
     found = detector(torch.from_numpy(picture).cuda(), channel_order="rgb")
-    checks.assert_equal([expected], [found])
+    assert_same(expected, found)
 
 
 def test_a_closed_network_holds_no_memory(manifest: Manifest) -> None:

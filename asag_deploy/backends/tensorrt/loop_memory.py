@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.cuda.memory import aligned
 from asag_deploy.errors import BackendError
 
-_ALIGNMENT = 256
-"""What TensorRT asks of an address."""
 _BYTE: np.dtype[Any] = np.dtype(np.uint8)
 
 
@@ -64,7 +63,7 @@ class Arena:
         """Plan an array."""
         kind: np.dtype[Any] = np.dtype(dtype)
         self._planned[name] = (self.size, shape, kind)
-        self.size += -(-max(math.prod(shape) * kind.itemsize, 1) // _ALIGNMENT) * _ALIGNMENT
+        self.size += aligned(max(math.prod(shape) * kind.itemsize, 1))
 
     def blank(self, name: str) -> DeviceArray:
         """Return an array of the planned shape and type that has no address yet."""

@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asag_bench.gpu_machine.loops import time_loops
 from asag_bench.gpu_machine.programs import last_lines
-from asag_bench.gpu_machine.steps import Skip, Step
+from asag_bench.gpu_machine.steps import Failed, Skip, Step
 from asag_bench.gpu_machine.work import ONNXRUNTIME, ROOT, Work
 from asag_deploy.backends import BACKENDS
+from asag_deploy.errors import BackendError
 
 # As in `asag_export.demo`, which imports what such a machine may lack; a test holds that they are the same.
 CHECKPOINT = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
@@ -42,6 +42,8 @@ _REHEARSAL = 5
 """How much longer a step may take where a CPU does what a GPU would."""
 _FEW = ("--limit", "2", "--warmup", "1")
 """Pictures and calls before, where the CPU is slow."""
+_WALL = "loops_wall_ms"
+"""What the rows of an exit level have, and no other figure."""
 _COMPUTE = ("fp32", "bf16", "fp16")
 
 
@@ -220,6 +222,57 @@ def time_references(work: Work, references: Sequence[str], limit: float) -> dict
     options += ["--shape", SHAPE] if work.gpu else ["--checkpoint", CHECKPOINT]
     options += ["--duration", str(_SECONDS_A_ROW), *(_few(work) if on_gpu else _FEW)]
     return work.bench([bundle, *options], end - time.monotonic(), [ONNXRUNTIME])
+
+
+def time_loops(work: Work, variant: str, limit: float) -> dict[str, Any]:
+    """Return the figures of `asag-bench torch-cuda-loop`, which writes them as they come.
+
+    Raises Failed with those that there are if it fails or takes too long.
+    """
+    work.need_gpu()
+    output = work.folder / "loops.json"
+    try:
+        work.run(work.asag_bench("torch-cuda-loop", "--variant", variant, "--output", output), limit)
+    except BackendError as error:
+        raise Failed(str(error), _loop_figures(output)) from error
+    figures = _loop_figures(output)
+    return {"detail": "; ".join(_rows_in_words(figures.get("result", {}))), **figures}
+
+
+def _loop_figures(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return {"result": result, "page": _loop_page(result)}
+
+
+def _loop_exits(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, row in result.items():
+        if isinstance(row, Mapping) and _WALL in row:
+            yield name, row
+
+
+def _rows_in_words(result: Mapping[str, Any]) -> Iterator[str]:
+    for name, row in _loop_exits(result):
+        wall = row[_WALL]
+        yield f"{name}: host {wall['host']:.2f} ms, device {wall['device']:.2f}, eager {wall['eager']:.2f}"
+
+
+def _loop_page(result: Mapping[str, Any]) -> str:
+    """Tell wall times by exit level, and what the graph takes with and without conditional nodes."""
+    lines = [
+        "| stops at | eager | host's loop | device's loop | times as fast | deciding | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in _loop_exits(result):
+        wall, deciding = row[_WALL], row["deciding_us"]
+        cells = [name, *(f"{wall[side]:.2f} ms" for side in ("eager", "host", "device"))]
+        cells.append(f"{row['times_as_fast_as_eager']:.2f}")
+        cells.append(", ".join(f"{value:.0f} us ({side})" for side, value in deciding.items()))
+        lines.append(f"| {' | '.join([*cells, str(row['largest_difference'])])} |")
+    parts = result.get("parts", {})
+    told = ", ".join(f"{name} {value:.3f} ms" for name, value in parts.items())
+    return "\n".join([*lines, "", f"Stages one by one: {told or 'not measured'}."])
 
 
 def train(work: Work, compute: str, limit: float) -> dict[str, Any]:

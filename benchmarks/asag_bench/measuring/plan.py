@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asag_bench.measuring.memory import WARM
+from asag_bench.measuring.machine import WARM
 from asag_bench.result import Options
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle

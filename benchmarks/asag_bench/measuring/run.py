@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asag_bench.measuring.accuracy import measure_accuracy, open_data, pictures_of
-from asag_bench.measuring.agreement import measure_agreement
+from asag_bench.measuring.accuracy import measure_accuracy, measure_agreement, open_data, pictures_of
 from asag_bench.measuring.headline import headline
 from asag_bench.measuring.image_groups import (
     Samples,
@@ -20,8 +19,13 @@ from asag_bench.measuring.image_groups import (
     resized_pictures,
     sort_pictures,
 )
-from asag_bench.measuring.machine import clocks_mhz, describe_machine
-from asag_bench.measuring.memory import measure_growth, peak_resident_mib, resident_mib
+from asag_bench.measuring.machine import (
+    clocks_mhz,
+    describe_machine,
+    measure_growth,
+    peak_resident_mib,
+    resident_mib,
+)
 from asag_bench.measuring.plan import BundleOnBackend, Plan, bundles_on_backends, check_shape
 from asag_bench.measuring.timing import Pyramid, group_result, measure
 from asag_bench.result import BundleResult, GroupResult, Input, Memory, Result, RunnerMemory

@@ -22,6 +22,12 @@ from numpy.typing import NDArray
 
 from asag_bench.measuring.machine import describe_machine
 from asag_bench.result import to_json
+from asag_bench.runners.references import (
+    DEVICE_LOOP,
+    check_cuda_reference,
+    open_plain,
+    open_with_kernels,
+)
 from asag_bench.runners.torch_cuda_graphs import (
     AskingGraph,
     NeverAskingGraph,
@@ -29,15 +35,10 @@ from asag_bench.runners.torch_cuda_graphs import (
     Stopwatch,
     open_graph,
 )
-from asag_bench.runners.torch_cuda_references import (
-    DEVICE_LOOP,
-    check_cuda_reference,
-    open_plain,
-    open_with_kernels,
-)
 from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
+from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Precision, ProbeLevel, Probing
 from asag_deploy.cuda import DeviceArray
 from asag_deploy.engines.shapes import MOST_SLOTS
@@ -123,7 +124,17 @@ def measure(
     BackendError if there is no loop on the device here.
     """
     clock, given = Stopwatch(network.device), network.upload(image)
-    timer = _LoopTimer(plain, network, probing, image, given, size, clock, repeats)
+    timer = _LoopTimer(
+        plain=plain,
+        beside=plain.upload(image),
+        network=network,
+        given=given,
+        loop=network.open_device_loop(),
+        probing=probing,
+        size=size,
+        clock=clock,
+        repeats=repeats,
+    )
     parts = stage_parts(network, probing, given, size)
     part_ms = {name: _device_ms(clock, part, repeats) for name, part in parts.items()}
     note("parts", part_ms)
@@ -133,41 +144,38 @@ def measure(
     clock.close()
 
 
+@dataclass(frozen=True, kw_only=True)
 class _LoopTimer:
     """Times all loops on one image, rule by rule."""
 
-    def __init__(
-        self,
-        plain: Network,
-        network: EngineNetwork,
-        probing: Probing,
-        image: NDArray[np.float32],
-        given: DeviceArray,
-        size: NDArray[np.int64],
-        clock: Stopwatch,
-        repeats: int,
-    ) -> None:
-        self._plain, self._network, self._probing = plain, network, probing
-        self._beside, self._given, self._size = plain.upload(image), given, size
-        self._clock, self._repeats = clock, repeats
-        self._loop = network.open_device_loop()
+    plain: Network
+    beside: Array
+    """The image, as `plain` takes it."""
+    network: EngineNetwork
+    given: DeviceArray
+    """The image, as `network` takes it."""
+    loop: DeviceLoop
+    probing: Probing
+    size: NDArray[np.int64]
+    clock: Stopwatch
+    repeats: int
 
     def row(self, exit_level: str, rule: StopRule, pyramid_ms: float) -> dict[str, Any]:
         """Measure everything for one rule; returns plain JSON values."""
-        redone = self._loop.redone
+        redone = self.loop.redone
         expected, apart = self._compared(exit_level, rule)
-        plain, network = (self._plain, self._beside), (self._network, self._given)
+        plain, network = (self.plain, self.beside), (self.network, self.given)
         wall = {
             "eager": self._wall(detect, *plain, rule),
             "host": self._wall(detect, *network, rule),
-            "device": self._wall(self._loop, *network, rule),
+            "device": self._wall(self.loop, *network, rule),
         }
         flat = StopRule(max_patches=rule.max_patches, max_level=expected.levels[-1].level)
         asks, never = self._graph(AskingGraph, rule), self._graph(NeverAskingGraph, flat)
         return {
             "levels": [run.level for run in expected.levels],
             "largest_difference": apart,
-            "detected_again": self._loop.redone - redone,
+            "detected_again": self.loop.redone - redone,
             "loops_wall_ms": wall,
             "times_as_fast_as_eager": round(wall["eager"] / wall["device"], 2),
             "asks_ms": asks,
@@ -178,12 +186,12 @@ class _LoopTimer:
 
     def _compared(self, exit_level: str, rule: StopRule) -> tuple[Probed, float]:
         """Run both loops; return the host's run, and the largest difference of the device's."""
-        alike = SameShapes(self._network, self._probing, rule)
-        given = (alike, self._probing, rule, self._given, self._size)
+        alike = SameShapes(self.network, self.probing, rule)
+        given = (alike, self.probing, rule, self.given, self.size)
         expected = detect(*given)
         apart = 0.0
         for _ in range(2):  # the one that captures, and one that replays
-            apart = difference(self._network, exit_level, expected, self._loop(*given))
+            apart = difference(self.network, exit_level, expected, self.loop(*given))
         return expected, apart
 
     def _wall(
@@ -192,26 +200,26 @@ class _LoopTimer:
         """Return the median milliseconds of a loop, up to the count that it gives on the host."""
 
         def run() -> object:
-            probed = loop(network, self._probing, rule, image, self._size)
+            probed = loop(network, self.probing, rule, image, self.size)
             return network.download(probed.outputs["anchor_count"])
 
-        return _wall_ms(run, self._repeats)
+        return _wall_ms(run, self.repeats)
 
     def _graph(self, kind: type[AskingGraph], rule: StopRule) -> dict[str, float]:
         """Return medians of the graph alone, launched again on the same image."""
-        device = self._network.device
+        device = self.network.device
         with device.lock:
-            graph = open_graph(kind, self._network, self._probing, rule, self._given)
+            graph = open_graph(kind, self.network, self.probing, rule, self.given)
             try:
-                _, fetch = graph.launch(self._given, self._size)
+                _, fetch = graph.launch(self.given, self.size)
                 fetch()
 
                 def run() -> None:
                     graph.again()
                     device.synchronize()
 
-                on_device = _device_ms(self._clock, graph.again, self._repeats)
-                return {"device": on_device, "wall": _wall_ms(run, self._repeats)}
+                on_device = _device_ms(self.clock, graph.again, self.repeats)
+                return {"device": on_device, "wall": _wall_ms(run, self.repeats)}
             finally:
                 device.synchronize()
                 graph.close()

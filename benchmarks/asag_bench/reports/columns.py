@@ -1,6 +1,6 @@
 """The columns of the bench's tables: what each is called, how it is measured, and how it is printed.
 
-To add a column, add a `Column` to `latency_columns`.  Every call of every runner is in the result, so that
+To add a column, add a `Column` to `COLUMNS`.  Every call of every runner is in the result, so that
 most figures can be computed right there.  One that has to be measured first gets a field in
 `asag_bench.result`.
 """
@@ -32,80 +32,112 @@ class Row:
         return self.group.runners[self.runner]
 
 
+def _always(result: Result) -> bool:
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of the table of latencies."""
 
     title: str
+    """May name the `{baseline}`."""
     measured: str
-    """How, in a few words for `asag-bench run --help`."""
+    """How, in a few words."""
     cell: Callable[[Row], str]
-    shown: bool = True
-    """Whether the result has such figures."""
+    shown: Callable[[Result], bool] = _always
+    """Whether a result has such figures."""
 
 
-def latency_columns(result: Result) -> list[Column]:
-    """Return the columns of a result, in their order."""
-    columns = [
-        Column(title="images", measured="by the level at which they stop", cell=lambda row: row.group.title),
-        Column(title="batch", measured="images a call", cell=lambda row: str(row.group.batch)),
-        Column(title="runner", measured="a bundle on a backend, or a reference", cell=lambda row: row.runner),
-        Column(title="calls", measured="all that count", cell=lambda row: str(row.figures.calls)),
-        *(_percentile(f"p{q:g}") for q in result.options.percentile),
-        Column(title="max ms", measured="the longest call", cell=lambda row: f"{row.figures.ms['max']:.1f}"),
-        Column(
-            title="images/s",
-            measured="throughput of calls that follow one another",
-            cell=lambda row: f"{row.figures.images_per_second:.2f}",
-        ),
-        Column(
-            title="ratio",
-            measured="time over the first runner's in the same rounds, with the middle half",
-            cell=lambda row: times(row.figures.times_as_long_as_the_first),
-        ),
-        Column(
-            title=f"times as fast as {result.baseline}",
-            measured="the baseline's time over the runner's, likewise",
-            cell=lambda row: times(row.figures.times_as_fast),
-        ),
-        Column(
-            title="AP",
-            measured="of the untimed detector on the data set, in percent",
-            cell=lambda row: percent(row.result.ap(row.runner)),
-            shown=result.has_accuracy,
-        ),
-        Column(title="parity", measured="the exporter's own finding", cell=_parity),
-        Column(
-            title="agrees",
-            measured="percent of what the float32 bundle finds in ONNX Runtime",
-            cell=_agreement,
-            shown=result.agreement is not None and bool(result.agreement.runners),
-        ),
-        Column(
-            title="load s",
-            measured="seconds to open, verify and load",
-            cell=lambda row: _memory(row, lambda found: found.load_s, ".2f"),
-            shown=result.memory.has_load_times,
-        ),
-        Column(
-            title="MiB",
-            measured="resident memory added by loading and the first call",
-            cell=lambda row: _memory(row, lambda found: found.added_mib, ".0f"),
-            shown=result.memory.has_load_times,
-        ),
-        Column(
-            title="growth MiB",
-            measured="memory added by pictures of many sizes (`--memory-images`)",
-            cell=lambda row: _memory(row, lambda found: found.growth_mib, ".1f"),
-            shown=result.options.memory_images > 0,
-        ),
-        Column(
-            title="stable",
-            measured="whether the last three windows' medians agree within 5%",
-            cell=lambda row: "yes" if row.figures.stable else "NO",
-        ),
-    ]
-    return [column for column in columns if column.shown]
+def _percentile(name: str) -> Column:
+    return Column(
+        title=f"{name} ms", measured="percentile of all calls", cell=lambda row: f"{row.figures.ms[name]:.1f}"
+    )
+
+
+def _memory(figure: Callable[[RunnerMemory], float | None], precision: str) -> Callable[[Row], str]:
+    """Return cells with a figure of loading; a runner that was loaded as another one has none."""
+
+    def cell(row: Row) -> str:
+        found = row.result.memory.runners.get(row.runner)
+        return _figure(None if found is None else figure(found), precision)
+
+    return cell
+
+
+def _parity(row: Row) -> str:
+    """Return what the bundle of a runner says of its parity with PyTorch; nothing for references."""
+    bundle = row.result.bundles.get(row.runner)
+    return {True: "passed", False: "NOT PASSED", None: "-"}[bundle.parity_passed if bundle else None]
+
+
+def _agreement(row: Row) -> str:
+    found = row.result.agreement.runners.get(row.runner) if row.result.agreement else None
+    return percent(found.detections if found else None)
+
+
+_PERCENTILES = "percentiles"
+"""The column in whose place stand those that `--percentile` asks for."""
+COLUMNS = (
+    Column(title="images", measured="by the level at which they stop", cell=lambda row: row.group.title),
+    Column(title="batch", measured="images a call", cell=lambda row: str(row.group.batch)),
+    Column(title="runner", measured="a bundle on a backend, or a reference", cell=lambda row: row.runner),
+    Column(title="calls", measured="all that count", cell=lambda row: str(row.figures.calls)),
+    Column(title=_PERCENTILES, measured="of all calls, in ms", cell=lambda row: ""),
+    Column(title="max ms", measured="the longest call", cell=lambda row: f"{row.figures.ms['max']:.1f}"),
+    Column(
+        title="images/s",
+        measured="throughput of calls that follow one another",
+        cell=lambda row: f"{row.figures.images_per_second:.2f}",
+    ),
+    Column(
+        title="ratio",
+        measured="time over the first runner's in the same rounds, with the middle half",
+        cell=lambda row: times(row.figures.times_as_long_as_the_first),
+    ),
+    Column(
+        title="times as fast as {baseline}",
+        measured="the baseline's time over the runner's, likewise",
+        cell=lambda row: times(row.figures.times_as_fast),
+    ),
+    Column(
+        title="AP",
+        measured="of the untimed detector on --data, in percent",
+        cell=lambda row: percent(row.result.ap(row.runner)),
+        shown=lambda result: result.has_accuracy,
+    ),
+    Column(title="parity", measured="the exporter's own finding", cell=_parity),
+    Column(
+        title="agrees",
+        measured="percent of what the float32 bundle finds in ONNX Runtime",
+        cell=_agreement,
+        shown=lambda result: result.agreement is not None and bool(result.agreement.runners),
+    ),
+    Column(
+        title="load s",
+        measured="seconds to open, verify and load",
+        cell=_memory(lambda memory: memory.load_s, ".2f"),
+        shown=lambda result: result.memory.has_load_times,
+    ),
+    Column(
+        title="MiB",
+        measured="resident memory added by loading and the first call",
+        cell=_memory(lambda memory: memory.added_mib, ".0f"),
+        shown=lambda result: result.memory.has_load_times,
+    ),
+    Column(
+        title="growth MiB",
+        measured="memory added by the pictures of --memory-images, after the first 20",
+        cell=_memory(lambda memory: memory.growth_mib, ".1f"),
+        shown=lambda result: result.options.memory_images > 0,
+    ),
+    Column(
+        title="stable",
+        measured="whether the last three windows' medians agree within 5%",
+        cell=lambda row: "yes" if row.figures.stable else "NO",
+    ),
+)
+"""The table of latencies, from left to right."""
 
 
 def rows_of(result: Result) -> list[Row]:
@@ -117,9 +149,15 @@ def rows_of(result: Result) -> list[Row]:
 
 def latency_rows(result: Result) -> list[TextRow]:
     """Return the table of latencies, under its title."""
-    columns = latency_columns(result)
+    percentiles = [_percentile(f"p{q:g}") for q in result.options.percentile]
+    columns = [
+        column
+        for each in COLUMNS
+        for column in (percentiles if each.title == _PERCENTILES else [each])
+        if column.shown(result)
+    ]
     cells = [[column.cell(row) for column in columns] for row in rows_of(result)]
-    return [[column.title for column in columns], *cells]
+    return [[column.title.format(baseline=result.baseline) for column in columns], *cells]
 
 
 def phase_rows(result: Result) -> list[TextRow]:
@@ -144,29 +182,6 @@ def phase_rows(result: Result) -> list[TextRow]:
             for row in split
         ),
     ]
-
-
-def _percentile(name: str) -> Column:
-    return Column(
-        title=f"{name} ms", measured="percentile of all calls", cell=lambda row: f"{row.figures.ms[name]:.1f}"
-    )
-
-
-def _parity(row: Row) -> str:
-    """Return what the bundle of a runner says of its parity with PyTorch; nothing for references."""
-    bundle = row.result.bundles.get(row.runner)
-    return {True: "passed", False: "NOT PASSED", None: "-"}[bundle.parity_passed if bundle else None]
-
-
-def _agreement(row: Row) -> str:
-    found = row.result.agreement.runners.get(row.runner) if row.result.agreement else None
-    return percent(found.detections if found else None)
-
-
-def _memory(row: Row, figure: Callable[[RunnerMemory], float | None], precision: str) -> str:
-    """Return a figure of loading; nothing is known of a runner that was loaded as another one."""
-    found = row.result.memory.runners.get(row.runner)
-    return _figure(None if found is None else figure(found), precision)
 
 
 def _phase(figures: RunnerResult, phase: str) -> str:

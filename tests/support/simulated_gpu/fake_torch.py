@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from asag_bench.runners.references import with_interfaces
 from asag_bench.runners.torch_cuda import torch_network
 from asag_bench.runners.torch_cuda_operators import KernelOperators
-from asag_bench.runners.torch_cuda_references import with_interfaces
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Precision, Probing
 from asag_deploy.cuda import Device, open_cuda

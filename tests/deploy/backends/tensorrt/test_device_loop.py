@@ -23,7 +23,8 @@ from asag_deploy.engines.shapes import fixed_slots
 from asag_deploy.errors import BackendError
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.canvases import Canvas
-from support.simulated_gpu.device_loops import MIXED, STOPS, assert_same, loop_of, stage_graphs
+from support.detection_samples import assert_same
+from support.simulated_gpu.device_loops import MIXED, STOPS, loop_of, stage_graphs
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import write_engines
 from support.simulated_gpu.fake_kernels import FakeKernels

@@ -15,7 +15,8 @@ import pytest
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import CaptureError
-from support.simulated_gpu.device_loops import MIXED, STOPS, assert_same
+from support.detection_samples import assert_same
+from support.simulated_gpu.device_loops import MIXED, STOPS
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_kernels import FakeKernels
 from support.simulated_gpu.fake_tensorrt import IExecutionContext

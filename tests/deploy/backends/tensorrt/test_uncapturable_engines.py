@@ -19,7 +19,8 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import CaptureError
 from support import tiny_bundle, tiny_graphs
-from support.simulated_gpu.device_loops import MIXED, STOPS, assert_same
+from support.detection_samples import assert_same
+from support.simulated_gpu.device_loops import MIXED, STOPS
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import write_engines
 from support.simulated_gpu.fake_kernels import FakeKernels
