@@ -14,7 +14,7 @@ from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.timing import AGREEMENT
 from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
-from asag_bench.result import json_text, read_result
+from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
 from asag_deploy.atomic import atomic_write
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code
@@ -114,18 +114,25 @@ def plan_of(options: argparse.Namespace) -> Plan:
         images=options.images,
         data=options.data,
         limit=options.limit,
-        shape=_shape(options.shape),
-        backends=backends_of(options),
-        detector=detector_options(options),
-        precisions=_listed(options.precision),
-        batches=_numbers("--batch", options.batch or ["1"]),
-        references=_listed(options.reference),
         baseline=options.baseline,
         checkpoint=options.checkpoint,
-        duration=options.duration,
-        warmup=options.warmup,
-        percentiles=_percentiles(options.percentile),
-        memory_images=options.memory_images,
+        options=Options(
+            backends=backends_of(options),
+            precisions=_listed(options.precision),
+            batches=_numbers("--batch", options.batch or ["1"]),
+            references=_listed(options.reference),
+            mode=options.mode,
+            threads=options.threads,
+            shape=_shape(options.shape),
+            duration_s=options.duration,
+            warmup=options.warmup,
+            percentile=_percentiles(options.percentile),
+            max_level=options.max_level,
+            deadline_ms=options.deadline_ms,
+            loop=options.loop,
+            requests=options.requests,
+            memory_images=options.memory_images,
+        ),
         quiet=options.quiet,
     )
 
