@@ -27,7 +27,7 @@ class Network(Stages):
     takes_device_arrays: bool = False
     """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
     canvases: Sequence[Canvas] = ()
-    """The shapes that batches are padded to; what none of them holds goes on as a multiple of the divisor."""
+    """Shapes that batches are padded to; what none of them holds is padded to multiples of the divisor."""
 
     def keep(self, array: Array) -> None:
         """Refer to an uploaded array until all that was begun with it is done."""

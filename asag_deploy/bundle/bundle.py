@@ -29,7 +29,7 @@ class Bundle:
     """A verified bundle; made by `Bundle.open`."""
 
     path: Path
-    """The directory."""
+    """The bundle's directory."""
     manifest: Manifest
 
     @classmethod
@@ -64,7 +64,7 @@ class BundleWriter:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        """Where it is built; it moves to its own name in the end."""
+        """Where the bundle is built; it moves to its own name in the end."""
         self.finished = False
         self._graphs: dict[str, GraphSpec] = {}
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 SCHEMA_VERSION = 3
 
 Precision = Literal["fp32", "fp16", "int8"]
-"""Of the graphs; `int8` ones are float32 but for backbone and neck, which are quantised."""
+"""What graphs compute in; `int8` ones in float32 but for backbone and neck, which are quantised."""
 Mode = Literal["exact", "fast"]
 Level = Literal["P5", "P4", "P3"]
 
@@ -123,7 +123,7 @@ class Manifest:
     variant: str
     head: str
     precision: Precision
-    """Of all graphs but those that say otherwise."""
+    """What the graphs compute in, but for those that say otherwise."""
     opset: int
     trained: bool
     """False if the weights are random: everything runs, but the detections mean nothing."""

@@ -69,4 +69,4 @@ class Captures:
 
 
 captures = Captures()
-"""Of this process: CUDA's rules hold for all its threads and libraries."""
+"""The captures of this process, since CUDA's rules hold for all its threads and libraries."""

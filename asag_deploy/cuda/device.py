@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from asag_deploy.cuda import interchange
 from asag_deploy.cuda.graph import capture
-from asag_deploy.cuda.memory import Block, DeviceArray, PinnedPool, PinnedSlot, Pool
+from asag_deploy.cuda.memory import ALIGNMENT, Block, DeviceArray, PinnedPool, PinnedSlot, Pool, aligned
 from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
 
-_ALIGNMENT = 256
-"""What TensorRT asks of an address."""
 _CONSTANT_BYTES = 4096
 _MOST_CONSTANTS = 256
 
@@ -119,7 +117,7 @@ class Device:
             if foreign.stream is not None:
                 self._order(foreign.stream, self.stream)
             found = DeviceArray(foreign.pointer, foreign.shape, foreign.dtype, foreign.owner, self)
-            if found.size and not found.pointer % _ALIGNMENT:
+            if found.size and not found.pointer % ALIGNMENT:
                 return found
             aligned = self.empty(found.shape, found.dtype)
             if found.size:
@@ -137,7 +135,7 @@ class Device:
 
         It is to be called once at most, without `lock`, so that other threads go on meanwhile.
         """
-        offsets = [0, *itertools.accumulate(_aligned(array.nbytes) for array in arrays)]
+        offsets = [0, *itertools.accumulate(aligned(array.nbytes) for array in arrays)]
         with self.lock:
             slot = self._pinned.take(offsets[-1])
             for array, offset in zip(arrays, offsets, strict=False):
@@ -251,7 +249,3 @@ class _Download:
     def __del__(self) -> None:
         if not self._given_back:  # without the lock, as a finaliser may come while its thread holds any
             self._pinned.give_back(self._slot, busy=True)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

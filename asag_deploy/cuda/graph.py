@@ -176,7 +176,7 @@ class Node(NamedTuple):
     its own nodes are."""
     source_on_host: bool = False
     target_on_host: bool = False
-    """Of a copy: whether it reads or writes memory that is not the GPU's."""
+    """Whether a copy reads or writes memory that is not the GPU's."""
 
 
 def nodes(cuda: Cuda, graph: int) -> Iterator[Node]:

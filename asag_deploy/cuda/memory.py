@@ -23,6 +23,8 @@ from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import Buffer
 
+ALIGNMENT = 256
+"""What TensorRT asks of an address."""
 _LEAST_BYTES = 512
 _STEPS_PER_OCTAVE = 8
 # Streams as DLPack numbers them; all others are addresses.
@@ -154,9 +156,7 @@ class DeviceArray:
         """How many bytes."""
         return self.size * self.dtype.itemsize
 
-    def buffer(
-        self, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None, offset: int = 0
-    ) -> Buffer:
+    def buffer(self, shape: tuple[int, ...] | None = None, offset: int = 0) -> Buffer:
         """Return the array as the kernels take it, or a part of it that begins `offset` bytes from its start.
 
         (Through `__cuda_array_interface__` it would count as lent to another library, whose streams are
@@ -165,7 +165,7 @@ class DeviceArray:
         return Buffer(
             pointer=self.pointer + offset,
             shape=self.shape if shape is None else shape,
-            dtype=self.dtype if dtype is None else dtype,
+            dtype=self.dtype,
             on_device=True,
             owner=self,
         )
@@ -264,3 +264,8 @@ def bucket_of(size: int) -> int:
     octave = 1 << ((size - 1).bit_length() - 1)
     step = max(_LEAST_BYTES, octave // _STEPS_PER_OCTAVE)
     return -(-size // step) * step
+
+
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+    """Round `size` up, so that what comes after so many bytes is aligned."""
+    return -(-size // alignment) * alignment

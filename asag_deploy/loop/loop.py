@@ -25,11 +25,11 @@ class Begun(NamedTuple):
     """A batch that has been given to a network."""
 
     outputs: Mapping[str, Array]
-    """The decoder's, for whatever is to follow on the network's device, such as post-processing."""
+    """The decoder's outputs, for what follows on the network's device, such as post-processing."""
     finish: Callable[[], Probed]
     """Waits for the device and gives what `detect` would; to be called once.
 
-    Its `outputs` are these very ones, or others if the batch had to be detected again.
+    The outputs in what it returns are these, or others if the batch had to be detected again.
     """
 
 

@@ -76,7 +76,7 @@ class Counts(NamedTuple):
 
 
 PATCHES_COLUMN = Counts._fields.index("patches")
-"""Of `counts`: what `Stages.select` writes."""
+"""The column of `counts` that `Stages.select` writes."""
 
 
 class LevelOutputs(NamedTuple):

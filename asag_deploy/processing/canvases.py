@@ -15,7 +15,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 
 _ASPECTS = (1.0, 4 / 3, 3 / 2)
-"""Of most cameras, and a square.  Everything longer goes on the longest canvas that there is."""
+"""Those of most cameras, and a square.  Everything longer goes on the longest canvas that there is."""
 
 
 @dataclass(frozen=True, order=True)

@@ -87,7 +87,7 @@ class OnHost:
         canvases: Sequence[Canvas] = (),
         takes_device_arrays: bool = False,
     ) -> None:
-        """Process for the network that `manifest` describes.
+        """Prepare images and finish detections for the network that `manifest` describes.
 
         canvases, takes_device_arrays: the network's own, see `asag_deploy.backends.network.Network`.
         """

@@ -26,7 +26,7 @@ each image are real, (n, 4) x1, y1, x2, y2 relative to the image, best scored fi
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What was measured."""
+    """The figures of one evaluation."""
 
     images: int
     objects: int
@@ -44,7 +44,7 @@ class Evaluation:
     """All detections as COCO results."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the detections as plain JSON values."""
+        """Return everything but the detections as plain JSON values."""
         return {
             "images": self.images,
             "objects": self.objects,
@@ -97,7 +97,7 @@ def evaluate(
 
 
 class _Measured:
-    """What has been found so far."""
+    """The detections so far, and what they are to be measured with."""
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
@@ -120,7 +120,7 @@ class _Measured:
         self.times.append(found.times_ms["total"] / batch)
 
     def evaluation(self) -> Evaluation:
-        """The sum of it."""
+        """Measure all images that were added."""
         objects = [record.boxes for record in self.dataset.records]
         return Evaluation(
             images=len(self.dataset),
@@ -136,7 +136,7 @@ class _Measured:
 
 
 def _results(image_id: int, found: Detections) -> Iterator[dict[str, Any]]:
-    """COCO results, unrounded."""
+    """Return COCO results, unrounded."""
     for (x1, y1, x2, y2), score, label in zip(
         found.xyxy.astype(float).tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True
     ):

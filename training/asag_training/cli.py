@@ -153,7 +153,7 @@ def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
 
 
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
-    """Make the output folder, or take up the run in it; returns whether there was one."""
+    """Make the output folder, or take up the run in it; return whether there was one."""
     folder: Path = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
 def _loader(
     options: argparse.Namespace, chosen: Recipe, training: CocoDataset, process: Process
 ) -> TrainingLoader:
-    """Batches of this process: its share of an update, in as many passes as the recipe wants."""
+    """Open the batches of this process: its share of an update, in as many passes as the recipe wants."""
     o = chosen.optimisation
     share = process.world_size * o.accumulate
     if o.batch_size % share:

@@ -64,7 +64,7 @@ def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callabl
 
 
 def _small(variant: str, num_classes: int) -> AsagConfig:
-    """A network for images of some 320 pixels, which learns from a few thousand of them.
+    """Return a network for images of some 320 pixels, which learns from a few thousand of them.
 
     Patches are as large a part of such an image as the published ones are of 800 pixels; the fewer cells a
     patch has, the fewer images it takes to learn to read it.
@@ -93,7 +93,7 @@ _FROM_RANDOM_WEIGHTS = Optimisation(
 
 
 def _scenes() -> Recipe:
-    """Generated scenes of 320 pixels, 3000 of them, from random weights on one CPU core."""
+    """Return the recipe for 3000 generated scenes of 320 pixels, from random weights on one CPU core."""
     return Recipe(
         network=_small("asag-a-scenes", num_classes=5),
         schedule=Schedule(epochs=9, drops=(7, 8), warmup_steps=100),
@@ -105,7 +105,7 @@ def _scenes() -> Recipe:
 
 
 def _bccd() -> Recipe:
-    """Photographs of blood cells, 640x480: a few hundred images, no up or down."""
+    """Return the recipe for photographs of blood cells, 640x480: a few hundred images, no up or down."""
     return Recipe(
         network=_small("asag-a-bccd", num_classes=3),
         schedule=Schedule(epochs=90, drops=(75, 85), warmup_steps=100),
@@ -139,7 +139,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name, with changes such as `network.patch_size=12` or `loss.query_weighting=false`.
+    """Return the recipe of that name, with changes such as `network.patch_size=12` or
+    `loss.query_weighting=false`.
 
     Values are JSON (strings may go without quotes).  Raises ConfigError for an unknown recipe or setting, or
     a value that makes no sense.

@@ -134,7 +134,7 @@ class Schedule(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation(Settings):
-    """How weights are updated.  Raises ConfigError when a value makes no sense."""
+    """Settings of the optimiser.  Raises ConfigError when a value makes no sense."""
 
     of = "optimisation"
     batch_size: int = 16
@@ -169,7 +169,7 @@ class Optimisation(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """How patches are chosen and denoising queries are made while training.
+    """Settings of the training pass: its patches and its denoising queries.
 
     Raises ConfigError when a value makes no sense.
     """

@@ -38,7 +38,7 @@ Precision = Literal["f32", "bf16"]
 
 _DEVICE = "CPU"
 _RECIPE = 2
-"""To be counted up when this file makes another model of a graph: what is cached is then made anew."""
+"""Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO

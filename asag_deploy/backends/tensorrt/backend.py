@@ -145,14 +145,14 @@ class EngineNetwork(Network):
         self._stages = {stage.name: stage for stage in stages}
         self.device = device
         self.kernels = kernels
-        """With which images are prepared and detections finished on the GPU, if they were found."""
+        """The kernels that prepare images and finish detections on the GPU, if they were found."""
         self._loops = [] if loops is None else loops
         self.keep_compiled = keep_compiled
-        """Write what was compiled for new shapes to the cache, if there is any and it was not done just now;
-        for whoever ends a detection without `download`."""
+        """Writes what was compiled for new shapes to the cache, unless that was done just now; for whoever
+        ends a detection without `download`."""
         self.canvases = canvases
         self._load_canvases = load_canvases
-        """Called when the loop on the device is opened, which alone has a use for them."""
+        """Loads the engines of canvases; called when the loop on the device, their only user, is opened."""
         self._release = weakref.finalize(self, release)
 
     def stage(self, name: str) -> DeviceStage:

@@ -44,7 +44,7 @@ class EngineLoader:
         self._bundle = bundle
         self._to_come = dict(on_canvas)
         self.loops: list[DeviceLoop] = []
-        """They refer to the stages, and so are closed before them."""
+        """Loops over the stages, which are closed before these are."""
         self._stages: list[EngineStage] = []
         self._compiled: list[GrowingEntry] = []
 

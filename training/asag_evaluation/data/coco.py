@@ -130,11 +130,11 @@ class CocoDataset:
         )
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the file of an image."""
         return self.image_dir / self.records[index].file_name
 
     def subset(self, indices: Sequence[int]) -> Self:
-        """A data set of some of the images, in this order, with the same classes.
+        """Return a data set of some of the images, in this order, with the same classes.
 
         Its counts are those of what it holds; what was dropped from the file is not counted again.
         """
@@ -149,7 +149,7 @@ class CocoDataset:
         return chosen
 
     def for_training(self, *, min_side: int = 32) -> Self:
-        """The images worth training on: with objects, and `min_side` pixels wide and high at least.
+        """Return the images worth training on: with objects, and `min_side` pixels wide and high at least.
 
         Raises DataError if there are none.
         """
@@ -166,7 +166,7 @@ class CocoDataset:
         return self.subset(good)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Everything but the images as the content of a COCO file, for evaluation.
+        """Return everything but the images as the content of a COCO file, for evaluation.
 
         Annotations are unclipped, crowds among them; ids of classes are those of the data set.
         """
@@ -217,7 +217,7 @@ class CocoDataset:
 
 
 def _as_stored(path: Path) -> RgbImage:
-    """The image without its EXIF orientation, which many annotation tools, COCO's among them, ignore."""
+    """Read an image without its EXIF orientation, which many annotation tools, COCO's among them, ignore."""
     with quiet_opencv():
         data = np.fromfile(path, dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

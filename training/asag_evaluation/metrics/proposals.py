@@ -23,7 +23,8 @@ SCORES, BOXES = "proposal_scores", "proposal_boxes"
 
 
 def gives_proposals(manifest: Manifest) -> bool:
-    """Whether a bundle's decoder gives out its proposals: those exported by earlier releases do not."""
+    """Return whether a bundle's decoder gives out its proposals: those exported by earlier releases do
+    not."""
     return {SCORES, BOXES} <= {output.name for output in manifest.graph("decoder").outputs}
 
 
@@ -44,8 +45,8 @@ class ProposalLoop(Loop):
         return Begun(probed.outputs, lambda: probed)
 
     def proposals(self, counts: Sequence[int]) -> list[Boxes]:
-        """Of the last batch, given how many queries of each image are real: (n, 4) x1, y1, x2, y2 relative to
-        the image, best scored first."""
+        """Return the proposals of the last batch, given how many queries of each image are real: (n, 4) x1,
+        y1, x2, y2 relative to the image, best scored first."""
         scores, boxes = (self._network.download(self._last[name]) for name in (SCORES, BOXES))
         order = [(-scores[i, :count]).argsort(kind="stable") for i, count in enumerate(counts)]
         return [anchors_of(boxes[i, best], (1.0, 1.0)) for i, best in enumerate(order)]

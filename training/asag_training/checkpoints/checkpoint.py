@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def select_head(checkpoint: Checkpoint, head: str) -> Checkpoint:
-    """The checkpoint of a network that has only this one of the parallel decoders.
+    """Return the checkpoint of a network that has only this one of the parallel decoders.
 
     Raises CheckpointError, listing the heads, when there is none of that name.
     """

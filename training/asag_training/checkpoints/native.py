@@ -44,12 +44,13 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, half: bool = Fa
 
 
 def is_native(file: WeightFile) -> bool:
-    """Whether the file was written by `save_checkpoint`."""
+    """Return whether the file was written by `save_checkpoint`."""
     return file.metadata is not None and _VERSION_KEY in file.metadata
 
 
 def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
-    """The checkpoint a file of ours holds (CheckpointError if it is damaged or of a newer release)."""
+    """Return the checkpoint that a file of ours holds (CheckpointError if it is damaged or of a newer
+    release)."""
     metadata = file.metadata or {}
     version = metadata[_VERSION_KEY]
     if version.isdecimal() and int(version) > FORMAT_VERSION:
@@ -78,7 +79,7 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class _Metadata:
-    """What a file says of its weights: an entry of JSON for each field."""
+    """The metadata beside the weights: an entry of JSON for each field."""
 
     config: AsagConfig
     categories: tuple[Category, ...]
@@ -122,7 +123,7 @@ def _metadata(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:
-    """CRC-32 over the tensors by name; safetensors itself would not notice an altered byte."""
+    """Return the CRC-32 over the tensors by name; safetensors itself would not notice an altered byte."""
     value = 0
     for name in sorted(state):
         value = zlib.crc32(state[name].contiguous().numpy().data, value)

@@ -50,7 +50,7 @@ class CropRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to a training image, in this order: colour, flips and turns, crop, resize.
+    """The changes to a training image, in this order: colour, flips and turns, crop, resize.
 
     Raises ConfigError for values that make no sense.
     """
@@ -79,17 +79,17 @@ class Augmentation:
 
 
 def standard() -> Augmentation:
-    """The 1x recipe (paper, section 5.1): a flip, and the shorter side at 800."""
+    """Return the 1x recipe (paper, section 5.1): a flip, and the shorter side at 800."""
     return Augmentation()
 
 
 def multi_scale() -> Augmentation:
-    """The 3x recipe: the shorter side at 640 to 800, in half of the images after a crop."""
+    """Return the 3x recipe: the shorter side at 640 to 800, in half of the images after a crop."""
     return Augmentation(shorter_sides=(640, 672, 704, 736, 768, 800), crop=CropRecipe())
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> Rng:
-    """The generator of one image in one epoch."""
+    """Seed the generator of one image in one epoch."""
     return np.random.default_rng([seed, epoch, index])
 
 
@@ -111,14 +111,14 @@ def augment(sample: Sample, augmentation: Augmentation, rng: Rng) -> Sample:
 
 
 def flip_horizontally(sample: Sample) -> Sample:
-    """Left becomes right."""
+    """Mirror left and right."""
     width = sample.image.shape[1]
     x1, y1, x2, y2 = sample.boxes.T
     return _with(sample, sample.image[:, ::-1], np.stack([width - x2, y1, width - x1, y2], axis=1))
 
 
 def flip_vertically(sample: Sample) -> Sample:
-    """Top becomes bottom."""
+    """Mirror top and bottom."""
     height = sample.image.shape[0]
     x1, y1, x2, y2 = sample.boxes.T
     return _with(sample, sample.image[::-1], np.stack([x1, height - y2, x2, height - y1], axis=1))

@@ -1,4 +1,4 @@
-"""What training minimises (design: paper sections 4.2 and 4.3, appendix A).
+"""The losses that training minimises (design: paper sections 4.2 and 4.3, appendix A).
 
     criterion = Criterion(LossConfig(), network.patch_size)
     losses = criterion(output, targets)

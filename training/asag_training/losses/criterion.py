@@ -44,7 +44,7 @@ _PATCHES_PER_LEVEL = 4
 
 
 class _Sizes(NamedTuple):
-    """What sums are divided by: scalars on the device, each the mean over ranks."""
+    """The divisors of the sums: scalars on the device, each the mean over ranks."""
 
     targets: Tensor
     """Objects, at least 1."""
@@ -64,7 +64,7 @@ class Losses(Mapping[str, Tensor]):
     def __init__(
         self, parts: Mapping[str, Tensor], weights: Mapping[str, float], statistics: Mapping[str, Tensor]
     ) -> None:
-        """Every part needs a weight."""
+        """Take the parts, each of which needs a weight."""
         self.parts = dict(parts)
         self.weights = {name: weights[name] for name in parts}
         """What each part is multiplied by in `total`."""
@@ -83,13 +83,13 @@ class Losses(Mapping[str, Tensor]):
         return len(self.parts)
 
     def to_host(self) -> dict[str, float]:
-        """Total, parts and statistics as numbers, in one copy from the device."""
+        """Return total, parts and statistics as numbers, in one copy from the device."""
         named = {"loss": self.total, **self.parts, **self.statistics}
         values = torch.stack([value.detach().float() for value in named.values()]).tolist()
         return dict(zip(named, values, strict=True))
 
     def not_finite(self) -> list[str]:
-        """Names of the parts that are infinite or not a number (one copy from the device)."""
+        """Return the names of the parts that are infinite or not a number (one copy from the device)."""
         finite = torch.isfinite(torch.stack([part.detach() for part in self.parts.values()])).tolist()
         return [name for name, fine in zip(self.parts, finite, strict=True) if not fine]
 
@@ -98,11 +98,11 @@ class Criterion:
     """Matches predictions with objects and weighs how far they are from them."""
 
     def __init__(self, config: LossConfig, patch_size: int) -> None:
-        """patch_size: side of a patch in feature cells, as the network's settings have it."""
+        """Take the settings; patch_size is the side of a patch in feature cells, as the network has it."""
         self.config, self.patch_size = config, patch_size
 
     def __call__(self, output: NetworkOutput, targets: Sequence[Targets], training: bool = True) -> Losses:
-        """The losses of a batch; one copy from the device to the host.
+        """Compute the losses of a batch, with one copy from the device to the host.
 
         `training` says that every rank computes losses at the same time, so that sums can be divided by the
         number of objects over all of them; without it a rank minds only its own.  Whether patches were
@@ -136,7 +136,7 @@ class Criterion:
         return Losses(parts, weights, statistics)
 
     def _patches(self, output: NetworkOutput, found: PaddedTargets) -> tuple[Patches, Patches | None]:
-        """The patches of the first level, and those of the probed ones if any was run."""
+        """Gather the patches of the first level, and those of the probed ones if any was run."""
         first = [level for level in output.levels if level.level in _FIRST_LEVEL]
         probed = [level for level in output.levels if level.level not in _FIRST_LEVEL]
         given = (found, output.image_size.to(found.boxes.device), self.patch_size, self.config.area_weight)
@@ -145,7 +145,7 @@ class Criterion:
     def _query_parts(
         self, heads: list[str], losses: QueryLosses, divisor: Tensor, prefix: str
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Parts and weights by name, head by head."""
+        """Return parts and weights by name, head by head."""
         parts, weights = {}, {}
         for term, (field, weight) in QUERY_TERMS.items():
             sums: Tensor = getattr(losses, field)
@@ -174,7 +174,7 @@ class Criterion:
             parts[term], weights[term] = total / sizes.targets, getattr(config, weight)
 
     def _denoising(self, output: NetworkOutput, heads: list[HeadOutput], found: PaddedTargets) -> QueryLosses:
-        """The losses of the denoising queries, each with the object it is a noised copy of."""
+        """Compute the losses of the denoising queries, each with the object it is a noised copy of."""
         assert output.denoising is not None
         own, match = denoising_targets(output.denoising, found, len(heads))
         count = output.denoising.count
@@ -187,7 +187,7 @@ class Criterion:
 
 
 def _stack(heads: list[HeadOutput], output: NetworkOutput) -> Predictions:
-    """All heads' predictions for the anchors, without the denoising queries before them."""
+    """Stack all heads' predictions for the anchors, without the denoising queries before them."""
     begin = 0 if output.denoising is None else output.denoising.count
     return Predictions(
         logits=torch.stack([head.logits[:, begin:].float() for head in heads]),
@@ -208,13 +208,13 @@ def _sizes(found: PaddedTargets, probed: Patches | None, across_ranks: bool) -> 
 
 
 def _suffix(head: str) -> str:
-    """`main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn'; `main_layer_0` -> '_layer_0', `aux_0_layer_0` ->
-    '_0_layer_0'."""
+    """Return what a head's parts end with: `main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn', `main_layer_0` ->
+    '_layer_0', `aux_0_layer_0` -> '_0_layer_0'."""
     return "" if head == MAIN_HEAD else f"_{head.removeprefix('aux_').removeprefix(f'{MAIN_HEAD}_')}"
 
 
 def _query_statistics(heads: list[str], losses: QueryLosses) -> dict[str, Tensor]:
-    """Of the relation block and the main decoder."""
+    """Return the statistics of the relation block and the main decoder."""
     statistics = {}
     for i, head in enumerate(heads):
         if head in (MAIN_HEAD, RELATION):
@@ -225,8 +225,8 @@ def _query_statistics(heads: list[str], losses: QueryLosses) -> dict[str, Tensor
 
 
 def _mean_iou(output: NetworkOutput, first: AnchorLosses, probed: AnchorLosses | None) -> Tensor:
-    """IoU of matched anchors with their objects: the mean over P6, P5 and the probed patches of each one's
-    mean, leaving out those in which nothing was matched; 0 if that is all of them."""
+    """Average the IoU of matched anchors with their objects: the mean over P6, P5 and the probed patches of
+    each one's mean, leaving out those in which nothing was matched; 0 if that is all of them."""
     widths = [level.raw.shape[1] for level in output.levels if level.level in _FIRST_LEVEL]
     split = (torch.split(values, widths, dim=1) for values in (first.iou, first.matched))
     groups = list(zip(*split, strict=True))
@@ -238,7 +238,7 @@ def _mean_iou(output: NetworkOutput, first: AnchorLosses, probed: AnchorLosses |
 
 
 def _counts(output: NetworkOutput) -> dict[str, Tensor]:
-    """Anchors and patches per image; `avg_patch` are those of P5, P4 and P3."""
+    """Count anchors and patches per image; `avg_patch` are those of P5, P4 and P3."""
     images = len(output.valid)
     per_level = {level.level: level.real.sum() / images for level in output.levels}
     none = torch.zeros((), device=output.valid.device)

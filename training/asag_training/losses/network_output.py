@@ -1,4 +1,4 @@
-"""What the network gives to the losses: everything it predicted, level by level and head by head.
+"""The network's output as the losses take it: everything it predicted, level by level and head by head.
 
 B images, K patches per image, A anchors per patch, Q queries, N denoising queries.
 """

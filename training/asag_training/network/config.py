@@ -145,7 +145,8 @@ class AsagConfig(Settings):
         return (*(f"aux_{i}" for i in range(self.heads - 1)), MAIN_HEAD)
 
     def layer_names(self, head: str) -> tuple[str, ...]:
-        """The layers of a decoder in sequence: `main_layer_0`, ..., and the last by the decoder's name."""
+        """Name the layers of a decoder in sequence: `main_layer_0`, ..., and the last by the decoder's
+        name."""
         return (*(f"{head}_layer_{i}" for i in range(self.decoder_layers - 1)), head)
 
     @property
@@ -155,12 +156,12 @@ class AsagConfig(Settings):
 
 
 def asag_100(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
-    """The 100 queries setting (paper, section 5.1)."""
+    """Return the 100 queries setting (paper, section 5.1)."""
     return AsagConfig(variant=variant, decoder=decoder, backbone_depth=backbone_depth)
 
 
 def asag_300(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
-    """The 300 queries setting (paper, section 5.1)."""
+    """Return the 300 queries setting (paper, section 5.1)."""
     return AsagConfig(
         variant=variant,
         decoder=decoder,
@@ -175,7 +176,7 @@ def asag_300(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagCon
 
 
 def asag_crowdhuman(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
-    """The CrowdHuman setting: one class, up to 600 anchors, all queries kept, NMS at 0.8."""
+    """Return the CrowdHuman setting: one class, up to 600 anchors, all queries kept, NMS at 0.8."""
     return asag_300(variant, decoder, backbone_depth).with_changes(
         num_classes=1,
         anchor_floor=50,
@@ -203,7 +204,7 @@ VARIANTS: dict[str, AsagConfig] = _variants()
 
 
 def variant_config(name: str) -> AsagConfig:
-    """The settings of a published variant (ConfigError names the known ones)."""
+    """Return the settings of a published variant (ConfigError names the known ones)."""
     try:
         return VARIANTS[name]
     except KeyError:
@@ -211,7 +212,8 @@ def variant_config(name: str) -> AsagConfig:
 
 
 def default_categories(config: AsagConfig) -> tuple[Category, ...]:
-    """The classes of a checkpoint that does not say: those of its data set, else `class_0`, `class_1`, ..."""
+    """Return the classes of a checkpoint that does not say: those of its data set, else `class_0`, `class_1`,
+    ..."""
     if config.num_classes == len(COCO_CATEGORIES):
         return COCO_CATEGORIES
     if config.num_classes == 1 and config.variant.endswith("crowdhuman"):

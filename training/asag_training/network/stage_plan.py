@@ -1,4 +1,4 @@
-"""From a network's settings to its stages and to the parameters of the runtime's loop."""
+"""The stages of a network, and the parameters of the runtime's loop over them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_CANDIDATES = 2048
 
 
 def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact") -> Probing:
-    """The parameters of the probing loop (ConfigError for an unknown manual stop or mode)."""
+    """Return the parameters of the probing loop (ConfigError for an unknown manual stop or mode)."""
     if levels not in MANUAL_STOPS:
         raise ConfigError(f"unknown levels '{levels}'; choose one of {', '.join(MANUAL_STOPS)}")
     if mode not in ("exact", "fast"):
@@ -45,14 +45,14 @@ def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact"
 
 
 def postprocessing_plan(config: AsagConfig) -> Postprocessing:
-    """How the decoder's outputs become detections."""
+    """Return how the decoder's outputs become detections."""
     return Postprocessing(max_detections=config.detection_limit, nms_iou=config.detection_nms_iou)
 
 
 def build_stages(
     model: Asag, probing: Probing, head: str = MAIN_HEAD, preprocessing: Preprocessing | None = None
 ) -> list[StageModule]:
-    """The stages of `model` in the order they run."""
+    """Build the stages of `model` in the order they run."""
     levels = [level.level for level in probing.levels]
     first, *following = [*levels, None]
     stages: list[StageModule] = [

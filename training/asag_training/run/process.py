@@ -35,7 +35,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the one that writes files and talks to the user."""
+        """True for the one that writes files and talks to the user."""
         return self.rank == 0
 
 
@@ -74,7 +74,7 @@ def wait_for_all() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with the process instead of going back to the system; returns whether it will.
+    """Let freed memory stay with the process instead of going back to the system; return whether it will.
 
     A training pass on the CPU allocates and frees the same maps over and over.  glibc maps every large one
     anew, and touching its pages for the first time can take longer than computing what is written there: a
@@ -88,7 +88,7 @@ def keep_freed_memory() -> bool:
 
 
 def _device(name: str, index: int) -> torch.device:
-    """The device of the process that is number `index` on its machine."""
+    """Return the device of the process that is number `index` on its machine."""
     if name not in ("cpu", "cuda", "auto"):
         raise ConfigError(f"unknown device '{name}'; choose cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():

@@ -21,7 +21,7 @@ def write_progress_pictures(
     epoch: int,
     threshold: float = 0.3,
 ) -> None:
-    """For each image a picture: ground truth; patches (red) and anchors (white); detections.
+    """Write a picture for each image: ground truth; patches (red) and anchors (white); detections.
 
     indices: of images in `dataset`, which must have the classes of the detector; detections below `threshold`
     are not drawn.  Files are called `epochEEE-imageID.jpg`.  Raises DataError if an image cannot be read,

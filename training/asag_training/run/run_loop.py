@@ -27,7 +27,7 @@ PICTURES = "pictures"
 
 @dataclass(frozen=True, kw_only=True)
 class Rhythm:
-    """How often things are done besides training; each number is 1 or more but `pictures`, 0 or more."""
+    """Intervals of what is done besides training; each number is 1 or more but `pictures`, 0 or more."""
 
     save_every: int = 1
     """Epochs."""
@@ -165,7 +165,7 @@ class TrainingRun:
 
 
 def summary(result: Evaluation) -> dict[str, float]:
-    """The few numbers to watch; those that could not be measured are left out.
+    """Return the few numbers to watch; those that could not be measured are left out.
 
     `AP` and its parts, and `anchor_AR...` (average recall of so many anchors), from 0 to 1; `anchors`,
     `patches_P4` and `patches_P3` per image; and `exit_P5`, `exit_P4` and `exit_P3`: the

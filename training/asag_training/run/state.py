@@ -1,4 +1,4 @@
-"""What a run leaves to go on from: `state.pt`, and what makes it the run it is."""
+"""The state of a run, `state.pt`, which a resumed run takes up, and what makes it the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a run has come."""
+    """The progress of a run."""
 
     epoch: int = 0
     """The epoch that is under way, or comes next."""
@@ -87,7 +87,7 @@ def reading_state(
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their whole names, e.g. `schedule.epochs`."""
+    """Return nested settings by their whole names, e.g. `schedule.epochs`."""
     named: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -98,7 +98,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def default_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """By whole name, the default of every setting in nested dataclasses that has one."""
+    """Return by whole name the default of every setting in nested dataclasses that has one."""
     named: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -110,7 +110,7 @@ def default_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """In words, where a saved run is another than this one.
+    """Say in words where a saved run is another than this one.
 
     Settings that a release added after the run was saved had their default then.
     """

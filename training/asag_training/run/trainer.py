@@ -85,7 +85,7 @@ class Trainer:
                 )
 
     def updates_per_epoch(self, loader: TrainingLoader) -> int:
-        """Updates in a whole epoch; batches that are too few for one more are left out."""
+        """Return the updates in a whole epoch; batches that are too few for one more are left out."""
         return max(loader.batches_per_epoch // self.recipe.optimisation.accumulate, 1)
 
     def train_epoch(
@@ -123,7 +123,7 @@ class Trainer:
             write_state(self.output_dir, self._identity(), self.position, parts)
 
     def save_evaluated(self, ap: float | None) -> None:
-        """After an evaluation: `save`, and write `best.safetensors` if none was better before.
+        """Save after an evaluation, and write `best.safetensors` if none was better before.
 
         `ap` is what it gave, from 0 to 1, or None if there was nothing to measure.
         """
@@ -152,7 +152,7 @@ class Trainer:
         return True
 
     def checkpoint(self) -> Checkpoint:
-        """The network as it is, ready to be exported."""
+        """Return the network as it is, ready to be exported."""
         done = self.position.epoch
         return Checkpoint(
             config=self.recipe.network,
@@ -177,7 +177,7 @@ class Trainer:
         return {"model": self.model, "optimizer": self.optimizer, "scaling": self.scaling}
 
     def _add_gradients(self, batches: Iterator[Batch], passes: int, clock: _Clock) -> dict[str, float]:
-        """The mean gradients of so many batches; returns the means of what is to be logged of them."""
+        """Add the mean gradients of so many batches; return the means of what is to be logged of them."""
         self.optimizer.zero_grad(set_to_none=True)
         logged: list[dict[str, float]] = []
         for part in range(passes):
@@ -194,7 +194,7 @@ class Trainer:
         return {name: _mean([values[name] for values in logged if name in values]) for name in names}
 
     def _forward(self, batch: Batch, part: int, clock: _Clock) -> tuple[Tensor, Losses]:
-        """The total of the losses of pass `part` of an update, and the losses."""
+        """Return the total of the losses of pass `part` of an update, and the losses."""
         try:
             total, losses = self._step(batch, self.position.epoch, self._generator(part), clock)
         except _NotFiniteError as error:
@@ -204,7 +204,7 @@ class Trainer:
         return total, losses
 
     def _update(self, clock: _Clock) -> dict[str, float]:
-        """One optimiser step; returns what there is to log of it."""
+        """Make one optimiser step; return what there is to log of it."""
         epoch, step = self.position.epoch, self.position.step
         rates = set_learning_rate(self.optimizer, self.recipe.schedule.factor(epoch, step))
         norm = clip_gradients(self.model.parameters(), self.recipe.optimisation.max_gradient_norm)
@@ -220,13 +220,13 @@ class Trainer:
         }
 
     def _communicating(self, now: bool) -> AbstractContextManager[None]:
-        """Processes share their gradients once an update, in its last pass."""
+        """Let processes share their gradients once an update, in its last pass."""
         if now or not isinstance(self._step, DistributedDataParallel):
             return nullcontext()
         return self._step.no_sync()
 
     def _generator(self, part: int) -> torch.Generator:
-        """The random numbers of one pass: they depend on where the run is, not on how it got there."""
+        """Seed the random numbers of one pass: they depend on where the run is, not on how it got there."""
         mixed = 0
         for number in (self.seed, self.position.step, part, self.process.rank):
             mixed = (mixed * 1_000_003 + number + 1) % (1 << 62)
@@ -267,7 +267,8 @@ class _Step(nn.Module):
     def forward(
         self, batch: Batch, epoch: int, generator: torch.Generator, clock: _Clock
     ) -> tuple[Tensor, Losses]:
-        """The total, which DistributedDataParallel follows back to the parameters, and all the parts."""
+        """Return the total, which DistributedDataParallel follows back to the parameters, and all the
+        parts."""
         hook = self.model.rpn.register_forward_pre_hook(_check_anchors)
         try:
             output = training_pass(
@@ -313,7 +314,7 @@ class _Clock(Stopwatch):
 
 @contextmanager
 def _repeatable(device: torch.device) -> Iterator[None]:
-    """On the CPU, sum in a fixed order; the backward pass of indexing would otherwise take any."""
+    """Sum in a fixed order on the CPU; the backward pass of indexing would otherwise take any."""
     before = torch.are_deterministic_algorithms_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(before or device.type == "cpu")
