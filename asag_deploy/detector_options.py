@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +41,7 @@ class DetectorOptions:
 
     def load(self, bundle: str | os.PathLike[str] | Bundle) -> Detector:
         """Load a detector; raises what `asag_deploy.Detector.load` does."""
-        return Detector.load(
-            bundle,
-            backend=self.backend,
-            mode=self.mode,
-            max_level=self.max_level,
-            deadline_ms=self.deadline_ms,
-            loop=self.loop,
-            threads=self.threads,
-            requests=self.requests,
-        )
+        return Detector.load(bundle, **dataclasses.asdict(self))
 
 
 def add_detector_options(
@@ -88,16 +80,9 @@ def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) 
 
     backend: one of several that were asked for; None for the only one.
     """
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(DetectorOptions)}
     asked = parsed.backend if isinstance(parsed.backend, str) else None
-    return DetectorOptions(
-        backend=asked if backend is None else backend,
-        mode=parsed.mode,
-        max_level=parsed.max_level,
-        deadline_ms=parsed.deadline_ms,
-        loop=parsed.loop,
-        threads=parsed.threads,
-        requests=parsed.requests,
-    )
+    return DetectorOptions(**{**values, "backend": asked if backend is None else backend})
 
 
 def backends_of(parsed: argparse.Namespace) -> tuple[str, ...]:

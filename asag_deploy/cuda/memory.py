@@ -156,9 +156,7 @@ class DeviceArray:
         """How many bytes."""
         return self.size * self.dtype.itemsize
 
-    def buffer(
-        self, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None, offset: int = 0
-    ) -> Buffer:
+    def buffer(self, shape: tuple[int, ...] | None = None, offset: int = 0) -> Buffer:
         """Return the array as the kernels take it, or a part of it that begins `offset` bytes from its start.
 
         (Through `__cuda_array_interface__` it would count as lent to another library, whose streams are
@@ -167,7 +165,7 @@ class DeviceArray:
         return Buffer(
             pointer=self.pointer + offset,
             shape=self.shape if shape is None else shape,
-            dtype=self.dtype if dtype is None else dtype,
+            dtype=self.dtype,
             on_device=True,
             owner=self,
         )
@@ -268,6 +266,6 @@ def bucket_of(size: int) -> int:
     return -(-size // step) * step
 
 
-def aligned(size: int) -> int:
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
     """Round `size` up, so that what comes after so many bytes is aligned."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // alignment) * alignment

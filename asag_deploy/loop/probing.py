@@ -13,8 +13,8 @@ run; `asag_deploy.backends.tensorrt.device_loop` has a GPU decide, and holds tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from asag_deploy.loop.stages import FEATURES, Array, Counts, Ints, LevelOutputs,
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.loop.trace import StopReason
 from asag_deploy.timing import Stopwatch
+
+FIRST_PATCHES = 5
+"""Patches of the first level, which is always predicted whole: four of P5 and the one of P6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,30 @@ class LevelRun:
     """(B, K, 2) where it asks the next level to look, on the device; None on the last level that may be
     probed."""
     counts: Counts
+
+    @classmethod
+    def of(
+        cls,
+        level: Level,
+        patches: tuple[Ints, Ints],
+        origins: tuple[Array | None, Array | None],
+        counts: Counts,
+        outputs: Mapping[str, Array],
+    ) -> LevelRun:
+        """Describe a level by the outputs of its stage.
+
+        patches: predicted on, and lost; origins: where it looked, and where it asks the next level to look.
+        """
+        return cls(
+            level=level,
+            patches=patches[0],
+            patches_dropped=patches[1],
+            origins=origins[0],
+            anchors=outputs["anchors"],
+            selected=outputs.get("selected"),
+            next_origins=origins[1],
+            counts=counts,
+        )
 
 
 @dataclass(kw_only=True)
@@ -75,18 +102,21 @@ def detect(
     size = network.upload(image_size)
     outputs = network.stage("backbone")({"image": image, "image_size": size})
     features = {name: outputs[name] for name in FEATURES}
-    levels = [_first_level(outputs, _report(network, probing, rule, 0, outputs, size))]
+    counts, asked = _report(network, probing, rule, 0, outputs, size)
+    zeros = np.zeros_like(counts.selected)
+    levels = [LevelRun.of(FIRST_LEVEL, (zeros + FIRST_PATCHES, zeros), (None, asked), counts, outputs)]
     clock.lap("backbone")
 
     decisions = Decisions(len(image_size))
     for number, next_level in enumerate(probing.levels, start=1):
-        running = decisions.who_goes_on(rule, next_level.level, levels[-1].counts)
+        running = decisions.who_goes_on(rule, next_level.level, counts)
         if not running.any():
             break
-        patches = patches_of(probing, rule, next_level, levels[-1].counts, running)
-        outputs = _probe(network, next_level, features, levels[-1].next_origins, patches[0], size)
-        found = _report(network, probing, rule, number, outputs, size)
-        levels.append(_probed_level(next_level, levels[-1], patches, outputs, found))
+        patches = patches_of(probing, rule, next_level, counts, running)
+        looked = asked
+        outputs = _probe(network, next_level, features, looked, patches[0], size)
+        counts, asked = _report(network, probing, rule, number, outputs, size)
+        levels.append(LevelRun.of(next_level.level, patches, (looked, asked), counts, outputs))
         clock.lap(stage_name(next_level))
 
     probed = decisions.probed(len(probing.levels))
@@ -110,35 +140,14 @@ def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
     return result
 
 
-class _Report(NamedTuple):
-    """What a level reports, and where it asks the next one to look."""
-
-    counts: Counts
-    next_origins: Array | None
-
-
 def _report(
     network: Stages, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
-) -> _Report:
+) -> tuple[Counts, Array | None]:
     """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
     counts, origins = outputs["counts"], None
     if number < len(probing.levels) and rule.allows(probing.levels[number].level):
         origins, counts = network.select(probing, probing.levels[number], LevelOutputs.of(outputs), size)
-    return _Report(Counts(*network.download(counts).T), origins)
-
-
-def _first_level(outputs: dict[str, Array], found: _Report) -> LevelRun:
-    """Describe P5 and P6 as they were run."""
-    return LevelRun(
-        level=FIRST_LEVEL,
-        patches=np.full_like(found.counts.selected, 5),
-        patches_dropped=np.zeros_like(found.counts.selected),
-        origins=None,
-        anchors=outputs["anchors"],
-        selected=outputs.get("selected"),
-        next_origins=found.next_origins,
-        counts=found.counts,
-    )
+    return Counts(*network.download(counts).T), origins
 
 
 def _probe(
@@ -161,22 +170,6 @@ def _probe(
             "patch_count": network.upload(patches),
             "slots": network.upload(np.arange(slots, dtype=np.int64)),
         }
-    )
-
-
-def _probed_level(
-    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Report
-) -> LevelRun:
-    """Describe a level beyond the first as it was run."""
-    return LevelRun(
-        level=level.level,
-        patches=patches[0],
-        patches_dropped=patches[1],
-        origins=before.next_origins,
-        anchors=outputs["anchors"],
-        selected=outputs.get("selected"),
-        next_origins=found.next_origins,
-        counts=found.counts,
     )
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from asag_bench.measuring.plan import Plan
+from asag_bench.measuring.timing import AGREEMENT
 from asag_bench.reports.columns import COLUMNS
-from asag_bench.result import json_text, read_result
+from asag_bench.reports.page import PLOT, RESULTS
+from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
 from asag_deploy.atomic import atomic_write
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code
@@ -87,16 +89,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--reference", **_LIST, metavar="NAME,...", help="time these beside it, listed below")
     add("--baseline", metavar="NAME", help="whose speed counts as 1 (default: torch, or the first)")
     add("--checkpoint", type=Path, metavar="FILE", help="what the bundle was made from, for PyTorch")
-    add("--duration", type=float, default=60.0, metavar="S", help="most seconds a row block (default: 60)")
-    add("--warmup", type=int, default=3, metavar="N", help="calls of each shape before (default: 3)")
-    add("--percentile", default="50,90,95,99", metavar="P,...", help="(default: 50,90,95,99)")
-    add(
-        "--memory-images",
-        type=int,
-        default=0,
-        metavar="N",
-        help="say what N pictures of many sizes add (MiB)",
-    )
+    add("--duration", type=float, default=60.0, metavar="S", help="most for an image group (default: 60)")
+    add("--warmup", type=int, default=3, metavar="N", help="calls of each shape before timing (default: 3)")
+    add("--percentile", default="50,90,95,99", metavar="P,...", help="of the times (default: 50,90,95,99)")
+    add("--memory-images", type=int, default=0, metavar="N", help="memory that N pictures of many sizes add")
     add("--output-dir", type=Path, metavar="DIR", help="write result.json, result.md and plots to DIR")
     add("--no-plots", action="store_true", help="no plots beside result.json and result.md")
     add("--quiet", action="store_true", help="no progress and no table")
@@ -107,7 +103,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, metavar="DIR", help="pictures to time (default: generated scenes)")
     add("--limit", type=int, metavar="N", help="use the first N pictures only")
-    add("--shape", metavar="HxW", help="pictures of this height and width: generated or resized before")
+    add("--shape", metavar="HxW", help="generate or resize pictures to this height and width")
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
@@ -118,18 +114,25 @@ def plan_of(options: argparse.Namespace) -> Plan:
         images=options.images,
         data=options.data,
         limit=options.limit,
-        shape=_shape(options.shape),
-        backends=backends_of(options),
-        detector=detector_options(options),
-        precisions=_listed(options.precision),
-        batches=_numbers("--batch", options.batch or ["1"]),
-        references=_listed(options.reference),
         baseline=options.baseline,
         checkpoint=options.checkpoint,
-        duration=options.duration,
-        warmup=options.warmup,
-        percentiles=_percentiles(options.percentile),
-        memory_images=options.memory_images,
+        options=Options(
+            backends=backends_of(options),
+            precisions=_listed(options.precision),
+            batches=_numbers("--batch", options.batch or ["1"]),
+            references=_listed(options.reference),
+            mode=options.mode,
+            threads=options.threads,
+            shape=_shape(options.shape),
+            duration_s=options.duration,
+            warmup=options.warmup,
+            percentile=_percentiles(options.percentile),
+            max_level=options.max_level,
+            deadline_ms=options.deadline_ms,
+            loop=options.loop,
+            requests=options.requests,
+            memory_images=options.memory_images,
+        ),
         quiet=options.quiet,
     )
 
@@ -197,7 +200,7 @@ def _throughput(options: argparse.Namespace) -> int:
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("results", type=Path, nargs=2, metavar="RESULT", help="a result.json")
-    add("--tolerance", type=float, default=0.05, metavar="T", help="(default: 0.05, which is 5%%)")
+    add("--tolerance", type=float, default=AGREEMENT, metavar="T", help="the most apart (default: 0.05)")
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -210,10 +213,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _add_page(parser: argparse.ArgumentParser) -> None:
-    results, plot = Path("benchmarks/results"), Path("docs/benchmark.png")
     add = parser.add_argument
-    add("--results", type=Path, default=results, metavar="DIR", help=f"(default: {results})")
-    add("--plot", type=Path, default=plot, metavar="FILE", help=f"(default: {plot})")
+    add("--results", type=Path, default=RESULTS, metavar="DIR", help="results (default: %(default)s)")
+    add("--plot", type=Path, default=PLOT, metavar="FILE", help="the plot (default: %(default)s)")
 
 
 def _page(options: argparse.Namespace) -> int:
@@ -225,9 +227,9 @@ def _page(options: argparse.Namespace) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output-dir", type=Path, default=Path("bench-output"), metavar="DIR")
+    add("--output-dir", type=Path, default=Path("bench-output"), metavar="DIR", help="default: %(default)s")
     add("--scenes", type=int, default=60, metavar="N", help="how many (default: 60)")
-    add("--duration", type=float, default=30.0, metavar="S", help="most seconds a row block (default: 30)")
+    add("--duration", type=float, default=30.0, metavar="S", help="most for an image group (default: 30)")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -261,12 +263,13 @@ def _parity(options: argparse.Namespace) -> int:
 
 def _add_training_step(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--recipe", default="asag-a-r50-100-1x", metavar="NAME", help="default: %(default)s")
-    add("--set", dest="changes", action="append", default=[], metavar="PART.NAME=VALUE")
+    add("--recipe", default="asag-a-r50-100-1x", metavar="NAME", help="(default: %(default)s)")
+    changes: dict[str, Any] = {"dest": "changes", "action": "append", "default": []}
+    add("--set", **changes, metavar="PART.NAME=VALUE", help="change a setting of the recipe")
     add("--batch", type=int, default=2, metavar="N", help="images an update (default: %(default)s)")
-    add("--side", type=int, default=640, metavar="PIXELS", help="of the images (default: %(default)s)")
+    add("--side", type=int, default=640, metavar="PIXELS", help="side of the images (default: %(default)s)")
     add("--updates", type=int, default=10, metavar="N", help="that count (default: %(default)s)")
-    add("--warm-up", type=int, default=2, metavar="N", help="that do not (default: %(default)s)")
+    add("--warm-up", type=int, default=2, metavar="N", help="before, that do not (default: %(default)s)")
     add("--workers", type=int, default=2, metavar="N", help="processes that read images (default: 2)")
     add("--threads", type=int, default=2, metavar="N", help="of PyTorch on the CPU (default: %(default)s)")
     add("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
@@ -296,16 +299,11 @@ def _training_step(options: argparse.Namespace) -> int:
 
 def _add_loop(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--variant",
-        default="asag-a-r50-100",
-        metavar="NAME",
-        help="with random weights (default: %(default)s)",
-    )
+    add("--variant", default="asag-a-r50-100", metavar="NAME", help="random weights (default: %(default)s)")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights instead")
     add("--precision", choices=("fp16", "fp32"), default="fp16", help="default: %(default)s")
     add("--shape", default="800x1088", metavar="HxW", help="of the image (default: %(default)s)")
-    add("--repeats", type=int, default=100, metavar="N", help="that count (default: %(default)s)")
+    add("--repeats", type=int, default=100, metavar="N", help="times that count (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="write the figures there as JSON")
 
 

@@ -12,6 +12,7 @@ from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.run import run
 from asag_bench.reports.plots import check_plots
 from asag_bench.reports.report import on_screen, write_report
+from asag_bench.result import Options
 from asag_deploy.backends import BACKENDS
 from asag_evaluation.data.coco import VAL_SPLIT
 from asag_evaluation.data.scenes import write_scenes
@@ -43,10 +44,8 @@ def bench_demo(output_dir: Path, *, scenes: int, duration: float, command: str) 
         command=command,
         bundles=(output_dir / "bundle",),
         data=data,
-        backends=backends,
-        references=REFERENCES,
         checkpoint=CHECKPOINT,
-        duration=duration,
+        options=Options(backends=backends, references=REFERENCES, duration_s=duration),
     )
     print(f"3. Measuring {', '.join(backends)} and {', '.join(REFERENCES)}\n", flush=True)
     result = run(plan)

@@ -16,8 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.bundle.manifest_json import read_fields
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import BundleCorruptError, SourceError
+from asag_deploy.loop.loop import LoopChoice
 
 _KEYS = ("strata", "bundles", "machine", "options")
 """The keys by which a result is told from other JSON."""
@@ -79,21 +83,37 @@ class BundleResult:
 class Options:
     """What was asked for, as far as it bears on the figures."""
 
-    backends: tuple[str, ...]
-    precisions: tuple[str, ...]
-    batches: tuple[int, ...]
-    references: tuple[str, ...] = field(metadata=_key("peers"))
-    mode: str | None
-    threads: int | None
-    shape: tuple[int, ...] | None
-    duration_s: float
-    warmup: int
-    percentile: tuple[float, ...]
-    max_level: str | None = field(default=None, metadata=_NEWER)
+    backends: tuple[str, ...] = (DEFAULT_BACKEND,)
+    precisions: tuple[str, ...] = ()
+    """Empty for all that bundles and backends give."""
+    batches: tuple[int, ...] = (1,)
+    references: tuple[str, ...] = field(default=(), metadata=_key("peers"))
+    mode: Mode | None = None
+    threads: int | None = None
+    shape: tuple[int, int] | None = None
+    """Height and width of the pictures as the network sees them; None for what they have."""
+    duration_s: float = 60.0
+    """At most, for an image group."""
+    warmup: int = 3
+    percentile: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
+    max_level: Level | None = field(default=None, metadata=_NEWER)
     deadline_ms: float | None = field(default=None, metadata=_NEWER)
-    loop: str = field(default="auto", metadata=_NEWER)
+    loop: LoopChoice = field(default="auto", metadata=_NEWER)
     requests: int = field(default=1, metadata=_NEWER)
     memory_images: int = field(default=0, metadata=_NEWER)
+    """Pictures of many sizes that show whether memory stays flat; 0 for none."""
+
+    def detector(self, backend: str | None = None) -> DetectorOptions:
+        """Return how to load each detector.  Raises ConfigError for options that make no sense."""
+        return DetectorOptions(
+            backend=backend,
+            mode=self.mode,
+            max_level=self.max_level,
+            deadline_ms=self.deadline_ms,
+            loop=self.loop,
+            threads=self.threads,
+            requests=self.requests,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,11 +38,11 @@ def test_it_exports_draws_and_measures(
     assert plan.command == f"asag-bench demo --output-dir {tmp_path} --scenes 3 --duration 5"
     assert plan.bundles == (tmp_path / "bundle",)
     assert plan.data == tmp_path / "scenes-3"
-    assert plan.backends[0] == "onnxruntime"
-    assert plan.duration == 5
+    assert plan.options.backends[0] == "onnxruntime"
+    assert plan.options.duration_s == 5
     assert plan.checkpoint is not None
     assert plan.checkpoint.is_file()
-    check_references(plan.references, plan.checkpoint, Bundle.open(tmp_path / "bundle").manifest)
+    check_references(plan.options.references, plan.checkpoint, Bundle.open(tmp_path / "bundle").manifest)
     assert written == [tmp_path]
     out = capsys.readouterr().out
     assert "the table" in out

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from asag_bench.measuring.plan import Plan, bundles_on_backends, check_shape
+from asag_bench.result import Options
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
@@ -26,7 +27,8 @@ def like(bundle: Bundle, folder: str, **changes: Any) -> Bundle:
 
 
 def plan(*backends: str, precisions: tuple[str, ...] = ()) -> Plan:
-    return Plan(command="", bundles=(Path(),), backends=backends, precisions=precisions)
+    options = Options(backends=backends, precisions=precisions)
+    return Plan(command="", bundles=(Path(),), options=options)
 
 
 def names(asked: Plan, *bundles: Bundle) -> dict[str, str]:

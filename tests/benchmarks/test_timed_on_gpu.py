@@ -10,6 +10,7 @@ import pytest
 
 from asag_bench.measuring.plan import Plan, bundles_on_backends
 from asag_bench.measuring.run import _load_detectors
+from asag_bench.result import Options
 from asag_bench.runners.runner import PHASES, DetectorRunner
 from asag_deploy.backends import open_network
 from asag_deploy.detector import Detector
@@ -47,7 +48,9 @@ def test_what_is_timed_is_what_a_detector_runs(
     kernels = install_kernels(monkeypatch, cuda, host_library_path)
     bundle = make_bundle(tmp_path / "bundle")
     write_engines(bundle)
-    plan = Plan(command="tests", bundles=(bundle.path,), backends=("tensorrt-rtx",), quiet=True)
+    plan = Plan(
+        command="tests", bundles=(bundle.path,), options=Options(backends=("tensorrt-rtx",)), quiet=True
+    )
     (runner,) = _load_detectors(bundles_on_backends(plan, [bundle]), {}).detectors
     image = picture(5, 2)
     with Detector.load(bundle, backend="tensorrt-rtx") as loaded:

@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
-from asag_deploy.backends.tensorrt.loop_memory import Workspace
+from asag_deploy.backends.tensorrt.loop_graph import LoopGraph, Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Probing
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.graph import why_no_conditions
 from asag_deploy.errors import BackendError, CaptureError, GpuMemoryError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
 from asag_deploy.loop.loop import Begun, HostLoop, Loop
-from asag_deploy.loop.probing import LevelRun, Probed, detect, patches_of, stage_name
+from asag_deploy.loop.probing import FIRST_PATCHES, LevelRun, Probed, detect, patches_of, stage_name
 from asag_deploy.loop.stages import Array, Counts, Stages
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.processing.canvases import Canvas
@@ -185,11 +184,18 @@ def _read(
     Raises BackendError if the GPU has decided otherwise than the host does.
     """
     went_on, *by_level = numbers
+    stages = ("backbone", *(stage_name(level) for level in graph.levels))
     counts = [Counts(*of_level.astype(np.int64).T) for of_level in by_level]
-    origins = [None, *(results[f"{stage_name(level)}/origins"] for level in graph.levels), None]
+    origins = [None, *(results[f"{stage}/origins"] for stage in stages[1:]), None]
     decisions = Decisions(len(went_on))
+
+    def run(number: int, level: Level, patches: tuple[NDArray[np.int64], NDArray[np.int64]]) -> LevelRun:
+        prefix, looked = f"{stages[number]}/", (origins[number], origins[number + 1])
+        of_stage = {name.removeprefix(prefix): a for name, a in results.items() if name.startswith(prefix)}
+        return LevelRun.of(level, patches, looked, counts[number], of_stage)
+
     zeros = np.zeros_like(counts[0].selected)
-    levels = [_run_of("backbone", FIRST_LEVEL, (zeros + 5, zeros), origins[:2], counts[0], results)]
+    levels = [run(0, FIRST_LEVEL, (zeros + FIRST_PATCHES, zeros))]
     for i, level in enumerate(probing.levels):
         running = decisions.who_goes_on(rule, level.level, levels[-1].counts)
         if not running.any() or i == len(graph.levels):
@@ -197,8 +203,7 @@ def _read(
         patches = patches_of(probing, rule, level, levels[-1].counts, running)
         if patches[0].max() > graph.slots[i]:
             return None
-        looked = origins[i + 1 : i + 3]
-        levels.append(_run_of(stage_name(level), level.level, patches, looked, counts[i + 1], results))
+        levels.append(run(i + 1, level.level, patches))
     probed = decisions.probed(len(probing.levels))
     if not np.array_equal(probed, went_on):
         raise BackendError(
@@ -206,24 +211,3 @@ def _read(
             "load the detector with loop='host', and report this"
         )
     return Probed(outputs=outputs, levels=levels, probed=probed, stop=decisions.reasons(levels[-1].level))
-
-
-def _run_of(
-    stage: str,
-    level: Level,
-    patches: tuple[NDArray[np.int64], NDArray[np.int64]],
-    origins: Sequence[DeviceArray | None],
-    counts: Counts,
-    results: Mapping[str, DeviceArray],
-) -> LevelRun:
-    """Describe a level: patches predicted on and lost, where it looked, and where the next one is to look."""
-    return LevelRun(
-        level=level,
-        patches=patches[0],
-        patches_dropped=patches[1],
-        origins=origins[0],
-        anchors=results[f"{stage}/anchors"],
-        selected=results.get(f"{stage}/selected"),
-        next_origins=origins[1],
-        counts=counts,
-    )

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.tensorrt.loop_memory import Arena, Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, ProbeLevel, Probing
 from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.cuda.arena import BYTE, Arena
 from asag_deploy.cuda.graph import Chain, new_graph
 from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
@@ -29,6 +29,30 @@ from asag_deploy.loop.stopping import StopRule
 
 if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt.stage import DeviceStage, StageContext
+
+
+class Workspace:
+    """Memory that all graphs of a loop work in, since they run one after the other on one stream.
+
+    A graph keeps the addresses that it was captured with, and so the memory of when it was made.  As each
+    new piece is half as large again as the one before, all of them together stay within three times the
+    largest.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._whole: DeviceArray | None = None
+
+    def take(self, size: int) -> DeviceArray:
+        """Return at least `size` bytes."""
+        if self._whole is None or self._whole.nbytes < size:
+            before = 0 if self._whole is None else self._whole.nbytes
+            self._whole = self._device.empty((max(size, before + before // 2),), BYTE)
+        return self._whole
+
+    def close(self) -> None:
+        """Let go of the memory; graphs that work in it keep it."""
+        self._whole = None
 
 
 class _Call(NamedTuple):

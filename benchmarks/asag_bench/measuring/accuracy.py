@@ -66,8 +66,8 @@ def measure_agreement(
     """
     bundles = [each.bundle for each in chosen]
     bundle = next((b for b in bundles if b.manifest.precision == "fp32"), bundles[0])
-    network = open_network(DEFAULT_BACKEND, bundle, plan.detector.threads)
-    rule = rule_of(bundle.manifest, plan.detector)
+    network = open_network(DEFAULT_BACKEND, bundle, plan.options.threads)
+    rule = rule_of(bundle.manifest, plan.options.detector())
     checked = DetectorRunner(DEFAULT_BACKEND, bundle.manifest, network, rule)
     pictures = list(
         {picture.name: picture for group in samples.groups for picture in group.pictures}.values()

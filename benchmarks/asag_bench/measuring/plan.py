@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from asag_bench.measuring.machine import WARM
 from asag_bench.result import Options
-from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detector_options import DetectorOptions
@@ -30,58 +28,27 @@ class Plan:
     images: Path | None = None
     data: Path | None = None
     limit: int | None = None
-    shape: tuple[int, int] | None = None
-    """Height and width of the pictures as the network sees them; None for what they have."""
-    backends: tuple[str, ...] = (DEFAULT_BACKEND,)
-    detector: DetectorOptions = field(default_factory=DetectorOptions)
-    """How to load each of them; its backend is none of its own."""
-    precisions: tuple[str, ...] = ()
-    """Empty for all that bundles and backends give."""
-    batches: tuple[int, ...] = (1,)
-    references: tuple[str, ...] = ()
     baseline: str | None = None
     checkpoint: Path | None = None
-    duration: float = 60.0
-    warmup: int = 3
-    percentiles: tuple[float, ...] = (50, 90, 95, 99)
-    memory_images: int = 0
-    """Pictures of many sizes that show whether memory stays flat; 0 for none."""
+    options: Options = field(default_factory=Options)
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        options = self.options
+        options.detector()
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
-        if min(self.batches) < 1:
-            raise ConfigError(f"--batch is {min(self.batches)}; it must be at least 1")
-        if self.warmup < 0:
-            raise ConfigError(f"--warmup is {self.warmup}; it must be at least 0")
-        if not 0 < self.duration < float("inf"):
-            raise ConfigError(f"--duration is {self.duration:g} seconds; it must be more than 0")
-        if self.memory_images and self.memory_images <= WARM:
+        if min(options.batches) < 1:
+            raise ConfigError(f"--batch is {min(options.batches)}; it must be at least 1")
+        if options.warmup < 0:
+            raise ConfigError(f"--warmup is {options.warmup}; it must be at least 0")
+        if not 0 < options.duration_s < float("inf"):
+            raise ConfigError(f"--duration is {options.duration_s:g} seconds; it must be more than 0")
+        if options.memory_images and options.memory_images <= WARM:
             raise ConfigError(
-                f"--memory-images is {self.memory_images}; give more than the first {WARM}, "
+                f"--memory-images is {options.memory_images}; give more than the first {WARM}, "
                 "which do not count"
             )
-
-    def options(self) -> Options:
-        """Return what of the plan bears on the figures."""
-        return Options(
-            backends=self.backends,
-            precisions=self.precisions,
-            batches=self.batches,
-            references=self.references,
-            mode=self.detector.mode,
-            threads=self.detector.threads,
-            shape=self.shape,
-            duration_s=self.duration,
-            warmup=self.warmup,
-            percentile=self.percentiles,
-            max_level=self.detector.max_level,
-            deadline_ms=self.detector.deadline_ms,
-            loop=self.detector.loop,
-            requests=self.detector.requests,
-            memory_images=self.memory_images,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,27 +70,28 @@ def bundles_on_backends(plan: Plan, bundles: Sequence[Bundle]) -> list[BundleOnB
     precision that none has.
     """
     _check_comparable(bundles)
-    backends = list(plan.backends)
-    if BFLOAT16 in plan.precisions and BFLOAT16_BACKEND not in backends:
+    options = plan.options
+    backends = list(options.backends)
+    if BFLOAT16 in options.precisions and BFLOAT16_BACKEND not in backends:
         backends.append(BFLOAT16_BACKEND)
     found = [
         BundleOnBackend(
             name=" ".join(filter(None, (backend, label))),
             bundle=bundle,
             precision=_precision(bundle, backend),
-            options=dataclasses.replace(plan.detector, backend=backend),
+            options=options.detector(backend),
         )
         for bundle, label in zip(bundles, _labels(bundles), strict=True)
         for backend in backends
     ]
     present = list(dict.fromkeys(each.precision for each in found))
-    for wanted in plan.precisions:
+    for wanted in options.precisions:
         if wanted not in present:
             raise ConfigError(
                 f"--precision is '{wanted}', but what was given computes in {', '.join(present)}; "
                 "name a bundle of that precision as well"
             )
-    return [each for each in found if each.precision in (plan.precisions or present)]
+    return [each for each in found if each.precision in (options.precisions or present)]
 
 
 def check_shape(shape: tuple[int, int] | None, spec: Preprocessing) -> None:

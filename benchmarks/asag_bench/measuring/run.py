@@ -63,15 +63,15 @@ def run(plan: Plan) -> Result:
     bundles, opening_s = _open_bundles(plan.bundles)
     chosen = bundles_on_backends(plan, bundles)
     bundle = chosen[0].bundle
-    check_references(plan.references, plan.checkpoint, bundle.manifest)
-    check_shape(plan.shape, bundle.manifest.preprocessing)
+    check_references(plan.options.references, plan.checkpoint, bundle.manifest)
+    check_shape(plan.options.shape, bundle.manifest.preprocessing)
     baseline = _baseline(plan, chosen)
     clocks = clocks_mhz()
     loaded = _load_detectors(chosen, opening_s)
     data, why_not = open_data(plan.data, loaded.detectors[0], plan.limit) if plan.data else (None, None)
     if why_not is not None:
         loaded.notes.append(why_not)
-    if data is not None and plan.shape is not None:
+    if data is not None and plan.options.shape is not None:
         loaded.notes.append("pictures were resized to be timed; accuracy is of the pictures as they are")
     samples = _samples(plan, bundle, loaded.detectors[0], data)
     _load_references(plan, chosen[0], loaded, samples)
@@ -91,7 +91,7 @@ def run(plan: Plan) -> Result:
         bundle=described[chosen[0].name],
         bundles=described,
         baseline=baseline,
-        options=plan.options(),
+        options=plan.options,
         input=Input(
             origin=samples.origin,
             pictures=sum(samples.histogram.values()),
@@ -103,7 +103,7 @@ def run(plan: Plan) -> Result:
         agreement=agreement,
         accuracy=accuracy,
         notes=(*loaded.notes, *_input_notes(samples, bundle)),
-        headline=headline(groups, baseline=baseline, references=plan.references, accuracy=accuracy),
+        headline=headline(groups, baseline=baseline, references=plan.options.references, accuracy=accuracy),
     )
 
 
@@ -119,9 +119,9 @@ def _open_bundles(paths: Sequence[Path]) -> tuple[list[Bundle], dict[Path, float
 
 def _baseline(plan: Plan, chosen: Sequence[BundleOnBackend]) -> str:
     """Return the runner to compare with: what was asked for, else PyTorch, else the first."""
-    names = [*(each.name for each in chosen), *plan.references]
+    names = [*(each.name for each in chosen), *plan.options.references]
     if plan.baseline is None:
-        return "torch" if "torch" in plan.references else names[0]
+        return "torch" if "torch" in plan.options.references else names[0]
     if plan.baseline not in names:
         raise ConfigError(
             f"--baseline is '{plan.baseline}', which is not measured; choose one of {', '.join(names)}"
@@ -159,7 +159,7 @@ def _load_references(plan: Plan, first: BundleOnBackend, loaded: _Loaded, sample
         found = loaded.memory[detector.name]
         added = round(found.added_mib + resident_mib() - before, 1)
         loaded.memory[detector.name] = dataclasses.replace(found, added_mib=added)
-    for name in plan.references:
+    for name in plan.options.references:
         before, start = resident_mib(), time.perf_counter()
         network = loaded.detectors[0].network
         runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint)
@@ -190,13 +190,13 @@ def _samples(plan: Plan, bundle: Bundle, runner: DetectorRunner, data: Any | Non
     elif data is not None:
         pictures, origin = pictures_of(data, MOST_PICTURES), "validation images of the data set"
     else:
-        pictures, origin = generated_pictures(shape=plan.shape)[: plan.limit], "generated scenes"
-    if plan.shape is not None:
-        pictures = resized_pictures(pictures, plan.shape)
-        origin += f" of {plan.shape[0]}x{plan.shape[1]}"
+        pictures, origin = generated_pictures(shape=plan.options.shape)[: plan.limit], "generated scenes"
+    if plan.options.shape is not None:
+        pictures = resized_pictures(pictures, plan.options.shape)
+        origin += f" of {plan.options.shape[0]}x{plan.options.shape[1]}"
     levels: list[Level] = [FIRST_LEVEL, *(level.level for level in bundle.manifest.probing.levels)]
-    if plan.detector.max_level is not None:
-        levels = levels[: levels.index(plan.detector.max_level) + 1]
+    if plan.options.max_level is not None:
+        levels = levels[: levels.index(plan.options.max_level) + 1]
     detector = runner.detector()
     return sort_pictures(
         pictures,
@@ -247,7 +247,7 @@ def _measure_all(
 
     On the deepest group each detector also runs stopped at P5, right after itself: they are compared.
     """
-    blocks = [(group, batch) for batch in plan.batches for group in samples.groups]
+    blocks = [(group, batch) for batch in plan.options.batches for group in samples.groups]
     deepest = next(iter(reversed(samples.groups[:-1])), None)
     spec = bundle.manifest.preprocessing
     results = []
@@ -264,8 +264,8 @@ def _measure_all(
                 [*side_by_side, *loaded.references],
                 batch=batch,
                 spec=spec,
-                warmup=plan.warmup,
-                duration=plan.duration,
+                warmup=plan.options.warmup,
+                duration=plan.options.duration_s,
                 pyramids=pyramids,
                 on_round=bar.refresh,
             )
@@ -275,7 +275,7 @@ def _measure_all(
                     timings,
                     batch=batch,
                     spec=spec,
-                    percentiles=plan.percentiles,
+                    percentiles=plan.options.percentile,
                     baseline=baseline,
                     compared={name: other.name for name, other in stopped.items()},
                 )
@@ -285,8 +285,8 @@ def _measure_all(
 
 
 def _measure_growth(plan: Plan, loaded: _Loaded) -> None:
-    for runner in loaded.detectors if plan.memory_images else []:
-        growth = round(measure_growth(runner, plan.memory_images, quiet=plan.quiet), 1)
+    for runner in loaded.detectors if plan.options.memory_images else []:
+        growth = round(measure_growth(runner, plan.options.memory_images, quiet=plan.quiet), 1)
         found = loaded.memory[runner.name]
         loaded.memory[runner.name] = dataclasses.replace(found, growth_mib=growth)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asag_bench.measuring.timing import AGREEMENT
 from asag_bench.reports.columns import Row, on_screen, rows_of
 from asag_bench.result import Result
 from asag_deploy.errors import ConfigError
@@ -35,7 +34,7 @@ class Pair:
         return all(_apart(*pair) <= tolerance for pair in (self.ms, self.speed)) if self.stable else None
 
 
-def compare(first: Result, second: Result, tolerance: float = AGREEMENT) -> tuple[str, bool]:
+def compare(first: Result, second: Result, tolerance: float) -> tuple[str, bool]:
     """Compare two results; return the comparison row by row, and whether all stable rows agree.
 
     They do not if there are none.  Raises ConfigError for a tolerance that makes no sense, or for results

@@ -38,7 +38,7 @@ class Recorded:
     """None for what is no run of the bench."""
 
 
-def write_page(folder: Path = RESULTS, plot: Path = PLOT) -> list[str]:
+def write_page(folder: Path, plot: Path) -> list[str]:
     """Write the page into the folder, and the plot; return what was done, in lines.
 
     Raises SourceError for a folder without results, ConfigError if plots cannot be drawn.

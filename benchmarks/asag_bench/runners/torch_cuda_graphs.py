@@ -10,8 +10,7 @@ from collections.abc import Callable
 from asag_deploy.backends.hooked_network import WrappedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
-from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
-from asag_deploy.backends.tensorrt.loop_memory import Workspace
+from asag_deploy.backends.tensorrt.loop_graph import LoopGraph, Workspace
 from asag_deploy.bundle.manifest import Probing
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain

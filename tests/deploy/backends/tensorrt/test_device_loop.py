@@ -13,7 +13,7 @@ import pytest
 from asag_deploy.backends.tensorrt import backend as tensorrt
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.device_loop import MOST_GRAPHS
-from asag_deploy.backends.tensorrt.loop_memory import Workspace
+from asag_deploy.backends.tensorrt.loop_graph import Workspace
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.cuda import Device, open_cuda
