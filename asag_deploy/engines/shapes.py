@@ -13,7 +13,7 @@ from asag_deploy.bundle.manifest import GraphSpec, Manifest, ProbeLevel, TensorS
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BundleCorruptError, ConfigError
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES
-from asag_deploy.processing.canvases import Canvas
+from asag_deploy.processing.canvases import Canvas, round_up_to
 
 _FEATURE_LEVELS = (2, 3, 4, 5)
 _USUAL_ASPECT = 4 / 3
@@ -83,7 +83,7 @@ def profile(
 
 def fixed_slots(level: ProbeLevel) -> int:
     """Patches an image that an engine of one shape has room for at a level, of which it may need none."""
-    return min(_round_up(min(level.capacity, MOST_SLOTS), PATCH_BUCKET), level.capacity)
+    return min(round_up_to(min(level.capacity, MOST_SLOTS), PATCH_BUCKET), level.capacity)
 
 
 def depends_on_canvas(graph: GraphSpec) -> bool:
@@ -167,9 +167,9 @@ def _image_sides(manifest: Manifest) -> tuple[_Range, _Range]:
     """
     preprocessing = manifest.preprocessing
     divisor = preprocessing.size_divisor
-    most = _round_up(preprocessing.longer_side, divisor)
-    usual_height = _round_up(preprocessing.shorter_side, divisor)
-    usual_width = _round_up(
+    most = round_up_to(preprocessing.longer_side, divisor)
+    usual_height = round_up_to(preprocessing.shorter_side, divisor)
+    usual_width = round_up_to(
         min(round(preprocessing.shorter_side * _USUAL_ASPECT), preprocessing.longer_side), divisor
     )
     least = min(divisor, usual_height)
@@ -183,7 +183,3 @@ def _cells(side: _Range, stride: int) -> _Range:
     return _Range(
         least=-(-side.least // stride), usual=-(-side.usual // stride), most=-(-side.most // stride)
     )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -58,8 +58,8 @@ def default_canvases(preprocessing: Preprocessing) -> tuple[Canvas, ...]:
         preprocessing.size_divisor,
     )
     sides = [min(int(shorter * aspect), longer) for aspect in _ASPECTS]
-    short = _round_up(min(shorter, longer), divisor)
-    lying = {Canvas(short, _round_up(side, divisor)) for side in (*sides, longer)}
+    short = round_up_to(min(shorter, longer), divisor)
+    lying = {Canvas(short, round_up_to(side, divisor)) for side in (*sides, longer)}
     return in_order({*lying, *(Canvas(canvas.width, canvas.height) for canvas in lying)})
 
 
@@ -81,9 +81,9 @@ def check_canvas(canvas: Canvas, preprocessing: Preprocessing) -> None:
         preprocessing.size_divisor,
     )
     if canvas.height % divisor or canvas.width % divisor:
-        better = Canvas(_round_up(canvas.height, divisor), _round_up(canvas.width, divisor))
+        better = Canvas(round_up_to(canvas.height, divisor), round_up_to(canvas.width, divisor))
         raise ConfigError(f"the canvas {canvas} is no multiple of {divisor} pixels; use {better}")
-    most = _round_up(longer, divisor)
+    most = round_up_to(longer, divisor)
     if max(canvas.height, canvas.width) > most:
         raise ConfigError(
             f"the canvas {canvas} is larger than any picture, whose longer side becomes {longer} pixels at "
@@ -98,5 +98,6 @@ def check_canvas(canvas: Canvas, preprocessing: Preprocessing) -> None:
         )
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up_to(value: int, multiple: int) -> int:
+    """Return the least multiple that holds `value`."""
     return -(-value // multiple) * multiple

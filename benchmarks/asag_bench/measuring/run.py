@@ -36,7 +36,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.command_line import progress
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.errors import BackendError, ConfigError, first_line
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.timing import since
 
@@ -178,7 +178,7 @@ def _try_out(runner: Runner, image: RgbImage) -> None:
     except BackendError:
         raise
     except Exception as error:  # PyTorch's compiler raises nearly anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BackendError(f"the reference '{runner.name}' does not run on this machine: {reason}") from error
 
 

@@ -27,7 +27,7 @@ from asag_bench.runners.torch_cuda_operators import KernelOperators
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.stage import Addresses, DeviceStage, Shapes, StageContext, Tensor
 from asag_deploy.cuda import Device, open_cuda
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BackendError, first_line
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, open_cuda_library
 from asag_training.network.operator_choice import Operators, use_operators
 from asag_training.network.stages import StageModule
@@ -218,7 +218,7 @@ class TorchContext:
         try:
             self._stage.compute(stream, tensors[: self._inputs], tensors[self._inputs :])
         except (RuntimeError, BackendError) as error:
-            self.problem = next(iter(str(error).splitlines()), type(error).__name__)
+            self.problem = first_line(error)
             return False
         return True
 
