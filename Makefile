@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
-	@echo "make bench   what that network costs on this machine, and its peers; results in bench-output/"
+	@echo "make bench   what that network costs on this machine, beside others; results in bench-output/"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
 	@echo "make others  the quick tests with the other versions of Python that are here"
@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/python -m asag_export.demo --output-dir demo-output
 
 bench: $(STAMP)
-	$(BIN)/python -m asag_bench.demo --output-dir bench-output
+	$(BIN)/asag-bench demo --output-dir bench-output
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -42,10 +42,10 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 gpu-archive: $(STAMP)
-	$(BIN)/python scripts/gpu_machine.py archive --output build/gpu-packages.tar.xz
+	$(BIN)/asag-bench gpu archive --output build/gpu-packages.tar.xz
 
 gpu-rehearsal: $(STAMP)
-	$(BIN)/python scripts/gpu_machine.py run --rehearse --seconds 1800 --output-dir gpu-report
+	$(BIN)/asag-bench gpu run --rehearse --seconds 1800 --output-dir gpu-report
 
 clean:
 	rm -rf $(VENV) .venv-3.* build dist demo-output bench-output gpu-report .pytest_cache .mypy_cache .ruff_cache

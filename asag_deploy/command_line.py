@@ -61,11 +61,18 @@ def exit_code(
 
 
 def progress(
-    *, total: int | None = None, unit: str, description: str | None = None, quiet: bool = False
+    *,
+    total: int | None = None,
+    done: int = 0,
+    unit: str,
+    description: str | None = None,
+    quiet: bool = False,
 ) -> tqdm[NoReturn]:
     """Open a progress bar on stderr, a context manager; it shows only on a terminal, and not if `quiet`.
 
-    total: how many units there are; None if nobody knows.
+    total: how many units there are; None if nobody knows.  done: how many were done before.
     """
     off = True if quiet else None  # None: only where stderr is no terminal
-    return tqdm(total=total, unit=unit, desc=description, file=sys.stderr, disable=off, leave=False)
+    return tqdm(
+        total=total, initial=done, unit=unit, desc=description, file=sys.stderr, disable=off, leave=False
+    )

@@ -75,7 +75,7 @@ class Detections:
         return [self.categories[i].name for i in self.class_id]
 
     def filter(self, threshold: float) -> Detections:
-        """The detections whose confidence is at least `threshold`; the trace stays as it is."""
+        """Return the detections whose confidence is at least `threshold`; the trace stays as it is."""
         if not 0 <= threshold <= 1:
             raise ConfigError(f"expected a threshold from 0 to 1, got {threshold}")
         keep = self.confidence >= threshold
@@ -110,7 +110,7 @@ class Detections:
         write_picture(path, self._picture(image, trace, channel_order))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values.
+        """Return everything as plain JSON values.
 
         - `width`, `height`: of the original image
         - `detections`: best first, each with `box` [x1, y1, x2, y2] in pixels, `confidence`, `class_id`
@@ -139,7 +139,7 @@ class Detections:
         }
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO results: one dict a detection, `bbox` being x, y, width, height in pixels."""
+        """Return COCO results: one dict a detection, `bbox` being x, y, width, height in pixels."""
         return [
             {
                 "image_id": image_id,
@@ -151,7 +151,7 @@ class Detections:
         ]
 
     def to_supervision(self) -> supervision.Detections:
-        """The same detections for Roboflow's supervision, names under `data["class_name"]`.
+        """Convert to Roboflow's supervision, with names under `data["class_name"]`.
 
         Raises ConfigError if supervision is not installed.
         """
@@ -177,8 +177,10 @@ class Detections:
             )
         picture = rgb.copy()
         if trace:
-            draw_trace(picture, self)
-        draw_detections(picture, self)
+            draw_trace(picture, self.anchors, self.trace)
+        draw_detections(
+            picture, xyxy=self.xyxy, class_id=self.class_id, names=self.names, confidence=self.confidence
+        )
         if trace:
             draw_caption(picture, trace_caption(self.trace))
         return picture

@@ -68,7 +68,7 @@ class Detector:
         deadline_ms: float | None = None,
         requests: int = 1,
     ) -> None:
-        """A network that is loaded, whatever it was loaded from.
+        """Take a network that is loaded, whatever it was loaded from.
 
         manifest: what it computes; its graphs are not asked for.  loop: as `Network.loop` gives it; None for
         the one that `Detector.load` would take.  The rest is as `Detector.load` says.
@@ -209,7 +209,7 @@ class Detector:
     def forward_on_device(
         self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]
     ) -> dict[str, Array]:
-        """As `forward`, but the decoder's outputs stay on the GPU, and nothing waits for them.
+        """Run `forward`, but leave the decoder's outputs on the GPU, without waiting for them.
 
         Returns the outputs of `decoder` by name (`asag_deploy.loop.stages`); rows from `anchor_count` on are
         padding.
@@ -294,7 +294,7 @@ class Detector:
     def _results(
         self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded
     ) -> Iterator[dict[str, Any]]:
-        """The fields of each image's `Detections`, but for the times."""
+        """Yield the fields of each image's `Detections`, but for the times."""
         shapes, sizes, count = prepared.shapes, prepared.sizes, decoded.anchor_count
         scales = [(w / size[1], h / size[0]) for (h, w), size in zip(shapes, sizes.tolist(), strict=True)]
         traces = traces_of(network, self.manifest.probing, probed, sizes, count, scales)
@@ -308,7 +308,7 @@ class Detector:
             }
 
     def _deadline(self) -> float | None:
-        """When this call, which begins now, must not begin another level."""
+        """Return the time after which this call, which begins now, must not begin another level."""
         return None if self._deadline_ms is None else time.perf_counter() + self._deadline_ms / 1000
 
     def _open_network(self) -> Network:

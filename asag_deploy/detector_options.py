@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -40,22 +41,16 @@ class DetectorOptions:
 
     def load(self, bundle: str | os.PathLike[str] | Bundle) -> Detector:
         """Load a detector; raises what `asag_deploy.Detector.load` does."""
-        return Detector.load(
-            bundle,
-            backend=self.backend,
-            mode=self.mode,
-            max_level=self.max_level,
-            deadline_ms=self.deadline_ms,
-            loop=self.loop,
-            threads=self.threads,
-            requests=self.requests,
-        )
+        return Detector.load(bundle, **dataclasses.asdict(self))
 
 
-def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: bool = False) -> None:
+def add_detector_options(
+    parser: argparse.ArgumentParser, *, several_backends: bool = False, own_requests: bool = False
+) -> None:
     """Add the options that `detector_options` reads.
 
     several_backends: `--backend` takes names with commas, or several times; `backends_of` reads them.
+    own_requests: the program has an option `--requests` of its own; what is read is 1.
     """
     add = parser.add_argument_group("detector").add_argument
     several: dict[str, Any] = {"action": "append", "default": [], "metavar": "B,..."}
@@ -74,13 +69,10 @@ def add_detector_options(parser: argparse.ArgumentParser, *, several_backends: b
         help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
     )
     add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
-    add(
-        "--requests",
-        type=int,
-        default=1,
-        metavar="N",
-        help="calls at once, each on its share of the threads (default: 1)",
-    )
+    parser.set_defaults(requests=1)
+    if not own_requests:
+        text = "calls at once, each on its share of the threads (default: 1)"
+        add("--requests", type=int, default=1, metavar="N", help=text)
 
 
 def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) -> DetectorOptions:
@@ -88,20 +80,13 @@ def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) 
 
     backend: one of several that were asked for; None for the only one.
     """
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(DetectorOptions)}
     asked = parsed.backend if isinstance(parsed.backend, str) else None
-    return DetectorOptions(
-        backend=asked if backend is None else backend,
-        mode=parsed.mode,
-        max_level=parsed.max_level,
-        deadline_ms=parsed.deadline_ms,
-        loop=parsed.loop,
-        threads=parsed.threads,
-        requests=parsed.requests,
-    )
+    return DetectorOptions(**{**values, "backend": asked if backend is None else backend})
 
 
 def backends_of(parsed: argparse.Namespace) -> tuple[str, ...]:
-    """The backends asked for by `--backend` with `several_backends`, each once.
+    """Return the backends asked for by `--backend` with `several_backends`, each once.
 
     Raises ConfigError for a name that is no backend.
     """

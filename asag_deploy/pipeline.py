@@ -79,7 +79,7 @@ def detect_all(
     batch_size: int = 1,
     requests: int | None = None,
 ) -> Generator[tuple[T, Detections | Refusal | None], None, None]:
-    """Every item with what the detector finds in its image, in order.
+    """Yield every item with what the detector finds in its image, in order.
 
     image_of: an item's image, uint8 (H, W, 3) RGB, or None for an item that only keeps its place.
     batch_size: images of one size that go through the network together; 1 is each by itself.
@@ -115,7 +115,7 @@ def stream(
     requests: int | None,
     channel_order: ChannelOrder,
 ) -> Generator[Detections, None, None]:
-    """What `Detector.stream` does, which says what the arguments are and what is raised."""
+    """Do what `Detector.stream` does, which says what the arguments are and what is raised."""
     check_channel_order(channel_order)
     if isinstance(sources, str | os.PathLike | np.ndarray):
         given: Iterable[ImageLike] = [sources]
@@ -152,7 +152,7 @@ def _raised_in_turn(
 
 
 def _read_all(given: Iterable[ImageLike], channel_order: ChannelOrder) -> Iterator[_Named]:
-    """The images of arrays and of everything that names stand for (see `list_sources`), one by one."""
+    """Yield the images of arrays and of everything that names stand for (see `list_sources`), one by one."""
     number = 0
     for item in given:
         if isinstance(item, str | os.PathLike):
@@ -352,7 +352,7 @@ class BatchesBySize(Generic[T]):
         self._open.setdefault(size, _Group(number)).members.append(member)
 
     def ready(self, number: int) -> list[list[T]]:
-        """Batches that are full, or have waited long enough by `number`; the one begun first comes first."""
+        """Return batches that are full or have waited long enough by `number`, the first begun first."""
         due = [
             size
             for size, group in self._open.items()
@@ -361,7 +361,7 @@ class BatchesBySize(Generic[T]):
         return [self._open.pop(size).members for size in due]
 
     def rest(self) -> list[list[T]]:
-        """The batches that are left, full or not."""
+        """Return the batches that are left, full or not."""
         left = [group.members for group in self._open.values()]
         self._open.clear()
         return left

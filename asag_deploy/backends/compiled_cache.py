@@ -35,11 +35,11 @@ class CompiledCache:
 
     @classmethod
     def of_user(cls, recipe: str) -> CompiledCache:
-        """The cache of whoever runs this."""
+        """Return the cache of the user who runs this."""
         return cls(cache_folder() / "openvino", recipe)
 
     def read(self, graph_sha256: str) -> bytes | None:
-        """What was compiled from the graph of that SHA-256, or None if it must be compiled (again)."""
+        """Return what was compiled from the graph of that SHA-256, or None if it must be compiled (again)."""
         file = self._file(graph_sha256)
         try:
             content = file.read_bytes()
@@ -102,7 +102,7 @@ class GrowingEntry:
         self._lock = threading.Lock()
 
     def used(self) -> None:
-        """Something is about to be done that may add to the content."""
+        """Note that something is about to be done that may add to the content."""
         self._may_have_grown = True
 
     def keep(self, *, now: bool = False) -> None:
@@ -130,7 +130,7 @@ class GrowingEntry:
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what it can make again."""
+    """Return the folder where this project keeps what it can make again."""
     own = os.environ.get("ASAG_CACHE_DIR")
     if own:
         return Path(own)

@@ -38,7 +38,7 @@ def load_cuda_libraries() -> None:
 
 
 def places(beside: Path) -> Iterator[list[Path]]:
-    """Groups of folders that belong together, in the order in which they are looked at.
+    """Yield groups of folders that belong together, in the order in which to look at them.
 
     The wheels of NVIDIA beside ONNX Runtime (`beside` is the folder that holds its package) and on
     `sys.path`, PyTorch, the CUDA installation that the environment names, the loader's path, `/usr/local`.
@@ -58,7 +58,7 @@ def places(beside: Path) -> Iterator[list[Path]]:
 
 
 def place_of(library: str, groups: Iterable[list[Path]]) -> list[Path]:
-    """The folders of the first group in which a file of that name lies; that folder comes first."""
+    """Return the folders of the first group that has a file of that name, beginning with the file's own."""
     for group in groups:
         holding = [folder for folder in group if (folder / library).is_file()]
         if holding:
@@ -68,14 +68,14 @@ def place_of(library: str, groups: Iterable[list[Path]]) -> list[Path]:
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    """`cuda-13.0` as (13, 0), so that the newest comes first."""
+    """Read `cuda-13.0` as (13, 0), so that the newest comes first."""
     return tuple(
         int(part) for part in folder.name.removeprefix("cuda").strip("-").split(".") if part.isdigit()
     )
 
 
 def _is_loaded(library: str) -> bool:
-    """Whether this process has a library of that name."""
+    """Tell whether this process has loaded a library of that name."""
     try:
         return f"/{library}" in _MAPS.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not on Linux
@@ -83,6 +83,6 @@ def _is_loaded(library: str) -> bool:
 
 
 def _quietly(preload: Callable[..., None], **asked: Any) -> None:
-    """It prints, or raises, what it cannot find; the system's loader may find that all the same."""
+    """Call `preload` without its output: the system's loader may find what it complains about."""
     with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
         preload(**asked)

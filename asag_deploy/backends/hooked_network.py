@@ -34,19 +34,19 @@ class WrappedNetwork(Network):
         self.canvases = network.canvases
 
     def stage(self, name: str) -> Stage:
-        """The wrapped network's stage."""
+        """Return the wrapped network's stage."""
         return self._network.stage(name)
 
     def upload(self, array: NDArray[Any]) -> Array:
-        """A host array as the wrapped network's."""
+        """Bring a host array to the wrapped network's device."""
         return self._network.upload(array)
 
     def download(self, array: Array) -> NDArray[Any]:
-        """The wrapped network's array on the host."""
+        """Bring the wrapped network's array to the host."""
         return self._network.download(array)
 
     def shape(self, array: Array) -> tuple[int, ...]:
-        """The shape of the wrapped network's array."""
+        """Return the shape of the wrapped network's array."""
         return self._network.shape(array)
 
     def select(
@@ -56,7 +56,7 @@ class WrappedNetwork(Network):
         return self._network.select(probing, level, before, image_size)
 
     def keep(self, array: Array) -> None:
-        """As the wrapped network keeps it."""
+        """Have the wrapped network keep an array."""
         self._network.keep(array)
 
     def close(self) -> None:
@@ -64,15 +64,15 @@ class WrappedNetwork(Network):
         self._network.close()
 
     def device_processing(self, manifest: Manifest) -> Processing | None:
-        """The wrapped network's; if it has none, that of the host runs over the wrapper."""
+        """Return the wrapped network's own; if it has none, the host's runs over the wrapper."""
         return self._network.device_processing(manifest)
 
     def why_no_device_loop(self) -> str | None:
-        """What keeps the wrapped network's loop from its device."""
+        """Return what keeps the wrapped network's loop from its device."""
         return self._network.why_no_device_loop()
 
     def open_device_loop(self) -> Loop:
-        """The wrapped network's, which runs its stages without asking the wrapper for them."""
+        """Open the wrapped network's own, which runs its stages without asking the wrapper for them."""
         return self._network.open_device_loop()
 
 
@@ -87,7 +87,7 @@ class HookedNetwork(WrappedNetwork):
         self._before, self._after = before, after
 
     def stage(self, name: str) -> Stage:
-        """The wrapped network's stage, between the two functions."""
+        """Return the wrapped network's stage, with the two functions around it."""
         run = self._network.stage(name)
 
         def hooked(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -101,9 +101,9 @@ class HookedNetwork(WrappedNetwork):
         return hooked
 
     def why_no_device_loop(self) -> str | None:
-        """The hooks do."""
+        """Say that the hooks do not see a loop on the device."""
         return "the stages are watched one by one, which the loop on the device passes over; use loop 'host'"
 
     def open_device_loop(self) -> Loop:
-        """Raises ConfigError: there is none that calls the hooks."""
+        """Raise ConfigError: no loop on the device calls the hooks."""
         raise ConfigError(f"loop 'device' cannot be used here: {self.why_no_device_loop()}")

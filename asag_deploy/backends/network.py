@@ -6,91 +6,44 @@ post-processing and the probing loop happen on the host, unless a network on a G
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Sequence
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
+from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.errors import BackendError, ConfigError, Problem
 from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
-from asag_deploy.loop.patch_nms import patch_nms
-from asag_deploy.loop.stages import PATCHES_COLUMN, Array, LevelOutputs, Stage
+from asag_deploy.loop.stages import Array, Stages
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_host import OnHost, Processing
 
 
-class Network(ABC):
-    """The stages of one network on one backend: an `asag_deploy.loop.stages.Stages`.
+class Network(Stages):
+    """The stages of one network on one backend, and what else it can do.
 
     Safe to call from several threads at once.
     """
 
-    patch_bucket: int = 1
-    """Patches per image are rounded up to a multiple of this before a level is probed."""
-    query_bucket: int = 1
-    """Queries are rounded up to a multiple of this before they are decoded."""
     takes_device_arrays: bool = False
     """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
     canvases: Sequence[Canvas] = ()
-    """The shapes that batches are padded to; what none of them holds goes on as a multiple of the divisor."""
+    """Shapes that batches are padded to; what none of them holds is padded to multiples of the divisor."""
 
-    @abstractmethod
-    def stage(self, name: str) -> Stage:
-        """The stage called `name` (KeyError if there is none)."""
-
-    @abstractmethod
-    def upload(self, array: NDArray[Any]) -> Array:
-        """A host array as an array of this backend."""
-
-    @abstractmethod
-    def download(self, array: Array) -> NDArray[Any]:
-        """An array of this backend on the host, once it has been computed."""
-
-    def shape(self, array: Array) -> tuple[int, ...]:
-        """The shape of an array of this backend."""
-        return tuple(array.shape)
-
-    def select(
-        self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
-    ) -> tuple[Array, Array]:
-        """Find the patches that `level` looks at: NMS over those that the level before it asks for.
-
-        `image_size` is (B, 2).  Returns origins i64 (B, capacity, 2), zeros beyond the last patch, and the
-        counts of `before` with the column `patches` filled in; the counts given may be written to.  Here
-        it is done on the host; a network on a GPU does it there.
-        """
-        origins, patches = patch_nms(
-            self.download(before.anchors),
-            self.download(before.selected),
-            self.download(image_size),
-            stride=level.stride,
-            patch_size=probing.patch_size,
-            iou_threshold=probing.patch_nms_iou,
-            capacity=level.capacity,
-            max_candidates=probing.max_candidates,
-        )
-        filled = self.download(before.counts).copy()
-        filled[:, PATCHES_COLUMN] = patches
-        return self.upload(origins), self.upload(filled)
-
-    def keep(self, array: Array) -> None:  # noqa: B027  (the default: nothing needs to be kept)
+    def keep(self, array: Array) -> None:
         """Refer to an uploaded array until all that was begun with it is done."""
 
-    def close(self) -> None:  # noqa: B027  (the default: its memory goes with its last reference)
+    def close(self) -> None:
         """Let go of what the network holds, once it has done its work; closing twice does no harm."""
 
     def processing(self, manifest: Manifest) -> Processing:
-        """What comes before and after the network: on its own device if it can, else on the host."""
+        """Return what comes before and after the network: on its own device if it can, else on the host."""
         on_device = self.device_processing(manifest)
         if on_device is not None:
             return on_device
         return OnHost(self, manifest, canvases=self.canvases, takes_device_arrays=self.takes_device_arrays)
 
     def device_processing(self, manifest: Manifest) -> Processing | None:
-        """Pre- and post-processing on the network's own device; None if it cannot do that."""
+        """Return pre- and post-processing on the network's own device; None if it has none."""
         return None
 
     def loop(self, choice: LoopChoice = "auto", deadline_ms: float | None = None) -> Loop:
@@ -112,14 +65,14 @@ class Network(ABC):
         return DeviceOrHost(self.open_device_loop())
 
     def why_no_device_loop(self) -> str | None:
-        """What keeps the probing loop from running on the network's device; None if nothing is known to."""
+        """Return what keeps the probing loop from the network's device; None if nothing is known to."""
         return (
             "loop 'device' needs a backend that runs on a GPU with TensorRT; load the detector with "
             "backend='tensorrt-rtx', or with loop='host'"
         )
 
     def open_device_loop(self) -> Loop:
-        """The probing loop on the network's device; the same for all who ask.
+        """Open the probing loop on the network's device; all who ask get the same one.
 
         Raises ConfigError for a network that has none, BackendError if what it takes is missing here.
         """

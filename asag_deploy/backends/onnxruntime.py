@@ -79,7 +79,7 @@ class OnnxRuntime:
             return OrtNetwork(dict(zip(names, sessions, strict=True)), self.device)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:
-        """On a GPU, float16 graphs are tried with channels last, which its convolutions are made for."""
+        """Open a graph; on a GPU, try float16 with channels last, which its convolutions are made for."""
         path = bundle.graph_path(name)
         options = {**_CUDA_OPTIONS, "use_tf32": str(int(self.tf32))}
         if self.device == "cpu" or bundle.manifest.precision_of(name) != "fp16":
@@ -124,11 +124,11 @@ class OrtNetwork(Network):
         self._stages = {name: _OrtStage(name, session, device) for name, session in sessions.items()}
 
     def stage(self, name: str) -> Stage:
-        """The stage called `name` (KeyError if there is none)."""
+        """Return the stage called `name` (KeyError if there is none)."""
         return self._stages[name]
 
     def upload(self, array: NDArray[Any]) -> OrtValue:
-        """A host array on the device.  On the CPU it is not copied, and must not be written to any more.
+        """Bring a host array to the device; on the CPU without a copy, so that it must not be written to.
 
         On a GPU small arrays that were uploaded before are not copied again.
         """
@@ -149,11 +149,11 @@ class OrtNetwork(Network):
             return self._constants[key]
 
     def download(self, array: OrtValue) -> NDArray[Any]:
-        """A copy on the host.  (On the CPU `numpy()` alone would be a view of the runtime's memory.)"""
+        """Copy an array to the host.  (On the CPU `numpy()` is only a view of the runtime's memory.)"""
         return np.array(array.numpy())
 
     def shape(self, array: OrtValue) -> tuple[int, ...]:
-        """The shape of an array."""
+        """Return the shape of an array."""
         return tuple(array.shape())
 
 
@@ -189,7 +189,7 @@ class _OrtStage:
 
 
 def threads_of_a_call(threads: int | None, requests: int) -> int | None:
-    """How many threads a call may use, its caller's included, so that `requests` at once fill `threads`.
+    """Return how many threads a call may use, its caller's included, so that `requests` calls use `threads`.
 
     None is ONNX Runtime's choice, for one call at a time; several share all the cores there are.  All calls
     of a session share its pool and each brings its caller's thread, so that the pool is what the callers

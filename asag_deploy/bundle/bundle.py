@@ -29,7 +29,7 @@ class Bundle:
     """A verified bundle; made by `Bundle.open`."""
 
     path: Path
-    """The directory."""
+    """The bundle's directory."""
     manifest: Manifest
 
     @classmethod
@@ -50,12 +50,12 @@ class Bundle:
         return cls(path=directory, manifest=manifest)
 
     def graph_path(self, name: str) -> Path:
-        """The file of the stage graph called `name` (KeyError if the bundle has none)."""
+        """Return the file of the stage graph called `name` (KeyError if the bundle has none)."""
         return self.path / self.manifest.graph(name).file
 
 
 def stage_names(levels: Sequence[Level]) -> tuple[str, ...]:
-    """The stage graphs of a bundle that can probe `levels`, in the order they run."""
+    """Return the stage graphs of a bundle that can probe `levels`, in the order they run."""
     return ("normalize", "backbone", *(f"probe_{level.lower()}" for level in levels), "decoder")
 
 
@@ -64,7 +64,7 @@ class BundleWriter:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        """Where it is built; it moves to its own name in the end."""
+        """Where the bundle is built; it moves to its own name in the end."""
         self.finished = False
         self._graphs: dict[str, GraphSpec] = {}
 
@@ -141,7 +141,7 @@ def _read_manifest(directory: Path) -> bytes:
 
 
 def _contradiction(manifest: Manifest) -> str | None:
-    """What in the manifest cannot be, as a half sentence; None if all is well."""
+    """Return what in the manifest cannot be, as a half sentence; None if all is well."""
     levels = tuple(level.level for level in manifest.probing.levels)
     if levels != _PROBING_ORDER[: len(levels)]:
         return f"`probing.levels` are {list(levels)}, expected none, P4, or P4 and P3"
@@ -160,7 +160,7 @@ def _contradiction(manifest: Manifest) -> str | None:
 
 
 def _sizes(manifest: Manifest) -> Iterator[tuple[str, float, int]]:
-    """Field, value and least value of the numbers that everything else builds on."""
+    """Yield field, value and least value of the numbers that everything else builds on."""
     preprocessing, probing = manifest.preprocessing, manifest.probing
     yield "preprocessing.shorter_side", preprocessing.shorter_side, 1
     yield "preprocessing.longer_side", preprocessing.longer_side, preprocessing.shorter_side

@@ -12,7 +12,7 @@ from typing import Any, Literal
 SCHEMA_VERSION = 3
 
 Precision = Literal["fp32", "fp16", "int8"]
-"""Of the graphs; `int8` ones are float32 but for backbone and neck, which are quantised."""
+"""What graphs compute in; `int8` ones in float32 but for backbone and neck, which are quantised."""
 Mode = Literal["exact", "fast"]
 Level = Literal["P5", "P4", "P3"]
 
@@ -123,7 +123,7 @@ class Manifest:
     variant: str
     head: str
     precision: Precision
-    """Of all graphs but those that say otherwise."""
+    """What the graphs compute in, but for those that say otherwise."""
     opset: int
     trained: bool
     """False if the weights are random: everything runs, but the detections mean nothing."""
@@ -136,7 +136,7 @@ class Manifest:
     """The report of the parity gate, as the exporter wrote it."""
 
     def precision_of(self, name: str) -> Precision:
-        """What the stage graph called `name` computes in (KeyError if the bundle has none)."""
+        """Return what the stage graph called `name` computes in (KeyError if the bundle has none)."""
         return self.graph(name).precision or self.precision
 
     @property
@@ -150,7 +150,7 @@ class Manifest:
         return f"{self.precision} (but {but})" if but else self.precision
 
     def graph(self, name: str) -> GraphSpec:
-        """The stage graph called `name` (KeyError if the bundle has none)."""
+        """Return the stage graph called `name` (KeyError if the bundle has none)."""
         return next((g for g in self.graphs if g.name == name), None) or _missing(name, self.graphs)
 
 

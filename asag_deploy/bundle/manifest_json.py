@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -27,12 +28,12 @@ _NAMES: dict[Any, str] = {
 
 
 def export_again(variant: str = "NAME") -> str:
-    """The half sentence that says what mends a bundle."""
+    """Write the half sentence that says how to export a bundle again."""
     return f"export it again with `asag-export --checkpoint FILE --variant {variant} --output-dir DIR`"
 
 
 def manifest_to_json(manifest: Manifest) -> str:
-    """The text of `manifest.json`.  Numbers JSON cannot hold (in the parity report) become text: 'nan'."""
+    """Write the text of `manifest.json`.  Numbers JSON cannot hold (in the parity report) become 'nan'."""
     return json.dumps(_plain(dataclasses.asdict(manifest)), indent=2, allow_nan=False) + "\n"
 
 
@@ -56,7 +57,10 @@ def manifest_from_json(text: str | bytes, source: str) -> Manifest:
 
 
 def read_fields(cls: type[Any], data: object) -> Any:
-    """Data from JSON as the dataclass `cls`, read as strictly as a manifest.
+    """Read data from JSON as the dataclass `cls`, as strictly as a manifest.
+
+    The metadata of a field may name its `key` in the JSON, where that is not the field's own name, and say
+    that it `may_be_missing`; the field then keeps its default.
 
     Raises BundleCorruptError, whose message is the half sentence naming the field, if it is none.
     """
@@ -71,7 +75,7 @@ class _FieldError(Exception):
 
 
 def _check_version(version: object, source: str) -> None:
-    """Before anything else, as a later schema may differ in every other field."""
+    """Check the version before anything else, as a later schema may differ in every other field."""
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleVersionError(
             f"'{source}' has schema version {version} and this release reads up to {SCHEMA_VERSION}; "
@@ -97,12 +101,14 @@ def _plain(value: Any) -> Any:
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
-    """`value` as what the annotation `hint` says; `path` is where it stands, such as `graphs[2].sha256`."""
+    """Read `value` as the annotation `hint` says; `path` is where it stands, such as `graphs[2].sha256`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _read_object(cast(type, hint), value, path)
     if origin is tuple:
         return _read_list(arguments, value, path)
+    if origin is dict:
+        return _read_mapping(arguments[1], value, path)
     if origin is Literal:
         # `True in (1,)` holds, hence the types.
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
@@ -116,14 +122,33 @@ def _read(hint: Any, value: Any, path: str) -> Any:
 def _read_object(cls: type, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         _expected("an object", value, path)
-    hints = get_type_hints(cls)
-    for name in value:
-        if name not in hints:
-            raise _FieldError(f"`{_join(path, name)}` is not a known field")
-    for name in hints:
-        if name not in value:
-            raise _FieldError(f"`{_join(path, name)}` is missing")
-    return cls(**{name: _read(hint, value[name], _join(path, name)) for name, hint in hints.items()})
+    hints = _hints(cls)
+    fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(cls)}
+    for key in value:
+        if key not in fields:
+            raise _FieldError(f"`{_join(path, key)}` is not a known field")
+    for key, field in fields.items():
+        if key not in value and not field.metadata.get("may_be_missing", False):
+            raise _FieldError(f"`{_join(path, key)}` is missing")
+    return cls(
+        **{
+            field.name: _read(hints[field.name], value[key], _join(path, key))
+            for key, field in fields.items()
+            if key in value
+        }
+    )
+
+
+def _read_mapping(hint: Any, value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _expected("an object", value, path)
+    return value if hint is Any else {key: _read(hint, item, _join(path, key)) for key, item in value.items()}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a dataclass, which take long to evaluate."""
+    return get_type_hints(cls)
 
 
 def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
@@ -141,6 +166,9 @@ def _read_list(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, 
 
 
 def _read_union(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    if isinstance(value, dict) and any(map(dataclasses.is_dataclass, arguments)):
+        arguments = tuple(filter(dataclasses.is_dataclass, arguments))
+        return _read(arguments[0], value, path)
     for hint in arguments:
         try:
             return _read(hint, value, path)

@@ -27,7 +27,7 @@ class Captures:
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
-        """While this thread captures; another thread's capture is waited for."""
+        """Hold the turn while this thread captures; wait first for another thread's capture."""
         try:
             with self.none_going_on():
                 self._going_on += 1
@@ -69,4 +69,4 @@ class Captures:
 
 
 captures = Captures()
-"""Of this process: CUDA's rules hold for all its threads and libraries."""
+"""The captures of this process, since CUDA's rules hold for all its threads and libraries."""

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from asag_deploy.cuda import interchange
 from asag_deploy.cuda.graph import capture
-from asag_deploy.cuda.memory import Block, DeviceArray, PinnedPool, PinnedSlot, Pool
+from asag_deploy.cuda.memory import ALIGNMENT, Block, DeviceArray, PinnedPool, PinnedSlot, Pool, aligned
 from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
 
-_ALIGNMENT = 256
-"""What TensorRT asks of an address."""
 _CONSTANT_BYTES = 4096
 _MOST_CONSTANTS = 256
 
@@ -46,7 +44,7 @@ class Device:
         self._closed = False
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
-        """An array whose elements are still to be computed."""
+        """Take memory for an array whose elements are still to be computed."""
         with self.lock:
             block = self._pool.take(math.prod(shape) * dtype.itemsize)
         return self._array(block, shape, dtype)
@@ -60,7 +58,7 @@ class Device:
             self._scratch_to_come = max(self._scratch_to_come, size)
 
     def scratch(self, size: int) -> Block:
-        """At least `size` bytes for whatever runs on the stream next; the same for all who ask."""
+        """Return at least `size` bytes for whatever runs on the stream next; the same for all who ask."""
         with self.lock:
             if self._scratch is None or self._scratch.size < size:
                 self._scratch = self._scratch_of(size)
@@ -75,13 +73,13 @@ class Device:
             return self._capture_stream
 
     def capture(self, work: Callable[[int], None]) -> int:
-        """What `work` puts on the stream that it is given, as a graph of its own: `cuda.graph.capture`."""
+        """Capture what `work` puts on the stream that it is given, as a graph (see `cuda.graph.capture`)."""
         with self.lock:
             stream = self.capture_stream
             return capture(self.cuda, stream, lambda: work(stream))
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
-        """A host array on the GPU; it may be written to as soon as this returns.
+        """Copy a host array to the GPU; it may be written to as soon as this returns.
 
         Small arrays that were uploaded before are not copied again: the result must not be written to.
         """
@@ -100,7 +98,7 @@ class Device:
             return self._array(block, contiguous.shape, contiguous.dtype)
 
     def writable(self, array: DeviceArray) -> DeviceArray:
-        """The array, or a copy of it if it was uploaded and so may be given out again."""
+        """Return the array, or a copy of it if it was uploaded and so may be given out again."""
         if not (isinstance(array.owner, Block) and array.owner.constant):
             return array
         with self.lock:
@@ -110,7 +108,7 @@ class Device:
             return made
 
     def adopt(self, array: Any) -> DeviceArray:
-        """An array of another library on the GPU, in place; what is still being computed is waited for.
+        """Take an array of another library on the GPU where it lies; wait for what is still being computed.
 
         Raises ImageError if it is not contiguous or does not lie on the GPU.
         """
@@ -119,7 +117,7 @@ class Device:
             if foreign.stream is not None:
                 self._order(foreign.stream, self.stream)
             found = DeviceArray(foreign.pointer, foreign.shape, foreign.dtype, foreign.owner, self)
-            if found.size and not found.pointer % _ALIGNMENT:
+            if found.size and not found.pointer % ALIGNMENT:
                 return found
             aligned = self.empty(found.shape, found.dtype)
             if found.size:
@@ -128,7 +126,7 @@ class Device:
             return aligned
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """A copy on the host, once the array has been computed.  Other threads go on meanwhile."""
+        """Copy an array to the host, once it has been computed.  Other threads go on meanwhile."""
         (result,) = self.begin_download([array])()
         return result
 
@@ -137,7 +135,7 @@ class Device:
 
         It is to be called once at most, without `lock`, so that other threads go on meanwhile.
         """
-        offsets = [0, *itertools.accumulate(_aligned(array.nbytes) for array in arrays)]
+        offsets = [0, *itertools.accumulate(aligned(array.nbytes) for array in arrays)]
         with self.lock:
             slot = self._pinned.take(offsets[-1])
             for array, offset in zip(arrays, offsets, strict=False):
@@ -200,7 +198,7 @@ class Device:
         return DeviceArray(block.pointer, shape, dtype, block, self)
 
     def _copied(self, array: NDArray[Any]) -> Block:
-        """A block with the array's bytes, which go into pinned memory without the lock."""
+        """Copy an array's bytes into a block; they go into pinned memory without the lock."""
         with self.lock:
             block = self._pool.take(array.nbytes)
             if not array.nbytes:
@@ -251,7 +249,3 @@ class _Download:
     def __del__(self) -> None:
         if not self._given_back:  # without the lock, as a finaliser may come while its thread holds any
             self._pinned.give_back(self._slot, busy=True)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

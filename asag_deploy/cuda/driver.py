@@ -22,7 +22,7 @@ class Gpu:
     capability: str
     """Such as `sm86`."""
     memory_bytes: int = 0
-    """Of the whole GPU."""
+    """Memory of the whole GPU, in use or not."""
     cuda_version: str = ""
     """The newest CUDA that its driver supports, such as `13.0`."""
 

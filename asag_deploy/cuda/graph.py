@@ -67,7 +67,7 @@ class _InvalidatedError(CaptureError):
 
 
 def capture(cuda: Cuda, stream: int, work: Callable[[], None]) -> int:
-    """What `work` puts on `stream`, which has nothing else to do, noted down as a graph instead of done.
+    """Note down as a graph what `work` puts on `stream`, which has nothing else to do, instead of doing it.
 
     The graph is the caller's, to be let go of with `destroy_graph`.  Raises CaptureError if CUDA refuses to
     capture it, and what `work` raises; the stream can be used again in either case.
@@ -106,7 +106,7 @@ class Chain:
         """Its handle; a body belongs to the graph around it."""
 
     def add_part(self, part: int, name: str) -> None:
-        """A copy of a captured graph; `name` says in messages whose it is.
+        """Add a copy of a captured graph; `name` says in messages whose it is.
 
         Raises CaptureError if it holds what may not be here, which is found before anything is instantiated.
         """
@@ -118,7 +118,7 @@ class Chain:
         self._add(self._cuda.must(answer, f"make '{name}' a part of a graph"))
 
     def add_kernel(self, add: AddKernel) -> None:
-        """A kernel that `add` adds."""
+        """Add a kernel by calling `add`."""
         self._add(add(self.graph, list(self._last)))
 
     def add_clear(self, pointer: int, size: int) -> None:
@@ -130,21 +130,13 @@ class Chain:
         answer = module.cudaGraphAddMemsetNode(self.graph, self._handles(), len(self._last), params)
         self._add(self._cuda.must(answer, "let a graph clear memory"))
 
-    def add_copy(self, target: int, source: int, size: int) -> None:
-        """Copy `size` bytes from device memory to device memory."""
-        module = self._cuda.module
-        kind = module.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        before = (self._handles(), len(self._last))
-        answer = module.cudaGraphAddMemcpyNode1D(self.graph, *before, target, source, size, kind)
-        self._add(self._cuda.must(answer, "let a graph copy memory"))
-
     def new_condition(self) -> int:
-        """The handle of a condition for `add_if`, not set when a launch begins."""
+        """Make the handle of a condition for `add_if`, not set when a launch begins."""
         answer = self._cuda.module.cudaGraphConditionalHandleCreate(self.graph, 0, _ASSIGN_DEFAULT)
         return int(self._cuda.must(answer, "create a condition"))
 
     def add_if(self, condition: int) -> Chain:
-        """A conditional node; what runs if a kernel before it has set the condition."""
+        """Add a conditional node; return its body, which runs if a kernel before it has set the condition."""
         module = self._cuda.module
         params = module.cudaGraphNodeParams()
         params.type = module.cudaGraphNodeType.cudaGraphNodeTypeConditional
@@ -156,7 +148,7 @@ class Chain:
         return Chain(self._cuda, int(params.conditional.phGraph_out[0]), "body")
 
     def instantiate(self) -> int:
-        """The finished graph as one that can be launched; the caller's, to be let go of."""
+        """Make the finished graph one that can be launched; the caller has to let go of it."""
         return self._cuda.instantiate(self.graph)
 
     def _handles(self) -> list[Any]:
@@ -168,7 +160,7 @@ class Chain:
 
 @contextlib.contextmanager
 def new_graph(cuda: Cuda) -> Iterator[Chain]:
-    """An empty graph, which goes with the block, and everything in it; what was made of it stays."""
+    """Make an empty graph, which goes with the block; what was instantiated of it stays."""
     graph = cuda.create_graph()
     try:
         yield Chain(cuda, graph)
@@ -184,11 +176,11 @@ class Node(NamedTuple):
     its own nodes are."""
     source_on_host: bool = False
     target_on_host: bool = False
-    """Of a copy: whether it reads or writes memory that is not the GPU's."""
+    """Whether a copy reads or writes memory that is not the GPU's."""
 
 
 def nodes(cuda: Cuda, graph: int) -> Iterator[Node]:
-    """Every node of a graph, with those of its child graphs instead of these.
+    """Yield every node of a graph; in place of a child graph, the nodes of that.
 
     Raises BackendError if CUDA does not say.
     """
@@ -205,7 +197,7 @@ def nodes(cuda: Cuda, graph: int) -> Iterator[Node]:
 
 
 def why_not_a_part(cuda: Cuda, graph: int, place: Place) -> str | None:
-    """What keeps a captured graph from being a part of another one there; None if nothing does.
+    """Return what keeps a captured graph from being a part of another one there; None if nothing does.
 
     A body holds no copy from or to the host's memory: CUDA allows kernels, memory of the GPU, child graphs
     and conditional nodes there.  In the root a copy *from* the host is let through.  TensorRT puts one there
@@ -237,7 +229,7 @@ def _handles(cuda: Cuda, graph: int) -> list[Any]:
 
 
 def _on_host(cuda: Cuda, side: Any, what: str) -> bool:
-    """Whether one side of a copy is not the GPU's memory, whatever the copy itself says it were."""
+    """Tell whether one side of a copy is not the GPU's memory, whatever the copy itself says."""
     address = int(side.ptr or 0)
     if not address:  # a CUDA array, which is always on the GPU
         return False
@@ -246,7 +238,7 @@ def _on_host(cuda: Cuda, side: Any, what: str) -> bool:
 
 
 def why_no_conditions(cuda: Cuda) -> str | None:
-    """What keeps graphs from deciding on the device here, and what to do about it; None if nothing does."""
+    """Return what keeps graphs from deciding on the device, and what to do about it; None if nothing does."""
     driver, runtime = cuda.versions()
     if runtime < _LEAST_CUDA or any(not hasattr(cuda.module, name) for name in _CALLS):
         return (

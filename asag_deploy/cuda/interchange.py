@@ -35,7 +35,7 @@ class Foreign(NamedTuple):
 
 
 def is_device_array(array: Any) -> bool:
-    """Whether `array` lies in the memory of a GPU, as far as it says so itself."""
+    """Tell whether `array` lies in the memory of a GPU, as far as it says so itself."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__dlpack_device__"):
@@ -44,7 +44,7 @@ def is_device_array(array: Any) -> bool:
 
 
 def take(array: Any, stream: int) -> Foreign:
-    """An array of another library, to be used on `stream`.
+    """Take an array of another library, to be used on `stream`.
 
     Raises ImageError if it is not contiguous or does not lie on the GPU.
     """
@@ -116,7 +116,7 @@ _RAW.PyCapsule_GetPointer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
 
 def _forget_unused(capsule: int) -> None:
-    """Of a capsule that nobody has consumed."""
+    """Let go of what a capsule holds that nobody has consumed."""
     if _RAW.PyCapsule_IsValid(capsule, _NAME):
         _alive.pop(_RAW.PyCapsule_GetPointer(capsule, _NAME), None)
 
@@ -133,7 +133,7 @@ class Exportable(Protocol):
 
 
 def export(array: Exportable) -> object:
-    """A capsule that keeps `array` alive until its consumer has deleted what is in it."""
+    """Make a capsule that keeps `array` alive until its consumer has deleted what is in it."""
     shape = (ctypes.c_int64 * len(array.shape))(*array.shape)
     dtype = _DType(_CODES[array.dtype.kind], array.dtype.itemsize * 8, 1)
     tensor = _Tensor(array.pointer, _DLDevice(CUDA, 0), len(array.shape), dtype, shape, None, 0)

@@ -23,6 +23,8 @@ from asag_deploy.cuda.runtime import Cuda
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import Buffer
 
+ALIGNMENT = 256
+"""What TensorRT asks of an address."""
 _LEAST_BYTES = 512
 _STEPS_PER_OCTAVE = 8
 # Streams as DLPack numbers them; all others are addresses.
@@ -69,7 +71,7 @@ class Pool:
         """Bytes that are held, in use or not."""
 
     def take(self, size: int) -> Block:
-        """At least `size` bytes."""
+        """Return a block of at least `size` bytes."""
         bucket = bucket_of(size)
         self._collect()
         if not self._free.get(bucket) and any(other == bucket for _, other in self._shared):
@@ -79,7 +81,7 @@ class Pool:
         return Block(self, pointer, bucket)
 
     def give_back(self, pointer: int, size: int, *, shared: bool) -> None:
-        """For blocks that are no longer referred to."""
+        """Take back a block that is no longer referred to."""
         if self._closed:
             with contextlib.suppress(BackendError):  # the process may be ending
                 self._cuda.free(pointer)
@@ -111,7 +113,7 @@ class Pool:
                 heapq.heappush(self._free.setdefault(size, []), pointer)
 
     def _reclaim_shared(self) -> None:
-        """Blocks that another library saw may be in use on its streams even if it has let go of them."""
+        """Wait for other libraries' streams, on which blocks may be in use that they have let go of."""
         if self._shared:
             self._cuda.synchronize_device()
             for pointer, size in self._shared:
@@ -154,10 +156,8 @@ class DeviceArray:
         """How many bytes."""
         return self.size * self.dtype.itemsize
 
-    def buffer(
-        self, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None, offset: int = 0
-    ) -> Buffer:
-        """The array as the kernels take it, or a part of it, which begins `offset` bytes from its start.
+    def buffer(self, shape: tuple[int, ...] | None = None, offset: int = 0) -> Buffer:
+        """Return the array as the kernels take it, or a part of it that begins `offset` bytes from its start.
 
         (Through `__cuda_array_interface__` it would count as lent to another library, whose streams are
         unknown.)
@@ -165,7 +165,7 @@ class DeviceArray:
         return Buffer(
             pointer=self.pointer + offset,
             shape=self.shape if shape is None else shape,
-            dtype=self.dtype if dtype is None else dtype,
+            dtype=self.dtype,
             on_device=True,
             owner=self,
         )
@@ -183,7 +183,7 @@ class DeviceArray:
         }
 
     def __dlpack__(self, *, stream: int | None = None, **_: Any) -> object:
-        """The array as a DLPack capsule; the consumer's `stream` waits for what is still to be computed."""
+        """Return a DLPack capsule; the consumer's `stream` waits for what is still to be computed."""
         self._share()
         if stream != _NO_WAITING:
             self._device.let_wait(_LEGACY_STREAM if stream is None else stream)
@@ -206,7 +206,7 @@ class PinnedSlot:
         self.event = cuda.create_event()
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> NDArray[Any]:
-        """The bytes from `offset` on as an array."""
+        """View the bytes from `offset` on as an array."""
         count = math.prod(shape)
         if count == 0:
             return np.empty(shape, dtype)
@@ -228,7 +228,7 @@ class PinnedPool:
         self._all: list[PinnedSlot] = []
 
     def take(self, size: int) -> PinnedSlot:
-        """At least `size` bytes that nothing is copying from or to."""
+        """Return at least `size` bytes that nothing is copying from or to."""
         bucket = bucket_of(size)
         busy = self._busy.setdefault(bucket, deque())
         if busy and self._cuda.has_happened(busy[0].event):
@@ -241,7 +241,7 @@ class PinnedPool:
         return slot
 
     def give_back(self, slot: PinnedSlot, *, busy: bool) -> None:
-        """A slot that was taken; `busy` if the GPU is to copy from it until its event has happened."""
+        """Take back a slot; `busy` if the GPU is to copy from it until its event has happened."""
         if busy:
             self._busy.setdefault(slot.size, deque()).append(slot)
         else:
@@ -258,9 +258,14 @@ class PinnedPool:
 
 
 def bucket_of(size: int) -> int:
-    """`size` rounded up to one of eight sizes per power of two: at most an eighth is wasted."""
+    """Round `size` up to one of eight sizes per power of two: at most an eighth is wasted."""
     if size <= _LEAST_BYTES:
         return _LEAST_BYTES
     octave = 1 << ((size - 1).bit_length() - 1)
     step = max(_LEAST_BYTES, octave // _STEPS_PER_OCTAVE)
     return -(-size // step) * step
+
+
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+    """Round `size` up, so that what comes after so many bytes is aligned."""
+    return -(-size // alignment) * alignment

@@ -43,12 +43,12 @@ class Cuda:
         """The model of the GPU."""
 
     def versions(self) -> tuple[int, int]:
-        """The CUDA version that the driver supports and that of the runtime, e.g. 13010 for 13.1."""
+        """Return the CUDA version that the driver supports and that of the runtime, e.g. 13010 for 13.1."""
         driver = self.must(self.module.cudaDriverGetVersion(), "ask for the driver's version")
         return int(driver), int(self.must(self.module.cudaRuntimeGetVersion(), "ask for its version"))
 
     def allocate(self, size: int) -> int:
-        """Device memory of `size` bytes; it is aligned to 256 bytes."""
+        """Allocate `size` bytes of device memory, aligned to 256 bytes."""
         pointer = self.must(self.module.cudaMalloc(size), f"allocate {size / 2**20:.1f} MiB on the GPU")
         return int(pointer)
 
@@ -57,7 +57,7 @@ class Cuda:
         captures.when_over(lambda: self.must(self.module.cudaFree(pointer), "free memory"))
 
     def allocate_pinned(self, size: int) -> int:
-        """Host memory of `size` bytes that the GPU copies from and to while the CPU goes on."""
+        """Allocate `size` bytes of host memory that the GPU copies from and to while the CPU goes on."""
         return int(self.must(self.module.cudaHostAlloc(size, _PINNED), "allocate pinned memory"))
 
     def free_pinned(self, pointer: int) -> None:
@@ -74,7 +74,7 @@ class Cuda:
         self.must(self.module.cudaMemsetAsync(pointer, 0, size, stream), "clear memory")
 
     def create_stream(self) -> int:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
         flag = self.module.cudaStreamNonBlocking
         return int(self.must(self.module.cudaStreamCreateWithFlags(flag), "create a stream"))
 
@@ -92,7 +92,7 @@ class Cuda:
         self.must(self.module.cudaStreamDestroy(stream), "destroy a stream")
 
     def create_event(self, *, timing: bool = False) -> int:
-        """An event; only one for `timing` can be asked for times."""
+        """Create an event; only one for `timing` can be asked for times."""
         flag = self.module.cudaEventDefault if timing else self.module.cudaEventDisableTiming
         return int(self.must(self.module.cudaEventCreateWithFlags(flag), "create an event"))
 
@@ -109,7 +109,7 @@ class Cuda:
         self.must(self.module.cudaStreamWaitEvent(stream, event, 0), "wait for an event")
 
     def has_happened(self, event: int) -> bool:
-        """Whether the event has happened."""
+        """Tell whether the event has happened."""
         (status, *_) = self.module.cudaEventQuery(event)
         if status == self.module.cudaError_t.cudaErrorNotReady:
             return False
@@ -117,7 +117,7 @@ class Cuda:
         return True
 
     def elapsed_ms(self, start: int, end: int) -> float:
-        """Milliseconds between two events for timing that have both happened."""
+        """Return the milliseconds between two events for timing that have both happened."""
         return float(self.must(self.module.cudaEventElapsedTime(start, end), "compare events"))
 
     def destroy_event(self, event: int) -> None:
@@ -125,13 +125,13 @@ class Cuda:
         self.must(self.module.cudaEventDestroy(event), "destroy an event")
 
     def begin_capture(self, stream: int) -> None:
-        """From now on note down what this thread gives to the stream, instead of doing it."""
+        """Begin to note down what this thread gives to the stream, instead of doing it."""
         # Other threads may go on allocating meanwhile, which the global mode forbids.
         mode = self.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.must(self.module.cudaStreamBeginCapture(stream, mode), "begin to capture a graph")
 
     def capture_status(self, stream: int) -> Literal["none", "active", "invalidated"]:
-        """Whether the stream is capturing, and whether something has made the capture worthless."""
+        """Tell whether the stream is capturing, and whether something has made the capture worthless."""
         statuses = self.module.cudaStreamCaptureStatus
         found = self.must(self.module.cudaStreamIsCapturing(stream), "say whether a stream captures")
         if found == statuses.cudaStreamCaptureStatusNone:
@@ -139,7 +139,7 @@ class Cuda:
         return "active" if found == statuses.cudaStreamCaptureStatusActive else "invalidated"
 
     def end_capture(self, stream: int) -> int:
-        """What was noted down, as a graph; to be let go of with `destroy_graph`."""
+        """Return what was noted down, as a graph; to be let go of with `destroy_graph`."""
         return int(self.must(self.module.cudaStreamEndCapture(stream), "capture a graph"))
 
     def abandon_capture(self, stream: int) -> None:
@@ -152,7 +152,7 @@ class Cuda:
             self.destroy_graph(int(values[0]))
 
     def create_graph(self) -> int:
-        """An empty graph; to be let go of with `destroy_graph`."""
+        """Create an empty graph; to be let go of with `destroy_graph`."""
         return int(self.must(self.module.cudaGraphCreate(0), "create a graph"))
 
     def destroy_graph(self, graph: int) -> None:
@@ -160,7 +160,7 @@ class Cuda:
         self.must(self.module.cudaGraphDestroy(graph), "destroy a graph")
 
     def instantiate(self, graph: int) -> int:
-        """A graph as one that can be launched; to be let go of with `destroy_launchable`."""
+        """Make a graph one that can be launched; to be let go of with `destroy_launchable`."""
         return int(self.must(self.module.cudaGraphInstantiate(graph, 0), "instantiate a graph"))
 
     def launch(self, launchable: int, stream: int) -> None:
@@ -177,9 +177,9 @@ class Cuda:
         )
 
     def must(self, answer: tuple[Any, ...], what: str) -> Any:
-        """The value of a call's answer; BackendError, `CUDA could not {what}`, if the call failed.
+        """Return the value of a call's answer.
 
-        It is a GpuMemoryError if there was no room.
+        Raises BackendError, `CUDA could not {what}`, if the call failed; GpuMemoryError if there was no room.
         """
         status, *values = answer
         errors = self.module.cudaError_t

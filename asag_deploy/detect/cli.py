@@ -209,7 +209,7 @@ class _Run:
     def successes(
         self, results: Iterable[tuple[Frame | Failure, Detections | Refusal | None]]
     ) -> Iterator[tuple[Frame, Detections]]:
-        """The frames that were detected in, with what is confident enough; failures are reported."""
+        """Yield the frames that were detected in, with what is confident enough; report failures."""
         for item, found in results:
             if isinstance(item, Failure):
                 self.failed(item)
@@ -249,7 +249,7 @@ class _Run:
             print(f"failed: {len(names)} ({', '.join([*names[:3], *(['...'] if names[3:] else [])])})")
 
     def exit_code(self) -> int:
-        """How it went; raises SourceError if no image could be used."""
+        """Return how it went; raise SourceError if no image could be used."""
         if not self.summary.images:
             first = self.failures[0].message
             raise SourceError(

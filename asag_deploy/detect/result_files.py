@@ -133,7 +133,7 @@ class ResultWriter:
 
 
 def plan_pictures(sources: Sequence[Source], folder: Path) -> dict[Source, Path]:
-    """A path in `folder` for the picture or video of each source, no two the same.
+    """Choose a path in `folder` for the picture or video of each source, no two the same.
 
     Images keep their name, with .png where their format cannot be written; videos and cameras become .mp4.
     Sources of the same name in different folders are numbered.
@@ -159,7 +159,7 @@ def plan_pictures(sources: Sequence[Source], folder: Path) -> dict[Source, Path]
 
 
 def coco_image_ids(sources: Sequence[Source]) -> dict[Source, int]:
-    """The image ids that COCO file names hold (000000000139.jpg is 139), if every source has its own.
+    """Return the image ids that COCO file names hold (000000000139.jpg is 139), if every source has its own.
 
     Empty otherwise: then images are numbered from 1 in the order they are read.
     """

@@ -9,7 +9,6 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -36,68 +35,36 @@ _LABELLED_PART = 0.25
 """The part of a picture that labels may cover."""
 
 
-class Labelled(Protocol):
-    """Boxes with labels, best first; `asag_deploy.detections.Detections` are such."""
-
-    @property
-    def xyxy(self) -> NDArray[np.float32]:
-        """(n, 4) x1, y1, x2, y2 in pixels of the picture."""
-        ...
-
-    @property
-    def class_id(self) -> NDArray[np.int64]:
-        """(n,) which decide the colours."""
-        ...
-
-    @property
-    def names(self) -> list[str]:
-        """The class name of each box."""
-        ...
-
-    @property
-    def confidence(self) -> NDArray[np.float32]:
-        """(n,) from 0 to 1."""
-        ...
-
-
-class Traced(Protocol):
-    """What probing did; `asag_deploy.detections.Detections` hold it."""
-
-    @property
-    def anchors(self) -> NDArray[np.float32]:
-        """(q, 4) x1, y1, x2, y2 in pixels of the picture."""
-        ...
-
-    @property
-    def trace(self) -> ProbingTrace:
-        """The levels that were run, with their patches in pixels of the picture."""
-        ...
-
-
 def class_colour(class_id: int) -> Colour:
-    """The RGB colour of a class: always the same, and none is near the trace's red or white."""
+    """Return the RGB colour of a class: always the same, and none is near the trace's red or white."""
     golden = (0.5 + class_id * 0.618034) % 1
     saturation, value = ((0.85, 0.95), (0.55, 1.0), (0.9, 0.72))[class_id // 5 % 3]
     red, green, blue = colorsys.hsv_to_rgb(0.07 + 0.84 * golden, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(picture: Picture, detections: Labelled) -> None:
+def draw_detections(
+    picture: Picture,
+    *,
+    xyxy: NDArray[np.float32],
+    class_id: NDArray[np.int64],
+    names: Sequence[str],
+    confidence: NDArray[np.float32],
+) -> None:
     """Draw boxes in the colours of their classes, each with its name and confidence.
 
+    xyxy: (n, 4) x1, y1, x2, y2 in pixels, best first; class_id, names, confidence (0 to 1): (n,).
     Labels stay inside the picture and off each other.  Those that find no place, or would leave too little of
     the picture to see, are left out, the least confident first; the colour still tells the class.
     """
     style = _Style.of(picture)
-    colours = [class_colour(int(i)) for i in detections.class_id]
-    for box, colour in reversed(list(zip(detections.xyxy, colours, strict=True))):
+    colours = [class_colour(int(i)) for i in class_id]
+    for box, colour in reversed(list(zip(xyxy, colours, strict=True))):
         _rectangle(picture, box, colour, style.line)
     taken: list[Rectangle] = []
     room = _LABELLED_PART * picture.shape[0] * picture.shape[1]
-    for box, name, confidence, colour in zip(
-        detections.xyxy, detections.names, detections.confidence, colours, strict=True
-    ):
-        text = _fitting(picture, style, (f"{name} {confidence:.2f}", name, f"{confidence:.2f}"))
+    for box, name, sure, colour in zip(xyxy, names, confidence, colours, strict=True):
+        text = _fitting(picture, style, (f"{name} {sure:.2f}", name, f"{sure:.2f}"))
         place = _label_place(picture, text, box, taken) if text is not None else None
         if text is None or place is None or text.width * text.height > room:
             continue
@@ -107,15 +74,16 @@ def draw_detections(picture: Picture, detections: Labelled) -> None:
         text.draw(picture, place[0], place[1], _readable_on(colour))
 
 
-def draw_trace(picture: Picture, detections: Traced) -> None:
+def draw_trace(picture: Picture, anchors: NDArray[np.float32], trace: ProbingTrace) -> None:
     """Draw the decoder's anchors in white and the probed patches in red (paper, figure 8).
 
+    anchors: (q, 4) x1, y1, x2, y2 in pixels of the picture, as are the trace's patches.
     The first level's patches, which are the quarters of every image and the whole of it, are left out.
     """
     style = _Style.of(picture)
-    for box in reversed(detections.anchors):
+    for box in reversed(anchors):
         _rectangle(picture, box, ANCHOR_COLOUR, style.thin)
-    for level in detections.trace.levels:
+    for level in trace.levels:
         if level.level != FIRST_LEVEL:
             for box in level.patch_boxes:
                 _rectangle(picture, box, PATCH_COLOUR, style.line)
@@ -143,7 +111,7 @@ def draw_caption(picture: Picture, phrases: Sequence[str]) -> None:
 
 
 def trace_caption(trace: ProbingTrace) -> list[str]:
-    """The trace in a few short phrases: where and why probing ended, patches by level, and anchors."""
+    """Tell the trace in a few short phrases: where and why probing ended, patches by level, and anchors."""
     probed = [level for level in trace.levels if level.level != FIRST_LEVEL]
     patches = ", ".join(f"{level.level} {level.patches}" for level in probed)
     dropped = sum(level.patches_dropped for level in trace.levels)
@@ -191,7 +159,7 @@ class _Text:
 
 
 def _fitting(picture: Picture, style: _Style, wordings: tuple[str, ...]) -> _Text | None:
-    """The first wording that fits the picture's width and at most a third of its height."""
+    """Return the first wording that fits the picture's width and at most a third of its height."""
     for wording in wordings:
         text = _Text(wording, style.text)
         if text.width <= picture.shape[1] and 3 * text.height <= picture.shape[0]:
@@ -202,7 +170,7 @@ def _fitting(picture: Picture, style: _Style, wordings: tuple[str, ...]) -> _Tex
 def _label_place(
     picture: Picture, text: _Text, box: NDArray[np.float32], taken: list[Rectangle]
 ) -> Rectangle | None:
-    """The first free place at its box: above it, inside at the top, below or inside at the bottom.
+    """Find the first free place at its box: above it, inside at the top, below or inside at the bottom.
 
     Inside only where that leaves half of the box to see.
     """

@@ -41,7 +41,7 @@ def read_image(path: str | os.PathLike[str]) -> RgbImage:
 
 
 def decode_image(data: bytes, name: str | os.PathLike[str]) -> RgbImage:
-    """The bytes of an image file as uint8 (H, W, 3) RGB, upright, as `read_image` gives them.
+    """Decode the bytes of an image file as uint8 (H, W, 3) RGB, upright, as `read_image` does.
 
     `name` is what messages call the image.  Raises ImageError for bytes that are empty, truncated, or no
     image.
@@ -62,7 +62,7 @@ def decode_image(data: bytes, name: str | os.PathLike[str]) -> RgbImage:
 
 
 def as_rgb(image: NDArray[Any], channel_order: ChannelOrder) -> RgbImage:
-    """An array as uint8 (H, W, 3) RGB; a contiguous RGB one is returned as it is, without a copy.
+    """Convert an array to uint8 (H, W, 3) RGB; a contiguous RGB one is returned as it is, without a copy.
 
     Takes uint8 or uint16 (scaled to 8 bits), as (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), whose fourth
     channel is opacity and is blended onto white; `channel_order` says which way round the first three are.
@@ -87,7 +87,7 @@ def check_channel_order(channel_order: str) -> None:
 
 
 def load(image: ImageLike, channel_order: ChannelOrder) -> RgbImage:
-    """`read_image` of a path, `as_rgb` of an array."""
+    """Read a path with `read_image`, or convert an array with `as_rgb`."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     return as_rgb(image, channel_order)
@@ -134,7 +134,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_complete(data: bytes) -> bool:
-    """False if a JPEG or PNG ends early, which OpenCV would fill with grey or complain about on stderr."""
+    """Tell whether a JPEG or PNG has its end, which OpenCV would fill with grey or complain about."""
     if data.startswith(b"\xff\xd8"):
         return _jpeg_is_complete(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -143,7 +143,7 @@ def _is_complete(data: bytes) -> bool:
 
 
 def _jpeg_is_complete(data: bytes) -> bool:
-    """Whether an end-of-image marker follows the first scan.
+    """Tell whether an end-of-image marker follows the first scan.
 
     The segments before the scan are stepped over, because an embedded thumbnail is a whole JPEG with an end
     marker of its own; in the scan itself the two bytes can mean nothing else.
@@ -165,7 +165,7 @@ def _jpeg_is_complete(data: bytes) -> bool:
 
 
 def _decode(data: bytes) -> NDArray[Any] | None:
-    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA with its own depth, upright; None if OpenCV cannot."""
+    """Decode to (H, W), (H, W, 3) BGR or (H, W, 4) BGRA in its own depth, upright; None if OpenCV cannot."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     with quiet_opencv():
         try:
@@ -183,7 +183,7 @@ def _decode(data: bytes) -> NDArray[Any] | None:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation (1 to 8) that EXIF data states in its first directory; 1 if it states none."""
+    """Return the orientation (1 to 8) that EXIF data states in its first directory; 1 if it states none."""
     order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
 
     def number(offset: int, size: int) -> int:
@@ -242,7 +242,7 @@ def _to_8_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _blend_onto_white(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 4) to (H, W, 3): what a viewer shows, not the colours that transparency hides."""
+    """Turn (H, W, 4) into (H, W, 3): what a viewer shows, not the colours that transparency hides."""
     colour, opacity = image[..., :3], image[..., 3:]
     if opacity.min() == 255:
         return np.ascontiguousarray(colour)

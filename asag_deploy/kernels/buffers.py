@@ -27,7 +27,7 @@ class Buffer:
 
 
 def buffer_of(array: Any) -> Buffer:
-    """A view of a NumPy array, of anything with `__cuda_array_interface__`, or of a Buffer (itself).
+    """View a NumPy array, or anything with `__cuda_array_interface__`, as a Buffer; return a Buffer itself.
 
     Raises ConfigError if it is none of these, or is not contiguous.
     """
@@ -51,7 +51,7 @@ def buffer_of(array: Any) -> Buffer:
 
 
 def expect(name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic], on_device: bool) -> Buffer:
-    """`array` as a Buffer of that shape (-1: any size), on that side, and of one of those types.
+    """Return `array` as a Buffer of that shape (-1: any size), on that side, and of one of those types.
 
     Raises ConfigError with what was expected.
     """
@@ -72,7 +72,7 @@ def expect(name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic
 
 
 def is_contiguous(strides: Sequence[int] | None, shape: tuple[int, ...], itemsize: int = 1) -> bool:
-    """Whether an array has its last dimension fastest and no gaps.
+    """Tell whether an array has its last dimension fastest and no gaps.
 
     strides: in elements, or with `itemsize` in bytes; None says that it is contiguous.
     """

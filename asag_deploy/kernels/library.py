@@ -9,10 +9,13 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import structures
+from asag_deploy.kernels.buffers import Buffer, expect
 
 Device = Literal["cuda", "host"]
 
@@ -53,6 +56,13 @@ class KernelLibrary:
         self._check_interface()
         self._library.asag_message.restype = ctypes.c_char_p
         self._library.asag_message.argtypes = [ctypes.c_int]
+
+    def expect(self, name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic]) -> Buffer:
+        """Return `array` as a Buffer on the library's device, of that shape (-1: any size) and type.
+
+        Raises ConfigError with what was expected.
+        """
+        return expect(name, array, shape, *dtypes, on_device=self.device == "cuda")
 
     def run(self, operator: str, arguments: ctypes.Structure, stream: int = 0) -> None:
         """Run an operator with its structure of arguments; on CUDA, launch it on the stream and return.
@@ -105,7 +115,7 @@ class KernelLibrary:
             )
 
     def message(self, status: int) -> str:
-        """What a status means, in one sentence."""
+        """Say in one sentence what a status means."""
         text: bytes = self._library.asag_message(status)
         return text.decode(errors="replace")
 
@@ -144,7 +154,7 @@ class KernelLibrary:
 
 
 def open_cuda_library(capability: str) -> KernelLibrary | None:
-    """The CUDA library that `ASAG_KERNELS_LIBRARY` names, for the current device; None if it is not set.
+    """Open the CUDA library that `ASAG_KERNELS_LIBRARY` names, for the current device; None if it is not set.
 
     Raises BackendError if it cannot be loaded, or cannot run on a GPU of that compute capability (`sm86`).
     """
@@ -157,7 +167,7 @@ def open_cuda_library(capability: str) -> KernelLibrary | None:
 
 
 def cuda_library_path() -> Path | None:
-    """The CUDA library that `ASAG_KERNELS_LIBRARY` names, or None if it is not set.
+    """Return the path of the CUDA library that `ASAG_KERNELS_LIBRARY` names, or None if it is not set.
 
     Raises BackendError if there is no such file.
     """

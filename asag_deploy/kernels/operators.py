@@ -19,7 +19,7 @@ import numpy as np
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.kernels import structures
-from asag_deploy.kernels.buffers import Arrays, Buffer, buffer_of, expect
+from asag_deploy.kernels.buffers import Arrays, Buffer, buffer_of
 from asag_deploy.kernels.library import KernelLibrary
 
 _TYPES = {
@@ -38,17 +38,16 @@ def multiscale_roi_align(
     strides: Sequence[int],
     stream: int = 0,
 ) -> None:
-    """RoIAlign 7x7, each box on the one level its area chooses.
+    """Run RoIAlign 7x7, each box on the one level its area chooses.
 
     features: (B, h, w, C) for each of 1 to 4 levels, all float32 or float16; boxes: float32 (B, Q, 4) xyxy in
     pixels; out: (B, Q, 7, 7, C) of the features' type; strides: pixels per cell, each twice the one before.
     """
     maps = _maps(library, features, strides)
     batch, *_, channels = maps[0].shape
-    at = library.device == "cuda"
-    box = expect("boxes", boxes, (batch, -1, 4), np.float32, on_device=at)
+    box = library.expect("boxes", boxes, (batch, -1, 4), np.float32)
     queries = box.shape[1]
-    result = expect("out", out, (batch, queries, 7, 7, channels), maps[0].dtype.type, on_device=at)
+    result = library.expect("out", out, (batch, queries, 7, 7, channels), maps[0].dtype.type)
     pyramid = _pyramid(maps, strides)
     arguments = structures.MultiscaleRoIAlign(pyramid, box.pointer, result.pointer, queries)
     library.run("multiscale_roi_align", arguments, stream)
@@ -64,21 +63,20 @@ def pyramid_sample(
     strides: Sequence[int],
     stream: int = 0,
 ) -> None:
-    """Every level sampled at the same points, added up by weight.
+    """Sample every level at the same points, and add them up by weight.
 
     features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, P, 2) in pixels; weight: float32
     (B, Q, G, P, levels); out: (B, Q, G, P, C / G) of the features' type.
     """
     maps = _maps(library, features, strides)
     batch, *_, channels = maps[0].shape
-    at = library.device == "cuda"
-    points = expect("xy", xy, (batch, -1, -1, -1, 2), np.float32, on_device=at)
+    points = library.expect("xy", xy, (batch, -1, -1, -1, 2), np.float32)
     shape = points.shape[:4]
-    weights = expect("weight", weight, (*shape, len(maps)), np.float32, on_device=at)
+    weights = library.expect("weight", weight, (*shape, len(maps)), np.float32)
     if shape[2] == 0 or channels % shape[2] != 0:
         raise ConfigError(f"expected a number of groups that divides {channels} channels, got {shape[2]}")
     width = channels // shape[2]
-    result = expect("out", out, (*shape, width), maps[0].dtype.type, on_device=at)
+    result = library.expect("out", out, (*shape, width), maps[0].dtype.type)
     pointers = (points.pointer, weights.pointer, result.pointer)
     arguments = structures.PyramidSample(_pyramid(maps, strides), *pointers, *shape[1:])
     library.run("pyramid_sample", arguments, stream)
@@ -98,20 +96,19 @@ def patch_nms(
     max_candidates: int,
     stream: int = 0,
 ) -> None:
-    """Greedy NMS over the square patches round the selected anchors.
+    """Run greedy NMS over the square patches round the selected anchors.
 
     anchors: float32 or float16 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N);
     image_size: int64 (B, 2) height, width in pixels; origins: int64 (B, capacity, 2) x, y in cells of the map
     with `stride`, zeros beyond the last; counts: int64 (B, 4), whose column 1 is written: the patches kept,
     which may exceed the capacity.
     """
-    at = library.device == "cuda"
-    anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=at)
+    anchor = library.expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16)
     batch, count, _ = anchor.shape
-    flags = expect("selected", selected, (batch, count), np.bool_, on_device=at)
-    sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=at)
-    patches = expect("origins", origins, (batch, -1, 2), np.int64, on_device=at)
-    kept = expect("counts", counts, (batch, 4), np.int64, on_device=at)
+    flags = library.expect("selected", selected, (batch, count), np.bool_)
+    sizes = library.expect("image_size", image_size, (batch, 2), np.int64)
+    patches = library.expect("origins", origins, (batch, -1, 2), np.int64)
+    kept = library.expect("counts", counts, (batch, 4), np.int64)
     arguments = structures.PatchNMS(
         *(buffer.pointer for buffer in (anchor, flags, sizes, patches, kept)),
         *(_TYPES[anchor.dtype], batch, count),
@@ -133,19 +130,18 @@ def pad_anchors(
     cap: int,
     stream: int = 0,
 ) -> None:
-    """The anchors that pass, by floor and cap, gathered and padded with the whole image.
+    """Gather the anchors that pass, by floor and cap, and pad them with the whole image.
 
     anchors: float32 or float16 (B, N, 5) of all levels; keep: bool (B, N); image_size: int64 (B, 2) height,
     width; queries: (B, slots, 4) cxcywh in pixels, of the anchors' type; counts: int64 (B,) how many are
     real.
     """
-    at = library.device == "cuda"
-    anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=at)
+    anchor = library.expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16)
     batch, count, _ = anchor.shape
-    flags = expect("keep", keep, (batch, count), np.bool_, on_device=at)
-    sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=at)
-    result = expect("queries", queries, (batch, -1, 4), anchor.dtype.type, on_device=at)
-    real = expect("counts", counts, (batch,), np.int64, on_device=at)
+    flags = library.expect("keep", keep, (batch, count), np.bool_)
+    sizes = library.expect("image_size", image_size, (batch, 2), np.int64)
+    result = library.expect("queries", queries, (batch, -1, 4), anchor.dtype.type)
+    real = library.expect("counts", counts, (batch,), np.int64)
     arguments = structures.PadAnchors(
         *(buffer.pointer for buffer in (anchor, flags, sizes, result, real)),
         *(_TYPES[anchor.dtype], batch, count, result.shape[1], first_level, floor, cap),
@@ -170,13 +166,12 @@ def preprocess(
     gives it; out: uint8 (h, w, 3) RGB, or float32 or float16 (3, h, w), normalised by mean and deviation (of
     values 0 to 255); zero beyond the image.  Right for images that grow both ways or shrink both ways.
     """
-    at = library.device == "cuda"
-    pixels = expect("image", image, (-1, -1, 3), np.uint8, on_device=at)
+    pixels = library.expect("image", image, (-1, -1, 3), np.uint8)
     if buffer_of(out).dtype == np.uint8:
-        slot = expect("out", out, (-1, -1, 3), np.uint8, on_device=at)
+        slot = library.expect("out", out, (-1, -1, 3), np.uint8)
         height, width = slot.shape[:2]
     else:
-        slot = expect("out", out, (3, -1, -1), np.float32, np.float16, on_device=at)
+        slot = library.expect("out", out, (3, -1, -1), np.float32, np.float16)
         height, width = slot.shape[1:]
     triple = ctypes.c_float * 3
     arguments = structures.Preprocess(
@@ -207,18 +202,17 @@ def postprocess(
     beyond the last: xyxy float32 (B, D, 4) in pixels, confidence float32 (B, D), class_id int64 (B, D),
     counts int64 (B,).
     """
-    at = library.device == "cuda"
-    score = expect("scores", scores, (-1, -1), np.float32, np.float16, on_device=at)
+    score = library.expect("scores", scores, (-1, -1), np.float32, np.float16)
     batch, count = score.shape
     given = (
         score,
-        expect("labels", labels, (batch, count), np.int64, on_device=at),
-        expect("boxes", boxes, (batch, count, 4), score.dtype.type, on_device=at),
-        expect("original_shape", original_shape, (batch, 2), np.int64, on_device=at),
-        expect("xyxy", xyxy, (batch, count, 4), np.float32, on_device=at),
-        expect("confidence", confidence, (batch, count), np.float32, on_device=at),
-        expect("class_id", class_id, (batch, count), np.int64, on_device=at),
-        expect("counts", counts, (batch,), np.int64, on_device=at),
+        library.expect("labels", labels, (batch, count), np.int64),
+        library.expect("boxes", boxes, (batch, count, 4), score.dtype.type),
+        library.expect("original_shape", original_shape, (batch, 2), np.int64),
+        library.expect("xyxy", xyxy, (batch, count, 4), np.float32),
+        library.expect("confidence", confidence, (batch, count), np.float32),
+        library.expect("class_id", class_id, (batch, count), np.int64),
+        library.expect("counts", counts, (batch,), np.int64),
     )
     arguments = structures.Postprocess(
         *(buffer.pointer for buffer in given),
@@ -240,7 +234,7 @@ def decide(
     condition: int | None = None,
     stream: int = 0,
 ) -> None:
-    """Which images are probed on the next level, as `asag_deploy.loop.stopping.Decisions` says.
+    """Decide which images are probed on the next level, as `asag_deploy.loop.stopping.Decisions` does.
 
     counts: int64 (B, 4) of the level before; probed: bool (B, levels), whose column `level` is written, and
     whose column before that says who got so far; patch_count: int64 (B,) written, 0 for images that stop;
@@ -282,14 +276,13 @@ def _decision(
     condition: int | None,
     settings: tuple[int, int, int],
 ) -> structures.Decide:
-    """The arguments of `decide`; `settings`: level, min_selected, max_patches."""
+    """Build the arguments of `decide`; `settings`: level, min_selected, max_patches."""
     counts, probed, patch_count, any_goes_on = arrays
-    at = library.device == "cuda"
-    count = expect("counts", counts, (-1, 4), np.int64, on_device=at)
+    count = library.expect("counts", counts, (-1, 4), np.int64)
     batch = count.shape[0]
-    flags = expect("probed", probed, (batch, -1), np.bool_, on_device=at)
-    patches = expect("patch_count", patch_count, (batch,), np.int64, on_device=at)
-    goes_on = expect("any_goes_on", any_goes_on, (1,), np.int32, on_device=at)
+    flags = library.expect("probed", probed, (batch, -1), np.bool_)
+    patches = library.expect("patch_count", patch_count, (batch,), np.int64)
+    goes_on = library.expect("any_goes_on", any_goes_on, (1,), np.int32)
     level, min_selected, max_patches = settings
     return structures.Decide(
         *(buffer.pointer for buffer in (count, flags, patches, goes_on)),
@@ -304,12 +297,11 @@ def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> l
             f"expected 1 to {structures.MAX_LEVELS} feature maps with a stride each, "
             f"got {len(features)} maps and {len(strides)} strides"
         )
-    at = library.device == "cuda"
-    first = expect("features[0]", features[0], (-1, -1, -1, -1), np.float32, np.float16, on_device=at)
+    first = library.expect("features[0]", features[0], (-1, -1, -1, -1), np.float32, np.float16)
     batch, *_, channels = first.shape
     shape = (batch, -1, -1, channels)
     return [
-        expect(f"features[{i}]", feature, shape, first.dtype.type, on_device=at)
+        library.expect(f"features[{i}]", feature, shape, first.dtype.type)
         for i, feature in enumerate(features)
     ]
 

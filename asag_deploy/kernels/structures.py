@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 INTERFACE_VERSION = 4
 MAX_LEVELS = 4
@@ -16,25 +17,25 @@ _Pointer = ctypes.c_void_p
 _PerLevel = ctypes.c_int32 * MAX_LEVELS
 
 
+def _fields(kind: type[Any], names: str) -> tuple[tuple[str, type[Any]], ...]:
+    """Return fields of one type, in order."""
+    return tuple((name, kind) for name in names.split())
+
+
 class Pyramid(ctypes.Structure):
     """`AsagPyramid`: feature maps (B, h, w, C), finest level first."""
 
     _fields_ = (
         ("maps", _Pointer * MAX_LEVELS),
-        ("heights", _PerLevel),
-        ("widths", _PerLevel),
-        ("strides", _PerLevel),
-        ("levels", _Int),
-        ("batch", _Int),
-        ("channels", _Int),
-        ("type", _Int),
+        *_fields(_PerLevel, "heights widths strides"),
+        *_fields(_Int, "levels batch channels type"),
     )
 
 
 class MultiscaleRoIAlign(ctypes.Structure):
     """`AsagMultiscaleRoIAlign`."""
 
-    _fields_ = (("features", Pyramid), ("boxes", _Pointer), ("out", _Pointer), ("queries", _Int))
+    _fields_ = (("features", Pyramid), *_fields(_Pointer, "boxes out"), ("queries", _Int))
 
 
 class PyramidSample(ctypes.Structure):
@@ -42,12 +43,8 @@ class PyramidSample(ctypes.Structure):
 
     _fields_ = (
         ("features", Pyramid),
-        ("xy", _Pointer),
-        ("weight", _Pointer),
-        ("out", _Pointer),
-        ("queries", _Int),
-        ("groups", _Int),
-        ("points", _Int),
+        *_fields(_Pointer, "xy weight out"),
+        *_fields(_Int, "queries groups points"),
     )
 
 
@@ -55,18 +52,8 @@ class PatchNMS(ctypes.Structure):
     """`AsagPatchNMS`."""
 
     _fields_ = (
-        ("anchors", _Pointer),
-        ("selected", _Pointer),
-        ("image_size", _Pointer),
-        ("origins", _Pointer),
-        ("counts", _Pointer),
-        ("type", _Int),
-        ("batch", _Int),
-        ("anchor_count", _Int),
-        ("stride", _Int),
-        ("patch_size", _Int),
-        ("capacity", _Int),
-        ("max_candidates", _Int),
+        *_fields(_Pointer, "anchors selected image_size origins counts"),
+        *_fields(_Int, "type batch anchor_count stride patch_size capacity max_candidates"),
         ("iou_threshold", ctypes.c_float),
     )
 
@@ -75,18 +62,8 @@ class PadAnchors(ctypes.Structure):
     """`AsagPadAnchors`."""
 
     _fields_ = (
-        ("anchors", _Pointer),
-        ("keep", _Pointer),
-        ("image_size", _Pointer),
-        ("queries", _Pointer),
-        ("counts", _Pointer),
-        ("type", _Int),
-        ("batch", _Int),
-        ("anchor_count", _Int),
-        ("slots", _Int),
-        ("first_level", _Int),
-        ("floor", _Int),
-        ("cap", _Int),
+        *_fields(_Pointer, "anchors keep image_size queries counts"),
+        *_fields(_Int, "type batch anchor_count slots first_level floor cap"),
     )
 
 
@@ -94,17 +71,9 @@ class Preprocess(ctypes.Structure):
     """`AsagPreprocess`."""
 
     _fields_ = (
-        ("image", _Pointer),
-        ("out", _Pointer),
-        ("height", _Int),
-        ("width", _Int),
-        ("new_height", _Int),
-        ("new_width", _Int),
-        ("batch_height", _Int),
-        ("batch_width", _Int),
-        ("type", _Int),
-        ("mean", ctypes.c_float * 3),
-        ("deviation", ctypes.c_float * 3),
+        *_fields(_Pointer, "image out"),
+        *_fields(_Int, "height width new_height new_width batch_height batch_width type"),
+        *_fields(ctypes.c_float * 3, "mean deviation"),
         ("bgr", _Int),
     )
 
@@ -113,17 +82,8 @@ class Postprocess(ctypes.Structure):
     """`AsagPostprocess`."""
 
     _fields_ = (
-        ("scores", _Pointer),
-        ("labels", _Pointer),
-        ("boxes", _Pointer),
-        ("original_shape", _Pointer),
-        ("xyxy", _Pointer),
-        ("confidence", _Pointer),
-        ("class_id", _Pointer),
-        ("counts", _Pointer),
-        ("type", _Int),
-        ("batch", _Int),
-        ("detections", _Int),
+        *_fields(_Pointer, "scores labels boxes original_shape xyxy confidence class_id counts"),
+        *_fields(_Int, "type batch detections"),
         ("nms_iou", ctypes.c_float),
     )
 
@@ -132,17 +92,9 @@ class Decide(ctypes.Structure):
     """`AsagDecide`."""
 
     _fields_ = (
-        ("counts", _Pointer),
-        ("probed", _Pointer),
-        ("patch_count", _Pointer),
-        ("any", _Pointer),
+        *_fields(_Pointer, "counts probed patch_count any"),
         ("condition", ctypes.c_uint64),
-        ("conditional", _Int),
-        ("batch", _Int),
-        ("level", _Int),
-        ("levels", _Int),
-        ("min_selected", _Int),
-        ("max_patches", _Int),
+        *_fields(_Int, "conditional batch level levels min_selected max_patches"),
     )
 
 

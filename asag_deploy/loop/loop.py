@@ -25,39 +25,39 @@ class Begun(NamedTuple):
     """A batch that has been given to a network."""
 
     outputs: Mapping[str, Array]
-    """The decoder's, for whatever is to follow on the network's device, such as post-processing."""
+    """The decoder's outputs, for what follows on the network's device, such as post-processing."""
     finish: Callable[[], Probed]
     """Waits for the device and gives what `detect` would; to be called once.
 
-    Its `outputs` are these very ones, or others if the batch had to be detected again.
+    The outputs in what it returns are these, or others if the batch had to be detected again.
     """
 
 
 class Loop(ABC):
     """`asag_deploy.loop.probing.detect`, or what returns the same."""
 
-    @abstractmethod
     def __call__(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Probed:
         """Run backbone, adaptive probing and decoder on a batch."""
+        return self.begin(network, probing, rule, image, image_size).finish()
 
+    @abstractmethod
     def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
-        """As calling it, but without waiting for the device where that can be; here all is done at once."""
-        probed = self(network, probing, rule, image, image_size)
-        return Begun(probed.outputs, lambda: probed)
+        """Begin what calling it does, without waiting for the device where that can be."""
 
 
 class HostLoop(Loop):
     """`detect` itself."""
 
-    def __call__(
+    def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
-        """Run backbone, adaptive probing and decoder on a batch."""
-        return detect(network, probing, rule, image, image_size)
+    ) -> Begun:
+        """Do all of it at once."""
+        probed = detect(network, probing, rule, image, image_size)
+        return Begun(probed.outputs, lambda: probed)
 
 
 class DeviceOrHost(Loop):
@@ -66,12 +66,6 @@ class DeviceOrHost(Loop):
     def __init__(self, loop: Loop) -> None:
         self._loop: Loop = loop
         self._lock = threading.Lock()
-
-    def __call__(
-        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
-        """Run backbone, adaptive probing and decoder on a batch."""
-        return self.begin(network, probing, rule, image, image_size).finish()
 
     def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
@@ -86,7 +80,7 @@ class DeviceOrHost(Loop):
         return self._loop.begin(network, probing, rule, image, image_size)
 
     def _leave(self, loop: Loop, reason: str) -> None:
-        """Said once, also if it happens to several threads."""
+        """Go to the host's loop, and warn once, also if it happens to several threads."""
         with self._lock:
             if self._loop is not loop:
                 return

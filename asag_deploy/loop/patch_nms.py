@@ -50,14 +50,14 @@ def patch_nms(
 
 
 def _best_first(anchors: NDArray[np.floating], selected: NDArray[np.bool_], most: int) -> Floats:
-    """Centres (n, 2) of the best `most` selected anchors; one with a negative or no score is no candidate."""
+    """Return the centres (n, 2) of the best `most` selected anchors whose score is not negative or NaN."""
     candidates = anchors[selected & (anchors[:, 4] >= 0)].astype(np.float32)
     order = np.argsort(-candidates[:, 4], kind="stable")[:most]
     return candidates[order, :2]
 
 
 def _greedy(low: Floats, high: Floats, iou_threshold: np.float32) -> list[int]:
-    """Which of the squares with corners (n, 2) are kept, best first."""
+    """Return which of the squares with corners (n, 2) are kept, best first."""
     # Rows of x and y: each step then reads memory in order.
     low, high = np.ascontiguousarray(low.T), np.ascontiguousarray(high.T)
     side = high - low

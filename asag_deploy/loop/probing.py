@@ -13,8 +13,8 @@ run; `asag_deploy.backends.tensorrt.device_loop` has a GPU decide, and holds tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from asag_deploy.loop.stages import FEATURES, Array, Counts, Ints, LevelOutputs,
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.loop.trace import StopReason
 from asag_deploy.timing import Stopwatch
+
+FIRST_PATCHES = 5
+"""Patches of the first level, which is always predicted whole: four of P5 and the one of P6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,30 @@ class LevelRun:
     """(B, K, 2) where it asks the next level to look, on the device; None on the last level that may be
     probed."""
     counts: Counts
+
+    @classmethod
+    def of(
+        cls,
+        level: Level,
+        patches: tuple[Ints, Ints],
+        origins: tuple[Array | None, Array | None],
+        counts: Counts,
+        outputs: Mapping[str, Array],
+    ) -> LevelRun:
+        """Describe a level by the outputs of its stage.
+
+        patches: predicted on, and lost; origins: where it looked, and where it asks the next level to look.
+        """
+        return cls(
+            level=level,
+            patches=patches[0],
+            patches_dropped=patches[1],
+            origins=origins[0],
+            anchors=outputs["anchors"],
+            selected=outputs.get("selected"),
+            next_origins=origins[1],
+            counts=counts,
+        )
 
 
 @dataclass(kw_only=True)
@@ -75,18 +102,21 @@ def detect(
     size = network.upload(image_size)
     outputs = network.stage("backbone")({"image": image, "image_size": size})
     features = {name: outputs[name] for name in FEATURES}
-    levels = [_first_level(outputs, _look(network, probing, rule, 0, outputs, size))]
+    counts, asked = _report(network, probing, rule, 0, outputs, size)
+    zeros = np.zeros_like(counts.selected)
+    levels = [LevelRun.of(FIRST_LEVEL, (zeros + FIRST_PATCHES, zeros), (None, asked), counts, outputs)]
     clock.lap("backbone")
 
     decisions = Decisions(len(image_size))
     for number, next_level in enumerate(probing.levels, start=1):
-        running = decisions.who_goes_on(rule, next_level.level, levels[-1].counts)
+        running = decisions.who_goes_on(rule, next_level.level, counts)
         if not running.any():
             break
-        patches = patches_of(probing, rule, next_level, levels[-1].counts, running)
-        outputs = _probe(network, next_level, features, levels[-1].next_origins, patches[0], size)
-        found = _look(network, probing, rule, number, outputs, size)
-        levels.append(_probed_level(next_level, levels[-1], patches, outputs, found))
+        patches = patches_of(probing, rule, next_level, counts, running)
+        looked = asked
+        outputs = _probe(network, next_level, features, looked, patches[0], size)
+        counts, asked = _report(network, probing, rule, number, outputs, size)
+        levels.append(LevelRun.of(next_level.level, patches, (looked, asked), counts, outputs))
         clock.lap(stage_name(next_level))
 
     probed = decisions.probed(len(probing.levels))
@@ -102,7 +132,7 @@ def detect(
 
 
 def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
-    """(B,) for each level that was run: how many anchors it passed on, before the cap."""
+    """Return (B,) for each level that was run: how many anchors it passed on, before the cap."""
     result = []
     for i, level in enumerate(levels):
         went_on = probed[:, i] if i < probed.shape[1] else np.zeros(len(probed), dtype=np.bool_)
@@ -110,35 +140,14 @@ def passed_on(levels: list[LevelRun], probed: NDArray[np.bool_]) -> list[Ints]:
     return result
 
 
-class _Look(NamedTuple):
-    """What a level reports, and where it asks the next one to look."""
-
-    counts: Counts
-    next_origins: Array | None
-
-
-def _look(
+def _report(
     network: Stages, probing: Probing, rule: StopRule, number: int, outputs: dict[str, Array], size: Array
-) -> _Look:
+) -> tuple[Counts, Array | None]:
     """Find the patches for level `number` of those that can be probed, if it may be; then read the counts."""
     counts, origins = outputs["counts"], None
     if number < len(probing.levels) and rule.allows(probing.levels[number].level):
         origins, counts = network.select(probing, probing.levels[number], LevelOutputs.of(outputs), size)
-    return _Look(Counts(*network.download(counts).T), origins)
-
-
-def _first_level(outputs: dict[str, Array], found: _Look) -> LevelRun:
-    """P5 and P6 as they were run."""
-    return LevelRun(
-        level=FIRST_LEVEL,
-        patches=np.full_like(found.counts.selected, 5),
-        patches_dropped=np.zeros_like(found.counts.selected),
-        origins=None,
-        anchors=outputs["anchors"],
-        selected=outputs.get("selected"),
-        next_origins=found.next_origins,
-        counts=found.counts,
-    )
+    return Counts(*network.download(counts).T), origins
 
 
 def _probe(
@@ -164,36 +173,20 @@ def _probe(
     )
 
 
-def _probed_level(
-    level: ProbeLevel, before: LevelRun, patches: tuple[Ints, Ints], outputs: dict[str, Array], found: _Look
-) -> LevelRun:
-    """A level beyond the first as it was run."""
-    return LevelRun(
-        level=level.level,
-        patches=patches[0],
-        patches_dropped=patches[1],
-        origins=before.next_origins,
-        anchors=outputs["anchors"],
-        selected=outputs.get("selected"),
-        next_origins=found.next_origins,
-        counts=found.counts,
-    )
-
-
 def stage_name(level: ProbeLevel) -> str:
-    """The stage that probes a level."""
+    """Return the name of the stage that probes a level."""
     return f"probe_{level.level.lower()}"
 
 
 def patch_limit(rule: StopRule, level: ProbeLevel) -> int:
-    """How many patches of an image are predicted on at most."""
+    """Return how many patches of an image are predicted on at most."""
     return min(level.capacity, rule.max_patches or level.capacity)
 
 
 def patches_of(
     probing: Probing, rule: StopRule, level: ProbeLevel, before: Counts, running: NDArray[np.bool_]
 ) -> tuple[Ints, Ints]:
-    """(B,) how many patches are predicted on, and how many are lost, given what the level before reported."""
+    """Return (B,) how many patches are predicted on and how many are lost, by the level before's counts."""
     unseen = np.maximum(before.selected - probing.max_candidates, 0)
     wanted = np.where(running, before.patches + unseen, 0)
     patches = np.where(running, np.minimum(before.patches, patch_limit(rule, level)), 0)
@@ -225,7 +218,7 @@ def _decode(
 def _decoder_anchors(
     network: Stages, probing: Probing, levels: list[LevelRun], batch: int
 ) -> dict[str, Array]:
-    """The anchor inputs of the decoder; a level that was not run is one patch of zeros, which never pass."""
+    """Return the decoder's anchor inputs; a level that was not run is a patch of zeros, which never pass."""
     inputs = {"anchors_p5": levels[0].anchors, "selected_p5": levels[0].selected}
     run = {level.level: level for level in levels}
     for level in probing.levels:
@@ -241,5 +234,5 @@ def _decoder_anchors(
 
 
 def round_up(count: int, bucket: int, most: int) -> int:
-    """The multiple of `bucket` that holds `count`, at least one and at most `most`."""
+    """Return the multiple of `bucket` that holds `count`, at least one and at most `most`."""
     return min(max(-(-count // bucket), 1) * bucket, most)

@@ -2,8 +2,8 @@
 
 A *stage* is one static graph of the network: named arrays in, named arrays out.  An array is opaque: it
 lives on the backend's device (an OrtValue, a device buffer, a torch tensor), and only `download` brings it
-to the host.  `Stages` is all that the loop of `asag_deploy.loop.probing` asks for.  Every network has it:
-`asag_deploy.backends.network.Network`.
+to the host.  `Stages` is all that the loop of `asag_deploy.loop.probing` asks for; every network derives
+from it (`asag_deploy.backends.network.Network`).
 
 The stages, with B images, k patches per image (K at most), A anchors per patch, Q queries:
 
@@ -41,6 +41,7 @@ proposal_*     what the relation block made of the anchors, best class score and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +49,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
+from asag_deploy.loop.patch_nms import patch_nms
 
 FEATURES = ("p2", "p3", "p4", "p5")
 """The feature maps that `backbone` puts out, the finest first."""
@@ -74,7 +76,7 @@ class Counts(NamedTuple):
 
 
 PATCHES_COLUMN = Counts._fields.index("patches")
-"""Of `counts`: what `Stages.select` writes."""
+"""The column of `counts` that `Stages.select` writes."""
 
 
 class LevelOutputs(NamedTuple):
@@ -101,34 +103,29 @@ class Stage(Protocol):
         ...
 
 
-class Stages(Protocol):
+class Stages(ABC):
     """A network's stages, and how arrays get to its device and back.  Safe to call from several threads."""
 
-    @property
-    def patch_bucket(self) -> int:
-        """Patches per image are rounded up to a multiple of this before a level is probed."""
-        ...
+    patch_bucket: int = 1
+    """Patches per image are rounded up to a multiple of this before a level is probed."""
+    query_bucket: int = 1
+    """Queries are rounded up to a multiple of this before they are decoded."""
 
-    @property
-    def query_bucket(self) -> int:
-        """Queries are rounded up to a multiple of this before they are decoded."""
-        ...
-
+    @abstractmethod
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
-        ...
 
+    @abstractmethod
     def upload(self, array: NDArray[Any]) -> Array:
         """Bring a host array to the device."""
-        ...
 
+    @abstractmethod
     def download(self, array: Array) -> NDArray[Any]:
         """Bring an array to the host, once it has been computed."""
-        ...
 
     def shape(self, array: Array) -> tuple[int, ...]:
         """Return the shape of an array on the device."""
-        ...
+        return tuple(array.shape)
 
     def select(
         self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
@@ -136,6 +133,19 @@ class Stages(Protocol):
         """Find the patches that `level` looks at: NMS over those that the level before it asks for.
 
         `image_size` is (B, 2).  Returns origins i64 (B, capacity, 2), zeros beyond the last patch, and the
-        counts of `before` with the column `patches` filled in; the counts given may be written to.
+        counts of `before` with the column `patches` filled in; the counts given may be written to.  Here
+        it is done on the host; a network on a GPU does it there.
         """
-        ...
+        origins, patches = patch_nms(
+            self.download(before.anchors),
+            self.download(before.selected),
+            self.download(image_size),
+            stride=level.stride,
+            patch_size=probing.patch_size,
+            iou_threshold=probing.patch_nms_iou,
+            capacity=level.capacity,
+            max_candidates=probing.max_candidates,
+        )
+        filled = self.download(before.counts).copy()
+        filled[:, PATCHES_COLUMN] = patches
+        return self.upload(origins), self.upload(filled)

@@ -29,12 +29,15 @@ class StopRule:
     """A `time.perf_counter()` value after which no further level is begun."""
 
     def allows(self, level: Level) -> bool:
-        """Whether the manual stop lets `level` be probed."""
+        """Tell whether the manual stop lets `level` be probed."""
         return _DEPTH[level] <= _DEPTH[self.max_level]
 
 
 def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) -> StopRule:
-    """When a bundle's probing stops, as `Detector.load` is asked; raises ConfigError where it cannot."""
+    """Make the rule by which a bundle's probing stops, from what `Detector.load` was asked.
+
+    Raises ConfigError for what the bundle cannot do.
+    """
     probing = manifest.probing
     mode = probing.mode if mode is None else mode
     if mode not in ("exact", "fast"):
@@ -67,7 +70,7 @@ class Decisions:
         self._probed: list[NDArray[np.bool_]] = []
 
     def who_goes_on(self, rule: StopRule, level: Level, counts: Counts) -> NDArray[np.bool_]:
-        """(B,) the images that are to be probed on `level`, given what the level before it reported."""
+        """Return (B,) which images are to be probed on `level`, by what the level before it reported."""
         for i, selected in enumerate(counts.selected):
             if selected < rule.min_selected:
                 self._note(i, StopReason.FEW_SELECTED if selected else StopReason.NOTHING_SELECTED)
@@ -79,13 +82,13 @@ class Decisions:
         return self._probed[-1]
 
     def probed(self, levels: int) -> NDArray[np.bool_]:
-        """(B, levels) which image was probed on which level."""
+        """Return (B, levels) which image was probed on which level."""
         missing = [np.zeros(len(self._stop), dtype=np.bool_)] * (levels - len(self._probed))
         columns = [*self._probed, *missing]
         return np.stack(columns, axis=1) if columns else np.zeros((len(self._stop), 0), dtype=np.bool_)
 
     def reasons(self, deepest: Level) -> list[StopReason]:
-        """(B,) why each image went no further; `deepest` is the last level that was run."""
+        """Return (B,) why each image went no further; `deepest` is the last level that was run."""
         at_the_end = StopReason.LAST_LEVEL if deepest == "P3" else StopReason.MAX_LEVEL
         return [reason or at_the_end for reason in self._stop]
 

@@ -60,7 +60,7 @@ class ProbingTrace:
         return self.levels[-1].level
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace as plain JSON values."""
+        """Return the trace as plain JSON values."""
         return {
             "exit_level": self.exit_level,
             "stop": self.stop.value,

@@ -15,7 +15,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 
 _ASPECTS = (1.0, 4 / 3, 3 / 2)
-"""Of most cameras, and a square.  Everything longer goes on the longest canvas that there is."""
+"""Those of most cameras, and a square.  Everything longer goes on the longest canvas that there is."""
 
 
 @dataclass(frozen=True, order=True)
@@ -34,12 +34,12 @@ class Canvas:
         return self.height * self.width
 
     def holds(self, height: int, width: int) -> bool:
-        """Whether a picture of this size fits."""
+        """Tell whether a picture of this size fits."""
         return height <= self.height and width <= self.width
 
 
 def parse_canvas(text: str) -> Canvas:
-    """`800x1088`, height first, as a canvas.  Raises ConfigError for anything else."""
+    """Read `800x1088`, height first, as a canvas.  Raises ConfigError for anything else."""
     found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip().lower())
     if found is None:
         raise ConfigError(f"unknown canvas '{text}'; give height and width in pixels, such as 800x1088")
@@ -47,7 +47,7 @@ def parse_canvas(text: str) -> Canvas:
 
 
 def default_canvases(preprocessing: Preprocessing) -> tuple[Canvas, ...]:
-    """A square, 4:3, 3:2 and the longest that resized pictures can be, each lying and standing.
+    """Return a square, 4:3, 3:2 and the longest that resized pictures can be, each lying and standing.
 
     Every picture whose longer side is resized to `longer_side` at most fits on one of them.  For 800 and 1333
     pixels they are 800 by 800, 1088, 1216 and 1344, and the last three turned.
@@ -58,18 +58,18 @@ def default_canvases(preprocessing: Preprocessing) -> tuple[Canvas, ...]:
         preprocessing.size_divisor,
     )
     sides = [min(int(shorter * aspect), longer) for aspect in _ASPECTS]
-    short = _round_up(min(shorter, longer), divisor)
-    lying = {Canvas(short, _round_up(side, divisor)) for side in (*sides, longer)}
+    short = round_up_to(min(shorter, longer), divisor)
+    lying = {Canvas(short, round_up_to(side, divisor)) for side in (*sides, longer)}
     return in_order({*lying, *(Canvas(canvas.width, canvas.height) for canvas in lying)})
 
 
 def in_order(canvases: Iterable[Canvas]) -> tuple[Canvas, ...]:
-    """Each once, the smallest first; of two that are equally large, the one that lies."""
+    """Return each canvas once, the smallest first; of two that are equally large, the one that lies."""
     return tuple(sorted(set(canvases), key=lambda canvas: (canvas.area, canvas.height)))
 
 
 def smallest_holding(canvases: Sequence[Canvas], height: int, width: int) -> Canvas | None:
-    """The canvas of the least area that holds a picture of this size; None if none does."""
+    """Return the canvas of the least area that holds a picture of this size; None if none does."""
     return next((canvas for canvas in in_order(canvases) if canvas.holds(height, width)), None)
 
 
@@ -81,9 +81,9 @@ def check_canvas(canvas: Canvas, preprocessing: Preprocessing) -> None:
         preprocessing.size_divisor,
     )
     if canvas.height % divisor or canvas.width % divisor:
-        better = Canvas(_round_up(canvas.height, divisor), _round_up(canvas.width, divisor))
+        better = Canvas(round_up_to(canvas.height, divisor), round_up_to(canvas.width, divisor))
         raise ConfigError(f"the canvas {canvas} is no multiple of {divisor} pixels; use {better}")
-    most = _round_up(longer, divisor)
+    most = round_up_to(longer, divisor)
     if max(canvas.height, canvas.width) > most:
         raise ConfigError(
             f"the canvas {canvas} is larger than any picture, whose longer side becomes {longer} pixels at "
@@ -98,5 +98,6 @@ def check_canvas(canvas: Canvas, preprocessing: Preprocessing) -> None:
         )
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up_to(value: int, multiple: int) -> int:
+    """Return the least multiple that holds `value`."""
     return -(-value // multiple) * multiple

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from asag_deploy import kernels
 from asag_deploy.bundle.manifest import Manifest, Preprocessing
 from asag_deploy.cuda import Device, DeviceArray, is_device_array
+from asag_deploy.cuda.arena import BYTE, Arena
 from asag_deploy.errors import ImageError
 from asag_deploy.images import reading as images
 from asag_deploy.images.reading import ChannelOrder, ImageLike, check_channel_order
@@ -26,8 +27,6 @@ from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, Shape
 from asag_deploy.processing.postprocess import Found
 from asag_deploy.processing.preprocess import padded_shape, resize, resized_shape
 from asag_deploy.timing import since
-
-_BYTE = np.dtype(np.uint8)
 
 
 class _Source(NamedTuple):
@@ -48,7 +47,7 @@ class OnGpu:
     def __init__(
         self, device: Device, kernels: KernelLibrary, manifest: Manifest, canvases: Sequence[Canvas] = ()
     ) -> None:
-        """Pre- and post-processing of the network that `manifest` describes, on its device.
+        """Prepare images and finish detections, on its device, for the network that `manifest` describes.
 
         canvases: the network's own, see `asag_deploy.backends.network.Network.canvases`.
         """
@@ -77,38 +76,46 @@ class OnGpu:
         return Prepared(batch, sizes, [source.shape for source in sources], times_ms)
 
     def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
-        """Sorted, scaled, and rid of duplicates on the GPU; what is left is read at once."""
-        scores: DeviceArray = outputs["det_scores"]
-        batch, count = scores.shape
-        room = _Room(batch, count)
+        """Sort and scale outputs and drop duplicates on the GPU; what is left is read at once."""
+        shape = outputs["det_scores"].shape
+        found = Arena(self._device, alignment=8)
+        found.add("class_id", shape, np.int64)
+        found.add("counts", shape[:1], np.int64)
+        found.add("xyxy", (*shape, 4), np.float32)
+        found.add("confidence", shape, np.float32)
         with self._device.lock:
-            memory = self._device.empty((room.size,), _BYTE)
+            found.take()
             kernels.postprocess(
                 self._kernels,
-                scores.buffer(),
+                outputs["det_scores"].buffer(),
                 outputs["det_labels"].buffer(),
                 outputs["det_boxes"].buffer(),
                 self._device.upload(np.array(shapes, dtype=np.int64)).buffer(),
-                xyxy=memory.buffer(*room.parts["xyxy"]),
-                confidence=memory.buffer(*room.parts["confidence"]),
-                class_id=memory.buffer(*room.parts["class_id"]),
-                counts=memory.buffer(*room.parts["counts"]),
+                xyxy=found["xyxy"].buffer(),
+                confidence=found["confidence"].buffer(),
+                class_id=found["class_id"].buffer(),
+                counts=found["counts"].buffer(),
                 nms_iou=self._manifest.postprocessing.nms_iou,
                 stream=self._device.stream,
             )
-            read = (memory, outputs["anchors"], outputs["anchor_count"])
+            read = (found.whole, outputs["anchors"], outputs["anchor_count"])
             fetch = self._device.begin_download(read)
 
         def finish() -> Decoded:
             content, anchors, anchor_count = fetch()
-            return Decoded(room.found(content), anchors, anchor_count)
+            part = found.on_host(content)
+            detections = [
+                Found(*(part[name][image, :count].copy() for name in Found._fields))
+                for image, count in enumerate(part["counts"].tolist())
+            ]
+            return Decoded(detections, anchors, anchor_count)
 
         return finish
 
     def _source(self, image: ImageLike | GpuImage, channel_order: ChannelOrder) -> _Source:
         if is_device_array(image):
             adopted = self._device.adopt(image)
-            if adopted.dtype != _BYTE or len(adopted.shape) != 3 or adopted.shape[2] != 3 or not adopted.size:
+            if adopted.dtype != BYTE or len(adopted.shape) != 3 or adopted.shape[2] != 3 or not adopted.size:
                 raise ImageError(
                     f"expected a uint8 image (H, W, 3) on the GPU, got {adopted.dtype} {adopted.shape}; "
                     "convert it there, or pass a NumPy array"
@@ -132,7 +139,7 @@ class OnGpu:
             kernels.preprocess(
                 self._kernels,
                 uploaded.buffer(),
-                batch.buffer(slot, batch.dtype, number * batch.nbytes // batch.shape[0]),
+                batch.buffer(slot, number * batch.nbytes // batch.shape[0]),
                 new_shape=new_shape,
                 mean=spec.mean,
                 deviation=spec.std,
@@ -147,48 +154,10 @@ class OnGpu:
         return np.dtype(next(spec.dtype for spec in inputs if spec.name == "image"))
 
 
-_Part = tuple[tuple[int, ...], np.dtype[Any], int]
-"""Shape, type, and offset in bytes."""
-
-
-class _Room:
-    """Where the detections of a batch lie in one piece of memory."""
-
-    def __init__(self, images: int, detections: int) -> None:
-        self.parts: dict[str, _Part] = {}
-        self.size = 0
-        """In bytes."""
-        shape = (images, detections)
-        self._add("class_id", shape, np.int64)  # the widest types first, so that all are aligned
-        self._add("counts", (images,), np.int64)
-        self._add("xyxy", (*shape, 4), np.float32)
-        self._add("confidence", shape, np.float32)
-
-    def found(self, content: NDArray[np.uint8]) -> list[Found]:
-        """The detections of each image, from the bytes of the memory."""
-        part = {
-            name: content[offset : offset + _size(shape, dtype)].view(dtype).reshape(shape)
-            for name, (shape, dtype, offset) in self.parts.items()
-        }
-        return [
-            Found(*(part[name][image, :count].copy() for name in Found._fields))
-            for image, count in enumerate(part["counts"].tolist())
-        ]
-
-    def _add(self, name: str, shape: tuple[int, ...], kind: type[np.generic]) -> None:
-        dtype: np.dtype[Any] = np.dtype(kind)
-        self.parts[name] = (shape, dtype, self.size)
-        self.size += _size(shape, dtype)
-
-
-def _size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return int(np.prod(shape)) * dtype.itemsize
-
-
 def _is_plain(image: NDArray[Any]) -> bool:
-    """Whether an array can travel as it is."""
+    """Tell whether an array can travel as it is."""
     return (
-        image.dtype == _BYTE
+        image.dtype == BYTE
         and image.ndim == 3
         and image.shape[2] == 3
         and image.size > 0

@@ -87,7 +87,7 @@ class OnHost:
         canvases: Sequence[Canvas] = (),
         takes_device_arrays: bool = False,
     ) -> None:
-        """Pre- and post-processing of the network that `manifest` describes.
+        """Prepare images and finish detections for the network that `manifest` describes.
 
         canvases, takes_device_arrays: the network's own, see `asag_deploy.backends.network.Network`.
         """
@@ -109,7 +109,7 @@ class OnHost:
         return Prepared(image, sizes, [original.shape[:2] for original in originals], times_ms)
 
     def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
-        """Outputs are sorted, scaled, and rid of duplicates in NumPy, once they are waited for."""
+        """Sort and scale outputs and drop duplicates in NumPy, once they are waited for."""
         return lambda: self._decode(outputs, shapes)
 
     def _decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:

@@ -34,7 +34,7 @@ def detections_of(
     original_shape: tuple[int, int],
     nms_iou: float | None,
 ) -> Found:
-    """One image's rows of the decoder's `det_*` outputs as detections.
+    """Turn one image's rows of the decoder's `det_*` outputs into detections.
 
     scores (D,), labels (D,), boxes (D, 4) x1, y1, x2, y2 relative to the valid image; `original_shape` is
     (height, width).  Rows of score 0 are padding and dropped; with `nms_iou`, so are boxes that overlap a
@@ -53,7 +53,7 @@ def detections_of(
 
 
 def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[np.bool_]:
-    """(n,) what class-wise greedy NMS keeps of boxes (n, 4) that are sorted, the best first.
+    """Return (n,) what class-wise greedy NMS keeps of boxes (n, 4) that are sorted, the best first.
 
     A box goes if its IoU with a kept one of its class that stands before it is over `iou`.
     """
@@ -66,7 +66,7 @@ def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[n
 
 
 def anchors_of(cxcywh: NDArray[np.floating], scale: tuple[float, float]) -> Boxes:
-    """Anchors (q, 4) cx, cy, w, h of the network as x1, y1, x2, y2, `scale` (x, y) times larger."""
+    """Convert anchors (q, 4) cx, cy, w, h of the network to x1, y1, x2, y2, `scale` (x, y) times larger."""
     centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
     corners: Boxes = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
     return corners * _twice(scale)
@@ -80,7 +80,7 @@ def traces_of(
     anchor_count: NDArray[np.int64],
     scales: list[tuple[float, float]],
 ) -> tuple[ProbingTrace, ...]:
-    """The probing trace of each image of a batch.
+    """Return the probing trace of each image of a batch.
 
     sizes (B, 2) are the valid heights and widths, anchor_count (B,) what reached the decoder; patch boxes are
     in pixels `scales[i]` (x, y) times larger than the network's.
@@ -115,12 +115,12 @@ def traces_of(
 
 
 def clip(xyxy: Boxes, height: int, width: int) -> Boxes:
-    """Boxes (n, 4), none of which reaches beyond the image."""
+    """Clip boxes (n, 4), so that none reaches beyond the image."""
     return np.clip(xyxy, np.float32(0), np.array([width, height, width, height], dtype=np.float32))
 
 
 def _iou(xyxy: Boxes) -> NDArray[np.float32]:
-    """(n, n) intersection over union of each pair of boxes (n, 4)."""
+    """Return (n, n) the intersection over union of each pair of boxes (n, 4)."""
     sides = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0)
     area = sides[:, 0] * sides[:, 1]
     low = np.maximum(xyxy[:, None, :2], xyxy[:, :2])
@@ -133,7 +133,7 @@ def _iou(xyxy: Boxes) -> NDArray[np.float32]:
 
 
 def _first_level_boxes(height: int, width: int) -> Boxes:
-    """(5, 4): the four quarters of the image, which P5 is split into, and the whole of it, which P6 sees."""
+    """Return (5, 4): the four quarters of the image, which P5 is split into, and the whole, which P6 sees."""
     x, y = width / 2, height / 2
     return np.array(
         [[0, 0, x, y], [x, 0, width, y], [0, y, x, height], [x, y, width, height], [0, 0, width, height]],
@@ -142,7 +142,7 @@ def _first_level_boxes(height: int, width: int) -> Boxes:
 
 
 def _patch_boxes(origins: NDArray[np.int64], stride: int, side: int, height: int, width: int) -> Boxes:
-    """(k, 4) of patches `side` cells wide and high, from their origins (k, 2) x, y in cells."""
+    """Return (k, 4) of patches `side` cells wide and high, from their origins (k, 2) x, y in cells."""
     corners = np.concatenate([origins, origins + side], axis=1) * stride
     return clip(corners.astype(np.float32), height, width)
 

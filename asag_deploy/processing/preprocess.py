@@ -19,7 +19,7 @@ from asag_deploy.processing.canvases import Canvas, smallest_holding
 
 
 def resized_shape(height: int, width: int, spec: Preprocessing) -> tuple[int, int]:
-    """The (height, width) an image is resized to, by the rule the network was trained with.
+    """Return the (height, width) an image is resized to, by the rule the network was trained with.
 
     The shorter side becomes `shorter_side`, or less where the longer would exceed `longer_side`; the longer
     one follows, rounded down.  An image so narrow that its shorter side would round to 0 becomes 1 pixel by
@@ -39,7 +39,7 @@ def resized_shape(height: int, width: int, spec: Preprocessing) -> tuple[int, in
 
 
 def resize(image: RgbImage, spec: Preprocessing) -> RgbImage:
-    """An image (H, W, 3) at `resized_shape`: interpolated when it grows, area-averaged when it shrinks."""
+    """Resize an image (H, W, 3) to `resized_shape`: interpolate to grow, average areas to shrink."""
     height, width = image.shape[:2]
     new_height, new_width = resized_shape(height, width, spec)
     if (new_height, new_width) == (height, width):
@@ -70,7 +70,7 @@ def make_batch(
 def padded_shape(
     sizes: NDArray[np.int64], spec: Preprocessing, canvases: Sequence[Canvas] = ()
 ) -> tuple[int, int]:
-    """The (height, width) of a batch of images of these sizes (B, 2).
+    """Return the (height, width) of a batch of images of these sizes (B, 2).
 
     That of the smallest canvas that holds them all, or where none does, multiples of `size_divisor`.
     """
@@ -96,7 +96,7 @@ def check_batch(images: NDArray[Any], sizes: NDArray[Any]) -> None:
 
 
 def check_batch_shape(shape: tuple[int, ...], dtype: np.dtype[Any], sizes: NDArray[Any]) -> None:
-    """As `check_batch`, of a batch of which only shape and type are known, since it lies on a GPU."""
+    """Check a batch like `check_batch`, by shape and type alone, since it lies on a GPU."""
     if not isinstance(sizes, np.ndarray):
         raise ImageError(f"expected sizes as a numpy array, got {type(sizes).__name__}")
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:

@@ -80,7 +80,7 @@ class RefusedError(Exception):
 
 
 def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshold: float) -> Starlette:
-    """The ASGI application around a loaded detector.
+    """Make the ASGI application around a loaded detector.
 
     `backend` is what `/health` says runs the network; `threshold` the least confidence (0 to 1) where a
     request names none.  Raises ConfigError for a threshold that makes no sense, or if Starlette is missing.
@@ -129,7 +129,7 @@ class _Service:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, _request: Request) -> JSONResponse:
-        """200 as long as the server listens, also when it is full."""
+        """Answer 200 as long as the server listens, also when it is full."""
         manifest = self._detector.manifest
         return _json(
             {
@@ -144,7 +144,7 @@ class _Service:
         )
 
     async def detect(self, request: Request) -> JSONResponse:
-        """The body is an image file; the answer is `Detections.to_json` of it."""
+        """Detect in the image file that the body is; answer with its `Detections.to_json`."""
         threshold = _threshold_of(request, self._threshold)
         with self._place():
             data = await self._body(request)
@@ -163,7 +163,7 @@ class _Service:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """One of the places that there are; taken before the body is read, so that memory is bounded too."""
+        """Take one of the places that there are, before the body is read, so that memory is bounded too."""
         places = self._limits.requests + self._limits.queue
         if self._in_hand >= places:
             raise RefusedError(
@@ -178,7 +178,7 @@ class _Service:
             self._in_hand -= 1
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body, whatever type it claims: curl calls every file a form.
+        """Read the whole body, whatever type it claims: curl calls every file a form.
 
         Refuses multipart forms, and more bytes or seconds than the limits allow.
         """
@@ -255,7 +255,7 @@ async def _refused(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's own errors: an unknown path or method."""
+    """Answer Starlette's own errors: an unknown path or method."""
     from starlette.exceptions import HTTPException
 
     assert isinstance(error, HTTPException), "registered for it alone"
@@ -267,7 +267,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, _error: Exception) -> JSONResponse:
-    """Starlette raises the error again afterwards, so that its traceback reaches the log, and only that."""
+    """Answer without details; Starlette raises the error again, so that only the log has its traceback."""
     sentence = f"the server failed at {request.url.path}; its log says why"
     return _json({"error": sentence}, HTTPStatus.INTERNAL_SERVER_ERROR)
 

@@ -20,7 +20,7 @@ _LARGEST_PORT = 65535
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one).
+    """Listen on `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one).
 
     Raises ConfigError if the address cannot be had.
     """
@@ -37,13 +37,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where a listening socket is reached, as a URL."""
+    """Return the URL at which a listening socket is reached."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
-    """A server that, told to stop, takes no more requests and gives those it has `grace_seconds` to end.
+    """Make a server that, told to stop, takes no more requests and gives those it has `grace_seconds` to end.
 
     Raises ConfigError if uvicorn is missing, or for a time that makes no sense.
     """
@@ -75,7 +75,7 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
 
 @contextmanager
 def _sigterm_ends_well() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more, which would end the process with a failure."""
+    """Swallow the signal that uvicorn raises again once it has stopped, which would end in a failure."""
     if threading.current_thread() is not threading.main_thread():  # only that one has signals
         yield
         return

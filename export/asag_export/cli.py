@@ -1,4 +1,4 @@
-"""`asag-export`: a checkpoint becomes a bundle, from the command line."""
+"""`asag-export`: export a checkpoint to a bundle from the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
 from asag_export.gate.parity import format_report
 from asag_export.stage_export import DEFAULT_OPSET
 from asag_training.checkpoints import Checkpoint, load_checkpoint, untrained_checkpoint
-from asag_training.network.stage_plan import LEVELS
+from asag_training.network.stage_plan import MANUAL_STOPS
 
 PROGRAM = "asag-export"
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
     add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
-    stops = ", ".join(LEVELS)
+    stops = ", ".join(MANUAL_STOPS)
     add("--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {stops} (default %(default)s)")
     add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
     precisions = " or ".join(PRECISIONS)
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     engines = _engines(options)  # before an export that takes minutes
     checkpoint = _checkpoint(options)
-    steps = 4 + len(LEVELS.get(options.levels, ()))
+    steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
 
         def step(description: str) -> None:
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _engines(options: argparse.Namespace) -> BuildOptions | None:
-    """How to build engines, if they are asked for and their library is there."""
+    """Read how engines are built, if they are asked for, and see that their library is there."""
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     if options.format == "onnx":
@@ -131,7 +131,7 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
 
 
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
-    """What the checkpoint was trained for, unless the user says otherwise."""
+    """Take the pre-processing that the checkpoint was trained for, unless the user says otherwise."""
     default = checkpoint.preprocessing or Preprocessing()
     shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
     longer = default.longer_side if options.longer_side is None else options.longer_side

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench import bench
 from asag_bench.cli import main
+from asag_bench.measuring import run
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_export.gate.parity import Found, in_common
 from support.tiny_bundle import make_bundle, picture
 
-QUICK = ("--duration", "0.1", "--warmup", "1", "--threads", "1", "--quiet")
+QUICK = ("--duration", "0.03", "--warmup", "1", "--threads", "1", "--quiet", "--no-plots")
 
 
 def detections(*rows: tuple[float, int, tuple[float, float, float, float]]) -> Found:
@@ -49,8 +49,8 @@ def test_a_backend_that_computes_something_else_is_seen(
     cv2.imwrite(str(tmp_path / "photos" / "p3.png"), picture(5, 2)[..., ::-1])
     folders = ["--images", str(tmp_path / "photos"), "--output-dir", str(tmp_path / "out")]
 
-    def halved(backend: str | None, opened: Bundle, threads: int | None = None) -> Any:
-        network: Any = open_network(backend, opened, threads)
+    def halved(backend: str | None, opened: Bundle, *given: Any) -> Any:
+        network: Any = open_network(backend, opened, *given)
         stage = network.stage
 
         def other(name: str) -> Any:
@@ -67,8 +67,8 @@ def test_a_backend_that_computes_something_else_is_seen(
         network.stage = other
         return network
 
-    monkeypatch.setattr(bench, "open_network", halved)
-    assert main([str(bundle.path), *folders, *QUICK]) == 0
+    monkeypatch.setattr(run, "open_network", halved)
+    assert main(["run", str(bundle.path), *folders, *QUICK]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["agreement"]["subjects"]["onnxruntime"]["detections"] < 0.5
     assert "DIFFERENT: onnxruntime finds " in (tmp_path / "out" / "result.md").read_text()

@@ -1,7 +1,8 @@
-"""`asag-bench` from its command line to its files, on a tiny bundle."""
+"""`asag-bench run` from its command line to its files, on a tiny bundle."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -13,13 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench import bench
-from asag_bench.cli import main
-from asag_bench.measuring.phases import PHASES
-from asag_bench.reports.report import latency_rows, markdown, on_screen
+from asag_bench import cli
+from asag_bench.measuring import run
+from asag_bench.reports import report
+from asag_bench.reports.columns import COLUMNS, latency_rows
+from asag_bench.result import Result, parse_result
 from asag_bench.runners.graphs import PYRAMID, UNSPLIT, pyramid_bundle, unsplit_bundle
-from asag_bench.runners.peers import PEERS
-from asag_bench.runners.subjects import Run
+from asag_bench.runners.references import REFERENCES
+from asag_bench.runners.runner import PHASES, Run
 from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
@@ -28,7 +30,23 @@ from support.bundle_edits import replace_graph
 from support.coco_files import write_coco
 from support.tiny_bundle import make_bundle, picture
 
-QUICK = ("--duration", "0.2", "--warmup", "1", "--threads", "1", "--quiet")
+QUICK = ("--duration", "0.05", "--warmup", "1", "--threads", "1", "--quiet")
+
+
+def main(arguments: list[str]) -> int:
+    return cli.main(["run", *arguments])
+
+
+def typed(data: dict[str, Any]) -> Result:
+    return parse_result(data, Path("result.json"))
+
+
+def markdown(data: dict[str, Any]) -> str:
+    return report.markdown(typed(data))
+
+
+def on_screen(data: dict[str, Any]) -> str:
+    return report.on_screen(typed(data))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +68,7 @@ def result(bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactor
     """Everything but PyTorch, in one run."""
     folder = tmp_path_factory.mktemp("result")
     arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(folder), *QUICK]
-    arguments += ["--peer", "unsplit", "--peer", "always-probe", "--batch", "1", "--batch", "2"]
+    arguments += ["--reference", "unsplit", "--reference", "always-probe", "--batch", "1", "--batch", "2"]
     assert main([*arguments, "--percentile", "50,99.9"]) == 0
     files = {"result.json", "result.md", "latency.png", "stages.png"}
     assert {path.name for path in folder.iterdir()} == files
@@ -63,48 +81,90 @@ def result(bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactor
     return found
 
 
-def test_strata(result: dict[str, Any]) -> None:
+def test_image_groups(result: dict[str, Any]) -> None:
     assert result["input"]["exit_levels"] == {"P5": 1, "P4": 1, "P3": 2}
-    names = [(stratum["images"], stratum["batch"]) for stratum in result["strata"]]
+    names = [(group["images"], group["batch"]) for group in result["strata"]]
     assert names == [(name, batch) for batch in (1, 2) for name in ("P5", "P4", "P3", "worst")]
-    by_name = {stratum["images"]: stratum for stratum in result["strata"]}
+    by_name = {group["images"]: group for group in result["strata"]}
     assert by_name["worst"]["pictures"] == ["p3-worst.png"]
     assert by_name["P5"]["patches"] == [0]
-    exits = {name: stratum["subjects"]["onnxruntime"]["exits"] for name, stratum in by_name.items()}
+    exits = {name: group["subjects"]["onnxruntime"]["exits"] for name, group in by_name.items()}
     stopped = by_name["P3"]["subjects"]["onnxruntime (stopped at P5)"]
     assert list(stopped["exits"]) == ["P5"]
     assert [list(levels) for levels in exits.values()] == [["P5"], ["P4"], ["P3"], ["P3"]]
 
 
 def test_figures(result: dict[str, Any]) -> None:
-    for stratum in result["strata"]:
-        stopped = ["onnxruntime (stopped at P5)"] if stratum["images"] == "P3" else []
-        assert list(stratum["subjects"]) == ["onnxruntime", *stopped, "unsplit", "always-probe"]
-        for subject in stratum["subjects"].values():
-            calls = [ms for window in subject["windows_ms"] for ms in window]
-            assert subject["calls"] == len(calls) >= 1
-            assert subject["ms"]["max"] == max(calls)
-            assert set(subject["ms"]) == {"p50", "p99.9", "mean", "min", "max"}
-        split = stratum["subjects"]["onnxruntime"]
+    for group in result["strata"]:
+        stopped = ["onnxruntime (stopped at P5)"] if group["images"] == "P3" else []
+        assert list(group["subjects"]) == ["onnxruntime", *stopped, "unsplit", "always-probe"]
+        for runner in group["subjects"].values():
+            calls = [ms for window in runner["windows_ms"] for ms in window]
+            assert runner["calls"] == len(calls) >= 1
+            assert runner["ms"]["max"] == max(calls)
+            assert set(runner["ms"]) == {"p50", "p99.9", "mean", "min", "max"}
+        split = group["subjects"]["onnxruntime"]
         assert split["backbone_and_neck_ms"] > 0
-        assert stratum["subjects"]["unsplit"]["backbone_and_neck_ms"] is None
+        assert group["subjects"]["unsplit"]["backbone_and_neck_ms"] is None
         assert sum(split["share_of_total"].values()) == pytest.approx(1, abs=0.01)
         assert split["times_as_long_as_the_first"] == {"median": 1, "p25": 1, "p75": 1}
-        assert stratum["subjects"]["unsplit"]["phases_ms"] == {}
-        probed = {"P5": set(), "P4": {"probe_p4"}}.get(stratum["images"], {"probe_p4", "probe_p3"})
+        assert group["subjects"]["unsplit"]["phases_ms"] == {}
+        probed = {"P5": set(), "P4": {"probe_p4"}}.get(group["images"], {"probe_p4", "probe_p3"})
         assert set(split["phases_ms"]) == {*PHASES} - {"probe_p4", "probe_p3"} | probed
-        assert "probe_p3" in stratum["subjects"]["always-probe"]["phases_ms"]
+        assert "probe_p3" in group["subjects"]["always-probe"]["phases_ms"]
 
 
 def test_what_it_was_measured_on(result: dict[str, Any], bundle: Bundle) -> None:
     assert result["machine"]["packages"]["onnxruntime"]
     assert result["machine"]["processor"]
-    assert result["command"].startswith("asag-bench ")
+    assert result["command"].startswith("asag-bench run ")
     assert result["options"]["threads"] == 1
     assert result["bundle"]["graphs"]["decoder"] == bundle.manifest.graph("decoder").sha256
     assert result["bundle"]["trained"] is False
     assert result["memory"]["peak_mib"] > 10
     assert set(result["memory"]["subjects"]) == {"onnxruntime", "unsplit", "always-probe"}
+
+
+def test_load_times_and_memory_are_columns(result: dict[str, Any]) -> None:
+    result = copy.deepcopy(result)
+    titles, *rows = latency_rows(typed(result))
+    load, added = titles.index("load s"), titles.index("MiB")
+    for row in rows:
+        found = result["memory"]["subjects"].get(row[2])
+        assert row[load] == ("-" if found is None else f"{found['load_s']:.2f}")
+        assert row[added] == ("-" if found is None else f"{found['added_mib']:.0f}")
+    assert "growth MiB" not in titles
+    for found in result["memory"]["subjects"].values():
+        del found["load_s"]  # as in results of earlier releases
+    assert "load s" not in latency_rows(typed(result))[0]
+    assert "memory of unsplit: " in on_screen(result)
+
+
+def test_the_help_says_how_each_column_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    for name, meaning in {**REFERENCES, **{column.title: column.measured for column in COLUMNS}}.items():
+        assert f"{name},{meaning}".replace(" ", "") in text
+
+
+def test_the_detectors_options_are_used_and_recorded(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path), *QUICK]
+    options = ["--max-level", "P4", "--loop", "host", "--requests", "2", "--deadline-ms", "60000"]
+    memory = ["--memory-images", "21", "--reference", "always-probe", "--no-plots"]
+    assert main([*arguments, *options, *memory]) == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    asked = {"max_level": "P4", "loop": "host", "requests": 2, "deadline_ms": 60000, "memory_images": 21}
+    assert {name: found["options"][name] for name in asked} == asked
+    assert found["input"]["exit_levels"] == {"P5": 1, "P4": 3}
+    for group in found["strata"]:
+        for runner in group["subjects"].values():
+            assert "P3" not in runner["exits"]
+    assert found["memory"]["subjects"]["onnxruntime"]["growth_mib"] is not None
+    text = markdown(found)
+    assert (
+        "the detector was loaded with --max-level P4, --deadline-ms 60000, --loop host, --requests 2" in text
+    )
+    assert "| growth MiB |" in text
 
 
 def test_what_else_finds_the_same(result: dict[str, Any]) -> None:
@@ -114,14 +174,14 @@ def test_what_else_finds_the_same(result: dict[str, Any]) -> None:
         "subjects": {"onnxruntime": {"pictures": 4, "same_stops": 4, "detections": 1.0}},
     }
     assert "agrees: onnxruntime finds 100.0% of what onnxruntime fp32 finds" in markdown(result)
-    rows = latency_rows(result)
+    rows = latency_rows(typed(result))
     column = rows[0].index("agrees")
     assert {row[2]: row[column] for row in rows[1:4]} == {
         "onnxruntime": "100.0",
         "unsplit": "-",
         "always-probe": "-",
     }
-    other = json.loads(json.dumps(result))
+    other = copy.deepcopy(result)
     other["agreement"]["subjects"]["onnxruntime"] |= {"detections": 0.979, "same_stops": 3}
     note = "DIFFERENT: onnxruntime finds 97.9% of what onnxruntime fp32 finds"
     assert note in on_screen(other)
@@ -140,12 +200,14 @@ def test_tables(result: dict[str, Any]) -> None:
         assert "p99.9" in text
         assert all(phase in text for phase in PHASES)
         assert "'p3-worst.png': it stops at P3" in text
-    stable = all(stratum["stable"] for stratum in result["strata"])
+    stable = all(group["stable"] for group in result["strata"])
     assert ("NOT STABLE" in screen) is not stable
-    tables = [line for line in page.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in tables}) == 2
-    result["strata"][0]["subjects"]["unsplit"]["stable"] = result["strata"][0]["stable"] = False
-    assert "NOT STABLE: P5, batch 1: " in on_screen(result)
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 2
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+    other = copy.deepcopy(result)
+    other["strata"][0]["subjects"]["unsplit"]["stable"] = other["strata"][0]["stable"] = False
+    assert "NOT STABLE: P5, batch 1: " in on_screen(other)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -203,11 +265,20 @@ def test_pictures_of_one_shape(bundle: Bundle, photos: Path, tmp_path: Path) -> 
         (["--limit", "2"], "generated scenes of 64x96"),
         (["--images", str(photos)], f"folder {photos.name} of 64x96"),
     ):
-        arguments = [str(bundle.path), *given, "--shape", "64x96", "--output", str(tmp_path), *QUICK]
+        arguments = [
+            str(bundle.path),
+            *given,
+            "--shape",
+            "64x96",
+            "--output-dir",
+            str(tmp_path),
+            *QUICK,
+            "--no-plots",
+        ]
         assert main(arguments) == 0
         found = json.loads((tmp_path / "result.json").read_text())
         assert found["input"]["origin"] == origin
-        assert {shape for stratum in found["strata"] for shape in stratum["network_shapes"]} == {"64x96"}
+        assert {shape for group in found["strata"] for shape in group["network_shapes"]} == {"64x96"}
         assert "fp32, 64x96" in markdown(found).splitlines()[0]
 
 
@@ -218,15 +289,15 @@ def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) 
     manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
     write_coco(tmp_path / "data", **two_scenes(bundle))
     arguments = [str(bundle.path), str(half), "--data", str(tmp_path / "data"), *QUICK[:-1]]
-    assert main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--no-plots"]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     names = ["onnxruntime fp32", "onnxruntime fp16"]
     assert list(found["bundles"]) == names
     assert list(found["accuracy"]) == names
     assert [found["bundles"][name]["computed_in"] for name in names] == ["fp32", "fp16"]
-    for stratum in found["strata"]:
-        assert set(names) <= set(stratum["subjects"])
-        one, other = (stratum["subjects"][name] for name in names)
+    for group in found["strata"]:
+        assert set(names) <= set(group["subjects"])
+        one, other = (group["subjects"][name] for name in names)
         assert one["calls"] == other["calls"]
         assert other["after_the_neck"]["median"] > -1
     text = markdown(found)
@@ -243,8 +314,9 @@ def test_six_layers_are_said_to_be_random(
         def __call__(self, images: Any, max_level: Any) -> Run:
             return Run(total_ms=1e6, phases_ms={"backbone": 4e5, "decoder": 6e5})
 
-    monkeypatch.setattr(bench, "open_peer", lambda *_, **__: Slow())
-    arguments = [str(bundle.path), "--images", str(photos), "--output", str(tmp_path), "--peer", "adamixer-6"]
+    monkeypatch.setattr(run, "open_reference", lambda *_, **__: Slow())
+    arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path)]
+    arguments += ["--reference", "adamixer-6", "--no-plots"]
     assert main([*arguments, *QUICK]) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert "adamixer-6 carries random weights: it is for speed and has no accuracy" in found["notes"]
@@ -254,7 +326,8 @@ def test_six_layers_are_said_to_be_random(
 
 def test_precisions_of_one_bundle(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path), *QUICK]
-    assert main([*arguments, "--precision", "fp32", "--backend", "onnxruntime,onnxruntime"]) == 0
+    arguments += ["--no-plots", "--precision", "fp32", "--backend", "onnxruntime,onnxruntime"]
+    assert main(arguments) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert list(found["bundles"]) == ["onnxruntime"]
     assert found["options"]["precisions"] == ["fp32"]
@@ -306,11 +379,11 @@ def test_accuracy_without_its_library(
         ("--threads 0", "--threads is 0"),
         ("--limit 0", "--limit is 0"),
         ("--backend tensorflow", "unknown backend 'tensorflow'; the backends are onnxruntime"),
-        ("--peer yolo", f"unknown peer 'yolo'; the peers are {', '.join(PEERS)}"),
-        ("--peer torch", "the peer 'torch' needs the weights the bundle was exported from"),
-        ("--peer adamixer-6", "six decoder layers beside 'tiny' are to be is not known"),
-        ("--peer torch-sparse-rcnn-6", "the peer 'torch-sparse-rcnn-6' needs the weights"),
-        ("--reference torch", "--reference is 'torch', which is not measured; choose one of onnxruntime"),
+        ("--reference yolo", f"unknown reference 'yolo'; the references are {', '.join(REFERENCES)}"),
+        ("--reference torch", "the reference 'torch' needs the weights the bundle was exported from"),
+        ("--reference adamixer-6", "six decoder layers beside 'tiny' are to be is not known"),
+        ("--reference torch-sparse-rcnn-6", "the reference 'torch-sparse-rcnn-6' needs the weights"),
+        ("--baseline torch", "--baseline is 'torch', which is not measured; choose one of onnxruntime"),
         ("--precision int8", "--precision is 'int8', but what was given computes in fp32"),
         ("--shape 800", "--shape is '800'; expected height x width in pixels, such as 800x1088"),
         ("--shape 0x64", "--shape is '0x64'"),
@@ -318,6 +391,11 @@ def test_accuracy_without_its_library(
         ("--images absent", "there is no folder 'absent' with pictures"),
         ("--data absent", "absent"),
         ("--mode slow", "invalid choice: 'slow'"),
+        ("--requests 0", "--requests is 0"),
+        ("--deadline-ms 0", "--deadline-ms is 0"),
+        ("--loop device", "loop 'device' needs a backend that runs on a GPU"),
+        ("--loop device --deadline-ms 5", "loop 'device' cannot keep a deadline"),
+        ("--memory-images 5", "--memory-images is 5; give more than the first 20"),
     ],
 )
 def test_wrong_input(

@@ -8,12 +8,13 @@ import shutil
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from asag_bench.cli import main
 from asag_bench.gpu_machine.archive import make_archive, tree_size, unpack_archive
-from asag_bench.gpu_machine.cli import main
 from asag_bench.gpu_machine.fatbin import has_gpu_code, prune
 from asag_deploy.errors import BackendError, ConfigError
 from support.plugin_builds import missing_nvcc, run
@@ -38,13 +39,16 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp(request.param)
     options = ["-Xcompiler=-fPIC", *(["--no-compress"] if request.param == "plain" else [])]
-    objects = []
-    for name, text in SOURCES.items():
-        (folder / name).write_text(text)
-        objects.append(folder / f"{name}.o")
+
+    def compiled(name: str) -> Path:
+        (folder / name).write_text(SOURCES[name])
         gpus = (90,) if name == "newest.cu" else (80, 90)
         targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in gpus]
-        run(["nvcc", *options, *targets, "-c", folder / name, "-o", objects[-1]])
+        run(["nvcc", *options, *targets, "-c", folder / name, "-o", folder / f"{name}.o"])
+        return folder / f"{name}.o"
+
+    with ThreadPoolExecutor() as compilers:
+        objects = list(compilers.map(compiled, SOURCES))
     library = folder / "libkernels.so"
     run(["nvcc", "-shared", *objects, "-o", library])
     return library
@@ -184,9 +188,9 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
 
 def test_the_command(wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "packages.tar.xz"
-    assert main(["archive", "--wheel", str(wheel), "--output", str(output)]) == 0
+    assert main(["gpu", "archive", "--wheel", str(wheel), "--output", str(output)]) == 0
     assert f"run --carried {output}" in capsys.readouterr().out
-    assert main(["archive", "--wheel", str(wheel), "--output", str(output), "--limit-mib", "1"]) == 2
+    assert main(["gpu", "archive", "--wheel", str(wheel), "--output", str(output), "--limit-mib", "1"]) == 2
     assert "too large to be carried" in capsys.readouterr().err
-    assert main(["archive", "--gpu", "H100"]) == 2
+    assert main(["gpu", "archive", "--gpu", "H100"]) == 2
     assert "expected a compute capability, such as sm90" in capsys.readouterr().err

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from asag_bench.gpu_machine import cli, plan, work
-from asag_bench.gpu_machine.loops import time_loops
+from asag_bench.cli import main, parser
+from asag_bench.gpu_machine import plan, work
+from asag_bench.gpu_machine.plan import time_loops
 from asag_bench.gpu_machine.programs import Logs, Program, start
+from asag_bench.gpu_machine.run import chosen
 from asag_bench.gpu_machine.steps import Failed, Skip, run_step
 from asag_bench.gpu_machine.work import BUILD_VARIABLE, ROOT, Work
 from asag_deploy.backends import BACKENDS
@@ -29,13 +31,17 @@ from support import plugin_builds
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda
 
-PROGRAMS = (
-    *("asag_export.cli", "asag_evaluation.data.cli", "asag_deploy.engines.cli"),
-    *("asag_bench.cli", "asag_bench.measuring.training_step", "asag_bench.measuring.torch_cuda_loop"),
-    "asag_bench.gpu_machine.parity",
-)
+PROGRAMS = ("asag_export.cli", "asag_evaluation.data.cli", "asag_deploy.engines.cli")
 """Modules that are run."""
-SCRIPT = ROOT / "scripts" / "gpu_machine.py"
+COMMANDS = {
+    "run": ("asag_bench.measuring.run", "asag_bench.reports.report"),
+    "parity": ("asag_bench.measuring.parity", "asag_export.gate.parity"),
+    "training-step": ("asag_bench.measuring.training_step",),
+    "torch-cuda-loop": ("asag_bench.measuring.torch_cuda_loop",),
+}
+"""Commands of `asag-bench` that are run, and what they import when they are."""
+CLONE = ROOT / "benchmarks"
+"""What Python runs where nothing is installed."""
 MISSING = (
     *("pycocotools", "supervision", "starlette", "uvicorn", "openvino", "hatchling", "matplotlib", "PIL"),
     *("tensorrt", "tensorrt_rtx", "cupy", "tensorboard"),
@@ -74,13 +80,13 @@ class TestPlan:
 
     def test_some_steps_alone(self, tmp_path: Path) -> None:
         steps = plan.plan(Work(folder=tmp_path, gpu="sm90"))
-        names = [step.name for step in cli.chosen(steps, ["loops over", "memcheck"])]
+        names = [step.name for step in chosen(steps, ["loops over", "memcheck"])]
         assert names == [
             *("compile the kernels", "both loops over PyTorch's stages", "compute-sanitizer memcheck")
         ]
-        assert cli.chosen(steps, []) == steps
+        assert chosen(steps, []) == steps
         with pytest.raises(ConfigError, match="no step has 'lops' in its name; the steps are: kernels"):
-            cli.chosen(steps, ["lops"])
+            chosen(steps, ["lops"])
 
     def test_every_file_with_a_test_for_the_gpu_is_run(self) -> None:
         files = plan.gpu_tests()
@@ -139,13 +145,17 @@ class TestPlan:
             assert run_step(step, 1000).state in ("failed", "skipped")
         monkeypatch.setattr(Work, "start", lambda self, command, **_: commands.append([*map(str, command)]))
         plan.begin(here)
-        called: dict[str, list[str]] = {}
+        called: set[str] = set()
         for command in commands:
-            if "-m" in command and "pytest" not in command:
+            if str(CLONE) in command:
+                arguments = command[command.index(str(CLONE)) + 1 :]
+                parser().parse_args(arguments)
+                called.add(arguments[0])
+            elif "-m" in command and "pytest" not in command:
                 module, *arguments = command[command.index("-m") + 1 :]
                 importlib.import_module(module)._parser().parse_args(arguments)
-                called[module] = arguments
-        assert set(PROGRAMS) <= set(called)
+                called.add(module)
+        assert {*PROGRAMS, *COMMANDS} <= called
 
     def test_what_an_earlier_run_made_is_not_made_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -235,7 +245,7 @@ class TestWork:
             (packages[name] / module).mkdir(parents=True)
             (packages[name] / module / "__init__.py").touch()
         here = Work(folder=tmp_path, gpu="sm90", packages=packages)
-        names = ("onnxruntime", "pycocotools", "asag_bench", "small_network")
+        names = ("onnxruntime", "pycocotools", "asag_bench", "support.small_network")
         ask = f"import importlib.util as u\nfor name in {names}: print(u.find_spec(name).origin)"
         command = [sys.executable, "-P", "-c", ask]
         plain, coco, bench, small = here.run(command, 60).split()
@@ -281,56 +291,57 @@ class TestWork:
         assert cores == [[0, 1, 2], [3, 7]]
 
 
-@pytest.mark.parametrize("module", ["torch"])
-def test_the_command_itself_imports_little(module: str) -> None:
-    text = f"import sys; import asag_bench.gpu_machine.cli; assert {module!r} not in sys.modules"
-    subprocess.run([sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize("module", PROGRAMS)
-def test_programs_run_where_packages_are_missing(module: str) -> None:
-    text = (
-        f"import runpy; sys.argv = ['program', '--help']; runpy.run_module({module!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: ")
-
-
-def test_gpu_tests_are_collected_where_packages_are_missing() -> None:
-    """As on the machine: by name, with no cache and no warning an error, and every file has some."""
-    options = [
-        "-m",
-        "gpu",
-        "--collect-only",
-        "-q",
-        "-W",
-        "default",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-    ]
-    text = f"import pytest; sys.exit(pytest.main({[*options, *plan.gpu_tests()]!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THEM + text], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process without the missing packages could import, run and collect."""
+    output = tmp_path_factory.mktemp("bare") / "found.json"
+    modules = [module for imported in COMMANDS.values() for module in imported]
+    collect = [*("-m", "gpu", "--collect-only", "-q", "-W", "default", "-p", "no:cacheprovider")]
+    text = f"""
+import asag_bench.cli, asag_bench.gpu_machine.run, contextlib, importlib, io, json, pathlib, pytest, runpy
+found = {{"torch": "torch" in sys.modules, "usages": 0, "tests": []}}
+for name in {modules}:
+    importlib.import_module(name)
+for name in {PROGRAMS}:
+    sys.argv = ["program", "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            runpy.run_module(name, run_name="__main__")
+        except SystemExit as end:
+            found["usages"] += not end.code and said.getvalue().startswith("usage: ")
+class Collected:
+    def pytest_collection_finish(self, session):
+        found["tests"] = [item.nodeid for item in session.items]
+found["code"] = int(pytest.main({[*collect, "-p", "no:xdist", *plan.gpu_tests()]!r}, plugins=[Collected()]))
+pathlib.Path({str(output)!r}).write_text(json.dumps(found))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_THEM + text]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line} == set(
-        plan.gpu_tests()
-    )
+    found: dict[str, Any] = json.loads(output.read_text())
+    assert found["code"] == 0, done.stdout + done.stderr
+    return found
+
+
+def test_programs_run_where_packages_are_missing(bare: dict[str, Any]) -> None:
+    """The command itself takes not even PyTorch; all that it runs does without the missing packages."""
+    assert not bare["torch"]
+    assert bare["usages"] == len(PROGRAMS)
+
+
+def test_gpu_tests_are_collected_where_packages_are_missing(bare: dict[str, Any]) -> None:
+    """As on the machine: by name, with no cache and no warning an error, and every file has some."""
+    assert {test.partition("::")[0] for test in bare["tests"]} == set(plan.gpu_tests())
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     if why_no_cuda() is None:
         pytest.skip("there is a GPU on this machine")
-    command = [sys.executable, str(SCRIPT), "run", "--output-dir", str(tmp_path / "report")]
+    command = [sys.executable, str(CLONE), "gpu", "run", "--output-dir", str(tmp_path / "report")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("gpu_machine: error: there is nothing to check without a GPU: ")
+    assert done.stderr.startswith("asag-bench: error: there is nothing to check without a GPU: ")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert not (tmp_path / "report").exists()
@@ -352,7 +363,7 @@ def test_a_whole_run_leaves_a_report(
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     output = tmp_path / "report"
     monkeypatch.setattr(plan, "gpu_tests", list)
-    code = cli.main(["run", "--output-dir", str(output), "--work-dir", str(tmp_path / "work")])
+    code = main(["gpu", "run", "--output-dir", str(output), "--work-dir", str(tmp_path / "work")])
     report = json.loads((output / "gpu_machine.json").read_text())
     assert report["machine"]["gpu"] == "Imaginary GPU (sm86)"
     states = {found["name"]: found["state"] for found in report["steps"]}
@@ -364,8 +375,8 @@ def test_a_whole_run_leaves_a_report(
 
 
 def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "--seconds", "1", "--output-dir", str(tmp_path)]) == 2
+    assert main(["gpu", "run", "--seconds", "1", "--output-dir", str(tmp_path)]) == 2
     assert "--seconds is 1; expected at least 30" in capsys.readouterr().err
     missing = str(tmp_path / "none.tar.xz")
-    assert cli.main(["run", "--rehearse", "--carried", missing, "--output-dir", str(tmp_path)]) == 2
+    assert main(["gpu", "run", "--rehearse", "--carried", missing, "--output-dir", str(tmp_path)]) == 2
     assert "none.tar.xz' cannot be unpacked" in capsys.readouterr().err

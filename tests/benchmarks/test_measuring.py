@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench.measuring.measure import StratumResult, measure, shares
-from asag_bench.measuring.phases import PHASES
-from asag_bench.measuring.samples import Stratum, batches, generated_pictures, read_pictures, sort_pictures
-from asag_bench.measuring.statistics import Latencies, agree, ratio
-from asag_bench.runners.subjects import DetectorSubject, Run, Stopped, Subject
+from asag_bench.measuring.image_groups import (
+    ImageGroup,
+    batches,
+    generated_pictures,
+    read_pictures,
+    sort_pictures,
+)
+from asag_bench.measuring.timing import Timings, agree, are_stable, measure, ratio, shares
+from asag_bench.result import Spread
+from asag_bench.runners.runner import PHASES, DetectorRunner, Run, Runner, StoppedRunner
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Preprocessing
@@ -36,9 +40,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def subject(bundle: Bundle) -> DetectorSubject:
+def runner(bundle: Bundle) -> DetectorRunner:
     network = open_network(None, bundle, threads=1)
-    return DetectorSubject(
+    return DetectorRunner(
         "tiny", bundle.manifest, network, lambda level: stop_rule(bundle.manifest, None, level)
     )
 
@@ -58,27 +62,27 @@ def test_windows_that_agree(medians: list[float], expected: bool) -> None:
     assert agree(medians) is expected
 
 
-def test_latencies_keep_every_sample() -> None:
+def test_timings_keep_every_sample() -> None:
     windows = [[10.0, 10.0, 10.0], [10.0, 1000.0, 10.0], [10.0, 10.0, 10.0], [500.0]]
-    found = Latencies(batch=2, windows=windows)
+    found = Timings(batch=2, windows=windows)
     assert found.stable  # the last window was cut short
     assert max(found.samples) == 1000
-    result = found.to_dict((0, 50, 100))
-    assert result["ms"] == {"p0": 10, "p50": 10, "p100": 1000, "mean": 158, "min": 10, "max": 1000}
-    assert result["images_per_second"] == pytest.approx(2000 / 158, abs=1e-3)
-    assert result["calls"] == 10
-    assert result["windows_ms"] == found.windows
+    result = found.figures((0, 50, 100), first=found, baseline=found)
+    assert result.ms == {"p0": 10, "p50": 10, "p100": 1000, "mean": 158, "min": 10, "max": 1000}
+    assert result.images_per_second == pytest.approx(2000 / 158, abs=1e-3)
+    assert result.calls == 10
+    assert [list(window) for window in result.windows_ms] == found.windows
 
 
 def test_phases_that_a_call_did_not_have_are_nothing() -> None:
     calls = [{"backbone": 1.0}, {"backbone": 3.0, "probe_p4": 9.0}, {"backbone": 2.0}]
-    found = Latencies(batch=1, phases=calls)
+    found = Timings(batch=1, phases=calls)
     assert found.median_phases() == {"backbone": 2.0, "probe_p4": 0.0}
 
 
 def test_ratio_is_taken_round_by_round() -> None:
     drifting = [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert ratio([3 * value for value in drifting], drifting) == {"median": 3, "p25": 3, "p75": 3}
+    assert ratio([3 * value for value in drifting], drifting) == Spread(median=3, p25=3, p75=3)
 
 
 def test_shares() -> None:
@@ -88,16 +92,16 @@ def test_shares() -> None:
     assert shares({}) == {}
 
 
-def test_a_call_is_split_without_remainder(subject: DetectorSubject) -> None:
-    run = subject([picture(5, 2)], None)
+def test_a_call_is_split_without_remainder(runner: DetectorRunner) -> None:
+    run = runner([picture(5, 2)], None)
     assert list(run.phases_ms) == list(PHASES)
     assert all(value >= 0 for value in run.phases_ms.values())
     assert sum(run.phases_ms.values()) == pytest.approx(run.total_ms, rel=0.2, abs=1)
     assert run.exits == ("P3",)
-    stopped = subject([picture(0), picture(0)], None)
+    stopped = runner([picture(0), picture(0)], None)
     assert "probe_p4" not in stopped.phases_ms
     assert stopped.exits == ("P5", "P5")
-    assert subject([picture(5, 2)], "P4").exits == ("P4",)
+    assert runner([picture(5, 2)], "P4").exits == ("P4",)
 
 
 def detector_of(bundle: Bundle) -> Callable[[RgbImage], Detections]:
@@ -109,15 +113,15 @@ def test_pictures_by_exit_level(bundle: Bundle) -> None:
     images = {"early": picture(0), "deep": picture(5, 2), "deeper": picture(9, 4), "middle": picture(3)}
     found = sort_pictures(list(images.items()), detector_of(bundle), ["P5", "P4", "P3"], origin="test")
     assert found.histogram == {"P5": 1, "P4": 1, "P3": 2}
-    names = {stratum.name: [p.name for p in stratum.pictures] for stratum in found.strata}
+    names = {group.name: [p.name for p in group.pictures] for group in found.groups}
     assert names == {"P5": ["early"], "P4": ["middle"], "P3": ["deep", "deeper"], "worst": ["deeper"]}
-    assert not any(stratum.forced for stratum in found.strata)
+    assert not any(group.forced for group in found.groups)
     assert found.missing == ()
 
 
 def test_levels_where_nothing_stops(bundle: Bundle) -> None:
     found = sort_pictures([("one", picture(3))], detector_of(bundle), ["P5", "P4", "P3"], origin="test")
-    assert [(stratum.name, stratum.max_level) for stratum in found.strata] == [
+    assert [(group.name, group.max_level) for group in found.groups] == [
         ("P5", "P5"),
         ("P4", None),
         ("worst", None),
@@ -128,29 +132,29 @@ def test_levels_where_nothing_stops(bundle: Bundle) -> None:
 def test_at_most_so_many_pictures_a_level(bundle: Bundle) -> None:
     many = [(str(i), picture(0)) for i in range(40)]
     found = sort_pictures(many, detector_of(bundle), ["P5"], origin="test")
-    chosen = [int(p.name) for p in found.strata[0].pictures]
+    chosen = [int(p.name) for p in found.groups[0].pictures]
     assert len(chosen) == 16
     assert chosen == sorted(set(chosen))
     assert chosen[0] == 0
     assert chosen[-1] >= 36
 
 
-def stratum_of(*images: RgbImage, level: Level | None = None) -> Stratum:
+def group_of(*images: RgbImage, level: Level | None = None) -> ImageGroup:
     pictures = tuple(SimpleNamespace(name=str(i), image=image) for i, image in enumerate(images))
-    return Stratum(name="P5", max_level=level, pictures=pictures)  # type: ignore[arg-type]
+    return ImageGroup(name="P5", max_level=level, pictures=pictures)  # type: ignore[arg-type]
 
 
 def test_batches_are_full_and_of_one_shape_where_they_can_be() -> None:
     wide, high = (64, 128), (128, 64)
     images = [picture(i, size=size) for i, size in enumerate((wide, high, wide, high, wide))]
-    made = batches(stratum_of(*images), 2, SPEC)
+    made = batches(group_of(*images), 2, SPEC)
     shapes = [[image.shape[:2] for image in batch] for batch in made]
     assert shapes == [[wide, wide], [wide, high], [high, wide]]
     assert {int(image[0, 0, 0]) for batch in made for image in batch} == {0, 1, 2, 3, 4}
 
 
 class Clockwork:
-    """A subject that takes as long as it is told."""
+    """A runner that takes as long as it is told."""
 
     def __init__(self, name: str, times: Sequence[float]) -> None:
         self.name, self.times = name, list(times)
@@ -165,7 +169,7 @@ class Clockwork:
 def test_measuring_ends_when_the_windows_agree() -> None:
     steady, other = Clockwork("steady", [10.0]), Clockwork("other", [20.0])
     result = measure(
-        stratum_of(picture(0), level="P5"),
+        group_of(picture(0), level="P5"),
         [steady, other],
         batch=2,
         spec=SPEC,
@@ -173,14 +177,14 @@ def test_measuring_ends_when_the_windows_agree() -> None:
         duration=60,
         pyramids={"steady": lambda images: 5.0},
     )
-    assert result.stable
-    assert len(result.latencies["steady"].windows) == 3
+    assert are_stable(result)
+    assert len(result["steady"].windows) == 3
     assert len(steady.calls) == 3 + 12  # warm-up calls do not count
     assert set(steady.calls) == {(2, "P5")}
-    assert result.ratios()["other"]["median"] == 2
-    assert result.exits["other"] == {"P5": 24}
-    assert result.pyramid_ms == {"steady": [5.0] * 12}
-    assert result.after_the_neck("other") is None
+    assert ratio(result["other"].samples, result["steady"].samples).median == 2
+    assert result["other"].exits == {"P5": 24}
+    assert (result["steady"].pyramid_ms, result["other"].pyramid_ms) == ([5.0] * 12, None)
+    assert result["other"].after_the_neck() is None
 
 
 def test_what_comes_after_the_neck_is_beyond_the_pyramid_of_the_same_round() -> None:
@@ -188,19 +192,16 @@ def test_what_comes_after_the_neck_is_beyond_the_pyramid_of_the_same_round() -> 
     slowness = [1.0, 2.0, 10.0]
     before = {"preprocess": 1.0, "upload": 2.0, "normalize": 3.0}
     phases = [{name: factor * ms for name, ms in before.items()} for factor in slowness]
-    calls = Latencies(batch=1, windows=[[66.0 * factor for factor in slowness]], phases=phases)
-    result = StratumResult(
-        stratum=stratum_of(picture(0)),
+    calls = Timings(
         batch=1,
-        spec=SPEC,
-        latencies={"one": calls},
-        exits={"one": Counter()},
-        pyramid_ms={"one": [50.0 * factor for factor in slowness]},
+        windows=[[66.0 * factor for factor in slowness]],
+        phases=phases,
+        pyramid_ms=[50.0 * factor for factor in slowness],
     )
-    assert result.after_the_neck("one") == {"median": 0.2, "p25": 0.2, "p75": 0.2}
+    assert calls.after_the_neck() == Spread(median=0.2, p25=0.2, p75=0.2)
 
 
-def test_the_pyramid_is_timed_beside_its_subject_on_either_side() -> None:
+def test_the_pyramid_is_timed_beside_its_runner_on_either_side() -> None:
     order: list[str] = []
 
     class Noting(Clockwork):
@@ -213,10 +214,10 @@ def test_the_pyramid_is_timed_beside_its_subject_on_either_side() -> None:
         return 1.0
 
     one = Noting("one", [1.0])
-    subjects: list[Subject] = [one, Stopped(one, "P5")]
+    runners: list[Runner] = [one, StoppedRunner(one, "P5")]
     measure(
-        stratum_of(picture(0)),
-        subjects,
+        group_of(picture(0)),
+        runners,
         batch=1,
         spec=SPEC,
         warmup=0,
@@ -229,16 +230,16 @@ def test_the_pyramid_is_timed_beside_its_subject_on_either_side() -> None:
 def test_what_does_not_settle_is_said_to_be_unstable() -> None:
     growing = Clockwork("growing", [1.3**i for i in range(2000)])
     start = time.perf_counter()
-    result = measure(stratum_of(picture(0)), [growing], batch=1, spec=SPEC, warmup=0, duration=0.05)
+    result = measure(group_of(picture(0)), [growing], batch=1, spec=SPEC, warmup=0, duration=0.05)
     assert time.perf_counter() - start < 30
-    assert not result.stable
+    assert not are_stable(result)
 
 
 def test_each_shape_is_warmed_up() -> None:
-    subject = Clockwork("any", [1.0])
+    runner = Clockwork("any", [1.0])
     images = [picture(0, size=size) for size in ((64, 64), (64, 128), (64, 64))]
-    measure(stratum_of(*images), [subject], batch=1, spec=SPEC, warmup=2, duration=1e-9)
-    assert len(subject.calls) == 2 * 2
+    measure(group_of(*images), [runner], batch=1, spec=SPEC, warmup=2, duration=1e-9)
+    assert len(runner.calls) == 2 * 2
 
 
 def test_pictures_from_a_folder(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from asag_bench.measuring.plan import Plan, candidates, check_shape
+from asag_bench.measuring.plan import Plan, bundles_on_backends, check_shape
+from asag_bench.result import Options
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
@@ -26,11 +27,12 @@ def like(bundle: Bundle, folder: str, **changes: Any) -> Bundle:
 
 
 def plan(*backends: str, precisions: tuple[str, ...] = ()) -> Plan:
-    return Plan(command="", bundles=(Path(),), backends=backends, precisions=precisions)
+    options = Options(backends=backends, precisions=precisions)
+    return Plan(command="", bundles=(Path(),), options=options)
 
 
 def names(asked: Plan, *bundles: Bundle) -> dict[str, str]:
-    return {candidate.name: candidate.precision for candidate in candidates(asked, bundles)}
+    return {each.name: each.precision for each in bundles_on_backends(asked, bundles)}
 
 
 def test_one_bundle_goes_by_its_backends(fp32: Bundle) -> None:
@@ -72,7 +74,7 @@ def test_precisions_choose_among_what_was_named(fp32: Bundle) -> None:
 )
 def test_bundles_of_different_networks(fp32: Bundle, changes: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=f"'.*first' and 'other' differ in their {what}"):
-        candidates(plan("onnxruntime"), [fp32, like(fp32, "other", **changes)])
+        bundles_on_backends(plan("onnxruntime"), [fp32, like(fp32, "other", **changes)])
 
 
 def test_shapes_that_the_network_would_not_see() -> None:

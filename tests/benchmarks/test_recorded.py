@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-from asag_bench.cli import main as bench
+from asag_bench.cli import main
+from asag_bench.measuring.headline import headline
 from asag_bench.reports import compare, page
-from asag_bench.reports.headline import headline, sentences
-from asag_bench.reports.plots import images_per_second
-from asag_bench.reports.summary_plot import draw_summary
+from asag_bench.reports.plots import draw_summary, images_per_second
+from asag_bench.reports.report import sentences
+from asag_bench.result import Result, parse_result, to_json
 from asag_deploy.errors import ConfigError, SourceError
 from support.tiny_bundle import make_bundle, picture
 
@@ -31,14 +32,22 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "photos").mkdir()
     for name, colour in {"p5": (0, 0), "p4": (4, 0), "p3": (5, 2)}.items():
         cv2.imwrite(str(folder / "photos" / f"{name}.png"), picture(*colour)[..., ::-1])
-    arguments = [str(bundle.path), "--images", str(folder / "photos"), "--output", str(folder / "out")]
-    arguments += ["--peer", "unsplit,always-probe", "--reference", "unsplit", "--batch", "1,2"]
-    assert bench([*arguments, "--duration", "0.1", "--warmup", "1", "--threads", "1", "--quiet"]) == 0
+    arguments = ["run", str(bundle.path), "--images", str(folder / "photos")]
+    arguments += ["--output-dir", str(folder / "out")]
+    arguments += ["--reference", "unsplit,always-probe", "--baseline", "unsplit", "--batch", "1,2"]
+    assert (
+        main([*arguments, "--duration", "0.03", "--warmup", "1", "--threads", "1", "--quiet", "--no-plots"])
+        == 0
+    )
     found: dict[str, Any] = json.loads((folder / "out" / "result.json").read_text())
-    for stratum in found["strata"]:
-        for subject in stratum["subjects"].values():
-            subject["stable"] = True
+    for group in found["strata"]:
+        for runner in group["subjects"].values():
+            runner["stable"] = True
     return found
+
+
+def parsed(result: dict[str, Any]) -> Result:
+    return parse_result(result, Path("result.json"))
 
 
 def write(folder: Path, **results: Any) -> Path:
@@ -50,13 +59,20 @@ def write(folder: Path, **results: Any) -> Path:
 def slower(result: dict[str, Any], factor: float) -> dict[str, Any]:
     """The same run, but for one row that takes longer."""
     changed = copy.deepcopy(result)
-    subject = changed["strata"][0]["subjects"]["onnxruntime"]
-    subject["ms"]["p50"] *= factor
+    runner = changed["strata"][0]["subjects"]["onnxruntime"]
+    runner["ms"]["p50"] *= factor
     return changed
 
 
 def test_the_headline(result: dict[str, Any]) -> None:
-    found = headline(result)
+    typed = parsed(result)
+    again = headline(
+        typed.groups,
+        baseline=typed.baseline,
+        references=typed.options.references,
+        accuracy=typed.accuracy,
+    )
+    found = to_json(again)
     assert found == result["headline"]
     assert found["reference"] == "unsplit"
     assert list(found["subjects"]) == ["onnxruntime", "unsplit", "always-probe"]
@@ -69,11 +85,11 @@ def test_the_headline(result: dict[str, Any]) -> None:
     assert own["after_the_neck"]["P5"]["median"] < max(rounds) / first["onnxruntime"]["backbone_and_neck_ms"]
     assert own["probing_costs"]["median"] > -1
     assert own["loop_ms"] == max(
-        stratum["subjects"]["onnxruntime"]["phases_ms"]["loop"]
-        for stratum in result["strata"]
-        if stratum["batch"] == 1
+        group["subjects"]["onnxruntime"]["phases_ms"]["loop"]
+        for group in result["strata"]
+        if group["batch"] == 1
     )
-    lines = "\n".join(sentences(found))
+    lines = "\n".join(sentences(again))
     for text in (
         "onnxruntime: times as fast as unsplit: P5 ",
         "onnxruntime: everything after the neck, on top of backbone and neck: P5 ",
@@ -87,14 +103,14 @@ def test_two_runs_that_agree(
     result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path, a=result, b=slower(result, 1.04), c=slower(result, 1.06))
-    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 0
-    rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
+    assert main(["compare", str(folder / "a.json"), str(folder / "b.json")]) == 0
+    rows = sum(len(group["subjects"]) for group in result["strata"])
     assert f"{rows} of {rows} stable rows agree within 5%" in capsys.readouterr().out
-    assert compare.main([str(folder / "a.json"), str(folder / "c.json")]) == 1
+    assert main(["compare", str(folder / "a.json"), str(folder / "c.json")]) == 1
     out = capsys.readouterr().out
     assert f"{rows - 1} of {rows} stable rows agree" in out
     assert sum(line.endswith("NO") for line in out.splitlines()) == 1
-    assert compare.main([str(folder / "a.json"), str(folder / "c.json"), "--tolerance", "0.1"]) == 0
+    assert main(["compare", str(folder / "a.json"), str(folder / "c.json"), "--tolerance", "0.1"]) == 0
 
 
 def test_rows_that_are_not_stable_claim_nothing(
@@ -103,15 +119,15 @@ def test_rows_that_are_not_stable_claim_nothing(
     far = slower(result, 2.0)
     far["strata"][0]["subjects"]["onnxruntime"]["stable"] = False
     folder = write(tmp_path, a=result, b=far)
-    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 0
+    assert main(["compare", str(folder / "a.json"), str(folder / "b.json")]) == 0
     out = capsys.readouterr().out
-    rows = sum(len(stratum["subjects"]) for stratum in result["strata"])
+    rows = sum(len(group["subjects"]) for group in result["strata"])
     assert f"{rows - 1} of {rows - 1} stable rows agree within 5%; 1 of all {rows} are not stable" in out
-    for stratum in far["strata"]:
-        for subject in stratum["subjects"].values():
-            subject["stable"] = False
+    for group in far["strata"]:
+        for runner in group["subjects"].values():
+            runner["stable"] = False
     write(tmp_path, b=far)
-    assert compare.main([str(folder / "a.json"), str(folder / "b.json")]) == 1
+    assert main(["compare", str(folder / "a.json"), str(folder / "b.json")]) == 1
     assert "0 of 0 stable rows" in capsys.readouterr().out
 
 
@@ -121,36 +137,59 @@ def test_runs_that_cannot_be_compared(
     other = copy.deepcopy(result)
     other["machine"]["processor"] = "another"
     with pytest.raises(ConfigError, match="of different processors"):
-        compare.rows_of(result, other)
+        compare.pairs_of(parsed(result), parsed(other))
     other = copy.deepcopy(result)
     other["bundles"]["onnxruntime"]["graphs"]["decoder"] = "0"
     with pytest.raises(ConfigError, match="of different graphs"):
-        compare.rows_of(result, other)
+        compare.pairs_of(parsed(result), parsed(other))
     folder = write(tmp_path, a=result, b={"no": "result"})
     for second, sentence in (
         ("b.json", "is no result of asag-bench"),
         ("absent.json", "cannot read the result"),
     ):
-        assert compare.main([str(folder / "a.json"), str(folder / second)]) == 2
+        assert main(["compare", str(folder / "a.json"), str(folder / second)]) == 2
         err = capsys.readouterr().err
         assert sentence in err
         assert err.count("\n") == 1
-    assert compare.main([str(folder / "a.json"), str(folder / "a.json"), "--tolerance", "2"]) == 2
+    assert main(["compare", str(folder / "a.json"), str(folder / "a.json"), "--tolerance", "2"]) == 2
 
 
 def test_the_recorded_page_is_of_the_recorded_results() -> None:
     results = page.read_results(RECORDED)
     assert (RECORDED / page.PAGE).read_text(encoding="utf-8") == page.page(results), (
-        "benchmarks/results has changed: run `python -m asag_bench.reports.page`"
+        "benchmarks/results has changed: run `asag-bench page`"
     )
     if page.shown(results)[0] is not None:
         assert page.fingerprint(results).encode() in (ROOT / page.PLOT).read_bytes()
 
 
+@pytest.mark.parametrize("file", sorted(RECORDED.glob("asag-bench-*.json")), ids=lambda file: file.stem)
+def test_a_recorded_result_is_read_as_it_was_written(file: Path) -> None:
+    """What earlier releases did not write has its default; all else is the same, in the same order."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    assert holds(to_json(parsed(data)), data) == []
+
+
+def holds(whole: Any, part: Any, path: str = "") -> list[str]:
+    """The paths at which `part` is not what `whole` holds there."""
+    if not isinstance(part, dict):
+        return [] if whole == part else [path]
+    if [key for key in whole if key in part] != list(part):
+        return [path]
+    return [wrong for key in part for wrong in holds(whole[key], part[key], f"{path}.{key}")]
+
+
+def test_a_result_that_lacks_something_is_refused_by_name(result: dict[str, Any]) -> None:
+    other = copy.deepcopy(result)
+    del other["strata"][0]["subjects"]["onnxruntime"]["calls"]
+    with pytest.raises(SourceError, match=r"`strata\[0\].subjects.onnxruntime.calls` is missing"):
+        parsed(other)
+
+
 def test_page_and_plot(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     older = {"command": "python -m other", "machine": result["machine"]}
     folder, plot = write(tmp_path, a=older, b=result), tmp_path / "plot.png"
-    assert page.main(["--results", str(folder), "--plot", str(plot)]) == 0
+    assert main(["page", "--results", str(folder), "--plot", str(plot)]) == 0
     text = (folder / "README.md").read_text()
     assert "| [a.json](a.json) | `python -m other` |" in text
     assert f"`{result['command']}`" in text
@@ -172,16 +211,16 @@ def test_folders_that_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SourceError, match="there are no results"):
         page.read_results(tmp_path)
     (tmp_path / "a.json").write_text("[]")
-    assert page.main(["--results", str(tmp_path)]) == 2
+    assert main(["page", "--results", str(tmp_path)]) == 2
     assert "is no result of this project's benchmarks" in capsys.readouterr().err
 
 
 def test_speed_beside_accuracy(result: dict[str, Any], tmp_path: Path) -> None:
     measured = copy.deepcopy(result)
     measured["accuracy"] = {"onnxruntime": {"images": 3, "ap": 0.5, "ap50": 0.6, "ap75": 0.5}}
-    draw_summary(result, measured, tmp_path / "plot.png", "a fingerprint")
+    draw_summary(parsed(result), parsed(measured), tmp_path / "plot.png", "a fingerprint")
     assert b"a fingerprint" in (tmp_path / "plot.png").read_bytes()
-    for stratum in measured["strata"]:
-        speed = {"P5": 10.0, "P4": 5.0, "P3": 2.0}.get(stratum["images"], 1.0)
-        stratum["subjects"]["onnxruntime"]["images_per_second"] = speed
-    assert images_per_second(measured, "onnxruntime") == pytest.approx(3 / (0.1 + 0.2 + 0.5))
+    for group in measured["strata"]:
+        speed = {"P5": 10.0, "P4": 5.0, "P3": 2.0}.get(group["images"], 1.0)
+        group["subjects"]["onnxruntime"]["images_per_second"] = speed
+    assert images_per_second(parsed(measured), "onnxruntime") == pytest.approx(3 / (0.1 + 0.2 + 0.5))

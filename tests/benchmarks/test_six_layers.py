@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench.runners.peers import check_peers, open_peer
+from asag_bench.runners.references import check_references, open_reference
 from asag_bench.runners.six_layers import (
     DECODERS,
     LAYERS,
@@ -22,17 +22,18 @@ from asag_bench.runners.six_layers import (
 )
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.processing.preprocess import make_batch
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.network.config import variant_config
 from asag_training.network.model import build
 from asag_training.network.stages import NormalizeStage, TorchNetwork
 from support.small_network import small_checkpoint
 
-IMAGES = [draw_scene(96, 128, 0), draw_scene(80, 96, 1)]
+IMAGES = [draw_doodles(96, 128, 0), draw_doodles(80, 96, 1)]
 RESULTS = ("logits", "boxes", "det_scores", "det_boxes")
 
 
@@ -59,21 +60,19 @@ def file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module", params=DECODERS)
 def graph(request: pytest.FixtureRequest, bundle: Bundle, file: Path) -> SixLayers:
-    return peer(request.param, bundle, file)
+    return reference(request.param, bundle, file)
 
 
-def peer(name: str, bundle: Bundle, file: Path | None) -> SixLayers:
+def reference(name: str, bundle: Bundle, file: Path | None) -> SixLayers:
     bundles_own: Any = None
-    subject = open_peer(
-        name, bundle, network=bundles_own, backend=None, mode=None, threads=1, checkpoint=file
-    )
-    assert isinstance(subject, SixLayers)
-    return subject
+    runner = open_reference(name, bundle, bundles_own, DetectorOptions(threads=1), file)
+    assert isinstance(runner, SixLayers)
+    return runner
 
 
-def outputs_of(subject: SixLayers, bundle: Bundle) -> dict[str, Any]:
+def outputs_of(runner: SixLayers, bundle: Bundle) -> dict[str, Any]:
     """What the layers make of a batch of two sizes."""
-    network = subject._network
+    network = runner._network
     pixels, sizes = make_batch(IMAGES, bundle.manifest.preprocessing)
     size = network.upload(sizes)
     image = network.stage("normalize")({"pixels": network.upload(pixels), "image_size": size})["image"]
@@ -83,15 +82,15 @@ def outputs_of(subject: SixLayers, bundle: Bundle) -> dict[str, Any]:
 
 
 def test_the_graph_computes_what_the_module_computes(graph: SixLayers, bundle: Bundle, file: Path) -> None:
-    module = peer(f"torch-{graph.name}", bundle, file)
+    module = reference(f"torch-{graph.name}", bundle, file)
     found, expected = outputs_of(graph, bundle), outputs_of(module, bundle)
     assert expected["logits"].shape == (2, 100, 80)
     assert expected["boxes"].std(axis=1).min() > 0.05
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-4)
     np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-3)
-    for subject in (graph, module):
-        run = subject(IMAGES, None)
+    for runner in (graph, module):
+        run = runner(IMAGES, None)
         assert run.exits == ()
         assert run.phases_ms["decoder"] > 0
         assert "probe_p4" not in run.phases_ms
@@ -140,9 +139,9 @@ def test_what_cannot_be_built(bundle: Bundle, file: Path) -> None:
     with pytest.raises(
         ConfigError, match="the bundle's features have 32 channels, but those of asag-a-r50-100 256"
     ):
-        peer("adamixer-6", bundle, None)
+        reference("adamixer-6", bundle, None)
     trained = dataclasses.replace(bundle.manifest, trained=True)
-    check_peers(["torch-adamixer-6"], None, bundle.manifest)
-    check_peers(["torch-adamixer-6"], file, trained)
+    check_references(["torch-adamixer-6"], None, bundle.manifest)
+    check_references(["torch-adamixer-6"], file, trained)
     with pytest.raises(ConfigError, match="'torch-adamixer-6' needs the weights"):
-        check_peers(["torch-adamixer-6"], None, trained)
+        check_references(["torch-adamixer-6"], None, trained)

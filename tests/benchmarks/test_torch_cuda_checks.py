@@ -19,12 +19,13 @@ def manifest() -> Manifest:
     return checks.manifest_of(checks.demo_checkpoint())
 
 
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, host_library_path: Path) -> Iterator[EngineNetwork]:
+@pytest.fixture(scope="module")
+def network(host_library_path: Path) -> Iterator[EngineNetwork]:
     checkpoint = checks.demo_checkpoint()
-    made, _, _ = fake_torch_network(monkeypatch, host_library_path, checkpoint, checks.demo_probing())
-    yield made
-    made.close()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made, _, _ = fake_torch_network(monkeypatch, host_library_path, checkpoint, checks.demo_probing())
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m asag_bench.measuring.training_step`: it runs, and its figures add up."""
+"""`asag-bench training-step`: it runs, and its figures add up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from asag_bench.measuring.training_step import PHASES, main
+from asag_bench.cli import main
+from asag_bench.measuring.training_step import PHASES
 from support.training_runs import SIDE, TINY, options_of
 
 SMALL = [change for change in TINY if not change.startswith(("optimisation.", "augmentation."))]
@@ -15,7 +16,17 @@ SMALL = [change for change in TINY if not change.startswith(("optimisation.", "a
 
 def test_a_tiny_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
-    arguments = ["--recipe", "scenes", "--side", str(SIDE), "--updates", "2", "--warm-up", "1"]
+    arguments = [
+        "training-step",
+        "--recipe",
+        "scenes",
+        "--side",
+        str(SIDE),
+        "--updates",
+        "2",
+        "--warm-up",
+        "1",
+    ]
     arguments += ["--workers", "0", "--threads", "1", "--output", str(file), *options_of(SMALL)]
     assert main(arguments) == 0
     result = json.loads(file.read_text(encoding="utf-8"))
@@ -47,7 +58,7 @@ def test_a_tiny_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_bad_options_are_one_sentence(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(options) == 2
+    assert main(["training-step", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("training_step: error: ")
+    assert line.startswith("asag-bench: error: ")
     assert message in line

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy._version import __version__
+from asag_deploy.command_line import OneSentenceParser, exit_code, progress
 from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ParityError
 
 
@@ -76,3 +77,32 @@ def test_a_bad_command_line_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"invalid int value: 'x' \(see tool --help\)"):
         parser.parse_args(["--number", "x"])
     assert parser.parse_args(["--number", "1"]) == argparse.Namespace(number=1)
+
+
+def test_options_are_not_abbreviated() -> None:
+    parser = OneSentenceParser(prog="tool")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(ConfigError, match="unrecognized arguments: --num 1"):
+        parser.parse_args(["--num", "1"])
+
+
+def test_every_tool_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = OneSentenceParser(prog="tool sub")
+    assert exit_code("tool", lambda: int(parser.parse_args(["--version"]).number)) == 0
+    assert capsys.readouterr().out == f"tool {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "shown"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_progress_bar_shows_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    quiet: bool,
+    shown: bool,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with progress(total=7, unit="image", description="reading", quiet=quiet) as bar:
+        bar.update(3)
+    assert ("reading" in capsys.readouterr().err) == shown

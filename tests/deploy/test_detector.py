@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from asag_deploy import (
     BackendError,
@@ -23,7 +22,8 @@ from asag_deploy import (
     RawOutput,
     StopReason,
 )
-from support.tiny_bundle import ANCHOR_CAP, CLASSES, MAX_DETECTIONS, make_bundle, picture
+from support.detection_samples import assert_same
+from support.tiny_bundle import ANCHOR_CAP, CLASSES, MAX_DETECTIONS, batch, make_bundle, picture
 from support.tiny_graphs import FIRST_ANCHORS
 
 PHASES = ["preprocess", "normalize", "backbone", "probe_p4", "probe_p3", "decoder", "postprocess", "total"]
@@ -42,17 +42,6 @@ def detector(bundle: Bundle) -> Iterator[Detector]:
 
 def detect(detector: Detector, *colour: int) -> Detections:
     return detector(picture(*colour), channel_order="rgb")
-
-
-def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)
-
-
-def assert_same(actual: Detections, expected: Detections) -> None:
-    for name in ("xyxy", "confidence", "class_id", "anchors"):
-        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), err_msg=name)
-    assert actual.trace.to_dict() == expected.trace.to_dict()
-    assert actual.original_shape == expected.original_shape
 
 
 def test_detections(detector: Detector) -> None:

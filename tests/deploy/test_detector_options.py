@@ -77,3 +77,11 @@ def test_an_unknown_one_of_several_backends_is_refused() -> None:
     ) as caught:
         backends_of(parse("--backend", "onnxruntime,torch", several=True))
     assert all(name in str(caught.value) for name in BACKENDS)
+
+
+def test_a_program_with_requests_of_its_own() -> None:
+    parser = OneSentenceParser(prog="some-program")
+    add_detector_options(parser, own_requests=True)
+    assert detector_options(parser.parse_args([])) == DetectorOptions()
+    with pytest.raises(ConfigError, match="unrecognized arguments: --requests 2"):
+        parser.parse_args(["--requests", "2"])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from asag_evaluation.metrics.anchors import Probed, anchor_metrics, average_recall
+from asag_evaluation.metrics.anchors import ProbedImage, anchor_metrics, average_recall
 from asag_evaluation.metrics.coco import coco_metrics
 from asag_evaluation.metrics.crowdhuman import PersonImage, crowdhuman_metrics
 from asag_evaluation.metrics.overlaps import clip_boxes, covered, iou
@@ -105,8 +105,8 @@ class TestAverageRecall:
 
 class TestAnchors:
     def test_levels_patches_and_correlation(self) -> None:
-        first = Probed(2, "large", make_trace(p4=None))
-        second = Probed(9, "tiny", make_trace(p4=[(0, 0, 9, 9)] * 3, p3=[(0, 0, 5, 5)] * 4))
+        first = ProbedImage(2, "large", make_trace(p4=None))
+        second = ProbedImage(9, "tiny", make_trace(p4=[(0, 0, 9, 9)] * 3, p3=[(0, 0, 5, 5)] * 4))
         metrics = anchor_metrics([first, second, second])
         assert metrics.anchors == 12
         assert (metrics.patches_p4, metrics.patches_p3) == pytest.approx((2, 8 / 3))
@@ -119,10 +119,10 @@ class TestAnchors:
         assert metrics.points == ((2, 12), (9, 12), (9, 12))
 
     def test_correlation(self) -> None:
-        def probed(objects: int, anchors: int) -> Probed:
+        def probed(objects: int, anchors: int) -> ProbedImage:
             trace = make_trace()
             object.__setattr__(trace, "anchor_count", anchors)
-            return Probed(objects, None, trace)
+            return ProbedImage(objects, None, trace)
 
         rising = anchor_metrics([probed(1, 10), probed(2, 20), probed(4, 40)])
         assert rising.correlation == pytest.approx(1)

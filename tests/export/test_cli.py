@@ -17,7 +17,7 @@ from asag_export import bundle_export
 from asag_export.cli import main
 from asag_export.gate.parity import ParityReport
 from asag_training.checkpoints import save_checkpoint
-from asag_training.network.stage_plan import LEVELS
+from asag_training.network.stage_plan import MANUAL_STOPS
 from support.small_network import small_checkpoint
 
 
@@ -209,7 +209,7 @@ def test_what_is_printed(checkpoint: Path, output: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.usefixtures("parity")
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", MANUAL_STOPS)
 def test_progress_on_a_terminal(
     checkpoint: Path,
     output: Path,
@@ -220,7 +220,7 @@ def test_progress_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     arguments = ["--checkpoint", str(checkpoint), "--output-dir", str(output), "--levels", levels]
     assert main(arguments) == 0
-    steps = 4 + len(LEVELS[levels])
+    steps = 4 + len(MANUAL_STOPS[levels])
     lines = capsys.readouterr().err.split("\r")
     # A slow machine is shown more lines of one step than a fast one; its first line is always there.
     first = next(line for line in lines if line.startswith("comparing with PyTorch"))

@@ -22,7 +22,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, Precision, Preprocessing
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.cli import main as build_main
-from asag_deploy.engines.host_work import read_plan
+from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.parser_graph import for_parser
 from asag_deploy.engines.shapes import Batches, profile
 from asag_deploy.engines.sidecar import read_sidecar
@@ -93,7 +93,7 @@ def compile_stage(
 
 def assert_can_be_captured(stage: str, engine: bytes) -> None:
     """No engine waits for the host, and none that a conditional body may hold reads its memory."""
-    plan = read_plan(engine)
+    plan = read_host_work(engine)
     assert plan.stream_capturable, stage
     assert plan.decisions == 0, stage
     assert plan.copies_to_host == 0, stage
@@ -194,7 +194,7 @@ def assert_every_engine(path: Path, *targets: str) -> None:
             content, sidecar = engine.read_bytes(), read_sidecar(engine.with_suffix(".json"), "")
             assert_can_be_captured(engine.stem, content)
             assert sidecar.capturable
-            assert sidecar.host_memory == read_plan(content).host_memory
+            assert sidecar.host_memory == read_host_work(content).host_memory
 
 
 @pytest.mark.parametrize("stage", ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"])

@@ -26,7 +26,7 @@ def kernels_path(build_dir: Path) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _kernels(kernels_path: Path) -> Iterator[None]:
-    from asag_bench.runners.torch_cuda_peers import HOST_LOOP, why_not_on_cuda
+    from asag_bench.runners.references import HOST_LOOP, why_not_on_cuda
 
     before = os.environ.get(LIBRARY_VARIABLE)
     os.environ[LIBRARY_VARIABLE] = str(kernels_path)

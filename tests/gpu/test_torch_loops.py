@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from asag_bench.runners.torch_cuda_peers import open_with_kernels
+from asag_bench.runners.references import open_with_kernels
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Level, Manifest, Precision
 from support import gpu_checks as checks

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -60,3 +63,17 @@ def make_detections(
         trace=make_trace() if trace is None else trace,
         times_ms={"preprocess": 1.25, "backbone": 20.5, "decoder": 3.0},
     )
+
+
+def assert_same(
+    found: Detections | Sequence[Detections], expected: Detections | Sequence[Detections]
+) -> None:
+    """Compare detections and traces, of one image or of several, to the bit."""
+    if isinstance(found, Detections) or isinstance(expected, Detections):
+        found, expected = [cast(Detections, found)], [cast(Detections, expected)]
+    for one, other in zip(found, expected, strict=True):
+        assert one.trace.to_dict() == other.trace.to_dict()
+        assert one.original_shape == other.original_shape
+        for name in ("xyxy", "confidence", "class_id", "anchors"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+            assert getattr(one, name).dtype == getattr(other, name).dtype

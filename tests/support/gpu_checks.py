@@ -38,6 +38,7 @@ from asag_training.checkpoints import Checkpoint, load_checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import TorchNetwork
+from support.detection_samples import assert_same
 
 Picture = NDArray[np.uint8]
 
@@ -135,14 +136,6 @@ def pictures_of_every_level(network: Network, manifest: Manifest, each: int) -> 
     raise AssertionError
 
 
-def assert_equal(expected: Sequence[Detections], found: Sequence[Detections]) -> None:
-    """Decisions, counts and detections, to the bit."""
-    for one, other in zip(expected, found, strict=True):
-        assert one.trace.to_dict() == other.trace.to_dict()
-        for name in ("class_id", "confidence", "xyxy", "anchors"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-
-
 def check_loops(
     network: EngineNetwork, manifest: Manifest, pictures: Mapping[Level, Sequence[Picture]]
 ) -> None:
@@ -155,12 +148,12 @@ def check_loops(
             for picture in of_level:
                 expected = host(picture, channel_order="rgb")
                 assert rule is not RULES["exact"] or expected.trace.exit_level == level
-                assert_equal([expected], [device(picture, channel_order="rgb")])
+                assert_same([expected], [device(picture, channel_order="rgb")])
     mixed = [of_level[0] for of_level in pictures.values()]
     alike = SameShapes(network, manifest.probing, RULES["exact"])
     host, device = (detector_of(alike, manifest, each) for each in (HOST, loop))
     for _ in range(2):
-        assert_equal(host(mixed, channel_order="rgb"), device(mixed, channel_order="rgb"))
+        assert_same(host(mixed, channel_order="rgb"), device(mixed, channel_order="rgb"))
 
 
 def check_threads(
@@ -179,7 +172,7 @@ def check_threads(
 
     with ThreadPoolExecutor(threads) as pool:
         for which, found in pool.map(once, range(calls)):
-            assert_equal([expected[which]], [found])
+            assert_same([expected[which]], [found])
 
 
 def check_cpu_agrees(network: Network, manifest: Manifest, pictures: Sequence[Picture]) -> None:

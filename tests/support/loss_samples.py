@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from asag_training.losses import Criterion, LossConfig, Losses
-from asag_training.losses.network_output import Denoising, LevelOutput, NetworkOutput, Targets
+from asag_training.losses.network_output import Denoising, LevelOutput, NetworkOutput
+from asag_training.losses.targets import Targets
 from asag_training.network.model import HeadOutput
 
 KINDS = ("loss_ce", "loss_bbox", "loss_giou")

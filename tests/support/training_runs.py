@@ -14,7 +14,7 @@ from asag_evaluation.data.coco import CocoDataset
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe, recipe
-from asag_training.run.distributed import Process
+from asag_training.run.process import Process
 from asag_training.run.trainer import Trainer
 from support.coco_files import box, write_coco
 

@@ -12,8 +12,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.network.config import variant_config
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.setting_changes import with_changes
-from asag_training.settings import Optimisation
+from asag_training.settings import Optimisation, apply_changes
 
 PUBLISHED = [name for name in RECIPES if name not in ("scenes", "bccd")]
 
@@ -99,31 +98,33 @@ def test_the_order_of_changes_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("network.patch_size", "expected PART.NAME=VALUE"),
-        ("patch_size=3", "expected PART.NAME=VALUE, PART of network, schedule, .*preprocessing"),
+        ("network.patch_size", "expected NAME=VALUE"),
+        ("patch_size=3", "unknown setting 'patch_size'; the settings are network, schedule, .*preprocessing"),
         ("nets.patch_size=3", "unknown setting 'nets'; the settings are network, "),
         ("network.patchsize=3", "unknown setting 'network.patchsize'; .*of 'network' are .*patch_size"),
         ("network.patch_size.x=3", "'network.patch_size' is 8 and has no settings of its own"),
-        ("network.patch_size=big", "'big' is no value for 'network.patch_size': expected a whole number"),
+        ("network.patch_size=big", '`network.patch_size` is "big", expected a whole number'),
         ("network.patch_size=1.5", "expected a whole number"),
         ("network.patch_size=true", "expected a whole number"),
         ("network.patch_size=null", "expected a whole number"),
-        ("network.variant=7", "expected a word"),
-        ("network.decoder=detr", "expected one of adamixer, sparse-rcnn"),
+        ("network.variant=7", "expected text"),
+        ("network.decoder=detr", "expected 'adamixer' or 'sparse-rcnn'"),
         ("optimisation.lr=fast", "expected a number"),
         ("optimisation.lr=NaN", "expected a number"),
         ("optimisation.lr=-1", "optimisation setting lr -1.0 is not possible: expected above 0"),
-        ("optimisation.compute=fp8", "expected one of fp32, bf16"),
+        ("optimisation.compute=fp8", "expected 'fp32' or 'bf16' or 'fp16'"),
         ("optimisation.batch_size=0", "batch_size 0 is not possible: expected at least 1"),
         ("optimisation.accumulate=3", "batch_size 4 is not possible: expected a multiple of the 3 passes"),
         ("loss.query_weighting=1", "expected true or false"),
         ("loss.patch_images=many", "expected a number or null"),
         ("loss.patch_size=12", "unknown setting 'loss.patch_size'"),
-        ("loss.matching=3", "expected its settings one by one, as in loss.matching.NAME=VALUE"),
-        ("schedule.drops=8", "expected a list of numbers"),
-        ("schedule.drops=[1.5]", "expected a list of numbers"),
+        ("loss.matching=3", "has settings of its own: change them, as in loss.matching.NAME=VALUE"),
+        ("loss.matching=null", "`loss.matching` is null, expected an object"),
+        ("loss.matching.l1=far", '`loss.matching.l1` is "far", expected a number'),
+        ("schedule.drops=8", "`schedule.drops` is 8, expected a list"),
+        ("schedule.drops=[1.5]", r"`schedule.drops\[0\]` is 1.5, expected a whole number"),
         ("schedule.epochs=3", r"drops \(7, 8\) is not possible"),
-        ("preprocessing.std=[1, 2]", "expected a list of 3 numbers"),
+        ("preprocessing.std=[1, 2]", "has 2 values, expected 3"),
         ("preprocessing.std=[1, 2, 0]", "deviations above 0"),
         ("preprocessing.longer_side=100", "320 to 100 pixels"),
         ("network.hidden_dim=97", "hidden_dim 97 is not possible"),
@@ -155,4 +156,4 @@ def test_settings_are_checked_where_they_are_made() -> None:
 
 
 def test_changing_nothing() -> None:
-    assert with_changes(recipe("bccd"), []) == recipe("bccd")
+    assert apply_changes(recipe("bccd"), []) == recipe("bccd")

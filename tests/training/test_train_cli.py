@@ -19,8 +19,9 @@ from asag_evaluation.evaluate import evaluate
 from asag_training.checkpoints import load_checkpoint
 from asag_training.cli import main
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
-from asag_training.run.run_loop import Rhythm, Run, summary
-from asag_training.run.trainer import Position, Trainer
+from asag_training.run.run_loop import Rhythm, TrainingRun, summary
+from asag_training.run.state import Position
+from asag_training.run.trainer import Trainer
 from support.coco_files import write_coco
 from support.training_runs import TINY, make_loader, make_trainer, options_of, tiny_recipe, write_pictures
 
@@ -287,7 +288,7 @@ def test_long_epochs_are_saved_in_between(
     monkeypatch.setattr(Trainer, "save", lambda trainer: saved.append(trainer.position))
     trainer = make_trainer(data, tmp_path / "run", tiny_recipe("schedule.epochs=1"))
     validation = CocoDataset.open(data, "val2017", categories=trainer.categories)
-    Run(trainer, make_loader(data), validation, Rhythm(save_minutes=0, pictures=0))()
+    TrainingRun(trainer, make_loader(data), validation, Rhythm(save_minutes=0, pictures=0))()
     assert [(position.epoch, position.update) for position in saved] == [(0, 1), (0, 2), (1, 0), (1, 0)]
     assert [position.evaluated for position in saved] == [0, 0, 0, 1]
     assert trainer.model.training

@@ -14,7 +14,7 @@ from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.annotations import ImageRecord, check_categories
 from asag_evaluation.data.coco import CocoDataset, Sample
-from asag_evaluation.metrics.anchors import AnchorMetrics, Probed, anchor_metrics, average_recall
+from asag_evaluation.metrics.anchors import AnchorMetrics, ProbedImage, anchor_metrics, average_recall
 from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
 from asag_evaluation.metrics.crowdhuman import CrowdHumanMetrics, PersonImage, crowdhuman_metrics
 from asag_evaluation.metrics.overlaps import Boxes, clip_boxes
@@ -26,7 +26,7 @@ each image are real, (n, 4) x1, y1, x2, y2 relative to the image, best scored fi
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What was measured."""
+    """The figures of one evaluation."""
 
     images: int
     objects: int
@@ -44,7 +44,7 @@ class Evaluation:
     """All detections as COCO results."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the detections as plain JSON values."""
+        """Return everything but the detections as plain JSON values."""
         return {
             "images": self.images,
             "objects": self.objects,
@@ -97,12 +97,12 @@ def evaluate(
 
 
 class _Measured:
-    """What has been found so far."""
+    """The detections so far, and what they are to be measured with."""
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
         self.results: list[dict[str, Any]] = []
-        self.probed: list[Probed] = []
+        self.probed: list[ProbedImage] = []
         self.persons: list[PersonImage] = []
         self.anchors: list[Boxes] = []
         self.proposals: list[Boxes] = []
@@ -111,7 +111,7 @@ class _Measured:
     def add(self, record: ImageRecord, found: Detections, relative: Boxes | None, batch: int) -> None:
         """Take note of one image; `relative` are its proposals."""
         self.results += _results(record.image_id, found)
-        self.probed.append(Probed(len(record.boxes), record.kind, found.trace))
+        self.probed.append(ProbedImage(len(record.boxes), record.kind, found.trace))
         self.anchors.append(found.anchors)
         if relative is not None:
             self.proposals.append(relative * np.array([record.width, record.height] * 2))
@@ -120,7 +120,7 @@ class _Measured:
         self.times.append(found.times_ms["total"] / batch)
 
     def evaluation(self) -> Evaluation:
-        """The sum of it."""
+        """Measure all images that were added."""
         objects = [record.boxes for record in self.dataset.records]
         return Evaluation(
             images=len(self.dataset),
@@ -136,7 +136,7 @@ class _Measured:
 
 
 def _results(image_id: int, found: Detections) -> Iterator[dict[str, Any]]:
-    """COCO results, unrounded."""
+    """Return COCO results, unrounded."""
     for (x1, y1, x2, y2), score, label in zip(
         found.xyxy.astype(float).tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True
     ):

@@ -31,7 +31,7 @@ _MOST_CLASSES = 20
 
 
 def table(evaluation: Evaluation) -> str:
-    """The figures in a few lines, in percent as the paper gives them."""
+    """Return the figures in a few lines, in percent as the paper gives them."""
     coco, anchors = evaluation.coco, evaluation.anchors
     lines = [
         (
@@ -84,7 +84,7 @@ def write_report(evaluation: Evaluation, output_dir: Path, *, name: str) -> list
 
 
 def _block(coco: CocoMetrics, names: Mapping[str, str]) -> list[str]:
-    """Titles over figures; `names` are the attributes of `coco` by title."""
+    """Return titles over figures; `names` are the attributes of `coco` by title."""
     return [
         "".join(f"{title:>{_WIDTH}}" for title in names),
         "".join(f"{_percent(getattr(coco, name)):>{_WIDTH}}" for name in names.values()),
@@ -92,7 +92,7 @@ def _block(coco: CocoMetrics, names: Mapping[str, str]) -> list[str]:
 
 
 def _class_lines(values: Mapping[str, float | None]) -> list[str]:
-    """AP of each class, if they are few."""
+    """Return the AP of each class, if they are few."""
     if not 1 < len(values) <= _MOST_CLASSES:
         return []
     return ["AP by class: " + ", ".join(f"{name} {_percent(value)}" for name, value in values.items())]

@@ -19,11 +19,11 @@ from asag_training.checkpoints import load_backbone, load_checkpoint
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.allocation import keep_freed_memory
-from asag_training.run.distributed import Process, joined
 from asag_training.run.interruption import Interruption
-from asag_training.run.run_loop import Rhythm, Run
-from asag_training.run.trainer import BEST, LAST, STATE, Trainer
+from asag_training.run.process import Process, joined, keep_freed_memory
+from asag_training.run.run_loop import Rhythm, TrainingRun
+from asag_training.run.state import BEST, LAST, STATE
+from asag_training.run.trainer import Trainer
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"
@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
         evaluate_every=options.evaluate_every,
         pictures=options.pictures,
     )
-    Run(trainer, loader, validation, rhythm)()
+    TrainingRun(trainer, loader, validation, rhythm)()
 
 
 def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
@@ -153,7 +153,7 @@ def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
 
 
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
-    """Make the output folder, or take up the run in it; returns whether there was one."""
+    """Make the output folder, or take up the run in it; return whether there was one."""
     folder: Path = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
 def _loader(
     options: argparse.Namespace, chosen: Recipe, training: CocoDataset, process: Process
 ) -> TrainingLoader:
-    """Batches of this process: its share of an update, in as many passes as the recipe wants."""
+    """Open the batches of this process: its share of an update, in as many passes as the recipe wants."""
     o = chosen.optimisation
     share = process.world_size * o.accumulate
     if o.batch_size % share:

@@ -10,8 +10,14 @@ from asag_deploy.errors import ConfigError
 from asag_training.data.transforms import Augmentation, multi_scale, standard
 from asag_training.losses import LossConfig
 from asag_training.network.config import AsagConfig, variant_config
-from asag_training.setting_changes import with_changes
-from asag_training.settings import Optimisation, Schedule, Settings, TrainingSettings
+from asag_training.settings import (
+    Optimisation,
+    Schedule,
+    Settings,
+    TrainingSettings,
+    apply_changes,
+    check_preprocessing,
+)
 
 _PUBLISHED_IMAGES_PER_RANK = 2
 """Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
@@ -42,13 +48,7 @@ class Recipe(Settings):
     """How images are resized for evaluation."""
 
     def __post_init__(self) -> None:
-        p = self.preprocessing
-        if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:
-            raise ConfigError(
-                f"evaluation at {p.shorter_side} to {p.longer_side} pixels, in steps of {p.size_divisor} and "
-                f"with deviations {p.std}, is not possible: expected sides of 1 or more, the longer "
-                "no less than the shorter, and deviations above 0"
-            )
+        check_preprocessing(self.preprocessing)
 
 
 def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
@@ -64,7 +64,7 @@ def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callabl
 
 
 def _small(variant: str, num_classes: int) -> AsagConfig:
-    """A network for images of some 320 pixels, which learns from a few thousand of them.
+    """Return a network for images of some 320 pixels, which learns from a few thousand of them.
 
     Patches are as large a part of such an image as the published ones are of 800 pixels; the fewer cells a
     patch has, the fewer images it takes to learn to read it.
@@ -93,7 +93,7 @@ _FROM_RANDOM_WEIGHTS = Optimisation(
 
 
 def _scenes() -> Recipe:
-    """Generated scenes of 320 pixels, 3000 of them, from random weights on one CPU core."""
+    """Return the recipe for 3000 generated scenes of 320 pixels, from random weights on one CPU core."""
     return Recipe(
         network=_small("asag-a-scenes", num_classes=5),
         schedule=Schedule(epochs=9, drops=(7, 8), warmup_steps=100),
@@ -105,7 +105,7 @@ def _scenes() -> Recipe:
 
 
 def _bccd() -> Recipe:
-    """Photographs of blood cells, 640x480: a few hundred images, no up or down."""
+    """Return the recipe for photographs of blood cells, 640x480: a few hundred images, no up or down."""
     return Recipe(
         network=_small("asag-a-bccd", num_classes=3),
         schedule=Schedule(epochs=90, drops=(75, 85), warmup_steps=100),
@@ -139,11 +139,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name, with changes such as `network.patch_size=12` or `loss.query_weighting=false`.
+    """Return the recipe of that name, with changes such as `network.patch_size=12` or
+    `loss.query_weighting=false`.
 
     Values are JSON (strings may go without quotes).  Raises ConfigError for an unknown recipe or setting, or
     a value that makes no sense.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'; the recipes are {', '.join(RECIPES)}")
-    return with_changes(RECIPES[name](), changes)
+    return apply_changes(RECIPES[name](), changes)

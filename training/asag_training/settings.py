@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
-from asag_deploy.errors import ConfigError
+from asag_deploy.bundle.manifest import Preprocessing
+from asag_deploy.bundle.manifest_json import read_fields
+from asag_deploy.errors import BundleCorruptError, ConfigError
 
 Compute = Literal["fp32", "bf16", "fp16"]
 
@@ -19,7 +23,7 @@ Compute = Literal["fp32", "bf16", "fp16"]
 class Settings:
     """Base of all settings, which are frozen dataclasses that refuse bad values where they are made."""
 
-    of: ClassVar[str]
+    of = "a"
     """What they are settings of, for messages."""
 
     def with_changes(self, **changes: Any) -> Self:
@@ -39,6 +43,58 @@ class Settings:
         if not condition:
             values = " and ".join(f"{name} {getattr(self, name)!r}" for name in names)
             raise ConfigError(f"{self.of} setting {values} is not possible: expected {expected}")
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def apply_changes(settings: AnySettings, changes: Iterable[str]) -> AnySettings:
+    """Return a copy of nested settings with values replaced as `--set` asks, e.g. by `schedule.epochs=24`.
+
+    Values are JSON; strings may go without quotes.  All changes are made at once, so that their order does
+    not matter.  Raises ConfigError for an unknown setting, a value of another type, or one that makes no
+    sense.
+    """
+    values: dict[str, Any] = {}
+    for change in changes:
+        path, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read the change '{change}': expected NAME=VALUE")
+        values[path] = _json_value(text)
+    for path in values:
+        if any(other.startswith(f"{path}.") for other in values):
+            raise ConfigError(f"'{path}' is changed both as a whole and in part: leave one of them out")
+    tree = json.loads(json.dumps(settings.to_dict()))
+    for path, value in values.items():
+        _replace(tree, path, value)
+    try:
+        return cast(AnySettings, read_fields(type(settings), tree))
+    except BundleCorruptError as error:
+        raise ConfigError(f"cannot change the settings: {error}") from None
+
+
+def _replace(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Replace one value in nested settings; whether it has the right type is seen when they are read."""
+    branch, known = tree, ""
+    *parents, name = path.split(".")
+    for part in (*parents, name):
+        if not isinstance(branch, dict):
+            raise ConfigError(f"'{known}' is {json.dumps(branch)} and has no settings of its own")
+        whole = f"{known}.{part}" if known else part
+        if part not in branch:
+            of = f" of '{known}'" if known else ""
+            raise ConfigError(f"unknown setting '{whole}'; the settings{of} are {', '.join(branch)}")
+        parent, branch, known = branch, branch[part], whole
+    if isinstance(branch, dict) and value is not None:
+        raise ConfigError(f"'{path}' has settings of its own: change them, as in {path}.NAME=VALUE")
+    parent[name] = value
+
+
+def _json_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +134,7 @@ class Schedule(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation(Settings):
-    """How weights are updated.  Raises ConfigError when a value makes no sense."""
+    """Settings of the optimiser.  Raises ConfigError when a value makes no sense."""
 
     of = "optimisation"
     batch_size: int = 16
@@ -113,7 +169,7 @@ class Optimisation(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """How patches are chosen and denoising queries are made while training.
+    """Settings of the training pass: its patches and its denoising queries.
 
     Raises ConfigError when a value makes no sense.
     """
@@ -134,3 +190,13 @@ class TrainingSettings(Settings):
         self._require(self.denoising_queries >= 0, "0 or more", "denoising_queries")
         # From 1 on a noised box could have no width left.
         self._require(0 <= self.box_noise < 1, "at least 0 and less than 1", "box_noise")
+
+
+def check_preprocessing(p: Preprocessing) -> None:
+    """Raise ConfigError for image sizes or statistics that are not possible."""
+    if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:
+        raise ConfigError(
+            f"evaluation at {p.shorter_side} to {p.longer_side} pixels, in steps of {p.size_divisor} and "
+            f"with deviations {p.std}, is not possible: expected sides of 1 or more, the longer no less than "
+            "the shorter, and deviations above 0"
+        )

@@ -38,7 +38,7 @@ Precision = Literal["f32", "bf16"]
 
 _DEVICE = "CPU"
 _RECIPE = 2
-"""To be counted up when this file makes another model of a graph: what is cached is then made anew."""
+"""Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
@@ -83,7 +83,7 @@ class OpenVino:
             return OpenVinoNetwork(dict(zip(names, models, strict=True)))
 
     def _recipe(self, core: Core) -> str:
-        """What, besides the graph, decides what compiling it gives."""
+        """Name everything besides the graph that decides what compiling it gives."""
         import openvino
 
         device = core.get_property(_DEVICE, "FULL_DEVICE_NAME")
@@ -130,11 +130,11 @@ class OpenVinoNetwork(Network):
         self._stages = {name: _OpenVinoStage(name, model) for name, model in models.items()}
 
     def stage(self, name: str) -> Stage:
-        """The stage called `name` (KeyError if there is none)."""
+        """Return the stage called `name` (KeyError if there is none)."""
         return self._stages[name]
 
     def upload(self, array: NDArray[Any]) -> OpenVinoArray:
-        """A host array for OpenVINO.  It is not copied, and must not be written to any more."""
+        """Lend a host array to OpenVINO.  It is not copied, and must not be written to any more."""
         import openvino
 
         whole = np.ascontiguousarray(array)
@@ -142,11 +142,11 @@ class OpenVinoNetwork(Network):
         return OpenVinoArray(openvino.Tensor(whole, shared_memory=True), whole)
 
     def download(self, array: OpenVinoArray) -> NDArray[Any]:
-        """A copy on the host; bfloat16 comes as float32, for NumPy does not know it."""
+        """Copy an array to the host; bfloat16 comes as float32, for NumPy does not know it."""
         return _to_numpy(array.tensor)
 
     def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
-        """The shape of an array."""
+        """Return the shape of an array."""
         return tuple(array.tensor.get_shape())
 
 
@@ -192,7 +192,7 @@ class _Lease:
 
 
 def _config(threads: int | None, requests: int) -> dict[str, Any]:
-    """How OpenVINO is to use the cores: all for one call, or divided among so many at once."""
+    """Tell OpenVINO how to use the cores: all for one call, or divided among several at once."""
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if requests > 1:
         config = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": requests}
@@ -202,7 +202,7 @@ def _config(threads: int | None, requests: int) -> dict[str, Any]:
 
 
 def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> CompiledModel | None:
-    """What an earlier start compiled, or None if there is nothing or OpenVINO does not take it."""
+    """Load what an earlier start compiled; None if there is nothing, or OpenVINO does not take it."""
     if content is None:
         return None
     try:
@@ -212,7 +212,7 @@ def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> Compil
 
 
 def _read_graph(core: Core, path: Path) -> Model:
-    """An ONNX graph as OpenVINO's; its functions are inlined by ONNX Runtime, which is always there."""
+    """Read an ONNX graph; ONNX Runtime, which is always there, inlines its functions."""
     import onnxruntime
 
     with contextlib.suppress(Exception):  # functions, or a broken file: ONNX Runtime tells which
@@ -236,7 +236,7 @@ def _break_ties_by_index(model: Model) -> Model:
 
 
 def _mixed_precision(core: Core, model: Model) -> Model:
-    """The model to be compiled for bfloat16: feature maps travel in it, coordinates stay in float32."""
+    """Prepare a model for bfloat16: feature maps travel in it, coordinates stay in float32."""
     import openvino
     from openvino.preprocess import PrePostProcessor
 
@@ -253,7 +253,7 @@ def _mixed_precision(core: Core, model: Model) -> Model:
 
 
 def _cast(tensor: Tensor, kind: Any) -> Tensor:
-    """The tensor in the type that a graph wants, which differs for float32 features from the host alone."""
+    """Return the tensor in the type that the graph wants: bfloat16 for float32 features from the host."""
     import openvino
 
     if tensor.get_element_type() == kind or kind != openvino.Type.bf16:
@@ -275,13 +275,13 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def _own_name(port: Any) -> str:
-    """A compiled port's name in the graph, not that of a value that compiling made one with it."""
+    """Return a compiled port's name in the graph; compiling may have merged it with another value."""
     name: str = port.node.friendly_name.removesuffix(_OUTPUT_SUFFIX)
     return name if name in port.names else port.any_name
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a message that says something, in OpenVINO's several lines of where it arose."""
+    """Pick the first line that says something from OpenVINO's several lines of where an error arose."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_NOISE)]
     return next(iter([*telling, *lines]), type(error).__name__)

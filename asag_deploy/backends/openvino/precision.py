@@ -32,7 +32,7 @@ _ENDS = frozenset({"Const", "Parameter", "Result", "ShapeOf"})
 
 
 def keep_coordinates_precise(xml: bytes) -> bytes:
-    """An OpenVINO graph description with every layer marked that has to stay in float32."""
+    """Mark every layer of an OpenVINO graph description that has to stay in float32."""
     root = ElementTree.fromstring(xml)
     graph = _Graph.of(root)
     marked = graph.after(graph.coordinate_inputs())
@@ -68,7 +68,7 @@ class _Graph:
         return self.layers[layer].attrib["type"]
 
     def coordinate_inputs(self) -> list[str]:
-        """The graph's inputs but for pictures and features."""
+        """Return the graph's inputs but for pictures and features."""
         return [
             layer
             for layer in self.layers
@@ -76,7 +76,7 @@ class _Graph:
         ]
 
     def precise_results(self) -> list[str]:
-        """The graph's results but for features."""
+        """Return the graph's results but for features."""
         return [
             layer
             for layer in self.layers
@@ -85,7 +85,7 @@ class _Graph:
         ]
 
     def after(self, starts: Iterable[str]) -> set[str]:
-        """The layers whose values come from those of `starts`, up to learned layers and matrix products."""
+        """Find the layers whose values come from those of `starts`, up to learned layers and products."""
         found: set[str] = set()
         front = list(starts)
         while front:
@@ -97,7 +97,7 @@ class _Graph:
         return found
 
     def before(self, starts: Iterable[str]) -> set[str]:
-        """The layers that the values of `starts` come from, back to learned layers and products."""
+        """Find the layers that the values of `starts` come from, back to learned layers and products."""
         found: set[str] = set()
         front = list(starts)
         while front:
@@ -111,7 +111,7 @@ class _Graph:
         return found
 
     def _carries(self, layer: str, position: int) -> bool:
-        """Whether a layer's values come from its input at that position."""
+        """Tell whether a layer's values come from its input at that position."""
         kind = self.kind(layer)
         if kind == "ShapeOf":
             return False
@@ -123,7 +123,7 @@ class _Graph:
         return self.kind(layer) == "MatMul" or self.kind(layer) in _CONVOLUTIONS
 
     def _names(self, layer: str) -> set[str]:
-        """The names of a layer's outputs: those of the graph's inputs and outputs are among them."""
+        """Return the names of a layer's outputs, among them those of the graph's inputs and outputs."""
         ports = self.layers[layer].iterfind("output/port")
         return {name for port in ports for name in port.get("names", "").split(",")}
 

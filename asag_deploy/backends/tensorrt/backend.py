@@ -22,7 +22,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop, why_no_device_loop
 from asag_deploy.backends.tensorrt.engine_loader import EngineLoader
 from asag_deploy.backends.tensorrt.loop_graph import find_patches
-from asag_deploy.backends.tensorrt.stage import EngineStage
+from asag_deploy.backends.tensorrt.stage import DeviceStage, EngineStage
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, ProbeLevel, Probing
 from asag_deploy.cuda import Device, DeviceArray, is_device_array, open_cuda, why_no_cuda
@@ -32,7 +32,7 @@ from asag_deploy.engines.sidecar import Engine, Format, canvas_engines, check
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.kernels import KernelLibrary, open_cuda_library
-from asag_deploy.loop.stages import LevelOutputs, Stage
+from asag_deploy.loop.stages import LevelOutputs
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import Processing
@@ -132,7 +132,7 @@ class EngineNetwork(Network):
 
     def __init__(
         self,
-        stages: Sequence[EngineStage],
+        stages: Sequence[DeviceStage],
         device: Device,
         release: _Release,
         *,
@@ -145,18 +145,18 @@ class EngineNetwork(Network):
         self._stages = {stage.name: stage for stage in stages}
         self.device = device
         self.kernels = kernels
-        """With which images are prepared and detections finished on the GPU, if they were found."""
+        """The kernels that prepare images and finish detections on the GPU, if they were found."""
         self._loops = [] if loops is None else loops
         self.keep_compiled = keep_compiled
-        """Write what was compiled for new shapes to the cache, if there is any and it was not done just now;
-        for whoever ends a detection without `download`."""
+        """Writes what was compiled for new shapes to the cache, unless that was done just now; for whoever
+        ends a detection without `download`."""
         self.canvases = canvases
         self._load_canvases = load_canvases
-        """Called when the loop on the device is opened, which alone has a use for them."""
+        """Loads the engines of canvases; called when the loop on the device, their only user, is opened."""
         self._release = weakref.finalize(self, release)
 
-    def stage(self, name: str) -> Stage:
-        """The stage called `name` (KeyError if there is none)."""
+    def stage(self, name: str) -> DeviceStage:
+        """Return the stage called `name` (KeyError if there is none)."""
         return self._stages[name]
 
     def close(self) -> None:
@@ -164,17 +164,17 @@ class EngineNetwork(Network):
         self._release()
 
     def device_processing(self, manifest: Manifest) -> Processing | None:
-        """Pre- and post-processing with the kernels, if they were found."""
+        """Return pre- and post-processing with the kernels; None if they were not found."""
         if self.kernels is None:
             return None
         return OnGpu(self.device, self.kernels, manifest, self.canvases)
 
     def why_no_device_loop(self) -> str | None:
-        """What keeps the probing loop from running on the GPU as one graph; None if nothing is known to."""
+        """Return what keeps the probing loop from being one graph on the GPU; None if nothing is known to."""
         return why_no_device_loop(self.device.cuda, self.kernels)
 
     def open_device_loop(self) -> DeviceLoop:
-        """The probing loop as one graph that decides on the GPU; the same for all who ask.
+        """Open the probing loop as one graph that decides on the GPU; all who ask get the same one.
 
         The engines of canvases are loaded with it, for as many as there is room for, with a RuntimeWarning if
         those are not all.  Raises BackendError with the reason if the loop cannot be here, EngineStaleError
@@ -190,11 +190,11 @@ class EngineNetwork(Network):
             return self._loops[0]
 
     def layers(self) -> dict[str, Layers | None]:
-        """What the engine of each stage was built of, as the library's inspector says."""
+        """Return what the engine of each stage was built of, as the library's inspector says."""
         return {name: stage.layers() for name, stage in self._stages.items()}
 
     def upload(self, array: NDArray[Any] | Any) -> DeviceArray:
-        """An array on the GPU: a copy of a NumPy array, or another library's GPU array where it lies.
+        """Copy a NumPy array to the GPU, or take another library's GPU array where it lies.
 
         Raises ImageError for a GPU array that is not contiguous.
         """
@@ -205,7 +205,7 @@ class EngineNetwork(Network):
         self.device.keep(array)
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """A copy on the host, once it has been computed."""
+        """Copy an array to the host, once it has been computed."""
         downloaded = self.device.download(array)
         self.keep_compiled()
         return downloaded
@@ -213,7 +213,7 @@ class EngineNetwork(Network):
     def select(
         self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: DeviceArray
     ) -> tuple[DeviceArray, DeviceArray]:
-        """Patch NMS by the compiled kernel, which writes to `counts`; on the host where there is none."""
+        """Run patch NMS with the compiled kernel, which writes to the counts; without it, on the host."""
         if self.kernels is None:
             return super().select(probing, level, before, image_size)
         with self.device.lock:

@@ -19,22 +19,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
-from asag_deploy.backends.tensorrt.loop_memory import Workspace
+from asag_deploy.backends.tensorrt.loop_graph import LoopGraph, Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Probing
 from asag_deploy.cuda import Cuda, Device, DeviceArray
 from asag_deploy.cuda.graph import why_no_conditions
 from asag_deploy.errors import BackendError, CaptureError, GpuMemoryError
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary
 from asag_deploy.loop.loop import Begun, HostLoop, Loop
-from asag_deploy.loop.probing import LevelRun, Probed, detect, patches_of, stage_name
+from asag_deploy.loop.probing import FIRST_PATCHES, LevelRun, Probed, detect, patches_of, stage_name
 from asag_deploy.loop.stages import Array, Counts, Stages
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.timing import since
 
 if TYPE_CHECKING:
-    from asag_deploy.backends.tensorrt.stage import EngineStage
+    from asag_deploy.backends.tensorrt.stage import DeviceStage
 
 MOST_GRAPHS = 64
 """Combinations of image shapes and stop rules that a graph is kept for.
@@ -47,7 +46,7 @@ _Key = tuple[tuple[int, ...], np.dtype[np.generic], int, int | None, str]
 
 
 def why_no_device_loop(cuda: Cuda, kernels: KernelLibrary | None) -> str | None:
-    """What keeps the loop from running on the GPU, and what to do about it; None if nothing is known to."""
+    """Return what keeps the loop from the GPU, and what to do about it; None if nothing is known to."""
     if kernels is None:
         return (
             f"it takes the compiled kernels; build them as plugins/README.md says and set {LIBRARY_VARIABLE}"
@@ -64,15 +63,17 @@ class DeviceLoop(Loop):
 
     def __init__(
         self,
-        stages: Mapping[str, EngineStage],
+        stages: Mapping[str, DeviceStage],
         device: Device,
         kernels: KernelLibrary,
-        on_canvas: Mapping[Canvas, Mapping[str, EngineStage]] | None = None,
+        on_canvas: Mapping[Canvas, Mapping[str, DeviceStage]] | None = None,
         *,
         keep_compiled: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_canvas`: stages that are engines for one image of exactly that shape, which are preferred;
-        `keep_compiled` is called after each detection, for kernels that came with a new graph.
+        """Run these stages on their device.
+
+        on_canvas: stages that are engines for one image of exactly that shape, which are preferred.
+        keep_compiled: called after each detection, for kernels that came with a new graph.
         """
         self._stages = stages
         self._on_canvas = dict(on_canvas or {})
@@ -84,22 +85,17 @@ class DeviceLoop(Loop):
         self.redone = 0
         """Batches that were detected again, since a level asked for more patches than there was room for."""
 
-    def __call__(
-        self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
-        """As `detect`; `times_ms` has the one entry `loop`.  A deadline is kept by the host's loop.
-
-        Raises CaptureError if the graph cannot be captured, BackendError if GPU and host decide differently.
-        """
-        return self.begin(network, probing, rule, image, image_size).finish()
-
     def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
     ) -> Begun:
-        """As calling it, but without waiting for the GPU.
+        """Put the launch on the stream, without waiting for the GPU.  A deadline is kept by the host's loop.
 
         So what comes after the network can be put on the stream before the host has read anything.  The
         decision is held against the host's, and a batch detected again, in `finish`, which must be called.
+        `times_ms` has the one entry `loop`.
+
+        Raises CaptureError if the graph cannot be captured; `finish` raises BackendError if GPU and host
+        decide differently.
         """
         if rule.deadline is not None:
             return HostLoop().begin(network, probing, rule, image, image_size)
@@ -141,7 +137,7 @@ class DeviceLoop(Loop):
         return graph
 
     def _captured(self, probing: Probing, rule: StopRule, image: DeviceArray) -> LoopGraph:
-        """A new graph; where there is no room for it, the engines of canvases make room, once and for all."""
+        """Capture a new graph; where there is no room, the engines of canvases go, once and for all."""
         batch, _, height, width = image.shape
         common = (self._device, self._kernels, self._workspace)
         while True:
@@ -183,16 +179,23 @@ def _read(
     outputs: dict[str, DeviceArray],
     numbers: Sequence[NDArray[np.generic]],
 ) -> Probed | None:
-    """What `detect` would have returned; None if a level had no room for all its patches.
+    """Return what `detect` would have returned; None if a level had no room for all its patches.
 
     Raises BackendError if the GPU has decided otherwise than the host does.
     """
     went_on, *by_level = numbers
+    stages = ("backbone", *(stage_name(level) for level in graph.levels))
     counts = [Counts(*of_level.astype(np.int64).T) for of_level in by_level]
-    origins = [None, *(results[f"{stage_name(level)}/origins"] for level in graph.levels), None]
+    origins = [None, *(results[f"{stage}/origins"] for stage in stages[1:]), None]
     decisions = Decisions(len(went_on))
+
+    def run(number: int, level: Level, patches: tuple[NDArray[np.int64], NDArray[np.int64]]) -> LevelRun:
+        prefix, looked = f"{stages[number]}/", (origins[number], origins[number + 1])
+        of_stage = {name.removeprefix(prefix): a for name, a in results.items() if name.startswith(prefix)}
+        return LevelRun.of(level, patches, looked, counts[number], of_stage)
+
     zeros = np.zeros_like(counts[0].selected)
-    levels = [_run_of("backbone", FIRST_LEVEL, (zeros + 5, zeros), origins[:2], counts[0], results)]
+    levels = [run(0, FIRST_LEVEL, (zeros + FIRST_PATCHES, zeros))]
     for i, level in enumerate(probing.levels):
         running = decisions.who_goes_on(rule, level.level, levels[-1].counts)
         if not running.any() or i == len(graph.levels):
@@ -200,8 +203,7 @@ def _read(
         patches = patches_of(probing, rule, level, levels[-1].counts, running)
         if patches[0].max() > graph.slots[i]:
             return None
-        looked = origins[i + 1 : i + 3]
-        levels.append(_run_of(stage_name(level), level.level, patches, looked, counts[i + 1], results))
+        levels.append(run(i + 1, level.level, patches))
     probed = decisions.probed(len(probing.levels))
     if not np.array_equal(probed, went_on):
         raise BackendError(
@@ -209,24 +211,3 @@ def _read(
             "load the detector with loop='host', and report this"
         )
     return Probed(outputs=outputs, levels=levels, probed=probed, stop=decisions.reasons(levels[-1].level))
-
-
-def _run_of(
-    stage: str,
-    level: Level,
-    patches: tuple[NDArray[np.int64], NDArray[np.int64]],
-    origins: Sequence[DeviceArray | None],
-    counts: Counts,
-    results: Mapping[str, DeviceArray],
-) -> LevelRun:
-    """A level: patches predicted on and lost, and where it looked and asks the next one to look."""
-    return LevelRun(
-        level=level,
-        patches=patches[0],
-        patches_dropped=patches[1],
-        origins=origins[0],
-        anchors=results[f"{stage}/anchors"],
-        selected=results.get(f"{stage}/selected"),
-        next_origins=origins[1],
-        counts=counts,
-    )

@@ -35,18 +35,21 @@ class EngineLoader:
         bundle: Bundle,
         on_canvas: Mapping[Canvas, Sequence[Engine]],
     ) -> None:
-        """`on_canvas`: engines for `load_canvases`, the smallest canvas first."""
+        """Load engines with `library` onto `device`.
+
+        on_canvas: engines for `load_canvases`, the smallest canvas first.
+        """
         self.device = device
         self._library = library
         self._bundle = bundle
         self._to_come = dict(on_canvas)
         self.loops: list[DeviceLoop] = []
-        """That refer to the stages, and so go before them."""
+        """Loops over the stages, which are closed before these are."""
         self._stages: list[EngineStage] = []
         self._compiled: list[GrowingEntry] = []
 
     def load(self, engine: Engine) -> EngineStage:
-        """An engine that has been checked, as a stage.
+        """Load an engine that has been checked, as a stage.
 
         Raises GpuMemoryError if there is no room for it, EngineStaleError if the library refuses it,
         BackendError if the library itself cannot run here.
@@ -66,7 +69,7 @@ class EngineLoader:
         return stage
 
     def load_canvases(self) -> dict[Canvas, dict[str, EngineStage]]:
-        """The stages of every canvas, for as many as there is room for, the smallest first.
+        """Load the stages of every canvas that there is room for, the smallest first.
 
         If that is not all, a RuntimeWarning says so.  Raises what else `load` raises, and keeps none then.
         """
@@ -116,7 +119,7 @@ class EngineLoader:
         del self._stages[start:]
 
     def _refused(self, engine: Engine) -> BackendError | EngineStaleError:
-        """Why the library has not loaded an engine."""
+        """Say why the library has not loaded an engine."""
         title, messages = self._library.title, self._library.messages
         if messages.no_room is not None:
             return GpuMemoryError(
@@ -146,7 +149,7 @@ class EngineLoader:
         return make
 
     def _rtx_config(self, loaded: Any, engine: Engine) -> tuple[Any, GrowingEntry]:
-        """How TensorRT-RTX compiles kernels at run time, and what it has compiled before."""
+        """Say how TensorRT-RTX compiles kernels at run time, and give it what it compiled before."""
         module = self._library.module
         config = loaded.create_runtime_config()
         config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # graphs are captured here

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.tensorrt.loop_memory import Arena, Workspace
 from asag_deploy.bundle.manifest import FIRST_LEVEL, ProbeLevel, Probing
 from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.cuda.arena import BYTE, Arena
 from asag_deploy.cuda.graph import Chain, new_graph
 from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
@@ -28,7 +28,31 @@ from asag_deploy.loop.stages import FEATURES, LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 
 if TYPE_CHECKING:
-    from asag_deploy.backends.tensorrt.stage import EngineStage, StageContext
+    from asag_deploy.backends.tensorrt.stage import DeviceStage, StageContext
+
+
+class Workspace:
+    """Memory that all graphs of a loop work in, since they run one after the other on one stream.
+
+    A graph keeps the addresses that it was captured with, and so the memory of when it was made.  As each
+    new piece is half as large again as the one before, all of them together stay within three times the
+    largest.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._whole: DeviceArray | None = None
+
+    def take(self, size: int) -> DeviceArray:
+        """Return at least `size` bytes."""
+        if self._whole is None or self._whole.nbytes < size:
+            before = 0 if self._whole is None else self._whole.nbytes
+            self._whole = self._device.empty((max(size, before + before // 2),), BYTE)
+        return self._whole
+
+    def close(self) -> None:
+        """Let go of the memory; graphs that work in it keep it."""
+        self._whole = None
 
 
 class _Call(NamedTuple):
@@ -46,7 +70,7 @@ class LoopGraph:
 
     def __init__(
         self,
-        stages: Mapping[str, EngineStage],
+        stages: Mapping[str, DeviceStage],
         device: Device,
         kernels: KernelLibrary,
         workspace: Workspace,
@@ -56,8 +80,10 @@ class LoopGraph:
         *,
         fixed: bool,
     ) -> None:
-        """For images such as `image`; `fixed` if the stages are engines of one shape, with room for
-        `fixed_slots` patches on every level, whatever the rule.
+        """Build the graph for images of the shape and type of `image`.
+
+        fixed: whether the stages are engines of one shape, which have room for `fixed_slots` patches on
+        every level, whatever the rule.
 
         Raises BackendError if a stage cannot be captured, or holds what a graph that decides cannot.
         """
@@ -121,7 +147,7 @@ class LoopGraph:
             self._device.cuda.copy(target, source.pointer, source.nbytes, "on_device", self._device.stream)
 
     def _plan(self, workspace: Workspace, image: DeviceArray) -> None:
-        """A context for every stage, and memory for everything, which cannot be taken while capturing."""
+        """Open a context for every stage and take all memory, which cannot be taken while capturing."""
         results, within, batch = self.results, self._within, image.shape[0]
         within.add("image", image.shape, image.dtype)
         within.add("image_size", (batch, 2), np.int64)
@@ -159,7 +185,7 @@ class LoopGraph:
             self._place(name, inputs)
 
     def _open(self, name: str, inputs: Mapping[str, DeviceArray]) -> None:
-        """A context, and room for its outputs."""
+        """Open a stage's context, and plan room for its outputs."""
         stage = self._stages[name]
         context = stage.open_context(inputs)
         # Known from now on, so that it is closed whatever goes wrong.
@@ -175,7 +201,7 @@ class LoopGraph:
         self._calls[name] = _Call(self._calls[name].context, addresses)
 
     def _room(self, stage: str, output: str) -> Arena:
-        """Features are needed while the graph runs, all else is a result."""
+        """Choose where an output lies: features are needed while the graph runs, all else is a result."""
         return self._within if stage == "backbone" and output in FEATURES else self.results
 
     def _constant(self, values: NDArray[np.generic]) -> DeviceArray:
@@ -184,7 +210,10 @@ class LoopGraph:
         return made
 
     def _decoder_anchors(self, batch: int) -> dict[str, DeviceArray]:
-        """A level that is not run has its anchors cleared, and one beyond `max_level` zeros."""
+        """Return the anchor inputs of the decoder.
+
+        A level that is not run has its anchors cleared; one beyond `max_level` has zeros.
+        """
         inputs = {"probed": self.results.blank("probed")}
         levels = [(FIRST_LEVEL, "backbone"), *((level.level, stage_name(level)) for level in self.levels)]
         for level, name in levels:
@@ -219,7 +248,7 @@ class LoopGraph:
                 raise BackendError(problem)
 
     def _build(self) -> int:
-        """The graph, ready to be launched."""
+        """Build the graph, ready to be launched."""
         with new_graph(self._device.cuda) as root:
             whole = self.results.whole
             root.add_clear(whole.pointer, whole.nbytes)
@@ -248,7 +277,7 @@ class LoopGraph:
         self._add_probe(body, number + 1)
 
     def _add(self, chain: Chain, name: str, following: int | None) -> None:
-        """A stage, captured with what finds the patches of the level that follows it."""
+        """Capture a stage, together with the search for the next level's patches, and add it."""
         part = self._device.capture(lambda stream: self._run(name, following, stream))
         try:
             chain.add_part(part, name)
@@ -267,7 +296,7 @@ class LoopGraph:
         find_patches(self._kernels, self._probing, level, before, image_size, origins, stream)
 
     def _decision(self, number: int) -> tuple[object, ...]:
-        """The arrays of `decide`, for the level of that number."""
+        """Return the arrays of `decide` for the level of that number."""
         before = "backbone" if number == 0 else stage_name(self.levels[number - 1])
         names = (f"{before}/counts", "probed", f"{stage_name(self.levels[number])}/patch_count", "any")
         return tuple(self.results[name].buffer() for name in names)

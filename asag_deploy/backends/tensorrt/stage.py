@@ -10,6 +10,7 @@ soon as the loop repeats itself, it is captured in a CUDA graph, and from then o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,8 +59,93 @@ class Tensor:
     dtype: np.dtype[Any]
 
 
-class EngineStage:
-    """An engine that has been deserialised: an `asag_deploy.loop.stages.Stage`.
+class DeviceStage(ABC):
+    """A stage on a GPU whose runs can be captured: an engine, or what stands in for one.
+
+    It is used by calling it, or under the device's lock.
+    """
+
+    def __init__(
+        self, name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], device: Device
+    ) -> None:
+        self.name, self.inputs, self.outputs = name, inputs, outputs
+        self._device = device
+        self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the stage on those of `inputs` that it declares; the outputs stay on the GPU.
+
+        Raises BackendError for an input that is missing or of another type or if the library fails,
+        EngineUnfitError for shapes that the engine was not built for.
+        """
+        arrays = self._arrays(inputs)
+        with self._device.lock:
+            shapes = tuple(array.shape for array in arrays)
+            context = self._context(shapes)
+            results = {
+                tensor.name: self._device.empty(shape, tensor.dtype)
+                for tensor, shape in zip(self.outputs, context.output_shapes, strict=True)
+            }
+            self._run(context, shapes, tuple(array.pointer for array in (*arrays, *results.values())))
+        return results
+
+    def open_context(self, inputs: Mapping[str, Array]) -> StageContext:
+        """Open a context of the caller's own for inputs of these shapes; used under the device's lock.
+
+        Raises what calling the stage does.
+        """
+        shapes = tuple(array.shape for array in self._arrays(inputs))
+        self._check(shapes)
+        return self._new_context(shapes)
+
+    def close(self) -> None:
+        """Let go of everything; the stream must have done its work."""
+        for context in self._contexts.values():
+            context.close()
+        self._contexts.clear()
+
+    def layers(self) -> Layers | None:
+        """Return what the stage was built of; None if it does not say."""
+        return None
+
+    @abstractmethod
+    def _new_context(self, shapes: Shapes) -> StageContext:
+        """Make a context for inputs of these shapes."""
+
+    def _check(self, shapes: Shapes) -> None:  # noqa: B027  (the default: it takes all shapes)
+        """Raise EngineUnfitError for inputs of shapes that the stage does not take."""
+
+    def _run(self, context: StageContext, shapes: Shapes, addresses: Addresses) -> None:
+        """Run a context that was made for these shapes."""
+        context.run(addresses)
+
+    def _arrays(self, inputs: Mapping[str, Array]) -> list[DeviceArray]:
+        """Return the inputs that the stage declares, in their order."""
+        check_inputs(self.name, [tensor.name for tensor in self.inputs], inputs)
+        arrays: list[DeviceArray] = [inputs[tensor.name] for tensor in self.inputs]
+        for tensor, array in zip(self.inputs, arrays, strict=True):
+            if array.dtype != tensor.dtype:
+                raise BackendError(
+                    f"the graph '{self.name}' takes '{tensor.name}' as {tensor.dtype}, got {array.dtype}; "
+                    "convert it first"
+                )
+        return arrays
+
+    def _context(self, shapes: Shapes) -> StageContext:
+        context = self._contexts.get(shapes)
+        if context is None:
+            self._check(shapes)
+            if len(self._contexts) >= MOST_CONTEXTS:
+                self._device.synchronize()  # it may still be running
+                _, oldest = self._contexts.popitem(last=False)
+                oldest.close()
+            context = self._contexts[shapes] = self._new_context(shapes)
+        self._contexts.move_to_end(shapes)
+        return context
+
+
+class EngineStage(DeviceStage):
+    """An engine that has been deserialised.
 
     `make_context` creates an execution context without memory of its own.
     """
@@ -73,79 +159,28 @@ class EngineStage:
         make_context: MakeContext,
         library: Library,
     ) -> None:
-        self.name = engine.sidecar.recipe.stage
+        super().__init__(engine.sidecar.recipe.stage, *_tensors(loaded, engine), device)
         self._engine = engine
         self._loaded = loaded
-        self._device = device
         self._make_context = make_context
         self._library = library
-        self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
-        self.inputs, self.outputs = _tensors(loaded, engine)
         device.expect_scratch(_most_scratch(loaded))
 
-    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the engine on those of `inputs` that it declares; the outputs stay on the GPU.
-
-        Raises BackendError for an input that is missing or of another type or if TensorRT fails,
-        EngineUnfitError for shapes that the engine was not built for.
-        """
-        arrays = [self._input(tensor, inputs) for tensor in self.inputs]
-        with self._device.lock:
-            context = self._context(tuple(array.shape for array in arrays))
-            results = {
-                tensor.name: self._device.empty(shape, tensor.dtype)
-                for tensor, shape in zip(self.outputs, context.output_shapes, strict=True)
-            }
-            context.run(tuple(array.pointer for array in (*arrays, *results.values())))
-        return results
-
-    def open_context(self, inputs: Mapping[str, Array]) -> StageContext:
-        """A context of the caller's own for inputs of these shapes; used under the device's lock.
-
-        Raises what calling the stage does.
-        """
-        arrays = [self._input(tensor, inputs) for tensor in self.inputs]
-        shapes = tuple(array.shape for array in arrays)
-        self._engine.sidecar.check_shapes(
-            dict(zip((tensor.name for tensor in self.inputs), shapes, strict=True))
-        )
-        return self._new_context(shapes)
-
     def layers(self) -> Layers | None:
-        """What the engine was built of; None if it does not say."""
+        """Return what the engine was built of; None if it does not say."""
         return layers_of(self._library.module, self._loaded)
 
     def close(self) -> None:
         """Let go of the engine; the stream must have done its work."""
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+        super().close()
         loaded, self._loaded = (self._loaded, self._make_context), None
         self._make_context = _closed
         captures.when_over(lambda: loaded)  # destroying it frees memory, which a capture forbids
 
-    def _input(self, tensor: Tensor, inputs: Mapping[str, Array]) -> DeviceArray:
-        check_inputs(self.name, [tensor.name], inputs)
-        array: DeviceArray = inputs[tensor.name]
-        if array.dtype != tensor.dtype:
-            raise BackendError(
-                f"the engine of the graph '{self.name}' takes '{tensor.name}' as {tensor.dtype}, "
-                f"got {array.dtype}; convert it first"
-            )
-        return array
-
-    def _context(self, shapes: Shapes) -> StageContext:
-        context = self._contexts.get(shapes)
-        if context is None:
-            names = (tensor.name for tensor in self.inputs)
-            self._engine.sidecar.check_shapes(dict(zip(names, shapes, strict=True)))
-            if len(self._contexts) >= MOST_CONTEXTS:
-                self._device.synchronize()  # it may still be running
-                _, oldest = self._contexts.popitem(last=False)
-                oldest.close()
-            context = self._contexts[shapes] = self._new_context(shapes)
-        self._contexts.move_to_end(shapes)
-        return context
+    def _check(self, shapes: Shapes) -> None:
+        """Raise EngineUnfitError for inputs of shapes that the engine was not built for."""
+        names = (tensor.name for tensor in self.inputs)
+        self._engine.sidecar.check_shapes(dict(zip(names, shapes, strict=True)))
 
     def _new_context(self, shapes: Shapes) -> StageContext:
         capturable = self._engine.sidecar.capturable
@@ -235,7 +270,7 @@ class StageContext:
         captures.when_over(lambda: context)
 
     def enqueue(self, addresses: Addresses, stream: int | None = None) -> None:
-        """As `run`, but never from a captured graph, so that the caller may capture it; on any stream."""
+        """Put the engine itself on any stream, never a captured graph, so that the caller may capture it."""
         for name, address in zip(self._names, addresses, strict=True):
             if not self._context.set_tensor_address(name, address):
                 raise self._failed(f"refused the address of '{name}'")
@@ -243,7 +278,7 @@ class StageContext:
             raise self._failed("could not be started")
 
     def why_not_capturable(self, stream: int) -> str | None:
-        """What keeps a run on that stream from being captured, as far as is known before it is tried."""
+        """Return what keeps a run on that stream from being captured, as far as is known beforehand."""
         if self._why_not_capturable is None:
             # TensorRT-RTX alone says so.
             says = getattr(self._context, "is_stream_capturable", None)
@@ -252,7 +287,7 @@ class StageContext:
         return self._why_not_capturable
 
     def _capture(self, addresses: Addresses) -> int | None:
-        """A graph of one run, or None, once and for all, if TensorRT does what cannot be captured."""
+        """Capture a run as a graph; None, once and for all, if TensorRT does what cannot be captured."""
         cuda = self._device.cuda
         if self.why_not_capturable(self._device.capture_stream) is not None:
             return None
@@ -267,7 +302,7 @@ class StageContext:
         return graph
 
     def _captured(self, addresses: Addresses) -> int:
-        """Raises BackendError if a run cannot be captured, or holds what would not be the same again."""
+        """Capture a run; raise BackendError if that fails, or if what it holds cannot be replayed."""
         cuda = self._device.cuda
         graph = self._device.capture(lambda stream: self.enqueue(addresses, stream))
         try:
@@ -291,7 +326,7 @@ def _remember(entries: OrderedDict[Addresses, Any], addresses: Addresses, value:
 
 
 def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The inputs and outputs of a deserialised engine.
+    """Return the inputs and outputs of a deserialised engine.
 
     Raises EngineStaleError if it has a type that no graph of this project has.
     """
@@ -309,7 +344,7 @@ def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Ten
 
 
 def _most_scratch(loaded: Any) -> int:
-    """Bytes that the engine computes in at its profile's largest shapes."""
+    """Return the bytes that the engine computes in at its profile's largest shapes."""
     if hasattr(loaded, "get_device_memory_size_for_profile_v2"):
         return int(loaded.get_device_memory_size_for_profile_v2(0))
     return int(loaded.get_device_memory_size_for_profile(0))  # TensorRT 10.0

@@ -71,7 +71,10 @@ def make_archive(
 
 
 def unpack_archive(archive: Path, folder: Path) -> dict[str, Path]:
-    """The packages of an archive by name, each in a folder for `sys.path`.  Raises ConfigError."""
+    """Unpack an archive; return its packages by name, each in a folder for `sys.path`.
+
+    Raises ConfigError.
+    """
     try:
         with tarfile.open(archive) as file:
             file.extractall(folder, filter="data")
@@ -79,12 +82,12 @@ def unpack_archive(archive: Path, folder: Path) -> dict[str, Path]:
         raise ConfigError(f"'{archive}' cannot be unpacked ({error}); make it again") from error
     found = sorted(path for path in (folder / _FOLDER).glob("*") if path.is_dir())
     if not found:
-        raise ConfigError(f"'{archive}' holds no packages; make it with `gpu_machine.py archive`")
+        raise ConfigError(f"'{archive}' holds no packages; make it with `asag-bench gpu archive`")
     return {path.name: path for path in found}
 
 
 def tree_size(root: Path) -> int:
-    """Bytes of all files that git knows or does not ignore, or of all without git."""
+    """Return the bytes of all files that git knows or does not ignore, or of all without git."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
@@ -120,7 +123,7 @@ def _unpack(wheel: Path, folder: Path, gpu: int) -> None:
 
 
 def _pack(folder: Path, output: Path) -> None:
-    """The same files give the same archive."""
+    """Pack a folder; the same files give the same archive."""
     with tarfile.open(output, "w:xz", preset=6) as file:
         for path in sorted(folder.rglob("*")):
             file.add(path, f"{_FOLDER}/{path.relative_to(folder)}", recursive=False, filter=_anonymous)

@@ -76,7 +76,7 @@ def prune(library: Path, gpu: int, unwanted: str = "") -> Pruned:
 
 
 def has_gpu_code(library: Path) -> bool:
-    """Whether a file is a shared library with code for GPUs."""
+    """Return whether a file is a shared library with code for GPUs."""
     with library.open("rb") as file:
         if file.read(len(_ELF_64_LITTLE)) != _ELF_64_LITTLE:
             return False
@@ -92,7 +92,7 @@ def _section(memory: mmap.mmap, library: Path) -> tuple[int, int]:
 
 
 def _find_section(memory: mmap.mmap) -> tuple[int, int] | None:
-    """Offset and size of the section with the code (ELF's header and section table, 64 bits)."""
+    """Return offset and size of the section with the code (ELF's header and section table, 64 bits)."""
     (table,) = struct.unpack_from("<Q", memory, 40)
     width, count, names = struct.unpack_from("<HHH", memory, 58)
     headers = [struct.unpack_from("<IIQQQQ", memory, table + i * width) for i in range(count)]
@@ -105,7 +105,7 @@ def _find_section(memory: mmap.mmap) -> tuple[int, int] | None:
 
 
 def _containers(memory: mmap.mmap, begin: int, end: int) -> Iterator[list[_Entry]]:
-    """The entries of each container; both have headers that say how long they and what follows are."""
+    """Yield the entries of each container; both have headers that say how long they and what follows are."""
     while begin < end:
         if memory[begin : begin + len(_CONTAINER)] != _CONTAINER:
             begin += _ALIGNMENT
@@ -123,7 +123,7 @@ def _containers(memory: mmap.mmap, begin: int, end: int) -> Iterator[list[_Entry
 
 
 def _all_named(memory: mmap.mmap, entry: _Entry, names: re.Pattern[bytes]) -> bool:
-    """Whether all kernels of an entry have names that match; not if it holds none, or cannot be read."""
+    """Return whether all kernels of an entry have names that match; not if there is none to be read."""
     code = memory[entry.begin : entry.begin + entry.size]
     if code.startswith(_COMPRESSED):  # padded behind, of which zstd complains once it has written all
         code = subprocess.run(["zstd", "-dqc"], input=code, capture_output=True).stdout

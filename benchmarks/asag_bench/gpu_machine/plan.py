@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asag_bench.gpu_machine.loops import time_loops
 from asag_bench.gpu_machine.programs import last_lines
-from asag_bench.gpu_machine.steps import Skip, Step
+from asag_bench.gpu_machine.steps import Failed, Skip, Step
 from asag_bench.gpu_machine.work import ONNXRUNTIME, ROOT, Work
 from asag_deploy.backends import BACKENDS
+from asag_deploy.errors import BackendError
 
 # As in `asag_export.demo`, which imports what such a machine may lack; a test holds that they are the same.
 CHECKPOINT = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
@@ -24,7 +24,7 @@ VAL_SPLIT = "val2017"
 
 ENGINES = ("tensorrt-rtx", "tensorrt")
 CUDA = "onnxruntime-cuda"
-PEERS = ("torch-eager-cuda", "torch-cuda", "torch-cuda-device")
+REFERENCES = ("torch-eager-cuda", "torch-cuda", "torch-cuda-device")
 COMPILED = ("torch-compile-cuda", "torch-cuda-device")
 SHAPE = "800x1088"
 VARIANT = "asag-a-r50-100"
@@ -42,11 +42,13 @@ _REHEARSAL = 5
 """How much longer a step may take where a CPU does what a GPU would."""
 _FEW = ("--limit", "2", "--warmup", "1")
 """Pictures and calls before, where the CPU is slow."""
+_WALL = "loops_wall_ms"
+"""What the rows of an exit level have, and no other figure."""
 _COMPUTE = ("fp32", "bf16", "fp16")
 
 
 def plan(work: Work) -> list[Step]:
-    """What to do, most valuable first; what takes engines is skipped on a GPU that has none."""
+    """Return the steps, most valuable first; what takes engines is skipped on a GPU that has none."""
 
     def step(name: str, limit: float, action: Callable[..., dict[str, Any]], *given: Any) -> Step:
         patience = 1 if work.gpu else _REHEARSAL
@@ -68,15 +70,15 @@ def plan(work: Work) -> list[Step]:
         step(f"AP of {CUDA}", 60, measure_ap, CUDA),
         step(f"time {CUDA}, float32", 60, time_backends, CUDA, FULL),
         step(f"time {CUDA}, float16", 60, time_backends, CUDA, HALF),
-        step("time PyTorch, eager and as graphs", 90, time_peers, PEERS),
+        step("time PyTorch, eager and as graphs", 90, time_references, REFERENCES),
         *(step(f"compute-sanitizer {t}", 60, sanitize, t) for t in ("racecheck", "initcheck", "synccheck")),
         *(step(f"a training step in {compute}", 60, train, compute) for compute in _COMPUTE),
-        step("time PyTorch, compiled", 120, time_peers, COMPILED),  # which takes longest, and says least
+        step("time PyTorch, compiled", 120, time_references, COMPILED),  # which takes longest, and says least
     ]
 
 
 def engine_steps(step: Callable[..., Step], backend: str) -> Iterator[Step]:
-    """Engines of one library: built, judged, and timed with both loops."""
+    """Yield the steps of one library: engines are built, judged, and timed with both loops."""
     yield step(f"engines of {backend}", 150, build_engines, backend)
     yield step(f"parity of {backend}", 120, judge, backend, HALF)
     yield step(f"time {backend}", 60, time_backends, backend, HALF, "host-loop", "device-loop")
@@ -106,13 +108,16 @@ def begin(work: Work) -> None:
 
 
 def gpu_tests() -> list[str]:
-    """The files that hold tests for a GPU; all of `tests/` cannot be collected where packages are missing."""
+    """Return the files with tests for a GPU.
+
+    All of `tests/` cannot be collected where packages are missing.
+    """
     found = (path for path in sorted((ROOT / "tests").rglob("test_*.py")))
     return [str(p.relative_to(ROOT)) for p in found if _GPU_MARK in p.read_text(encoding="utf-8")]
 
 
 def compile_kernels(work: Work, limit: float) -> dict[str, Any]:
-    """The libraries and programs of `plugins/`, for this GPU alone."""
+    """Compile the libraries and programs of `plugins/`, for this GPU alone."""
     for program in ("cmake", "nvcc"):
         if shutil.which(program) is None:
             raise Skip(f"{program} is not installed")
@@ -127,7 +132,7 @@ def compile_kernels(work: Work, limit: float) -> dict[str, Any]:
 
 
 def check_kernels(work: Work, limit: float) -> dict[str, Any]:
-    """Every kernel against the same steps on the CPU, without Python; and as plugins, if there are any."""
+    """Check every kernel against the same steps on the CPU, without Python; plugins too, if there are any."""
     program = _checks(work)
     text = work.run([program], limit)
     plugins, library = program.with_name("asag_check_plugins"), _tensorrt()
@@ -137,7 +142,7 @@ def check_kernels(work: Work, limit: float) -> dict[str, Any]:
 
 
 def sanitize(work: Work, tool: str, limit: float) -> dict[str, Any]:
-    """The kernels' own check under compute-sanitizer."""
+    """Run the kernels' own check under compute-sanitizer."""
     program = _checks(work)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
@@ -147,12 +152,12 @@ def sanitize(work: Work, tool: str, limit: float) -> dict[str, Any]:
 
 
 def run_tests(work: Work, file: str, limit: float) -> dict[str, Any]:
-    """One file of tests, in a process of its own: a crash takes only these down."""
+    """Run one file of tests in a process of its own: a crash takes only these down."""
     return work.tests(file, limit, packages=[ONNXRUNTIME] if file == _OF_ONNXRUNTIME else [])
 
 
 def build_engines(work: Work, backend: str, limit: float) -> dict[str, Any]:
-    """Engines for this GPU, beside the bundle's graphs."""
+    """Build engines for this GPU, beside the bundle's graphs."""
     require(work, backend)
     end = time.monotonic() + limit
     bundle = work.made(HALF, limit)
@@ -164,20 +169,20 @@ def build_engines(work: Work, backend: str, limit: float) -> dict[str, Any]:
 
 
 def judge(work: Work, backend: str, bundle: str, limit: float) -> dict[str, Any]:
-    """The exporter's parity gate on a backend, against PyTorch on the CPU."""
+    """Put the exporter's parity gate to a backend, against PyTorch on the CPU."""
     backend = stand_in(work, backend)
     require(work, backend)
     end = time.monotonic() + limit
     path = work.made(bundle if work.gpu else SCENES, limit)
     output = work.folder / f"parity-{backend}-{bundle}.json"
     weights: list[str | Path] = ["--checkpoint", CHECKPOINT] if path.name in (SCENES, SCENES_HALF) else []
-    command = work.python("asag_bench.gpu_machine.parity", path, "--backend", backend, *weights)
+    command = work.asag_bench("parity", path, "--backend", backend, *weights)
     text = work.run([*command, "--output", output], end - time.monotonic(), [ONNXRUNTIME])
     return {"detail": last_lines(text, 1), "parity": json.loads(output.read_text(encoding="utf-8"))}
 
 
 def measure_ap(work: Work, backend: str, limit: float) -> dict[str, Any]:
-    """AP and times on the demo's scenes, as the trained network finds them."""
+    """Measure AP and times on the demo's scenes, as the trained network finds them."""
     backend = stand_in(work, backend)
     require(work, backend)
     end = time.monotonic() + limit
@@ -192,37 +197,90 @@ def measure_ap(work: Work, backend: str, limit: float) -> dict[str, Any]:
 
 
 def time_backends(work: Work, backend: str, bundle: str, *more: Any) -> dict[str, Any]:
-    """Latency by exit level, at the published size; `more` are peers, and the limit at last."""
-    *peers, limit = more
+    """Time each exit level at the published size; `more` are references, and the limit at last."""
+    *references, limit = more
     backend = stand_in(work, backend)
     require(work, backend)
     end = time.monotonic() + limit
-    options: list[str | Path] = ["--backend", backend, *(["--peer", ",".join(peers)] if peers else [])]
+    options: list[str | Path] = ["--backend", backend]
+    options += ["--reference", ",".join(references)] if references else []
     options += ["--shape", SHAPE] if work.gpu else []
     options += ["--duration", str(_SECONDS_A_ROW if work.gpu else 1), *_few(work)]
     path = work.made(bundle if work.gpu else SCENES, limit)
     return work.bench([path, *options], end - time.monotonic(), [ONNXRUNTIME])
 
 
-def time_peers(work: Work, peers: Sequence[str], limit: float) -> dict[str, Any]:
-    """PyTorch on the GPU, beside ONNX Runtime there if it was carried, else beside few calls on the CPU."""
+def time_references(work: Work, references: Sequence[str], limit: float) -> dict[str, Any]:
+    """Time PyTorch on the GPU, beside ONNX Runtime: there if it was carried, else by few calls on the CPU."""
     on_gpu = work.gpu is not None and missing(work, CUDA) is None
     if work.gpu is None:
-        peers = ("torch",)  # on the CPU
+        references = ("torch",)  # on the CPU
     end = time.monotonic() + limit
     bundle = work.made(HALF if work.gpu else SCENES, limit)
-    options: list[str | Path] = ["--backend", CUDA if on_gpu else "onnxruntime", "--peer", ",".join(peers)]
+    options: list[str | Path] = ["--backend", CUDA if on_gpu else "onnxruntime"]
+    options += ["--reference", ",".join(references)]
     options += ["--shape", SHAPE] if work.gpu else ["--checkpoint", CHECKPOINT]
     options += ["--duration", str(_SECONDS_A_ROW), *(_few(work) if on_gpu else _FEW)]
     return work.bench([bundle, *options], end - time.monotonic(), [ONNXRUNTIME])
 
 
+def time_loops(work: Work, variant: str, limit: float) -> dict[str, Any]:
+    """Return the figures of `asag-bench torch-cuda-loop`, which writes them as they come.
+
+    Raises Failed with those that there are if it fails or takes too long.
+    """
+    work.need_gpu()
+    output = work.folder / "loops.json"
+    try:
+        work.run(work.asag_bench("torch-cuda-loop", "--variant", variant, "--output", output), limit)
+    except BackendError as error:
+        raise Failed(str(error), _loop_figures(output)) from error
+    figures = _loop_figures(output)
+    return {"detail": "; ".join(_rows_in_words(figures.get("result", {}))), **figures}
+
+
+def _loop_figures(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return {"result": result, "page": _loop_page(result)}
+
+
+def _loop_exits(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, row in result.items():
+        if isinstance(row, Mapping) and _WALL in row:
+            yield name, row
+
+
+def _rows_in_words(result: Mapping[str, Any]) -> Iterator[str]:
+    for name, row in _loop_exits(result):
+        wall = row[_WALL]
+        yield f"{name}: host {wall['host']:.2f} ms, device {wall['device']:.2f}, eager {wall['eager']:.2f}"
+
+
+def _loop_page(result: Mapping[str, Any]) -> str:
+    """Tell wall times by exit level, and what the graph takes with and without conditional nodes."""
+    lines = [
+        "| stops at | eager | host's loop | device's loop | times as fast | deciding | largest difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in _loop_exits(result):
+        wall, deciding = row[_WALL], row["deciding_us"]
+        cells = [name, *(f"{wall[side]:.2f} ms" for side in ("eager", "host", "device"))]
+        cells.append(f"{row['times_as_fast_as_eager']:.2f}")
+        cells.append(", ".join(f"{value:.0f} us ({side})" for side, value in deciding.items()))
+        lines.append(f"| {' | '.join([*cells, str(row['largest_difference'])])} |")
+    parts = result.get("parts", {})
+    told = ", ".join(f"{name} {value:.3f} ms" for name, value in parts.items())
+    return "\n".join([*lines, "", f"Stages one by one: {told or 'not measured'}."])
+
+
 def train(work: Work, compute: str, limit: float) -> dict[str, Any]:
-    """A training step and its parts."""
+    """Time a training step and its parts."""
     output = work.folder / f"training-{compute}.json"
     options: list[str | Path] = ["--set", f"optimisation.compute={compute}", "--output", output]
     options += ["--device", "cuda"] if work.gpu else ["--side", "64", "--updates", "1", "--warm-up", "0"]
-    work.run(work.python("asag_bench.measuring.training_step", *options), limit)
+    work.run(work.asag_bench("training-step", *options), limit)
     result = json.loads(output.read_text(encoding="utf-8"))
     return {"detail": f"{result['update_ms']['median']} ms an update", "result": result}
 
@@ -237,24 +295,24 @@ def require(work: Work, backend: str) -> None:
 
 
 def missing(work: Work, backend: str) -> str | None:
-    """Why a backend cannot run; None if it can, or if its library was carried and has to show it."""
+    """Say why a backend cannot run; None if it can, or if its library was carried and has to show it."""
     carried = backend.startswith(CUDA) and ONNXRUNTIME in work.packages
     problem = None if carried else BACKENDS[backend].problem()
     return None if problem is None else str(problem)
 
 
 def stand_in(work: Work, backend: str) -> str:
-    """The backend that is rehearsed where there is no GPU: the same library on the CPU."""
+    """Return the backend that is rehearsed where there is no GPU: the same library on the CPU."""
     return "onnxruntime" if work.gpu is None and backend.startswith(CUDA) else backend
 
 
 def _few(work: Work) -> Sequence[str]:
-    """So few pictures that a rehearsal takes seconds."""
+    """Ask for so few pictures that a rehearsal takes seconds."""
     return () if work.gpu else _FEW
 
 
 def _tensorrt() -> Path | None:
-    """TensorRT's library, in the folder whose headers the plugins were compiled with."""
+    """Find TensorRT's library, in the folder whose headers the plugins were compiled with."""
     root = Path(os.environ.get("TENSORRT_ROOT", ""))
     found = (
         path for name in ("nvinfer", "nvinfer_lean") for path in sorted(root.glob(f"lib/lib{name}.so.*"))

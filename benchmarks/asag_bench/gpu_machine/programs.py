@@ -14,6 +14,8 @@ from pathlib import Path
 
 from asag_deploy.errors import BackendError
 
+WARNINGS = ("-W", "default")
+"""Python's options for the programs of the tree: their warnings are shown, and end nothing."""
 _GRACE_SECONDS = 5.0
 """For a program to say how far it came, once it is interrupted."""
 _LAST_LINES = 12
@@ -44,13 +46,13 @@ class Program:
     begin: float = field(default_factory=time.monotonic)
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it has ended by itself in that time; it goes on if not."""
+        """Wait for it to end by itself, and return whether it has in that time; it goes on if not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         return self.process.poll() is not None
 
     def wait(self, limit: float) -> str:
-        """Its output, once it has ended.
+        """Return its output, once it has ended.
 
         Raises BackendError, with its last lines, if it fails or takes longer than `limit` seconds; then it is
         interrupted, and killed with all that it started if it does not end by itself.
@@ -114,15 +116,17 @@ def start(
 
 
 def last_lines(text: str, count: int = _LAST_LINES) -> str:
-    """The end of what a program wrote, without the lines that only point at others."""
+    """Return the end of what a program wrote, without the lines that only point at others."""
     lines = [line for line in text.strip().splitlines() if line.strip(" ^~")]
     return "\n".join(lines[-count:])
 
 
 def _name(command: Sequence[str]) -> str:
-    """What people call it: the module that Python runs, or the program."""
+    """Return what people call it: the module or folder that Python runs, or the program."""
     words = list(command)
-    return words[words.index("-m") + 1] if "-m" in words[:4] else Path(words[0]).name
+    if "-m" in words[:4]:
+        return words[words.index("-m") + 1]
+    return " ".join(words[3:5]) if words[1:3] == list(WARNINGS) else Path(words[0]).name
 
 
 def _signal(group: int, number: int) -> None:

@@ -33,7 +33,7 @@ def write_report(
 
 
 def page(machine: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """The report for people: a table of the steps, and the tables of those that measured."""
+    """Return the report for people: a table of the steps, and the tables of those that measured."""
     lines = ["# What a GPU machine says", "", str(machine.get("gpu", "no GPU")), ""]
     lines += [f"- {name}: {value}" for name, value in _flat(machine) if name != "gpu"]
     lines += ["", "| step | state | seconds | |", "|---|---|---|---|"]
@@ -57,7 +57,10 @@ def _cell(text: str) -> str:
 
 
 def _cut(text: str, suffix: str) -> bytes:
-    """As it is, or what of it says most: the end of a log, the beginning of a page; JSON without data."""
+    """Cut what is too long to what says most.
+
+    That is the end of a log, the beginning of a page, and JSON without the steps' data.
+    """
     whole = text.encode()
     if len(whole) <= MOST_BYTES:
         return whole

@@ -81,6 +81,6 @@ def run_step(step: Step, left: float) -> Result:
 
 
 def _line(text: str) -> str:
-    """Its beginning and its end, where errors say what was wrong."""
+    """Cut a text to its beginning and its end, where errors say what was wrong."""
     line = " ".join(text.split())
     return line if len(line) <= 160 else f"{line[:60]} … {line[-100:]}"

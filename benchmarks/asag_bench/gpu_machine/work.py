@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asag_bench.gpu_machine.programs import Logs, Program, last_lines, start
+from asag_bench.gpu_machine.programs import WARNINGS, Logs, Program, last_lines, start
 from asag_bench.gpu_machine.steps import Skip
+from asag_bench.result import Result, read_result, to_json
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import LIBRARY_VARIABLE
 
@@ -73,13 +72,20 @@ class Work:
         )
 
     def run(self, command: Sequence[str | Path], limit: float, packages: Sequence[str] = ()) -> str:
-        """A program's output.  Raises BackendError if it fails or takes longer than `limit` seconds."""
+        """Run a program; return its output.
+
+        Raises BackendError if it fails or takes longer than `limit` seconds.
+        """
         program = self.start(command, packages=packages)
         return program.wait(limit)
 
     def python(self, module: str, *arguments: str | Path) -> list[str | Path]:
-        """The command that runs a module of the tree."""
-        return [sys.executable, "-W", "default", "-m", module, *arguments]
+        """Return the command that runs a module of the tree."""
+        return [sys.executable, *WARNINGS, "-m", module, *arguments]
+
+    def asag_bench(self, *arguments: str | Path) -> list[str | Path]:
+        """Return the command that runs the tree's `asag-bench`."""
+        return [sys.executable, *WARNINGS, ROOT / "benchmarks", *arguments]
 
     def tests(self, file: str, limit: float, packages: Sequence[str] = ()) -> dict[str, Any]:
         """Run the tests of a file that are marked `gpu`; skipped, with the reason, if all of them are."""
@@ -93,7 +99,7 @@ class Work:
         return {"detail": last_lines(text, 1).strip("= "), "counts": counts, "skipped": reasons}
 
     def made(self, name: str, limit: float) -> Path:
-        """What is made in the background under that name, once it is there.
+        """Return what is made in the background under that name, once it is there.
 
         Raises BackendError if that fails, or is not done by then: it goes on for the steps that follow.
         """
@@ -110,13 +116,17 @@ class Work:
     def bench(
         self, arguments: Sequence[str | Path], limit: float, packages: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """What `asag-bench` measures; its page goes into the report."""
+        """Run `asag-bench run`; its page goes into the report."""
         output = self.folder / f"bench-{self._count}"
         fixed: list[str | Path] = ["--output-dir", output, "--no-plots", "--quiet"]
-        self.run(self.python("asag_bench.cli", *arguments, *fixed), limit, packages)
-        result: dict[str, Any] = json.loads((output / "result.json").read_text(encoding="utf-8"))
+        self.run(self.asag_bench("run", *arguments, *fixed), limit, packages)
+        result = read_result(output / "result.json")
         page = (output / "result.md").read_text(encoding="utf-8")
-        return {"detail": _fastest(result), "result": result, "page": f"\n{page}".replace("\n#", "\n##")}
+        return {
+            "detail": _medians(result),
+            "result": to_json(result),
+            "page": f"\n{page}".replace("\n#", "\n##"),
+        }
 
     def close(self) -> None:
         """End what is still being made."""
@@ -141,13 +151,8 @@ class Work:
         }
 
 
-def share(end: float) -> float:
-    """The seconds until `end`, on the clock of `time.monotonic`."""
-    return max(end - time.monotonic(), 1.0)
-
-
 def _cores(beside: bool) -> list[int]:
-    """Half of the cores for the steps, the other half for what is made beside them."""
+    """Return half of the cores for the steps, or the other half for what is made beside them."""
     cores = sorted(os.sched_getaffinity(0))
     half = (len(cores) + 1) // 2
     if len(cores) == 1:
@@ -155,11 +160,10 @@ def _cores(beside: bool) -> list[int]:
     return cores[half:] if beside else cores[:half]
 
 
-def _fastest(result: dict[str, Any]) -> str:
-    """Median milliseconds of every subject at each exit level, in a line."""
+def _medians(result: Result) -> str:
+    """Return the median milliseconds of every runner on each image group, in a line."""
     rows = []
-    for stratum in result["strata"]:
-        times = {name: found["ms"]["p50"] for name, found in stratum["subjects"].items()}
-        told = ", ".join(f"{name} {value:.2f}" for name, value in times.items())
-        rows.append(f"{stratum['images']}: {told} ms")
+    for group in result.groups:
+        told = ", ".join(f"{name} {figures.ms['p50']:.2f}" for name, figures in group.runners.items())
+        rows.append(f"{group.images}: {told} ms")
     return "; ".join(rows)

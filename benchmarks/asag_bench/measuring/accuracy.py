@@ -1,37 +1,33 @@
-"""The accuracy of what is timed: the same detector, on annotated pictures."""
+"""How right what is timed is: its AP on annotated pictures, and whether each backend finds the same.
+
+A bundle's parity report says that its graphs compute what PyTorch does in ONNX Runtime on the CPU.  Of
+another backend, or of a quantised bundle, it says nothing: that is seen here, on the pictures that are timed.
+"""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
-from asag_bench.measuring.samples import evenly
-from asag_bench.runners.subjects import DetectorSubject
+from asag_bench.measuring.image_groups import Picture, Samples, evenly
+from asag_bench.measuring.plan import BundleOnBackend, Plan
+from asag_bench.result import Accuracy, Agreement, RunnerAgreement
+from asag_bench.runners.references import rule_of
+from asag_bench.runners.runner import DetectorRunner
+from asag_deploy.backends import DEFAULT_BACKEND, open_network
+from asag_deploy.command_line import progress
+from asag_deploy.detections import Detections
 from asag_deploy.images.reading import RgbImage
+from asag_export.gate.parity import LEAST_IN_COMMON, Found, in_common
 
 NEEDS = "accuracy was not measured: it needs {name}, which `pip install 'asag-deploy[bench]'` installs"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Average precision of one subject, each from 0 to 1, or None where there is nothing to measure."""
-
-    images: int
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return dict(vars(self))
-
-
-def open_data(folder: Path, detector: DetectorSubject, limit: int | None) -> tuple[Any | None, str | None]:
-    """The validation images of a folder in COCO layout, or None and why accuracy cannot be measured.
+def open_data(folder: Path, runner: DetectorRunner, limit: int | None) -> tuple[Any | None, str | None]:
+    """Open the validation images of a folder in COCO layout; or None, and why accuracy cannot be measured.
 
     Raises DataError if the folder is no data set, or one of other classes.
     """
@@ -41,22 +37,62 @@ def open_data(folder: Path, detector: DetectorSubject, limit: int | None) -> tup
         from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
     except ImportError as error:
         return None, NEEDS.format(name=error.name)
-    categories = detector.detector().manifest.categories
+    categories = runner.detector().manifest.categories
     data = CocoDataset.open(folder, VAL_SPLIT, categories=categories)
     return (data if limit is None else data.subset(range(min(limit, len(data))))), None
 
 
 def pictures_of(data: Any, most: int) -> list[tuple[str, RgbImage]]:
-    """At most so many pictures of a data set, evenly from first to last, with their names."""
+    """Read at most so many pictures of a data set, evenly from first to last, with their names."""
     return [(str(data.records[i].image_id), data[i].image) for i in evenly(len(data), most)]
 
 
-def measure_accuracy(subject: DetectorSubject, data: Any, *, quiet: bool) -> Accuracy:
-    """Evaluate a subject on a data set opened by `open_data`, one image at a time."""
+def measure_accuracy(runner: DetectorRunner, data: Any, *, quiet: bool) -> Accuracy:
+    """Evaluate a runner on a data set opened by `open_data`, one image at a time."""
     from asag_evaluation.evaluate import evaluate
 
-    off = True if quiet else None
-    label = f"accuracy of {subject.name}"
-    with tqdm(total=len(data), desc=label, unit="image", file=sys.stderr, disable=off, leave=False) as bar:
-        found = evaluate(subject.detector(), data, on_image=lambda sample, detections: bar.update())
+    label = f"accuracy of {runner.name}"
+    with progress(total=len(data), unit="image", description=label, quiet=quiet) as bar:
+        found = evaluate(runner.detector(), data, on_image=lambda sample, detections: bar.update())
     return Accuracy(images=found.images, ap=found.coco.ap, ap50=found.coco.ap50, ap75=found.coco.ap75)
+
+
+def measure_agreement(
+    plan: Plan, chosen: Sequence[BundleOnBackend], runners: Sequence[DetectorRunner], samples: Samples
+) -> Agreement:
+    """Compare every detector's finds on the pictures that are timed with those of ONNX Runtime on the CPU.
+
+    There the first float32 bundle is run, or the first if none is.
+    """
+    bundles = [each.bundle for each in chosen]
+    bundle = next((b for b in bundles if b.manifest.precision == "fp32"), bundles[0])
+    network = open_network(DEFAULT_BACKEND, bundle, plan.options.threads)
+    rule = rule_of(bundle.manifest, plan.options.detector())
+    checked = DetectorRunner(DEFAULT_BACKEND, bundle.manifest, network, rule)
+    pictures = list(
+        {picture.name: picture for group in samples.groups for picture in group.pictures}.values()
+    )
+    expected = _detect(checked, pictures)
+    return Agreement(
+        compared_with=f"{DEFAULT_BACKEND} {bundle.manifest.precision}",
+        least_in_float32=LEAST_IN_COMMON,
+        runners={runner.name: _compare(expected, _detect(runner, pictures)) for runner in runners},
+    )
+
+
+def _detect(runner: DetectorRunner, pictures: Sequence[Picture]) -> list[Detections]:
+    detector = runner.detector()
+    return [detector(picture.image, channel_order="rgb") for picture in pictures]
+
+
+def _found(detections: Detections) -> Found:
+    return Found(scores=detections.confidence, classes=detections.class_id, boxes=detections.xyxy)
+
+
+def _compare(expected: Sequence[Detections], found: Sequence[Detections]) -> RunnerAgreement:
+    pairs = list(zip(expected, found, strict=True))
+    return RunnerAgreement(
+        pictures=len(pairs),
+        same_stops=sum(one.trace.exit_level == other.trace.exit_level for one, other in pairs),
+        detections=float(np.mean([in_common(_found(one), _found(other)) for one, other in pairs])),
+    )

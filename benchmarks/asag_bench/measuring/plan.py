@@ -1,15 +1,16 @@
-"""What a run is asked to measure, checked before anything is loaded."""
+"""What a run is to measure, checked before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from asag_deploy.backends import BACKENDS
+from asag_bench.measuring.machine import WARM
+from asag_bench.result import Options
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Mode, Preprocessing
+from asag_deploy.bundle.manifest import Preprocessing
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.preprocess import resized_shape
 
@@ -27,92 +28,70 @@ class Plan:
     images: Path | None = None
     data: Path | None = None
     limit: int | None = None
-    shape: tuple[int, int] | None = None
-    """Height and width of the pictures as the network sees them; None for what they have."""
-    backends: tuple[str, ...]
-    precisions: tuple[str, ...] = ()
-    """Empty for all that bundles and backends give."""
-    batches: tuple[int, ...] = (1,)
-    peers: tuple[str, ...] = ()
-    reference: str | None = None
+    baseline: str | None = None
     checkpoint: Path | None = None
-    mode: Mode | None = None
-    threads: int | None = None
-    duration: float = 60.0
-    warmup: int = 3
-    percentiles: tuple[float, ...] = (50, 90, 95, 99)
+    options: Options = field(default_factory=Options)
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for option, value in (("--limit", self.limit), ("--threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{option} is {value}; it must be at least 1")
-        if min(self.batches) < 1:
-            raise ConfigError(f"--batch is {min(self.batches)}; it must be at least 1")
-        if self.warmup < 0:
-            raise ConfigError(f"--warmup is {self.warmup}; it must be at least 0")
-        if not 0 < self.duration < float("inf"):
-            raise ConfigError(f"--duration is {self.duration:g} seconds; it must be more than 0")
-        for backend in self.backends:
-            if backend not in BACKENDS:
-                raise ConfigError(f"unknown backend '{backend}'; the backends are {', '.join(BACKENDS)}")
-
-    def options(self) -> dict[str, Any]:
-        """What of it bears on the figures, as plain JSON values."""
-        return {
-            "backends": list(self.backends),
-            "precisions": list(self.precisions),
-            "batches": list(self.batches),
-            "peers": list(self.peers),
-            "mode": self.mode,
-            "threads": self.threads,
-            "shape": None if self.shape is None else list(self.shape),
-            "duration_s": self.duration,
-            "warmup": self.warmup,
-            "percentile": list(self.percentiles),
-        }
+        options = self.options
+        options.detector()
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
+        if min(options.batches) < 1:
+            raise ConfigError(f"--batch is {min(options.batches)}; it must be at least 1")
+        if options.warmup < 0:
+            raise ConfigError(f"--warmup is {options.warmup}; it must be at least 0")
+        if not 0 < options.duration_s < float("inf"):
+            raise ConfigError(f"--duration is {options.duration_s:g} seconds; it must be more than 0")
+        if options.memory_images and options.memory_images <= WARM:
+            raise ConfigError(
+                f"--memory-images is {options.memory_images}; give more than the first {WARM}, "
+                "which do not count"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class BundleOnBackend:
     """A bundle and the backend that is to run it."""
 
     name: str
     bundle: Bundle
-    backend: str
     precision: str
+    options: DetectorOptions
+    """With the backend."""
 
 
-def candidates(plan: Plan, bundles: Sequence[Bundle]) -> list[Candidate]:
-    """Every bundle on every backend, in the precisions that were asked for.
+def bundles_on_backends(plan: Plan, bundles: Sequence[Bundle]) -> list[BundleOnBackend]:
+    """Return every bundle on every backend, in the precisions that were asked for.
 
     They are called by their backend, and where there are several bundles by the bundle's precision, or folder
     where that does not tell them apart.  Raises ConfigError for bundles that cannot be compared, or a
     precision that none has.
     """
     _check_comparable(bundles)
-    backends = list(plan.backends)
-    if BFLOAT16 in plan.precisions and BFLOAT16_BACKEND not in backends:
+    options = plan.options
+    backends = list(options.backends)
+    if BFLOAT16 in options.precisions and BFLOAT16_BACKEND not in backends:
         backends.append(BFLOAT16_BACKEND)
-    labels = _labels(bundles)
     found = [
-        Candidate(
+        BundleOnBackend(
             name=" ".join(filter(None, (backend, label))),
             bundle=bundle,
-            backend=backend,
             precision=_precision(bundle, backend),
+            options=options.detector(backend),
         )
-        for bundle, label in zip(bundles, labels, strict=True)
+        for bundle, label in zip(bundles, _labels(bundles), strict=True)
         for backend in backends
     ]
-    present = list(dict.fromkeys(candidate.precision for candidate in found))
-    for wanted in plan.precisions:
+    present = list(dict.fromkeys(each.precision for each in found))
+    for wanted in options.precisions:
         if wanted not in present:
             raise ConfigError(
                 f"--precision is '{wanted}', but what was given computes in {', '.join(present)}; "
                 "name a bundle of that precision as well"
             )
-    return [candidate for candidate in found if candidate.precision in (plan.precisions or present)]
+    return [each for each in found if each.precision in (options.precisions or present)]
 
 
 def check_shape(shape: tuple[int, int] | None, spec: Preprocessing) -> None:
@@ -129,7 +108,7 @@ def check_shape(shape: tuple[int, int] | None, spec: Preprocessing) -> None:
 
 
 def _precision(bundle: Bundle, backend: str) -> str:
-    """What most of a bundle is computed in."""
+    """Return the precision that most of a bundle is computed in."""
     full = bundle.manifest.precision == "fp32"
     return BFLOAT16 if full and backend == BFLOAT16_BACKEND else bundle.manifest.precision
 

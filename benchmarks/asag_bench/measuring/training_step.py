@@ -1,7 +1,5 @@
 """What an update of a training run costs, and what of it the data, the losses and the rest take.
 
-    python -m asag_bench.measuring.training_step [--updates 10] [--device cpu] [--output FILE.json]
-
 Trains the published ASAG-A with ResNet-50 on generated scenes, 2 images of 640 x 640 pixels an update, with 2
 processes that read and augment images.  Weights are random and probing is on from the first update, so that
 there are more anchors and patches than a trained network has; how many, the result says.  Losses include
@@ -11,10 +9,7 @@ trains: above the time of an update, they would hold it up.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,94 +19,74 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from asag_bench.measuring.machine import describe_machine
-from asag_deploy.atomic import atomic_write
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_bench.result import to_json
+from asag_deploy.command_line import progress
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.scenes import write_scenes
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe, recipe
-from asag_training.run.distributed import Process, joined
+from asag_training.run.process import Process, joined
 from asag_training.run.trainer import Trainer
 
-PROGRAM = "training_step"
 PHASES = ("data", "forward", "losses", "backward", "optimizer")
 _COUNTED = ("avg_anchor", "avg_patch", "avg_patch_P4", "avg_patch_P3")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write; returns 0, or 2 with the reason in one sentence on stderr."""
-    return exit_code(PROGRAM, lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingStepPlan:
+    """What to measure.  Raises ConfigError when it makes no sense."""
+
+    recipe: str = "asag-a-r50-100-1x"
+    changes: tuple[str, ...] = ()
+    """Settings, such as `optimisation.compute=bf16`."""
+    batch: int = 2
+    side: int = 640
+    """Of the images, in pixels."""
+    updates: int = 10
+    """That count."""
+    warm_up: int = 2
+    """Updates before, that do not count."""
+    workers: int = 2
+    """Processes that read images."""
+    threads: int = 2
+    """Of PyTorch on the CPU."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        least = {"batch": 1, "side": 32, "updates": 1, "warm_up": 0, "workers": 0, "threads": 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least {value}")
+
+    def settings(self) -> list[str]:
+        """Return the changes of the recipe: images of one size, and probing as after the first epoch."""
+        return [
+            f"optimisation.batch_size={self.batch}",
+            f"augmentation.shorter_sides=[{self.side}]",
+            f"augmentation.longer_side={self.side}",
+            "patches.target_patch_epochs=0",
+            *self.changes,
+        ]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = OneSentenceParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--recipe", default="asag-a-r50-100-1x", metavar="NAME", help="default: %(default)s")
-    add("--set", dest="changes", action="append", default=[], metavar="PART.NAME=VALUE")
-    add("--batch", type=int, default=2, metavar="N", help="images an update (default: %(default)s)")
-    add("--side", type=int, default=640, metavar="PIXELS", help="of the images (default: %(default)s)")
-    add("--updates", type=int, default=10, metavar="N", help="that count (default: %(default)s)")
-    add("--warm-up", type=int, default=2, metavar="N", help="that do not (default: %(default)s)")
-    add("--workers", type=int, default=2, metavar="N", help="processes that read images (default: 2)")
-    add("--threads", type=int, default=2, metavar="N", help="of PyTorch on the CPU (default: %(default)s)")
-    add("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
-    add("--output", type=Path, metavar="FILE", help="write the result here too")
-    return parser
+def measure(plan: TrainingStepPlan) -> dict[str, Any]:
+    """Time the updates of a training run; returns plain JSON values."""
+    chosen = recipe(plan.recipe, plan.settings())
+    torch.set_num_threads(plan.threads)
+    with joined(plan.device) as process:
+        return _measure(chosen, plan, process)
 
 
-def _run(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
-    for name, least in (("batch", 1), ("side", 32), ("updates", 1), ("warm_up", 0), ("workers", 0)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
-    if options.threads < 1:
-        raise ConfigError("--threads must be at least 1")
-    chosen = recipe(options.recipe, [*_settings(options), *options.changes])
-    torch.set_num_threads(options.threads)
-    with joined(options.device) as process:
-        measured = measure(
-            chosen,
-            updates=options.updates,
-            warm_up=options.warm_up,
-            workers=options.workers,
-            process=process,
-        )
-    result = {
-        "command": f"python -m asag_bench.measuring.training_step {' '.join(arguments)}".rstrip(),
-        **measured,
-    }
-    text = json.dumps(result, indent=2)
-    if options.output is not None:
-        with atomic_write(options.output) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0
-
-
-def _settings(options: argparse.Namespace) -> list[str]:
-    """Images of one size, and the probing of a network that has left its first epoch behind."""
-    return [
-        f"optimisation.batch_size={options.batch}",
-        f"augmentation.shorter_sides=[{options.side}]",
-        f"augmentation.longer_side={options.side}",
-        "patches.target_patch_epochs=0",
-    ]
-
-
-def measure(chosen: Recipe, *, updates: int, warm_up: int, workers: int, process: Process) -> dict[str, Any]:
-    """Times of so many updates after so many more that do not count, as plain JSON values."""
+def _measure(chosen: Recipe, plan: TrainingStepPlan, process: Process) -> dict[str, Any]:
     device = process.device
     optimisation, side = chosen.optimisation, chosen.augmentation.longer_side
     with TemporaryDirectory(prefix="asag-training-step-") as temporary:
         folder = Path(temporary)
-        images = optimisation.batch_size * (updates + warm_up)
+        images = optimisation.batch_size * (plan.updates + plan.warm_up)
         write_scenes(folder, count=images, seed=0, size=side, split=TRAIN_SPLIT)
         dataset = CocoDataset.open(folder, TRAIN_SPLIT).for_training()
         loader = TrainingLoader(
@@ -120,22 +95,22 @@ def measure(chosen: Recipe, *, updates: int, warm_up: int, workers: int, process
             batch_size=optimisation.batch_size // optimisation.accumulate,
             seed=0,
             preprocessing=chosen.preprocessing,
-            workers=workers,
+            workers=plan.workers,
             pin_memory=device.type == "cuda",
         )
         loader_ms = _loader_alone(loader)
-        rows = _train(chosen, dataset, loader, folder, process)[warm_up:]
+        rows = _train(chosen, dataset, loader, folder, process)[plan.warm_up :]
         objects = mean(len(record.boxes) for record in dataset.records)
     if not rows:
         raise ConfigError("too few images were left for an update: give more --updates")
     return {
-        "machine": describe_machine() | _gpu(device),
+        "machine": to_json(describe_machine()) | _gpu(device),
         "network": chosen.network.variant,
         "input": f"{optimisation.batch_size}x3x{side}x{side}, generated scenes of {objects:.1f} objects",
         "compute": optimisation.compute,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "workers": workers,
+        "workers": plan.workers,
         "updates": len(rows),
         **_summary(rows),
         "loss": [round(row["loss"], 4) for row in rows],
@@ -146,7 +121,7 @@ def measure(chosen: Recipe, *, updates: int, warm_up: int, workers: int, process
 def _train(
     chosen: Recipe, dataset: CocoDataset, loader: TrainingLoader, folder: Path, process: Process
 ) -> list[Mapping[str, float]]:
-    """What every update of an epoch logs."""
+    """Train an epoch; return what every update logs."""
     torch.manual_seed(0)
     network = chosen.network.with_changes(num_classes=len(dataset.categories))
     trainer = Trainer(
@@ -158,9 +133,7 @@ def _train(
         process=process,
     )
     rows: list[Mapping[str, float]] = []
-    with tqdm(
-        total=trainer.updates_per_epoch(loader), unit="update", file=sys.stderr, disable=None, leave=False
-    ) as bar:
+    with progress(total=trainer.updates_per_epoch(loader), unit="update") as bar:
 
         def on_step(row: Mapping[str, float]) -> None:
             rows.append(row)
@@ -171,7 +144,7 @@ def _train(
 
 
 def _loader_alone(loader: TrainingLoader) -> float:
-    """Mean milliseconds a batch takes, once the reading processes have begun."""
+    """Return the mean milliseconds a batch takes, once the reading processes have begun."""
     times = []
     begin = time.perf_counter()
     for _ in loader.epoch(0):
@@ -181,7 +154,7 @@ def _loader_alone(loader: TrainingLoader) -> float:
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Spread of the times by phase, and each phase's share of its own update."""
+    """Return the spread of the times by phase, and each phase's share of its own update."""
     times = {name: [row[f"ms_{name}"] for row in rows] for name in PHASES}
     whole = [sum(row[f"ms_{name}"] for name in PHASES) for row in rows]
     return {
@@ -206,7 +179,3 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _gpu(device: torch.device) -> dict[str, Any]:
     return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,15 @@
-"""Plots of a run, drawn from the JSON that is kept."""
+"""Plots of a run, and the README's: how many times as fast by exit level, and speed against accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from asag_bench.measuring.phases import PHASES
+from asag_bench.measuring.image_groups import WORST
+from asag_bench.result import Result
+from asag_bench.runners.runner import PHASES
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import ConfigError
 
@@ -19,6 +21,8 @@ _COLOURS = (
     *("#b56576", "#355070", "#a3b18a", "#bc6c25", "#8d99ae"),
     *("#4d908e", "#9c6644", "#d4a5c9", "#5c5c5c", "#c9184a"),
 )
+_WIDTH = 0.8
+"""Of the bars of one exit level together."""
 
 
 def check_plots() -> None:
@@ -31,66 +35,80 @@ def check_plots() -> None:
         ) from None
 
 
-def write_plots(result: Mapping[str, Any], output_dir: Path) -> list[Path]:
+def write_plots(result: Result, output_dir: Path) -> list[Path]:
     """Write `latency.png`, `stages.png` and, where accuracy was measured, `speed_accuracy.png`.
 
     Raises OutputError if a file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    drawings: dict[str, Callable[[Axes, Mapping[str, Any]], None]] = {
+    drawings: dict[str, Callable[[Axes, Result], None]] = {
         "latency.png": _latency,
         "stages.png": _stages,
     }
-    if any(values["ap"] is not None for values in result["accuracy"].values()):
+    if result.has_accuracy:
         drawings["speed_accuracy.png"] = draw_speed_accuracy
     paths = []
     for file, draw in drawings.items():
-        height = 2 + 0.22 * _bars(result) if draw is _stages else 4.5
+        height = 2 + 0.22 * len(_bars(result)) if draw is _stages else 4.5
         figure = Figure(figsize=(9, height), layout="constrained")
         axes = figure.subplots()
         draw(axes, result)
-        axes.set_title(f"{result['bundle']['variant']}, {result['machine']['processor']}", fontsize=9)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.set_title(f"{result.bundle.variant}, {result.machine.processor}", fontsize=9)
+        _open_box(axes)
         with atomic_write(output_dir / file) as temporary:
             figure.savefig(temporary, dpi=140)
         paths.append(output_dir / file)
     return paths
 
 
-def _latency(axes: Axes, result: Mapping[str, Any]) -> None:
-    """Every call as a dot, and the median, by exit level and subject; batch 1, or the smallest."""
-    strata = _smallest_batch(result)
-    subjects = list(strata[0]["subjects"])
-    dash = min(220.0, (80.0 / len(subjects)) ** 2)  # square points, so that neighbours stay apart
-    for i, name in enumerate(subjects):
+def draw_summary(speed: Result, accuracy: Result | None, path: Path, fingerprint: str) -> None:
+    """Draw a result's speeds, and beside it another's speed against accuracy, as PNG to `path`.
+
+    The file carries `fingerprint` as its description.
+    """
+    from matplotlib.figure import Figure
+
+    bars = max(6.4, 1.0 + 0.9 * len(speed.headline.runners))
+    widths = [bars] if accuracy is None else [bars, 5.0]
+    figure = Figure(figsize=(sum(widths), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    _speeds(axes[0], speed)
+    if accuracy is not None:
+        draw_speed_accuracy(axes[1], accuracy)
+        axes[1].set_title(accuracy.title, fontsize=10)
+    for one in axes:
+        _open_box(one)
+    figure.savefig(path, dpi=130, format="png", metadata={"Description": fingerprint, "Software": None})
+
+
+def _latency(axes: Axes, result: Result) -> None:
+    """Draw every call as a dot, and the median, by exit level and runner; batch 1, or the smallest."""
+    groups = result.smallest_batch
+    runners = list(groups[0].runners)
+    dash = min(220.0, (80.0 / len(runners)) ** 2)  # square points, so that neighbours stay apart
+    for i, name in enumerate(runners):
         positions, middles = [], []
-        for x, stratum in enumerate(strata):
-            calls = [ms for window in stratum["subjects"][name]["windows_ms"] for ms in window]
-            position = x + (i - (len(subjects) - 1) / 2) * 0.8 / len(subjects)
-            axes.scatter([position] * len(calls), calls, s=8, color=colour(i), alpha=0.3, linewidths=0)
+        for x, group in enumerate(groups):
+            calls = [ms for window in group.runners[name].windows_ms for ms in window]
+            position = x + (i - (len(runners) - 1) / 2) * 0.8 / len(runners)
+            axes.scatter([position] * len(calls), calls, s=8, color=_colour(i), alpha=0.3, linewidths=0)
             positions.append(position)
             middles.append(median(calls))
-        axes.scatter(positions, middles, marker="_", s=dash, color=colour(i), label=name)
-    axes.set_xticks(range(len(strata)), [stratum["images"] for stratum in strata])
+        axes.scatter(positions, middles, marker="_", s=dash, color=_colour(i), label=name)
+    axes.set_xticks(range(len(groups)), [group.images for group in groups])
     axes.set(xlabel="exit level", ylabel="ms a call", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _stages(axes: Axes, result: Mapping[str, Any]) -> None:
-    """Median milliseconds of each phase, stacked, for each subject whose calls can be split."""
-    bars = [
-        (f"{stratum['images']}  {name}", subject["phases_ms"])
-        for stratum in _smallest_batch(result)
-        for name, subject in stratum["subjects"].items()
-        if subject["phases_ms"]
-    ]
+def _stages(axes: Axes, result: Result) -> None:
+    """Draw the median milliseconds of each phase, stacked, for each runner whose calls can be split."""
+    bars = _bars(result)
     left = [0.0] * len(bars)
     for i, phase in enumerate(PHASES):
         widths = [phases.get(phase, 0.0) for _, phases in bars]
         if any(widths):
-            axes.barh(range(len(bars)), widths, 0.7, left, color=colour(i), label=phase)
+            axes.barh(range(len(bars)), widths, 0.7, left, color=_colour(i), label=phase)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
     axes.set_ylim(len(bars) - 0.4, -0.6)
@@ -98,40 +116,83 @@ def _stages(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _bars(result: Mapping[str, Any]) -> int:
-    """How many bars `_stages` draws."""
-    return sum(bool(s["phases_ms"]) for block in _smallest_batch(result) for s in block["subjects"].values())
+def _bars(result: Result) -> list[tuple[str, dict[str, float]]]:
+    """Return the labels and phases of what `_stages` draws."""
+    return [
+        (f"{group.images}  {name}", figures.phases_ms)
+        for group in result.smallest_batch
+        for name, figures in group.runners.items()
+        if figures.phases_ms
+    ]
 
 
-def draw_speed_accuracy(axes: Axes, result: Mapping[str, Any]) -> None:
-    """AP over throughput on all of the pictures, a dot for each subject whose accuracy was measured."""
-    measured = {name: found["ap"] for name, found in result["accuracy"].items() if found["ap"] is not None}
+def _speeds(axes: Axes, result: Result) -> None:
+    """Draw bars by exit level and runner, with the middle half of the rounds."""
+    headline = result.headline
+    baseline = headline.baseline
+    speeds = {name: found.times_as_fast for name, found in headline.runners.items() if name != baseline}
+    levels = [level for level in next(iter(headline.runners.values())).times_as_fast if level != WORST]
+    width = _WIDTH / max(len(speeds), 1)
+    for i, (name, by_level) in enumerate(speeds.items()):
+        places = [x - _WIDTH / 2 + (i + 0.5) * width for x in range(len(levels))]
+        found = [by_level[level] for level in levels]
+        heights = [speed.median for speed in found]
+        below = [max(speed.median - speed.p25, 0.0) for speed in found]
+        above = [max(speed.p75 - speed.median, 0.0) for speed in found]
+        axes.bar(
+            places, heights, 0.9 * width, yerr=[below, above], color=_colour(i), ecolor="#444", label=name
+        )
+        for x, height, up in zip(places, heights, above, strict=True):
+            axes.annotate(
+                f"{height:.1f}",
+                (x, height + up),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+            )
+    called = "PyTorch" if baseline == "torch" else baseline
+    axes.axhline(1.0, color="#444", linewidth=0.8, linestyle="--", label=called, zorder=0)
+    axes.set_xticks(range(len(levels)), [f"stops at {level}" for level in levels])
+    axes.set_ylabel(f"times as fast as {called}")
+    axes.set_title(result.title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+
+
+def draw_speed_accuracy(axes: Axes, result: Result) -> None:
+    """Draw AP over throughput on all of the pictures, a dot for each runner whose accuracy was measured."""
+    measured = {name: found.ap for name, found in result.accuracy.items() if found.ap is not None}
     speeds = [images_per_second(result, name) for name in measured]
     for i, (name, ap) in enumerate(measured.items()):
         label = f"{name}: AP {100 * ap:.1f}"
-        axes.scatter([speeds[i]], [100 * ap], s=70, color=colour(i), alpha=0.85, label=label)
+        axes.scatter([speeds[i]], [100 * ap], s=70, color=_colour(i), alpha=0.85, label=label)
     least, most = (100 * pick(measured.values()) for pick in (min, max))
     axes.set(xlabel="images a second, one at a time", ylabel="AP")
     axes.set(xlim=(0, 1.15 * max(speeds)), ylim=(max(least - 3, 0), min(most + 3, 100)))
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
-def images_per_second(result: Mapping[str, Any], subject: str) -> float:
-    """Of a subject, one by one: each exit level counts as often as pictures stopped there by themselves."""
+def images_per_second(result: Result, runner: str) -> float:
+    """Return a runner's throughput over all pictures, one by one.
+
+    Each exit level counts as often as pictures stopped there by themselves.
+    """
     seconds = pictures = 0.0
-    for stratum in _smallest_batch(result):
-        if not stratum["manual_stop"]:
-            count = result["input"]["exit_levels"].get(stratum["images"], 0)
-            seconds += count / stratum["subjects"][subject]["images_per_second"]
+    for group in result.smallest_batch:
+        if not group.manual_stop:
+            count = result.input.exit_levels.get(group.images, 0)
+            seconds += count / group.runners[runner].images_per_second
             pictures += count
     return pictures / seconds
 
 
-def _smallest_batch(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    least = min(stratum["batch"] for stratum in result["strata"])
-    return [stratum for stratum in result["strata"] if stratum["batch"] == least]
+def _open_box(axes: Axes) -> None:
+    """Leave the box open above and at the right."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
-def colour(index: int) -> str:
-    """Of the subject or phase with that number."""
+def _colour(index: int) -> str:
+    """Return the colour of the runner or phase with that number."""
     return _COLOURS[index % len(_COLOURS)]

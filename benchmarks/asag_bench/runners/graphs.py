@@ -30,21 +30,22 @@ RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
 
 
 def feature_pyramid(bundle: Bundle) -> ModelProto:
-    """The part of the backbone graph that computes P2..P5, without the anchors of the first level."""
+    """Cut out the part of the backbone graph that computes P2..P5, without the anchors of the first level."""
     whole = onnx.load(bundle.graph_path("backbone"))
     return onnx.utils.Extractor(whole).extract_model(["image"], list(FEATURES))
 
 
 def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """`feature_pyramid` as a bundle."""
+    """Write `feature_pyramid` to a folder, as a bundle."""
     return several_graphs({PYRAMID: feature_pyramid(bundle)}, bundle, folder)
 
 
 def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """The whole network as one graph, which cannot stop early: every level runs, on every image.
+    """Join the whole network into one graph, and write it to a folder as a bundle.
 
-    It has what the loop decides inside the graph: as many patches as the fullest image asks for (at least
-    one), and always room for the most anchors that the decoder takes.
+    It cannot stop early: every level runs, on every image.  It has what the loop decides inside the graph: as
+    many patches as the fullest image asks for (at least one), and always room for the most anchors that the
+    decoder takes.
     """
     probing = bundle.manifest.probing
     parts = _parts(bundle)
@@ -66,8 +67,10 @@ def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def _parts(bundle: Bundle) -> dict[str, ModelProto]:
-    """The stages and the steps between them, in order, without functions; all names begin with the part's
-    own."""
+    """Return the stages and the steps between them, in order, without functions.
+
+    All names in a part begin with the part's own.
+    """
     manifest = bundle.manifest
     steps = {stage_name(level): level for level in manifest.probing.levels}
     parts = {}
@@ -85,7 +88,7 @@ def _step(level: ProbeLevel) -> str:
 
 
 def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[NodeProto]:
-    """The nodes that give the part `name` its inputs; their constants are added to `weights`."""
+    """Yield the nodes that give the part `name` its inputs; their constants are added to `weights`."""
 
     def constant(label: str, value: object, dtype: type = np.int64) -> str:
         weights.append(numpy_helper.from_array(np.array(value, dtype=dtype), f"{name}/{label}"))
@@ -149,8 +152,10 @@ def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
 
 
 def several_graphs(models: Mapping[str, ModelProto | None], bundle: Bundle, folder: Path) -> Bundle:
-    """Graphs written to `folder`, with what else the bundle says; None is the bundle's own graph of that
-    name."""
+    """Write graphs to `folder`, as a bundle with all else that `bundle` says.
+
+    models: graphs by name; None is the bundle's own graph of that name.
+    """
     graphs = []
     for name, model in models.items():
         own = model is None

@@ -1,4 +1,4 @@
-"""Patch NMS as an ONNX graph, for the peer that has the whole network in one graph.
+"""Patch NMS as an ONNX graph, for the reference that has the whole network in one graph.
 
 No bundle holds it: its loop is one that an engine decides on the host.  It is written as the functions of
 `asag_export.onnx_operators` are; its reference is `asag_training.network.operators.patch_nms`.
@@ -21,7 +21,7 @@ from asag_export.onnx_operators import DOMAIN, OPSET
 
 
 def patch_nms_model(probing: Probing, level: ProbeLevel, opset: int) -> onnx.ModelProto:
-    """A graph that finds where `level` looks, in standard operators of that version of ONNX's.
+    """Build a graph that finds where `level` looks, in standard operators of that version of ONNX's.
 
     anchors (B, N, 5), selected (B, N), image_size (B, 2) -> origins (B, capacity, 2), patches (B,).
     """

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from asag_bench.measuring.phases import TimedNetwork, split
 from asag_bench.runners.graphs import feature_pyramid, several_graphs
-from asag_bench.runners.subjects import Run
+from asag_bench.runners.runner import Run, TimedNetwork, split
 from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Precision
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.processing.postprocess import detections_of
+from asag_deploy.timing import since
 from asag_training.network import boxes as box_ops
 from asag_training.network.adamixer import AdaMixerDecoder
 from asag_training.network.config import VARIANTS, AsagConfig, DecoderType
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 LAYERS = 6
 DECODERS: dict[str, DecoderType] = {"adamixer-6": "adamixer", "sparse-rcnn-6": "sparse-rcnn"}
-"""The decoder of each peer."""
+"""The decoder of each reference."""
 _RESULTS = ("det_scores", "det_labels", "det_boxes")
 _SEED = 0
 _HALF_PRECISION: Precision = "fp16"
@@ -99,7 +100,7 @@ class PyramidStage(StageModule):
 
 
 def six_layer_config(decoder: DecoderType, bundle: Bundle, checkpoint: Checkpoint | None) -> AsagConfig:
-    """The settings of six layers beside a bundle: as wide as its own decoder is.
+    """Return the settings of six layers beside a bundle: as wide as its own decoder is.
 
     Raises ConfigError if the bundle is of no published variant and there is no checkpoint to look it up in.
     """
@@ -121,13 +122,18 @@ def six_layer_config(decoder: DecoderType, bundle: Bundle, checkpoint: Checkpoin
 
 
 def query_count(config: AsagConfig) -> int:
-    """The number of learned queries that a setting stands for: 100 where the first level predicts 50 anchors
-    a patch, 300 where it predicts 150 (paper, section 5.1)."""
+    """Return the number of learned queries that a setting stands for (paper, section 5.1).
+
+    It is 100 where the first level predicts 50 anchors a patch, 300 where it predicts 150.
+    """
     return 2 * config.first_level_anchors
 
 
 def six_layer_decoder(config: AsagConfig) -> SixLayerDecoder:
-    """Six layers with random weights, the same every time; none is left at zero, as training would begin."""
+    """Make six layers with random weights, the same every time.
+
+    None is left at zero, as training would begin.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         decoder = SixLayerDecoder(config, query_count(config))
@@ -138,13 +144,9 @@ def six_layer_decoder(config: AsagConfig) -> SixLayerDecoder:
 
 
 def open_six_layers(
-    name: str,
-    bundle: Bundle,
-    backend: str | None,
-    threads: int | None,
-    checkpoint: Checkpoint | None,
+    name: str, bundle: Bundle, options: DetectorOptions, checkpoint: Checkpoint | None
 ) -> SixLayers:
-    """Six layers over the bundle's own pyramid, exported, and run by a backend.
+    """Export six layers over the bundle's own pyramid, and load them with the backend of `options`.
 
     Raises ConfigError as `six_layer_config`, ExportError or BackendError if they cannot be exported or run.
     """
@@ -159,7 +161,8 @@ def open_six_layers(
     model, _, _ = export_stage(decoder, config, manifest.probing, precision=precision, opset=manifest.opset)
     graphs = {"normalize": None, "backbone": feature_pyramid(bundle), "decoder": model}
     with tempfile.TemporaryDirectory() as folder:
-        network = open_network(backend, several_graphs(graphs, bundle, Path(folder)), threads)
+        whole = several_graphs(graphs, bundle, Path(folder))
+        network = open_network(options.backend, whole, options.threads, options.requests)
     return SixLayers(name, manifest, network)
 
 
@@ -186,17 +189,16 @@ class SixLayers:
         for i, image in enumerate(images):
             shape = (image.shape[0], image.shape[1])
             detections_of(scores[i], labels[i], boxes[i], original_shape=shape, nms_iou=None)
-        times_ms["postprocess"] = _since(begin)
-        times_ms["total"] = _since(start)
+        times_ms["postprocess"] = since(begin)
+        times_ms["total"] = since(start)
         return Run(total_ms=times_ms["total"], phases_ms=split(network, times_ms))
 
 
 def _spread_boxes(queries: int) -> Tensor:
-    """(Q, 4) cxcywh relative to the image: everywhere, and of all sizes, as learned ones end up."""
+    """Draw boxes everywhere and of all sizes, as learned ones end up.
+
+    Returns (Q, 4) cxcywh relative to the image.
+    """
     centres = 0.05 + 0.9 * torch.rand(queries, 2)
     sizes = 0.05 * 12.0 ** torch.rand(queries, 2)
     return torch.cat([centres, sizes], dim=-1)
-
-
-def _since(start: float) -> float:
-    return (time.perf_counter() - start) * 1000

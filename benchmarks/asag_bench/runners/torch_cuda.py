@@ -17,24 +17,23 @@ import contextlib
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from asag_bench.runners.torch_cuda_operators import KernelOperators
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
-from asag_deploy.backends.tensorrt.stage import MOST_CONTEXTS, Shapes, StageContext, Tensor
-from asag_deploy.cuda import Device, DeviceArray, open_cuda
-from asag_deploy.errors import BackendError
+from asag_deploy.backends.tensorrt.stage import Addresses, DeviceStage, Shapes, StageContext, Tensor
+from asag_deploy.cuda import Device, open_cuda
+from asag_deploy.errors import BackendError, first_line
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, open_cuda_library
 from asag_training.network.operator_choice import Operators, use_operators
 from asag_training.network.stages import StageModule
 
 if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
-    from asag_deploy.backends.tensorrt.stage import EngineStage
 
 _MOST_VIEWS = 8
 """Sets of addresses that a context keeps tensors for."""
@@ -47,11 +46,11 @@ class Interface(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
-class Runner(Protocol):
+class TorchAccess(Protocol):
     """How PyTorch gets at the memory and the streams of a `Device`."""
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
-        """The memory at that address as a tensor."""
+        """Return the memory at that address as a tensor."""
         ...
 
     def run(self, stream: int, work: Callable[[], None]) -> None:
@@ -60,7 +59,7 @@ class Runner(Protocol):
 
 
 class OnGpu:
-    """PyTorch's CUDA: a `Runner`."""
+    """PyTorch's CUDA: a `TorchAccess`."""
 
     def __init__(self) -> None:
         # The weights have been put there on PyTorch's own stream, which none of a `Device` waits for.
@@ -69,7 +68,7 @@ class OnGpu:
         self._streams: dict[int, torch.cuda.Stream] = {}
 
     def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
-        """The memory at that address as a tensor."""
+        """Return the memory at that address as a tensor."""
         if 0 in shape:
             return torch.empty(shape, dtype=getattr(torch, dtype.name), device="cuda")
         if dtype == np.bool_:
@@ -98,90 +97,73 @@ class _Memory:
         }
 
 
-class TorchStage:
-    """A stage as PyTorch computes it, in a network of engines.  Use it under the device's lock or call it."""
+class TorchStage(DeviceStage):
+    """A stage as PyTorch computes it, in a network of engines."""
 
     def __init__(
-        self, module: StageModule, interface: Interface, device: Device, runner: Runner, operators: Operators
+        self,
+        module: StageModule,
+        interface: Interface,
+        device: Device,
+        access: TorchAccess,
+        operators: Operators,
     ) -> None:
-        self.name = module.name
-        self.inputs, self.outputs = interface
-        self._module, self._device, self._runner, self._operators = module, device, runner, operators
+        super().__init__(module.name, *interface, device)
+        self._module, self._access, self._operators = module, access, operators
         self._shapes_alone = _without_weights(module)
-        self._contexts: OrderedDict[Shapes, StageContext] = OrderedDict()
+        self._output_shapes: dict[Shapes, Shapes] = {}
         self._thread = threading.local()
 
-    def __call__(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """Run the stage on those of `inputs` that it takes; the outputs stay on the GPU.
+    def output_shapes(self, given: Shapes) -> Shapes:
+        """Find the shapes of the outputs without computing anything.
 
-        Raises BackendError for an input that is missing or of another type, or if PyTorch fails.
+        Raises BackendError for inputs of shapes that the stage does not take.
         """
-        arrays = [self._input(tensor, inputs) for tensor in self.inputs]
-        with self._device.lock:
-            shapes = tuple(array.shape for array in arrays)
-            context = self._context(shapes)
-            results = {
-                tensor.name: self._device.empty(shape, tensor.dtype)
-                for tensor, shape in zip(self.outputs, context.output_shapes, strict=True)
-            }
-            addresses = tuple(array.pointer for array in (*arrays, *results.values()))
-            if self._is_new_here(shapes):
-                context.enqueue(addresses)
-            else:
-                context.run(addresses)
-        return results
+        if given not in self._output_shapes:
+            inputs = [
+                torch.empty(shape, dtype=_type_of(tensor), device="meta")
+                for tensor, shape in zip(self.inputs, given, strict=True)
+            ]
+            try:
+                with torch.inference_mode():
+                    found = self._shapes_alone(*inputs)
+            except RuntimeError as error:
+                raise BackendError(
+                    f"the stage '{self.name}' takes no inputs of these shapes: {error}"
+                ) from error
+            self._output_shapes[given] = tuple(tuple(value.shape) for value in found)
+        return self._output_shapes[given]
 
-    def open_context(self, inputs: Mapping[str, DeviceArray]) -> StageContext:
-        """A context of the caller's own for inputs of these shapes; used under the device's lock.
+    def compute(self, stream: int, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """Put the stage on the stream.  Raises RuntimeError or BackendError if PyTorch fails."""
 
-        Raises what calling the stage does.
-        """
-        return self._new_context(tuple(self._input(tensor, inputs).shape for tensor in self.inputs))
+        def work() -> None:
+            with torch.inference_mode(), use_operators(self._operators):
+                for target, value in zip(outputs, self._module(*inputs), strict=True):
+                    target.copy_(value)
 
-    def layers(self) -> None:
-        """PyTorch was not built of anything that could be listed."""
+        self._access.run(stream, work)
 
-    def close(self) -> None:
-        """Let go of every context; the stream must have done its work."""
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+    def view(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+        """Return the memory at that address as a tensor."""
+        return self._access.view(address, shape, dtype)
 
-    def _input(self, tensor: Tensor, inputs: Mapping[str, DeviceArray]) -> DeviceArray:
-        if tensor.name not in inputs:
-            raise BackendError(f"the stage '{self.name}' takes an input '{tensor.name}', which was not given")
-        array = inputs[tensor.name]
-        if array.dtype != tensor.dtype:
-            raise BackendError(
-                f"the stage '{self.name}' takes '{tensor.name}' as {tensor.dtype}, got {array.dtype}; "
-                "convert it first"
-            )
-        return array
+    def _run(self, context: StageContext, shapes: Shapes, addresses: Addresses) -> None:
+        """Run a context that was made for these shapes.
 
-    def _context(self, shapes: Shapes) -> StageContext:
-        context = self._contexts.get(shapes)
-        if context is None:
-            if len(self._contexts) >= MOST_CONTEXTS:
-                self._device.synchronize()  # it may still be running
-                self._contexts.popitem(last=False)[1].close()
-            context = self._contexts[shapes] = self._new_context(shapes)
-        self._contexts.move_to_end(shapes)
-        return context
-
-    def _is_new_here(self, shapes: Shapes) -> bool:
-        """Whether this thread has not run the stage on such shapes before.
-
-        Libraries make handles and plans for each thread, which they cannot while a stream captures.
+        In a thread that has not run the stage on such shapes before, nothing is captured: libraries make
+        handles and plans for each thread, which they cannot while a stream captures.
         """
         if not hasattr(self._thread, "shapes"):
             self._thread.shapes = set()
-        new = shapes not in self._thread.shapes
-        self._thread.shapes.add(shapes)
-        return new
+        if shapes in self._thread.shapes:
+            context.run(addresses)
+        else:
+            self._thread.shapes.add(shapes)
+            context.enqueue(addresses)
 
     def _new_context(self, shapes: Shapes) -> StageContext:
-        interface = Interface(self.inputs, self.outputs)
-        context = TorchContext(self._module, self._shapes_alone, interface, self._runner, self._operators)
+        context = TorchContext(self)
 
         def failed(what: str) -> BackendError:
             return BackendError(f"PyTorch failed in the stage '{self.name}': it {what} ({context.problem})")
@@ -192,84 +174,59 @@ class TorchStage:
 class TorchContext:
     """PyTorch behind the interface of TensorRT's execution contexts, whose names and answers these are."""
 
-    def __init__(
-        self,
-        module: StageModule,
-        shapes_alone: StageModule,
-        interface: Interface,
-        runner: Runner,
-        operators: Operators,
-    ) -> None:
-        self._module, self._shapes_alone = module, shapes_alone
-        self._tensors = {tensor.name: tensor for tensor in (*interface.inputs, *interface.outputs)}
-        self._inputs = len(interface.inputs)
-        self._runner, self._operators = runner, operators
+    def __init__(self, stage: TorchStage) -> None:
+        self._stage = stage
+        self._tensors = {tensor.name: tensor for tensor in (*stage.inputs, *stage.outputs)}
+        self._inputs = len(stage.inputs)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._views: OrderedDict[tuple[int, ...], list[torch.Tensor]] = OrderedDict()
+        self._views: OrderedDict[Addresses, list[torch.Tensor]] = OrderedDict()
         self.problem = "nothing was wrong"
         """What PyTorch said last when it failed."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Any shape will do."""
+        """Take an input's shape; any will do."""
         self._shapes[name] = shape
         return True
 
     def infer_shapes(self) -> list[str]:
-        """The shapes of the outputs, found without computing anything.  Raises BackendError."""
+        """Find the shapes of the outputs; return the inputs that lack one, none.  Raises BackendError."""
         names = list(self._tensors)
-        given = [
-            torch.empty(self._shapes[name], dtype=_type_of(self._tensors[name]), device="meta")
-            for name in names[: self._inputs]
-        ]
-        try:
-            with torch.inference_mode():
-                found = self._shapes_alone(*given)
-        except RuntimeError as error:
-            raise BackendError(
-                f"the stage '{self._module.name}' takes no inputs of these shapes: {error}"
-            ) from error
-        self._shapes.update(zip(names[self._inputs :], (tuple(value.shape) for value in found), strict=True))
+        found = self._stage.output_shapes(tuple(self._shapes[name] for name in names[: self._inputs]))
+        self._shapes.update(zip(names[self._inputs :], found, strict=True))
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of an input or output, once the shapes have been inferred."""
+        """Return the shape of an input or output, once the shapes have been inferred."""
         return self._shapes[name]
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """None: PyTorch has memory of its own."""
+        """Return 0: PyTorch has memory of its own."""
         return 0
 
     def set_device_memory(self, pointer: int, size: int) -> None:
-        """Nothing to do."""
+        """Do nothing: PyTorch has memory of its own."""
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where an input or output lies from now on."""
+        """Take the address where an input or output lies from now on."""
         self._addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Put the stage on the stream; False, with `problem`, if PyTorch failed."""
+        """Put the stage on the stream; return False, with `problem`, if PyTorch failed."""
         tensors = self._at(tuple(self._addresses[name] for name in self._tensors))
-
-        def work() -> None:
-            with torch.inference_mode(), use_operators(self._operators):
-                outputs = self._module(*tensors[: self._inputs])
-                for target, value in zip(tensors[self._inputs :], outputs, strict=True):
-                    target.copy_(value)
-
         try:
-            self._runner.run(stream, work)
+            self._stage.compute(stream, tensors[: self._inputs], tensors[self._inputs :])
         except (RuntimeError, BackendError) as error:
-            self.problem = next(iter(str(error).splitlines()), type(error).__name__)
+            self.problem = first_line(error)
             return False
         return True
 
-    def _at(self, addresses: tuple[int, ...]) -> list[torch.Tensor]:
-        """Tensors at these addresses, made once: what is captured asks CUDA for nothing."""
+    def _at(self, addresses: Addresses) -> list[torch.Tensor]:
+        """Return tensors at these addresses, made once: what is captured asks CUDA for nothing."""
         if addresses not in self._views:
             self._views[addresses] = [
-                self._runner.view(address, self._shapes[name], tensor.dtype)
+                self._stage.view(address, self._shapes[name], tensor.dtype)
                 for address, (name, tensor) in zip(addresses, self._tensors.items(), strict=True)
             ]
             if len(self._views) > _MOST_VIEWS:
@@ -279,10 +236,10 @@ class TorchContext:
 
 
 class _Owner:
-    """Lets go of stages, loops and device, in this order."""
+    """What lets go of stages, loops and device, in this order."""
 
-    def __init__(self, device: Device, runner: Runner) -> None:
-        self.device, self.runner = device, runner
+    def __init__(self, device: Device, access: TorchAccess) -> None:
+        self.device, self.access = device, access
         self.stages: list[TorchStage] = []
         self.loops: list[DeviceLoop] = []
 
@@ -305,22 +262,20 @@ def torch_network(
     device: Device,
     kernels: KernelLibrary,
     *,
-    runner: Runner,
+    access: TorchAccess,
     operators: Operators,
 ) -> EngineNetwork:
-    """The network of these stages, in the memory of that device; it is closed with the network."""
-    owner = _Owner(device, runner)
+    """Make the network of these stages, in the memory of that device; it is closed with the network."""
+    owner = _Owner(device, access)
     owner.stages += [
-        TorchStage(module, interface, device, runner, operators)
+        TorchStage(module, interface, device, access, operators)
         for module, interface in zip(modules, interfaces, strict=True)
     ]
-    # Engines in all but their type: the network and its loop ask nothing of them that is not here.
-    stages = cast("Sequence[EngineStage]", owner.stages)
-    return EngineNetwork(stages, device, owner.close, kernels=kernels, loops=owner.loops)
+    return EngineNetwork(owner.stages, device, owner.close, kernels=kernels, loops=owner.loops)
 
 
 def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Interface]) -> EngineNetwork:
-    """The network on this machine's GPU, where the modules lie already.
+    """Make the network on this machine's GPU, where the modules lie already.
 
     Raises BackendError if there is no CUDA here, or if the compiled kernels are not there.
     """
@@ -331,20 +286,20 @@ def open_torch_network(modules: Sequence[StageModule], interfaces: Sequence[Inte
             "PyTorch's stages take the compiled kernels; build them as plugins/README.md says and set "
             f"{LIBRARY_VARIABLE}"
         )
-    runner = OnGpu()
+    access = OnGpu()
     operators = KernelOperators(kernels)
-    return torch_network(modules, interfaces, Device(cuda), kernels, runner=runner, operators=operators)
+    return torch_network(modules, interfaces, Device(cuda), kernels, access=access, operators=operators)
 
 
 def interface_of(inputs: Sequence[Any], outputs: Sequence[Any]) -> Interface:
-    """From the tensors that a graph of a manifest names (`asag_deploy.bundle.manifest.TensorSpec`)."""
+    """Return the interface of tensors that a manifest names (`asag_deploy.bundle.manifest.TensorSpec`)."""
     return Interface(
         *(tuple(Tensor(name=t.name, dtype=np.dtype(t.dtype)) for t in side) for side in (inputs, outputs))
     )
 
 
 def _without_weights(module: StageModule) -> StageModule:
-    """A copy that computes shapes alone; it holds no memory."""
+    """Copy a stage to compute shapes alone; the copy holds no memory."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         memo[id(parameter)] = torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=False)

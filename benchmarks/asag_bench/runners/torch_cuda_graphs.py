@@ -6,14 +6,11 @@ They are for any network whose stages run on one `Device`: PyTorch's or engines.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from asag_deploy.backends.hooked_network import WrappedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
-from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
-from asag_deploy.backends.tensorrt.loop_memory import Workspace
-from asag_deploy.backends.tensorrt.stage import EngineStage
+from asag_deploy.backends.tensorrt.loop_graph import LoopGraph, Workspace
 from asag_deploy.bundle.manifest import Probing
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.graph import Chain
@@ -69,14 +66,14 @@ class NeverAskingGraph(AskingGraph):
 def open_graph(
     kind: type[AskingGraph], network: EngineNetwork, probing: Probing, rule: StopRule, image: DeviceArray
 ) -> AskingGraph:
-    """A graph of its own for images such as `image`; used under the device's lock, closed by the caller.
+    """Open a graph of its own for images such as `image`; used under the device's lock, closed by the caller.
 
     Raises BackendError if it cannot be captured, or if the network has no kernels.
     """
     if network.kernels is None:
         raise BackendError("the loop on the device takes the compiled kernels")
     names = ("backbone", *map(stage_name, probing.levels), "decoder")
-    stages = {name: cast(EngineStage, network.stage(name)) for name in names}
+    stages = {name: network.stage(name) for name in names}
     workspace = Workspace(network.device)
     return kind(stages, network.device, network.kernels, workspace, probing, rule, image, fixed=False)
 
@@ -89,7 +86,7 @@ class Stopwatch:
         self._start, self._end = (device.cuda.create_event(timing=True) for _ in range(2))
 
     def device_ms(self, work: Callable[[], object]) -> float:
-        """Milliseconds the device takes for what `work` puts on the stream, which was idle; waits for it."""
+        """Return the milliseconds that the device takes for what `work` puts on the stream; wait for it."""
         cuda, stream = self._device.cuda, self._device.stream
         with self._device.lock:
             cuda.synchronize(stream)

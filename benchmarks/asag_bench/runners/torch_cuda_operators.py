@@ -21,7 +21,7 @@ from asag_training.network.operators import ROI_SIZE
 
 
 def current_stream() -> int:
-    """The handle of the stream that PyTorch puts its work on in this thread."""
+    """Return the handle of the stream that PyTorch puts its work on in this thread."""
     return int(torch.cuda.current_stream().cuda_stream)
 
 
@@ -38,7 +38,7 @@ class KernelOperators:
     def multiscale_roi_align(
         self, features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]
     ) -> Tensor:
-        """As `asag_training.network.operators.multiscale_roi_align`."""
+        """Compute `asag_training.network.operators.multiscale_roi_align`."""
         maps = [feature.contiguous() for feature in features]
         shape = (*boxes.shape[:2], ROI_SIZE, ROI_SIZE, maps[0].shape[-1])
         out = maps[0].new_empty(shape)
@@ -55,7 +55,7 @@ class KernelOperators:
     def pyramid_sample(
         self, features: Sequence[Tensor], xy: Tensor, weight: Tensor, strides: Sequence[int]
     ) -> Tensor:
-        """As `asag_training.network.operators.pyramid_sample`."""
+        """Compute `asag_training.network.operators.pyramid_sample`."""
         maps = [feature.contiguous() for feature in features]
         out = maps[0].new_empty((*xy.shape[:4], maps[0].shape[-1] // xy.shape[2]))
         kernels.pyramid_sample(
@@ -79,7 +79,7 @@ class KernelOperators:
         floor: int,
         cap: int,
     ) -> tuple[Tensor, Tensor]:
-        """As `asag_training.network.operators.pad_anchors`."""
+        """Compute `asag_training.network.operators.pad_anchors`."""
         queries = anchors.new_empty((anchors.shape[0], slots.shape[0], 4))
         counts = image_size.new_empty((anchors.shape[0],))
         kernels.pad_anchors(
@@ -97,7 +97,7 @@ class KernelOperators:
         return queries, counts
 
     def _buffer(self, tensor: Tensor) -> Buffer:
-        """A tensor as the kernels take it; a copy of one that is not contiguous."""
+        """Return a tensor as the kernels take it; a copy of one that is not contiguous."""
         whole = tensor.contiguous()
         return Buffer(
             pointer=whole.data_ptr(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,34 +16,46 @@ from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.detector import Detector
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.engines.sidecar import Format
+from asag_deploy.errors import BackendError, ConfigError, EngineUnfitError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
 from support.bundle_edits import replace_graph
+from support.simulated_gpu.fake_gpu import install_gpu, write_engines
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 ON_THE_CPU = ("onnxruntime", "openvino", "openvino-bf16")
+SIMULATED: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
+"""On an imaginary GPU."""
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("backends") / "bundle")
+    made = make_bundle(tmp_path_factory.mktemp("backends") / "bundle")
+    for engine_format in SIMULATED:
+        write_engines(made, engine_format)
+    return made
 
 
-@pytest.fixture(scope="module", params=ON_THE_CPU)
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module", params=(*ON_THE_CPU, *SIMULATED))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
-    missing = BACKENDS[name].problem()
-    if missing is not None:
-        pytest.skip(str(missing))
-    return name
+    with pytest.MonkeyPatch.context() as patch:
+        if name in SIMULATED:
+            install_gpu(patch)
+        missing = BACKENDS[name].problem()
+        if missing is not None:
+            pytest.skip(str(missing))
+        yield name
 
 
 @pytest.fixture(scope="module")
-def network(bundle: Bundle, backend: str) -> Network:
-    return open_network(backend, bundle, threads=1)
+def network(bundle: Bundle, backend: str) -> Iterator[Network]:
+    made = open_network(backend, bundle, threads=1)
+    yield made
+    made.close()
 
 
 def test_backends_know_their_names() -> None:
@@ -73,7 +86,10 @@ def test_library_that_is_not_installed(bundle: Bundle, monkeypatch: pytest.Monke
         open_network(name, bundle)
 
 
+@pytest.mark.parametrize("backend", ON_THE_CPU)
 def test_graph_that_is_no_onnx(bundle: Bundle, backend: str, tmp_path: Path) -> None:
+    if BACKENDS[backend].problem() is not None:
+        pytest.skip(str(BACKENDS[backend].problem()))
     broken = replace_graph(bundle, "decoder", b"no graph", tmp_path / "bundle")
     with pytest.raises(BackendError, match=rf"'{backend}' could not load '.*decoder\.onnx'") as error:
         open_network(backend, broken)
@@ -89,11 +105,12 @@ def test_graph_that_is_no_onnx(bundle: Bundle, backend: str, tmp_path: Path) -> 
         np.array([True, False]),
         np.zeros((2, 0), dtype=np.bool_),
         np.ones((1, 2), dtype=np.float16),
+        np.arange(5000, dtype=np.float32),
     ],
 )
 def test_arrays_come_back_as_they_went(network: Network, array: NDArray[Any]) -> None:
     back = network.download(network.upload(array))
-    assert back.dtype == array.dtype
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(back, array)
 
 
@@ -133,14 +150,13 @@ def test_input_the_graph_lacks(network: Network) -> None:
 
 def test_failure_in_a_graph_is_one_line(network: Network) -> None:
     flat = network.upload(np.zeros((3, 64, 64), dtype=np.float32))
-    with pytest.raises(BackendError, match=r"failed in the graph 'backbone': .") as error:
+    with pytest.raises((BackendError, EngineUnfitError), match="'backbone'") as error:
         network.stage("backbone")({"image": flat, "image_size": network.upload(SIZES)})
     assert "\n" not in str(error.value)
-    assert error.value.__cause__ is not None
 
 
 def test_a_failed_call_does_no_harm_to_the_next(network: Network) -> None:
-    with pytest.raises(BackendError):
+    with pytest.raises((BackendError, EngineUnfitError)):
         network.stage("backbone")(
             {"image": network.upload(np.zeros((3, 64), np.float32)), "image_size": network.upload(SIZES)}
         )
@@ -156,7 +172,8 @@ def test_a_stage_leaves_its_inputs_alone(network: Network) -> None:
     kept = {name: network.download(outputs[name]) for name in (*FEATURES, "anchors", "selected")}
     inputs = probe_p4_inputs(network, outputs)
     origins = network.download(inputs["patches"])
-    network.stage("probe_p4")(inputs)
+    for _ in range(3):
+        network.stage("probe_p4")(inputs)
     np.testing.assert_array_equal(network.download(inputs["patches"]), origins)
     for name, array in kept.items():
         np.testing.assert_array_equal(network.download(outputs[name]), array)
@@ -164,7 +181,7 @@ def test_a_stage_leaves_its_inputs_alone(network: Network) -> None:
 
 def test_outputs_outlive_later_calls(network: Network) -> None:
     """Also where sizes change, and the stage that gave them runs again and again."""
-    shapes = [(64, 64), (128, 96), (96, 160), (64, 64)]
+    shapes = [(64, 64), (128, 96), (96, 160), (64, 64), (64, 64), (64, 64)]
     held = [backbone(network, picture(i, size=size)) for i, size in enumerate(shapes)]
     for i, outputs in enumerate(held):
         assert network.download(outputs["counts"]).tolist() == [[i, 0, 20, 20 - i]]

@@ -56,10 +56,7 @@ def test_the_host_is_the_default(bundle: Bundle) -> None:
     assert not network.takes_device_arrays
     assert list(network.canvases) == []
     assert isinstance(network.processing(bundle.manifest), OnHost)
-    assert type(network.loop()) is type(network.loop("host")) is HostLoop
-    assert network.why_no_device_loop() is not None
-    with pytest.raises(ConfigError, match="loop 'device' needs a backend that runs on a GPU"):
-        network.loop("device")
+    assert type(network.loop()) is HostLoop
     network.keep(network.upload(np.zeros(3)))
     network.close()
     network.close()

@@ -16,7 +16,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
-from support.tiny_bundle import make_bundle, picture
+from support.tiny_bundle import backbone, batch, make_bundle, picture
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 
@@ -29,11 +29,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def network(bundle: Bundle) -> Network:
     return open_network(None, bundle, threads=1)
-
-
-def batch(*pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures as the network's input: float32 (B, 3, H, W)."""
-    return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)
 
 
 def test_onnxruntime_is_always_available() -> None:
@@ -107,11 +102,6 @@ def test_no_map_comes_to_the_host_while_the_loop_runs(
     assert shapes.count((2, 4)) == 2 + 3
 
 
-def _backbone(network: Network, image: NDArray[np.uint8]) -> dict[str, Any]:
-    inputs = {"image": network.upload(batch(image)), "image_size": network.upload(SIZES)}
-    return network.stage("backbone")(inputs)
-
-
 def _detections(network: Network) -> list[NDArray[Any]]:
-    outputs = _backbone(network, picture(5, 2))
+    outputs = backbone(network, picture(5, 2))
     return [network.download(outputs[name]) for name in ("p4", "anchors", "selected", "counts")]

@@ -21,6 +21,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError
+from support.detection_samples import assert_same
 from support.tiny_bundle import backbone, make_bundle, picture
 
 Session = onnxruntime.InferenceSession
@@ -136,9 +137,7 @@ def test_detections_are_those_of_the_cpu(gpu: Gpu, bundle: Bundle) -> None:
         Detector.load(bundle, threads=1) as expected,
         Detector.load(bundle, backend="onnxruntime-cuda") as detector,
     ):
-        for one, other in zip(expected(images), detector(images), strict=True):
-            assert one.trace.to_dict() == other.trace.to_dict()
-            np.testing.assert_array_equal(one.xyxy, other.xyxy)
+        assert_same(detector(images), expected(images))
 
 
 def test_features_never_come_to_the_host(gpu: Gpu, bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,13 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from asag_deploy._version import __version__
-from asag_deploy.bundle.manifest import Manifest, Postprocessing, Preprocessing, Probing
 from asag_deploy.detect import cli
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, BundleNotFoundError, ConfigError, ImageError
 from asag_deploy.images.reading import read_image
 from support.detection_samples import CATEGORIES, make_detections, make_trace
-from support.tiny_bundle import make_bundle
+from support.tiny_bundle import make_bundle, tiny_manifest
 
 HEIGHT, WIDTH = 80, 100
 
@@ -38,27 +38,7 @@ class FakeDetector:
         """The red value of images that it raises ImageError for."""
         self.error_after: tuple[int, BaseException] | None = None
         """How many calls go well, and what the next raises."""
-        self.manifest = Manifest(
-            producer="asag-deploy 0.1.0",
-            variant="asag-a-r50-100",
-            head="main",
-            precision="fp32",
-            opset=18,
-            trained=trained,
-            categories=CATEGORIES,
-            preprocessing=Preprocessing(),
-            probing=Probing(
-                mode="exact",
-                patch_size=15,
-                levels=(),
-                max_candidates=250,
-                patch_nms_iou=0.25,
-                anchor_floor=5,
-                anchor_cap=200,
-            ),
-            postprocessing=Postprocessing(max_detections=100, nms_iou=None),
-            graphs=(),
-        )
+        self.manifest = dataclasses.replace(tiny_manifest(), trained=trained, categories=CATEGORIES)
 
     def load(self, bundle: Any, **options: Any) -> Self:
         self.bundle, self.options, self.requests = bundle, options, options["requests"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from asag_deploy.detections import Detections
 from asag_deploy.images.drawing import (
     ANCHOR_COLOUR,
     PATCH_COLOUR,
@@ -30,6 +31,12 @@ def drawn(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """(H, W) where the canvas was drawn on."""
     touched: NDArray[np.bool_] = (picture != GREY).any(axis=2)
     return touched
+
+
+def draw(picture: NDArray[np.uint8], found: Detections) -> None:
+    draw_detections(
+        picture, xyxy=found.xyxy, class_id=found.class_id, names=found.names, confidence=found.confidence
+    )
 
 
 def shows(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -55,7 +62,7 @@ def test_the_first_colours_are_far_apart() -> None:
 def test_box_lies_where_it_should() -> None:
     picture = canvas(480, 640)
     found = make_detections((480, 640), xyxy=((100, 200, 300, 400),), confidence=(0.9,), class_id=(2,))
-    draw_detections(picture, found)
+    draw(picture, found)
     colour = shows(picture, class_colour(2))
     assert colour[200, 150:250].all()
     assert colour[400, 150:250].all()
@@ -74,8 +81,8 @@ def test_any_size_can_be_drawn_on(shape: tuple[int, int]) -> None:
         shape, xyxy=everywhere, anchors=[(-50, -50, width + 50, height + 50)], trace=make_trace(p4=everywhere)
     )
     picture = canvas(height, width)
-    draw_trace(picture, found)
-    draw_detections(picture, found)
+    draw_trace(picture, found.anchors, found.trace)
+    draw(picture, found)
     draw_caption(picture, trace_caption(found.trace))
     assert drawn(picture).any()
     assert picture.shape == (height, width, 3)
@@ -87,7 +94,7 @@ def test_lines_and_text_grow_with_the_picture() -> None:
         picture = canvas(480 * scale, 640 * scale)
         box = tuple(value * scale for value in (100, 200, 300, 400))
         found = make_detections((480 * scale, 640 * scale), xyxy=(box,), confidence=(0.9,), class_id=(0,))
-        draw_detections(picture, found)
+        draw(picture, found)
         part[scale] = drawn(picture).mean()
     assert part[5] == pytest.approx(part[1], rel=0.2)
 
@@ -98,7 +105,7 @@ def test_lines_and_text_grow_with_the_picture() -> None:
 def test_labels_stay_inside(corner: tuple[int, int, int, int]) -> None:
     picture = canvas(480, 640)
     found = make_detections((480, 640), xyxy=(corner,), confidence=(0.98,), class_id=(1,))
-    draw_detections(picture, found)
+    draw(picture, found)
     label = shows(picture, class_colour(1))
     x1, y1, x2, y2 = corner
     rows, columns = np.nonzero(label)
@@ -110,8 +117,8 @@ def test_labels_do_not_cover_each_other() -> None:
     """Two equal boxes: the second label finds another place."""
     one, two = canvas(480, 640), canvas(480, 640)
     box = (100, 100, 300, 300)
-    draw_detections(one, make_detections((480, 640), xyxy=[box], confidence=[0.9], class_id=[0]))
-    draw_detections(two, make_detections((480, 640), xyxy=[box] * 2, confidence=[0.9, 0.9], class_id=[0, 0]))
+    draw(one, make_detections((480, 640), xyxy=[box], confidence=[0.9], class_id=[0]))
+    draw(two, make_detections((480, 640), xyxy=[box] * 2, confidence=[0.9, 0.9], class_id=[0, 0]))
     assert shows(two, class_colour(0)).sum() > shows(one, class_colour(0)).sum() + 300
 
 
@@ -121,7 +128,7 @@ def test_many_labels_leave_most_of_the_picture_visible() -> None:
     rows = np.concatenate([corners, corners + 1], axis=1)
     picture = canvas(80, 100)
     found = make_detections(xyxy=rows, confidence=np.linspace(0.9, 0.4, 60), class_id=[0] * 60)
-    draw_detections(picture, found)
+    draw(picture, found)
     assert 0.1 < drawn(picture).mean() < 0.25 + 60 * 4 / 8000
 
 
@@ -129,7 +136,7 @@ def test_long_names_are_shortened_to_fit() -> None:
     """`traffic light 0.98` is too wide for this picture; the confidence alone is not."""
     picture = canvas(60, 40)
     found = make_detections((60, 40), xyxy=((5, 30, 25, 50),), confidence=(0.98,), class_id=(1,))
-    draw_detections(picture, found)
+    draw(picture, found)
     outline = 4 * 21
     assert shows(picture, class_colour(1)).sum() > outline + 30
 
@@ -141,7 +148,7 @@ def test_trace_draws_patches_and_anchors_but_not_the_first_level() -> None:
         anchors=((50, 50, 90, 90),),
         trace=make_trace(p4=((200, 200, 320, 320),), p3=((400, 100, 460, 160),)),
     )
-    draw_trace(picture, found)
+    draw_trace(picture, found.anchors, found.trace)
     assert shows(picture, PATCH_COLOUR)[200, 200:320].all()
     assert shows(picture, PATCH_COLOUR)[100:160, 400].all()
     assert shows(picture, ANCHOR_COLOUR)[50, 50:90].all()

@@ -27,6 +27,7 @@ from asag_deploy.kernels import LIBRARY_VARIABLE
 from asag_deploy.processing import on_gpu as processing_gpu
 from asag_deploy.processing import preprocess
 from asag_deploy.processing.canvases import Canvas
+from support.detection_samples import assert_same
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda, install_tensorrt, write_engines
 from support.simulated_gpu.fake_kernels import FakeKernels, ReadyLibrary, install_kernels
@@ -81,11 +82,7 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def same(found: Detections, expected: Detections) -> None:
-    assert found.trace.to_dict() == expected.trace.to_dict()
-    assert found.original_shape == expected.original_shape
-    for name in ("xyxy", "confidence", "class_id", "anchors"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-        assert getattr(found, name).dtype == getattr(expected, name).dtype
+    assert_same(found, expected)
     assert list(found.times_ms) == list(expected.times_ms)
 
 

@@ -118,10 +118,24 @@ def detector() -> Iterator[GatedDetector]:
     gated.gate.set()
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Served, GatedDetector]]:
+    """One server for all tests that leave it as it is."""
+    gated = GatedDetector()
+    with serving(gated, max_bytes=10_000) as server:
+        yield server, gated
+
+
 @pytest.fixture
-def served(detector: GatedDetector) -> Iterator[Served]:
-    with serving(detector, max_bytes=10_000) as server:
-        yield server
+def served(shared: tuple[Served, GatedDetector]) -> Served:
+    return shared[0]
+
+
+@pytest.fixture
+def failing(shared: tuple[Served, GatedDetector]) -> Iterator[GatedDetector]:
+    """The detector of `served`, to be given an `error`."""
+    yield shared[1]
+    shared[1].error = None
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
@@ -171,7 +185,7 @@ def test_threshold_of_the_server_and_of_the_request(served: Served) -> None:
     assert everything
 
 
-def test_health(served: Served, detector: GatedDetector) -> None:
+def test_health(served: Served) -> None:
     status, answer, _ = served.ask("GET", "/health")
     assert status == 200
     assert answer == {
@@ -221,17 +235,17 @@ def test_wrong_path_or_method(served: Served, method: str, path: str, status: in
     assert (headers["Allow"] is not None) == (status == 405)
 
 
-def test_backend_failure_is_its_sentence(served: Served, detector: GatedDetector) -> None:
-    detector.error = BackendError("the backend ran out of memory")
+def test_backend_failure_is_its_sentence(served: Served, failing: GatedDetector) -> None:
+    failing.error = BackendError("the backend ran out of memory")
     assert served.detect(IMAGE) == (500, {"error": "the backend ran out of memory"})
 
 
-def test_a_bug_tells_the_client_nothing(served: Served, detector: GatedDetector) -> None:
-    detector.error = KeyError("secret")
+def test_a_bug_tells_the_client_nothing(served: Served, failing: GatedDetector) -> None:
+    failing.error = KeyError("secret")
     status, answer = served.detect(IMAGE)
     assert status == 500
     assert answer == {"error": "the server failed at /detect; its log says why"}
-    detector.error = None
+    failing.error = None
     assert served.detect(IMAGE)[0] == 200
 
 

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.backends.tensorrt.loop_graph import LoopGraph
-from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.processing.canvases import Canvas
 from support.tiny_bundle import picture
@@ -45,13 +44,3 @@ def stage_graphs(detector: Detector) -> list[int]:
     """What the stages of a detector have been captured in for the host's loop."""
     stages = detector._open_network()._stages.values()  # type: ignore[attr-defined]
     return [graph for stage in stages for one in stage._contexts.values() for graph in one._graphs.values()]
-
-
-def assert_same(expected: list[Detections], found: list[Detections]) -> None:
-    """Detections and decisions, to the bit."""
-    for one, other in zip(expected, found, strict=True):
-        assert one.trace.to_dict() == other.trace.to_dict()
-        np.testing.assert_array_equal(one.xyxy, other.xyxy)
-        np.testing.assert_array_equal(one.confidence, other.confidence)
-        np.testing.assert_array_equal(one.class_id, other.class_id)
-        np.testing.assert_array_equal(one.anchors, other.anchors)

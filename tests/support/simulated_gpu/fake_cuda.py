@@ -62,13 +62,13 @@ class FakeCuda(FakeGraphs):
         """Device memory that another library takes; None if there is no room."""
         with self._lock:
             assert not self.invalidate(here=True), "memory is taken while a graph is captured"
-            return self.device.allocate(size) if self._has_room(size) else None
+            return self.device.allocate(size, noise=False) if self._has_room(size) else None
 
     def free_for_library(self, pointer: int) -> None:
         """Give it back, which spoils a capture of this thread."""
         with self._lock:
             self.invalidate(here=True)
-            self.device.free(pointer)
+            self.device.free(pointer, noise=False)
 
     def _has_room(self, size: int) -> bool:
         return self.limit is None or sum(n for _, n in self.device.alive.values()) + size <= self.limit

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import enum
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -57,24 +59,38 @@ class Memory:
     def __init__(self) -> None:
         self.alive: dict[int, tuple[np.ndarray[Any, Any], int]] = {}
         self.freed: list[np.ndarray[Any, Any]] = []
+        self._lock = threading.Lock()
+        self._starts: list[int] = []
+        """Of what is alive, in ascending order."""
 
-    def allocate(self, size: int) -> int:
-        whole = np.full(size + ALIGNMENT, NOISE, dtype=np.uint8)
+    def allocate(self, size: int, *, noise: bool = True) -> int:
+        """Memory full of noise, or as it is, for what nobody reads."""
+        whole = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        if noise:
+            whole[:] = NOISE
         pointer = -(-whole.ctypes.data // ALIGNMENT) * ALIGNMENT
-        self.alive[pointer] = (whole, size)
+        with self._lock:
+            self.alive[pointer] = (whole, size)
+            bisect.insort(self._starts, pointer)
         return pointer
 
-    def free(self, pointer: int) -> bool:
-        if pointer not in self.alive:
-            return False
-        whole, _ = self.alive.pop(pointer)
-        whole[:] = NOISE
+    def free(self, pointer: int, *, noise: bool = True) -> bool:
+        with self._lock:
+            if pointer not in self.alive:
+                return False
+            whole, _ = self.alive.pop(pointer)
+            self._starts.remove(pointer)
+        if noise:
+            whole[:] = NOISE
         self.freed.append(whole)
         return True
 
     def holds(self, pointer: int, size: int) -> bool:
         """Whether these bytes lie in one allocation that is alive."""
-        return any(start <= pointer and pointer + size <= start + n for start, (_, n) in self.alive.items())
+        with self._lock:
+            position = bisect.bisect_right(self._starts, pointer) - 1
+            start = self._starts[position] if position >= 0 else pointer + 1
+            return start <= pointer and pointer + size <= start + self.alive[start][1]
 
 
 class NodeHandle(int):
@@ -100,7 +116,6 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     conditions: dict[int, int] = field(default_factory=dict)
     """The handles that were created for it, and what they are when a launch begins."""
-    is_body: bool = False
 
 
 @dataclass(eq=False)

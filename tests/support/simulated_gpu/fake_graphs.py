@@ -1,7 +1,6 @@
 """The graphs of `fake_cuda`: captured, put together by hand, looked at, instantiated and launched.
 
-What the real ones refuse, these refuse.  A capture is invalidated by what invalidates a real one, and where
-the real driver would end the process, an AssertionError says so.
+What the real ones refuse, these refuse, and a capture is invalidated by what invalidates a real one.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from support.simulated_gpu.fake_cuda_parts import (
 
 _IN_BODIES = ("Kernel", "Empty", "Memset", "Memcpy", "Graph", "Conditional")
 _NOT_IN_CHILDREN = ("MemAlloc", "MemFree", "Conditional")
-_THE_END = "the process would have ended: a capture into the body of a conditional node was invalidated"
 
 
 class FakeGraphs:
@@ -119,25 +117,8 @@ class FakeGraphs:
             found.capture = Capture(self._new_graph(), threading.get_ident())
         return OK
 
-    def cudaStreamBeginCaptureToGraph(
-        self, stream: int, graph: int, dependencies: Any, dependencyData: Any, numDependencies: int, mode: int
-    ) -> tuple[CudaError]:
-        with self._lock:
-            found = self.stream(stream)
-            assert found.capture is None
-            assert not found.work, "the stream has other things to do"
-            found.capture = Capture(graph, threading.get_ident())
-        return OK
-
     def cudaStreamIsCapturing(self, stream: int) -> tuple[CudaError, int]:
         return CudaError.cudaSuccess, self._status(self.stream(stream).capture)
-
-    def cudaStreamGetCaptureInfo(self, stream: int) -> tuple[Any, ...]:
-        found = self.stream(stream).capture
-        if found is None:
-            return CudaError.cudaSuccess, self._status(found), 0, 0, [], [], 0
-        last = [node.handle for node in self.graphs[found.graph].nodes[-1:]]
-        return CudaError.cudaSuccess, self._status(found), 7, found.graph, last, [], len(last)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[CudaError, int | None]:
         with self._lock:
@@ -147,7 +128,6 @@ class FakeGraphs:
             assert capture.thread == threading.get_ident()
             if not capture.invalidated:
                 return CudaError.cudaSuccess, capture.graph
-            assert not self._has_bodies(capture.graph), _THE_END
             self.cudaGraphDestroy(capture.graph)
             return CudaError.cudaErrorStreamCaptureInvalidated, None
 
@@ -196,21 +176,6 @@ class FakeGraphs:
         work = self._memset(given.dst, given.value, given.width)
         return CudaError.cudaSuccess, self._append(graph, Node("Memset", work))
 
-    def cudaGraphAddMemcpyNode1D(
-        self,
-        graph: int,
-        pDependencies: list[int],
-        numDependencies: int,
-        dst: int,
-        src: int,
-        count: int,
-        kind: int,
-    ) -> tuple[CudaError, int]:
-        assert kind == 3, "a copy by hand goes from the device to the device"
-        self._check_handles(graph, pDependencies, numDependencies)
-        work, copy = self._memcpy(dst, src, count, self.device, self.device)
-        return CudaError.cudaSuccess, self._append(graph, Node("Memcpy", work, copy))
-
     def cudaGraphConditionalHandleCreate(
         self, graph: int, defaultLaunchValue: int, flags: int
     ) -> tuple[CudaError, int]:
@@ -235,19 +200,10 @@ class FakeGraphs:
         assert condition.handle in self.graphs[graph].conditions, "the handle is of another graph"
         self._check_handles(graph, pDependencies, numDependencies)
         assert numDependencies == 1, "the decision must come before the node"
-        body = self._new_graph(is_body=True)
+        body = self._new_graph()
         condition.phGraph_out = [body]
         node = Node("Conditional", graph=body, condition=condition.handle)
         return CudaError.cudaSuccess, self._append(graph, node)
-
-    def cudaStreamUpdateCaptureDependencies(
-        self, stream: int, dependencies: list[int], dependencyData: Any, numDependencies: int, flags: int
-    ) -> tuple[CudaError]:
-        capture = self.stream(stream).capture
-        assert capture is not None
-        assert flags == 1
-        self._check_handles(capture.graph, dependencies, numDependencies)
-        return OK
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[CudaError, int | None]:
         with self._lock:
@@ -307,9 +263,9 @@ class FakeGraphs:
     def _status(self, capture: Capture | None) -> int:
         return 0 if capture is None else 2 if capture.invalidated else 1
 
-    def _new_graph(self, *, is_body: bool = False) -> int:
+    def _new_graph(self) -> int:
         handle = next(self._handles)
-        self.graphs[handle] = Graph(is_body=is_body)
+        self.graphs[handle] = Graph()
         return handle
 
     def _append(self, graph: int, node: Node) -> NodeHandle:
@@ -364,7 +320,3 @@ class FakeGraphs:
         if self.conditions[condition]:
             for work in body:
                 work()
-
-    def _has_bodies(self, graph: int) -> bool:
-        found = self.graphs[graph]
-        return found.is_body or any(node.kind == "Conditional" for node in found.nodes)

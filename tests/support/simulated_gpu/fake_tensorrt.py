@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 import json
 import math
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -62,11 +63,8 @@ class Runtime:
         self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
         try:
-            session = onnxruntime.InferenceSession(bytes(serialized_engine), options)
+            graph = _read(bytes(serialized_engine))
         except Exception:
             self.logger.log(ILogger.Severity.ERROR, "the magic tag does not match")
             return None
@@ -74,7 +72,7 @@ class Runtime:
         if memory is None:
             self.logger.log(ILogger.Severity.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
             return None
-        return ICudaEngine(session, self, bytes(serialized_engine), memory)
+        return ICudaEngine(graph, self, memory)
 
 
 class IRuntimeCache:
@@ -116,15 +114,12 @@ class IRuntimeConfig:
 class ICudaEngine:
     """An engine; its weights lie in memory that nobody asks `cudaMalloc` for."""
 
-    def __init__(
-        self, session: onnxruntime.InferenceSession, runtime: Runtime, content: bytes, memory: int
-    ) -> None:
+    def __init__(self, graph: _Graph, runtime: Runtime, memory: int) -> None:
         self.memory = memory
-        self.session = session
+        self.session = session = graph.session
         self.runtime = runtime
-        model = onnx.load_from_string(content)
-        self.asks_the_host = has_control_flow(model)
-        self.takes_sizes_from_the_host = computes_with_sizes(model)
+        self.asks_the_host = graph.asks_the_host
+        self.takes_sizes_from_the_host = graph.takes_sizes_from_the_host
         self.cuda = runtime.cuda
         self.io = {
             **{node.name: (node, TensorIOMode.INPUT) for node in session.get_inputs()},
@@ -303,6 +298,23 @@ class IExecutionContext:
         }
         results = self._engine.session.run(names, zeros)
         return {name: result.shape for name, result in zip(names, results, strict=True)}
+
+
+class _Graph(NamedTuple):
+    """What an engine computes, which many engines can share."""
+
+    session: onnxruntime.InferenceSession
+    asks_the_host: bool
+    takes_sizes_from_the_host: bool
+
+
+@functools.cache
+def _read(content: bytes) -> _Graph:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session, model = onnxruntime.InferenceSession(content, options), onnx.load_from_string(content)
+    return _Graph(session, has_control_flow(model), computes_with_sizes(model))
 
 
 def has_control_flow(model: onnx.ModelProto) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from asag_bench.runners.references import with_interfaces
 from asag_bench.runners.torch_cuda import torch_network
 from asag_bench.runners.torch_cuda_operators import KernelOperators
-from asag_bench.runners.torch_cuda_peers import with_interfaces
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Precision, Probing
 from asag_deploy.cuda import Device, open_cuda
@@ -28,7 +28,7 @@ from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
 
 
 class OnFakeGpu:
-    """An `asag_bench.runners.torch_cuda.Runner`."""
+    """An `asag_bench.runners.torch_cuda.TorchAccess`."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
@@ -54,6 +54,6 @@ def fake_torch_network(
     modules = build_stages(model, probing)
     modules, interfaces = with_interfaces(modules, checkpoint, probing, precision)
     operators = KernelOperators(KernelLibrary(host_library, "host"), stream=lambda: 0)
-    device, runner = Device(open_cuda()), OnFakeGpu(cuda)
-    network = torch_network(modules, interfaces, device, kernels, runner=runner, operators=operators)
+    device, access = Device(open_cuda()), OnFakeGpu(cuda)
+    network = torch_network(modules, interfaces, device, kernels, access=access, operators=operators)
     return network, cuda, kernels

@@ -253,9 +253,17 @@ def test_altered_weights_are_noticed(tmp_path: Path) -> None:
         ("asag_format_version", "one", "is damaged"),
         ("config", "{", "is damaged"),
         ("config", "[]", "is damaged"),
-        ("config", '{"variant": "tiny", "heads": "4"}', "is damaged (setting heads is '4')"),
-        ("config", '{"variant": "tiny", "heads": true}', "is damaged (setting heads is True)"),
-        ("config", '{"variant": "tiny", "depth": 50}', "is damaged"),
+        (
+            "config",
+            '{"variant": "tiny", "heads": "4"}',
+            'is damaged (`config.heads` is "4", expected a whole',
+        ),
+        (
+            "config",
+            '{"variant": "tiny", "heads": true}',
+            "is damaged (`config.heads` is true, expected a whole",
+        ),
+        ("config", '{"variant": "tiny", "depth": 50}', "is damaged (`config.depth` is not a known field)"),
         (
             "config",
             '{"variant": "tiny", "backbone_depth": 34}',
@@ -264,6 +272,8 @@ def test_altered_weights_are_noticed(tmp_path: Path) -> None:
         ("config", '{"variant": "tiny"}', "is damaged (the weights are not those of tiny"),
         ("categories", '[{"id": 1, "name": "circle"}]', "is damaged (1 class names"),
         ("categories", "[1, 2, 3]", "is damaged"),
+        ("trained", "1", "is damaged (`trained` is 1, expected true or false)"),
+        ("preprocessing", "{}", "is damaged (`preprocessing.shorter_side` is missing)"),
         ("head", '"main"', "is damaged (head 'main' cannot be selected"),
     ],
 )

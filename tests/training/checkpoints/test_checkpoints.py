@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_evaluation.data.categories import COCO_CATEGORIES, CROWDHUMAN_CATEGORIES
+from asag_evaluation.data.coco import COCO_CATEGORIES
+from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.checkpoints import load_backbone, load_checkpoint, select_head
-from asag_training.network.categories import default_categories
-from asag_training.network.config import AsagConfig, DecoderType, variant_config
+from asag_training.network.config import AsagConfig, DecoderType, default_categories, variant_config
 from asag_training.network.model import Asag, build
 from support.checkpoint_files import (
     CATEGORIES,

@@ -10,7 +10,7 @@ import torch
 
 from asag_deploy.errors import ConfigError
 from asag_training.losses.matching import NO_MATCH, MatchingCosts, focal_cost, matching_cost, solve, without
-from asag_training.losses.overlap import overlap, pairwise_overlap
+from asag_training.network.boxes import overlap, pairwise_overlap
 
 INF = math.inf
 
@@ -127,5 +127,5 @@ def test_costs_leave_the_device_together(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("parts", [(-1.0, 5.0, 2.0), (0.0, 0.0, 0.0)])
 def test_impossible_costs_are_refused(parts: tuple[float, float, float]) -> None:
-    with pytest.raises(ConfigError, match="matching costs"):
+    with pytest.raises(ConfigError, match="matching setting classes"):
         MatchingCosts(classes=parts[0], l1=parts[1], giou=parts[2])

@@ -10,7 +10,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.network.config import VARIANTS, AsagConfig, variant_config
 from asag_training.network.model import build
-from asag_training.network.stage_plan import LEVELS, build_stages, postprocessing_plan, probing_plan
+from asag_training.network.stage_plan import MANUAL_STOPS, build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import NormalizeStage
 from support.small_network import small_config
 
@@ -66,12 +66,12 @@ def test_postprocessing(variant: str, limit: int, nms: float | None) -> None:
     assert (plan.max_detections, plan.nms_iou) == (limit, nms)
 
 
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", MANUAL_STOPS)
 def test_stages(levels: str) -> None:
     config = small_config(heads=1)
     preprocessing = Preprocessing(mean=(1.0, 2.0, 3.0))
     stages = build_stages(build(config), probing_plan(config, levels), preprocessing=preprocessing)
-    probes = [f"probe_{level.lower()}" for level in LEVELS[levels]]
+    probes = [f"probe_{level.lower()}" for level in MANUAL_STOPS[levels]]
     assert [stage.name for stage in stages] == ["normalize", "backbone", *probes, "decoder"]
     assert not any(stage.training for stage in stages)
     normalize, backbone, *_, decoder = stages

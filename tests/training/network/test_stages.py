@@ -14,9 +14,9 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training.network.model import Asag, build
-from asag_training.network.stage_plan import LEVELS, build_stages, probing_plan
+from asag_training.network.stage_plan import MANUAL_STOPS, build_stages, probing_plan
 from asag_training.network.stages import DecoderStage, NormalizeStage, TorchNetwork, best_detections
 from support.small_network import small_checkpoint
 
@@ -40,7 +40,7 @@ def run(
     height, width = padded or tuple(max(side) for side in zip(*sizes, strict=True))
     pixels = np.zeros((len(sizes), height, width, 3), dtype=np.uint8)
     for i, (h, w) in enumerate(sizes):
-        pixels[i, :h, :w] = draw_scene(h, w, seed=first + i)
+        pixels[i, :h, :w] = draw_doodles(h, w, seed=first + i)
     probing = probing_plan(model.config, levels)
     network = TorchNetwork(build_stages(model, probing))
     size = torch.tensor(sizes)
@@ -133,10 +133,10 @@ def test_images_that_stop_early_are_as_they_are_alone(model: Asag) -> None:
         assert_same_image(alone, 0, outputs, i)
 
 
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("levels", MANUAL_STOPS)
 def test_batch_is_its_images(model: Asag, levels: str) -> None:
     outputs, probed = run(model, [(240, 320)] * 3, levels=levels)
-    assert len(probed.levels) == 1 + len(LEVELS[levels])
+    assert len(probed.levels) == 1 + len(MANUAL_STOPS[levels])
     for i in range(3):
         alone, alone_probed = run(model, [(240, 320)], levels=levels, first=i)
         assert alone_probed.stop == [probed.stop[i]]

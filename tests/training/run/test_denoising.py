@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asag_deploy.errors import ConfigError
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 from asag_training.network.layers import padding_blocked
 from asag_training.run.denoising import (
     DenoisingQueries,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from asag_deploy.errors import ConfigError
-from asag_training.run.distributed import Process, joined, wait_for_all
+from asag_training.cli import main
+from asag_training.run import process as training_process
+from asag_training.run.process import Process, joined, wait_for_all
 from support.training_runs import TINY, make_loader, make_trainer, options_of, tiny_recipe, write_pictures
 
 ROOT = Path(__file__).parents[3]
@@ -20,21 +27,42 @@ ROOT = Path(__file__).parents[3]
 RECIPE = tiny_recipe("patches.box_noise=0", "loss.patch_images=2")
 """Processes draw their own noise, so there is none; pictures of 96 pixels have one patch only."""
 
-PROCESS = """
+SECOND = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {here!r}]
 from test_distributed import train_one_update
-from asag_training.run.distributed import joined
+from asag_training.run.process import joined
 with joined("cpu") as process:
-    assert process.world_size == 2
     train_one_update(Path({data!r}), Path({output!r}), process)
 """
 
 
+@contextmanager
+def beside(*command: str) -> Iterator[None]:
+    """Make this process the first of two, of which the second runs `command`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **place, "RANK": "1", "LOCAL_RANK": "1"}
+    with pytest.MonkeyPatch.context() as patched:
+        # Neither waits forever, should the other fail.
+        patched.setattr(training_process, "_PATIENCE", datetime.timedelta(minutes=2))
+        for name, value in {**place, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            patched.setenv(name, value)
+        with subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, text=True) as second:
+            try:
+                yield
+                output, error = second.communicate(timeout=120)
+            finally:
+                second.kill()
+    assert second.returncode == 0, error
+    assert output == ""
+
+
 def train_one_update(data: Path, output: Path, process: Process) -> None:
     """Train an epoch of two updates; save the gradients of the first and the weights in the end."""
-    torch.set_num_threads(1)
     trainer = make_trainer(data, output / f"run{process.rank}", RECIPE, process=process)
     loader = make_loader(data, RECIPE, rank=process.rank, world_size=process.world_size)
     gradients: dict[str, torch.Tensor] = {}
@@ -53,27 +81,22 @@ def train_one_update(data: Path, output: Path, process: Process) -> None:
     torch.save(result, output / f"result{process.rank}.pt")
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[name].flatten().float() for name in sorted(tensors)])
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides")  # it says: no error
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "data", objects=None)  # so that sums over ranks matter
     (tmp_path / "one").mkdir()
     train_one_update(data, tmp_path / "one", Process())
 
-    script, here = tmp_path / "process.py", Path(__file__).parent
+    here = Path(__file__).parent
     paths = {"tests": str(here.parents[1]), "here": str(here), "data": str(data), "output": str(tmp_path)}
-    script.write_text(PROCESS.format(**paths))
-    done = torchrun(str(script))
-    assert done.returncode == 0, done.stderr
+    with beside(sys.executable, "-c", SECOND.format(**paths)), joined("cpu") as process:
+        assert process.world_size == 2
+        train_one_update(data, tmp_path, process)
 
     one = torch.load(tmp_path / "one" / "result0.pt", weights_only=True)
     two = [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in range(2)]
@@ -85,30 +108,25 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_trains_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides")
+def test_torchrun_trains_and_the_run_can_be_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_pictures(write_pictures(tmp_path / "data"), "val2017", count=2)
-    run = tmp_path / "run"
-    words = [str(ROOT / "training" / "train.py"), "--data", str(data), "--output-dir", str(run)]
-    words += [
-        *options_of(TINY),
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--pictures",
-        "1",
-        "--evaluate-every",
-        "2",
-    ]
-    first = torchrun(*words)
+    run, script = tmp_path / "run", str(ROOT / "training" / "train.py")
+    words = ["--data", str(data), "--output-dir", str(run), *options_of(TINY), "--device", "cpu"]
+    words += ["--workers", "0", "--pictures", "1", "--evaluate-every", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("starting, on cpu") == 1
     assert len((run / "steps.csv").read_text().splitlines()) == 1 + 4
     assert len((run / "evaluations.csv").read_text().splitlines()) == 1 + 1
     assert torch.load(run / "state.pt", weights_only=True)["run"]["number of processes"] == 2
-    again = torchrun(*words, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert "resuming, 2 of 2 epochs are done" in again.stdout
+    with beside(sys.executable, script, *words, "--resume"):
+        assert main([*words, "--resume"]) == 0
+    assert "resuming, 2 of 2 epochs are done" in capsys.readouterr().out
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,16 @@ from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import load_checkpoint
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.losses import Criterion, LossConfig
-from asag_training.run.trainer import LAST, Trainer
+from asag_training.run.state import LAST
+from asag_training.run.trainer import Trainer
 from asag_training.run.training_pass import training_pass
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 
 RECIPE = tiny_recipe(
-    "schedule.epochs=30",
-    "schedule.drops=[24]",
-    "schedule.warmup_steps=20",
-    "optimisation.lr=0.001",
+    "schedule.epochs=14",
+    "schedule.drops=[11]",
+    "schedule.warmup_steps=10",
+    "optimisation.lr=0.002",
     "optimisation.batch_size=8",
 )
 HEADS = ("", "_0", "_rpn")
@@ -80,7 +81,7 @@ def measure(trainer: Trainer, data: Path) -> Measured:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    """Thirty epochs of eight updates."""
+    """Fourteen epochs of eight updates."""
     data, run = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
     write_pictures(data, count=64)
     write_pictures(data, "val2017", count=16, seed=100)

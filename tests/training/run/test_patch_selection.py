@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 from asag_training.network.config import AsagConfig, variant_config
 from asag_training.run.patch_selection import (
     P6_FLIPS,

@@ -17,7 +17,8 @@ from asag_training.checkpoints import load_checkpoint
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.run.interruption import Interruption
-from asag_training.run.trainer import BAD_BATCH, BEST, LAST, STATE, Position, Trainer
+from asag_training.run.state import BEST, LAST, STATE, Position
+from asag_training.run.trainer import BAD_BATCH, Trainer
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 
 Row = Mapping[str, float]

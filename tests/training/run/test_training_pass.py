@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stopping import StopRule
-from asag_training.losses.network_output import LevelOutput, NetworkOutput, Targets
+from asag_training.losses.network_output import LevelOutput, NetworkOutput
+from asag_training.losses.targets import Targets
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan

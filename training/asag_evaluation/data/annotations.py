@@ -54,7 +54,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What was found in an annotation file."""
+    """The counts of an annotation file."""
 
     images: int = 0
     objects: int = 0
@@ -75,7 +75,7 @@ class Counts:
     """Annotations of an image the file does not list: dropped."""
 
     def describe(self) -> str:
-        """The counts in a line; what did not occur is left out."""
+        """Return the counts in a line; what did not occur is left out."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         always = ("images", "objects")
         return ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in values.items() if n or name in always)
@@ -203,7 +203,7 @@ class _Reader:
     def _annotation(
         self, position: int, entry: Mapping[str, Any], labels: Mapping[int, int]
     ) -> Annotation | None:
-        """None if its class is unknown."""
+        """Read an annotation; None if its class is unknown."""
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
             raise self._error(
@@ -220,7 +220,7 @@ class _Reader:
         return Annotation((x, y, w, h), outlined, labels[category], bool(entry.get("iscrowd", 0)))
 
     def _is_usable(self, annotation: Annotation, width: int, height: int) -> bool:
-        """Whether any of it lies in the image, which is counted."""
+        """Return whether any of it lies in the image; count what is odd."""
         x, y, w, h = annotation.xywh
         if w <= 0 or h <= 0:
             self.counts["zero_sized"] += 1

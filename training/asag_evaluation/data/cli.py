@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, progress
 from asag_deploy.errors import DataError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
@@ -67,29 +64,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scenes(options: argparse.Namespace) -> int:
-    with _progress(options.count, "scene") as progress:
+    with progress(total=options.count, unit="scene") as bar:
         file = write_scenes(
             options.output_dir,
             count=options.count,
             seed=options.seed,
             size=options.size,
             split=options.split,
-            progress=progress,
+            progress=lambda done: bar.update(done - bar.n),
         )
     dataset = CocoDataset.from_files(file, options.output_dir / options.split)
     kinds = Counter(record.kind for record in dataset.records)
     print(f"{file}: {dataset.counts.describe()} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})")
-    return 0
+    return ALL_FINE
 
 
 def _crowdhuman(options: argparse.Namespace) -> int:
-    with _progress(None, "image") as progress:
+    with progress(unit="image") as bar:
         file = convert_crowdhuman(
-            options.odgt, options.images, options.output_dir, split=options.split, progress=progress
+            options.odgt,
+            options.images,
+            options.output_dir,
+            split=options.split,
+            progress=lambda done: bar.update(done - bar.n),
         )
     dataset = CocoDataset.from_files(file, options.output_dir / options.split)
     print(f"{file}: {dataset.counts.describe()}")
-    return 0
+    return ALL_FINE
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -99,24 +100,17 @@ def _check(options: argparse.Namespace) -> int:
     for label, category in enumerate(dataset.categories):
         print(f"  {category.id:>4} {category.name}: {labels[label]}")
     damaged = 0
-    with _progress(len(dataset), "image") as progress:
+    with progress(total=len(dataset), unit="image") as bar:
         for index in range(len(dataset)):
             try:
                 dataset[index]
             except DataError as error:
                 damaged += 1
                 if damaged <= _MOST_REPORTED:
-                    tqdm.write(f"{PROGRAM}: {error}", file=sys.stderr)
-            progress(index + 1)
+                    bar.write(f"{PROGRAM}: {error}", file=sys.stderr)
+            bar.update()
     print(f"{damaged} damaged images" if damaged else "all images can be read")
-    return 1 if damaged else 0
-
-
-@contextmanager
-def _progress(total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, if that is a terminal; it is told how many are done."""
-    with tqdm(total=total, unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
-        yield lambda done: bar.update(done - bar.n)
+    return SOME_FAILED if damaged else ALL_FINE
 
 
 if __name__ == "__main__":

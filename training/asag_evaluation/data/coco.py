@@ -27,6 +27,24 @@ TRAIN_SPLIT, VAL_SPLIT = "train2017", "val2017"
 
 _PREFIX = "instances_"
 
+_COCO_NAMES = {
+    1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck",
+    9: "boat", 10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench",
+    16: "bird", 17: "cat", 18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear",
+    24: "zebra", 25: "giraffe", 27: "backpack", 28: "umbrella", 31: "handbag", 32: "tie", 33: "suitcase",
+    34: "frisbee", 35: "skis", 36: "snowboard", 37: "sports ball", 38: "kite", 39: "baseball bat",
+    40: "baseball glove", 41: "skateboard", 42: "surfboard", 43: "tennis racket", 44: "bottle",
+    46: "wine glass", 47: "cup", 48: "fork", 49: "knife", 50: "spoon", 51: "bowl", 52: "banana", 53: "apple",
+    54: "sandwich", 55: "orange", 56: "broccoli", 57: "carrot", 58: "hot dog", 59: "pizza", 60: "donut",
+    61: "cake", 62: "chair", 63: "couch", 64: "potted plant", 65: "bed", 67: "dining table", 70: "toilet",
+    72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard", 77: "cell phone", 78: "microwave",
+    79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book", 85: "clock", 86: "vase",
+    87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+}  # fmt: skip
+
+COCO_CATEGORIES: tuple[Category, ...] = tuple(Category(id=i, name=name) for i, name in _COCO_NAMES.items())
+"""The 80 classes of COCO; their ids in the data set run from 1 to 90 with gaps."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
@@ -112,11 +130,11 @@ class CocoDataset:
         )
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the file of an image."""
         return self.image_dir / self.records[index].file_name
 
     def subset(self, indices: Sequence[int]) -> Self:
-        """A data set of some of the images, in this order, with the same classes.
+        """Return a data set of some of the images, in this order, with the same classes.
 
         Its counts are those of what it holds; what was dropped from the file is not counted again.
         """
@@ -131,7 +149,7 @@ class CocoDataset:
         return chosen
 
     def for_training(self, *, min_side: int = 32) -> Self:
-        """The images worth training on: with objects, and `min_side` pixels wide and high at least.
+        """Return the images worth training on: with objects, and `min_side` pixels wide and high at least.
 
         Raises DataError if there are none.
         """
@@ -148,7 +166,7 @@ class CocoDataset:
         return self.subset(good)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Everything but the images as the content of a COCO file, for evaluation.
+        """Return everything but the images as the content of a COCO file, for evaluation.
 
         Annotations are unclipped, crowds among them; ids of classes are those of the data set.
         """
@@ -199,7 +217,7 @@ class CocoDataset:
 
 
 def _as_stored(path: Path) -> RgbImage:
-    """The image without its EXIF orientation, which many annotation tools, COCO's among them, ignore."""
+    """Read an image without its EXIF orientation, which many annotation tools, COCO's among them, ignore."""
     with quiet_opencv():
         data = np.fromfile(path, dtype=np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

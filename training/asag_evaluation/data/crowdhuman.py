@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from asag_deploy.atomic import atomic_write
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
-from asag_evaluation.data.categories import CROWDHUMAN_CATEGORIES
+
+CROWDHUMAN_CATEGORIES: tuple[Category, ...] = (Category(id=1, name="person"),)
+"""The one class of CrowdHuman."""
 
 _PERSON = CROWDHUMAN_CATEGORIES[0]
 

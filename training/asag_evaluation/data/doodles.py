@@ -1,4 +1,4 @@
-"""Generated scenes: pictures to run a detector on where no photographs are at hand."""
+"""Doodles: pictures to run a detector on where no photographs are at hand, without annotations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def draw_scene(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """A picture (height, width, 3) RGB of a few large and many small shapes; the same for the same seed."""
+def draw_doodles(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    """Draw (height, width, 3) RGB: a few large and many small shapes, the same for the same seed."""
     rng = np.random.default_rng([seed, height, width])
     canvas = _background(rng, height, width)
     large, medium, small = rng.uniform(0.2, 0.5, 3), rng.uniform(0.04, 0.15, 10), rng.uniform(0.01, 0.04, 20)
@@ -20,14 +20,14 @@ def draw_scene(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """Soft blotches of muted colour."""
+    """Draw soft blotches of muted colour."""
     coarse = rng.uniform(60, 200, (6, 8, 3)).astype(np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(smooth, 0, 255).astype(np.uint8)
 
 
 def _draw_shape(rng: np.random.Generator, canvas: NDArray[np.uint8], side: float) -> None:
-    """One shape of about `side` pixels somewhere on the canvas, shaded by an outline."""
+    """Draw one shape of about `side` pixels somewhere on the canvas, shaded by an outline."""
     height, width = canvas.shape[:2]
     centre = (rng.uniform(0, width), rng.uniform(0, height))
     colour = [int(c) for c in rng.integers(20, 236, 3)]

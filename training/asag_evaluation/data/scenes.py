@@ -193,7 +193,7 @@ class _Layout:
                 return
 
     def visible(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Boxes (T, 4) in pixels around what is visible of each object, and its area (T,)."""
+        """Return boxes (T, 4) in pixels around what is visible of each object, and its area (T,)."""
         boxes = np.zeros((len(self.objects), 4), dtype=np.float32)
         for number, item in enumerate(self.objects):
             here, _ = self._windows(item)
@@ -209,7 +209,7 @@ class _Layout:
         return boxes / np.float32(DETAIL), areas
 
     def render(self, rng: Rng) -> RgbImage:
-        """The picture: ground, then each object with its shadow."""
+        """Draw the picture: ground, then each object with its shadow."""
         canvas = background(self.height, self.width, rng)
         for item in self.objects:
             opacity = _average(item.mask.astype(np.float32))
@@ -243,7 +243,7 @@ class _Layout:
         return True
 
     def _windows(self, item: _Object) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where the window lies in the picture, and which part of the window that is; both in details."""
+        """Return where a window lies in the picture, and which part of it that is; both in details."""
         return _overlap(item.top, item.left, len(item.mask), *self.owner.shape)
 
 
@@ -267,13 +267,13 @@ def _cast_shadow(canvas: Floats, opacity: Floats, top: int, left: int) -> None:
 
 
 def _average(detailed: Floats) -> Floats:
-    """(n, n, ...) in details -> pixels."""
+    """Average (n, n, ...) details to pixels."""
     size = len(detailed) // DETAIL
     return cast(Floats, cv2.resize(detailed, (size, size), interpolation=cv2.INTER_AREA))
 
 
 def _diameters(kind: Kind, scene: int, rng: Rng) -> list[float]:
-    """Diameters in pixels of the objects of a scene whose shorter side is `scene`, the largest first.
+    """Draw the objects' diameters in pixels, the largest first, for a scene with the shorter side `scene`.
 
     The largest come first so that the smaller ones lie on top.
     """

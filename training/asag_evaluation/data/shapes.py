@@ -1,4 +1,4 @@
-"""What generated scenes are made of: shapes, their materials, and the ground they lie on.
+"""The parts of generated scenes: shapes, their materials, and the ground they lie on.
 
 Everything is drawn at `DETAIL` times the resolution of the picture and averaged down, so that edges are
 smooth and boxes are exact to a fraction of a pixel.  Colours are RGB, float32, 0 to 1.
@@ -54,7 +54,7 @@ class ObjectClass:
 
 
 def grid(side: int, half: float, turn: float, squeeze: float) -> Grid:
-    """The window of `side` pixels around an object of `half` its extent, turned by `turn` radians."""
+    """Return the window of `side` pixels around an object of `half` its extent, turned by `turn` radians."""
     line = (np.arange(side, dtype=np.float32) + 0.5 - side / 2) / half
     across, down = np.meshgrid(line, line)
     x = (across * np.cos(turn) + down * np.sin(turn)).astype(np.float32)
@@ -63,7 +63,7 @@ def grid(side: int, half: float, turn: float, squeeze: float) -> Grid:
 
 
 def outline_mask(shape: ObjectClass, side: int, half: float, turn: float, squeeze: float) -> Mask:
-    """(side, side) where the object is, in a window around it."""
+    """Return (side, side) where the object is, in a window around it."""
     canvas = np.zeros((side, side), dtype=np.uint8)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     for number, polygon in enumerate(shape.outline(round(half))):
@@ -74,7 +74,7 @@ def outline_mask(shape: ObjectClass, side: int, half: float, turn: float, squeez
 
 
 def paint(shape: ObjectClass, cells: Grid, rng: Rng) -> Floats:
-    """(n, n, 3) the object's colours over its window: pattern, light from the top left, and a dark rim."""
+    """Paint the object's colours (n, n, 3) over its window: pattern, light from the top left, dark rim."""
     hue = (shape.hue + rng.uniform(-0.035, 0.035)) % 1
     saturation, value = rng.uniform(0.55, 0.85), rng.uniform(0.75, 0.95)
     light = np.array(colorsys.hsv_to_rgb(hue, saturation * 0.55, min(value * 1.12, 1.0)), dtype=np.float32)
@@ -84,7 +84,7 @@ def paint(shape: ObjectClass, cells: Grid, rng: Rng) -> Floats:
 
 
 def lighting(mask: Mask) -> Floats:
-    """(n, n) how much light falls on an object with this outline: it bulges, and is lit from the top left."""
+    """Return (n, n) how much light falls on an object of this outline, bulging and lit from the top left."""
     side = mask.shape[0]
     inside = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
     reach = max(float(inside.max()), 1.0)
@@ -99,7 +99,7 @@ def lighting(mask: Mask) -> Floats:
 
 
 def background(height: int, width: int, rng: Rng) -> Floats:
-    """(height, width, 3) a muted ground: cloudy noise, fine grain, and darker corners."""
+    """Draw (height, width, 3) a muted ground: cloudy noise, fine grain, and darker corners."""
     hue, saturation = rng.uniform(0, 1), rng.uniform(0.05, 0.25)
     base = np.array(colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.35, 0.8)), dtype=np.float32)
     other = np.array(
@@ -114,7 +114,7 @@ def background(height: int, width: int, rng: Rng) -> Floats:
 
 
 def fractal_noise(height: int, width: int, rng: Rng) -> Floats:
-    """(height, width) smooth noise of several scales, 0 to 1."""
+    """Draw (height, width) smooth noise of several scales, 0 to 1."""
     total = np.zeros((height, width), dtype=np.float32)
     for octave in range(2, 7):
         cells = 1 << octave
@@ -152,7 +152,7 @@ def _circle(radius: float) -> Floats:
 
 
 def _dots(cells: Grid, rng: Rng) -> Floats:
-    """Light dots in rows, every other row shifted."""
+    """Draw light dots in rows, every other row shifted."""
     count = rng.uniform(1.6, 2.4)
     row = np.floor(cells.y * count)
     x, y = cells.x * count + 0.5 * (row % 2), cells.y * count
@@ -161,18 +161,18 @@ def _dots(cells: Grid, rng: Rng) -> Floats:
 
 
 def _checks(cells: Grid, rng: Rng) -> Floats:
-    """A chequerboard."""
+    """Draw a chequerboard."""
     count = rng.uniform(3.2, 4.4)
     return cast(Floats, np.tanh(9 * np.sin(cells.x * count * 1.4) * np.sin(cells.y * count * 1.4)) * 0.7)
 
 
 def _stripes(cells: Grid, rng: Rng) -> Floats:
-    """Parallel stripes, level with the base."""
+    """Draw parallel stripes, level with the base."""
     return cast(Floats, np.tanh(5 * np.sin(cells.y * rng.uniform(9, 13))) * 0.7)
 
 
 def _metal(cells: Grid, rng: Rng) -> Floats:
-    """Polished metal: highlights that turn with the angle, and fine grooves."""
+    """Draw polished metal: highlights that turn with the angle, and fine grooves."""
     gleam = np.sin(2 * cells.angle + rng.uniform(0, 6.3)) + 0.4 * np.sin(
         4 * cells.angle + rng.uniform(0, 6.3)
     )
@@ -180,7 +180,7 @@ def _metal(cells: Grid, rng: Rng) -> Floats:
 
 
 def _glow(cells: Grid, rng: Rng) -> Floats:
-    """Light in the middle and dark at the tips, with faint speckles."""
+    """Draw light in the middle and dark at the tips, with faint speckles."""
     side = len(cells.x)
     speckles = fractal_noise(side, side, rng) - 0.5
     return cast(Floats, 1.05 - 2.0 * cells.radius**0.8 + 0.8 * speckles)

@@ -1,4 +1,4 @@
-"""What the anchor generator is measured by: recall, and how it adapts (paper, table 5 and figure 6)."""
+"""Metrics of the anchor generator: recall, and how it adapts (paper, table 5 and figure 6)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LEVELS: tuple[Level, ...] = ("P5", "P4", "P3")
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-class Probed(NamedTuple):
-    """How one image went through the anchor generator."""
+class ProbedImage(NamedTuple):
+    """One image's way through the anchor generator."""
 
     objects: int
     """Objects that are annotated in it."""
@@ -49,12 +49,12 @@ class AnchorMetrics:
     """Objects and anchors of each image."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as plain JSON."""
+        """Return the values as plain JSON."""
         return {**vars(self), "points": [list(point) for point in self.points]}
 
 
-def anchor_metrics(probed: Sequence[Probed]) -> AnchorMetrics:
-    """How the images of a data set went through the anchor generator."""
+def anchor_metrics(probed: Sequence[ProbedImage]) -> AnchorMetrics:
+    """Measure how the images of a data set went through the anchor generator."""
     points = tuple((entry.objects, entry.trace.anchor_count) for entry in probed)
     kinds = sorted({entry.kind for entry in probed if entry.kind is not None})
     return AnchorMetrics(
@@ -71,7 +71,8 @@ def anchor_metrics(probed: Sequence[Probed]) -> AnchorMetrics:
 def average_recall(
     objects: Sequence[Boxes], boxes: Sequence[Boxes], limits: Sequence[int] = RECALL_LIMITS
 ) -> dict[int, float | None]:
-    """Average recall of class-agnostic boxes over IoU 0.50 to 0.95, for the best so many of each image.
+    """Measure the average recall of class-agnostic boxes over IoU 0.50 to 0.95, for the best so many of each
+    image.
 
     `objects` (T, 4) and `boxes` (n, 4), best first, x1, y1, x2, y2, one array of each per image.  Pairs are
     made from the largest overlap down, each object and each box once.  None where there are no objects.
@@ -88,7 +89,8 @@ def average_recall(
 
 
 def _matched(overlap: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(T, n) -> (min(T, n),) overlaps of the pairs."""
+    """Pair rows with columns, the largest overlap first: (T, n) -> the overlaps of the pairs, (min(T,
+    n),)."""
     overlap = overlap.copy()
     pairs = np.zeros(min(overlap.shape))
     for i in range(len(pairs)):
@@ -98,12 +100,12 @@ def _matched(overlap: NDArray[np.float64]) -> NDArray[np.float64]:
     return pairs
 
 
-def _mean_patches(probed: Sequence[Probed], level: Level) -> float:
+def _mean_patches(probed: Sequence[ProbedImage], level: Level) -> float:
     counts = [sum(run.patches for run in entry.trace.levels if run.level == level) for entry in probed]
     return float(np.mean(counts)) if counts else 0.0
 
 
-def _exits(probed: Sequence[Probed]) -> dict[str, int]:
+def _exits(probed: Sequence[ProbedImage]) -> dict[str, int]:
     counts = Counter(entry.trace.exit_level for entry in probed)
     return {level: counts[level] for level in LEVELS}
 

@@ -44,7 +44,7 @@ class CocoMetrics:
     """Precision at recall 0, 0.01, ..., 1, (101,) averaged over the classes, at IoU '0.50' and '0.75'."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as plain JSON, the curves rounded to four digits."""
+        """Return the values as plain JSON, the curves rounded to four digits."""
         values = {name: value for name, value in vars(self).items() if name != "precision"}
         curves = {iou: [round(float(p), 4) for p in curve] for iou, curve in self.precision.items()}
         return {**values, "precision_at_recall": curves}
@@ -107,12 +107,12 @@ def _index(content: Mapping[str, Any]) -> COCO:
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Over what was measured; -1 marks what could not be."""
+    """Average what was measured; -1 marks what could not be."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None
 
 
 def _curve(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(recalls, classes) -> (recalls,), over the classes that have objects; zeros if none has."""
+    """Average (recalls, classes) over the classes that have objects -> (recalls,); zeros if none has."""
     measured = precision[:, (precision > -1).all(axis=0)]
     return np.asarray(measured.mean(axis=1)) if measured.size else np.zeros(len(precision))

@@ -46,7 +46,7 @@ class CrowdHumanMetrics:
     """Of all detections together."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as plain JSON."""
+        """Return the values as plain JSON."""
         return dict(vars(self))
 
 
@@ -66,7 +66,7 @@ def crowdhuman_metrics(images: Sequence[PersonImage]) -> CrowdHumanMetrics | Non
 
 
 def _judge(image: PersonImage) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Scores of the detections that count, and which of them are right."""
+    """Return the scores of the detections that count, and which of them are right."""
     order = np.argsort(-image.scores, kind="stable")
     overlap = iou(image.found[order], image.persons)
     on_ignored = (covered(image.found[order], image.ignored) > _IOU).any(axis=1)
@@ -80,6 +80,6 @@ def _judge(image: PersonImage) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def _mmr(miss_rate: NDArray[np.float64], false_per_image: NDArray[np.float64]) -> float:
-    """Both (n,) over the detections, the best scored first."""
+    """Average the miss rate's logarithm; both (n,) over the detections, the best scored first."""
     positions = np.searchsorted(false_per_image, _FALSE_PER_IMAGE).clip(max=len(miss_rate) - 1)
     return float(np.exp(np.log(np.maximum(miss_rate[positions], _LEAST_MISS_RATE)).mean()))

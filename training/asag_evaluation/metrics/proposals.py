@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Manifest, Probing
-from asag_deploy.loop.loop import Loop
-from asag_deploy.loop.probing import Probed
+from asag_deploy.loop.loop import Begun, Loop
 from asag_deploy.loop.stages import Array, Stages
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.postprocess import anchors_of
@@ -24,7 +23,8 @@ SCORES, BOXES = "proposal_scores", "proposal_boxes"
 
 
 def gives_proposals(manifest: Manifest) -> bool:
-    """Whether a bundle's decoder gives out its proposals: those exported by earlier releases do not."""
+    """Return whether a bundle's decoder gives out its proposals: those exported by earlier releases do
+    not."""
     return {SCORES, BOXES} <= {output.name for output in manifest.graph("decoder").outputs}
 
 
@@ -36,17 +36,17 @@ class ProposalLoop(Loop):
         self._network, self._loop = network, loop
         self._last: dict[str, Array] = {}
 
-    def __call__(
+    def begin(
         self, network: Stages, probing: Probing, rule: StopRule, image: Array, image_size: NDArray[np.int64]
-    ) -> Probed:
+    ) -> Begun:
         """Run backbone, adaptive probing and decoder on a batch."""
         probed = self._loop(network, probing, rule, image, image_size)
         self._last = {name: probed.outputs[name] for name in (SCORES, BOXES)}
-        return probed
+        return Begun(probed.outputs, lambda: probed)
 
     def proposals(self, counts: Sequence[int]) -> list[Boxes]:
-        """Of the last batch, given how many queries of each image are real: (n, 4) x1, y1, x2, y2 relative to
-        the image, best scored first."""
+        """Return the proposals of the last batch, given how many queries of each image are real: (n, 4) x1,
+        y1, x2, y2 relative to the image, best scored first."""
         scores, boxes = (self._network.download(self._last[name]) for name in (SCORES, BOXES))
         order = [(-scores[i, :count]).argsort(kind="stable") for i, count in enumerate(counts)]
         return [anchors_of(boxes[i, best], (1.0, 1.0)) for i, best in enumerate(order)]

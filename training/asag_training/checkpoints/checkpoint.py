@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Category, Preprocessing
-from asag_deploy.errors import CheckpointError
+from asag_deploy.errors import CheckpointError, ConfigError
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
-from asag_training.network.categories import default_categories
-from asag_training.network.config import AsagConfig, variant_config
+from asag_training.network.config import AsagConfig, default_categories, variant_config
 from asag_training.network.model import build
+from asag_training.settings import apply_changes
 
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"
@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def select_head(checkpoint: Checkpoint, head: str) -> Checkpoint:
-    """The checkpoint of a network that has only this one of the parallel decoders.
+    """Return the checkpoint of a network that has only this one of the parallel decoders.
 
     Raises CheckpointError, listing the heads, when there is none of that name.
     """
@@ -87,6 +87,21 @@ def select_head(checkpoint: Checkpoint, head: str) -> Checkpoint:
             state[f"{match[1]}{int(match[2]) - first}{match[3]}"] = tensor
     config = checkpoint.config.with_changes(heads=1)
     return dataclasses.replace(checkpoint, config=config, state=state, head=head)
+
+
+def change_settings(checkpoint: Checkpoint, changes: Iterable[str]) -> Checkpoint:
+    """Return the checkpoint with other network settings, such as `score_low=0.2`, which makes it probe less.
+
+    Raises ConfigError for an unknown setting, a bad value, or one that the weights do not fit.
+    """
+    changes = list(changes)
+    config = apply_changes(checkpoint.config, changes)
+    if expected_layout(config) != expected_layout(checkpoint.config):
+        raise ConfigError(
+            f"the settings {', '.join(changes)} need other weights than these: change those only "
+            "that decide no shape, such as score_low, score_high, score_pass, patch_nms_iou or anchor_cap"
+        )
+    return dataclasses.replace(checkpoint, config=config)
 
 
 def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint:

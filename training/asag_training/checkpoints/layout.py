@@ -43,19 +43,19 @@ _HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series)\.(\d+)\.")
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The layout of given tensors."""
+    """Return the layout of given tensors."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 @lru_cache(maxsize=64)
 def expected_layout(config: AsagConfig) -> Layout:
-    """The layout of the network with these settings (built without memory for its weights)."""
+    """Return the layout of the network with these settings (built without memory for its weights)."""
     with torch.device("meta"):
         return layout_of(Asag(config).state_dict())
 
 
 def mismatch(found: Layout, expected: Layout) -> str | None:
-    """How `found` differs from `expected`, naming the first tensors of each kind; None if it does not."""
+    """Say how `found` differs from `expected`, naming the first tensors of each kind; None if it does not."""
     kinds = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -69,7 +69,7 @@ def mismatch(found: Layout, expected: Layout) -> str | None:
 
 
 def count_heads(names: Iterable[str]) -> int:
-    """How many parallel decoders of one layer tensors of these names make up.
+    """Count the parallel decoders of one layer that tensors of these names make up.
 
     (Those of several layers look the same; only our own checkpoints have any, and say so.)
     """
@@ -77,7 +77,7 @@ def count_heads(names: Iterable[str]) -> int:
 
 
 def infer_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | None:
-    """The settings of the network that has this layout, or None if there is none.
+    """Return the settings of the network that has this layout, or None if there is none.
 
     A published variant where one fits; otherwise the settings that are published for as many anchors, with
     what the shapes tell changed in them.  `data_set` is what it was trained on [dataset_file], if known.

@@ -1,4 +1,4 @@
-"""From a file to a `Checkpoint`: which network its weights are."""
+"""Loading a checkpoint from a file, which includes finding out which network its weights are."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from asag_training.checkpoints.layout import (
 )
 from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
-from asag_training.network.categories import default_categories
-from asag_training.network.config import VARIANTS, AsagConfig, variant_config
+from asag_training.network.config import VARIANTS, AsagConfig, default_categories, variant_config
 
 _SETTINGS_IN_ARGS = {
     "activation": "activation",
@@ -61,7 +60,7 @@ def load_checkpoint(
 
 
 def _public_checkpoint(path: Path, content: Any, variant: str | AsagConfig | None) -> Checkpoint:
-    """`content` is {'model': weights, 'args': options, 'epoch': ...}, or the weights themselves."""
+    """Read {'model': weights, 'args': options, 'epoch': ...}, or the weights themselves."""
     whole = content if isinstance(content, Mapping) and "model" in content else {"model": content}
     weights = named_weights(path, whole["model"])
     options = _options(whole.get("args"))
@@ -81,7 +80,7 @@ def _public_checkpoint(path: Path, content: Any, variant: str | AsagConfig | Non
 
 
 def _options(args: Any) -> Mapping[str, Any]:
-    """What the training script was called with, if the file says."""
+    """Return what the training script was called with, if the file says."""
     if isinstance(args, argparse.Namespace):
         return vars(args)
     return args if isinstance(args, Mapping) else {}
@@ -99,7 +98,7 @@ def _infer(path: Path, found: Layout, options: Mapping[str, Any]) -> AsagConfig:
 
 
 def _settle(path: Path, found: Layout, variant: str | AsagConfig, layers: int = 1) -> AsagConfig:
-    """The wanted settings, once it is certain that the weights are theirs; `layers` a decoder."""
+    """Return the wanted settings, once it is certain that the weights are theirs; `layers` a decoder."""
     if isinstance(variant, str):
         config = variant_config(variant)
         heads = count_heads(found) // layers or config.heads

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors.torch import save
@@ -16,10 +17,12 @@ from torch import Tensor
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category, Preprocessing
-from asag_deploy.errors import CheckpointError, ConfigError
+from asag_deploy.bundle.manifest_json import read_fields
+from asag_deploy.errors import BundleCorruptError, CheckpointError
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.reading import WeightFile, as_float32
 from asag_training.network.config import AsagConfig
+from asag_training.settings import check_preprocessing
 
 FORMAT_VERSION = 1
 _VERSION_KEY = "asag_format_version"
@@ -41,12 +44,13 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, half: bool = Fa
 
 
 def is_native(file: WeightFile) -> bool:
-    """Whether the file was written by `save_checkpoint`."""
+    """Return whether the file was written by `save_checkpoint`."""
     return file.metadata is not None and _VERSION_KEY in file.metadata
 
 
 def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
-    """The checkpoint a file of ours holds (CheckpointError if it is damaged or of a newer release)."""
+    """Return the checkpoint that a file of ours holds (CheckpointError if it is damaged or of a newer
+    release)."""
     metadata = file.metadata or {}
     version = metadata[_VERSION_KEY]
     if version.isdecimal() and int(version) > FORMAT_VERSION:
@@ -59,19 +63,46 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             raise ValueError(f"there is no format {version}")
         if _checksum(file.content) != metadata["checksum"]:
             raise ValueError("the weights are not those that were saved")
+        said = _read_metadata(metadata)
         return Checkpoint(
-            config=_config(json.loads(metadata["config"])),
+            config=said.config,
             state=as_float32(path, file.content),
-            categories=tuple(
-                Category(id=int(c["id"]), name=str(c["name"])) for c in json.loads(metadata["categories"])
-            ),
-            trained=bool(json.loads(metadata["trained"])),
-            head=json.loads(metadata["head"]),
-            epoch=json.loads(metadata["epoch"]),
-            preprocessing=_preprocessing(json.loads(metadata.get("preprocessing", "null"))),
+            categories=said.categories,
+            trained=said.trained,
+            head=said.head,
+            epoch=said.epoch,
+            preprocessing=said.preprocessing,
         )
-    except (KeyError, TypeError, ValueError, ConfigError, CheckpointError) as error:
+    except (KeyError, TypeError, ValueError, BundleCorruptError, CheckpointError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}): copy it again") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metadata:
+    """The metadata beside the weights: an entry of JSON for each field."""
+
+    config: AsagConfig
+    categories: tuple[Category, ...]
+    trained: bool
+    head: str | None
+    epoch: int | None
+    preprocessing: Preprocessing | None
+
+
+def _read_metadata(metadata: Mapping[str, str]) -> _Metadata:
+    """Read the entries strictly; settings that this release added since have their default."""
+    entries = {"preprocessing": "null", **metadata}
+    values = {field.name: json.loads(entries[field.name]) for field in dataclasses.fields(_Metadata)}
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(AsagConfig)
+        if field.default is not dataclasses.MISSING
+    }
+    values["config"] = {**defaults, **values["config"]}
+    said = cast(_Metadata, read_fields(_Metadata, values))
+    if said.preprocessing is not None:
+        check_preprocessing(said.preprocessing)
+    return said
 
 
 def _metadata(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -92,35 +123,8 @@ def _metadata(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:
-    """CRC-32 over the tensors by name; safetensors itself would not notice an altered byte."""
+    """Return the CRC-32 over the tensors by name; safetensors itself would not notice an altered byte."""
     value = 0
     for name in sorted(state):
         value = zlib.crc32(state[name].contiguous().numpy().data, value)
     return f"{value:08x}"
-
-
-def _preprocessing(values: Mapping[str, Any] | None) -> Preprocessing | None:
-    if values is None:
-        return None
-    mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
-    sides = {name: int(values[name]) for name in ("shorter_side", "longer_side", "size_divisor")}
-    if len(mean) != 3 or len(std) != 3 or min(*sides.values(), *std) <= 0:
-        raise ValueError("its image sizes, mean or std are not possible")
-    return Preprocessing(mean=mean, std=std, **sides)
-
-
-_JSON_TYPES: dict[Any, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-}
-
-
-def _config(values: Mapping[str, Any]) -> AsagConfig:
-    """The settings; those that this release added since have their default."""
-    for field in dataclasses.fields(AsagConfig):
-        if field.name in values and type(values[field.name]) not in _JSON_TYPES.get(field.type, (str,)):
-            raise TypeError(f"setting {field.name} is {values[field.name]!r}")
-    return AsagConfig(**values)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_training.checkpoints.changing import change_settings
+from asag_training.checkpoints.checkpoint import change_settings
 from asag_training.checkpoints.loading import load_checkpoint
 from asag_training.checkpoints.native import save_checkpoint
 

@@ -33,7 +33,7 @@ _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """What a file held."""
+    """The content of a file."""
 
     content: Any
     """A .safetensors file's tensors by name, or whatever was saved in a .pth file."""
@@ -67,7 +67,8 @@ def read_weight_file(path: Path) -> WeightFile:
 
 
 def named_weights(path: Path, state: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict; a wrapper's `module.` before their names and BatchNorm's counters go.
+    """Return the tensors of a state dict, without a wrapper's `module.` before their names and BatchNorm's
+    counters.
 
     Raises CheckpointError where it is no state dict, or holds anything but floating point tensors.
     """
@@ -87,7 +88,7 @@ def named_weights(path: Path, state: Any) -> dict[str, Tensor]:
 
 
 def as_float32(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that do not depend on the file any more (CheckpointError if a value is not finite)."""
+    """Return copies that do not depend on the file any more (CheckpointError if a value is not finite)."""
     for name, tensor in weights.items():
         extremes = torch.stack(torch.aminmax(tensor))  # much faster than asking every value
         if not torch.isfinite(extremes).all():

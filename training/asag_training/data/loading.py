@@ -1,4 +1,4 @@
-"""From a data set to batches: order, augmentation, workers, padding.
+"""Batches of a data set: order, augmentation, workers, padding.
 
 What an epoch holds, and in which order, follows from the seed and the epoch's number alone.  It can therefore
 be taken up in the middle, and N processes with batches of b images see together what one process with
@@ -21,7 +21,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, DataError
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 
 
 class Batch(NamedTuple):
@@ -36,13 +36,13 @@ class Batch(NamedTuple):
     image_ids: list[int]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
+        """Move the batch to a device."""
         there = [Targets(*(t.to(device, non_blocking=True) for t in target)) for target in self.targets]
         image = self.image.to(device, non_blocking=True)
         return Batch(image, self.image_size.to(device, non_blocking=True), there, self.image_ids)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from where copies to a GPU need not be waited for."""
+        """Copy the batch to page-locked memory, from where copies to a GPU need not be waited for."""
         targets = [Targets(*(t.pin_memory() for t in target)) for target in self.targets]
         return Batch(self.image.pin_memory(), self.image_size.pin_memory(), targets, self.image_ids)
 
@@ -66,7 +66,7 @@ def collate(samples: Sequence[Sample], preprocessing: Preprocessing) -> Batch:
 
 
 def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """uint8 (H, W, 3) -> float32 (3, H, W), as the `normalize` stage of inference does it."""
+    """Convert uint8 (H, W, 3) to float32 (3, H, W), as the `normalize` stage of inference does it."""
     planes = image.transpose(2, 0, 1).astype(np.float32)
     planes -= np.array(preprocessing.mean, dtype=np.float32)[:, None, None]
     planes /= np.array(preprocessing.std, dtype=np.float32)[:, None, None]
@@ -74,7 +74,7 @@ def normalise(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
 
 
 def targets_of(sample: Sample) -> Targets:
-    """The objects of a sample as the losses take them."""
+    """Return the objects of a sample as the losses take them."""
     height, width = sample.image.shape[:2]
     low, high = sample.boxes[:, :2], sample.boxes[:, 2:]
     size = np.array([width, height], dtype=np.float32)
@@ -160,7 +160,7 @@ class TrainingLoader:
         return self._order.batches
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from its batch number `start` on.
+        """Yield the batches of an epoch, from its batch number `start` on.
 
         Raises DataError at the batch that holds an image which cannot be read.
         """

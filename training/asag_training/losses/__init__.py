@@ -1,4 +1,4 @@
-"""What training minimises (design: paper sections 4.2 and 4.3, appendix A).
+"""The losses that training minimises (design: paper sections 4.2 and 4.3, appendix A).
 
     criterion = Criterion(LossConfig(), network.patch_size)
     losses = criterion(output, targets)
@@ -9,7 +9,6 @@ decoders and denoising; `targets` what each patch is to find; `criterion` puts t
 """
 
 from asag_training.losses.config import LossConfig
-from asag_training.losses.criterion import Criterion
-from asag_training.losses.result import Losses
+from asag_training.losses.criterion import Criterion, Losses
 
 __all__ = ["Criterion", "LossConfig", "Losses"]

@@ -15,10 +15,9 @@ from torch import Tensor
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import NO_MATCH, matching_cost, without
 from asag_training.losses.network_output import LevelOutput
-from asag_training.losses.overlap import overlap, pairwise_overlap
 from asag_training.losses.query_weighting import positive_weight
 from asag_training.losses.targets import PaddedTargets, PatchTargets, patch_targets
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, overlap, pairwise_overlap
 
 
 class Patches(NamedTuple):
@@ -50,7 +49,7 @@ def gather_patches(
     patch_size: int,
     area_weight: float,
 ) -> Patches:
-    """The patches of `levels`, of which there must be one or more, side by side."""
+    """Put the patches of `levels`, of which there must be one or more, side by side."""
     found = [patch_targets(level, targets, image_size, patch_size, area_weight) for level in levels]
     return Patches(
         raw=torch.cat([level.raw.float() for level in levels], dim=1),
@@ -60,14 +59,14 @@ def gather_patches(
 
 
 def anchor_cost(patches: Patches, config: LossConfig) -> Tensor:
-    """Matching costs (B, K, A, T) of the anchors of each patch with its objects."""
+    """Compute the matching costs (B, K, A, T) of the anchors of each patch with its objects."""
     targets, boxes, logits = patches.targets, patches.raw[..., :4], patches.raw[..., 4:]
     cost = matching_cost(logits, boxes, targets.boxes, targets.weight, config.matching)
     return without(cost, patches.real[..., None].expand(patches.raw.shape[:-1]), targets.present)
 
 
 def anchor_losses(patches: Patches, match: Tensor, config: LossConfig) -> AnchorLosses:
-    """match (B, K, T): the anchor of each object, or NO_MATCH."""
+    """Sum up the losses of all patches; match (B, K, T) is the anchor of each object, or NO_MATCH."""
     boxes, logits, targets = patches.raw[..., :4], patches.raw[..., 4], patches.targets
     matched = match != NO_MATCH
     index = match.clamp(min=0)
@@ -92,7 +91,8 @@ def anchor_losses(patches: Patches, match: Tensor, config: LossConfig) -> Anchor
 
 
 def _score_loss(patches: Patches, match: Tensor, iou: Tensor, ignore_iou: float) -> Tensor:
-    """Quality focal loss: scores towards the IoU with the matched object, and towards 0 without one."""
+    """Compute quality focal loss: scores go towards the IoU with the matched object, and towards 0 without
+    one."""
     boxes, logits, targets = patches.raw[..., :4], patches.raw[..., 4], patches.targets
     quality = _at_anchors(iou, match, logits.shape[-1], 0.0)
     weight = _at_anchors(targets.weight, match, logits.shape[-1], 1.0)
@@ -107,7 +107,7 @@ def _score_loss(patches: Patches, match: Tensor, iou: Tensor, ignore_iou: float)
 
 
 def _at_anchors(values: Tensor, match: Tensor, anchors: int, otherwise: float) -> Tensor:
-    """Values of objects (B, K, T) at the anchors that answer for them: (B, K, anchors)."""
+    """Move values of objects (B, K, T) to the anchors that answer for them: (B, K, anchors)."""
     # Objects without an anchor all write to one slot more, which is then dropped.
     slot = torch.where(match == NO_MATCH, anchors, match)
     full = values.new_full((*values.shape[:-1], anchors + 1), otherwise)

@@ -1,8 +1,12 @@
-"""The whole loss of a training step, from what the network gave out."""
+"""The whole loss of a training step, from what the network gave out.
+
+To add a loss term, compute its sum in `asag_training.losses.queries` or `asag_training.losses.anchors`, give
+it a weight in `LossConfig`, and list it in `QUERY_TERMS` or `ANCHOR_TERMS` here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +16,7 @@ from torch import Tensor
 from asag_training.losses.anchors import AnchorLosses, Patches, anchor_cost, anchor_losses, gather_patches
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import solve
-from asag_training.losses.network_output import NetworkOutput, Targets
+from asag_training.losses.network_output import NetworkOutput
 from asag_training.losses.queries import (
     Predictions,
     QueryLosses,
@@ -20,10 +24,19 @@ from asag_training.losses.queries import (
     query_cost,
     query_losses,
 )
-from asag_training.losses.result import Losses
-from asag_training.losses.targets import PaddedTargets, pad_targets
+from asag_training.losses.targets import PaddedTargets, Targets, pad_targets
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import HeadOutput
+
+QUERY_TERMS = {"loss_ce": ("ce", "ce"), "loss_bbox": ("l1", "l1"), "loss_giou": ("giou", "giou")}
+"""Each part of the loss of relation block, decoders and denoising: its field in `QueryLosses`, and its weight
+in `LossConfig`."""
+ANCHOR_TERMS = {
+    "loss_ce_anchor": ("ce", "anchor_ce"),
+    "loss_bbox_anchor": ("l1", "anchor_l1"),
+    "loss_giou_anchor": ("giou", "anchor_giou"),
+}
+"""Each part of the loss of the anchor generator: its field in `AnchorLosses`, its weight in `LossConfig`."""
 
 RELATION = "rpn"
 _FIRST_LEVEL = ("P6", "P5")
@@ -31,7 +44,7 @@ _PATCHES_PER_LEVEL = 4
 
 
 class _Sizes(NamedTuple):
-    """What sums are divided by: scalars on the device, each the mean over ranks."""
+    """The divisors of the sums: scalars on the device, each the mean over ranks."""
 
     targets: Tensor
     """Objects, at least 1."""
@@ -40,15 +53,56 @@ class _Sizes(NamedTuple):
     images: Tensor
 
 
+class Losses(Mapping[str, Tensor]):
+    """The parts of the loss by name, before their weights: a read-only mapping of scalars.
+
+    `loss_ce`, `loss_bbox` (L1) and `loss_giou` of the main decoder; `*_0`, `*_1`, ... of the auxiliary ones,
+    `*_rpn` of the relation block, `*_anchor` of the anchor generator; `dn_loss_*` likewise of denoising.
+    Where decoders have several layers, `*_layer_0`, ... and `*_0_layer_0`, ... of those before the last.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Tensor], weights: Mapping[str, float], statistics: Mapping[str, Tensor]
+    ) -> None:
+        """Take the parts, each of which needs a weight."""
+        self.parts = dict(parts)
+        self.weights = {name: weights[name] for name in parts}
+        """What each part is multiplied by in `total`."""
+        self.statistics = dict(statistics)
+        """Scalars worth watching, detached and on the device: `avg_anchor`, `avg_patch`, `iou_anchor`, ..."""
+        self.total = torch.stack([self.weights[name] * part for name, part in self.parts.items()]).sum()
+        """The scalar to minimise."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def to_host(self) -> dict[str, float]:
+        """Return total, parts and statistics as numbers, in one copy from the device."""
+        named = {"loss": self.total, **self.parts, **self.statistics}
+        values = torch.stack([value.detach().float() for value in named.values()]).tolist()
+        return dict(zip(named, values, strict=True))
+
+    def not_finite(self) -> list[str]:
+        """Return the names of the parts that are infinite or not a number (one copy from the device)."""
+        finite = torch.isfinite(torch.stack([part.detach() for part in self.parts.values()])).tolist()
+        return [name for name, fine in zip(self.parts, finite, strict=True) if not fine]
+
+
 class Criterion:
     """Matches predictions with objects and weighs how far they are from them."""
 
     def __init__(self, config: LossConfig, patch_size: int) -> None:
-        """patch_size: side of a patch in feature cells, as the network's settings have it."""
+        """Take the settings; patch_size is the side of a patch in feature cells, as the network has it."""
         self.config, self.patch_size = config, patch_size
 
     def __call__(self, output: NetworkOutput, targets: Sequence[Targets], training: bool = True) -> Losses:
-        """The losses of a batch; one copy from the device to the host.
+        """Compute the losses of a batch, with one copy from the device to the host.
 
         `training` says that every rank computes losses at the same time, so that sums can be divided by the
         number of objects over all of them; without it a rank minds only its own.  Whether patches were
@@ -82,7 +136,7 @@ class Criterion:
         return Losses(parts, weights, statistics)
 
     def _patches(self, output: NetworkOutput, found: PaddedTargets) -> tuple[Patches, Patches | None]:
-        """The patches of the first level, and those of the probed ones if any was run."""
+        """Gather the patches of the first level, and those of the probed ones if any was run."""
         first = [level for level in output.levels if level.level in _FIRST_LEVEL]
         probed = [level for level in output.levels if level.level not in _FIRST_LEVEL]
         given = (found, output.image_size.to(found.boxes.device), self.patch_size, self.config.area_weight)
@@ -91,17 +145,13 @@ class Criterion:
     def _query_parts(
         self, heads: list[str], losses: QueryLosses, divisor: Tensor, prefix: str
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Parts and weights by name, head by head."""
+        """Return parts and weights by name, head by head."""
         parts, weights = {}, {}
-        config = self.config
-        for kind, sums, weight in (
-            ("loss_ce", losses.ce, config.ce),
-            ("loss_bbox", losses.l1, config.l1),
-            ("loss_giou", losses.giou, config.giou),
-        ):
+        for term, (field, weight) in QUERY_TERMS.items():
+            sums: Tensor = getattr(losses, field)
             for head, value in zip(heads, (sums / divisor).unbind(), strict=True):
-                name = f"{prefix}{kind}{_suffix(head)}"
-                parts[name], weights[name] = value, weight
+                name = f"{prefix}{term}{_suffix(head)}"
+                parts[name], weights[name] = value, getattr(self.config, weight)
         return parts, weights
 
     def _add_anchor_parts(
@@ -117,18 +167,14 @@ class Criterion:
         images = sizes.images if config.patch_images is None else config.patch_images
         patches = sizes.patches / sizes.images * images
         scale = _PATCHES_PER_LEVEL / torch.where(patches > 0, patches, 1.0)
-        for kind, name, weight in (
-            ("ce", "loss_ce_anchor", config.anchor_ce),
-            ("l1", "loss_bbox_anchor", config.anchor_l1),
-            ("giou", "loss_giou_anchor", config.anchor_giou),
-        ):
-            total: Tensor = getattr(first, kind)
+        for term, (field, weight) in ANCHOR_TERMS.items():
+            total: Tensor = getattr(first, field)
             if probed is not None:
-                total = total + scale * getattr(probed, kind)
-            parts[name], weights[name] = total / sizes.targets, weight
+                total = total + scale * getattr(probed, field)
+            parts[term], weights[term] = total / sizes.targets, getattr(config, weight)
 
     def _denoising(self, output: NetworkOutput, heads: list[HeadOutput], found: PaddedTargets) -> QueryLosses:
-        """The losses of the denoising queries, each with the object it is a noised copy of."""
+        """Compute the losses of the denoising queries, each with the object it is a noised copy of."""
         assert output.denoising is not None
         own, match = denoising_targets(output.denoising, found, len(heads))
         count = output.denoising.count
@@ -141,7 +187,7 @@ class Criterion:
 
 
 def _stack(heads: list[HeadOutput], output: NetworkOutput) -> Predictions:
-    """All heads' predictions for the anchors, without the denoising queries before them."""
+    """Stack all heads' predictions for the anchors, without the denoising queries before them."""
     begin = 0 if output.denoising is None else output.denoising.count
     return Predictions(
         logits=torch.stack([head.logits[:, begin:].float() for head in heads]),
@@ -162,13 +208,13 @@ def _sizes(found: PaddedTargets, probed: Patches | None, across_ranks: bool) -> 
 
 
 def _suffix(head: str) -> str:
-    """`main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn'; `main_layer_0` -> '_layer_0', `aux_0_layer_0` ->
-    '_0_layer_0'."""
+    """Return what a head's parts end with: `main` -> '', `aux_0` -> '_0', `rpn` -> '_rpn', `main_layer_0` ->
+    '_layer_0', `aux_0_layer_0` -> '_0_layer_0'."""
     return "" if head == MAIN_HEAD else f"_{head.removeprefix('aux_').removeprefix(f'{MAIN_HEAD}_')}"
 
 
 def _query_statistics(heads: list[str], losses: QueryLosses) -> dict[str, Tensor]:
-    """Of the relation block and the main decoder."""
+    """Return the statistics of the relation block and the main decoder."""
     statistics = {}
     for i, head in enumerate(heads):
         if head in (MAIN_HEAD, RELATION):
@@ -179,8 +225,8 @@ def _query_statistics(heads: list[str], losses: QueryLosses) -> dict[str, Tensor
 
 
 def _mean_iou(output: NetworkOutput, first: AnchorLosses, probed: AnchorLosses | None) -> Tensor:
-    """IoU of matched anchors with their objects: the mean over P6, P5 and the probed patches of each one's
-    mean, leaving out those in which nothing was matched; 0 if that is all of them."""
+    """Average the IoU of matched anchors with their objects: the mean over P6, P5 and the probed patches of
+    each one's mean, leaving out those in which nothing was matched; 0 if that is all of them."""
     widths = [level.raw.shape[1] for level in output.levels if level.level in _FIRST_LEVEL]
     split = (torch.split(values, widths, dim=1) for values in (first.iou, first.matched))
     groups = list(zip(*split, strict=True))
@@ -192,7 +238,7 @@ def _mean_iou(output: NetworkOutput, first: AnchorLosses, probed: AnchorLosses |
 
 
 def _counts(output: NetworkOutput) -> dict[str, Tensor]:
-    """Anchors and patches per image; `avg_patch` are those of P5, P4 and P3."""
+    """Count anchors and patches per image; `avg_patch` are those of P5, P4 and P3."""
     images = len(output.valid)
     per_level = {level.level: level.real.sum() / images for level in output.levels}
     none = torch.zeros((), device=output.valid.device)

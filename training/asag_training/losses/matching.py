@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
-from asag_training.losses.overlap import pairwise_overlap
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, pairwise_overlap
 from asag_training.settings import Settings
 
 NO_MATCH = -1
@@ -46,7 +45,7 @@ class MatchingCosts(Settings):
 def matching_cost(
     logits: Tensor, boxes: Tensor, target_boxes: Tensor, target_weight: Tensor, costs: MatchingCosts
 ) -> Tensor:
-    """What it would cost to let each prediction answer for each object.
+    """Compute what it would cost to let each prediction answer for each object.
 
     logits (..., A, T): each prediction's logit of each object's class, or (..., A, 1) where there is but one
     class; boxes (..., A, 4) and target_boxes (..., T, 4): cxcywh in the same units, 0..1; target_weight
@@ -59,7 +58,7 @@ def matching_cost(
 
 
 def focal_cost(logits: Tensor) -> Tensor:
-    """Focal loss (alpha 0.25, gamma 2) of a logit as positive, less that of it as negative."""
+    """Compute the focal loss (alpha 0.25, gamma 2) of a logit as positive, less that of it as negative."""
     p = logits.sigmoid()
     positive = _ALPHA * (1 - p).square() * -(p + 1e-8).log()
     negative = (1 - _ALPHA) * p.square() * -(1 - p + 1e-8).log()
@@ -77,7 +76,7 @@ def without(cost: Tensor, predictions: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def solve(costs: Sequence[Tensor]) -> list[Tensor]:
-    """The cheapest one-to-one matching of every problem.
+    """Find the cheapest one-to-one matching of every problem.
 
     Each of `costs` is (..., A, T), infinite where a prediction or an object does not exist, and finite
     elsewhere.  Returns for each int64 (..., T), on its device: the prediction that answers for each object,
@@ -95,7 +94,7 @@ def solve(costs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _solve_all(cost: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(..., A, T) -> (..., T)."""
+    """Solve problems of one size: (..., A, T) -> (..., T)."""
     problems = cost.reshape(-1, *cost.shape[-2:])
     exists = np.isfinite(problems)
     rows, columns = np.any(exists, axis=2), np.any(exists, axis=1)

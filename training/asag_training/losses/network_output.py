@@ -1,4 +1,4 @@
-"""What the network gives to the losses: everything it predicted, level by level and head by head.
+"""The network's output as the losses take it: everything it predicted, level by level and head by head.
 
 B images, K patches per image, A anchors per patch, Q queries, N denoising queries.
 """
@@ -57,12 +57,3 @@ class NetworkOutput:
     """The same of each parallel decoder by name, and of its layers before the last where it has several
     (`AsagConfig.layer_names`)."""
     denoising: Denoising | None = None
-
-
-class Targets(NamedTuple):
-    """The objects of one image."""
-
-    boxes: Tensor
-    """float32 (T, 4) cxcywh relative to the image's valid size."""
-    labels: Tensor
-    """int64 (T,) class indices."""

@@ -14,16 +14,15 @@ from torch import Tensor
 from asag_training.losses.config import LossConfig
 from asag_training.losses.matching import NO_MATCH, matching_cost, without
 from asag_training.losses.network_output import Denoising
-from asag_training.losses.overlap import overlap
 from asag_training.losses.query_weighting import negative_weight, positive_weight
 from asag_training.losses.targets import PaddedTargets, area_weight
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, overlap
 
 _ALPHA = 0.25
 
 
 class Predictions(NamedTuple):
-    """What the heads predicted."""
+    """The predictions of the heads."""
 
     logits: Tensor
     """(H, B, Q, classes)."""
@@ -59,7 +58,7 @@ class _Matched(NamedTuple):
 
 
 def query_cost(predictions: Predictions, targets: PaddedTargets, config: LossConfig) -> Tensor:
-    """Matching costs (H, B, Q, T) of queries with objects."""
+    """Compute the matching costs (H, B, Q, T) of queries with objects."""
     heads, _, queries, _ = predictions.logits.shape
     labels = targets.labels[None, :, None, :].expand(heads, -1, queries, -1)
     weight = area_weight(targets.boxes, config.area_weight)
@@ -71,7 +70,7 @@ def query_cost(predictions: Predictions, targets: PaddedTargets, config: LossCon
 def query_losses(
     predictions: Predictions, targets: PaddedTargets, match: Tensor, config: LossConfig
 ) -> QueryLosses:
-    """match (H, B, T): the query of each object, or NO_MATCH."""
+    """Sum up the losses of every head; match (H, B, T) is the query of each object, or NO_MATCH."""
     matched = match != NO_MATCH
     found = _at_targets(predictions, targets, match)
     area = area_weight(targets.boxes, config.area_weight)
@@ -103,7 +102,8 @@ def query_losses(
 def denoising_targets(
     denoising: Denoising, targets: PaddedTargets, heads: int
 ) -> tuple[PaddedTargets, Tensor]:
-    """One object per denoising query, and the match that says so: ((B, N) objects, match (heads, B, N))."""
+    """Give each denoising query its object, and the match that says so: ((B, N) objects, match (heads, B,
+    N))."""
     real = denoising.target >= 0
     index = denoising.target.clamp(min=0)
     own = PaddedTargets(
@@ -131,15 +131,15 @@ def _at_targets(predictions: Predictions, targets: PaddedTargets, match: Tensor)
 
 
 def _as_negative(logits: Tensor) -> Tensor:
-    """The loss of a score that should be 0: focal, with gamma 2."""
+    """Compute the loss of a score that should be 0: focal, with gamma 2."""
     return F.softplus(logits) * logits.sigmoid().square()
 
 
 def _sum(values: Tensor, matched: Tensor) -> Tensor:
-    """(H, B, T) -> (H,)."""
+    """Sum up what is matched: (H, B, T) -> (H,)."""
     return torch.where(matched, values, 0.0).sum(dim=(1, 2))
 
 
 def _mean(values: Tensor, matched: Tensor) -> Tensor:
-    """(H, B, T) -> (H,); 0 where nothing is matched."""
+    """Average what is matched: (H, B, T) -> (H,); 0 where nothing is."""
     return _sum(values.detach(), matched) / matched.sum(dim=(1, 2)).clamp(min=1)

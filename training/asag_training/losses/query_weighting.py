@@ -16,24 +16,26 @@ _HALF = 0.5
 
 
 def norm(x: Tensor) -> Tensor:
-    """Equation 1: the product of score and IoU, 0..1 -> a weight from 0.19 to 1, rising steeply from 0."""
+    """Compute equation 1: the product of score and IoU, 0..1 -> a weight from 0.19 to 1, rising steeply from
+    0."""
     return torch.sigmoid((x - _CENTRE) * _SLOPE) / _sigmoid(3.0)
 
 
 def negative_share(x: Tensor) -> Tensor:
-    """P_neg: 1 while an IoU is below 0.5, then falling to 0 at 1: a well-placed query is no negative."""
+    """Compute P_neg: 1 while an IoU is below 0.5, then falling to 0 at 1: a well-placed query is no
+    negative."""
     return torch.where(x < _HALF, 1.0, (1 - x.square()) / (1 - _HALF**2))
 
 
 @torch.no_grad()
 def positive_weight(score: Tensor, iou: Tensor, gamma1: float, gamma2: float) -> Tensor:
-    """Equation 2, w_pos: scores and IoUs 0..1 (...) -> (...), from 0.19 to 1."""
+    """Compute equation 2, w_pos: scores and IoUs 0..1 (...) -> (...), from 0.19 to 1."""
     return norm(score**gamma1 * iou**gamma2)
 
 
 @torch.no_grad()
 def negative_weight(score: Tensor, iou: Tensor, gamma1: float, gamma2: float) -> Tensor:
-    """Equation 3, w_neg: scores and IoUs 0..1 (...) -> (...), from 0 to 0.81.
+    """Compute equation 3, w_neg: scores and IoUs 0..1 (...) -> (...), from 0 to 0.81.
 
     What is taken off is the least value of `norm`, so that a query without score is no negative at all.
     """

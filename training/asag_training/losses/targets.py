@@ -1,4 +1,4 @@
-"""What is to be found: the objects of images, and of patches.
+"""The objects to be found, of images and of patches.
 
 B images, K patches per image, T objects (padded to the most of any image, and at least 1).
 """
@@ -11,12 +11,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import LevelOutput, Targets
+from asag_training.losses.network_output import LevelOutput
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import QUADRANTS, STRIDES
 
 _FILLER = 0.5
 """Coordinate of the boxes that only fill up: any box that has an area."""
+
+
+class Targets(NamedTuple):
+    """The objects of one image."""
+
+    boxes: Tensor
+    """float32 (T, 4) cxcywh relative to the image's valid size."""
+    labels: Tensor
+    """int64 (T,) class indices."""
 
 
 class PaddedTargets(NamedTuple):
@@ -42,7 +51,7 @@ class PatchTargets(NamedTuple):
 
 
 def pad_targets(targets: Sequence[Targets], device: torch.device) -> PaddedTargets:
-    """The objects of all images in one tensor."""
+    """Put the objects of all images in one tensor."""
     most = max([1, *(len(target.labels) for target in targets)])
     batch = len(targets)
     boxes = torch.full((batch, most, 4), _FILLER, device=device)
@@ -56,7 +65,8 @@ def pad_targets(targets: Sequence[Targets], device: torch.device) -> PaddedTarge
 
 
 def area_weight(boxes: Tensor, most: float, large_first: bool = False) -> Tensor:
-    """cxcywh relative boxes (..., 4) -> (...): from `most` for the smallest to 1 for what fills the frame.
+    """Weigh cxcywh relative boxes (..., 4) -> (...): from `most` for the smallest to 1 for what fills the
+    frame.
 
     With `large_first` the reverse, for P6, whose business are the large objects.
     """
@@ -67,7 +77,7 @@ def area_weight(boxes: Tensor, most: float, large_first: bool = False) -> Tensor
 def patch_targets(
     level: LevelOutput, targets: PaddedTargets, image_size: Tensor, patch_size: int, most: float
 ) -> PatchTargets:
-    """The objects whose centre lies in each patch of `level`, as seen from the patch.
+    """Find the objects whose centre lies in each patch of `level`, as seen from the patch.
 
     On P4 and P3 only objects no larger than a patch; on P6 flipped as its patches are.  image_size: (B, 2)
     height and width in pixels; most: the area weight of the smallest objects.
@@ -91,8 +101,8 @@ def patch_targets(
 
 
 def _frames(level: LevelOutput, image_size: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Where patches begin (x, y), and their width and height, relative to the image: each broadcasts with
-    (B, K, 1, 2)."""
+    """Return where patches begin (x, y), and their width and height, relative to the image: each broadcasts
+    with (B, K, 1, 2)."""
     device = level.raw.device
     if level.origins is not None:
         image = image_size.flip(-1).float()[:, None, None, :]

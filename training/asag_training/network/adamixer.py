@@ -40,7 +40,7 @@ class AdaptiveMixing(nn.Module):
         self.act = activation(config.activation)
 
     def forward(self, sampled: Tensor, query: Tensor) -> Tensor:
-        """sampled (B, Q, G, P, C/G), query (B, Q, C) -> (B, Q, C)."""
+        """Mix sampled (B, Q, G, P, C/G) by query (B, Q, C) -> (B, Q, C)."""
         parameters = self.parameter_generator(query).unflatten(-1, (self.groups, -1))
         channel_mix = parameters[..., : self.channels**2].unflatten(-1, (self.channels, self.channels))
         point_mix = parameters[..., self.channels**2 :].unflatten(-1, (self.out_points, self.in_points))
@@ -50,7 +50,7 @@ class AdaptiveMixing(nn.Module):
 
 
 def _normalise(x: Tensor) -> Tensor:
-    """LayerNorm over the last two axes, without parameters."""
+    """Apply LayerNorm over the last two axes, without parameters."""
     flat = x.flatten(-2)  # over one axis: not every runtime knows how to normalise over two at once
     return F.layer_norm(flat, flat.shape[-1:]).view_as(x)
 
@@ -67,7 +67,7 @@ class AdaptiveSamplingMixing(nn.Module):
         self.adaptive_mixing = AdaptiveMixing(config)
 
     def init_weights(self) -> None:
-        """Points start spread over half the box, one level finer than the box's own."""
+        """Let points start spread over half the box, one level finer than the box's own."""
         offsets = self.sampling_offset_generator[0]
         nn.init.zeros_(offsets.get_parameter("weight"))
         bias = torch.empty(self.groups, self.points, 3).uniform_(-0.5, 0.5)
@@ -77,7 +77,7 @@ class AdaptiveSamplingMixing(nn.Module):
         nn.init.zeros_(self.adaptive_mixing.parameter_generator[0].get_parameter("weight"))
 
     def forward(self, features: list[Tensor], query: Tensor, xyzr: Tensor) -> Tensor:
-        """features P2..P5 (B, h, w, C), query (B, Q, C), xyzr (B, Q, 4) -> (B, Q, C)."""
+        """Sample features P2..P5 (B, h, w, C) for query (B, Q, C) around xyzr (B, Q, 4) -> (B, Q, C)."""
         offset = self.sampling_offset_generator(query).float().unflatten(-1, (self.groups, self.points, 3))
         size = box_ops.xyzr_size(xyzr)[:, :, None, None]
         xy = (xyzr[:, :, None, None, :2] + offset[..., :2] * size) * PYRAMID_STRIDES[0]
@@ -120,7 +120,7 @@ class AdaMixerStage(nn.Module):
     def forward(
         self, features: list[Tensor], xyzr: Tensor, content: Tensor, blocked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits (B, Q, classes), refined boxes (B, Q, 4) xyzr, and content (B, Q, C)."""
+        """Return logits (B, Q, classes), refined boxes (B, Q, 4) xyzr, and content (B, Q, C)."""
         bias = overlap_bias(xyzr, self.iof_tau, blocked)
         content = content + sine_embedding(xyzr, content.shape[-1]).to(content.dtype)
         content = self.attention_norm(self.attention(content, bias) + content)
@@ -145,8 +145,8 @@ class AdaMixerDecoder(nn.Module):
     def forward(
         self, head: int, features: list[Tensor], proposals: Proposals, image_size: Tensor, blocked: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Head `head` -> for each of its layers, logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative
-        to the valid image."""
+        """Run head `head`; return for each of its layers logits (B, Q, classes) and boxes (B, Q, 4) cxcywh
+        relative to the valid image."""
         xyzr, content = proposals.xyzr, proposals.content
         predicted = []
         for stage in range(head * self.layers, (head + 1) * self.layers):

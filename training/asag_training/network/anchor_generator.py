@@ -33,7 +33,7 @@ FIRST_LEVEL_PATCHES = len(QUADRANTS) + 1
 
 
 class Prediction(NamedTuple):
-    """What a level predicted."""
+    """The prediction of a level."""
 
     raw: Tensor
     """(B, K, A, 5) as predicted: cx, cy, w, h relative to the patch, and a score logit.  Has gradients."""
@@ -76,7 +76,7 @@ class AnchorGenerator(nn.Module):
     def first_level(
         self, p5: Tensor, image_size: Tensor, *, flips: Sequence[tuple[bool, bool]] = ()
     ) -> Prediction:
-        """Anchors of the four P5 patches and the P6 patch, in that order: K = 5.
+        """Predict the anchors of the four P5 patches and the P6 patch, in that order: K = 5.
 
         Training appends copies of the P6 patch to them, flipped as `flips` says: (horizontally, vertically).
         """
@@ -112,7 +112,7 @@ class AnchorGenerator(nn.Module):
         origins: Tensor,
         patch_count: Tensor,
     ) -> Prediction:
-        """Anchors of patches of `level` ('P4' or 'P3').
+        """Predict the anchors of patches of `level` ('P4' or 'P3').
 
         feature: (B, h, w, C), that level's map; feature_size: int64 (2,), its h and w, which on a GPU must
         not come from the host while a graph decides; origins: int64 (B, K, 2) x, y of each patch in cells;
@@ -130,7 +130,7 @@ class AnchorGenerator(nn.Module):
         return Prediction(raw, self._score(raw, boxes, usable))
 
     def select(self, anchors: Tensor, level: str) -> Tensor:
-        """Which anchors ask for a closer look on `level` ('P4' or 'P3'): (B, N, 5) -> bool (B, N).
+        """Return which anchors ask for a closer look on `level` ('P4' or 'P3'): (B, N, 5) -> bool (B, N).
 
         Those scored as neither object nor noise, and smaller than half a patch of that level.
         """
@@ -141,15 +141,15 @@ class AnchorGenerator(nn.Module):
         return uncertain & (anchors[..., 2] < half) & (anchors[..., 3] < half)
 
     def passes(self, anchors: Tensor) -> Tensor:
-        """Which anchors are scored high enough for the decoder: (B, N, 5) -> bool (B, N)."""
+        """Return which anchors are scored high enough for the decoder: (B, N, 5) -> bool (B, N)."""
         return anchors[..., 4] > self.config.score_pass
 
     def _compressor(self, level: str) -> nn.Sequential:
-        """Convolution 1x1, activation, convolution 3x3."""
+        """Return convolution 1x1, activation, convolution 3x3."""
         return cast(nn.Sequential, self.compress[_COMPRESS[level]])
 
     def _predict(self, tokens: Tensor, level: str, head: Mlp) -> Tensor:
-        """tokens (B, K, T, c) -> raw anchors float32 (B, K, A, 5)."""
+        """Predict from tokens (B, K, T, c) raw anchors float32 (B, K, A, 5)."""
         norm, position = self.layernorm[_TOKENS[level]], self.pos_embedding[_TOKENS[level]]
         tokens = norm(tokens.to(weight_type(norm))) + position.get_parameter("weight")
         raw: Tensor = head(tokens.flatten(2)).float().unflatten(-1, (-1, 5))
@@ -188,7 +188,7 @@ class AnchorGenerator(nn.Module):
 
 
 def resize_valid(features: Tensor, image_size: Tensor, stride: int, size: int) -> Tensor:
-    """Bilinearly resize the valid part of each map (B, c, h, w) to (B, c, size, size).
+    """Resize the valid part of each map (B, c, h, w) bilinearly to (B, c, size, size).
 
     The valid part is round(image size / stride) cells, from the top left.  Pixel centres are aligned, corners
     are not.  Written as two small matrix products so that every image of a batch can have its own valid part
@@ -202,7 +202,7 @@ def resize_valid(features: Tensor, image_size: Tensor, stride: int, size: int) -
 
 
 def _interpolation(valid: Tensor, cells: int, size: int) -> Tensor:
-    """Weights (B, size, cells) that resample the first `valid` (B,) of `cells` cells to `size`."""
+    """Return weights (B, size, cells) that resample the first `valid` (B,) of `cells` cells to `size`."""
     valid = valid.clamp(1, cells)[:, None]
     step = torch.arange(size, dtype=torch.float32, device=valid.device) + 0.5
     source = torch.minimum((step * valid / size - 0.5).clamp(min=0), valid - 1)  # (B, size)
@@ -211,7 +211,8 @@ def _interpolation(valid: Tensor, cells: int, size: int) -> Tensor:
 
 
 def _first_corners(device: torch.device) -> Tensor:
-    """(5, 2) x, y where the patches of the first level begin, relative to the image: `QUADRANTS`, then P6.
+    """Return (5, 2) x, y where the patches of the first level begin, relative to the image: `QUADRANTS`, then
+    P6.
 
     Computed, since a copy from the host could not be captured in a CUDA graph.
     """
@@ -221,7 +222,7 @@ def _first_corners(device: torch.device) -> Tensor:
 
 
 def _flip(patch: Tensor, horizontally: bool, vertically: bool) -> Tensor:
-    """(B, c, h, w) mirrored along the axes asked for."""
+    """Mirror (B, c, h, w) along the axes asked for."""
     axes = [axis for axis, asked in ((-1, horizontally), (-2, vertically)) if asked]
     return patch.flip(axes)
 
@@ -235,7 +236,7 @@ def _clamp(index: Tensor, size: Tensor) -> Tensor:
 
 
 def _conv3x3_valid(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution without padding, channels last: (..., h, w, C), (c, C, 3, 3) -> (..., h - 2, w - 2, c).
+    """Convolve 3x3 without padding, channels last: (..., h, w, C), (c, C, 3, 3) -> (..., h - 2, w - 2, c).
 
     One product with all nine taps, then nine shifted sums: far less memory traffic than gathering windows,
     since c is small.

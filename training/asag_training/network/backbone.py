@@ -35,7 +35,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The affine map it applies: two (channels,) vectors."""
+        """Return the affine map it applies: two (channels,) vectors."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -51,7 +51,8 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Convolution and norm; fixed statistics become part of the weights, which saves passes over the map."""
+    """Apply convolution and norm; fixed statistics become part of the weights, which saves passes over the
+    map."""
     if isinstance(norm, FrozenBatchNorm2d) and norm.training and not norm.learns_statistics:
         scale, shift = norm.scale_and_shift()
         weight = convolution.weight * scale[:, None, None, None]

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import ConfigError
+from asag_evaluation.data.coco import COCO_CATEGORIES
+from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.settings import Settings
 
 DecoderType = Literal["adamixer", "sparse-rcnn"]
@@ -142,7 +145,8 @@ class AsagConfig(Settings):
         return (*(f"aux_{i}" for i in range(self.heads - 1)), MAIN_HEAD)
 
     def layer_names(self, head: str) -> tuple[str, ...]:
-        """The layers of a decoder in sequence: `main_layer_0`, ..., and the last by the decoder's name."""
+        """Name the layers of a decoder in sequence: `main_layer_0`, ..., and the last by the decoder's
+        name."""
         return (*(f"{head}_layer_{i}" for i in range(self.decoder_layers - 1)), head)
 
     @property
@@ -152,12 +156,12 @@ class AsagConfig(Settings):
 
 
 def asag_100(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
-    """The 100 queries setting (paper, section 5.1)."""
+    """Return the 100 queries setting (paper, section 5.1)."""
     return AsagConfig(variant=variant, decoder=decoder, backbone_depth=backbone_depth)
 
 
 def asag_300(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
-    """The 300 queries setting (paper, section 5.1)."""
+    """Return the 300 queries setting (paper, section 5.1)."""
     return AsagConfig(
         variant=variant,
         decoder=decoder,
@@ -172,7 +176,7 @@ def asag_300(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagCon
 
 
 def asag_crowdhuman(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
-    """The CrowdHuman setting: one class, up to 600 anchors, all queries kept, NMS at 0.8."""
+    """Return the CrowdHuman setting: one class, up to 600 anchors, all queries kept, NMS at 0.8."""
     return asag_300(variant, decoder, backbone_depth).with_changes(
         num_classes=1,
         anchor_floor=50,
@@ -200,8 +204,18 @@ VARIANTS: dict[str, AsagConfig] = _variants()
 
 
 def variant_config(name: str) -> AsagConfig:
-    """The settings of a published variant (ConfigError names the known ones)."""
+    """Return the settings of a published variant (ConfigError names the known ones)."""
     try:
         return VARIANTS[name]
     except KeyError:
         raise ConfigError(f"unknown variant '{name}'; the variants are {', '.join(VARIANTS)}") from None
+
+
+def default_categories(config: AsagConfig) -> tuple[Category, ...]:
+    """Return the classes of a checkpoint that does not say: those of its data set, else `class_0`, `class_1`,
+    ..."""
+    if config.num_classes == len(COCO_CATEGORIES):
+        return COCO_CATEGORIES
+    if config.num_classes == 1 and config.variant.endswith("crowdhuman"):
+        return CROWDHUMAN_CATEGORIES
+    return tuple(Category(id=i, name=f"class_{i}") for i in range(config.num_classes))

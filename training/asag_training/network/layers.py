@@ -21,12 +21,12 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "s
 
 
 def activation(name: Activation) -> nn.Module:
-    """The activation layer of that name."""
+    """Return the activation layer of that name."""
     return _ACTIVATIONS[name]()
 
 
 def weight_type(module: nn.Module) -> torch.dtype:
-    """The type a block's weights have, and so the one it computes in."""
+    """Return the type a block's weights have, and so the one it computes in."""
     return next(module.parameters()).dtype
 
 
@@ -58,7 +58,7 @@ class BiasedSelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (B, Q, C), bias float32 (B, heads or 1, Q, Q) -> (B, Q, C)."""
+        """Attend over x (B, Q, C), with bias float32 (B, heads or 1, Q, Q) -> (B, Q, C)."""
         b, q, c = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = qkv.reshape(b, q, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -68,17 +68,18 @@ class BiasedSelfAttention(nn.Module):
 
 
 def blocking_bias(blocked: Tensor) -> Tensor:
-    """-inf where a query (row) must not see another (column): bool (B, Q, Q) -> float32 (B, 1, Q, Q)."""
+    """Return -inf where a query (row) must not see another (column): bool (B, Q, Q) -> float32 (B, 1, Q,
+    Q)."""
     return torch.zeros_like(blocked, dtype=torch.float32).masked_fill(blocked, -math.inf)[:, None]
 
 
 def padding_blocked(valid: Tensor) -> Tensor:
-    """valid bool (B, Q) -> bool (B, Q, Q): valid queries do not see padding ones; padding ones see all."""
+    """Block padding from valid queries: valid bool (B, Q) -> bool (B, Q, Q); padding queries see all."""
     return valid[:, :, None] & ~valid[:, None, :]
 
 
 def sine_embedding(xyzr: Tensor, dim: int) -> Tensor:
-    """Sine embedding of xyzr boxes (B, Q, 4) -> float32 (B, Q, dim), a quarter of it for each coordinate.
+    """Embed xyzr boxes (B, Q, 4) by sines -> float32 (B, Q, dim), a quarter of it for each coordinate.
 
     Even channels are sines, odd ones cosines; centres are scaled by 1/1000 so that all four coordinates are
     of like size (AdaMixer).
@@ -93,7 +94,7 @@ def sine_embedding(xyzr: Tensor, dim: int) -> Tensor:
 
 
 def tower(dim: int, depth: int, act: Activation) -> nn.ModuleList:
-    """`depth` times Linear without bias, LayerNorm, activation."""
+    """Build `depth` times Linear without bias, LayerNorm, activation."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), activation(act)]
@@ -108,7 +109,7 @@ def run(layers: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 def init_detection_head(module: nn.Module, classify: nn.Linear, regress: nn.Linear) -> None:
-    """Xavier weights, a 1% prior on every class, and boxes that start where the proposals are."""
+    """Draw Xavier weights; give every class a 1% prior, and let boxes start where the proposals are."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -24,7 +24,7 @@ from asag_training.network.sparse_rcnn import SparseRcnnDecoder
 
 
 class HeadOutput(NamedTuple):
-    """What a decoder predicts for each query."""
+    """The predictions of a decoder for each query."""
 
     logits: Tensor
     """(B, Q, classes)."""
@@ -47,33 +47,34 @@ class Asag(nn.Module):
         self.decoder = decoder(config)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Normalised RGB (B, 3, H, W) -> P2..P5, each channels-last (B, h, w, C)."""
+        """Compute P2..P5, each channels-last (B, h, w, C), of normalised RGB (B, 3, H, W)."""
         return [p.permute(0, 2, 3, 1) for p in self.neck(self.backbone(image))]
 
     def relate(
         self, features: list[Tensor], anchors: Tensor, valid: Tensor, image_size: Tensor
     ) -> tuple[Proposals, Tensor]:
-        """Anchors (B, Q, 4) cxcywh in pixels, of which `valid` (B, Q) are real -> proposals, and who must not
-        see whom (B, Q, Q)."""
+        """Turn anchors (B, Q, 4) cxcywh in pixels, of which `valid` (B, Q) are real, into proposals, and say
+        who must not see whom (B, Q, Q)."""
         blocked = padding_blocked(valid)
         return self.rpn(features, anchors, image_size, blocked), blocked
 
     def decode(
         self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
     ) -> HeadOutput:
-        """The predictions of one of the parallel decoders (`main`, `aux_0`, ...): those of its last layer."""
+        """Return the predictions of one of the parallel decoders (`main`, `aux_0`, ...): those of its last
+        layer."""
         return self.decode_layers(head, features, proposals, blocked, image_size)[-1]
 
     def decode_layers(
         self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
     ) -> list[HeadOutput]:
-        """The predictions of every layer of one of the parallel decoders, in sequence."""
+        """Return the predictions of every layer of one of the parallel decoders, in sequence."""
         index = self.head_index(head)
         predicted = self.decoder(index, features, proposals, image_size, blocked)
         return [HeadOutput(*of_layer) for of_layer in predicted]
 
     def head_index(self, head: str) -> int:
-        """Position of a decoder among the parallel ones (ConfigError lists them)."""
+        """Return the position of a decoder among the parallel ones (ConfigError lists them)."""
         names = self.config.head_names
         if head not in names:
             raise ConfigError(f"no decoder head '{head}' in this network; its heads are {', '.join(names)}")
@@ -81,7 +82,7 @@ class Asag(nn.Module):
 
 
 def build(config: AsagConfig, state: Mapping[str, Tensor] | None = None) -> Asag:
-    """A network in evaluation mode, with the given weights or freshly initialised ones."""
+    """Build a network in evaluation mode, with the given weights or freshly initialised ones."""
     if state is None:
         return Asag(config).eval()
     with torch.device("meta"):

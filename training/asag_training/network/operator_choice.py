@@ -18,18 +18,18 @@ from torch import Tensor
 
 
 class Operators(Protocol):
-    """What takes the place of the references; arguments and results are theirs."""
+    """Operators in the place of the references, with the same arguments and results."""
 
     def multiscale_roi_align(
         self, features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]
     ) -> Tensor:
-        """As `asag_training.network.operators.multiscale_roi_align`."""
+        """Compute `asag_training.network.operators.multiscale_roi_align`."""
         ...
 
     def pyramid_sample(
         self, features: Sequence[Tensor], xy: Tensor, weight: Tensor, strides: Sequence[int]
     ) -> Tensor:
-        """As `asag_training.network.operators.pyramid_sample`."""
+        """Compute `asag_training.network.operators.pyramid_sample`."""
         ...
 
     def pad_anchors(
@@ -42,7 +42,7 @@ class Operators(Protocol):
         floor: int,
         cap: int,
     ) -> tuple[Tensor, Tensor]:
-        """As `asag_training.network.operators.pad_anchors`."""
+        """Compute `asag_training.network.operators.pad_anchors`."""
         ...
 
 
@@ -60,5 +60,5 @@ def use_operators(operators: Operators) -> Iterator[None]:
 
 
 def operators_in_use() -> Operators | None:
-    """What was brought; None for the references."""
+    """Return what was brought; None for the references."""
     return None if torch.compiler.is_compiling() else _brought.get()

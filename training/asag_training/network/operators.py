@@ -26,7 +26,7 @@ _CANONICAL_LEVEL = 4.0
 
 
 def multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
-    """RoIAlign 7x7 with 2x2 samples per bin, each box on one level chosen by its area.
+    """Compute RoIAlign 7x7 with 2x2 samples per bin, each box on one level chosen by its area.
 
     features: one (B, h, w, C) map per level; boxes: float32 (B, Q, 4) xyxy in pixels; strides: pixels per
     cell of each level, each twice the one before.  Returns (B, Q, 7, 7, C) in the features' type.
@@ -83,7 +83,7 @@ def patch_nms(
     capacity: int,
     max_candidates: int,
 ) -> tuple[Tensor, Tensor]:
-    """Greedy NMS over square patches around the selected anchors.
+    """Run greedy NMS over square patches around the selected anchors.
 
     anchors: float32 (B, N, 5) cx, cy, w, h in pixels, and score; selected: bool (B, N); image_size: (B, 2)
     valid height, width; patches are `patch_size` cells of the map with `stride`.  A patch suppresses those
@@ -196,7 +196,7 @@ def _roi_level(boxes: Tensor, strides: Sequence[int]) -> Tensor:
 
 
 def _corners(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The two cells either side of each sample along one axis, and their weights.
+    """Return the two cells either side of each sample along one axis, and their weights.
 
     position: (B, Q, 14); size: (B, Q, 1) cells.  Returns index int64 and weight, both (B, Q, 7, 4): for every
     bin its two samples' lower and upper cells.
@@ -232,7 +232,8 @@ def _pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, stri
 
 
 def _patch_origins(patches: Tensor, image_size: Tensor, stride: int, patch_size: int) -> Tensor:
-    """(B, N, 4) xyxy pixels -> (B, N, 2) x, y of the patch in whole cells, inside the image where it fits."""
+    """Turn (B, N, 4) xyxy pixels into (B, N, 2) x, y of the patch in whole cells, inside the image where it
+    fits."""
     centres = (patches[..., :2] + patches[..., 2:]) / 2 / stride
     origins = torch.floor(centres - patch_size / 2)
     cells = torch.ceil(image_size.float().flip(-1) / stride)[:, None]  # width, height

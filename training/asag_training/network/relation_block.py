@@ -29,7 +29,7 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
 class Proposals(NamedTuple):
-    """What the relation block hands to a decoder."""
+    """The proposals that the relation block hands to a decoder."""
 
     logits: Tensor
     """(B, Q, classes)."""
@@ -42,13 +42,14 @@ class Proposals(NamedTuple):
 
 
 def overlap_bias(xyzr: Tensor, tau: Tensor, blocked: Tensor) -> Tensor:
-    """Attention bias tau_h log(IoF) of boxes (B, Q, 4) xyzr: float32 (B, heads, Q, Q), -inf where blocked."""
+    """Compute the attention bias tau_h log(IoF) of boxes (B, Q, 4) xyzr: float32 (B, heads, Q, Q), -inf where
+    blocked."""
     overlap = torch.log(box_ops.iof(box_ops.xyzr_to_xyxy(xyzr)) + 1e-7)
     return overlap[:, None] * tau.float().view(1, -1, 1, 1) + blocking_bias(blocked)
 
 
 def xyzr_to_relative(xyzr: Tensor, image_size: Tensor) -> Tensor:
-    """(B, Q, 4) xyzr in cells of P2 -> cxcywh relative to the valid image."""
+    """Convert (B, Q, 4) xyzr in cells of P2 to cxcywh relative to the valid image."""
     pixels = box_ops.xyzr_to_xyxy(xyzr) * PYRAMID_STRIDES[0]
     return box_ops.xyxy_to_cxcywh(pixels / box_ops.whwh(image_size))
 
@@ -76,8 +77,11 @@ class RelationBlock(nn.Module):
     def forward(
         self, features: list[Tensor], anchors: Tensor, image_size: Tensor, blocked: Tensor
     ) -> Proposals:
-        """features: P2..P5, each (B, h, w, C); anchors: (B, Q, 4) cxcywh in pixels; blocked: bool (B, Q, Q),
-        which query (row) must not see which (column)."""
+        """Turn anchors into proposals.
+
+        features: P2..P5, each (B, h, w, C); anchors: (B, Q, 4) cxcywh in pixels; blocked: bool (B, Q, Q),
+        which query (row) must not see which (column).
+        """
         boxes = box_ops.cxcywh_to_xyxy(anchors)
         content = self._roi_content(multiscale_roi_align(features, boxes, PYRAMID_STRIDES))
 
@@ -95,7 +99,7 @@ class RelationBlock(nn.Module):
         return Proposals(logits, xyzr_to_relative(refined, image_size), refined, content)
 
     def _roi_content(self, roi: Tensor) -> Tensor:
-        """RoI features (B, Q, 7, 7, C) -> (B, Q, C)."""
+        """Turn RoI features (B, Q, 7, 7, C) into (B, Q, C)."""
         # The checkpoints flatten channels first; turning the weight once is cheaper than turning every RoI.
         weight = torch.unflatten(self.roi.weight, 1, (-1, ROI_SIZE**2)).transpose(1, 2).flatten(1)
         content = F.linear(roi.flatten(2).to(weight.dtype), weight, self.roi.bias)

@@ -42,7 +42,7 @@ class DynamicConv(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, query: Tensor, roi: Tensor) -> Tensor:
-        """query (B, Q, C), roi (B, Q, 49, C) -> (B, Q, C)."""
+        """Convolve roi (B, Q, 49, C) with weights made from query (B, Q, C) -> (B, Q, C)."""
         down, up = self.dynamic_layer(query).chunk(2, dim=-1)
         x = F.relu(self.norm1(roi @ down.unflatten(-1, (-1, self.inner))))
         x = F.relu(self.norm2(x @ up.unflatten(-1, (self.inner, -1))))
@@ -72,7 +72,7 @@ class SparseRcnnStage(nn.Module):
     def forward(
         self, content: Tensor, roi: Tensor, boxes: Tensor, blocked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits (B, Q, classes), refined boxes (B, Q, 4), cxcywh as `boxes`, and content (B, Q, C)."""
+        """Return logits (B, Q, classes), refined boxes (B, Q, 4) cxcywh, and content (B, Q, C)."""
         content = self.norm1(content + self.self_attn(content, blocking_bias(blocked)))
         content = self.norm2(content + self.inst_interact(content, roi.to(content.dtype)))
         content = self.norm3(content + self.linear2(self.act(self.linear1(content))))
@@ -102,8 +102,8 @@ class SparseRcnnDecoder(nn.Module):
     def forward(
         self, head: int, features: list[Tensor], proposals: Proposals, image_size: Tensor, blocked: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Head `head` -> for each of its layers, logits (B, Q, classes) and boxes (B, Q, 4) cxcywh relative
-        to the valid image."""
+        """Run head `head`; return for each of its layers logits (B, Q, classes) and boxes (B, Q, 4) cxcywh
+        relative to the valid image."""
         boxes, content = proposals.boxes, proposals.content
         predicted = []
         for stage in range(head * self.layers, (head + 1) * self.layers):

@@ -1,4 +1,4 @@
-"""From a network's settings to its stages and to the parameters of the runtime's loop."""
+"""The stages of a network, and the parameters of the runtime's loop over them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asag_training.network.config import MAIN_HEAD, AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.stages import BackboneStage, DecoderStage, NormalizeStage, ProbeStage, StageModule
 
-LEVELS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
+MANUAL_STOPS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
 """Manual stops (paper, table 2) by name: the levels that can be probed beyond P5 and P6."""
 
 _EXACT_CAPACITY = {"P4": 128, "P3": 256}
@@ -18,9 +18,9 @@ _MAX_CANDIDATES = 2048
 
 
 def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact") -> Probing:
-    """The parameters of the probing loop (ConfigError for an unknown manual stop or mode)."""
-    if levels not in LEVELS:
-        raise ConfigError(f"unknown levels '{levels}'; choose one of {', '.join(LEVELS)}")
+    """Return the parameters of the probing loop (ConfigError for an unknown manual stop or mode)."""
+    if levels not in MANUAL_STOPS:
+        raise ConfigError(f"unknown levels '{levels}'; choose one of {', '.join(MANUAL_STOPS)}")
     if mode not in ("exact", "fast"):
         raise ConfigError(f"unknown mode '{mode}'; choose exact or fast")
     capacity = dict.fromkeys(_EXACT_CAPACITY, _FAST_CAPACITY) if mode == "fast" else _EXACT_CAPACITY
@@ -34,7 +34,7 @@ def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact"
                 capacity=min(capacity[level], config.max_patches or capacity[level]),
                 anchors_per_patch=config.patch_anchors,
             )
-            for level in LEVELS[levels]
+            for level in MANUAL_STOPS[levels]
         ),
         max_candidates=_MAX_CANDIDATES,
         patch_nms_iou=config.patch_nms_iou,
@@ -45,14 +45,14 @@ def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact"
 
 
 def postprocessing_plan(config: AsagConfig) -> Postprocessing:
-    """How the decoder's outputs become detections."""
+    """Return how the decoder's outputs become detections."""
     return Postprocessing(max_detections=config.detection_limit, nms_iou=config.detection_nms_iou)
 
 
 def build_stages(
     model: Asag, probing: Probing, head: str = MAIN_HEAD, preprocessing: Preprocessing | None = None
 ) -> list[StageModule]:
-    """The stages of `model` in the order they run."""
+    """Build the stages of `model` in the order they run."""
     levels = [level.level for level in probing.levels]
     first, *following = [*levels, None]
     stages: list[StageModule] = [

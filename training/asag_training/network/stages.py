@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.manifest import Level, Preprocessing, ProbeLevel, Probing
-from asag_deploy.loop.stages import PATCHES_COLUMN, LevelOutputs
+from asag_deploy.loop.stages import FEATURES, PATCHES_COLUMN, LevelOutputs
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.network.model import Asag
 from asag_training.network.operators import pad_anchors, patch_nms
-
-FEATURES = ("p2", "p3", "p4", "p5")
 
 
 class StageModule(nn.Module):
@@ -64,7 +62,7 @@ class SelectingStage(StageModule):
     floor: int = 0
 
     def choose(self, anchors: Tensor) -> tuple[Tensor, ...]:
-        """anchors (B, N, 5) -> selected, counts; or counts alone where no level follows."""
+        """Turn anchors (B, N, 5) into selected and counts; or counts alone where no level follows."""
         generator, floor = self.model.anchor_generator, self.floor
         passes = generator.passes(anchors)
         passing = passes.sum(dim=1).clamp(min=floor)
@@ -170,7 +168,7 @@ class DecoderStage(StageModule):
         return logits, boxes, queries, count, *detections, score, proposals.boxes
 
     def queries(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The anchors that reach the decoder (B, Q, 4), and how many of them are real (B,)."""
+        """Return the anchors that reach the decoder (B, Q, 4), and how many of them are real (B,)."""
         config = self.model.config
         anchors, keep = self._gather(named)
         first_level = FIRST_LEVEL_PATCHES * config.first_level_anchors
@@ -178,7 +176,7 @@ class DecoderStage(StageModule):
         return pad_anchors(anchors, keep, named["image_size"], named["query_slots"], first_level, floor, cap)
 
     def _gather(self, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """All levels' anchors (B, N, 5), and which pass: those that a deeper level replaced do not."""
+        """Return all levels' anchors (B, N, 5), and which pass: those that a deeper level replaced do not."""
         anchors, keep = [], []
         for i, level in enumerate(("P5", *self.levels)):
             of_level = named[f"anchors_{level.lower()}"]
@@ -193,7 +191,7 @@ class DecoderStage(StageModule):
 def best_detections(
     logits: Tensor, boxes: Tensor, valid: Tensor, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best-scored (query, class) pairs of each image.
+    """Find the best-scored (query, class) pairs of each image.
 
     logits (B, Q, classes), boxes (B, Q, 4) cxcywh, valid (B, Q) -> scores (B, D), labels int64 (B, D), boxes
     (B, D, 4) xyxy, best first, D = min(limit, Q * classes); pairs of padding queries score 0.
@@ -218,21 +216,21 @@ class TorchNetwork(Network):
         self.modules = {stage.name: stage for stage in stages}
 
     def stage(self, name: str) -> _TorchStage:
-        """The stage called `name` (KeyError if there is none)."""
+        """Return the stage called `name` (KeyError if there is none)."""
         return _TorchStage(self.modules[name])
 
     def upload(self, array: NDArray[Any]) -> Tensor:
-        """A host array as a tensor on the network's device."""
+        """Copy a host array to a tensor on the network's device."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def download(self, array: Tensor) -> NDArray[Any]:
-        """A tensor as a host array."""
+        """Copy a tensor to a host array."""
         return array.detach().cpu().numpy()
 
     def select(
         self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Patch NMS in PyTorch: what every other network is compared with."""
+        """Run patch NMS in PyTorch: what every other network is compared with."""
         origins, patches = patch_nms(
             before.anchors,
             before.selected,

@@ -15,17 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import Denoising, Targets
+from asag_training.losses.network_output import Denoising
+from asag_training.losses.targets import Targets
 from asag_training.network import boxes as box_ops
 from asag_training.network.layers import padding_blocked
-from asag_training.run.random_draws import uniform
+from asag_training.run.patch_selection import uniform
 from asag_training.settings import TrainingSettings
 
 _WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
 class DenoisingQueries(NamedTuple):
-    """What goes in front of the anchors."""
+    """The queries in front of the anchors."""
 
     boxes: Tensor
     """(B, N, 4) cxcywh in pixels; queries that only fill up are the whole image."""
@@ -51,7 +52,7 @@ def make_denoising(
     settings: TrainingSettings,
     generator: torch.Generator | None,
 ) -> DenoisingQueries | None:
-    """The denoising queries of a batch, or None if the settings ask for none.
+    """Make the denoising queries of a batch, or None if the settings ask for none.
 
     anchors (B, Q, 4), of which `valid` (B, Q) are real, and image_size (B, 2) say what they are put before.
     """
@@ -70,7 +71,8 @@ def make_denoising(
 
 
 def assign_copies(objects: int, queries: int, generator: torch.Generator | None) -> Copies:
-    """As many whole groups as fit; of more objects than queries one group, of random ones."""
+    """Repeat the objects as whole groups.  If there are more objects than queries, use one group of randomly
+    chosen objects."""
     if objects > queries:
         chosen = torch.argsort(uniform((objects,), generator))[:queries]
         return Copies(chosen, torch.zeros(queries, dtype=torch.int64))
@@ -83,7 +85,7 @@ def assign_copies(objects: int, queries: int, generator: torch.Generator | None)
 
 
 def add_box_noise(boxes: Tensor, draw: Tensor, scale: float) -> Tensor:
-    """Noised boxes (N, 4) cxcywh relative to the image; draw (N, 4) is in [-1, 1].
+    """Add noise to boxes (N, 4) cxcywh relative to the image; draw (N, 4) is in [-1, 1].
 
     Centres move by up to `scale` times half the size, sizes change by up to `scale` times the size; all is
     clamped to 0..1.
@@ -94,7 +96,8 @@ def add_box_noise(boxes: Tensor, draw: Tensor, scale: float) -> Tensor:
 
 
 def denoising_blocked(group: Tensor, valid: Tensor) -> Tensor:
-    """Who must not see whom: group (B, N) of the copies, valid (B, Q) of the anchors -> (B, N + Q, N + Q).
+    """Return who must not see whom: group (B, N) of the copies, valid (B, Q) of the anchors -> (B, N + Q, N +
+    Q).
 
     A copy sees its own group and the real anchors.  An anchor sees no copy, and of the anchors what it sees
     without any.
@@ -112,7 +115,7 @@ def denoising_blocked(group: Tensor, valid: Tensor) -> Tensor:
 def _of_image(
     target: Targets, settings: TrainingSettings, generator: torch.Generator | None
 ) -> tuple[Tensor, Copies]:
-    """Boxes (N, 4) cxcywh relative to the image, and what they copy, both on the CPU."""
+    """Return boxes (N, 4) cxcywh relative to the image, and what they copy, both on the CPU."""
     objects = target.boxes.detach().float().cpu()
     copies = assign_copies(len(objects), settings.denoising_queries, generator)
     whole = torch.tensor(_WHOLE_IMAGE)

@@ -38,7 +38,7 @@ class GradientScaling:
         self._scaler.unscale_(optimizer)
 
     def excuses_overflow(self) -> bool:
-        """Told that gradients of this update are not finite: whether the factor may be to blame.
+        """Return whether the factor may be to blame for gradients of this update that are not finite.
 
         If so, the update will be left out.
         """
@@ -55,13 +55,13 @@ class GradientScaling:
         self._scaler.update()
 
     def values(self) -> dict[str, float]:
-        """What there is to log."""
+        """Return what there is to log."""
         if not self.enabled:
             return {}
         return {"loss_scale": self._scaler.get_scale(), "skipped_updates": float(self.skipped)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on as if it had not stopped."""
+        """Return what a run needs to go on as if it had not stopped."""
         return {"scaler": self._scaler.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

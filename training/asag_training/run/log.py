@@ -1,4 +1,4 @@
-"""What a run leaves to be looked at: tables of steps and evaluations, TensorBoard where it is installed."""
+"""The log of a run: tables of steps and evaluations, and TensorBoard where it is installed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CsvLog:
         self._rewrite(rows)
 
     def _rows(self) -> list[dict[str, str]]:
-        """The rows that are whole."""
+        """Read the rows that are whole."""
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))[1:]
         return [dict(zip(self.columns, row, strict=True)) for row in rows if len(row) == len(self.columns)]
@@ -113,7 +113,7 @@ class RunLog:
 
 
 def _tensorboard(folder: Path, first_step: int) -> Any:
-    """TensorBoard's writer, or None where it is not installed."""
+    """Open TensorBoard's writer, or return None where it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         from torch.utils.tensorboard import SummaryWriter

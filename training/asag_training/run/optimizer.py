@@ -43,12 +43,12 @@ def build_optimizer(model: Asag, settings: Optimisation) -> torch.optim.AdamW:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Give every group `factor` of its base rate; returns the rates by group name."""
+    """Give every group `factor` of its base rate; return the rates by group name."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients together so that their norm is at most `max_norm`; returns the norm before."""
+    """Scale all gradients together so that their norm is at most `max_norm`; return the norm before."""
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -16,29 +16,31 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from asag_training.losses.network_output import Targets
+from asag_training.losses.targets import Targets
 from asag_training.network import boxes as box_ops
 from asag_training.network.config import AsagConfig
-from asag_training.run.random_draws import uniform
 
 P6_FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """How the one P6 patch becomes several in training: (horizontally, vertically) flipped; the first is not."""
 
 
 def is_small(boxes: Tensor, stride: int, patch_size: int) -> Tensor:
-    """Which boxes (T, 4) cxcywh in pixels a patch is for, bool (T,): under half a patch wide and high."""
+    """Return which boxes (T, 4) cxcywh in pixels a patch is for, bool (T,): under half a patch wide and
+    high."""
     half = stride * patch_size / 2
     return (boxes[:, 2] < half) & (boxes[:, 3] < half)
 
 
 def centrality(boxes: Tensor) -> Tensor:
-    """(T, 4) cxcywh -> (T,): the nearer a box is to all the others the higher (minus squared distances)."""
+    """Score boxes (T, 4) cxcywh -> (T,): the nearer a box is to all the others the higher (minus squared
+    distances)."""
     centres = boxes[:, :2]
     return -(centres[:, None] - centres[None]).square().sum(dim=(1, 2))
 
 
 def group_boxes(boxes: Tensor, iou_threshold: float) -> Tensor:
-    """One box for each group of overlapping ones: (T, 4) cxcywh -> indices int64 (n,), most central first.
+    """Choose one box for each group of overlapping ones: (T, 4) cxcywh -> indices int64 (n,), most central
+    first.
 
     Greedy NMS scored by `centrality`: a box that overlaps a more central one by an IoU over the threshold
     joins its group.
@@ -53,7 +55,8 @@ def group_boxes(boxes: Tensor, iou_threshold: float) -> Tensor:
 
 
 def last_origin(image_size: tuple[int, int], stride: int, patch_size: int) -> Tensor:
-    """The right- and lowermost origin of a patch inside the image, (2,); image_size is height, width."""
+    """Return the right- and lowermost origin of a patch inside the image, (2,); image_size is height,
+    width."""
     height, width = image_size
     return torch.tensor([max(-(-side // stride) - patch_size, 0) for side in (width, height)])
 
@@ -65,7 +68,7 @@ def shifted_origins(
     patch_size: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """A random patch around each small box: (T, 4) cxcywh in pixels, on the CPU -> origins (T, 2).
+    """Draw a random patch around each small box: (T, 4) cxcywh in pixels, on the CPU -> origins (T, 2).
 
     All places at which the patch is inside the image and the box wholly inside the patch are equally likely.
     """
@@ -79,7 +82,7 @@ def shifted_origins(
 def random_origins(
     count: int, image_size: tuple[int, int], stride: int, patch_size: int, generator: torch.Generator | None
 ) -> Tensor:
-    """`count` patches anywhere inside the image, all places equally likely -> origins (count, 2)."""
+    """Draw `count` patches anywhere inside the image, all places equally likely -> origins (count, 2)."""
     places = last_origin(image_size, stride, patch_size) + 1
     return (uniform((count, 2), generator) * places).floor().long()
 
@@ -92,7 +95,7 @@ def spare_origins(
     count: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The patches that may fill up one level of one image: origins (count, 2).
+    """Choose the patches that may fill up one level of one image: origins (count, 2).
 
     Ground-truth patches of the objects `boxes` (T, 4), cxcywh in pixels, in random order; then random ones.
     """
@@ -114,7 +117,8 @@ def spare_patches(
     count: int,
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
-    """`spare_origins` of every level in `strides` and every image: by level, (B, count, 2) on the CPU."""
+    """Choose the `spare_origins` of every level in `strides` and every image: by level, (B, count, 2) on the
+    CPU."""
     in_pixels = [
         target.boxes.detach().float().cpu() * torch.tensor([width, height, width, height])
         for target, (height, width) in zip(targets, image_sizes, strict=True)
@@ -131,7 +135,7 @@ def spare_patches(
 
 
 def fill_up(origins: Tensor, generated: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-    """Generated patches, then spare ones until there are as many as spares.
+    """Put spare patches after the generated ones until there are as many as spares.
 
     origins (B, K, 2), of which the first `generated` (B,) count, and spare (B, n, 2) -> origins (B, K, 2) and
     how many count (B,): the generated ones, but at least n (K, should that be less).
@@ -143,3 +147,10 @@ def fill_up(origins: Tensor, generated: Tensor, spare: Tensor) -> tuple[Tensor, 
     filled = torch.where((slot < generated[:, None])[..., None], origins, filler)
     total = generated.clamp(min=min(spares, capacity))
     return filled * (slot < total[:, None])[..., None], total
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Draw float32 numbers in [0, 1), on the CPU whatever the generator's device (None: torch's own
+    generator)."""
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=device).cpu()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.images.drawing import draw_detections
 from asag_deploy.images.writing import write_picture
-from asag_evaluation.data.coco import CocoDataset, Sample
+from asag_evaluation.data.coco import CocoDataset
 
 
 def write_progress_pictures(
@@ -23,7 +21,7 @@ def write_progress_pictures(
     epoch: int,
     threshold: float = 0.3,
 ) -> None:
-    """For each image a picture: ground truth; patches (red) and anchors (white); detections.
+    """Write a picture for each image: ground truth; patches (red) and anchors (white); detections.
 
     indices: of images in `dataset`, which must have the classes of the detector; detections below `threshold`
     are not drawn.  Files are called `epochEEE-imageID.jpg`.  Raises DataError if an image cannot be read,
@@ -33,30 +31,15 @@ def write_progress_pictures(
         sample = dataset[index]
         found = detector(sample.image, channel_order="rgb")
         truth = sample.image.copy()
-        draw_detections(truth, _as_detections(sample, found))
+        draw_detections(
+            truth,
+            xyxy=sample.boxes,
+            class_id=sample.labels,
+            names=[found.categories[label].name for label in sample.labels],
+            confidence=np.ones(len(sample.boxes), dtype=np.float32),
+        )
         traced = found.filter(1.0).plot(sample.image, trace=True, channel_order="rgb")
         detected = found.filter(threshold).plot(sample.image, channel_order="rgb")
         write_picture(
             folder / f"epoch{epoch:03d}-image{sample.image_id}.jpg", np.hstack([truth, traced, detected])
         )
-
-
-def _without_objects(found: Detections) -> Detections:
-    """The probing trace alone."""
-    return dataclasses.replace(
-        found, xyxy=found.xyxy[:0], confidence=found.confidence[:0], class_id=found.class_id[:0]
-    )
-
-
-def _as_detections(sample: Sample, found: Detections) -> Detections:
-    """The objects of an image as if a detector had been sure of them."""
-    return Detections(
-        xyxy=sample.boxes.astype(np.float32),
-        confidence=np.ones(len(sample.boxes), dtype=np.float32),
-        class_id=sample.labels.astype(np.int64),
-        categories=found.categories,
-        original_shape=found.original_shape,
-        anchors=found.anchors,
-        trace=found.trace,
-        times_ms={},
-    )

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from asag_deploy.command_line import progress
 from asag_deploy.errors import TrainingError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_training.data.loading import TrainingLoader
 from asag_training.evaluation.checkpoint_predictor import network_predictor
-from asag_training.run.distributed import wait_for_all
 from asag_training.run.log import RunLog
+from asag_training.run.process import wait_for_all
 from asag_training.run.progress_pictures import write_progress_pictures
 from asag_training.run.trainer import Trainer
 
@@ -27,7 +27,7 @@ PICTURES = "pictures"
 
 @dataclass(frozen=True, kw_only=True)
 class Rhythm:
-    """How often things are done besides training; each number is 1 or more but `pictures`, 0 or more."""
+    """Intervals of what is done besides training; each number is 1 or more but `pictures`, 0 or more."""
 
     save_every: int = 1
     """Epochs."""
@@ -39,7 +39,7 @@ class Rhythm:
     """Images drawn at every evaluation."""
 
 
-class Run:
+class TrainingRun:
     """Trains to the end of the schedule, in all processes; the main one evaluates and writes."""
 
     def __init__(
@@ -63,12 +63,11 @@ class Run:
             RunLog(folder, step=position.step, epoch=position.evaluated)
             if self._main
             else nullcontext() as self._log,
-            tqdm(
+            progress(
                 total=self.trainer.recipe.schedule.epochs * self.trainer.updates_per_epoch(self.loader),
-                initial=position.step,
+                done=position.step,
                 unit="update",
-                disable=not self._main,
-                file=sys.stderr,
+                quiet=not self._main,
             ) as self._bar,
         ):
             try:
@@ -133,7 +132,7 @@ class Run:
             self._log.evaluation(epoch, step, values)
             trainer.save_evaluated(values.get("AP"))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        tqdm.write(f"after epoch {epoch}: {shown}", sys.stderr)
+        self._bar.write(f"after epoch {epoch}: {shown}", file=sys.stderr)
 
     def _measure(self) -> Evaluation:
         trainer, total = self.trainer, len(self.validation)
@@ -166,7 +165,7 @@ class Run:
 
 
 def summary(result: Evaluation) -> dict[str, float]:
-    """The few numbers to watch; those that could not be measured are left out.
+    """Return the few numbers to watch; those that could not be measured are left out.
 
     `AP` and its parts, and `anchor_AR...` (average recall of so many anchors), from 0 to 1; `anchors`,
     `patches_P4` and `patches_P3` per image; and `exit_P5`, `exit_P4` and `exit_P3`: the

@@ -7,51 +7,44 @@ epoch and index.  So a run that was stopped continues as if it had not been.
 
 from __future__ import annotations
 
-import pickle
-import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import OutputError, TrainingError
+from asag_deploy.bundle.manifest_json import read_fields
+from asag_deploy.errors import TrainingError
+from asag_deploy.timing import Stopwatch
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.losses import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
-from asag_training.run.distributed import Process
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
-from asag_training.run.identity import default_settings, differences, flat
 from asag_training.run.interruption import Interruption
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
+from asag_training.run.process import Process
+from asag_training.run.state import (
+    BEST,
+    LAST,
+    STATE,
+    Position,
+    default_settings,
+    flat,
+    reading_state,
+    write_file,
+    write_state,
+)
 from asag_training.run.training_pass import training_pass
 
-LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 BAD_BATCH = "bad-batch.pt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """How far a run has come."""
-
-    epoch: int = 0
-    """The epoch that is under way, or comes next."""
-    update: int = 0
-    """Updates done in it."""
-    step: int = 0
-    """Updates done in all."""
-    evaluated: int = 0
-    """Epochs that were done when the network was last evaluated."""
-    best: float = -1.0
-    """The best AP so far; -1 before there is one."""
 
 
 class Trainer:
@@ -84,13 +77,15 @@ class Trainer:
         self.position = Position()
         self._step: nn.Module = _Step(self.model, recipe)
         if self.process.world_size > 1:
-            # Which levels and heads a batch uses depends on the images, so parameters may go unused.
-            self._step = DistributedDataParallel(
-                self._step, find_unused_parameters=True, broadcast_buffers=False
-            )
+            # Which levels and heads a batch uses depends on the images, so parameters may go unused.  Newer
+            # releases of torch warn that `broadcast_buffers` will have another name, which older ones lack.
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                self._step = DistributedDataParallel(
+                    self._step, find_unused_parameters=True, broadcast_buffers=False
+                )
 
     def updates_per_epoch(self, loader: TrainingLoader) -> int:
-        """Updates in a whole epoch; batches that are too few for one more are left out."""
+        """Return the updates in a whole epoch; batches that are too few for one more are left out."""
         return max(loader.batches_per_epoch // self.recipe.optimisation.accumulate, 1)
 
     def train_epoch(
@@ -124,10 +119,11 @@ class Trainer:
             return
         with self.interruption.held_back():
             save_checkpoint(self.output_dir / LAST, self.checkpoint())
-            _save(self.output_dir / STATE, self._state())
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            write_state(self.output_dir, self._identity(), self.position, parts)
 
     def save_evaluated(self, ap: float | None) -> None:
-        """After an evaluation: `save`, and write `best.safetensors` if none was better before.
+        """Save after an evaluation, and write `best.safetensors` if none was better before.
 
         `ap` is what it gave, from 0 to 1, or None if there was nothing to measure.
         """
@@ -141,44 +137,22 @@ class Trainer:
             self.save()
 
     def resume(self) -> bool:
-        """Take up the run that `output_dir` holds; returns False if it holds none.
+        """Take up the run that `output_dir` holds; return False if it holds none.
 
         Raises TrainingError if it was another run (another recipe, seed, classes or number of processes), or
         if its state is damaged.
         """
-        path = self.output_dir / STATE
-        if not path.exists():
+        if not (self.output_dir / STATE).exists():
             return False
-        try:
-            state = torch.load(path, map_location=self.process.device, weights_only=True)
-            other = self._differences(state)
-            if not other:
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.scaling.load_state_dict(state.get("scaling", {}))
-                self.position = Position(**state["position"])
-        except (
-            OSError,
-            RuntimeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            EOFError,
-            pickle.PickleError,
-        ) as error:
-            raise TrainingError(
-                f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "
-                f"another output folder, from {LAST} with --init"
-            ) from error
-        if other:
-            raise TrainingError(
-                f"'{self.output_dir}' holds another run ({other[0]}): resume it with the options it was "
-                "started with, or give another output folder"
-            )
+        defaults = default_settings(self.recipe)
+        with reading_state(self.output_dir, self._identity(), defaults, self.process.device) as state:
+            for name, part in self._parts().items():
+                part.load_state_dict(state.get(name, {}))
+            self.position = cast(Position, read_fields(Position, state["position"]))
         return True
 
     def checkpoint(self) -> Checkpoint:
-        """The network as it is, ready to be exported."""
+        """Return the network as it is, ready to be exported."""
         done = self.position.epoch
         return Checkpoint(
             config=self.recipe.network,
@@ -190,7 +164,7 @@ class Trainer:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
+        """Return what must be the same for a run to go on."""
         return {
             **flat(self.recipe.to_dict()),
             "seed": self.seed,
@@ -198,21 +172,12 @@ class Trainer:
             "classes": [[category.id, category.name] for category in self.categories],
         }
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "run": self._identity(),
-            "position": asdict(self.position),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaling": self.scaling.state_dict(),
-        }
-
-    def _differences(self, state: Mapping[str, Any]) -> list[str]:
-        """In words, where a saved run is another than this."""
-        return differences(state["run"], self._identity(), default_settings(self.recipe))
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state of its own."""
+        return {"model": self.model, "optimizer": self.optimizer, "scaling": self.scaling}
 
     def _add_gradients(self, batches: Iterator[Batch], passes: int, clock: _Clock) -> dict[str, float]:
-        """The mean gradients of so many batches; returns the means of what is to be logged of them."""
+        """Add the mean gradients of so many batches; return the means of what is to be logged of them."""
         self.optimizer.zero_grad(set_to_none=True)
         logged: list[dict[str, float]] = []
         for part in range(passes):
@@ -229,7 +194,7 @@ class Trainer:
         return {name: _mean([values[name] for values in logged if name in values]) for name in names}
 
     def _forward(self, batch: Batch, part: int, clock: _Clock) -> tuple[Tensor, Losses]:
-        """The total of the losses of pass `part` of an update, and the losses."""
+        """Return the total of the losses of pass `part` of an update, and the losses."""
         try:
             total, losses = self._step(batch, self.position.epoch, self._generator(part), clock)
         except _NotFiniteError as error:
@@ -239,7 +204,7 @@ class Trainer:
         return total, losses
 
     def _update(self, clock: _Clock) -> dict[str, float]:
-        """One optimiser step; returns what there is to log of it."""
+        """Make one optimiser step; return what there is to log of it."""
         epoch, step = self.position.epoch, self.position.step
         rates = set_learning_rate(self.optimizer, self.recipe.schedule.factor(epoch, step))
         norm = clip_gradients(self.model.parameters(), self.recipe.optimisation.max_gradient_norm)
@@ -255,13 +220,13 @@ class Trainer:
         }
 
     def _communicating(self, now: bool) -> AbstractContextManager[None]:
-        """Processes share their gradients once an update, in its last pass."""
+        """Let processes share their gradients once an update, in its last pass."""
         if now or not isinstance(self._step, DistributedDataParallel):
             return nullcontext()
         return self._step.no_sync()
 
     def _generator(self, part: int) -> torch.Generator:
-        """The random numbers of one pass: they depend on where the run is, not on how it got there."""
+        """Seed the random numbers of one pass: they depend on where the run is, not on how it got there."""
         mixed = 0
         for number in (self.seed, self.position.step, part, self.process.rank):
             mixed = (mixed * 1_000_003 + number + 1) % (1 << 62)
@@ -282,7 +247,7 @@ class Trainer:
         path = self.output_dir / BAD_BATCH
         content = batch.to("cpu")._asdict()
         content |= {"targets": [tuple(t) for t in content["targets"]], "step": self.position.step}
-        _save(path, content)
+        write_file(path, content)
         listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise TrainingError(
             f"the {what} is not finite in update {self.position.step + 1} ({listed}): the batch, of images "
@@ -302,7 +267,8 @@ class _Step(nn.Module):
     def forward(
         self, batch: Batch, epoch: int, generator: torch.Generator, clock: _Clock
     ) -> tuple[Tensor, Losses]:
-        """The total, which DistributedDataParallel follows back to the parameters, and all the parts."""
+        """Return the total, which DistributedDataParallel follows back to the parameters, and all the
+        parts."""
         hook = self.model.rpn.register_forward_pre_hook(_check_anchors)
         try:
             output = training_pass(
@@ -333,25 +299,22 @@ def _check_anchors(relation: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise _NotFiniteError("anchors")
 
 
-class _Clock:
-    """Milliseconds between laps, summed by name; waits for the GPU, whose work is asynchronous."""
+class _Clock(Stopwatch):
+    """A stopwatch that waits for the GPU, whose work is asynchronous."""
 
     def __init__(self, device: torch.device) -> None:
-        self.times_ms: dict[str, float] = {}
+        super().__init__()
         self._cuda = device.type == "cuda"
-        self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         if self._cuda:
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.times_ms[name] = self.times_ms.get(name, 0.0) + (now - self._last) * 1000
-        self._last = now
+        super().lap(name)
 
 
 @contextmanager
 def _repeatable(device: torch.device) -> Iterator[None]:
-    """On the CPU, sum in a fixed order; the backward pass of indexing would otherwise take any."""
+    """Sum in a fixed order on the CPU; the backward pass of indexing would otherwise take any."""
     before = torch.are_deterministic_algorithms_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(before or device.type == "cpu")
@@ -362,14 +325,6 @@ def _repeatable(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
-
-
-def _save(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OutputError(f"could not write '{path}': is the disk full?") from error
 
 
 def _mean(values: list[float]) -> float:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from asag_deploy.bundle.manifest import Probing
 from asag_deploy.errors import ConfigError
-from asag_training.losses.network_output import LevelOutput, NetworkOutput, Targets
+from asag_training.losses.network_output import LevelOutput, NetworkOutput
+from asag_training.losses.targets import Targets
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES, QUADRANTS
 from asag_training.network.config import AsagConfig
 from asag_training.network.layers import padding_blocked

@@ -13,17 +13,18 @@ import pytest
 from asag_deploy.backends.tensorrt import backend as tensorrt
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.backends.tensorrt.device_loop import MOST_GRAPHS
-from asag_deploy.backends.tensorrt.loop_memory import Workspace
+from asag_deploy.backends.tensorrt.loop_graph import Workspace
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.cuda import Device, open_cuda
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.engines.shapes import fixed_slots
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.errors import BackendError
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.canvases import Canvas
-from support.simulated_gpu.device_loops import MIXED, STOPS, assert_same, loop_of, stage_graphs
+from support.detection_samples import assert_same
+from support.simulated_gpu.device_loops import MIXED, STOPS, loop_of, stage_graphs
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import write_engines
 from support.simulated_gpu.fake_kernels import FakeKernels
@@ -314,16 +315,3 @@ def test_without_the_kernels(cuda: FakeCuda, bundle: Bundle, monkeypatch: pytest
     monkeypatch.setattr(tensorrt, "open_cuda_library", lambda capability: None)
     with pytest.raises(BackendError, match=r"takes the compiled kernels; .*ASAG_KERNELS_LIBRARY"):
         Detector.load(bundle, backend="tensorrt-rtx", loop="device")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "loop 'device' needs a backend that runs on a GPU with TensorRT"),
-        ({"deadline_ms": 5}, "loop 'device' cannot keep a deadline"),
-        ({"loop": "gpu"}, "unknown loop 'gpu'; expected 'auto', 'host' or 'device'"),
-    ],
-)
-def test_choices_that_make_no_sense(bundle: Bundle, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Detector.load(bundle, **{"loop": "device", **options})

@@ -18,8 +18,9 @@ from asag_deploy.engines.sidecar import Format
 from asag_deploy.loop.loop import HostLoop
 from asag_deploy.processing.canvases import default_canvases
 from asag_deploy.processing.preprocess import padded_shape
+from support.detection_samples import assert_same
 from support.simulated_gpu import fake_tensorrt
-from support.simulated_gpu.device_loops import LONG, LYING, ON_CANVAS, STANDING, assert_same, graphs_of
+from support.simulated_gpu.device_loops import LONG, LYING, ON_CANVAS, STANDING, graphs_of
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import write_engines
 from support.simulated_gpu.fake_kernels import FakeKernels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import CaptureError
-from support.simulated_gpu.device_loops import MIXED, STOPS, assert_same
+from support.detection_samples import assert_same
+from support.simulated_gpu.device_loops import MIXED, STOPS
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_kernels import FakeKernels
 from support.simulated_gpu.fake_tensorrt import IExecutionContext
@@ -206,25 +205,3 @@ def test_auto_goes_on_with_the_host_and_says_why(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert_same(first, detector(MIXED, channel_order="rgb"))
-
-
-def test_auto_says_it_once_though_several_threads_find_out(
-    cuda: FakeCuda, kernels: FakeKernels, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refuse_bodies(monkeypatch, cuda)
-    together = threading.Barrier(2)
-    original = DeviceLoop.begin
-
-    def begin(loop: DeviceLoop, *arguments: Any) -> Any:
-        together.wait(5)
-        return original(loop, *arguments)
-
-    monkeypatch.setattr(DeviceLoop, "begin", begin)
-    with (
-        Detector.load(bundle, backend="tensorrt-rtx") as detector,
-        ThreadPoolExecutor(2) as pool,
-        warnings.catch_warnings(record=True) as warned,
-    ):
-        warnings.simplefilter("always")
-        list(pool.map(lambda _: detector(STOPS["P3"], channel_order="rgb"), range(2)))
-        assert [str(one.message)[:22] for one in warned] == ["the probing loop runs "]

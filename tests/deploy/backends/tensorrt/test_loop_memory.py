@@ -19,8 +19,9 @@ from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import CaptureError, EngineStaleError, GpuMemoryError
 from asag_deploy.pipeline import detect_all
+from support.detection_samples import assert_same
 from support.simulated_gpu import fake_tensorrt
-from support.simulated_gpu.device_loops import LONG, LYING, ON_CANVAS, STANDING, assert_same, graphs_of
+from support.simulated_gpu.device_loops import LONG, LYING, ON_CANVAS, STANDING, graphs_of
 from support.simulated_gpu.fake_cuda import CudaError, FakeCuda
 from support.simulated_gpu.fake_kernels import FakeKernels
 from support.tiny_bundle import picture

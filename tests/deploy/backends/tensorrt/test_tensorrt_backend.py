@@ -1,11 +1,10 @@
-"""The TensorRT backends on an imaginary GPU: what every backend has to do, and what is special to a GPU."""
+"""The TensorRT backends on an imaginary GPU, beyond what every backend does (`test_backends.py`)."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, EngineUnfitError
-from asag_deploy.loop.stages import FEATURES, LevelOutputs
+from asag_deploy.loop.stages import LevelOutputs
 from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import MOST_IMAGES, install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
 from support.simulated_gpu.fake_tensorrt import view
-from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
+from support.tiny_bundle import backbone, batch, counts, make_bundle, picture
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
@@ -58,23 +57,9 @@ def network(cuda: FakeCuda, bundle: Bundle, backend: Format) -> Iterator[EngineN
     made.close()
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.arange(6, dtype=np.int64).reshape(2, 3),
-        np.arange(6, dtype=np.float32).reshape(2, 3).T,
-        np.arange(8, dtype=np.uint8)[::2],
-        np.array([True, False]),
-        np.zeros((2, 0), dtype=np.bool_),
-        np.ones((1, 2), dtype=np.float16),
-        np.array(7, dtype=np.int64),
-        np.arange(5000, dtype=np.float32),
-    ],
-)
-def test_arrays_come_back_as_they_went(network: EngineNetwork, array: NDArray[Any]) -> None:
-    back = network.download(network.upload(array))
-    assert (back.dtype, back.shape) == (array.dtype, array.shape)
-    np.testing.assert_array_equal(back, array)
+def test_a_scalar_comes_back_as_it_went(network: EngineNetwork) -> None:
+    back = network.download(network.upload(np.array(7)))
+    assert (back.dtype.name, back.shape, back.tolist()) == ("int64", (), 7)
 
 
 def test_an_array_may_be_written_to_once_it_is_uploaded(network: EngineNetwork) -> None:
@@ -83,25 +68,6 @@ def test_an_array_may_be_written_to_once_it_is_uploaded(network: EngineNetwork) 
     for array in arrays:
         array[:] = 0
     assert [int(network.download(array).min()) for array in uploaded] == [7, 7]
-
-
-def test_every_stage_is_there(network: EngineNetwork) -> None:
-    for name in stage_names(("P4", "P3")):
-        assert callable(network.stage(name))
-    with pytest.raises(KeyError):
-        network.stage("probe_p2")
-
-
-def test_detections_are_those_of_the_cpu(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
-    images = [picture(5, 2), picture(0), picture(18, 6, 1, size=(64, 100))]
-    with Detector.load(bundle, threads=1) as expected, Detector.load(bundle, backend=backend) as detector:
-        for one, other in zip(
-            expected(images, channel_order="rgb"), detector(images, channel_order="rgb"), strict=True
-        ):
-            assert one.trace.to_dict() == other.trace.to_dict()
-            np.testing.assert_array_equal(one.xyxy, other.xyxy)
-            np.testing.assert_array_equal(one.confidence, other.confidence)
-            np.testing.assert_array_equal(one.class_id, other.class_id)
 
 
 def test_features_never_leave_the_gpu(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
@@ -137,36 +103,6 @@ def test_a_loop_that_repeats_itself_replays_graphs(cuda: FakeCuda, bundle: Bundl
         assert cuda.allocations == allocated
         to_device = [entry for entry in cuda.copies[copied:] if entry[0] == "HostToDevice"]
         assert [size for _, size, _ in to_device] == [64 * 64 * 3]  # the picture; all else is there already
-
-
-def test_outputs_outlive_later_calls(network: EngineNetwork) -> None:
-    """Also where sizes change, and the stage that gave them runs again and again."""
-    shapes = [(64, 64), (128, 96), (96, 160), (64, 64), (64, 64), (64, 64)]
-    held = [backbone(network, picture(i, size=size)) for i, size in enumerate(shapes)]
-    for i, outputs in enumerate(held):
-        assert network.download(outputs["counts"]).tolist() == [[i, 0, 20, 20 - i]]
-        height, width = shapes[i]
-        features = network.download(outputs["p4"])
-        assert features.shape == (1, 3, height // 16, width // 16)
-        assert (features[:, 0] == i).all()
-
-
-def test_a_stage_leaves_its_inputs_alone(network: EngineNetwork) -> None:
-    outputs = backbone(network, picture(5, 2))
-    kept = {name: network.download(outputs[name]) for name in (*FEATURES, "anchors", "selected")}
-    inputs = probe_p4_inputs(network, outputs)
-    origins = network.download(inputs["patches"])
-    for _ in range(3):
-        network.stage("probe_p4")(inputs)
-    np.testing.assert_array_equal(network.download(inputs["patches"]), origins)
-    for name, array in kept.items():
-        np.testing.assert_array_equal(network.download(outputs[name]), array)
-
-
-def test_many_threads(network: EngineNetwork) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda red: counts(network, red), list(range(20)) * 5))
-    assert found == [[red, 0, 20, 20 - red] for red in list(range(20)) * 5]
 
 
 def test_more_sizes_than_contexts(cuda: FakeCuda, network: EngineNetwork) -> None:
@@ -218,14 +154,9 @@ def test_input_of_another_type(network: EngineNetwork) -> None:
         "image": network.upload(batch(picture(1))),
         "image_size": network.upload(SIZES.astype(np.int32)),
     }
-    message = "engine of the graph 'backbone' takes 'image_size' as int64, got int32"
+    message = "the graph 'backbone' takes 'image_size' as int64, got int32"
     with pytest.raises(BackendError, match=message):
         network.stage("backbone")(inputs)
-
-
-def test_input_the_graph_lacks(network: EngineNetwork) -> None:
-    with pytest.raises(BackendError, match="the graph 'backbone' asks for an input 'image_size'"):
-        network.stage("backbone")({"image": network.upload(batch(picture(3)))})
 
 
 def test_shapes_that_the_library_refuses(network: EngineNetwork, monkeypatch: pytest.MonkeyPatch) -> None:

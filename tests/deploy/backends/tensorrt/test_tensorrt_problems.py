@@ -90,45 +90,33 @@ def test_no_engines(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
     assert f"`asag-build '{bundle.path}' --format {backend}{gpu}`" in sentence
 
 
-def test_engines_for_another_gpu(cuda: FakeCuda, bundle: Bundle) -> None:
-    write_engines(bundle, "tensorrt-rtx", "sm75")
-    write_engines(bundle, "tensorrt-rtx", "sm120")
-    sentence = refused(cuda, "tensorrt-rtx", bundle, EngineMissingError)
-    assert "for sm86 (there are: sm120, sm75)" in sentence
+@pytest.mark.parametrize(
+    ("changes", "kind", "reason"),
+    [
+        ({"sdk_version": "1.6.0"}, EngineStaleError, "1.6.0, but 1.7.1.116 is installed; build it with"),
+        ({"capabilities": ("sm89",)}, EngineUnfitError, "was built for sm89, but the GPU here is sm86"),
+        ({"device": "Another GPU"}, EngineUnfitError, "'Another GPU', but this one is 'Imaginary GPU'"),
+    ],
+)
+def test_engines_for_another_machine(
+    cuda: FakeCuda,
+    bundle: Bundle,
+    backend: Format,
+    changes: dict[str, Any],
+    kind: type[AsagError],
+    reason: str,
+) -> None:
+    write_engines(bundle, backend, **changes)
+    assert reason in refused(cuda, backend, bundle, kind)
 
 
-def test_engines_for_another_gpu_in_the_folder_of_this_one(
+def test_the_last_engine_is_checked_before_the_first_is_loaded(
     cuda: FakeCuda, bundle: Bundle, backend: Format
 ) -> None:
-    write_engines(bundle, backend, "sm86", capabilities=("sm89",))
-    assert "was built for sm89, but the GPU here is sm86" in refused(cuda, backend, bundle, EngineUnfitError)
-
-
-def test_engines_tied_to_another_model_of_gpu(cuda: FakeCuda, bundle: Bundle) -> None:
-    write_engines(bundle, "tensorrt", device="Another GPU")
-    sentence = refused(cuda, "tensorrt", bundle, EngineUnfitError)
-    assert "for the GPU 'Another GPU', but this one is 'Imaginary GPU'" in sentence
-
-
-def test_engines_of_another_release(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
-    write_engines(bundle, backend, sdk_version="1.6.0")
-    sentence = refused(cuda, backend, bundle, EngineStaleError)
-    assert (
-        f"was built with {backend} 1.6.0, but 1.7.1.116 is installed; build it with `asag-build" in sentence
-    )
-
-
-def test_an_engine_that_was_altered(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
     write_engines(bundle, backend)
     path = engine_folder(bundle, backend, "sm86") / "decoder.engine"
     path.write_bytes(path.read_bytes()[:-1])
     assert "decoder.engine' is truncated or was altered" in refused(cuda, backend, bundle, EngineStaleError)
-
-
-def test_one_engine_is_missing(cuda: FakeCuda, bundle: Bundle, backend: Format) -> None:
-    write_engines(bundle, backend)
-    (engine_folder(bundle, backend, "sm86") / "probe_p3.engine").unlink()
-    assert "engine of the stage 'probe_p3'" in refused(cuda, backend, bundle, EngineMissingError)
 
 
 CANVASES = (Canvas(64, 64), Canvas(64, 96))
@@ -140,40 +128,21 @@ def edit_sidecar(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(sidecar))
 
 
-@pytest.mark.parametrize(
-    ("changes", "kind", "reason"),
-    [
-        ({"graph_sha256": "0" * 64}, EngineStaleError, "was built from another graph than the bundle's"),
-        ({"sdk_version": "1.6.0"}, EngineStaleError, "1.6.0, but 1.7.1.116 is installed"),
-        ({"capabilities": ["sm89"]}, EngineUnfitError, "was built for sm89, but the GPU here is sm86"),
-        ({"canvas": {"height": 64, "width": 64}}, EngineStaleError, "is an engine for 64x64, not for 64x96"),
-        (None, EngineStaleError, "is truncated or was altered"),
-        (
-            {},
-            EngineMissingError,
-            "has no {backend} engine of the stage 'probe_p4' for sm86 on the canvas 64x96",
-        ),
-    ],
-)
+@pytest.mark.parametrize("is_there", [True, False])
 def test_an_engine_of_a_canvas_that_is_of_no_use(
-    cuda: FakeCuda,
-    bundle: Bundle,
-    backend: Format,
-    changes: dict[str, Any] | None,
-    kind: type[AsagError],
-    reason: str,
+    cuda: FakeCuda, bundle: Bundle, backend: Format, is_there: bool
 ) -> None:
-    """Of no stage anything is loaded then, of those that take every shape neither."""
+    """Nothing is loaded then, the engines that take every shape neither."""
     write_engines(bundle, backend, canvases=CANVASES)
     path = engine_folder(bundle, backend, "sm86") / "64x96" / "probe_p4.engine"
-    if changes is None:
-        path.write_bytes(path.read_bytes()[:-1])
-    elif changes:
-        edit_sidecar(path.with_suffix(".json"), **changes)
+    if is_there:
+        edit_sidecar(path.with_suffix(".json"), graph_sha256="0" * 64)
+        sentence = refused(cuda, backend, bundle, EngineStaleError)
+        assert "was built from another graph than the bundle's" in sentence
     else:
         path.unlink()
-    sentence = refused(cuda, backend, bundle, kind)
-    assert reason.format(backend=backend) in sentence
+        sentence = refused(cuda, backend, bundle, EngineMissingError)
+        assert f"has no {backend} engine of the stage 'probe_p4' for sm86 on the canvas 64x96" in sentence
     gpu = " --gpu sm86" if backend == "tensorrt-rtx" else ""
     command = f"`asag-build '{bundle.path}' --format {backend}{gpu} --canvas 64x96`"
     assert sentence.endswith(f"build it with {command}, or delete the folder '64x96' to do without")

@@ -1,9 +1,9 @@
-"""The pictures that are timed, sorted by the level at which the network stops on them."""
+"""Image groups: the pictures that are timed, sorted by the level at which the network stops on them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from asag_deploy.errors import SourceError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.sources import Frame, iter_frames, list_sources
 from asag_deploy.processing.preprocess import resized_shape
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 
+WORST = "worst"
+"""The group of the one picture with the most patches, the worst case."""
 GENERATED = 12
 MOST_PER_LEVEL = 16
 _LEVELS: tuple[Level, ...] = ("P5", "P4", "P3")
@@ -34,21 +36,21 @@ class Picture:
 
     @property
     def exit_level(self) -> Level:
-        """Where probing stopped by itself."""
+        """The level at which probing stopped by itself."""
         return self.found.trace.exit_level
 
     @property
     def patches(self) -> int:
-        """Probed, beyond the five of the first level."""
+        """Number of patches probed, beyond the five of the first level."""
         return sum(level.patches for level in self.found.trace.levels[1:])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stratum:
+class ImageGroup:
     """Pictures that are timed together, because the network does the same work on them."""
 
     name: str
-    """The exit level, or `worst`."""
+    """The exit level, or WORST."""
     max_level: Level | None
     """A manual stop, if no picture stops there by itself."""
     pictures: tuple[Picture, ...]
@@ -65,7 +67,7 @@ class Samples:
 
     origin: str
     histogram: dict[str, int]
-    strata: tuple[Stratum, ...]
+    groups: tuple[ImageGroup, ...]
     missing: tuple[Level, ...]
     """Levels that no picture reaches."""
     skipped: tuple[str, ...]
@@ -73,7 +75,7 @@ class Samples:
 
 
 def read_pictures(folder: Path, limit: int | None) -> tuple[list[tuple[str, RgbImage]], list[str]]:
-    """The pictures in a folder, and the reasons of those that cannot be read; at most `limit`.
+    """Read the pictures in a folder, at most `limit`; of those that cannot be read, return the reasons.
 
     Raises SourceError if there are none at all.
     """
@@ -96,16 +98,16 @@ def read_pictures(folder: Path, limit: int | None) -> tuple[list[tuple[str, RgbI
 def generated_pictures(
     count: int = GENERATED, shape: tuple[int, int] | None = None
 ) -> list[tuple[str, RgbImage]]:
-    """Generated scenes, the same everywhere; of several shapes, or all of one (height, width)."""
+    """Draw scenes, the same everywhere; of several shapes, or all of one (height, width)."""
     given = _SHAPES if shape is None else (shape,)
     shapes = [given[i % len(given)] for i in range(count)]
-    return [(f"scene-{i}", draw_scene(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    return [(f"scene-{i}", draw_doodles(*shape, seed=i)) for i, shape in enumerate(shapes)]
 
 
 def resized_pictures(
     pictures: Sequence[tuple[str, RgbImage]], shape: tuple[int, int]
 ) -> list[tuple[str, RgbImage]]:
-    """Pictures of one (height, width), whatever their own proportions were."""
+    """Resize pictures to one (height, width), whatever their own proportions are."""
     size = shape[1], shape[0]
     return [(name, cv2.resize(image, size).astype(np.uint8, copy=False)) for name, image in pictures]
 
@@ -125,43 +127,51 @@ def sort_pictures(
     """
     seen = [Picture(name=name, image=image, found=detect(image)) for name, image in pictures]
     histogram = Counter(picture.exit_level for picture in seen)
-    strata, missing = [], []
+    groups, missing = [], []
     for level in levels:
         natural = [picture for picture in seen if picture.exit_level == level]
         deeper = [p for p in seen if _LEVELS.index(p.exit_level) > _LEVELS.index(level)]
         if natural:
-            strata.append(Stratum(name=level, max_level=None, pictures=_spread(natural)))
+            groups.append(ImageGroup(name=level, max_level=None, pictures=_spread(natural)))
         elif deeper:
-            strata.append(Stratum(name=level, max_level=level, pictures=_spread(deeper)))
+            groups.append(ImageGroup(name=level, max_level=level, pictures=_spread(deeper)))
         else:
             missing.append(level)
     worst = max(seen, key=lambda picture: (picture.patches, picture.found.trace.anchor_count))
-    strata.append(Stratum(name="worst", max_level=None, pictures=(worst,)))
+    groups.append(ImageGroup(name=WORST, max_level=None, pictures=(worst,)))
     return Samples(
         origin=origin,
         histogram={level: histogram[level] for level in levels},
-        strata=tuple(strata),
+        groups=tuple(groups),
         missing=tuple(missing),
         skipped=tuple(skipped),
     )
 
 
-def batches(stratum: Stratum, size: int, spec: Preprocessing) -> list[list[RgbImage]]:
-    """The stratum's pictures in full batches, of one shape each as far as they go; the last is filled up from
-    the first."""
-    ordered = sorted(stratum.pictures, key=lambda picture: network_shape(picture.image, spec))
+def batches(group: ImageGroup, size: int, spec: Preprocessing) -> list[list[RgbImage]]:
+    """Return the group's pictures in full batches, of one shape each as far as they go.
+
+    The last batch is filled up from the first pictures.
+    """
+    ordered = sorted(group.pictures, key=lambda picture: network_shape(picture.image, spec))
     images = [picture.image for picture in ordered]
     count = -(-len(images) // size)
     return [[images[(i * size + k) % len(images)] for k in range(size)] for i in range(count)]
 
 
 def network_shape(image: RgbImage, spec: Preprocessing) -> tuple[int, int]:
-    """The height and width at which a picture reaches the network, before padding."""
+    """Return the height and width at which a picture reaches the network, before padding."""
     return resized_shape(image.shape[0], image.shape[1], spec)
 
 
+def network_shapes(images: Iterable[RgbImage], spec: Preprocessing) -> tuple[str, ...]:
+    """Return the shapes at which pictures reach the network, each once, such as `800x1088`."""
+    shapes = sorted({network_shape(image, spec) for image in images})
+    return tuple(f"{height}x{width}" for height, width in shapes)
+
+
 def evenly(total: int, most: int) -> list[int]:
-    """At most so many of the numbers below `total`, evenly from first to last."""
+    """Return at most so many of the numbers below `total`, evenly from first to last."""
     count = min(total, most)
     return [i * total // count for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""The memory of the loop's graphs: named arrays in blocks, and one piece of memory for all graphs."""
+"""Named arrays in one block of a device's memory, which one copy brings to the host."""
 
 from __future__ import annotations
 
@@ -6,48 +6,26 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from asag_deploy.cuda import Device, DeviceArray
+from asag_deploy.cuda.device import Device
+from asag_deploy.cuda.memory import ALIGNMENT, DeviceArray, aligned
 from asag_deploy.errors import BackendError
 
-_ALIGNMENT = 256
-"""What TensorRT asks of an address."""
-_BYTE: np.dtype[Any] = np.dtype(np.uint8)
-
-
-class Workspace:
-    """Memory that all graphs of a loop work in, since they run one after the other on one stream.
-
-    A graph keeps the addresses that it was captured with, and so the memory of when it was made.  As each
-    new piece is half as large again as the one before, all of them together stay within three times the
-    largest.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._whole: DeviceArray | None = None
-
-    def take(self, size: int) -> DeviceArray:
-        """At least `size` bytes."""
-        if self._whole is None or self._whole.nbytes < size:
-            before = 0 if self._whole is None else self._whole.nbytes
-            self._whole = self._device.empty((max(size, before + before // 2),), _BYTE)
-        return self._whole
-
-    def close(self) -> None:
-        """Let go of the memory; graphs that work in it keep it."""
-        self._whole = None
+BYTE: np.dtype[Any] = np.dtype(np.uint8)
 
 
 class Arena:
     """Named arrays in one block of a device's memory.
 
-    `add` plans them, `place` says where the block begins.  Until then `blank` stands for an array wherever
-    only its shape and type are asked for; `placed` exchanges it for the array itself.
+    `add` plans them; `place` says where the block begins, `take` has one of its own.  Until then `blank`
+    stands for an array wherever only its shape and type are asked for; `placed` exchanges it for the array.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, *, alignment: int = ALIGNMENT) -> None:
+        """Plan arrays that each begin at a multiple of `alignment` bytes."""
         self._device = device
+        self._alignment = alignment
         self._planned: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         self._blanks: dict[int, tuple[str, DeviceArray]] = {}
         self._block: DeviceArray | None = None
@@ -64,24 +42,28 @@ class Arena:
         """Plan an array."""
         kind: np.dtype[Any] = np.dtype(dtype)
         self._planned[name] = (self.size, shape, kind)
-        self.size += -(-max(math.prod(shape) * kind.itemsize, 1) // _ALIGNMENT) * _ALIGNMENT
+        self.size += aligned(max(math.prod(shape) * kind.itemsize, 1), self._alignment)
 
     def blank(self, name: str) -> DeviceArray:
-        """An array of the shape and type of the one that is planned, nowhere yet."""
+        """Return an array of the planned shape and type that has no address yet."""
         _, shape, dtype = self._planned[name]
         made = DeviceArray(0, shape, dtype, None, self._device)
         self._blanks[id(made)] = (name, made)
         return made
 
     def placed(self, array: DeviceArray) -> DeviceArray:
-        """The array that a blank one of this arena stands for; any other array is returned as it is."""
+        """Exchange a blank array of this arena for the array itself; return any other array as it is."""
         found = self._blanks.get(id(array))
         return array if found is None else self[found[0]]
 
     def place(self, memory: DeviceArray, offset: int) -> None:
         """Put the block into `memory`, `offset` bytes from its beginning."""
         pointer = memory.pointer + offset
-        self._block = DeviceArray(pointer, (self.size,), _BYTE, memory.owner, self._device)
+        self._block = DeviceArray(pointer, (self.size,), BYTE, memory.owner, self._device)
+
+    def take(self) -> None:
+        """Put the block into memory of its own."""
+        self.place(self._device.empty((self.size,), BYTE), 0)
 
     @property
     def whole(self) -> DeviceArray:
@@ -91,10 +73,17 @@ class Arena:
         return self._block
 
     def copy(self) -> dict[str, DeviceArray]:
-        """Everything by name, as it is when the device's stream gets here, in a block of its own."""
-        made = self._device.empty(self.whole.shape, _BYTE)
+        """Copy everything, as it is when the device's stream gets here, into a block of its own; by name."""
+        made = self._device.empty(self.whole.shape, BYTE)
         self._device.cuda.copy(made.pointer, self.whole.pointer, self.size, "on_device", self._device.stream)
         return {name: self._view(made, name) for name in self._planned}
+
+    def on_host(self, content: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """View the downloaded bytes of the block as the arrays, by name."""
+        return {
+            name: np.frombuffer(content, kind, math.prod(shape), offset).reshape(shape)
+            for name, (offset, shape, kind) in self._planned.items()
+        }
 
     def _view(self, whole: DeviceArray, name: str) -> DeviceArray:
         offset, shape, dtype = self._planned[name]

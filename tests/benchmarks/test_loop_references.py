@@ -1,4 +1,4 @@
-"""The peers that differ in who takes the stop decisions."""
+"""The references that differ in who takes the stop decisions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from asag_bench.runners.peers import open_peer
-from asag_bench.runners.subjects import DetectorSubject
+from asag_bench.runners.references import open_reference
+from asag_bench.runners.runner import DetectorRunner
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
@@ -21,16 +22,15 @@ EXITS = ("P5", "P4", "P3")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = make_bundle(tmp_path_factory.mktemp("peers") / "bundle")
+    made = make_bundle(tmp_path_factory.mktemp("references") / "bundle")
     write_engines(made)
     return made
 
 
-def peer(name: str, bundle: Bundle, backend: str) -> DetectorSubject:
+def reference(name: str, bundle: Bundle, backend: str) -> DetectorRunner:
     network = open_network(backend, bundle)
-    options = {"backend": backend, "mode": None, "threads": None, "checkpoint": None}
-    made = open_peer(name, bundle, network=network, **options)  # type: ignore[arg-type]
-    assert isinstance(made, DetectorSubject)
+    made = open_reference(name, bundle, network, DetectorOptions(backend=backend), None)
+    assert isinstance(made, DetectorRunner)
     return made
 
 
@@ -39,14 +39,14 @@ def test_both_loops_stop_at_the_same_levels(
 ) -> None:
     install_kernels(monkeypatch, install_gpu(monkeypatch), host_library_path)
     for name, stages in (("host-loop", True), ("device-loop", False)):
-        subject = peer(name, bundle, "tensorrt-rtx")
-        run = subject(IMAGES, None)
-        assert (subject.name, run.exits) == (name, EXITS)
+        runner = reference(name, bundle, "tensorrt-rtx")
+        run = runner(IMAGES, None)
+        assert (runner.name, run.exits) == (name, EXITS)
         assert ("probe_p3" in run.phases_ms) == stages  # the GPU runs them by itself
-        assert [f.trace.exit_level for f in subject.detector()(IMAGES, channel_order="rgb")] == list(EXITS)
+        assert [f.trace.exit_level for f in runner.detector()(IMAGES, channel_order="rgb")] == list(EXITS)
 
 
 def test_a_backend_on_the_cpu_has_one_loop(bundle: Bundle) -> None:
-    assert peer("host-loop", bundle, "onnxruntime")(IMAGES, None).exits == EXITS
+    assert reference("host-loop", bundle, "onnxruntime")(IMAGES, None).exits == EXITS
     with pytest.raises(ConfigError, match="loop 'device' needs a backend that runs on a GPU"):
-        peer("device-loop", bundle, "onnxruntime")
+        reference("device-loop", bundle, "onnxruntime")

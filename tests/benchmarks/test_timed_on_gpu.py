@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asag_bench.bench import _load_detectors
-from asag_bench.measuring.phases import PHASES
-from asag_bench.measuring.plan import Plan, candidates
-from asag_bench.runners.subjects import DetectorSubject
+from asag_bench.measuring.plan import Plan, bundles_on_backends
+from asag_bench.measuring.run import _load_detectors
+from asag_bench.result import Options
+from asag_bench.runners.runner import PHASES, DetectorRunner
 from asag_deploy.backends import open_network
 from asag_deploy.detector import Detector
 from asag_deploy.loop.stopping import stop_rule
@@ -29,8 +29,8 @@ def test_a_network_that_is_timed_uses_the_kernels_too(
     write_engines(bundle)
     network = open_network("tensorrt-rtx", bundle)
     rule = partial(stop_rule, bundle.manifest, None)
-    subject = DetectorSubject("tiny", bundle.manifest, network, rule, "host")
-    run = subject([picture(5, 2)], None)
+    runner = DetectorRunner("tiny", bundle.manifest, network, rule, "host")
+    run = runner([picture(5, 2)], None)
     assert kernels.calls == ["preprocess", "patch_nms", "patch_nms", "postprocess"]
     assert run.exits == ("P3",)
     phases = run.phases_ms
@@ -48,19 +48,21 @@ def test_what_is_timed_is_what_a_detector_runs(
     kernels = install_kernels(monkeypatch, cuda, host_library_path)
     bundle = make_bundle(tmp_path / "bundle")
     write_engines(bundle)
-    plan = Plan(command="tests", bundles=(bundle.path,), backends=("tensorrt-rtx",), quiet=True)
-    (subject,) = _load_detectors(plan, candidates(plan, [bundle])).detectors
+    plan = Plan(
+        command="tests", bundles=(bundle.path,), options=Options(backends=("tensorrt-rtx",)), quiet=True
+    )
+    (runner,) = _load_detectors(bundles_on_backends(plan, [bundle]), {}).detectors
     image = picture(5, 2)
     with Detector.load(bundle, backend="tensorrt-rtx") as loaded:
         expected = loaded(image, channel_order="rgb")
-        found = subject.detector()(image, channel_order="rgb")
+        found = runner.detector()(image, channel_order="rgb")
         assert found.trace.to_dict() == expected.trace.to_dict()
         np.testing.assert_array_equal(found.xyxy, expected.xyxy)
         np.testing.assert_array_equal(found.confidence, expected.confidence)
-        subject([image], None)
+        runner([image], None)
         kernels.calls.clear()
         launches = cuda.launches
-        run = subject([image], None)
+        run = runner([image], None)
         took = list(kernels.calls), cuda.launches - launches
         kernels.calls.clear()
         launches = cuda.launches

@@ -1,4 +1,4 @@
-"""The peers that run PyTorch on a GPU: refused where there is none, and timed on a simulated one."""
+"""The references that run PyTorch on a GPU: refused where there is none, and timed on a simulated one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from asag_bench.cli import main
 from asag_bench.measuring import torch_cuda_loop
-from asag_bench.measuring.torch_cuda_loop import exit_rules, main, measure, picture
-from asag_bench.runners import torch_cuda_peers
-from asag_bench.runners.peers import PEERS, check_peers, open_peer
-from asag_bench.runners.torch_cuda_peers import ON_CUDA
+from asag_bench.measuring.torch_cuda_loop import exit_rules, measure, picture
+from asag_bench.runners import references
+from asag_bench.runners.references import ON_CUDA, REFERENCES, check_references, open_reference
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, Preprocessing
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import BackendError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.stage_export import stage_inputs, stage_outputs
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
@@ -30,7 +31,7 @@ from asag_training.network.stages import TorchNetwork
 from support.simulated_gpu.fake_torch import fake_torch_network
 from support.small_network import small_checkpoint
 
-CHECKPOINT = small_checkpoint()
+CHECKPOINT = small_checkpoint(backbone_depth=26)
 PROBING = probing_plan(CHECKPOINT.config)
 
 
@@ -64,70 +65,72 @@ def bundle() -> Bundle:
     return Bundle(path=Path(), manifest=manifest)
 
 
-def opened(peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
+def opened(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Any:
     from asag_training import checkpoints
 
     monkeypatch.setattr(checkpoints, "untrained_checkpoint", lambda variant: CHECKPOINT)
-    network: Any = None  # of the bundle, which these peers do without
-    return open_peer(peer, bundle, network=network, backend=None, mode=None, threads=None, checkpoint=None)
+    network: Any = None  # of the bundle, which these references do without
+    return open_reference(name, bundle, network, DetectorOptions(), None)
 
 
-@pytest.mark.parametrize("peer", ON_CUDA)
+@pytest.mark.parametrize("name", ON_CUDA)
 def test_refused_where_pytorch_has_no_cuda(
-    peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert peer in PEERS
+    assert name in REFERENCES
     monkeypatch.setattr(torch.version, "cuda", None)
-    sentence = f"the peer '{peer}' runs on an NVIDIA GPU alone: PyTorch .* was built without CUDA; install"
+    sentence = (
+        f"the reference '{name}' runs on an NVIDIA GPU alone: PyTorch .* was built without CUDA; install"
+    )
     with pytest.raises(BackendError, match=sentence):
-        check_peers([peer], None, bundle.manifest)
+        check_references([name], None, bundle.manifest)
     with pytest.raises(BackendError, match=sentence):
-        opened(peer, bundle, monkeypatch)
+        opened(name, bundle, monkeypatch)
 
 
 def test_refused_without_a_gpu_or_kernels(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="PyTorch finds no NVIDIA GPU on this machine; check with"):
-        check_peers(["torch-eager-cuda"], None, bundle.manifest)
+        check_references(["torch-eager-cuda"], None, bundle.manifest)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("ASAG_KERNELS_LIBRARY", raising=False)
-    check_peers(["torch-eager-cuda", "torch-compile-cuda"], None, bundle.manifest)
+    check_references(["torch-eager-cuda", "torch-compile-cuda"], None, bundle.manifest)
     with pytest.raises(BackendError, match=r"takes the compiled kernels; build them .* ASAG_KERNELS_LIBRARY"):
-        check_peers(["torch-cuda"], None, bundle.manifest)
+        check_references(["torch-cuda"], None, bundle.manifest)
 
 
-@pytest.mark.parametrize("peer", ["torch-cuda", "torch-cuda-device"])
+@pytest.mark.parametrize("name", ["torch-cuda", "torch-cuda-device"])
 def test_both_loops_are_timed(
-    peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, host_library_path: Path
+    name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, host_library_path: Path
 ) -> None:
     network, _, kernels = fake_torch_network(monkeypatch, host_library_path, CHECKPOINT, PROBING)
-    monkeypatch.setattr(torch_cuda_peers, "why_not_on_cuda", lambda peer: None)
-    monkeypatch.setattr(torch_cuda_peers, "open_with_kernels", lambda *_: network)
-    subject = opened(peer, bundle, monkeypatch)
-    image = draw_scene(96, 128, 0)
-    run, plain = subject([image], None), opened("torch", bundle, monkeypatch)([image], None)
+    monkeypatch.setattr(references, "why_not_on_cuda", lambda name: None)
+    monkeypatch.setattr(references, "open_with_kernels", lambda *_: network)
+    runner = opened(name, bundle, monkeypatch)
+    image = draw_doodles(96, 128, 0)
+    run, plain = runner([image], None), opened("torch", bundle, monkeypatch)([image], None)
     assert run.exits == plain.exits
-    assert ("decoder" in run.phases_ms) == (peer == "torch-cuda")
+    assert ("decoder" in run.phases_ms) == (name == "torch-cuda")
     assert {"preprocess", "patch_nms", "postprocess"} <= set(kernels.calls)
-    assert subject([image], "P5").exits == ("P5",)
+    assert runner([image], "P5").exits == ("P5",)
     network.close()
 
 
-@pytest.mark.parametrize("peer", ["torch-eager-cuda", "torch-compile-cuda"])
-def test_pytorch_as_it_is(peer: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["torch-eager-cuda", "torch-compile-cuda"])
+def test_pytorch_as_it_is(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr(torch_cuda_peers, "why_not_on_cuda", lambda peer: None)
+    monkeypatch.setattr(references, "why_not_on_cuda", lambda name: None)
     plain = TorchNetwork(build_stages(build(CHECKPOINT.config, CHECKPOINT.state), PROBING))
-    monkeypatch.setattr(torch_cuda_peers, "open_plain", lambda *_: plain)
+    monkeypatch.setattr(references, "open_plain", lambda *_: plain)
 
     def no_compiler(stage: Any, *, dynamic: bool) -> Any:
         compiled.append(stage.name)
         return stage
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    assert opened(peer, bundle, monkeypatch)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
-    assert len(compiled) == (5 if peer == "torch-compile-cuda" else 0)
+    assert opened(name, bundle, monkeypatch)([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
+    assert len(compiled) == (5 if name == "torch-compile-cuda" else 0)
 
 
 @pytest.mark.slow
@@ -146,7 +149,7 @@ def test_what_deciding_costs(monkeypatch: pytest.MonkeyPatch, host_library_path:
         "P3": "P3",
     }
     found: dict[str, Any] = {}
-    monkeypatch.setattr("asag_bench.measuring.torch_cuda_loop.WARM_UPS", 1)
+    monkeypatch.setattr("asag_bench.measuring.torch_cuda_loop.WARM_UPS", 0)
     measure(plain, network, PROBING, image, size, repeats=1, note=found.__setitem__)
     assert list(found) == ["parts", "P5", "P4", "P3", "fast"]
     parts = ["pyramid", "backbone", "select_p4", "probe_p4", "select_p3", "probe_p3", "decoder"]
@@ -188,9 +191,9 @@ def test_the_command_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert main(["--shape", "100x100"]) == 2
-    assert "--shape is '100x100'; expected HxW in multiples of 32" in capsys.readouterr().err
-    assert main([]) == 2
+    assert main(["torch-cuda-loop", "--shape", "100x100"]) == 2
+    assert "--shape is '100x100'; expected multiples of 32" in capsys.readouterr().err
+    assert main(["torch-cuda-loop"]) == 2
     assert "runs on an NVIDIA GPU alone: PyTorch" in capsys.readouterr().err
 
 

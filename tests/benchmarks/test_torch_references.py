@@ -1,4 +1,4 @@
-"""The PyTorch peers: the checkpoint that a bundle was exported from, eager and compiled."""
+"""The PyTorch references: the checkpoint that a bundle was exported from, eager and compiled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from asag_bench.runners.peers import open_peer
-from asag_bench.runners.subjects import Subject
+from asag_bench.runners.references import open_reference
+from asag_bench.runners.runner import Runner
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, Preprocessing
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training import checkpoints
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.network.stage_plan import postprocessing_plan, probing_plan
@@ -23,12 +24,12 @@ from support.small_network import small_checkpoint
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return small_checkpoint()
+    return small_checkpoint(backbone_depth=26)
 
 
 @pytest.fixture(scope="module")
 def file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("peers") / "small.safetensors"
+    path = tmp_path_factory.mktemp("references") / "small.safetensors"
     save_checkpoint(path, checkpoint)
     return path
 
@@ -52,17 +53,17 @@ def bundle_of(checkpoint: Checkpoint, variant: str | None = None) -> Bundle:
     return Bundle(path=Path(), manifest=manifest)
 
 
-def peer(name: str, bundle: Bundle, file: Path | None) -> Subject:
-    network: Any = None  # of the bundle, which these peers do without
-    return open_peer(name, bundle, network=network, backend=None, mode=None, threads=None, checkpoint=file)
+def reference(name: str, bundle: Bundle, file: Path | None) -> Runner:
+    network: Any = None  # of the bundle, which these references do without
+    return open_reference(name, bundle, network, DetectorOptions(), file)
 
 
 def test_eager(checkpoint: Checkpoint, file: Path) -> None:
-    subject = peer("torch", bundle_of(checkpoint), file)
-    run = subject([draw_scene(96, 128, 0), draw_scene(96, 96, 1)], None)
+    runner = reference("torch", bundle_of(checkpoint), file)
+    run = runner([draw_doodles(96, 128, 0), draw_doodles(96, 96, 1)], None)
     assert len(run.exits) == 2
     assert {"backbone", "decoder", "loop"} <= set(run.phases_ms)
-    assert subject([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert runner([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
 
 
 def test_weights_that_an_untrained_bundle_has(
@@ -75,7 +76,7 @@ def test_weights_that_an_untrained_bundle_has(
         return checkpoint
 
     monkeypatch.setattr(checkpoints, "untrained_checkpoint", drawn)
-    assert peer("torch", bundle_of(checkpoint), None)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert reference("torch", bundle_of(checkpoint), None)([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
     assert asked == ["asag-a-r50-100"]
 
 
@@ -89,21 +90,21 @@ def test_every_stage_is_compiled(checkpoint: Checkpoint, file: Path, monkeypatch
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", fake_compile)
-    subject = peer("torch-compile", bundle_of(checkpoint), file)
+    runner = reference("torch-compile", bundle_of(checkpoint), file)
     assert compiled == ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
-    image = draw_scene(96, 128, 0)
-    assert subject([image], "P5").exits == ("P5",)
+    image = draw_doodles(96, 128, 0)
+    assert runner([image], "P5").exits == ("P5",)
 
 
 def test_another_network(checkpoint: Checkpoint, file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds asag-a-r50-100, but the bundle asag-s-r50-100"):
-        peer("torch", bundle_of(checkpoint, "asag-s-r50-100"), file)
+        reference("torch", bundle_of(checkpoint, "asag-s-r50-100"), file)
     with pytest.raises(CheckpointError, match="there is no checkpoint file"):
-        peer("torch", bundle_of(checkpoint), tmp_path / "absent.pth")
+        reference("torch", bundle_of(checkpoint), tmp_path / "absent.pth")
 
 
 def test_pictures_are_prepared_as_for_the_bundle(checkpoint: Checkpoint, file: Path) -> None:
-    subject: Any = peer("torch", bundle_of(checkpoint), file)
-    found = subject.detector()(draw_scene(192, 256, 0), channel_order="rgb")
+    runner: Any = reference("torch", bundle_of(checkpoint), file)
+    found = runner.detector()(draw_doodles(192, 256, 0), channel_order="rgb")
     assert found.original_shape == (192, 256)
     assert np.isfinite(found.xyxy).all()

@@ -1,0 +1,48 @@
+"""The exporter's parity gate on any backend of this machine.
+
+It compares a bundle, stage by stage and end to end, with its network in PyTorch on the CPU in float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asag_deploy.backends import open_network
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.engines.build import BuildOptions
+from asag_export.gate.gate import Limits, run_gate
+from asag_export.gate.parity import ParityReport
+from asag_training.checkpoints import load_checkpoint, select_head, untrained_checkpoint
+from asag_training.network.model import build
+from asag_training.network.stage_plan import build_stages
+
+_OF_ENGINES = "tensorrt"
+
+
+def judge(path: Path, backend: str, weights: Path | None) -> ParityReport:
+    """Put the gate to a bundle on a backend.
+
+    weights: the checkpoint it was exported from; None for those that `asag-export --untrained` draws.
+
+    Raises BundleError, CheckpointError or BackendError if one cannot be used.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    whole = untrained_checkpoint(manifest.variant) if weights is None else load_checkpoint(weights)
+    checkpoint = select_head(whole, manifest.head)
+    model = build(checkpoint.config, checkpoint.state).eval()
+    preprocessing = manifest.preprocessing
+    stages = build_stages(model, manifest.probing, checkpoint.head or "main", preprocessing)
+    limits = Limits(
+        size_divisor=preprocessing.size_divisor,
+        longer_side=preprocessing.longer_side,
+        images=BuildOptions().batches.most,
+    )
+    return run_gate(
+        stages,
+        open_network(backend, bundle),
+        manifest.probing,
+        backend=backend,
+        precision=manifest.precision,
+        limits=limits if backend.startswith(_OF_ENGINES) else None,
+    )
