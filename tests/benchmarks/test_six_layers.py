@@ -26,14 +26,14 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.processing.preprocess import make_batch
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.network.config import variant_config
 from asag_training.network.model import build
 from asag_training.network.stages import NormalizeStage, TorchNetwork
 from support.small_network import small_checkpoint
 
-IMAGES = [draw_scene(96, 128, 0), draw_scene(80, 96, 1)]
+IMAGES = [draw_doodles(96, 128, 0), draw_doodles(80, 96, 1)]
 RESULTS = ("logits", "boxes", "det_scores", "det_boxes")
 
 

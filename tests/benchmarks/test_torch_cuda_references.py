@@ -23,7 +23,7 @@ from asag_deploy.engines.shapes import MOST_SLOTS
 from asag_deploy.errors import BackendError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.stage_export import stage_inputs, stage_outputs
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
@@ -108,7 +108,7 @@ def test_both_loops_are_timed(
     monkeypatch.setattr(references, "why_not_on_cuda", lambda name: None)
     monkeypatch.setattr(references, "open_with_kernels", lambda *_: network)
     runner = opened(name, bundle, monkeypatch)
-    image = draw_scene(96, 128, 0)
+    image = draw_doodles(96, 128, 0)
     run, plain = runner([image], None), opened("torch", bundle, monkeypatch)([image], None)
     assert run.exits == plain.exits
     assert ("decoder" in run.phases_ms) == (name == "torch-cuda")
@@ -129,7 +129,7 @@ def test_pytorch_as_it_is(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyP
         return stage
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    assert opened(name, bundle, monkeypatch)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert opened(name, bundle, monkeypatch)([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
     assert len(compiled) == (5 if name == "torch-compile-cuda" else 0)
 
 

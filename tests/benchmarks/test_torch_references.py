@@ -15,7 +15,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training import checkpoints
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.network.stage_plan import postprocessing_plan, probing_plan
@@ -60,10 +60,10 @@ def reference(name: str, bundle: Bundle, file: Path | None) -> Runner:
 
 def test_eager(checkpoint: Checkpoint, file: Path) -> None:
     runner = reference("torch", bundle_of(checkpoint), file)
-    run = runner([draw_scene(96, 128, 0), draw_scene(96, 96, 1)], None)
+    run = runner([draw_doodles(96, 128, 0), draw_doodles(96, 96, 1)], None)
     assert len(run.exits) == 2
     assert {"backbone", "decoder", "loop"} <= set(run.phases_ms)
-    assert runner([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert runner([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
 
 
 def test_weights_that_an_untrained_bundle_has(
@@ -76,7 +76,7 @@ def test_weights_that_an_untrained_bundle_has(
         return checkpoint
 
     monkeypatch.setattr(checkpoints, "untrained_checkpoint", drawn)
-    assert reference("torch", bundle_of(checkpoint), None)([draw_scene(96, 128, 0)], "P5").exits == ("P5",)
+    assert reference("torch", bundle_of(checkpoint), None)([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
     assert asked == ["asag-a-r50-100"]
 
 
@@ -92,7 +92,7 @@ def test_every_stage_is_compiled(checkpoint: Checkpoint, file: Path, monkeypatch
     monkeypatch.setattr(torch, "compile", fake_compile)
     runner = reference("torch-compile", bundle_of(checkpoint), file)
     assert compiled == ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
-    image = draw_scene(96, 128, 0)
+    image = draw_doodles(96, 128, 0)
     assert runner([image], "P5").exits == ("P5",)
 
 
@@ -105,6 +105,6 @@ def test_another_network(checkpoint: Checkpoint, file: Path, tmp_path: Path) -> 
 
 def test_pictures_are_prepared_as_for_the_bundle(checkpoint: Checkpoint, file: Path) -> None:
     runner: Any = reference("torch", bundle_of(checkpoint), file)
-    found = runner.detector()(draw_scene(192, 256, 0), channel_order="rgb")
+    found = runner.detector()(draw_doodles(192, 256, 0), channel_order="rgb")
     assert found.original_shape == (192, 256)
     assert np.isfinite(found.xyxy).all()

@@ -13,7 +13,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level
 from asag_deploy.detector import Detector
 from asag_deploy.processing.canvases import Canvas
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
@@ -47,7 +47,7 @@ def test_both_loops_find_the_same(
     ):
         deepest = set()
         for seed, (height, width) in enumerate(SIZES):
-            image = draw_scene(height, width, seed=seed)
+            image = draw_doodles(height, width, seed=seed)
             expected, found = host(image), device(image)
             deepest.add(found.trace.levels[-1].level)
             assert found.trace.to_dict() == expected.trace.to_dict()

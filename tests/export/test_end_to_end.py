@@ -19,7 +19,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detect.cli import main
 from asag_deploy.images.reading import read_image
 from asag_deploy.loop.stopping import stop_rule
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
 from asag_training.network.stages import TorchNetwork
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for seed, (name, (height, width)) in enumerate(SIZES.items()):
-        cv2.imwrite(str(pictures / f"{name}.png"), draw_scene(height, width, seed))
+        cv2.imwrite(str(pictures / f"{name}.png"), draw_doodles(height, width, seed))
     return pictures
 
 
@@ -68,7 +68,7 @@ def test_detector_computes_what_the_network_computes(detector: Detector, small_b
     deepest = set()
     reference = Detector(small_bundle.manifest, TorchNetwork(stages), rule)
     for seed, (height, width) in enumerate(SIZES.values()):
-        picture = draw_scene(height, width, seed)
+        picture = draw_doodles(height, width, seed)
         found, expected = (net(picture, channel_order="rgb") for net in (detector, reference))
         assert len(expected) == 100
         deepest.add(expected.trace.exit_level)
@@ -138,7 +138,7 @@ def test_detect_fast(small_bundle: Bundle, folder: Path, tmp_path: Path) -> None
 
 def test_detect_in_batches(small_bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     for seed, name in enumerate(SIZES):  # all of one size, for padding changes what is near it
-        cv2.imwrite(str(folder / f"{name}.png"), draw_scene(200, 300, seed))
+        cv2.imwrite(str(folder / f"{name}.png"), draw_doodles(200, 300, seed))
     one_by_one = probe(small_bundle, folder, tmp_path)
     assert probe(small_bundle, folder, tmp_path, "--batch", "3") == one_by_one
 
@@ -166,14 +166,14 @@ def test_bundle_that_was_tampered_with(
 
 PICTURES: dict[str, NDArray[Any]] = {
     "one pixel": np.full((1, 1, 3), 200, dtype=np.uint8),
-    "20000 pixels wide": draw_scene(40, 2000, 0).repeat(10, axis=1),
-    "20000 pixels high": draw_scene(2000, 40, 0).repeat(10, axis=0),
-    "one row": draw_scene(1, 300, 0),
-    "grey": draw_scene(90, 120, 1)[..., 0],
-    "16 bits": draw_scene(90, 120, 2).astype(np.uint16) * 257,
-    "with alpha": np.concatenate([draw_scene(90, 120, 3), np.full((90, 120, 1), 255, np.uint8)], axis=-1),
+    "20000 pixels wide": draw_doodles(40, 2000, 0).repeat(10, axis=1),
+    "20000 pixels high": draw_doodles(2000, 40, 0).repeat(10, axis=0),
+    "one row": draw_doodles(1, 300, 0),
+    "grey": draw_doodles(90, 120, 1)[..., 0],
+    "16 bits": draw_doodles(90, 120, 2).astype(np.uint16) * 257,
+    "with alpha": np.concatenate([draw_doodles(90, 120, 3), np.full((90, 120, 1), 255, np.uint8)], axis=-1),
     "black": np.zeros((64, 64, 3), dtype=np.uint8),
-    "not contiguous": draw_scene(120, 200, 4)[::2, ::-1],
+    "not contiguous": draw_doodles(120, 200, 4)[::2, ::-1],
 }
 
 
@@ -207,7 +207,7 @@ def test_a_path_an_array_and_a_list_are_the_same(detector: Detector, folder: Pat
 
 
 def test_batch_of_one_size_is_its_images(detector: Detector) -> None:
-    pictures = [draw_scene(200, 260, seed) for seed in range(3)]
+    pictures = [draw_doodles(200, 260, seed) for seed in range(3)]
     for together, picture in zip(detector(pictures), pictures, strict=True):
         alone = detector(picture)
         np.testing.assert_allclose(together.confidence, alone.confidence, rtol=0, atol=1e-4)
@@ -215,7 +215,7 @@ def test_batch_of_one_size_is_its_images(detector: Detector) -> None:
 
 
 def test_several_threads_at_once(detector: Detector) -> None:
-    pictures = [draw_scene(100 + 20 * seed, 180, seed) for seed in range(6)]
+    pictures = [draw_doodles(100 + 20 * seed, 180, seed) for seed in range(6)]
     expected = [detector(picture) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
         for found, one in zip(pool.map(detector, pictures * 3), expected * 3, strict=True):
@@ -224,7 +224,7 @@ def test_several_threads_at_once(detector: Detector) -> None:
 
 def test_forward_takes_what_detection_normalises(detector: Detector) -> None:
     preprocessing = detector.manifest.preprocessing
-    picture = draw_scene(160, 224, 5)  # the size that the network runs at, so it is not resized
+    picture = draw_doodles(160, 224, 5)  # the size that the network runs at, so it is not resized
     mean, std = (np.array(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
     image = ((picture - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
     output = detector.forward(image, np.array([[160, 224]]))
@@ -237,7 +237,7 @@ def test_forward_takes_what_detection_normalises(detector: Detector) -> None:
 
 def test_memory_stays_flat(detector: Detector) -> None:
     rng = np.random.default_rng(0)
-    pictures = [draw_scene(int(h), int(w), 0) for h, w in rng.integers(60, 300, (12, 2))]
+    pictures = [draw_doodles(int(h), int(w), 0) for h, w in rng.integers(60, 300, (12, 2))]
     for picture in pictures * 2:
         detector(picture)
     before = resident_megabytes()

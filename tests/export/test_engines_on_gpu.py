@@ -17,7 +17,7 @@ from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
 from asag_deploy.processing.on_host import OnHost
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.bundle_export import export_bundle
 from support.small_network import small_checkpoint
 
@@ -57,7 +57,7 @@ def detectors(bundle: Bundle, backend: Format) -> tuple[Detector, Detector]:
 def test_detections_are_those_of_the_cpu(detectors: tuple[Detector, Detector]) -> None:
     """Also on the calls that replay captured graphs, and among images of other sizes."""
     on_cpu, on_gpu = detectors
-    images = [draw_scene(*size, seed=i) for i, size in enumerate(SIZES)]
+    images = [draw_doodles(*size, seed=i) for i, size in enumerate(SIZES)]
     expected = [on_cpu(image) for image in images]
     for _ in range(5):
         for image, one in zip(images, expected, strict=True):
@@ -69,7 +69,7 @@ def test_detections_are_those_of_the_cpu(detectors: tuple[Detector, Detector]) -
 
 def test_equal_images_in_a_batch_are_equal(detectors: tuple[Detector, Detector]) -> None:
     _, on_gpu = detectors
-    image = draw_scene(*SIZES[0], seed=3)
+    image = draw_doodles(*SIZES[0], seed=3)
     alone, (first, second) = on_gpu(image), on_gpu([image, image])
     np.testing.assert_array_equal(first.xyxy, second.xyxy)
     np.testing.assert_array_equal(first.confidence, second.confidence)
@@ -81,10 +81,10 @@ def test_memory_does_not_grow(bundle: Bundle, backend: Format) -> None:
         network = detector._open_network()
         assert isinstance(network, EngineNetwork)
         for size in SIZES * 3:
-            detector(draw_scene(*size, seed=0))
+            detector(draw_doodles(*size, seed=0))
         before = network.device.allocated
         for size in SIZES * 10:
-            detector(draw_scene(*size, seed=0))
+            detector(draw_doodles(*size, seed=0))
         assert network.device.allocated == before
 
 
@@ -122,7 +122,7 @@ def test_pictures_prepared_on_the_gpu(
     """With the kernels and without, from the host and where they lie: the same inputs to the bit."""
     if cuda_library_path() is None:
         pytest.skip(f"needs the compiled kernels: {LIBRARY_VARIABLE} is not set")
-    images = [draw_scene(*size, seed=i) for i, size in enumerate((*SIZES, (500, 333), (90, 200)))]
+    images = [draw_doodles(*size, seed=i) for i, size in enumerate((*SIZES, (500, 333), (90, 200)))]
     with_kernels = open_network(backend, bundle)
     assert isinstance(with_kernels, EngineNetwork)
     assert with_kernels.kernels is not None

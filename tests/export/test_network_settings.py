@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asag_deploy.detector import Detector
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.bundle_export import export_bundle
 from support.small_network import small_checkpoint
 
@@ -29,7 +29,7 @@ def test_layers_in_sequence_and_anchors_that_stay(tmp_path: Path) -> None:
     names = {tensor.name for tensor in exported.bundle.manifest.graph("decoder").inputs}
     assert not {"selected_p5", "selected_p4", "probed"} & names
 
-    picture = draw_scene(256, 320, seed=0)
+    picture = draw_doodles(256, 320, seed=0)
     with Detector.load(exported.bundle) as detector:
         found = detector(picture, channel_order="rgb")
     runs = found.trace.levels

@@ -12,7 +12,7 @@ from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.loop.stages import LevelOutputs
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.gate.gate import run_gate
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
@@ -49,7 +49,7 @@ def test_float32_passes_the_gate(small_bundle: Bundle) -> None:
 def expected(small_bundle: Bundle) -> dict[str, tuple[Arrays, Arrays]]:
     """Inputs and outputs of each stage in ONNX Runtime, on two images of which both are probed on P4."""
     network = open_network(None, small_bundle, threads=1)
-    pixels = np.stack([draw_scene(160, 224, seed) for seed in (1, 2)])
+    pixels = np.stack([draw_doodles(160, 224, seed) for seed in (1, 2)])
     size = np.array([[160, 224], [150, 200]])
     image = run(network, "normalize", {"pixels": pixels, "image_size": size})["image"]
     calls: dict[str, tuple[Arrays, Arrays]] = {}

@@ -13,7 +13,7 @@ import torch as _torch
 from asag_bench.runners.references import open_with_kernels
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.manifest import Manifest
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from support import gpu_checks as checks
 from support.detection_samples import assert_same
 
@@ -43,7 +43,7 @@ def network(manifest: Manifest) -> Iterator[EngineNetwork]:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[checks.Picture]:
-    return [draw_scene(*size, seed=i) for i, size in enumerate(SIZES)]
+    return [draw_doodles(*size, seed=i) for i, size in enumerate(SIZES)]
 
 
 def test_pictures_and_detections_are_processed_as_on_the_cpu(
@@ -90,7 +90,7 @@ def test_arrays_of_pytorch_in_and_out(network: EngineNetwork, manifest: Manifest
 
 
 def test_a_picture_of_pytorch_is_used_where_it_lies(network: EngineNetwork, manifest: Manifest) -> None:
-    picture = draw_scene(400, 300, seed=1)
+    picture = draw_doodles(400, 300, seed=1)
     detector = checks.detector_of(network, manifest)
     expected = detector(picture, channel_order="rgb")
     found = detector(torch.from_numpy(picture).cuda(), channel_order="rgb")
@@ -101,7 +101,7 @@ def test_a_closed_network_holds_no_memory(manifest: Manifest) -> None:
     for _ in range(3):
         network = open_network(manifest)
         detector = checks.detector_of(network, manifest, network.loop("device"))
-        detector(draw_scene(320, 320, seed=0), channel_order="rgb")
+        detector(draw_doodles(320, 320, seed=0), channel_order="rgb")
         assert network.device.allocated > 0
         del detector
         gc.collect()

@@ -16,7 +16,7 @@ from asag_deploy.errors import SourceError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.sources import Frame, iter_frames, list_sources
 from asag_deploy.processing.preprocess import resized_shape
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 
 WORST = "worst"
 """The group of the one picture with the most patches, the worst case."""
@@ -101,7 +101,7 @@ def generated_pictures(
     """Draw scenes, the same everywhere; of several shapes, or all of one (height, width)."""
     given = _SHAPES if shape is None else (shape,)
     shapes = [given[i % len(given)] for i in range(count)]
-    return [(f"scene-{i}", draw_scene(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    return [(f"scene-{i}", draw_doodles(*shape, seed=i)) for i, shape in enumerate(shapes)]
 
 
 def resized_pictures(

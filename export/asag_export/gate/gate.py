@@ -32,7 +32,7 @@ from asag_deploy.bundle.manifest import Precision, ProbeLevel, Probing
 from asag_deploy.loop.probing import Probed, detect, stage_name
 from asag_deploy.loop.stages import FEATURE_TENSORS, LevelOutputs
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.gate.checks import IMAGES, Shapes, batch_checks, shapes_check
 from asag_export.gate.parity import (
     LEAST_IN_COMMON,
@@ -158,7 +158,7 @@ def _pictures(sizes: Sequence[tuple[int, int]], divisor: int = 1) -> tuple[torch
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     pixels = np.zeros((len(sizes), height, width, 3), dtype=np.uint8)
     for i, (h, w) in enumerate(sizes):
-        pixels[i, :h, :w] = draw_scene(h, w, seed=i)
+        pixels[i, :h, :w] = draw_doodles(h, w, seed=i)
     return torch.from_numpy(pixels), torch.tensor(sizes)
 
 

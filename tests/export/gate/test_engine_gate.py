@@ -26,7 +26,7 @@ from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.errors import EngineUnfitError
 from asag_deploy.loop.stages import FEATURE_TENSORS
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export import bundle_export
 from asag_export.bundle_export import export_bundle
 from asag_export.gate import engines as engine_gate
@@ -241,7 +241,7 @@ def test_whatever_the_loop_asks_for_engines_are_built_for(
     bundle = Bundle.open(shutil.copytree(small_bundle.path, tmp_path / "bundle"))
     write_engines(bundle, batches=Batches(most=2))
     sizes = [(160, 200), (2, 2), (90, 400), (400, 90), (400, 20)]
-    images = [draw_scene(height, width, seed=i) for i, (height, width) in enumerate(sizes)]
+    images = [draw_doodles(height, width, seed=i) for i, (height, width) in enumerate(sizes)]
     levels: tuple[Level, ...] = ("P5", "P4", "P3")
     for level in levels:
         with (
@@ -255,7 +255,7 @@ def test_whatever_the_loop_asks_for_engines_are_built_for(
                 detector(images[:3])
             # So narrow that the rule for resizing, which rounds the shorter side, exceeds the longer one.
             with pytest.raises(EngineUnfitError, match="or resize the image"):
-                detector(draw_scene(1000, 3, seed=0))
+                detector(draw_doodles(1000, 3, seed=0))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.errors import ConfigError
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_export.quantize import graph_quantization
 from asag_export.quantize.bundle_quantization import check_quantizable
 from asag_export.quantize.calibration import stage_inputs
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of scenes."""
     folder = tmp_path_factory.mktemp("calibration")
     for seed in range(PICTURES):
-        write_picture(folder / f"{seed}.png", draw_scene(*SHAPE, seed))
+        write_picture(folder / f"{seed}.png", draw_doodles(*SHAPE, seed))
     return folder
 
 
@@ -65,7 +65,7 @@ def quantizers(bundle: Bundle) -> list[onnx.NodeProto]:
 
 def noise(bundle: Bundle, quantized: Bundle, stage: str = "backbone") -> float:
     """The signal-to-noise ratio of a stage's worst result in decibels."""
-    inputs = stage_inputs(bundle, stage, [draw_scene(*SHAPE, 0)])
+    inputs = stage_inputs(bundle, stage, [draw_doodles(*SHAPE, 0)])
     return min(signal_to_noise(bundle, quantized, stage, inputs).values())
 
 
@@ -179,7 +179,7 @@ def test_every_backend_detects_with_it(backend: str, small_bundle: Bundle, int8_
     missing = BACKENDS[backend].problem()
     if missing is not None:
         pytest.skip(str(missing))
-    scene = draw_scene(*SHAPE, 1)
+    scene = draw_doodles(*SHAPE, 1)
     with Detector.load(small_bundle) as full, Detector.load(int8_bundle, backend=backend) as quantized:
         expected, actual = full(scene, channel_order="rgb"), quantized(scene, channel_order="rgb")
     assert len(actual) == len(expected)
@@ -254,7 +254,7 @@ def test_uint8_for_the_cpu_and_what_accuracy_it_has(
     small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     categories = [dataclasses.asdict(category) for category in small_bundle.manifest.categories]
-    scenes = [draw_scene(*SHAPE, seed) for seed in range(PICTURES)]
+    scenes = [draw_doodles(*SHAPE, seed) for seed in range(PICTURES)]
     boxes = [{"image_id": 1, "bbox": [10, 10, 50, 40], "category_id": categories[0]["id"]}]
     for split, count in (("train2017", PICTURES), ("val2017", 2)):
         write_coco(tmp_path / "data", boxes, split=split, pictures=scenes[:count], categories=categories)
@@ -322,16 +322,16 @@ def test_unsuitable_pictures(
     def ask(folder: Path) -> str:
         return refused(small_bundle, tmp_path / "out", capsys, "--images", str(folder))
 
-    scene = draw_scene(*SHAPE, 0)
+    scene = draw_doodles(*SHAPE, 0)
     (tmp_path / "empty").mkdir()
     assert "no images" in ask(tmp_path / "empty")
     assert "there are 3 pictures to calibrate on; give 8 or more" in ask(fill(tmp_path / "few", [scene] * 3))
     plain = [np.full((*SHAPE, 3), i * 9, np.uint8) for i in range(5)]
     assert "5 of the 9 calibration pictures are of one colour" in ask(
-        fill(tmp_path / "plain", [*plain, *(draw_scene(*SHAPE, seed) for seed in range(4))])
+        fill(tmp_path / "plain", [*plain, *(draw_doodles(*SHAPE, seed) for seed in range(4))])
     )
     assert "only 1 of the 9 calibration pictures differ" in ask(fill(tmp_path / "same", [scene] * 9))
-    damaged = fill(tmp_path / "damaged", [draw_scene(*SHAPE, seed) for seed in range(8)])
+    damaged = fill(tmp_path / "damaged", [draw_doodles(*SHAPE, seed) for seed in range(8)])
     (damaged / "3.png").write_bytes(b"no picture")
     assert "3.png" in ask(damaged)
 

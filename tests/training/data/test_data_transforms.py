@@ -140,11 +140,14 @@ def test_colour_changes_colours_only() -> None:
     ("make", "problem"),
     [
         (lambda: Augmentation(shorter_sides=()), "shorter_sides"),
-        (lambda: Augmentation(longer_side=700), "longer_side 700 is less"),
-        (lambda: Augmentation(horizontal_flip=1.5), "horizontal_flip is 1.5"),
-        (lambda: Augmentation(colour=-1), "colour is -1"),
-        (lambda: CropRecipe(smallest=700), "crop of 700 to 600"),
-        (lambda: CropRecipe(probability=2), "crop is 2"),
+        (
+            lambda: Augmentation(longer_side=700),
+            "longer_side 700 is not possible: expected at least the shorter side, 800",
+        ),
+        (lambda: Augmentation(horizontal_flip=1.5), "augmentation setting horizontal_flip 1.5 is not"),
+        (lambda: Augmentation(colour=-1), "colour -1 is not possible: expected between"),
+        (lambda: CropRecipe(smallest=700), "crop setting smallest 700 and largest 600 is not"),
+        (lambda: CropRecipe(probability=2), "crop setting probability 2 is not"),
     ],
 )
 def test_values_that_make_no_sense(make: Callable[[], object], problem: str) -> None:

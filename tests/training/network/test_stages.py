@@ -14,7 +14,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
-from asag_evaluation.data.doodles import draw_scene
+from asag_evaluation.data.doodles import draw_doodles
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import MANUAL_STOPS, build_stages, probing_plan
 from asag_training.network.stages import DecoderStage, NormalizeStage, TorchNetwork, best_detections
@@ -40,7 +40,7 @@ def run(
     height, width = padded or tuple(max(side) for side in zip(*sizes, strict=True))
     pixels = np.zeros((len(sizes), height, width, 3), dtype=np.uint8)
     for i, (h, w) in enumerate(sizes):
-        pixels[i, :h, :w] = draw_scene(h, w, seed=first + i)
+        pixels[i, :h, :w] = draw_doodles(h, w, seed=first + i)
     probing = probing_plan(model.config, levels)
     network = TorchNetwork(build_stages(model, probing))
     size = torch.tensor(sizes)

@@ -1,4 +1,4 @@
-"""Generated scenes: pictures to run a detector on where no photographs are at hand."""
+"""Doodles: pictures to run a detector on where no photographs are at hand, without annotations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def draw_scene(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+def draw_doodles(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     """Draw (height, width, 3) RGB: a few large and many small shapes, the same for the same seed."""
     rng = np.random.default_rng([seed, height, width])
     canvas = _background(rng, height, width)

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.processing.preprocess import resize, resized_shape
 from asag_evaluation.data.coco import Sample
+from asag_training.settings import Settings
 
 Rng = np.random.Generator
 
@@ -28,9 +28,10 @@ _SMALLEST_PART = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropRecipe:
+class CropRecipe(Settings):
     """Resize, cut out a part, and resize again as the whole image would have been."""
 
+    of = "crop"
     shorter_sides: tuple[int, ...] = (400, 500, 600)
     """One of these becomes the shorter side before the cut."""
     smallest: int = 384
@@ -39,22 +40,22 @@ class CropRecipe:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_sides("crop", self.shorter_sides)
-        _check_probability("crop", self.probability)
-        if not 1 <= self.smallest <= self.largest:
-            raise ConfigError(
-                f"a crop of {self.smallest} to {self.largest} pixels is not possible: expected 1 or more, "
-                "and no less in the end than in the beginning"
-            )
+        self._require(min(self.shorter_sides, default=0) >= 1, "sides in pixels", "shorter_sides")
+        self._require(0 <= self.probability <= 1, "between 0 and 1", "probability")
+        possible = 1 <= self.smallest <= self.largest
+        self._require(
+            possible, "1 pixel or more, the largest no less than the smallest", "smallest", "largest"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Settings):
     """The changes to a training image, in this order: colour, flips and turns, crop, resize.
 
     Raises ConfigError for values that make no sense.
     """
 
+    of = "augmentation"
     shorter_sides: tuple[int, ...] = (800,)
     """One of these becomes the shorter side, unless the longer would exceed `longer_side`."""
     longer_side: int = 1333
@@ -69,13 +70,11 @@ class Augmentation:
     """Strength of random changes of brightness, contrast, saturation and hue, from 0 (none) to 1."""
 
     def __post_init__(self) -> None:
-        _check_sides("augmentation", self.shorter_sides)
-        if self.longer_side < max(self.shorter_sides):
-            raise ConfigError(
-                f"longer_side {self.longer_side} is less than the shorter side {max(self.shorter_sides)}"
-            )
+        self._require(min(self.shorter_sides, default=0) >= 1, "sides in pixels", "shorter_sides")
+        longest = max(self.shorter_sides)
+        self._require(self.longer_side >= longest, f"at least the shorter side, {longest}", "longer_side")
         for name in ("horizontal_flip", "vertical_flip", "colour"):
-            _check_probability(name, getattr(self, name))
+            self._require(0 <= getattr(self, name) <= 1, "between 0 and 1", name)
 
 
 def standard() -> Augmentation:
@@ -184,13 +183,3 @@ def _with(sample: Sample, image: NDArray[np.uint8], boxes: NDArray[np.float32]) 
     return dataclasses.replace(
         sample, image=np.ascontiguousarray(image), boxes=np.ascontiguousarray(boxes, dtype=np.float32)
     )
-
-
-def _check_sides(where: str, sides: tuple[int, ...]) -> None:
-    if not sides or min(sides) < 1:
-        raise ConfigError(f"shorter_sides {sides} of the {where} is not possible: expected sides in pixels")
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} is {value}, which is not between 0 and 1")
