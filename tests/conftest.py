@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -78,24 +79,34 @@ def host_library_path(build_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """A function that gives the bundle of that name, which the first to ask makes with the given function.
+def shared_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function that gives the folder of that name, which the first to ask makes with the given function.
 
-    So it is exported once per run of the suite, by whichever worker is first.
+    So it is made once per run of the suite, by whichever worker is first.
     """
-    folder = tmp_path_factory.getbasetemp()
+    base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+        base = base.parent
 
-    def get(name: str, export: Callable[[Path], object]) -> Bundle:
-        path = folder / name
-        with (folder / f"{name}.lock").open("w") as lock:
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path, unfinished = base / name, base / f"{name}-unfinished"
+        with (base / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                export(path)
-        return Bundle.open(path)
+                shutil.rmtree(unfinished, ignore_errors=True)
+                make(unfinished)
+                unfinished.rename(path)
+        return path
 
     return get
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(shared_folder: Callable[..., Path]) -> Callable[..., Bundle]:
+    """A function that gives the bundle of that name, exported with the given function by the first to ask."""
+    return lambda name, export: Bundle.open(shared_folder(name, export))
 
 
 @pytest.fixture(scope="session")

@@ -102,9 +102,11 @@ def _plain(value: Any) -> Any:
 
 def _read(hint: Any, value: Any, path: str) -> Any:
     """Read `value` as the annotation `hint` says; `path` is where it stands, such as `graphs[2].sha256`."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in _NAMES:  # which most values are
+        return _read_plain(hint, value, path)
     if dataclasses.is_dataclass(hint):
         return _read_object(cast(type, hint), value, path)
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple:
         return _read_list(arguments, value, path)
     if origin is dict:

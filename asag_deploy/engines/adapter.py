@@ -44,7 +44,7 @@ _CAPABILITY = re.compile(r"SM(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class CompileOptions:
-    """How one engine is built."""
+    """Settings for building one engine."""
 
     capabilities: tuple[str, ...]
     tf32: bool
@@ -56,7 +56,7 @@ class CompileOptions:
 
 
 class _Messages:
-    """What the library has to say; it wants one logger for as long as the process lives."""
+    """Messages of the library, which wants one logger for as long as the process lives."""
 
     def __init__(self, module: Any) -> None:
         class Logger(module.ILogger):  # type: ignore[misc]
@@ -179,7 +179,7 @@ class Library:
         return bytes(serialized)
 
     def load(self, engine: bytes, *, version_compatible: bool) -> Any:
-        """A deserialised engine, or None if the library refuses it; what it said is in `messages`."""
+        """Deserialise an engine; returns None if the library refuses it, and `messages` has what it said."""
         self._messages.clear()
         if self._runtime is None:
             self._runtime = self._module.Runtime(self._messages.logger)
@@ -188,7 +188,7 @@ class Library:
         return self._runtime.deserialize_cuda_engine(engine)
 
     def layers(self, engine: bytes, *, version_compatible: bool) -> Layers | None:
-        """The layers of an engine that was built for the GPU of this machine; None if it cannot be asked."""
+        """Count the layers of an engine for the GPU of this machine; returns None if it cannot be asked."""
         loaded = self.load(engine, version_compatible=version_compatible)
         return None if loaded is None else layers_of(self._module, loaded)
 
@@ -311,12 +311,12 @@ def _register(path: Path) -> None:
 
 
 def _message(library: ctypes.CDLL, status: int) -> str:
-    """What the plugin library says of a status."""
+    """Ask the plugin library what a status means."""
     library.asag_message.restype = ctypes.c_char_p
     return _one_line(library.asag_message(status).decode(errors="replace"))
 
 
 def _one_line(text: str) -> str:
-    """An error of the library without its line breaks and the places in its own sources."""
+    """Strip an error of the library of line breaks and of places in the library's own sources."""
     joined = " ".join(text.split())
     return re.sub(r"\s*In \w+ at \S+?:\d+", "", joined)[:400].rstrip(" .")

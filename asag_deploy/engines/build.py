@@ -1,4 +1,4 @@
-"""Building the engines of a bundle: what is not there or not current, one after the other.
+"""Build the missing or outdated engines of a bundle, one at a time.
 
 Each engine appears whole or not at all, and its sidecar after it.  A build that is interrupted goes on where
 it stopped when it is started again.
@@ -17,7 +17,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Precision
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
-from asag_deploy.engines.host_work import read_plan
+from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.parser_graph import (
     Plugin,
     computes_with_sizes,
@@ -48,7 +48,7 @@ from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, En
 from asag_deploy.processing.canvases import Canvas, check_canvas, default_canvases, in_order
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many engines are done, and how many there are in all."""
+"""Called with what is being done, how many engines are done, and how many there are."""
 
 COMPATIBILITIES: tuple[Compatibility, ...] = ("none", "ampere_plus", "same_compute_capability")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -61,7 +61,7 @@ _AUXILIARY_STREAMS = 0
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How engines are built.  Raises ConfigError where that makes no sense."""
+    """Settings for building engines.  Raises ConfigError if they make no sense."""
 
     engine_format: str = "tensorrt-rtx"
     gpus: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class BuildOptions:
     shared: bool = False
     """One engine for all of `gpus` instead of one for each (TensorRT-RTX alone)."""
     precision: str | None = None
-    """What the bundle is expected to be in; None for whatever it is."""
+    """The precision that the bundle must have; None for any."""
     batches: Batches = field(default_factory=Batches)
     canvases: tuple[Canvas, ...] = ()
     """Shapes of images that get engines of their own, beside those that take every shape."""
@@ -111,7 +111,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What came of a build."""
+    """Result of a build."""
 
     library: str
     """Name and version."""
@@ -272,14 +272,14 @@ def _build(job: _Job, recipe: Recipe, path: Path, library: Library) -> None:
 
 
 def _host_work(graph: bytes, engine: bytes, recipe: Recipe) -> tuple[bool, bool]:
-    """Whether an engine can be captured, and whether it may read the host's memory.
+    """Return whether an engine can be captured, and whether it may read the host's memory.
 
     TensorRT-RTX writes both into its engines.  Of TensorRT's it is known from the graph: it decides loops
     and branches on the host, and copies sizes to the GPU where they are not known from the start.
     """
     if recipe.format == "tensorrt-rtx":
-        plan = read_plan(engine)
-        return plan.capturable, plan.host_memory
+        work = read_host_work(engine)
+        return work.capturable, work.host_memory
     one_shape = all(range_.least == range_.most for range_ in recipe.inputs)
     decides = bool(control_flow(graph, recipe.stage))
     return not decides, decides or (not one_shape and computes_with_sizes(graph, recipe.stage))
@@ -347,7 +347,7 @@ def _plugins(library: Library, bundle: Bundle, options: BuildOptions) -> tuple[P
 
 
 def summary(report: BuildReport, bundle: Bundle) -> Sequence[str]:
-    """The report in a few lines for people."""
+    """Summarise the report in a few lines for people."""
     folders = sorted({str(path.parent) for path in (*report.built, *report.current)})
     if not report.built:
         lines = [f"nothing to do: all {len(report.current)} engines of '{bundle.path}' are current"]

@@ -1,4 +1,4 @@
-"""`asag-build`: a bundle's graphs become engines, from the command line."""
+"""`asag-build`: build engines of a bundle's graphs from the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The options on how engines are built, which `asag-export` has too."""
+    """Add the options for building engines, which `asag-export` has too."""
     group = parser.add_argument_group("engines")
     add = group.add_argument
     add(
@@ -69,7 +69,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def engine_options(
     options: argparse.Namespace, *, engine_format: str, precision: str | None, force: bool = False
 ) -> BuildOptions:
-    """What was parsed by `add_engine_options`.  Raises ConfigError where it makes no sense."""
+    """Turn the options of `add_engine_options` into BuildOptions.  Raises ConfigError for bad ones."""
     return BuildOptions(
         engine_format=engine_format,
         gpus=tuple(options.gpus),
@@ -88,7 +88,7 @@ def engine_options(
 
 
 def build_with_progress(bundle: Bundle, options: BuildOptions, *, quiet: bool) -> BuildReport:
-    """`build_engines` with a progress bar on stderr, if that is a terminal."""
+    """Call `build_engines` with a progress bar on stderr, if that is a terminal."""
     with progress(unit="engine", quiet=quiet) as bar:
 
         def step(description: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What a TensorRT-RTX engine says of itself, read from the file: no GPU is needed, unlike for the inspector.
+"""Read what a TensorRT-RTX engine does on the host from its file; unlike the inspector, this needs no GPU.
 
 An engine file is readable text in parts.  Its settings say whether the library allows a stream capture, and
 its program lists what it does step by step: a jump that the host takes (`cjmp`), the copy of the condition to
@@ -17,14 +17,14 @@ _SHAPE_COPY = b"[ShapeHostToDeviceCopy"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What matters of an engine to whoever wants to capture it in a CUDA graph.
+class HostWork:
+    """What keeps an engine from being captured in a CUDA graph.
 
-    Where an engine holds several programs, the numbers are those of all together.
+    If an engine holds several programs, the numbers are those of all together.
     """
 
     stream_capturable: bool
-    """Whether every program says that it can be captured; false if none says anything."""
+    """True if every program says that it can be captured; false if none says anything."""
     decisions: int
     """Jumps that the host takes on what the GPU has computed, as in a loop or a branch."""
     copies_to_host: int
@@ -44,10 +44,10 @@ class Plan:
         return self.shape_copies > 0 or self.copies_to_host > 0
 
 
-def read_plan(engine: bytes) -> Plan:
+def read_host_work(engine: bytes) -> HostWork:
     """Read the content of an engine file that TensorRT-RTX has built."""
     said = _CAPTURABLE.findall(engine)
-    return Plan(
+    return HostWork(
         stream_capturable=bool(said) and all(value == b"1" for value in said),
         decisions=engine.count(_DECISION),
         copies_to_host=engine.count(_COPY_TO_HOST),

@@ -1,4 +1,4 @@
-"""What an engine was really built of: its layers by the types they read and write.
+"""The layers an engine was really built of, by the types they read and write.
 
 The graph decides the types, but the compiler fuses, reorders and casts.  The library's inspector tells; it
 asks a deserialised engine, which takes a GPU, with TensorRT-RTX too.
@@ -29,16 +29,16 @@ Layers = dict[str, int]
 
 
 def layers_of(module: Any, engine: Any) -> Layers | None:
-    """The layers of a deserialised engine of the library `module`; None if it does not say.
+    """Count the layers of a deserialised engine of the library `module`, by the types they read and write.
 
-    It says where the engine was built with detailed profiling information, as this project's are.
+    Returns None if the engine was not built with detailed profiling information, as this project's are.
     """
     inspector = engine.create_engine_inspector()
     return count_layers(str(inspector.get_engine_information(module.LayerInformationFormat.JSON)))
 
 
 def count_layers(text: str) -> Layers | None:
-    """The layers in the JSON that an inspector wrote; None if that has no types."""
+    """Count the layers in the JSON that an inspector wrote; returns None if it names no types."""
     try:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError):
@@ -50,7 +50,7 @@ def count_layers(text: str) -> Layers | None:
 
 
 def in_words(layers: Layers | None) -> str:
-    """For people: `80 layers in fp16, 12 in fp16+fp32`."""
+    """Write the counts for people: `80 layers in fp16, 12 in fp16+fp32`."""
     if layers is None:
         return "the inspector was not asked, since that takes the GPU that the engine is for"
     return ", ".join(f"{count} in {types}" for types, count in layers.items()) or "no layers"

@@ -37,13 +37,13 @@ class _Spelling:
     added: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def constant(self, *values: int) -> str:
-        """The name of an int64 vector of these values."""
+        """Add an int64 vector of these values and return its name."""
         return self.array(
             "asag_sizes_" + "_".join(str(v).replace("-", "m") for v in values), np.array(values)
         )
 
     def array(self, name: str, value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
-        """The name of a constant of this value."""
+        """Add a constant of this value and return its name."""
         from onnx import numpy_helper
 
         if name not in self.added:
@@ -52,7 +52,7 @@ class _Spelling:
 
 
 def spell_out_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model without functions in which no MatMul has float32 operands.
+    """Copy a model without functions so that no MatMul has float32 operands.
 
     The results differ by the rounding of sums in another order.  Loop and If bodies are included.
     """
@@ -87,7 +87,7 @@ def _rewrite(graph: onnx.GraphProto, inferred: onnx.GraphProto, spelling: _Spell
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs inside a node: of a loop, or of a branch."""
+    """Yield the graphs inside a node: the body of a loop, the branches of an If."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -103,7 +103,7 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _is_float(node: onnx.NodeProto, tensors: Mapping[str, _Tensor]) -> bool:
-    """Both operands have one type, so that it is enough to know it of either."""
+    """Return whether a product is of float32: both operands have one type, and either may be known."""
     return any(tensors[name].elem_type == _FLOAT for name in node.input if name in tensors)
 
 
@@ -117,7 +117,7 @@ def _product(node: onnx.NodeProto, spelling: _Spelling) -> list[onnx.NodeProto]:
 
 
 def _convolution(node: onnx.NodeProto, inner: int, outer: int, spelling: _Spelling) -> list[onnx.NodeProto]:
-    """(..., inner) by (inner, outer): every row is an image of one pixel and `inner` channels."""
+    """Multiply (..., inner) by (inner, outer): every row is an image of one pixel and `inner` channels."""
     from onnx import helper, numpy_helper
 
     left, right = node.input
@@ -153,7 +153,7 @@ def _convolution(node: onnx.NodeProto, inner: int, outer: int, spelling: _Spelli
 
 
 def _sum_of_products(node: onnx.NodeProto, spelling: _Spelling) -> list[onnx.NodeProto]:
-    """(..., rows, inner, 1) times (..., 1, inner, columns), summed over `inner`."""
+    """Multiply (..., rows, inner, 1) by (..., 1, inner, columns) and sum over `inner`."""
     from onnx import helper
 
     left, right = node.input
@@ -188,16 +188,17 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Weights that only products used, or they would be in the engine twice."""
-    used = set(_names_used(graph)) | {value.name for value in graph.output}
+    """Drop the weights that only products used: they would be in the engine twice."""
+    used = names_read(graph)
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
 
 
-def _names_used(graph: onnx.GraphProto) -> Iterator[str]:
+def names_read(graph: onnx.GraphProto) -> set[str]:
+    """Collect the values that are read in a graph or in bodies of its loops and branches, and its results."""
+    found = {value.name for value in graph.output}
     for node in graph.node:
-        yield from node.input
-        for body in bodies(node):
-            yield from _names_used(body)
-            yield from (value.name for value in body.output)
+        found.update(node.input)
+        found.update(*(names_read(body) for body in bodies(node)))
+    return found

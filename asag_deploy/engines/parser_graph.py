@@ -1,6 +1,6 @@
-"""A stage graph as TensorRT's parser is to read it.
+"""Rewrite a stage graph for TensorRT's parser.
 
-The bundle's graphs are written for every runtime; what TensorRT needs beyond that is done here, on a copy:
+The bundle's graphs suit every runtime.  What TensorRT needs beyond that is done here, on a copy:
 
 - The `asag` operators are replaced by plugins where there are some, the others by the bodies they come with.
   (The parser could expand those itself, but binds a function's input to a tensor of the same name outside.)
@@ -38,7 +38,7 @@ class Plugin:
 
     @property
     def name(self) -> str:
-        """What the library has registered it as."""
+        """The name that the library has registered."""
         return _PLUGIN_PREFIX + self.operator
 
 
@@ -53,7 +53,7 @@ def require_onnx() -> None:
 
 
 def for_parser(content: bytes, *, name: str, plugins: Collection[Plugin], turing: bool) -> bytes:
-    """The serialised model `content`, the stage graph `name`, as the parser is to read it.
+    """Rewrite the stage graph `name`, a serialised model, as the parser is to read it.
 
     Raises BundleCorruptError if it is not an ONNX model.
     """
@@ -67,12 +67,12 @@ def for_parser(content: bytes, *, name: str, plugins: Collection[Plugin], turing
 
 
 def operators_of(content: bytes, name: str) -> set[str]:
-    """The `asag` operators that a stage graph uses.  Raises BundleCorruptError if it is not an ONNX model."""
+    """Find the `asag` operators of a stage graph.  Raises BundleCorruptError if it is not an ONNX model."""
     return {node.op_type for node in _read(content, name).graph.node if node.domain == OPERATOR_DOMAIN}
 
 
 def control_flow(content: bytes, name: str) -> tuple[str, ...]:
-    """The nodes of a graph that decide what runs next, such as `Loop 'rounds'`, bodies included.
+    """Name the nodes that decide what runs next, such as `Loop 'rounds'`, those in bodies included.
 
     `content` is the graph as the parser reads it: what is in a function or behind a plugin is not looked at.
     Raises BundleCorruptError if it is not an ONNX model.
@@ -83,7 +83,7 @@ def control_flow(content: bytes, name: str) -> tuple[str, ...]:
 
 
 def computes_with_sizes(content: bytes, name: str) -> bool:
-    """Whether a graph, as the parser reads it, asks for the size of a tensor, which the host knows.
+    """Return whether a graph, as the parser reads it, asks for the size of a tensor, which the host knows.
 
     Raises BundleCorruptError if it is not an ONNX model.
     """
@@ -91,7 +91,7 @@ def computes_with_sizes(content: bytes, name: str) -> bool:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those inside other nodes too."""
+    """Yield all nodes, those inside other nodes too."""
     waiting = [model.graph]
     while waiting:
         for node in waiting.pop().node:

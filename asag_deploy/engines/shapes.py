@@ -38,7 +38,7 @@ class InputRange:
     most: tuple[int, ...]
 
     def holds(self, shape: tuple[int, ...]) -> bool:
-        """Whether an input of this shape can be given to the engine."""
+        """Return whether an input of this shape can be given to the engine."""
         return len(shape) == len(self.least) and all(
             low <= size <= high for low, size, high in zip(self.least, shape, self.most, strict=True)
         )
@@ -46,7 +46,7 @@ class InputRange:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """How many images come at once.  Raises ConfigError where that makes no sense."""
+    """Images in a batch.  Raises ConfigError if the numbers make no sense."""
 
     usual: int = 1
     """The batch that engines are optimised for."""
@@ -70,10 +70,10 @@ class _Range:
 def profile(
     graph: GraphSpec, manifest: Manifest, batches: Batches, canvas: Canvas | None = None
 ) -> tuple[InputRange, ...]:
-    """The shapes that an engine of this graph must take, one range for each of its inputs, in their order.
+    """Give the range of shapes that an engine of this graph must take, for each of its inputs in order.
 
-    On a canvas each is a single shape: of one image of that size, `fixed_slots` patches for every level, and
-    as many queries as there can be.
+    On a canvas each range is a single shape: one image of that size, `fixed_slots` patches for every level,
+    and as many queries as there can be.
 
     Raises BundleCorruptError if the graph has a dynamic size of unknown meaning.
     """
@@ -82,12 +82,12 @@ def profile(
 
 
 def fixed_slots(level: ProbeLevel) -> int:
-    """Patches an image that an engine of one shape has room for at a level, of which it may need none."""
+    """Return how many patches an image may have at a level in an engine of one shape."""
     return min(round_up_to(min(level.capacity, MOST_SLOTS), PATCH_BUCKET), level.capacity)
 
 
 def depends_on_canvas(graph: GraphSpec) -> bool:
-    """Whether a canvas has an engine of this graph of its own."""
+    """Return whether a canvas has its own engine of this graph."""
     return graph.name not in _EVERY_SHAPE
 
 
@@ -112,7 +112,7 @@ def _input_range(
 
 
 def _sizes(graph: GraphSpec, manifest: Manifest, batches: Batches) -> dict[str, _Range]:
-    """Every dynamic size by the name it has in the manifest."""
+    """Give every dynamic size by the name it has in the manifest."""
     probing = manifest.probing
     height, width = _image_sides(manifest)
     sizes = {
@@ -139,7 +139,7 @@ def _sizes(graph: GraphSpec, manifest: Manifest, batches: Batches) -> dict[str, 
 
 
 def _fixed_sizes(graph: GraphSpec, manifest: Manifest, canvas: Canvas) -> dict[str, _Range]:
-    """As `_sizes`, each a single one."""
+    """Give the same sizes for one canvas, each a single value."""
     sizes = {
         "batch": 1,
         "height": canvas.height,
@@ -160,10 +160,10 @@ def _fixed_sizes(graph: GraphSpec, manifest: Manifest, canvas: Canvas) -> dict[s
 
 
 def _image_sides(manifest: Manifest) -> tuple[_Range, _Range]:
-    """Height and width of the network's input.
+    """Give the heights and widths of the network's input.
 
-    Either may be the longer one, and of a very long image the shorter is next to nothing; the usual picture
-    is in landscape format, four to three.
+    Either may be the longer side, and the shorter side of a very long image is tiny.  The usual picture is in
+    landscape format, four to three.
     """
     preprocessing = manifest.preprocessing
     divisor = preprocessing.size_divisor

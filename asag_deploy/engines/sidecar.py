@@ -1,7 +1,7 @@
-"""What an engine says of itself, in a JSON file beside it, and whether it may be loaded.
+"""The JSON file beside an engine, and the check that the engine may be loaded.
 
-A library that is given an engine of another release, for another GPU or of another network fails late and
-says little, or computes something else.  `check` finds that out beforehand.
+Given an engine of another release, for another GPU or of another network, a library fails late and says
+little, or computes something else.  `check` finds that out beforehand.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ class Engine:
 
 
 def engine_folder(bundle: Bundle, engine_format: Format, target: str) -> Path:
-    """Where the engines of a bundle for a target such as `sm86` are."""
+    """Return the folder of the engines of a bundle for a target such as `sm86`."""
     return bundle.path / "engines" / engine_format / target
 
 
 def engine_path(folder: Path, stage: str, canvas: Canvas | None = None) -> Path:
-    """The engine of a stage in the folder of a target; its sidecar has the same name and ends in `.json`.
+    """Return the path of a stage's engine in a target's folder; its sidecar is the same with `.json`.
 
     Those of a canvas lie in a folder of their own in it, such as `800x1088`.
     """
@@ -135,7 +135,7 @@ def check(
     device: str | None = None,
     canvas: Canvas | None = None,
 ) -> Engine:
-    """The engine of a stage for a GPU of that compute capability (`sm86`), read and verified.
+    """Read and verify the engine of a stage for a GPU of that compute capability (`sm86`).
 
     With a canvas it is the one of exactly that shape, else the one that takes every shape.
 
@@ -163,7 +163,7 @@ def canvas_engines(
     capability: str,
     device: str | None = None,
 ) -> dict[Canvas, list[Engine]]:
-    """The engines of every canvas that some were built for, the smallest canvas first.
+    """Read and verify the engines of every canvas that has some, the smallest canvas first.
 
     They are of all stages but `normalize`, whose engine takes every shape.  Empty if there are none.
     Raises what `check` raises, for each of them.
@@ -187,7 +187,7 @@ def canvas_engines(
 
 
 def built_canvases(bundle: Bundle, engine_format: Format, capability: str) -> tuple[Canvas, ...]:
-    """The canvases that engines for a GPU lie there for, the smallest first; nothing is verified."""
+    """List the canvases that have engines for a GPU, the smallest first, without verifying any."""
     for folder in _candidates(bundle, engine_format, capability):
         if any(folder.glob("*.engine")):  # those of other GPUs are of no use beside engines for this one
             return _canvases_in(folder)
@@ -201,7 +201,7 @@ def built_engines(bundle: Bundle, engine_format: Format) -> dict[str, tuple[Canv
 
 
 def _canvases_in(folder: Path) -> tuple[Canvas, ...]:
-    """The canvases that have a folder in that of a target, the smallest first."""
+    """List the canvases with a folder in a target's folder, the smallest first."""
     found = set()
     for inner in _folders(folder):
         with contextlib.suppress(ConfigError):
@@ -210,7 +210,7 @@ def _canvases_in(folder: Path) -> tuple[Canvas, ...]:
 
 
 def build_again(bundle: Bundle, engine_format: Format, capability: str, canvas: Canvas | None = None) -> str:
-    """The half sentence that says how to build the engines of a bundle for a GPU."""
+    """Say in half a sentence how to build the engines of a bundle for a GPU."""
     gpu = f" --gpu {capability}" if engine_format == "tensorrt-rtx" else ""
     shape, else_ = "", ""
     if canvas is not None:
@@ -242,12 +242,12 @@ def read_sidecar(path: Path, again: str) -> Sidecar:
 
 
 def sidecar_to_json(sidecar: Sidecar) -> str:
-    """The text of the file beside an engine."""
+    """Write a sidecar as the text of its file."""
     return json.dumps(dataclasses.asdict(sidecar), indent=2, allow_nan=False) + "\n"
 
 
 def is_current(path: Path, recipe: Recipe) -> bool:
-    """Whether the engine at `path` is whole and has been built by exactly this recipe."""
+    """Return whether the engine at `path` is whole and was built by exactly this recipe."""
     try:
         sidecar = read_sidecar(path.with_suffix(".json"), "")
         if sidecar.recipe != recipe:
@@ -259,7 +259,7 @@ def is_current(path: Path, recipe: Recipe) -> bool:
 
 
 def _check_version(data: object, path: Path, again: str) -> None:
-    """Before anything else, since other versions have other fields."""
+    """Check the version before anything else, since other versions have other fields."""
     recipe = data.get("recipe") if isinstance(data, dict) else None
     version = recipe.get("sidecar_version") if isinstance(recipe, dict) else None
     if type(version) is int and version != SIDECAR_VERSION:
@@ -287,7 +287,7 @@ def _find(
 
 
 def _candidates(bundle: Bundle, engine_format: Format, capability: str) -> list[Path]:
-    """The folders where engines for a GPU may be, the most fitting first."""
+    """List the folders where engines for a GPU may be, the most fitting first."""
     own = engine_folder(bundle, engine_format, capability)
     others = [folder for folder in _folders(own.parent) if folder != own]
     shared = [other for other in others if capability in other.name.split("+")]

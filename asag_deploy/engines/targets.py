@@ -17,7 +17,7 @@ _DATA_CENTRE = {"sm90": "H100, H200", "sm100": "B200, GB200", "sm103": "B300, GB
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What one engine is built for: one compute capability, or several that share it."""
+    """The compute capability, or several, that one engine is built for."""
 
     capabilities: tuple[str, ...]
     """Such as `("sm86",)`, in ascending order."""
@@ -34,7 +34,7 @@ class Target:
 
 
 def parse_target(text: str) -> str:
-    """`sm86`, `SM_86`, `86` or `8.6` as `sm86`.
+    """Read `sm86`, `SM_86`, `86` or `8.6` as `sm86`.
 
     Raises ConfigError for anything else.
     """
@@ -48,7 +48,7 @@ def parse_target(text: str) -> str:
 
 
 def targets(capabilities: Iterable[str], *, shared: bool) -> tuple[Target, ...]:
-    """One target for each capability, or with `shared` a single one for all of them."""
+    """Make one target for each capability, or with `shared` one for all of them."""
     ordered = sorted(set(capabilities), key=number)
     if shared:
         return (Target(capabilities=tuple(ordered)),)
@@ -56,7 +56,7 @@ def targets(capabilities: Iterable[str], *, shared: bool) -> tuple[Target, ...]:
 
 
 def number(capability: str) -> int:
-    """`sm86` as 86, by which capabilities are ordered."""
+    """Return `sm86` as 86, by which capabilities are ordered."""
     return int(capability.removeprefix("sm"))
 
 
@@ -73,7 +73,7 @@ def check_supported(
 
 
 def in_words(capability: str) -> str:
-    """A capability, with the names of its GPUs where they are ones that TensorRT-RTX does not serve."""
+    """Write a capability, with the names of its GPUs if TensorRT-RTX does not serve them."""
     names = _DATA_CENTRE.get(capability)
     return capability if names is None else f"{capability} ({names})"
 

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: its stages are exported, written and judged, and fall back if need be."""
+"""Export a checkpoint to a bundle: export the stages, write them, judge them, and fall back to float32."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What came of an export."""
+    """Result of an export."""
 
     bundle: Bundle
     parity: ParityReport

@@ -1,4 +1,4 @@
-"""`asag-export`: a checkpoint becomes a bundle, from the command line."""
+"""`asag-export`: export a checkpoint to a bundle from the command line."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _engines(options: argparse.Namespace) -> BuildOptions | None:
-    """How to build engines, if they are asked for and their library is there."""
+    """Read how engines are built, if they are asked for, and see that their library is there."""
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     if options.format == "onnx":
@@ -131,7 +131,7 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
 
 
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
-    """What the checkpoint was trained for, unless the user says otherwise."""
+    """Take the pre-processing that the checkpoint was trained for, unless the user says otherwise."""
     default = checkpoint.preprocessing or Preprocessing()
     shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
     longer = default.longer_side if options.longer_side is None else options.longer_side

@@ -86,7 +86,7 @@ def _demo(output_dir: Path, count: int) -> int:
 
 
 def _scenes(folder: Path, count: int) -> CocoDataset:
-    """The scenes, drawn unless an earlier demo left as many."""
+    """Draw the scenes, unless an earlier demo left as many."""
     if (folder / VAL_SPLIT).exists():
         drawn = CocoDataset.open(folder, VAL_SPLIT)
         if len(drawn) == count:
@@ -126,7 +126,7 @@ def _percent(value: float | None) -> str:
 
 
 def _write_gallery(detector: Detector, dataset: CocoDataset, output_dir: Path) -> None:
-    """One picture: the first scene of each kind, with its detections above and its probing below."""
+    """Write one picture: the first scene of each kind, its detections above and its probing below."""
     columns = [_column(detector, sample) for sample in _first_of_each_kind(dataset)]
     if columns:
         write_picture(output_dir / "gallery.jpg", np.hstack(columns))

@@ -1,4 +1,4 @@
-"""A stage in float32 among stages in float16: it computes in full precision, between feature maps in half."""
+"""Fit a stage in float32 among stages in float16: it computes in float32 between feature maps in float16."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asag_export.stage_export import ExportedStage
 def with_half_features(
     model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> ExportedStage:
-    """A copy of a float32 stage, and its interface, whose feature maps come and go as float16."""
+    """Copy a float32 stage and its interface so that feature maps come and go as float16."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -47,7 +47,7 @@ def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
-    """Also in the bodies of loops and branches, which see the values outside."""
+    """Rename values, also in the bodies of loops and branches, which see the values outside."""
     for node in nodes:
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]

@@ -27,7 +27,7 @@ OPSET = onnxscript.values.Opset(DOMAIN, ONNX_VERSION)
 
 @onnxscript.script(OPSET, default_opset=op)
 def MultiscaleRoIAlign(p2, p3, p4, p5, boxes: FLOAT["B", "Q", 4], strides: list[int]):
-    """Each box samples only its own level: the corners are gathered from the flattened pyramid."""
+    """Sample each box on its own level only: the corners are gathered from the flattened pyramid."""
     one = op.Constant(value_ints=[1])
     shape2, shape3, shape4, shape5 = op.Shape(p2), op.Shape(p3), op.Shape(p4), op.Shape(p5)
     rows = op.Constant(value_ints=[1])
@@ -122,7 +122,7 @@ def PyramidSample(
     weight: FLOAT["B", "Q", "G", "P", 4],
     strides: list[int],
 ):
-    """Sixteen taps per point, four corners on each of four levels, in one gather and one product."""
+    """Read sixteen taps per point, four corners on each of four levels, in one gather and one product."""
     rows, columns = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
     shape2, shape3, shape4, shape5 = op.Shape(p2), op.Shape(p3), op.Shape(p4), op.Shape(p5)
     heights = op.Concat(
@@ -203,7 +203,7 @@ def PadAnchors(
     floor: int,
     cap: int,
 ):
-    """The floor, the cap and the padding are three terms of one sorting key."""
+    """Sort by one key whose three terms are the floor, the cap and the padding."""
     zero, one, two = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
     four, five = op.Constant(value_ints=[4]), op.Constant(value_ints=[5])
     first = op.Reshape(op.Constant(value_int=first_level), one)

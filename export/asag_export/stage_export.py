@@ -1,4 +1,4 @@
-"""One stage of a network as an ONNX model.
+"""Export one stage of a network as an ONNX model.
 
 Every graph is dynamic in batch and image size and in nothing else: no shape depends on values.
 """
@@ -131,7 +131,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
 def stage_inputs(
     stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
 ) -> tuple[TensorSpec, ...]:
-    """The inputs of a stage in order."""
+    """List the inputs of a stage in order."""
     known = _tensors(stage, config, probing, precision)
     return tuple(known[name] for name in stage.inputs)
 
@@ -139,7 +139,7 @@ def stage_inputs(
 def stage_outputs(
     stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
 ) -> tuple[TensorSpec, ...]:
-    """The outputs of a stage in order."""
+    """List the outputs of a stage in order."""
     known = _tensors(stage, config, probing, precision) | _outputs(stage, config)
     return tuple(known[name] for name in stage.outputs)
 
@@ -147,7 +147,7 @@ def stage_outputs(
 def _tensors(
     stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
 ) -> dict[str, TensorSpec]:
-    """What may come into a stage by name, and the feature maps."""
+    """Describe every tensor that may come into a stage, by name, and the feature maps."""
     feature = "float16" if precision == "fp16" else "float32"
     dim = config.hidden_dim
     capacity: dict[str, int] = {level.level: level.capacity for level in probing.levels}
@@ -174,7 +174,7 @@ def _tensors(
 
 
 def _outputs(stage: StageModule, config: AsagConfig) -> dict[str, TensorSpec]:
-    """What may come out of a stage by name."""
+    """Describe every tensor that may come out of a stage, by name."""
     first = stage.name == "backbone"
     anchors: int | str = 5 * config.first_level_anchors if first else "anchors"
     specs = [
@@ -200,7 +200,7 @@ def _spec(name: str, dtype: str, *shape: int | str) -> TensorSpec:
 
 
 def _dynamic_axes(stage: StageModule, inputs: tuple[TensorSpec, ...]) -> tuple[object, ...]:
-    """What `torch.onnx.export` wants to know: which axes of which argument are dynamic."""
+    """Mark the dynamic axes of each argument, as `torch.onnx.export` wants to know them."""
     axes = tuple(
         {i: torch.export.Dim.DYNAMIC for i, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
@@ -210,7 +210,7 @@ def _dynamic_axes(stage: StageModule, inputs: tuple[TensorSpec, ...]) -> tuple[o
 
 
 def _example(spec: TensorSpec) -> Tensor:
-    """A tensor to trace with.  Dynamic sizes differ from each other and from 1: none gets specialised."""
+    """Make a tensor to trace with.  Dynamic sizes differ from each other and from 1: none is specialised."""
     height, width = _EXAMPLE_SIZE
     sizes = {"batch": _EXAMPLE_BATCH, "height": height, "width": width, "patches": _EXAMPLE_PATCHES}
     sizes |= {"queries": _EXAMPLE_QUERIES, "anchors_p4": 40, "anchors_p3": 60}

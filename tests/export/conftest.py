@@ -1,4 +1,4 @@
-"""A bundle in float16 that several tests share, and exports that take no time."""
+"""What several tests share: a bundle in float16, the demo, and exports that take no time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from asag_export.cli import main
 from asag_export.gate.parity import ParityReport, RunParity, StageParity
 from asag_export.stage_export import stage_inputs, stage_outputs
 from asag_training.checkpoints import save_checkpoint
+from support.demo_run import DemoRun, read_run, run_demo
 from support.small_network import small_checkpoint
 
 
@@ -30,6 +31,11 @@ def half_bundle(shared_bundle: Callable[..., Bundle], tmp_path_factory: pytest.T
         assert main(["--checkpoint", str(checkpoint), "--output-dir", str(path), *options.split()]) == 0
 
     return shared_bundle("half", export)
+
+
+@pytest.fixture(scope="session")
+def demo_run(shared_folder: Callable[..., Path]) -> DemoRun:
+    return read_run(shared_folder("demo", run_demo))
 
 
 @pytest.fixture

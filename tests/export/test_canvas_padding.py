@@ -6,6 +6,7 @@ has the numbers that this test prints with ASAG_PADDING_SCENES=200.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -23,10 +24,8 @@ from asag_deploy.processing.canvases import Canvas, default_canvases, smallest_h
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.scenes import write_scenes
 from asag_evaluation.evaluate import evaluate
-from asag_export.bundle_export import export_bundle
-from asag_export.demo import CHECKPOINT
 from asag_export.gate.parity import Found, in_common
-from asag_training.checkpoints import load_checkpoint
+from support.demo_run import DemoRun
 
 SHORTER, LONGER = 208, 320
 SPEC = Preprocessing(shorter_side=SHORTER, longer_side=LONGER)
@@ -69,9 +68,12 @@ def _cut(annotation: dict[str, object], record: dict[str, int]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("padding") / "bundle"
-    return export_bundle(load_checkpoint(CHECKPOINT), path, preprocessing=SPEC).bundle
+def bundle(demo_run: DemoRun) -> Bundle:
+    """The demo's, for pictures of this size."""
+    made = Bundle.open(demo_run.folder / "bundle")
+    graphs_have = dataclasses.replace(made.manifest.preprocessing, shorter_side=SHORTER, longer_side=LONGER)
+    assert graphs_have == SPEC
+    return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, preprocessing=SPEC))
 
 
 def detect_all(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -12,26 +10,9 @@ from asag_deploy.images.reading import read_image
 from asag_evaluation.data.scenes import SCENE_CATEGORIES
 from asag_export import demo
 from asag_training.checkpoints import load_checkpoint
+from support.demo_run import SCENES, DemoRun
 
 pytestmark = pytest.mark.slow
-SCENES = 36
-
-
-class Shown(NamedTuple):
-    folder: Path
-    printed: str
-    figures: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **options: lines.append(" ".join(map(str, words))))
-        assert demo.main(["--output-dir", str(folder), "--scenes", str(SCENES)]) == 0
-    figures = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
-    return Shown(folder, "\n".join(lines), figures)
 
 
 def test_checkpoint_is_small_and_trained() -> None:
@@ -41,22 +22,22 @@ def test_checkpoint_is_small_and_trained() -> None:
     assert checkpoint.categories == SCENE_CATEGORIES
 
 
-def test_it_detects(shown: Shown) -> None:
-    assert shown.figures["images"] == SCENES
-    assert shown.figures["coco"]["ap"] > 0.5
-    assert shown.figures["coco"]["ap50"] > 0.75
+def test_it_detects(demo_run: DemoRun) -> None:
+    assert demo_run.figures["images"] == SCENES
+    assert demo_run.figures["coco"]["ap"] > 0.5
+    assert demo_run.figures["coco"]["ap50"] > 0.75
 
 
-def test_it_adapts(shown: Shown) -> None:
-    by_kind = shown.figures["anchors"]["exit_levels_of_kind"]
+def test_it_adapts(demo_run: DemoRun) -> None:
+    by_kind = demo_run.figures["anchors"]["exit_levels_of_kind"]
     large, tiny = by_kind["large"], by_kind["tiny"]
     assert tiny["P3"] > 0.9 * sum(tiny.values())
     assert large["P5"] > 0.4 * sum(large.values())
-    assert shown.figures["anchors"]["correlation"] > 0.5
+    assert demo_run.figures["anchors"]["correlation"] > 0.5
 
 
-def test_probing_is_worth_it(shown: Shown) -> None:
-    lines = [line.strip() for line in shown.printed.splitlines()]
+def test_probing_is_worth_it(demo_run: DemoRun) -> None:
+    lines = [line.strip() for line in demo_run.printed.splitlines()]
     ap = {
         way: float(line.removeprefix(way).split()[0])
         for way in demo._WAYS
@@ -67,16 +48,16 @@ def test_probing_is_worth_it(shown: Shown) -> None:
     assert ap["exact"] > ap["stop at P4"] > ap["stop at P5"]
 
 
-def test_pictures(shown: Shown) -> None:
-    assert read_image(str(shown.folder / "gallery.jpg")).shape == (1280, 1920, 3)
-    assert {path.name for path in (shown.folder / "evaluation").glob("*.png")} >= {"exit_levels.png"}
+def test_pictures(demo_run: DemoRun) -> None:
+    assert read_image(str(demo_run.folder / "gallery.jpg")).shape == (1280, 1920, 3)
+    assert {path.name for path in (demo_run.folder / "evaluation").glob("*.png")} >= {"exit_levels.png"}
 
 
-def test_a_second_demo_takes_the_scenes_of_the_first(shown: Shown, tmp_path: Path) -> None:
-    assert len(demo._scenes(shown.folder / "scenes", SCENES)) == SCENES
-    other = demo._scenes(shown.folder / "scenes", 3)
+def test_a_second_demo_takes_the_scenes_of_the_first(demo_run: DemoRun, tmp_path: Path) -> None:
+    assert len(demo._scenes(demo_run.folder / "scenes", SCENES)) == SCENES
+    other = demo._scenes(demo_run.folder / "scenes", 3)
     assert len(other) == 3
-    assert len(demo._scenes(shown.folder / "scenes", 3)) == 3
+    assert len(demo._scenes(demo_run.folder / "scenes", 3)) == 3
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import onnx
+import pytest
 import torch
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_export import bundle_export, stage_export
 from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
@@ -40,3 +43,22 @@ def small_checkpoint(variant: str = "asag-a-r50-100", **changes: Any) -> Checkpo
 def export_small(path: Path, variant: str = "asag-a-r50-100", **options: Any) -> Bundle:
     """Export it, gate included."""
     return export_bundle(small_checkpoint(variant), path, **options).bundle
+
+
+def replay_exports(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let an export of the network that `bundle` is of, with the same options, take its stages from there.
+
+    Stages in another precision are exported; the names of these are added to the list that comes back.
+    """
+    manifest, exported = bundle.manifest, list[str]()
+
+    def export_stage(stage: Any, config: AsagConfig, probing: Any, *, precision: Any, opset: int) -> Any:
+        assert (config.variant, probing, opset) == (manifest.variant, manifest.probing, manifest.opset)
+        if precision != manifest.precision:
+            exported.append(stage.name)
+            return stage_export.export_stage(stage, config, probing, precision=precision, opset=opset)
+        spec = manifest.graph(stage.name)
+        return onnx.load(bundle.graph_path(stage.name)), spec.inputs, spec.outputs
+
+    monkeypatch.setattr(bundle_export, "export_stage", export_stage)
+    return exported

@@ -1,8 +1,8 @@
-"""Checks of the parity gate that ask a backend about itself.
+"""Checks of the parity gate that compare a backend with itself.
 
-Compilers choose other kernels for other shapes, and those of a GPU may add up in any order.  So it is not a
-matter of course that the images of a batch do not touch each other, and a graph that was only ever compared
-at the shapes its engine was tuned for is not proven at others.
+Compilers choose other kernels for other shapes, and a GPU's kernels may add up in any order.  So the images
+of a batch could influence each other, and a graph that was only compared at the shapes its engine was tuned
+for is not proven at others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def batch_checks(
     allowed: Callable[[str, NDArray[Any]], float],
     images: int,
 ) -> list[Check]:
-    """`identical rows` and `batch of one`.
+    """Check `identical rows` and `batch of one`.
 
     samples: by the name of a graph, its inputs for one image; allowed: the tolerance for an output of that
     name and value; images: in the batch that is tried, at least 2.
@@ -68,7 +68,7 @@ def batch_checks(
 
 
 def usual_shapes(manifest: Manifest, batches: Batches) -> dict[str, Shapes]:
-    """The shapes that engines of a bundle are tuned for, by graph and input."""
+    """List the shapes that engines of a bundle are tuned for, by graph and input."""
     return {
         graph.name: {range_.name: range_.usual for range_ in profile(graph, manifest, batches)}
         for graph in manifest.graphs
@@ -76,7 +76,7 @@ def usual_shapes(manifest: Manifest, batches: Batches) -> dict[str, Shapes]:
 
 
 def shapes_check(ran: Mapping[str, Sequence[Shapes]], usual: Mapping[str, Shapes]) -> Check:
-    """`other shapes`, of the shapes that each graph ran with."""
+    """Check `other shapes`, given the shapes that each graph ran with."""
     rows = []
     for stage, cases in ran.items():
         others = sum(any(shapes[name] != usual[stage][name] for name in usual[stage]) for shapes in cases)
@@ -106,7 +106,7 @@ def _repeated(inputs: Arrays, images: int) -> dict[str, NDArray[Any]]:
 
 
 def _worst(stage: str, outputs: Mapping[str, tuple[float, float]]) -> StageParity:
-    """The output that is furthest beyond its tolerance, or nearest to it; each is (difference, tolerance)."""
+    """Report the output furthest beyond its tolerance, or nearest to it; each is (difference, tolerance)."""
     output, (difference, tolerance) = max(
         outputs.items(), key=lambda item: item[1][0] / item[1][1] if item[1][1] else item[1][0]
     )

@@ -25,7 +25,7 @@ from asag_training.network.stages import StageModule
 
 @dataclass(frozen=True, kw_only=True)
 class EngineParity:
-    """What the gate found on engines in the end."""
+    """Result of the gate on engines."""
 
     report: ParityReport
     full_precision: dict[str, str] = field(default_factory=dict)
@@ -34,13 +34,13 @@ class EngineParity:
     """What the engine of each stage was built of, as the library's inspector says."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, for the manifest."""
+        """Return the report as plain JSON values, for the manifest."""
         more = {"full_precision": dict(self.full_precision), "layers": dict(self.layers)}
         return {**self.report.to_dict(), **more}
 
 
 def engines_can_run(options: BuildOptions) -> bool:
-    """Whether this machine can run the engines that `options` ask for."""
+    """Return whether this machine can run the engines that `options` ask for."""
     gpu = find_gpu()
     if gpu is None or BACKENDS[options.engine_format].problem() is not None:
         return False
@@ -105,10 +105,10 @@ def stages_to_fall_back(report: ParityReport, stages: Collection[str]) -> dict[s
 
 
 def _telling(row: StageParity) -> tuple[bool, float]:
-    """What to name first: a number that is off says more than the decisions that follow from it."""
+    """Order what to name first: a number that is off says more than the decisions that follow from it."""
     return row.tolerance > 0, _badness(row)
 
 
 def _badness(row: StageParity) -> float:
-    """The difference as a share of what is allowed."""
+    """Return the difference as a share of what is allowed."""
     return row.difference / row.tolerance if row.tolerance > 0 else float("inf")

@@ -88,7 +88,7 @@ class Limits:
     """The most there can be in a batch."""
 
     def allow(self, sizes: Sequence[tuple[int, int]]) -> bool:
-        """Whether a batch of images of these sizes can be given to the engines."""
+        """Return whether a batch of images of these sizes can be given to the engines."""
         return len(sizes) <= self.images and max(max(size) for size in sizes) <= self.longer_side
 
 
@@ -135,7 +135,7 @@ def run_gate(
 
 
 def tolerance(output: str, value: NDArray[Any], precision: Precision) -> float:
-    """What a floating output of that name and value may differ by."""
+    """Return how much a floating output of that name and value may differ."""
     relative = _RELATIVE_TOLERANCE[precision]
     if output in _SAMPLED:
         relative = max(relative, _SAMPLED_TOLERANCE)
@@ -144,7 +144,7 @@ def tolerance(output: str, value: NDArray[Any], precision: Precision) -> float:
 
 
 def _rules(probing: Probing) -> dict[str, StopRule]:
-    """Every manual stop the bundle allows; the deepest one leaves the natural stops to the images."""
+    """List every manual stop the bundle allows; the deepest leaves the natural stops to the images."""
     rules: dict[str, StopRule] = {"to P5": StopRule(max_level="P5", max_patches=probing.max_patches)}
     for level in probing.levels:
         rules[f"to {level.level}"] = StopRule(max_level=level.level, max_patches=probing.max_patches)
@@ -154,7 +154,7 @@ def _rules(probing: Probing) -> dict[str, StopRule]:
 
 
 def _pictures(sizes: Sequence[tuple[int, int]], divisor: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generated scenes of these sizes as one batch, padded to multiples of `divisor`, and their sizes."""
+    """Draw scenes of these sizes as one batch, padded to multiples of `divisor`, and give their sizes too."""
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     pixels = np.zeros((len(sizes), height, width, 3), dtype=np.uint8)
     for i, (h, w) in enumerate(sizes):
@@ -190,7 +190,7 @@ def _probe_unasked(
 
 
 class _Selection(NamedTuple):
-    """What `Network.select` was given, but for the settings, and what it found."""
+    """One call of `Network.select` and what it found."""
 
     probing: Probing
     level: ProbeLevel
@@ -244,11 +244,11 @@ class _Gate:
         self.reference.selections.clear()
 
     def rows(self) -> list[StageParity]:
-        """The worst of every output, in the order of the stages."""
+        """List the worst of every output, in the order of the stages."""
         return list(self.worst.values())
 
     def allowed(self, output: str, value: NDArray[Any]) -> float:
-        """The tolerance for a floating output of that name and value."""
+        """Return the tolerance for a floating output of that name and value."""
         return tolerance(output, value, self.precision)
 
     def _note_call(self, name: str, given: Arrays) -> None:
@@ -257,7 +257,7 @@ class _Gate:
             self.samples.setdefault(name, given)
 
     def _cast(self, name: str, tensor: torch.Tensor) -> NDArray[Any]:
-        """Feature maps come in the graphs' own precision."""
+        """Convert an input to an array; feature maps come in the graphs' own precision."""
         half = name in FEATURE_TENSORS and self.precision == "fp16"
         return (tensor.half() if half else tensor).contiguous().numpy()
 
@@ -303,12 +303,12 @@ class _Gate:
 
 
 def _entries_that_differ(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    """How many; infinite where the shapes differ."""
+    """Count the entries that differ; infinite if the shapes differ."""
     return float(np.count_nonzero(expected != actual)) if expected.shape == actual.shape else float("inf")
 
 
 def _detections_without_query(outputs: Arrays) -> float:
-    """How many detections are not what the same outputs say of some query and class."""
+    """Count the detections that are not what the same outputs say of some query and class."""
     scores = 1 / (1 + np.exp(-outputs["logits"].astype(np.float64)))  # (B, Q, classes)
     corners = cxcywh_to_xyxy(torch.from_numpy(outputs["boxes"])).numpy()
     missing = 0
@@ -341,7 +341,7 @@ def _compare_runs(
 
 
 def _agreement(truth: Arrays, found: Arrays, image: int) -> float:
-    """Share of the detections of one image that both runs have."""
+    """Return the share of one image's detections that both runs have."""
 
     def real(run: Arrays) -> Found:
         rows = run["det_scores"][image] > 0

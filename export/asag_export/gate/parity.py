@@ -1,4 +1,4 @@
-"""What the parity gate found, as data."""
+"""What the parity gate found, as data and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Check:
 
 @dataclass(kw_only=True)
 class ParityReport:
-    """What the gate found."""
+    """Result of the gate."""
 
     backend: str
     precision: Precision
@@ -76,13 +76,13 @@ class ParityReport:
         return all(part.passed for part in parts)
 
     def failures(self) -> Iterator[tuple[str, StageParity]]:
-        """Each row of a graph that failed, and what of it: the empty text, or the name of a check."""
+        """Yield each row that failed with the name of its check, empty for the comparison with PyTorch."""
         yield from (("", row) for row in self.stages if not row.passed)
         for check in self.checks:
             yield from ((check.name, row) for row in check.rows if not row.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, for the manifest."""
+        """Return the report as plain JSON values, for the manifest."""
         return {
             "passed": self.passed,
             "backend": self.backend,
@@ -97,7 +97,7 @@ class ParityReport:
 
 
 def largest_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    """Largest absolute difference; infinite where the shapes differ or a value is not a number."""
+    """Return the largest absolute difference; infinite if the shapes differ or a value is not finite."""
     if expected.shape != actual.shape or not np.isfinite(actual).all():
         return float("inf")
     return float(np.abs(expected.astype(np.float64) - actual).max(initial=0.0))
@@ -112,9 +112,9 @@ class Found(NamedTuple):
 
 
 def in_common(expected: Found, found: Found) -> float:
-    """Share of the expected detections that were found, from 0 to 1; 1 if none is expected.
+    """Return the share of the expected detections that were found, from 0 to 1; 1 if none is expected.
 
-    Found is one of the same class, whose score is within 0.01 and whose box overlaps by more than 0.9.
+    One is found if another has its class, a score within 0.01 and a box that overlaps by more than 0.9.
     """
     if len(expected.scores) == 0:
         return 1.0
@@ -127,7 +127,7 @@ def in_common(expected: Found, found: Found) -> float:
 
 
 def format_report(report: ParityReport) -> str:
-    """A few lines of plain text: every output of every graph, the checks, then the runs end to end."""
+    """Write the report as plain text: every output of every graph, the checks, then the runs end to end."""
     lines = [
         f"Parity with PyTorch, {report.backend}, {report.precision} (decisions: entries that differ)",
         f"  {'graph':<10} {'output':<14} {'difference':>11} {'allowed':>9} {'cases':>6}",

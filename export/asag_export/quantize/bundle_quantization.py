@@ -1,4 +1,4 @@
-"""A float32 bundle becomes an INT8 bundle, complete and measured, or nothing."""
+"""Quantise a float32 bundle to an INT8 bundle: complete and measured, or not at all."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _LEAST_SCORE = 0.05
 _JUDGED_PICTURES = 8
 
 Progress = Callable[[str], None]
-"""Told what is being done: once for each picture calibrated on, and each image measured on."""
+"""Called with what is being done, once for each picture calibrated on and each image measured on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What came of it."""
+    """Result of a quantisation."""
 
     bundle: Bundle
     report: QuantizationReport
@@ -73,7 +73,7 @@ def quantize_bundle(
     keep_failed: bool = False,
     progress: Progress = lambda step: None,
 ) -> Quantization:
-    """Write the quantised bundle to `output_dir`, and say what it costs.
+    """Write the quantised bundle to `output_dir`, and measure what it costs.
 
     pictures: to calibrate on, from `read_pictures`; activations: what to make of them, see `Activations`;
     data: annotated images on which AP of both bundles is measured, with each of `backends`; most_loss: how
@@ -121,7 +121,7 @@ def quantize_bundle(
 
 
 def _quantized_nodes(model: onnx.ModelProto, operator: str) -> int:
-    """How many nodes of a type multiply by weights of 8 bits."""
+    """Count the nodes of a type that multiply by weights of 8 bits."""
     linear = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     return sum(node.op_type == operator and node.input[1] in linear for node in model.graph.node)
 
@@ -141,7 +141,7 @@ def _too_much(failure: str, output_dir: str | os.PathLike[str]) -> str:
 
 
 def _copy_graphs(bundle: Bundle, writer: BundleWriter, quantized: Mapping[str, onnx.ModelProto]) -> None:
-    """All graphs: those that are quantised, and the others as they are, each with its precision."""
+    """Add all graphs: those that are quantised, and the others as they are, each with its precision."""
     for graph in bundle.manifest.graphs:
         made = quantized.get(graph.name)
         writer.add_graph(

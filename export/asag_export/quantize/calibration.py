@@ -31,7 +31,7 @@ _LEAST_CONTRAST = 2.0
 
 
 def image_files(arguments: Sequence[str]) -> list[Path]:
-    """The image files that folders, globs and paths stand for; raises SourceError if there are none."""
+    """List the image files of folders, globs and paths; raises SourceError if there are none."""
     files = [Path(source.name) for source in list_sources(arguments).sources if source.kind == "image"]
     if not files:
         raise SourceError(
@@ -42,7 +42,7 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def choose(files: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the files, evenly from first to last.
+    """Choose at most `count` of the files, evenly from first to last.
 
     Raises ConfigError if fewer than `LEAST` are asked for, DataError if there are fewer.
     """
@@ -57,7 +57,7 @@ def choose(files: Sequence[Path], count: int) -> list[Path]:
 def read_pictures(
     files: Sequence[Path], preprocessing: Preprocessing, on_picture: Callable[[], object] = lambda: None
 ) -> list[RgbImage]:
-    """The pictures at the size the network sees them.
+    """Read the pictures at the size the network sees them.
 
     Raises ImageError for one that cannot be read, DataError if they show too little: half of them one colour
     each, or fewer than `LEAST` that differ.
@@ -73,14 +73,14 @@ def read_pictures(
 def stage_inputs(
     bundle: Bundle, stage: str, pictures: Sequence[RgbImage]
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """What a stage that is quantised gets of each picture, as far as its graph takes it."""
+    """Yield what a quantised stage is given of each picture, as far as its graph takes it."""
     given = _backbone_inputs(bundle, pictures) if stage == "backbone" else _decoder_inputs(bundle, pictures)
     taken = {spec.name for spec in bundle.manifest.graph(stage).inputs}
     return ({name: array for name, array in inputs.items() if name in taken} for inputs in given)
 
 
 def _backbone_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Made by the bundle's own pre-processing, without running the rest."""
+    """Yield what the bundle's own pre-processing makes, without running the rest."""
     network = open_network(None, bundle)
     processing = network.processing(bundle.manifest)
     for picture in pictures:
@@ -89,7 +89,7 @@ def _backbone_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[d
 
 
 def _decoder_inputs(bundle: Bundle, pictures: Sequence[RgbImage]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Once probing has stopped."""
+    """Yield what the decoder is given once probing has stopped."""
     network = open_network(None, bundle)
     given: dict[str, NDArray[Any]] = {}
 

@@ -1,4 +1,4 @@
-"""`asag-quantize`: a float32 bundle and pictures become an INT8 bundle, from the command line."""
+"""`asag-quantize`: quantise a float32 bundle to INT8 from the command line."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Before anything is read, and minutes before it is needed."""
+    """Refuse bad options before anything is read, and minutes before they are needed."""
     if options.images is None and options.data is None:
         raise ConfigError("there is nothing to calibrate on; give --images PATH or --data DIR")
     if options.activations not in ACTIVATIONS:
@@ -113,7 +113,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
-    """What to choose the calibration pictures from."""
+    """List the pictures to calibrate on."""
     if options.images is not None:
         return image_files(options.images)
     calibration = _open_data(options.data, options.calibration_split, bundle, None)
@@ -121,7 +121,7 @@ def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
 
 
 def _open_data(folder: Path, split: str, bundle: Bundle, limit: int | None) -> CocoDataset:
-    """A split of a data set with the bundle's classes, or its first `limit` images; raises DataError."""
+    """Open a split of a data set with the bundle's classes, or its first `limit` images; raises DataError."""
     data = CocoDataset.open(folder, split, categories=bundle.manifest.categories)
     return data if limit is None else data.subset(range(min(limit, len(data))))
 

@@ -46,35 +46,35 @@ class AccuracyPair:
 
     @property
     def loss(self) -> float:
-        """How much lower it is after; below 0 where it rose."""
+        """The fall of AP; below 0 if it rose."""
         return self.float32 - self.int8
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {**vars(self), "loss": self.loss}
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationReport:
-    """Of one quantisation."""
+    """Cost of one quantisation."""
 
     activations: Activations
     pictures: int
-    """Calibrated on."""
+    """Number of pictures calibrated on."""
     convolutions: int
-    """Of the backbone graph that are quantised."""
+    """Number of convolutions of the backbone graph that are quantised."""
     products: int
-    """Of the decoder, likewise."""
+    """Number of matrix products of the decoder that are quantised."""
     signal_to_noise: dict[str, float]
-    """Of each feature map, and of what the decoder makes of the same input, in decibels: the result in
-    float32 over what quantisation changes in it."""
+    """Decibels of each feature map, and of the decoder's results for the same input: the power of the result
+    in float32 over the power of what quantisation changes in it."""
     least_signal_to_noise: float
     accuracy: tuple[AccuracyPair, ...] = field(default=())
     """Empty where it was not measured."""
     most_loss: float
 
     def failures(self) -> list[str]:
-        """What is worse than it may be, each as half a sentence."""
+        """List what is worse than it may be, each as half a sentence."""
         failed = [
             f"'{name}' has a signal-to-noise ratio of {value:.1f} dB, where "
             f"{self.least_signal_to_noise:g} is the least"
@@ -90,12 +90,12 @@ class QuantizationReport:
         return failed
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {**vars(self), "accuracy": [pair.to_dict() for pair in self.accuracy]}
 
 
 def format_quantization(report: QuantizationReport) -> str:
-    """A few lines of plain text."""
+    """Write the report as a few lines of plain text."""
     ratios = ", ".join(f"{name} {value:.1f}" for name, value in report.signal_to_noise.items())
     calibrated = f"calibrated on {report.pictures} pictures, activations {report.activations}"
     lines = [
@@ -115,9 +115,10 @@ def format_quantization(report: QuantizationReport) -> str:
 def signal_to_noise(
     bundle: Bundle, quantized: Bundle, stage: str, inputs: Iterable[Mapping[str, NDArray[Any]]]
 ) -> dict[str, float]:
-    """Of a stage's results, the power in `bundle` over that of the difference over all inputs, in decibels.
+    """Measure the signal-to-noise ratio of a stage's results over all inputs, in decibels.
 
-    The results are those of `RESULTS`; both stages are given the same.
+    It is the power of a result in `bundle` over the power of the difference.  The results are those of
+    `RESULTS`; both stages are given the same inputs.
     """
     names = RESULTS[stage]
     before, after = open_network(None, bundle), open_network(None, quantized)
@@ -137,7 +138,7 @@ def compare_accuracy(
     backends: Sequence[str],
     on_image: Callable[[], object] = lambda: None,
 ) -> tuple[AccuracyPair, ...]:
-    """COCO AP of both bundles with each backend on all images of a data set.
+    """Measure COCO AP of both bundles with each backend on all images of a data set.
 
     Raises BackendError if a backend or pycocotools is missing, DataError if there is nothing to measure.
     """

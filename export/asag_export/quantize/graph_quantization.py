@@ -1,4 +1,4 @@
-"""A float32 graph becomes one with QuantizeLinear and DequantizeLinear nodes, by ONNX Runtime's quantiser."""
+"""Quantise one graph with ONNX Runtime's quantiser, which adds QuantizeLinear and DequantizeLinear nodes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def quantize_graph(
     activations: Activations,
     placement: Placement,
 ) -> onnx.ModelProto:
-    """The graph with what `placement` chooses quantised.
+    """Quantise what `placement` chooses of a graph.
 
     Weights are int8, symmetric, per output channel; activations get the range that they have over all
     `inputs`.  A tensor that goes through a ReLU gets the range of what comes out, so that the half of the
@@ -92,7 +92,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         self._inputs: Iterator[Mapping[str, NDArray[Any]]] = iter(inputs)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next inputs, or None when there are no more."""
+        """Return the next inputs, or None when there are no more."""
         inputs = next(self._inputs, None)
         return None if inputs is None else dict(inputs)
 
@@ -103,7 +103,7 @@ def _calibrate(
     placement: Placement,
     folder: Path,
 ) -> Any:
-    """The least and greatest value of every tensor that may be quantised."""
+    """Measure the least and greatest value of every tensor that may be quantised."""
     path = folder / "float.onnx"
     onnx.save(model, path)
     calibrator = create_calibrator(

@@ -1,11 +1,11 @@
-"""Which nodes of which graphs are quantised.
+"""Choose the nodes that are quantised.
 
-In the backbone graph everything that the feature maps P2..P5 come from: convolutions, and what lies between
-them, so that a map is never turned back into float32 on its way.  That is 115 of 120 GMAC.  The anchor
-generator in the same graph stays in float32, and so do coordinates.
+In the backbone graph this is everything that the feature maps P2..P5 come from: convolutions, and what lies
+between them, so that a map is never turned back into float32 on its way.  That is 115 of 120 GMAC.  The
+anchor generator in the same graph stays in float32, and so do coordinates.
 
-In the decoder the few products that have most of its weights: what becomes of the RoI features, and what
-generates and what follows the adaptive mixing (4 of the decoder's 5 GMAC).  Sums, attention, and what makes
+In the decoder it is the few products that have most of its weights: those on the RoI features, and those
+before and after the adaptive mixing (4 of the decoder's 5 GMAC).  Sums, attention, and what makes
 classes and boxes of a query stay in float32.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from asag_deploy.engines.matmul_as_conv import bodies
+from asag_deploy.engines.matmul_as_conv import names_read
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stages import FEATURES
 
@@ -36,7 +36,7 @@ _MOVES = ("Reshape", "Transpose")
 
 
 def feature_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes to quantise, in graph order; raises ConfigError if there is no convolution among them."""
+    """Find the nodes to quantise, in graph order; raises ConfigError if no convolution is among them."""
     producers = {output: node for node in model.graph.node for output in node.output}
     wanted = set(_ancestors(producers))
     found = [
@@ -53,7 +53,7 @@ def feature_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def product_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The products with constant weights to quantise, in graph order; raises ConfigError if there is none."""
+    """Find the products with weights to quantise, in graph order; raises ConfigError if there is none."""
     sizes = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in sizes]
     least = LEAST_SHARE * sum(sizes[node.input[1]] for node in products)
@@ -68,13 +68,13 @@ def product_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What of one graph is quantised."""
+    """Choice of what is quantised in one graph."""
 
     operators: tuple[str, ...]
     """Types of nodes; no other is."""
     choose: Callable[[onnx.ModelProto], list[onnx.NodeProto]]
     results: bool
-    """Whether what the nodes give is quantised too, and not only what they take."""
+    """True if the nodes' results are quantised too, and not only their inputs."""
 
 
 PLACEMENTS = {
@@ -118,28 +118,15 @@ def _drop_unread(model: onnx.ModelProto) -> None:
     """Remove moved constants that nothing reads any more: a float32 weight would stay in the file."""
     graph = model.graph
     for node in reversed(list(graph.node)):
-        if node.op_type in _MOVES and node.output[0] not in _read(model):
+        if node.op_type in _MOVES and node.output[0] not in names_read(graph):
             graph.node.remove(node)
-    read = _read(model)
+    read = names_read(graph)
     for item in [item for item in graph.initializer if item.name not in read]:
         graph.initializer.remove(item)
 
 
-def _read(model: onnx.ModelProto) -> set[str]:
-    """All values that are read in the graph, or in bodies of its loops and branches, or are its results."""
-    found: set[str] = set()
-    front = [model.graph]
-    while front:
-        graph = front.pop()
-        for node in graph.node:
-            found.update(node.input)
-            front.extend(bodies(node))
-        found.update(value.name for value in graph.output)
-    return found
-
-
 def rectified(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, str]:
-    """Tensors that only a ReLU among `nodes` reads, each with what that ReLU makes of it."""
+    """Map each tensor that only a ReLU among `nodes` reads to that ReLU's result."""
     readers = Counter(name for node in model.graph.node for name in node.input)
     return {
         node.input[0]: node.output[0]
@@ -155,7 +142,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _ancestors(producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
-    """All tensors that the feature maps are computed from, the maps included."""
+    """Collect all tensors that the feature maps are computed from, the maps included."""
     found: dict[str, None] = {}
     front = [name for name in FEATURES if name in producers]
     while front:
@@ -167,7 +154,7 @@ def _ancestors(producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
 
 
 def _carries_a_map(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether it works on feature maps: sums of sizes are additions too."""
+    """Return whether a node works on feature maps: sums of sizes are additions too."""
     if node.op_type != "Add":
         return True
     return all(name in producers and producers[name].op_type in OPERATORS for name in node.input)

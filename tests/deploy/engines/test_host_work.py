@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asag_deploy.engines.host_work import Plan, read_plan
+from asag_deploy.engines.host_work import HostWork, read_host_work
 
 QUIET = b"\x00profiling=0\n  tf32=0\n  stream_capturable=1\n  mem_alloc_algo=3\n\xff"
 DECIDES = (
@@ -29,8 +29,8 @@ def test_a_plan_is_read(
     engine: bytes, expected: tuple[bool, int, int, int], capturable: bool, host_memory: bool
 ) -> None:
     capturable_, decisions, to_host, shapes = expected
-    plan = read_plan(engine)
-    assert plan == Plan(
+    plan = read_host_work(engine)
+    assert plan == HostWork(
         stream_capturable=capturable_, decisions=decisions, copies_to_host=to_host, shape_copies=shapes
     )
     assert (plan.capturable, plan.host_memory) == (capturable, host_memory)

@@ -17,7 +17,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines import BuildOptions, Canvas, build_engines, check
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main
-from asag_deploy.engines.host_work import read_plan
+from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.sidecar import canvas_engines, read_sidecar
 from asag_deploy.errors import BackendError, EngineError, EngineStaleError
 from support.bundle_edits import edit_graph
@@ -53,7 +53,7 @@ def test_engines_for_four_generations_of_gpus(bundle: Bundle) -> None:
 def test_a_loop_is_never_captured(bundle: Bundle) -> None:
     """The decoder of this bundle has one.  The library decides it on the host, and says so in the engine."""
     report = build_engines(bundle, BuildOptions(gpus=("sm86", "sm120"), shared=True))
-    plans = {path.stem: read_plan(path.read_bytes()) for path in report.built}
+    plans = {path.stem: read_host_work(path.read_bytes()) for path in report.built}
     assert plans["normalize"].capturable
     assert plans["backbone"].capturable
     decoder = plans["decoder"]
@@ -80,7 +80,9 @@ def test_an_engine_of_one_shape_needs_no_sizes_from_the_host(bundle: Bundle, tmp
     edited = edit_graph(bundle, "backbone", use_size, tmp_path / "edited")
     report = build_engines(edited, BuildOptions(gpus=("sm86",), canvases=(Canvas(64, 64),)))
     plans = {
-        path.parent.name: read_plan(path.read_bytes()) for path in report.built if path.stem == "backbone"
+        path.parent.name: read_host_work(path.read_bytes())
+        for path in report.built
+        if path.stem == "backbone"
     }
     assert plans["sm86"].shape_copies == 1
     assert not plans["64x64"].host_memory

@@ -38,9 +38,8 @@ from asag_export.gate.parity import Check, ParityReport, RunParity, StageParity
 from asag_export.half_precision import with_half_features
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda, install_tensorrt, write_engines
-from support.small_network import small_checkpoint
+from support.small_network import replay_exports, small_checkpoint
 
-SMALL: dict[str, Any] = {"levels": "p5-p6", "precision": "fp16"}
 STAGES = ("backbone", "probe_p4", "probe_p3", "decoder")
 
 
@@ -259,8 +258,11 @@ def test_whatever_the_loop_asks_for_engines_are_built_for(
 
 
 @pytest.mark.slow
-def test_an_export_falls_back(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_falls_back(
+    gpu: FakeCuda, half_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The decoder's engine is wrong as long as it computes in float16."""
+    exported = replay_exports(half_bundle, monkeypatch)
 
     def build(bundle: Bundle, options: BuildOptions) -> None:
         write_engines(bundle)
@@ -269,7 +271,14 @@ def test_an_export_falls_back(gpu: FakeCuda, tmp_path: Path, monkeypatch: pytest
             _replace_engine(bundle, "decoder", _off_by(graph, "logits", 1.0))
 
     monkeypatch.setattr(engine_gate, "build_engines", build)
-    result = export_bundle(small_checkpoint(), tmp_path / "bundle", engines=BuildOptions(), **SMALL)
+    options: dict[str, Any] = {
+        "head": "aux_1",
+        "levels": "p4-p6",
+        "precision": "fp16",
+        "preprocessing": half_bundle.manifest.preprocessing,
+    }
+    result = export_bundle(small_checkpoint(), tmp_path / "bundle", engines=BuildOptions(), **options)
+    assert exported == ["decoder"]
     assert result.parity.passed
     assert result.engines is not None
     assert result.engines.report.passed

@@ -51,11 +51,12 @@ def write_picture(path: Path, image: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(small_bundle: Bundle, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    output = tmp_path_factory.mktemp("int8") / "bundle"
-    options = ["--images", str(pictures), "--output-dir", str(output), "--quiet"]
-    assert main([str(small_bundle.path), *options]) == 0
-    return Bundle.open(output)
+def int8_bundle(small_bundle: Bundle, pictures: Path, shared_bundle: Callable[..., Bundle]) -> Bundle:
+    def quantize(path: Path) -> None:
+        options = ["--images", str(pictures), "--output-dir", str(path), "--quiet"]
+        assert main([str(small_bundle.path), *options]) == 0
+
+    return shared_bundle("int8", quantize)
 
 
 def quantizers(bundle: Bundle) -> list[onnx.NodeProto]:
