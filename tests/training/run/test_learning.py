@@ -22,10 +22,10 @@ from asag_training.run.training_pass import training_pass
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 
 RECIPE = tiny_recipe(
-    "schedule.epochs=14",
+    "schedule.epochs=13",
     "schedule.drops=[11]",
     "schedule.warmup_steps=10",
-    "optimisation.lr=0.002",
+    "optimisation.lr=0.003",
     "optimisation.batch_size=8",
 )
 HEADS = ("", "_0", "_rpn")
@@ -81,7 +81,7 @@ def measure(trainer: Trainer, data: Path) -> Measured:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    """Fourteen epochs of eight updates."""
+    """Thirteen epochs of eight updates."""
     data, run = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
     write_pictures(data, count=64)
     write_pictures(data, "val2017", count=16, seed=100)

@@ -181,6 +181,26 @@ def test_what_is_logged_of_accumulated_passes_is_their_mean(data: Path, tmp_path
         assert parts[0][name] == pytest.approx(whole[0][name], rel=1e-4)
 
 
+def test_every_pass_draws_random_numbers_of_its_own(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seeds_of_two_updates(folder: str) -> list[int]:
+        trainer = make_trainer(data, tmp_path / folder, tiny_recipe("optimisation.accumulate=2"))
+        step, seeds = trainer._step, []
+
+        def watched(batch: Any, epoch: int, generator: torch.Generator, clock: Any) -> Any:
+            seeds.append(generator.initial_seed())
+            return step(batch, epoch, generator, clock)
+
+        monkeypatch.setattr(trainer, "_step", watched)
+        train(trainer, data, stop_after=2)
+        return seeds
+
+    seeds = seeds_of_two_updates("a")
+    assert len(seeds) == len(set(seeds)) == 4
+    assert seeds_of_two_updates("b") == seeds
+
+
 def test_bfloat16(data: Path, tmp_path: Path, whole_run: tuple[list[Row], dict[str, Tensor]]) -> None:
     trainer = make_trainer(data, tmp_path / "run", tiny_recipe("optimisation.compute=bf16"))
     rows = train(trainer, data, stop_after=2)

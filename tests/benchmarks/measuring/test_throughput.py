@@ -105,7 +105,7 @@ def test_what_is_not_stable_is_said(result: dict[str, Any]) -> None:
 
 
 def test_a_recorded_result_is_read_as_it_was_written() -> None:
-    recorded = Path(__file__).parents[2] / "benchmarks" / "results"
+    recorded = Path(__file__).parents[3] / "benchmarks" / "results"
     for path in recorded.glob("throughput-*.json"):
         data = json.loads(path.read_text(encoding="utf-8"))
         written = to_json(typed(data))

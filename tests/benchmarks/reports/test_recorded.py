@@ -20,7 +20,7 @@ from asag_bench.result import Result, parse_result, to_json
 from asag_deploy.errors import ConfigError, SourceError
 from support.tiny_bundle import make_bundle, picture
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECORDED = ROOT / "benchmarks" / "results"
 
 
