@@ -33,7 +33,7 @@ from asag_training.network.config import VARIANTS, AsagConfig
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import StageModule
-from support.small_network import replay_exports, small_checkpoint, small_config
+from support.small_network import OF_NO_MATTER, replay_exports, small_checkpoint, small_config, what_matters
 from support.tiny_bundle import tiny_manifest
 
 needs_rtx = pytest.mark.skipif(
@@ -52,21 +52,6 @@ ONE_FOR_ALL = CompileOptions(
     user_allocation=True,
     auxiliary_streams=0,
 )
-_DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
-OF_NO_MATTER = {
-    "backbone": _DECODER,
-    "probe_p4": {*_DECODER, "backbone_depth", "backbone_width"},
-    "probe_p3": {*_DECODER, "backbone_depth", "backbone_width"},
-    "decoder": {"backbone_depth", "backbone_width"},
-}
-"""Settings that leave a stage as it is: variants that differ in nothing else share that stage."""
-
-
-def what_matters(stage: str, config: AsagConfig) -> Any:
-    if stage == "normalize":
-        return stage
-    settings = {name: value for name, value in config.to_dict().items() if name not in OF_NO_MATTER[stage]}
-    return stage, tuple(sorted((settings | {"variant": ""}).items(), key=str))
 
 
 def stages_of(

@@ -16,6 +16,23 @@ from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
 
+_DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
+OF_NO_MATTER = {
+    "backbone": _DECODER,
+    "probe_p4": {*_DECODER, "backbone_depth", "backbone_width"},
+    "probe_p3": {*_DECODER, "backbone_depth", "backbone_width"},
+    "decoder": {"backbone_depth", "backbone_width"},
+}
+"""Settings that leave a stage as it is: variants that differ in nothing else share that stage."""
+
+
+def what_matters(stage: str, config: AsagConfig) -> Any:
+    """What a stage of that name is like: equal for networks that may differ in nothing but its weights."""
+    if stage == "normalize":
+        return stage
+    settings = {name: value for name, value in config.to_dict().items() if name not in OF_NO_MATTER[stage]}
+    return stage, tuple(sorted((settings | {"variant": ""}).items(), key=str))
+
 
 def small_config(variant: str = "asag-a-r50-100", **changes: Any) -> AsagConfig:
     """The variant, narrowed."""
