@@ -16,8 +16,7 @@ import onnx.parser
 from onnx import numpy_helper
 
 from asag_deploy.bundle.bundle import Bundle, write_bundle
-from asag_deploy.bundle.manifest import TensorSpec
-from support.tiny_bundle import CLASSES, tiny_manifest
+from support.tiny_bundle import CLASSES, specs_of, tiny_manifest
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "asag" : 1]>\n'
 
@@ -99,7 +98,9 @@ def make_engine_bundle(path: Path) -> Bundle:
     with write_bundle(path) as writer:
         for name, model in graphs().items():
             inputs, outputs = model.graph.input, model.graph.output
-            writer.add_graph(name, model.SerializeToString(), inputs=_specs(inputs), outputs=_specs(outputs))
+            writer.add_graph(
+                name, model.SerializeToString(), inputs=specs_of(inputs), outputs=specs_of(outputs)
+            )
         writer.finish(dataclasses.replace(tiny_manifest(levels=()), variant="asag-a-r50-100"))
     return Bundle.open(path)
 
@@ -110,14 +111,3 @@ def _model(text: str, **constants: np.ndarray) -> onnx.ModelProto:
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     onnx.checker.check_model(model)
     return onnx.shape_inference.infer_shapes(model)
-
-
-def _specs(values: list[onnx.ValueInfoProto]) -> list[TensorSpec]:
-    return [
-        TensorSpec(
-            name=value.name,
-            dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-            shape=tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
-        )
-        for value in values
-    ]

@@ -98,7 +98,9 @@ def make_bundle(
     with write_bundle(path) as writer:
         for name, model in models(levels).items():
             inputs, outputs = model.graph.input, model.graph.output
-            writer.add_graph(name, model.SerializeToString(), inputs=_specs(inputs), outputs=_specs(outputs))
+            writer.add_graph(
+                name, model.SerializeToString(), inputs=specs_of(inputs), outputs=specs_of(outputs)
+            )
         manifest = tiny_manifest(levels=levels, mode=mode, max_patches=max_patches, nms_iou=nms_iou)
         preprocessing = dataclasses.replace(manifest.preprocessing, longer_side=longer_side)
         writer.finish(dataclasses.replace(manifest, preprocessing=preprocessing))
@@ -145,7 +147,8 @@ def tiny_manifest(
     )
 
 
-def _specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
+def specs_of(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
+    """The inputs or outputs of a graph, as a manifest lists them."""
     return [
         TensorSpec(
             name=value.name,
