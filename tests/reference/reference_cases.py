@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,13 @@ class ReferenceCase:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The weights in the official layout."""
-        layout = HERE / f"layout_{self.arrays['layout']}.json"
-        arrays = reference_state_dict(layout, self.seed, self.score_bias)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        arrays = _weights(str(self.arrays["layout"]), self.seed, self.score_bias)
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+@lru_cache(maxsize=1)  # cases that follow each other have the same
+def _weights(layout: str, seed: int, score_bias: float) -> dict[str, NDArray[np.float32]]:
+    return reference_state_dict(HERE / f"layout_{layout}.json", seed, score_bias)
 
 
 def load_case(name: str) -> ReferenceCase:

@@ -20,23 +20,24 @@ from asag_deploy.errors import BundleCorruptError, ConfigError
 Compute = Literal["fp32", "bf16", "fp16"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings, which are frozen dataclasses that refuse bad values where they are made."""
 
-    of = "a"
+    of = ""
     """What they are settings of, for messages."""
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with some values replaced (ConfigError for an unknown name or a bad value)."""
-        known = sorted(field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        known = sorted(field.name for field in dataclasses.fields(self))
         for name in changes:
             if name not in known:
                 raise ConfigError(f"unknown {self.of} setting '{name}'; the settings are {', '.join(known)}")
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values, once tuples are lists (`json.dumps` makes them so)."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        return dataclasses.asdict(self)
 
     def _require(self, condition: bool, expected: str, *names: str) -> None:
         """Raise ConfigError, with the values of the settings `names`, where `condition` does not hold."""
