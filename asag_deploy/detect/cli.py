@@ -256,3 +256,7 @@ class _Run:
                 first if self.alone else f"none of the sources could be used, beginning with: {first}"
             )
         return SOME_FAILED if self.failures else ALL_FINE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -422,3 +422,7 @@ def _percentiles(text: str) -> tuple[float, ...]:
     if not values or not all(0 <= value <= 100 for value in values):
         raise ConfigError(f"--percentile is '{text}'; expected numbers from 0 to 100, such as 50,90,99")
     return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())

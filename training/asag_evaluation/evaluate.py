@@ -45,18 +45,13 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the detections as plain JSON values."""
-        return {
-            "images": self.images,
-            "objects": self.objects,
-            "coco": self.coco.to_dict(),
-            "anchors": self.anchors.to_dict(),
-            "anchor_recall": {str(limit): value for limit, value in self.anchor_recall.items()},
-            "proposal_recall": None
-            if self.proposal_recall is None
-            else {str(limit): value for limit, value in self.proposal_recall.items()},
-            "crowdhuman": None if self.crowdhuman is None else self.crowdhuman.to_dict(),
-            "ms_per_image": self.ms_per_image,
-        }
+        return {name: _plain(value) for name, value in vars(self).items() if name != "results"}
+
+
+def _plain(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {str(key): value for key, value in figures.items()}
+    return figures.to_dict() if hasattr(figures, "to_dict") else figures
 
 
 def evaluate(

@@ -139,3 +139,7 @@ def _preprocessing(shorter: int | None, longer: int | None) -> Preprocessing | N
             "more, and the longer side not below the shorter"
         )
     return Preprocessing(shorter_side=shorter, longer_side=longer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,8 +43,9 @@ class LossConfig(Settings):
     rank's batch, as published.  A number makes them independent of how images are spread over ranks."""
 
     def __post_init__(self) -> None:
-        for name in ("ce", "l1", "giou", "anchor_ce", "anchor_l1", "anchor_giou", "gamma1", "gamma2"):
-            self._require(getattr(self, name) >= 0, "0 or more", name)
+        for name, value in vars(self).items():  # every weight and exponent; some are held to more below
+            if isinstance(value, int | float):
+                self._require(value >= 0, "0 or more", name)
         self._require(self.area_weight >= 1, "1 or more", "area_weight")
         self._require(0 < self.ignore_iou <= 1, "above 0, at most 1", "ignore_iou")
         self._require(self.patch_images is None or self.patch_images > 0, "above 0, or None", "patch_images")
