@@ -93,7 +93,7 @@ def test_what_the_tests_run_with_is_pinned() -> None:
 
 
 def _is_skipped(folder: str) -> bool:
-    return folder in SKIPPED_FOLDERS or folder.endswith("_cache")
+    return folder in SKIPPED_FOLDERS or folder.startswith(".venv") or folder.endswith("_cache")
 
 
 def _is_text(path: Path) -> bool:
