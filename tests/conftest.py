@@ -9,8 +9,9 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,3 +130,17 @@ def _fixed_seeds() -> None:
     torch = sys.modules.get("torch")  # not imported for tests that do without it
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_when_a_child_ends() -> Iterator[None]:
+    """Take back the handler that PyTorch's data loader leaves behind.
+
+    On a processor whose AMX registers are in use a signal's frame is larger than the stack that pytest's
+    faulthandler sets aside, so that the next child that ends would take this process with it.
+    """
+    yield
+    loader: Any = sys.modules.get("torch.utils.data._utils.signal_handling")
+    if loader is not None and loader._SIGCHLD_handler_set:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        loader._SIGCHLD_handler_set = False
