@@ -105,7 +105,10 @@ def test_a_loop_that_repeats_itself_replays_graphs(cuda: FakeCuda, bundle: Bundl
         assert [size for _, size, _ in to_device] == [64 * 64 * 3]  # the picture; all else is there already
 
 
-def test_more_sizes_than_contexts(cuda: FakeCuda, network: EngineNetwork) -> None:
+def test_more_sizes_than_contexts(
+    cuda: FakeCuda, network: EngineNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asag_deploy.backends.tensorrt.stage.MOST_CONTEXTS", 16)
     for _ in range(2):
         for i in range(20):
             side = 64 + 16 * i
