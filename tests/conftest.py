@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import importlib.util
 import os
@@ -11,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -132,15 +132,27 @@ def _fixed_seeds() -> None:
         torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _no_signal_when_a_child_ends() -> Iterator[None]:
-    """Take back the handler that PyTorch's data loader leaves behind.
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of signal.h."""
 
-    On a processor whose AMX registers are in use a signal's frame is larger than the stack that pytest's
-    faulthandler sets aside, so that the next child that ends would take this process with it.
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _first_signal_stack() -> _SignalStack:
+    """The stack that this thread handles signals on before any test has run."""
+    stack = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_stack(_first_signal_stack: _SignalStack) -> Iterator[None]:
+    """Give that stack back to this thread after each test.
+
+    OpenVINO sets one of its own aside for each network.  When networks are closed in another order than the
+    reverse of loading them, one that is freed already is left behind, and the next signal that is handled,
+    such as that of a child that ends, takes the process with it.
     """
     yield
-    loader: Any = sys.modules.get("torch.utils.data._utils.signal_handling")
-    if loader is not None and loader._SIGCHLD_handler_set:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        loader._SIGCHLD_handler_set = False
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(_first_signal_stack), None)
