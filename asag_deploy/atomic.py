@@ -36,6 +36,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file of text in UTF-8, whole or not at all; raises OutputError as `atomic_write` does."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool, marker: str) -> Iterator[Path]:
     """Give a temporary directory to fill; on success it becomes `path`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -58,6 +58,11 @@ def exit_code(
         # What is still buffered would fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOTHING_DONE
+
+
+def listed(values: Sequence[str]) -> tuple[str, ...]:
+    """Return an option's values, each once, whether given with commas or by giving the option again."""
+    return tuple(dict.fromkeys(part for value in values for part in value.split(",")))
 
 
 def progress(

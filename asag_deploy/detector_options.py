@@ -8,9 +8,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
+from asag_deploy.backends import DEFAULT_BACKEND, check_backend, open_network
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Mode
+from asag_deploy.command_line import listed
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.loop import LOOPS, LoopChoice
@@ -42,6 +44,10 @@ class DetectorOptions:
     def load(self, bundle: str | os.PathLike[str] | Bundle) -> Detector:
         """Load a detector; raises what `asag_deploy.Detector.load` does."""
         return Detector.load(bundle, **dataclasses.asdict(self))
+
+    def open_network(self, bundle: Bundle) -> Network:
+        """Load a bundle's network alone; raises what `asag_deploy.backends.open_network` does."""
+        return open_network(self.backend, bundle, self.threads, self.requests)
 
 
 def add_detector_options(
@@ -90,8 +96,7 @@ def backends_of(parsed: argparse.Namespace) -> tuple[str, ...]:
 
     Raises ConfigError for a name that is no backend.
     """
-    names = tuple(dict.fromkeys(name for value in parsed.backend for name in value.split(",")))
+    names = listed(parsed.backend)
     for name in names:
-        if name not in BACKENDS:
-            raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
+        check_backend(name)
     return names or (DEFAULT_BACKEND,)

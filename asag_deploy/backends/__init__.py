@@ -32,6 +32,12 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
+def check_backend(name: str) -> None:
+    """Raise ConfigError for a name that is not in `BACKENDS`."""
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
+
+
 def open_network(
     backend: str | None, bundle: Bundle, threads: int | None = None, requests: int = 1
 ) -> Network:
@@ -40,8 +46,7 @@ def open_network(
     Raises ConfigError for a name that is not in `BACKENDS`, BackendError if this machine cannot run it.
     """
     name = DEFAULT_BACKEND if backend is None else backend
-    if name not in BACKENDS:
-        raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
+    check_backend(name)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1, or None for the backend's choice")
     if requests < 1:

@@ -16,8 +16,8 @@ from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
 from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
-from asag_deploy.atomic import atomic_write
-from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code
+from asag_deploy.atomic import atomic_write_text
+from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, listed
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
 
@@ -118,12 +118,12 @@ def plan_of(options: argparse.Namespace) -> Plan:
         checkpoint=options.checkpoint,
         options=Options(
             backends=backends_of(options),
-            precisions=_listed(options.precision),
+            precisions=listed(options.precision),
             batches=_numbers("--batch", options.batch or ["1"]),
-            references=_listed(options.reference),
+            references=listed(options.reference),
             mode=options.mode,
             threads=options.threads,
-            shape=_shape(options.shape),
+            shape=None if options.shape is None else _shape(options.shape),
             duration_s=options.duration,
             warmup=options.warmup,
             percentile=_percentiles(options.percentile),
@@ -180,7 +180,7 @@ def _throughput(options: argparse.Namespace) -> int:
         bundle=options.bundle,
         images=options.images,
         limit=options.limit,
-        shape=_shape(options.shape),
+        shape=None if options.shape is None else _shape(options.shape),
         detector=detector_options(options),
         batches=_numbers("--batch", options.batch or ["4"]),
         requests=_numbers("--requests", options.several_requests or [f"2,{max(cores, 2)}"]),
@@ -190,8 +190,8 @@ def _throughput(options: argparse.Namespace) -> int:
     )
     result = measure(plan)
     if options.output_dir is not None:
-        _write(options.output_dir / "throughput.json", json_text(result))
-        _write(options.output_dir / "throughput.md", markdown(result))
+        atomic_write_text(options.output_dir / "throughput.json", json_text(result))
+        atomic_write_text(options.output_dir / "throughput.md", markdown(result))
     if not plan.quiet:
         print("\n".join(on_screen(rows(result))))
     return ALL_FINE
@@ -254,7 +254,7 @@ def _parity(options: argparse.Namespace) -> int:
 
     report = judge(options.bundle, options.backend, options.checkpoint)
     if options.output is not None:
-        _write(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
+        atomic_write_text(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
     print(format_report(report))
     if not report.passed:
         raise ParityError(f"the bundle at '{options.bundle}' failed the parity gate on {options.backend}")
@@ -292,7 +292,7 @@ def _training_step(options: argparse.Namespace) -> int:
     )
     text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
     if options.output is not None:
-        _write(options.output, text + "\n")
+        atomic_write_text(options.output, text + "\n")
     print(text)
     return ALL_FINE
 
@@ -314,7 +314,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         variant=options.variant,
         checkpoint=options.checkpoint,
         precision=options.precision,
-        shape=_shape(options.shape) or (0, 0),
+        shape=_shape(options.shape),
         repeats=options.repeats,
     )
     result: dict[str, Any] = {}
@@ -324,7 +324,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         result[name] = value
         print(f"{name}: {json.dumps(value)}", flush=True)
         if options.output is not None:
-            _write(options.output, json.dumps(result, indent=1) + "\n")
+            atomic_write_text(options.output, json.dumps(result, indent=1) + "\n")
 
     measure_plan(plan, note)
     return ALL_FINE
@@ -386,28 +386,16 @@ def _gpu_archive(options: argparse.Namespace) -> int:
     return ALL_FINE
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _listed(values: Sequence[str]) -> tuple[str, ...]:
-    """Return an option's values, each once, whether given with commas or by giving the option again."""
-    return tuple(dict.fromkeys(part for value in values for part in value.split(",")))
-
-
 def _numbers(option: str, values: Sequence[str]) -> tuple[int, ...]:
-    listed = _listed(values)
+    numbers = listed(values)
     try:
-        return tuple(int(value) for value in listed)
+        return tuple(int(value) for value in numbers)
     except ValueError:
-        raise ConfigError(f"{option} is '{','.join(listed)}'; expected whole numbers, such as 2,4") from None
+        raise ConfigError(f"{option} is '{','.join(numbers)}'; expected whole numbers, such as 2,4") from None
 
 
-def _shape(text: str | None) -> tuple[int, int] | None:
+def _shape(text: str) -> tuple[int, int]:
     """Read height and width of `800x1088`.  Raises ConfigError for what is none."""
-    if text is None:
-        return None
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")

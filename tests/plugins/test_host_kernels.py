@@ -161,15 +161,7 @@ def expected_nms(inputs: NmsInputs, settings: NmsSettings) -> tuple[Ints, Ints]:
     return origins.numpy(), counts.numpy()
 
 
-NMS_SETTINGS = [
-    NmsSettings(),
-    NmsSettings(stride=8, capacity=3, max_candidates=10),
-    NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
-    NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
-]
-
-
-@pytest.mark.parametrize("settings", NMS_SETTINGS)
+@pytest.mark.parametrize("settings", naive.NMS_SETTINGS)
 def test_patch_nms(host: KernelLibrary, settings: NmsSettings) -> None:
     for inputs in naive.nms_inputs(settings):
         for actual, expected in zip(

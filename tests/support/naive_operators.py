@@ -113,6 +113,15 @@ class NmsSettings(NamedTuple):
     max_candidates: int = 2048
 
 
+NMS_SETTINGS = [
+    NmsSettings(),
+    NmsSettings(stride=8, capacity=3, max_candidates=10),
+    NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
+    NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
+]
+"""What every implementation of patch NMS is tested with."""
+
+
 def patch_nms(anchors: Floats, selected: Bools, image_size: Ints, settings: NmsSettings) -> tuple[Ints, Ints]:
     """Anchors (B, N, 5), selected (B, N), image_size (B, 2) -> origins (B, capacity, 2), counts (B,)."""
     origins = np.zeros((len(anchors), settings.capacity, 2), dtype=np.int64)

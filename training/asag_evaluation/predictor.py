@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asag_deploy.backends import DEFAULT_BACKEND, open_network
+from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
-from asag_deploy.loop.stopping import stop_rule
+from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_evaluation.evaluate import ProposalSource
 from asag_evaluation.metrics.proposals import ProposalLoop, gives_proposals
 
@@ -34,10 +36,28 @@ def bundle_predictor(bundle: Bundle, options: DetectorOptions | None = None) -> 
     name = f"{manifest.variant} ({chosen.backend or DEFAULT_BACKEND})"
     if not gives_proposals(manifest):
         return Predictor(detector=chosen.load(bundle), name=name, proposals=None)
+    # First, so that options that make no sense are refused before the network is loaded.
     rule = stop_rule(manifest, chosen.mode, chosen.max_level)
-    network = open_network(chosen.backend, bundle, chosen.threads, chosen.requests)
-    loop = ProposalLoop(network, network.loop(chosen.loop, chosen.deadline_ms))
+    return proposing_predictor(
+        manifest, chosen.open_network(bundle), rule, chosen, name=name, requests=chosen.requests
+    )
+
+
+def proposing_predictor(
+    manifest: Manifest,
+    network: Network,
+    rule: StopRule,
+    options: DetectorOptions,
+    *,
+    name: str,
+    requests: int = 1,
+) -> Predictor:
+    """Make a predictor of a network whose decoder gives out its proposals.
+
+    Of the options only the loop and the deadline are looked at; the rest is in the network and the rule.
+    """
+    loop = ProposalLoop(network, network.loop(options.loop, options.deadline_ms))
     detector = Detector(
-        manifest, network, rule, loop=loop, deadline_ms=chosen.deadline_ms, requests=chosen.requests
+        manifest, network, rule, loop=loop, deadline_ms=options.deadline_ms, requests=requests
     )
     return Predictor(detector=detector, name=name, proposals=loop.proposals)

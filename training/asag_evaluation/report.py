@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from asag_deploy.atomic import atomic_write
+from asag_deploy.atomic import atomic_write_text
 from asag_evaluation.evaluate import Evaluation
 from asag_evaluation.metrics.coco import CocoMetrics
 
@@ -78,8 +78,7 @@ def write_report(evaluation: Evaluation, output_dir: Path, *, name: str) -> list
         output_dir / "detections.json": evaluation.results,
     }
     for path, content in files.items():
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content, allow_nan=False, indent=1), encoding="utf-8")
+        atomic_write_text(path, json.dumps(content, allow_nan=False, indent=1))
     return [*files, *write_plots(evaluation, output_dir, name=name)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from asag_deploy.atomic import atomic_write
+from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
@@ -110,8 +110,7 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
     found = CocoDataset.open(options.data, options.train_split)
     training = found.for_training()
     validation = CocoDataset.open(options.data, options.val_split, categories=training.categories)
-    if options.evaluate_images is not None:
-        validation = validation.subset(range(min(options.evaluate_images, len(validation))))
+    validation = validation.first(options.evaluate_images)
     network = chosen.network.with_changes(num_classes=len(training.categories))
     chosen = dataclasses.replace(chosen, network=network)
     loader = _loader(options, chosen, training, process)
@@ -169,9 +168,8 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
             else f"'{folder}' holds checkpoints of another run, but no {STATE}: give another folder"
         )
     if trainer.process.is_main:
-        with atomic_write(folder / RECIPE) as temporary:
-            text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
+        atomic_write_text(folder / RECIPE, text + "\n")
     return False
 
 

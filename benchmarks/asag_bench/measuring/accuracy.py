@@ -38,8 +38,7 @@ def open_data(folder: Path, runner: DetectorRunner, limit: int | None) -> tuple[
     except ImportError as error:
         return None, NEEDS.format(name=error.name)
     categories = runner.detector().manifest.categories
-    data = CocoDataset.open(folder, VAL_SPLIT, categories=categories)
-    return (data if limit is None else data.subset(range(min(limit, len(data))))), None
+    return CocoDataset.open(folder, VAL_SPLIT, categories=categories).first(limit), None
 
 
 def pictures_of(data: Any, most: int) -> list[tuple[str, RgbImage]]:

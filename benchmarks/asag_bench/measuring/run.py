@@ -31,7 +31,6 @@ from asag_bench.measuring.timing import Pyramid, group_result, measure
 from asag_bench.result import BundleResult, GroupResult, Input, Memory, Result, RunnerMemory
 from asag_bench.runners.references import check_references, is_random, open_reference, rule_of
 from asag_bench.runners.runner import DetectorRunner, Runner, StoppedRunner
-from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
@@ -134,7 +133,7 @@ def _load_detectors(chosen: Sequence[BundleOnBackend], opening_s: Mapping[Path, 
     for each in chosen:
         before, start = resident_mib(), time.perf_counter()
         options, manifest = each.options, each.bundle.manifest
-        network = open_network(options.backend, each.bundle, options.threads, options.requests)
+        network = options.open_network(each.bundle)
         rule = rule_of(manifest, options)
         runner = DetectorRunner(each.name, manifest, network, rule, options.loop, options.deadline_ms)
         seconds = since(start) / 1000 + opening_s.get(each.bundle.path, 0.0)
@@ -224,7 +223,7 @@ def _pyramid(chosen: BundleOnBackend, network: Network) -> Pyramid:
     processing, options = network.processing(chosen.bundle.manifest), chosen.options
     with tempfile.TemporaryDirectory() as folder:
         bundle = pyramid_bundle(chosen.bundle, Path(folder))
-        alone = open_network(options.backend, bundle, options.threads, options.requests)
+        alone = options.open_network(bundle)
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:
         image = processing.prepare(images, "rgb").image

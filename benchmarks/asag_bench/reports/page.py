@@ -17,7 +17,7 @@ from typing import Any
 from asag_bench.reports.plots import check_plots, draw_summary
 from asag_bench.reports.report import markdown
 from asag_bench.result import Machine, Result, is_result, parse_machine, parse_result
-from asag_deploy.atomic import atomic_write
+from asag_deploy.atomic import atomic_write, atomic_write_text
 from asag_deploy.errors import BundleCorruptError, SourceError
 
 RESULTS = Path("benchmarks/results")
@@ -44,8 +44,7 @@ def write_page(folder: Path, plot: Path) -> list[str]:
     Raises SourceError for a folder without results, ConfigError if plots cannot be drawn.
     """
     results = read_results(folder)
-    with atomic_write(folder / PAGE) as temporary:
-        temporary.write_text(page(results), encoding="utf-8")
+    atomic_write_text(folder / PAGE, page(results))
     done = [f"wrote {folder / PAGE}, of {len(results)} files"]
     speed, accuracy = (None if name is None else results[name].result for name in shown(results))
     if speed is not None:

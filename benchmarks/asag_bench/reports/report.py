@@ -9,7 +9,7 @@ from asag_bench.reports.columns import in_markdown, latency_rows, percent, phase
 from asag_bench.reports.columns import on_screen as table_on_screen
 from asag_bench.reports.plots import check_plots, write_plots
 from asag_bench.result import Headline, Result, Spread, json_text
-from asag_deploy.atomic import atomic_write
+from asag_deploy.atomic import atomic_write_text
 
 _PARITY = {True: "parity passed", False: "parity NOT PASSED", None: "no parity report"}
 
@@ -20,8 +20,7 @@ def write_report(result: Result, output_dir: Path, *, plots: bool) -> None:
     Raises OutputError if a file cannot be written, ConfigError if plots cannot be drawn.
     """
     for name, text in (("result.json", json_text(result)), ("result.md", markdown(result))):
-        with atomic_write(output_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        atomic_write_text(output_dir / name, text)
     if plots:
         check_plots()
         write_plots(result, output_dir)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asag_bench.runners.runner import DetectorRunner, Run, Runner
-from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.bundle import Bundle
@@ -335,7 +334,7 @@ class _Unsplit:
         self._manifest = bundle.manifest
         with tempfile.TemporaryDirectory() as folder:
             whole = unsplit_bundle(bundle, Path(folder))
-            self._network = open_network(options.backend, whole, options.threads, options.requests)
+            self._network = options.open_network(whole)
         self._stage = self._network.stage(UNSPLIT)
         levels: list[Level] = [FIRST_LEVEL, *(level.level for level in bundle.manifest.probing.levels)]
         self._deepest = levels[-1]

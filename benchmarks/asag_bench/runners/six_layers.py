@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from asag_bench.runners.graphs import feature_pyramid, several_graphs
 from asag_bench.runners.runner import Run, TimedNetwork, split
-from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Precision
@@ -162,7 +161,7 @@ def open_six_layers(
     graphs = {"normalize": None, "backbone": feature_pyramid(bundle), "decoder": model}
     with tempfile.TemporaryDirectory() as folder:
         whole = several_graphs(graphs, bundle, Path(folder))
-        network = open_network(options.backend, whole, options.threads, options.requests)
+        network = options.open_network(whole)
     return SixLayers(name, manifest, network)
 
 

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from asag_deploy import __version__
+from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle, BundleWriter, write_bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BundleCorruptError, ConfigError, ParityError
@@ -20,7 +21,6 @@ from asag_evaluation.data.coco import CocoDataset
 from asag_export.quantize.calibration import check_detectable, stage_inputs
 from asag_export.quantize.cost import (
     ACTIVATIONS,
-    DEFAULT_BACKEND,
     DEFAULT_MOST_LOSS,
     LEAST_SIGNAL_TO_NOISE,
     Activations,

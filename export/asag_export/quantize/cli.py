@@ -7,20 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from asag_deploy.backends import BACKENDS
+from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code, progress
 from asag_deploy.errors import BackendError, ConfigError, ParityError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_export.quantize.calibration import DEFAULT_COUNT, choose, image_files, read_pictures
-from asag_export.quantize.cost import (
-    ACTIVATIONS,
-    DEFAULT_BACKEND,
-    DEFAULT_MOST_LOSS,
-    INSTALL,
-    RESULTS,
-    format_quantization,
-)
+from asag_export.quantize.cost import ACTIVATIONS, DEFAULT_MOST_LOSS, INSTALL, RESULTS, format_quantization
 
 PROGRAM = "asag-quantize"
 
@@ -122,8 +115,7 @@ def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
 
 def _open_data(folder: Path, split: str, bundle: Bundle, limit: int | None) -> CocoDataset:
     """Open a split of a data set with the bundle's classes, or its first `limit` images; raises DataError."""
-    data = CocoDataset.open(folder, split, categories=bundle.manifest.categories)
-    return data if limit is None else data.subset(range(min(limit, len(data))))
+    return CocoDataset.open(folder, split, categories=bundle.manifest.categories).first(limit)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ uses all 256 values after a ReLU, and which ONNX Runtime's fast kernels for x86 
 
 ACTIVATIONS: tuple[Activations, ...] = ("int8", "uint8")
 
-DEFAULT_BACKEND = "onnxruntime"
 DEFAULT_MOST_LOSS = 0.005
 """How much AP, from 0 to 1, may fall."""
 LEAST_SIGNAL_TO_NOISE = 10.0

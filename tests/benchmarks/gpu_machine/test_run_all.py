@@ -18,7 +18,7 @@ import pytest
 from asag_bench.cli import main, parser
 from asag_bench.gpu_machine import plan, work
 from asag_bench.gpu_machine.plan import time_loops
-from asag_bench.gpu_machine.programs import Logs, Program, start
+from asag_bench.gpu_machine.programs import Program
 from asag_bench.gpu_machine.run import chosen
 from asag_bench.gpu_machine.steps import Failed, Skip, run_step
 from asag_bench.gpu_machine.work import BUILD_VARIABLE, ROOT, Work
@@ -28,6 +28,7 @@ from asag_deploy.errors import BackendError, ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT
 from asag_export import demo
 from support import plugin_builds
+from support.programs import in_python
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda
 
@@ -52,16 +53,6 @@ import sys
 for name in {MISSING!r}:
     sys.modules[name] = None  # importing it now raises
 """
-
-
-def in_python(text: str, tmp_path: Path, logs: Logs | None = None) -> Program:
-    return start(
-        [sys.executable, "-c", text],
-        log=tmp_path / "log",
-        logs=logs or Logs(),
-        cwd=tmp_path,
-        environment={"GIVEN": "by the step"},
-    )
 
 
 class TestPlan:

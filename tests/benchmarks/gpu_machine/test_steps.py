@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +14,11 @@ from asag_bench.gpu_machine.programs import Logs, Program, start
 from asag_bench.gpu_machine.report import MOST_BYTES, page, write_report
 from asag_bench.gpu_machine.steps import Result, Skip, Step, run_steps
 from asag_deploy.errors import BackendError
+from support.programs import in_python
 
 
 def step(name: str, action: Callable[[float], dict[str, Any]], limit: float = 60) -> Step:
     return Step(name=name, limit=limit, action=action)
-
-
-def in_python(text: str, tmp_path: Path, logs: Logs | None = None) -> Program:
-    return start(
-        [sys.executable, "-c", text],
-        log=tmp_path / "log",
-        logs=logs or Logs(),
-        cwd=tmp_path,
-        environment={"GIVEN": "by the step"},
-    )
 
 
 class TestSteps:

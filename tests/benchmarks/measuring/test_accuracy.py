@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asag_bench.cli import main
-from asag_bench.measuring import run
+from asag_deploy import detector_options
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_export.gate.parity import Found, in_common
@@ -67,7 +67,7 @@ def test_a_backend_that_computes_something_else_is_seen(
         network.stage = other
         return network
 
-    monkeypatch.setattr(run, "open_network", halved)
+    monkeypatch.setattr(detector_options, "open_network", halved)
     assert main(["run", str(bundle.path), *folders, *QUICK]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert found["agreement"]["subjects"]["onnxruntime"]["detections"] < 0.5

@@ -45,12 +45,7 @@ def runner(settings: NmsSettings, opset: int = 20) -> Callable[..., list[NDArray
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        NmsSettings(),
-        NmsSettings(stride=8, capacity=3, max_candidates=10),
-        NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
-        NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
-    ],
+    naive.NMS_SETTINGS,
 )
 def test_finds_what_the_reference_finds(settings: NmsSettings) -> None:
     run = runner(settings)

@@ -12,12 +12,7 @@ from support.naive_operators import NmsSettings
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        NmsSettings(),
-        NmsSettings(stride=8, capacity=3, max_candidates=10),
-        NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
-        NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
-    ],
+    naive.NMS_SETTINGS,
 )
 def test_finds_what_the_naive_version_finds(settings: NmsSettings) -> None:
     for name, anchors, selected, image_size in naive.nms_inputs(settings):

@@ -133,14 +133,6 @@ def test_pyramid_sample_has_gradients_to_points_weights_and_features() -> None:
     assert all(gradient.any() for gradient in gradients)
 
 
-NMS_SETTINGS = [
-    NmsSettings(),
-    NmsSettings(stride=8, capacity=3, max_candidates=10),
-    NmsSettings(stride=8, patch_size=5, iou_threshold=0.5, capacity=400, max_candidates=50),
-    NmsSettings(patch_size=6, iou_threshold=0.05, capacity=1),
-]
-
-
 def run_nms(
     anchors: Floats, selected: Bools, image_size: Ints, settings: NmsSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +140,7 @@ def run_nms(
     return patch_nms(*tensors, **settings._asdict())
 
 
-@pytest.mark.parametrize("settings", NMS_SETTINGS)
+@pytest.mark.parametrize("settings", naive.NMS_SETTINGS)
 def test_patch_nms(settings: NmsSettings) -> None:
     for name, anchors, selected, image_size in naive.nms_inputs(settings):
         origins, counts = naive.patch_nms(anchors, selected, image_size, settings)

@@ -133,6 +133,10 @@ class CocoDataset:
         """Return the file of an image."""
         return self.image_dir / self.records[index].file_name
 
+    def first(self, limit: int | None) -> Self:
+        """Return a data set of the first `limit` images, or of fewer if there are fewer; None for all."""
+        return self if limit is None else self.subset(range(min(limit, len(self))))
+
     def subset(self, indices: Sequence[int]) -> Self:
         """Return a data set of some of the images, in this order, with the same classes.
 

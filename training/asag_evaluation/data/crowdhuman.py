@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from asag_deploy.atomic import atomic_write
+from asag_deploy.atomic import atomic_write_text
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
@@ -53,8 +53,7 @@ def convert_crowdhuman(
         "categories": [{"id": _PERSON.id, "name": _PERSON.name}],
     }
     file = output_dir / "annotations" / f"instances_{split}.json"
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    atomic_write_text(file, json.dumps(content))
     _link(output_dir / split, image_dir)
     return file
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.atomic import atomic_directory, atomic_write
+from asag_deploy.atomic import atomic_directory, atomic_write_text
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import ConfigError, OutputError
 from asag_deploy.images.reading import RgbImage
@@ -137,8 +137,7 @@ def write_scenes(
             "annotations": annotations,
             "categories": [{"id": category.id, "name": category.name} for category in SCENE_CATEGORIES],
         }
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+        atomic_write_text(file, json.dumps(content))
     return file
 
 

@@ -12,11 +12,9 @@ import torch
 
 from asag_deploy import __version__
 from asag_deploy.bundle.manifest import Category, Manifest, Preprocessing
-from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.loop.stopping import stop_rule
-from asag_evaluation.metrics.proposals import ProposalLoop
-from asag_evaluation.predictor import Predictor
+from asag_evaluation.predictor import Predictor, proposing_predictor
 from asag_training.checkpoints import load_checkpoint, select_head
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
@@ -81,8 +79,6 @@ def network_predictor(
         postprocessing=postprocessing_plan(model.config),
         graphs=(),
     )
-    network = TorchNetwork(stages, device)
     rule = stop_rule(manifest, chosen.mode, chosen.max_level)
-    loop = ProposalLoop(network, network.loop(chosen.loop, chosen.deadline_ms))
-    detector = Detector(manifest, network, rule, loop=loop, deadline_ms=chosen.deadline_ms)
-    return Predictor(detector=detector, name=f"{model.config.variant} (torch)", proposals=loop.proposals)
+    name = f"{model.config.variant} (torch)"
+    return proposing_predictor(manifest, TorchNetwork(stages, device), rule, chosen, name=name)

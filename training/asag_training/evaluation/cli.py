@@ -67,8 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     predictor = _predictor(options)
     manifest = predictor.detector.manifest
     dataset = CocoDataset.open(options.data, options.split, categories=manifest.categories)
-    if options.limit is not None:
-        dataset = dataset.subset(range(min(options.limit, len(dataset))))
+    dataset = dataset.first(options.limit)
     if not manifest.trained:
         print(f"{PROGRAM}: warning: the weights are untrained, so the figures mean nothing", file=sys.stderr)
     with progress(total=len(dataset), unit="image") as bar:
