@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.images.reading import read_image
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.scenes import SCENE_CATEGORIES
+from asag_evaluation.evaluate import evaluate
+from asag_evaluation.predictor import bundle_predictor
+from asag_evaluation.report import table
 from asag_export import demo
 from asag_training.checkpoints import load_checkpoint
+from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from support.demo_run import SCENES, DemoRun
 
 pytestmark = pytest.mark.slow
@@ -34,6 +40,24 @@ def test_it_adapts(demo_run: DemoRun) -> None:
     assert tiny["P3"] > 0.9 * sum(tiny.values())
     assert large["P5"] > 0.4 * sum(large.values())
     assert demo_run.figures["anchors"]["correlation"] > 0.5
+
+
+def test_the_bundle_detects_and_proposes_what_the_checkpoint_does(demo_run: DemoRun) -> None:
+    bundle = Bundle.open(demo_run.folder / "bundle")
+    assert bundle.manifest.parity["passed"] is True
+    scenes = CocoDataset.open(demo_run.folder / "scenes", VAL_SPLIT).first(12)
+    of_bundle, of_checkpoint = (
+        evaluate(predictor.detector, scenes, proposals=predictor.proposals, batch=2)
+        for predictor in (bundle_predictor(bundle), checkpoint_predictor(demo.CHECKPOINT))
+    )
+    assert of_checkpoint.coco.ap is not None
+    assert of_bundle.coco.ap == pytest.approx(of_checkpoint.coco.ap, abs=1e-6)
+    assert of_bundle.anchors == of_checkpoint.anchors
+    assert of_checkpoint.proposal_recall is not None
+    assert (of_checkpoint.proposal_recall[100] or 0) > 0.25
+    assert of_bundle.proposal_recall == pytest.approx(of_checkpoint.proposal_recall, abs=0.02)
+    assert of_bundle.anchor_recall == pytest.approx(of_checkpoint.anchor_recall, abs=0.02)
+    assert "AR of proposals: " in table(of_bundle)
 
 
 def test_probing_is_worth_it(demo_run: DemoRun) -> None:

@@ -18,12 +18,14 @@ from onnx import numpy_helper
 from asag_deploy import Detector
 from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Preprocessing
+from asag_deploy.engines.adapter import open_library
 from asag_export.stage_export import DEFAULT_OPSET, ExportedStage, export_stage, prepare_for_export
 from asag_training.network.config import default_categories
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import StageModule
 from reference_cases import BOXES, LOGITS, NAMES, ReferenceCase, load_case
+from support.rtx_engines import HAS_RTX, assert_can_be_captured, compile_stage
 from support.small_network import what_matters
 
 pytestmark = pytest.mark.slow
@@ -46,9 +48,16 @@ def swap_weights(model: onnx.ModelProto, before: StageModule, after: StageModule
     Weights that the exporter has folded into another form are known by their values.
     """
     old, new = ({name: p.detach().numpy() for name, p in m.named_parameters()} for m in (before, after))
-    folded = {digest(form): (name, i) for name in old for i, form in enumerate(forms(old[name]))}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    sizes = {value.size for name, value in values.items() if name not in old}
+    folded = {
+        digest(form): (name, i)
+        for name in old
+        for i, form in enumerate(forms(old[name]))
+        if form.size in sizes
+    }
     for tensor in model.graph.initializer:
-        value = numpy_helper.to_array(tensor)
+        value = values[tensor.name]
         name, i = (tensor.name, 0) if tensor.name in old else folded.get(digest(value), ("", 0))
         if name:
             swapped = next(itertools.islice(forms(new[name]), i, None)).reshape(value.shape)
@@ -72,33 +81,38 @@ def digest(array: NDArray[Any]) -> bytes:
     return hashlib.sha256(array.tobytes()).digest()
 
 
+def manifest_of(case: ReferenceCase) -> Manifest:
+    return Manifest(
+        producer="test",
+        variant=case.config.variant,
+        head="main",
+        precision="fp32",
+        opset=DEFAULT_OPSET,
+        trained=False,
+        categories=default_categories(case.config),
+        preprocessing=Preprocessing(),
+        probing=probing_plan(case.config),
+        postprocessing=postprocessing_plan(case.config),
+        graphs=(),
+    )
+
+
 def write(case: ReferenceCase, graphs: Mapping[str, ExportedStage], path: Path) -> Bundle:
     """The bundle alone: the comparison that follows is stricter than the exporter's own."""
-    probing = probing_plan(case.config)
     with write_bundle(path) as writer:
         for name, (proto, inputs, outputs) in graphs.items():
             writer.add_graph(name, proto.SerializeToString(), inputs=inputs, outputs=outputs)
-        writer.finish(
-            Manifest(
-                producer="test",
-                variant=case.config.variant,
-                head="main",
-                precision="fp32",
-                opset=DEFAULT_OPSET,
-                trained=False,
-                categories=default_categories(case.config),
-                preprocessing=Preprocessing(),
-                probing=probing,
-                postprocessing=postprocessing_plan(case.config),
-                graphs=(),
-            )
-        )
+        writer.finish(manifest_of(case))
     return Bundle.open(path)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_forward(size: str, tmp_path: Path) -> None:
-    """Every stage is exported once; weights of other cases take the place of those it was exported with."""
+    """Every stage is exported once; weights of other cases take the place of those it was exported with.
+
+    Those that are exported compile to engines, too.
+    """
+    library = open_library("tensorrt-rtx") if HAS_RTX else None
     groups: dict[Any, list[str]] = {}
     for name, case in CASES.items():
         if case.config.variant.endswith(size):
@@ -115,6 +129,9 @@ def test_forward(size: str, tmp_path: Path) -> None:
             else:
                 probing = probing_plan(case.config)
                 graph = export_stage(stage, case.config, probing, precision="fp32", opset=DEFAULT_OPSET)
+                if library is not None:
+                    engine = compile_stage(library, stage.name, graph, manifest_of(case))
+                    assert_can_be_captured(stage.name, engine)
             made[kind] = stage, graph
             graphs[stage.name] = graph
         bundle = write(case, graphs, tmp_path / names[0])

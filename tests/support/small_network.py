@@ -17,8 +17,9 @@ from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
 
 _DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
+_RESULTS = {"num_classes", "anchor_cap", "max_patches", "max_detections", "detection_nms_iou"}
 OF_NO_MATTER = {
-    "backbone": _DECODER,
+    "backbone": {*_DECODER, *_RESULTS},
     "probe_p4": {*_DECODER, "backbone_depth", "backbone_width"},
     "probe_p3": {*_DECODER, "backbone_depth", "backbone_width"},
     "decoder": {"backbone_depth", "backbone_width"},
