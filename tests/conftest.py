@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import gc
 import importlib.util
 import os
 import random
@@ -43,10 +42,6 @@ def pytest_report_header() -> str | None:
     """Say what is left out where PyTorch is not installed."""
     return None if HAS_PYTORCH else f"no PyTorch: left out are {', '.join(NEED_PYTORCH)}"
 
-
-# Exporters make millions of small objects that live: looking through them as often as Python does by itself
-# takes a tenth of their time.
-gc.set_threshold(50_000, 20, 100)
 
 SHARED_EXPORTS = ("small_bundle", "half_bundle", "demo_run")
 """Fixtures that take most of a minute, and that all workers share."""
