@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import importlib.util
 import os
@@ -10,7 +9,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -145,29 +144,3 @@ def _fixed_seeds() -> None:
     torch = sys.modules.get("torch")  # not imported for tests that do without it
     if torch is not None:
         torch.manual_seed(0)
-
-
-class _SignalStack(ctypes.Structure):
-    """`stack_t` of signal.h."""
-
-    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _first_signal_stack() -> _SignalStack:
-    """The stack that this thread handles signals on before any test has run."""
-    stack = _SignalStack()
-    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
-    return stack
-
-
-@pytest.fixture(autouse=True)
-def _own_signal_stack(_first_signal_stack: _SignalStack) -> Iterator[None]:
-    """Give that stack back to this thread after each test.
-
-    OpenVINO sets one of its own aside for each network.  When networks are closed in another order than the
-    reverse of loading them, one that is freed already is left behind, and the next signal that is handled,
-    such as that of a child that ends, takes the process with it.
-    """
-    yield
-    ctypes.CDLL(None).sigaltstack(ctypes.byref(_first_signal_stack), None)

@@ -11,6 +11,7 @@ OpenVINO reads no ONNX functions, so what `compiled` loads has them inlined; com
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import tempfile
 import weakref
@@ -62,9 +63,7 @@ class OpenVino:
             return Problem("OpenVINO is not installed", "install it with `pip install openvino`")
         if self.precision == "f32":
             return None
-        import openvino
-
-        if "BF16" in openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" in _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
             return None
         return Problem(
             "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX)", "use the backend 'openvino'"
@@ -72,9 +71,7 @@ class OpenVino:
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
         """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         cache = CompiledCache.of_user(self._recipe(core))
         names = [graph.name for graph in bundle.manifest.graphs]
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
@@ -111,6 +108,19 @@ class OpenVino:
                 f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
             ) from error
         return compiled
+
+
+@functools.cache
+def _core() -> Core:
+    """Return the one OpenVINO of this process.
+
+    Where the processor has AMX, each Core gives its thread another stack to handle signals on, and gives back
+    the one before when it ends.  Of several that end in the order of their beginning, the last would leave a
+    stack behind that is freed already: the next signal, such as Ctrl-C, would be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoArray:

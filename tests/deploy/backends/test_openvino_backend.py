@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -175,7 +177,7 @@ def test_a_processor_without_bfloat16(bundle: Bundle, monkeypatch: pytest.Monkey
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(library, "Core", OldProcessor)
+    monkeypatch.setattr(openvino, "_core", OldProcessor)
     with pytest.raises(BackendError, match=r"no bfloat16 arithmetic .*; use the backend 'openvino'"):
         open_network("openvino-bf16", bundle)
     assert BACKENDS["openvino"].problem() is None
@@ -307,3 +309,22 @@ def test_equal_values_come_in_order() -> None:
     request.set_input_tensor(0, library.Tensor(scores))
     request.infer()
     assert request.get_output_tensor(0).data.tolist() == [[100, 200, 0, 1, 2, 3, 4]]
+
+
+CLOSED_IN_ORDER = """
+import signal, sys
+from asag_deploy import Detector
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+detectors = [Detector.load(sys.argv[1], backend="openvino", threads=1) for _ in range(2)]
+while detectors:
+    detectors.pop(0).close()
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_networks_were_closed(bundle: Bundle) -> None:
+    """In whatever order, on processors for which OpenVINO changes the stack that they are handled on."""
+    command = [sys.executable, "-c", CLOSED_IN_ORDER, str(bundle.path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr

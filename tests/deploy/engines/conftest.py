@@ -12,7 +12,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines import adapter, build
 from support.engine_bundle import make_engine_bundle
-from support.simulated_gpu.recorded_tensorrt import RecordedModule, file_of
+from support.recorded_tensorrt import RecordedModule, file_of
 
 
 @pytest.fixture

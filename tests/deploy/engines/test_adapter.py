@@ -23,8 +23,8 @@ from asag_deploy.engines import adapter
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.errors import BackendError, ConfigError, EngineError
-from support.simulated_gpu.record_tensorrt import record as describe
-from support.simulated_gpu.recorded_tensorrt import (
+from support.record_tensorrt import record as describe
+from support.recorded_tensorrt import (
     NEWEST,
     OLDEST,
     RECORDS,

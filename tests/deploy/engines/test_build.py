@@ -26,7 +26,7 @@ from asag_deploy.errors import (
     OutputError,
 )
 from support.bundle_edits import edit_graph
-from support.simulated_gpu.recorded_tensorrt import NEWEST, OLDEST, RTX, RecordedModule
+from support.recorded_tensorrt import NEWEST, OLDEST, RTX, RecordedModule
 
 STAGES = ("normalize", "backbone", "decoder")
 Install = Callable[[str], RecordedModule]

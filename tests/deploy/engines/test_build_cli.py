@@ -11,7 +11,7 @@ import pytest
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.cli import main
-from support.simulated_gpu.recorded_tensorrt import RTX, RecordedModule
+from support.recorded_tensorrt import RTX, RecordedModule
 
 SM86 = ("--gpu", "sm86")
 

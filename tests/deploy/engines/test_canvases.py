@@ -26,7 +26,7 @@ from asag_deploy.processing.canvases import (
     smallest_holding,
 )
 from asag_deploy.processing.preprocess import padded_shape, resized_shape
-from support.simulated_gpu.recorded_tensorrt import RTX, RecordedModule
+from support.recorded_tensorrt import RTX, RecordedModule
 
 USUAL = Preprocessing()
 SMALL = Preprocessing(shorter_side=64, longer_side=128)  # that of the bundle

@@ -15,7 +15,7 @@ from asag_deploy.engines.adapter import CompileOptions, open_library
 from asag_deploy.engines.inspector import Layers, count_layers, in_words
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.engines.sidecar import read_sidecar
-from support.simulated_gpu.recorded_tensorrt import NEWEST, RECORDS, RTX, RecordedModule
+from support.recorded_tensorrt import NEWEST, RECORDS, RTX, RecordedModule
 
 Install = Callable[[str], RecordedModule]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from asag_deploy.backends.tensorrt import stage as tensorrt_stage
+from support.recorded_tensorrt import OLDEST, RECORDS, RTX, RecordedModule, file_of, parse
 from support.simulated_gpu import fake_tensorrt
-from support.simulated_gpu.recorded_tensorrt import OLDEST, RECORDS, RTX, RecordedModule, file_of, parse
 
 RTX_ALONE = {"create_runtime_config", "is_stream_capturable", "set_execution_context_allocation_strategy"}
 NOT_IN_THE_OLDEST = {"set_device_memory", "get_device_memory_size_for_profile_v2"}

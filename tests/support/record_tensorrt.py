@@ -1,7 +1,7 @@
 """Records what a TensorRT's Python module offers: names, arguments, members of enumerations.
 
-    python tests/support/simulated_gpu/record_tensorrt.py tensorrt_rtx OUT.json
-    python tests/support/simulated_gpu/record_tensorrt.py tensorrt_bindings OUT.json \\
+    python tests/support/record_tensorrt.py tensorrt_rtx OUT.json
+    python tests/support/record_tensorrt.py tensorrt_bindings OUT.json \\
         --path UNPACKED --empty-libraries 11
 
 The second is for TensorRT itself: its bindings (`tensorrt_cu12_bindings` and the like, a wheel that can be

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SIGNATURES = Path(__file__).parents[2] / "deploy" / "engines" / "signatures"
+SIGNATURES = Path(__file__).parents[1] / "deploy" / "engines" / "signatures"
 RECORDS = sorted(path.stem for path in SIGNATURES.glob("*.json"))
 RTX = "tensorrt-rtx-1.7.1.116"
 OLDEST, NEWEST = "tensorrt-10.0.1", "tensorrt-11.4.0.106"
