@@ -28,8 +28,9 @@ collect_ignore = [] if HAS_PYTORCH else list(NEED_PYTORCH)
 
 # Parallel workers that each start a thread per core slow each other down, up to tenfold.  torch reads this
 # when it is imported, which the conftests of the folders below do as soon as they are loaded, hence at once.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 
 def pytest_configure() -> None:
@@ -80,7 +81,7 @@ def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if BUILD_VARIABLE in os.environ:
         return Path(os.environ[BUILD_VARIABLE])
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    folder = (base.parent if IS_WORKER else base) / "kernels"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -102,7 +103,7 @@ def shared_folder(
     So it is made once per run of the suite, by whichever worker is first.
     """
     base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if IS_WORKER:
         base = base.parent
 
     def get(name: str, make: Callable[[Path], object]) -> Path:
@@ -138,9 +139,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seeds() -> None:
+def _fresh_start() -> None:
+    """Fix the seeds, and take back the threads that a benchmark among the tests before gave to PyTorch."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (for libraries that still draw from it)
     torch = sys.modules.get("torch")  # not imported for tests that do without it
     if torch is not None:
         torch.manual_seed(0)
+        if IS_WORKER:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
