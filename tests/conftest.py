@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib.util
 import os
 import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,17 @@ def small_bundle(shared_bundle: Callable[..., Bundle]) -> Bundle:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ASAG_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> Iterator[None]:
+    """Spare the garbage collector what earlier modules left for good, such as caches of PyTorch's exporter.
+
+    Else it looks through a million objects again and again, which takes a tenth of an export.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

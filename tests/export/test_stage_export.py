@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from onnx import numpy_helper
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Probing, TensorSpec
+from asag_deploy.bundle.manifest import Preprocessing, Probing, TensorSpec
+from asag_deploy.engines.adapter import open_library
 from asag_deploy.errors import ConfigError, ExportError
 from asag_export.onnx_operators import DOMAIN
 from asag_export.stage_export import DEFAULT_OPSET, OPSETS, check, export_stage, prepare_for_export
@@ -22,7 +24,9 @@ from asag_training.checkpoints import select_head
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import StageModule
+from support.rtx_engines import HAS_RTX, assert_can_be_captured, compile_stage
 from support.small_network import small_checkpoint, small_config
+from support.tiny_bundle import tiny_manifest
 
 GRAPHS = ("normalize", "backbone", "probe_p4", "probe_p3", "decoder")
 FUNCTIONS = {
@@ -209,8 +213,14 @@ def test_opset(opset: int) -> None:
 def test_decoder_that_keeps_every_query() -> None:
     stage, probing = stage_of("decoder", "asag-s-r50-crowdhuman", "p5-p6")
     config = small_config("asag-s-r50-crowdhuman")
-    model, _, _ = export_stage(stage, config, probing, precision="fp32", opset=DEFAULT_OPSET)
+    exported = export_stage(stage, config, probing, precision="fp32", opset=DEFAULT_OPSET)
+    model, _, _ = exported
     assert {function.name for function in model.functions} == {"MultiscaleRoIAlign", "PadAnchors"}
+    if HAS_RTX:
+        manifest = dataclasses.replace(tiny_manifest(), probing=probing, preprocessing=Preprocessing())
+        assert_can_be_captured(
+            "decoder", compile_stage(open_library("tensorrt-rtx"), "decoder", exported, manifest)
+        )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for height, width, queries in ((203, 317, 600), (64, 33, 5)):
         features = [torch.randn(2, -(-height // s), -(-width // s), 32) for s in (4, 8, 16, 32)]
