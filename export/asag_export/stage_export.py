@@ -260,12 +260,14 @@ def _tidy(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[Tensor
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's progress chatter and other libraries' warnings off the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

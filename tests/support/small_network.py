@@ -17,12 +17,13 @@ from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
 
 _DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
-_RESULTS = {"num_classes", "anchor_cap", "max_patches", "max_detections", "detection_nms_iou"}
+_BACKBONE = {"backbone_depth", "backbone_width"}
+_RESULTS = {"num_classes", "anchor_cap", "max_detections", "detection_nms_iou"}
 OF_NO_MATTER = {
-    "backbone": {*_DECODER, *_RESULTS},
-    "probe_p4": {*_DECODER, "backbone_depth", "backbone_width"},
-    "probe_p3": {*_DECODER, "backbone_depth", "backbone_width"},
-    "decoder": {"backbone_depth", "backbone_width"},
+    "backbone": {*_DECODER, *_RESULTS, "max_patches"},
+    "probe_p4": {*_DECODER, *_RESULTS, *_BACKBONE},
+    "probe_p3": {*_DECODER, *_RESULTS, *_BACKBONE},
+    "decoder": _BACKBONE,
 }
 """Settings that leave a stage as it is: variants that differ in nothing else share that stage."""
 
