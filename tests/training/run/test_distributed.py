@@ -151,6 +151,7 @@ def test_one_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_others_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards one can join, and leaving resets PyTorch's count of groups, which all must agree on."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "one", "WORLD_SIZE": "2"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
@@ -159,6 +160,10 @@ def test_others_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         joined("cpu"),
     ):
         pass
+    for name, value in {"MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with joined("cpu"):
+        assert dist.is_initialized()
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
