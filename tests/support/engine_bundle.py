@@ -16,6 +16,7 @@ import onnx.parser
 from onnx import numpy_helper
 
 from asag_deploy.bundle.bundle import Bundle, write_bundle
+from asag_deploy.engines.adapter import CompileOptions
 from support.tiny_bundle import CLASSES, specs_of, tiny_manifest
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "asag" : 1]>\n'
@@ -73,6 +74,17 @@ decoder (float[batch, height_p5, width_p5, 3] p5, int64[queries] query_slots)
     logits = Add (row, column)
 }
 """
+
+PLAIN = CompileOptions(
+    capabilities=("sm86",),
+    tf32=False,
+    optimization_level=None,
+    compatibility="none",
+    version_compatible=False,
+    user_allocation=False,
+    auxiliary_streams=0,
+)
+"""What an engine for one kind of GPU is compiled with, and nothing else."""
 
 
 def graphs() -> dict[str, onnx.ModelProto]:

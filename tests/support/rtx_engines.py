@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import pytest
 
 from asag_deploy.bundle.manifest import GraphSpec, Manifest
-from asag_deploy.engines.adapter import CompileOptions, Library
+from asag_deploy.engines.adapter import Library
 from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.parser_graph import for_parser
 from asag_deploy.engines.shapes import Batches, profile
 from asag_export.stage_export import ExportedStage
+from support.engine_bundle import PLAIN
 
 GPUS = ("sm75", "sm86", "sm89", "sm120")
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="needs TensorRT-RTX: pip install tensorrt-rtx")
 
-_ONE_FOR_ALL = CompileOptions(
-    capabilities=GPUS,
-    tf32=False,
-    optimization_level=None,
-    compatibility="none",
-    version_compatible=False,
-    user_allocation=True,
-    auxiliary_streams=0,
-)
+_ONE_FOR_ALL = dataclasses.replace(PLAIN, capabilities=GPUS, user_allocation=True)
 
 
 def compile_stage(library: Library, name: str, exported: ExportedStage, manifest: Manifest) -> bytes:

@@ -20,9 +20,10 @@ from unittest.mock import Mock
 import pytest
 
 from asag_deploy.engines import adapter
-from asag_deploy.engines.adapter import CompileOptions, Library, open_library
+from asag_deploy.engines.adapter import Library, open_library
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.errors import BackendError, ConfigError, EngineError
+from support.engine_bundle import PLAIN
 from support.record_tensorrt import record as describe
 from support.recorded_tensorrt import (
     NEWEST,
@@ -35,15 +36,6 @@ from support.recorded_tensorrt import (
 )
 
 INPUTS = (InputRange(name="x", dtype="float32", least=(1, 2), usual=(2, 2), most=(4, 2)),)
-PLAIN = CompileOptions(
-    capabilities=("sm86",),
-    tf32=False,
-    optimization_level=None,
-    compatibility="none",
-    version_compatible=False,
-    user_allocation=False,
-    auxiliary_streams=0,
-)
 TENSORRTS = [record for record in RECORDS if "rtx" not in record]
 Install = Callable[[str], RecordedModule]
 

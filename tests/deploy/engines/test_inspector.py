@@ -11,10 +11,11 @@ import pytest
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines import BuildOptions, build_engines
-from asag_deploy.engines.adapter import CompileOptions, open_library
+from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.inspector import Layers, count_layers, in_words
 from asag_deploy.engines.shapes import InputRange
 from asag_deploy.engines.sidecar import read_sidecar
+from support.engine_bundle import PLAIN
 from support.recorded_tensorrt import NEWEST, RECORDS, RTX, RecordedModule
 
 Install = Callable[[str], RecordedModule]
@@ -81,16 +82,7 @@ def test_every_library_is_asked_in_words_that_it_has(install: Install, record: s
 def test_engines_are_built_with_what_the_inspector_tells(install: Install, record: str) -> None:
     module = install(record)
     inputs = (InputRange(name="x", dtype="float32", least=(1,), usual=(1,), most=(1,)),)
-    options = CompileOptions(
-        capabilities=("sm86",),
-        tf32=False,
-        optimization_level=None,
-        compatibility="none",
-        version_compatible=False,
-        user_allocation=False,
-        auxiliary_streams=0,
-    )
-    open_library("tensorrt-rtx" if "rtx" in record else "tensorrt").compile(b"", "decoder", inputs, options)
+    open_library("tensorrt-rtx" if "rtx" in record else "tensorrt").compile(b"", "decoder", inputs, PLAIN)
     (verbosity,) = module.called("IBuilderConfig.profiling_verbosity =")
     assert verbosity["value"].name == "DETAILED"
 
