@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asag_deploy._version import __version__
-from asag_deploy.errors import AsagError, ConfigError, ImageError
+from asag_deploy.errors import AsagError, ConfigError, ImageError, one_line
 from asag_deploy.images.reading import decode_image
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RefusedError(Exception):
     """A request that is answered with a status and a sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
+        super().__init__(one_line(sentence))
         self.status = status
         self.headers = headers
 
@@ -259,7 +259,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     from starlette.exceptions import HTTPException
 
     assert isinstance(error, HTTPException), "registered for it alone"
-    sentence = (
+    sentence = one_line(
         f"there is no {request.method} {request.url.path}; there are POST /detect, with an image as "
         "the body, and GET /health"
     )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
+from asag_deploy.serving.protocol import protocol
 
 if TYPE_CHECKING:
     import uvicorn
@@ -61,6 +62,7 @@ def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
+            http=protocol(),
             lifespan="on",
             timeout_graceful_shutdown=grace_seconds,
         )

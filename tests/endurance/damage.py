@@ -20,18 +20,58 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 Edit = Callable[[DrawFn, bytes], bytes]
 
-_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+_NUMBERS = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**63 - 1,
+    2**64 - 1,
+)
 """Integers at which lengths, offsets and counts go wrong."""
 
 EXTREMES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 2**31 - 1, 2**31, -(2**31), 2**63, -(2**63), 2**64, 10**400),
     *(0.5, -0.0, 1e-300, 1e38, 1e308, -1e308, float("nan"), float("inf"), float("-inf")),
-    *("", "0", "1", "nan", "x", "\0", "two\nlines", "\ud800", "\u202e", "\x1b[2J", "x" * 3000, "../../x", "/", "."),
+    *(
+        "",
+        "0",
+        "1",
+        "nan",
+        "x",
+        "\0",
+        "two\nlines",
+        "\ud800",
+        "\u202e",
+        "\x1b[2J",
+        "x" * 3000,
+        "../../x",
+        "/",
+        ".",
+    ),
     *([], {}, [[]], [0], [1, 2, 3, 4], {"a": 1}, [None], [{}], [1e308] * 4, [-1, -1, 0, 0]),
 )
 """Values that are put in place of others in JSON."""
 
-_TOKENS = (b"", b"\0", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbf", b"9" * 5000, b"[" * 5000, b'{"a":' * 5000, b"1e999")
+_TOKENS = (
+    b"",
+    b"\0",
+    b"\n",
+    b"\r\n",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"9" * 5000,
+    b"[" * 5000,
+    b'{"a":' * 5000,
+    b"1e999",
+)
 
 
 def damaged_bytes(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> SearchStrategy[bytes]:
@@ -50,7 +90,9 @@ def damaged_bytes(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> Searc
 
 def _edit_bytes(draw: DrawFn, data: bytes, seeds: Sequence[bytes], tokens: Sequence[bytes]) -> bytes:
     start = draw(st.integers(0, len(data)))
-    kind = draw(st.sampled_from(("bit", "byte", "number", "cut", "end", "twice", "token", "random", "splice", "zero")))
+    kind = draw(
+        st.sampled_from(("bit", "byte", "number", "cut", "end", "twice", "token", "random", "splice", "zero"))
+    )
     if kind == "bit" and start < len(data):
         return data[:start] + bytes([data[start] ^ 1 << draw(st.integers(0, 7))]) + data[start + 1 :]
     if kind == "byte":
@@ -58,7 +100,11 @@ def _edit_bytes(draw: DrawFn, data: bytes, seeds: Sequence[bytes], tokens: Seque
     if kind == "number":
         size = draw(st.sampled_from((1, 2, 4, 8)))
         value = draw(st.sampled_from(_NUMBERS)) % 256**size
-        return data[:start] + value.to_bytes(size, draw(st.sampled_from(("little", "big")))) + data[start + size :]
+        return (
+            data[:start]
+            + value.to_bytes(size, draw(st.sampled_from(("little", "big"))))
+            + data[start + size :]
+        )
     if kind == "end":
         return data[:start]
     if kind == "token":
@@ -128,7 +174,9 @@ def _edit_value(draw: DrawFn, places: list[tuple[Any, Any]], values: Sequence[An
     kind = draw(st.sampled_from(("replace", "replace", "near", "delete", "twice", "move", "rename", "wrap")))
     own = container[key]
     if kind == "near" and type(own) in (int, float):
-        container[key] = draw(st.sampled_from((-own, own + 1, own - 1, own * 2, own * 10**6, float(own), str(own))))
+        container[key] = draw(
+            st.sampled_from((-own, own + 1, own - 1, own * 2, own * 10**6, float(own), str(own)))
+        )
     elif kind in ("replace", "near"):
         container[key] = copy.deepcopy(draw(st.sampled_from((*EXTREMES, *values))))
     elif kind == "delete":
@@ -162,7 +210,7 @@ def damaged_messages(seeds: Sequence[Any]) -> SearchStrategy[bytes]:
         try:
             message = ParseDict(draw(changed(plain)), kind(), ignore_unknown_fields=True)
             return bytes(message.SerializeToString())
-        except (ParseError, ValueError, TypeError, AttributeError, RecursionError):
+        except (ParseError, ValueError, TypeError, AttributeError, RecursionError, SystemError):
             return draw(raw)
 
     return damaged()
@@ -215,13 +263,17 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 def _write_png(chunks: Sequence[tuple[bytes, bytes]]) -> bytes:
     parts = [
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def damaged_jpeg(seeds: Sequence[bytes], segments: Sequence[tuple[bytes, bytes]]) -> SearchStrategy[bytes]:
-    """Give JPEGs whose segments were changed, with the right lengths.  segments: more, as marker and content."""
+    """Give JPEGs whose segments were changed, with the right lengths.
+
+    segments: more, as marker and content.
+    """
     return _damaged_parts([_jpeg_segments(seed) for seed in seeds], segments, _write_jpeg)
 
 
@@ -230,7 +282,8 @@ _SCAN = b"\xff\xda"
 
 def _jpeg_segments(data: bytes) -> list[tuple[bytes, bytes]]:
     """Cut into segments; the last is the scan, with all that follows it."""
-    found, position = [], 2
+    found: list[tuple[bytes, bytes]] = []
+    position = 2
     while True:
         marker = data[position : position + 2]
         (length,) = struct.unpack_from(">H", data, position + 2)

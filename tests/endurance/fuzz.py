@@ -41,7 +41,16 @@ _CHILD_SECONDS = 300.0
 """After so long a child is followed by another, so that what it may leak does not add up."""
 _HANG_SECONDS = 60
 _MORE_MEMORY = 2 * 2**30
-_PACKAGES = ("hypothesis", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "av", "torch", "uvicorn")
+_PACKAGES = (
+    "hypothesis",
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "openvino",
+    "av",
+    "torch",
+    "uvicorn",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +86,9 @@ class Run:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--target", choices=("all", *TARGETS, SELF_CHECK), default="all")
     add("--seconds", type=float, default=60.0, help="for each target (default: %(default)s)")
@@ -90,42 +101,46 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _slice(name: str, run: Run, options: argparse.Namespace) -> None:
-    """Fuzz a target in a child process for a while."""
+    """Fuzz a target in a child process for a while, and say what came of it."""
     seconds = min(_CHILD_SECONDS, options.seconds - run.seconds)
     if seconds <= 0:
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         state = Path(folder)
-        command = [sys.executable, __file__, "--target", name, "--child", folder, "--seconds", str(seconds)]
         begin = time.monotonic()
-        with (state / "stderr").open("wb") as stderr:
-            done = subprocess.run(
-                [*command, "--seed", str(options.seed + 10**6 * run.slices)],
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                stdin=subprocess.DEVNULL,
-                check=False,
-                timeout=seconds + 600,
-            )
+        code = _run_child(name, state, seconds, options.seed + 10**6 * run.slices)
         run.seconds += time.monotonic() - begin
         run.slices += 1
         told = _read_told(state)
         run.executions += told["executions"]
         run.outcomes.update(told["outcomes"])
         findings = [Finding(signature=s, text=t, data=bytes.fromhex(d)) for s, t, d in told["findings"]]
-        if done.returncode != 0:
-            findings.append(_end_of_child(state, done.returncode))
+        if code != 0:
+            findings.append(_end_of_child(state, code))
     for finding in findings:
         if finding.signature not in run.findings:
-            where = "" if options.no_corpus or not finding.data else str(keep(name, finding.data).relative_to(ROOT))
-            run.findings[finding.signature] = {"input": where, "text": finding.text}
-            print(f"\n{name}: {finding.signature}\n{where}\n{finding.text}", flush=True)
-    rate = run.executions / max(run.seconds, 1e-9)
+            kept = finding.data and not options.no_corpus
+            shown = str(keep(name, finding.data).relative_to(ROOT)) if kept else repr(finding.data)
+            run.findings[finding.signature] = {"input": shown, "text": finding.text}
+            print(f"\n{name}: {finding.signature}\n{shown}\n{finding.text}", flush=True)
     print(
-        f"{time.strftime('%H:%M:%S')} {name}: {run.executions} inputs in {run.seconds:.0f} s ({rate:.0f}/s), "
+        f"{time.strftime('%H:%M:%S')} {name}: {run.executions} inputs in {run.seconds:.0f} s, "
         f"{dict(run.outcomes.most_common(4))}, {len(run.findings)} found",
         flush=True,
     )
+
+
+def _run_child(name: str, state: Path, seconds: float, seed: int) -> int:
+    """Hunt in a child process, with `state` as its folder; return its exit code."""
+    command = [sys.executable, __file__, "--target", name, "--child", str(state)]
+    with (state / "stderr").open("wb") as stderr:
+        return subprocess.run(
+            [*command, "--seconds", str(seconds), "--seed", str(seed)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            check=False,
+        ).returncode
 
 
 def _read_told(state: Path) -> dict[str, Any]:
@@ -156,7 +171,7 @@ def _child(options: argparse.Namespace) -> int:
         faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
 
     faulthandler.enable()
-    with _opened(options.target, state / "work") as judge:
+    with opened(options.target, state) as judge:
         _limit_memory()
         hunt = Hunt(judge, before=before)
         end, number = time.monotonic() + options.seconds, options.seed
@@ -179,16 +194,23 @@ def _tell(state: Path, hunt: Hunt) -> None:
 
 
 @contextmanager
-def _opened(name: str, folder: Path) -> Iterator[Judge]:
-    """Open a target with its working folder, and that for temporary files, where nothing else is."""
-    work, temporary = folder / "here", folder / "tmp"
+def opened(name: str, folder: Path) -> Iterator[Judge]:
+    """Open a target in an empty folder, which is this process's for temporary files meanwhile."""
+    work, temporary = folder / "work" / "here", folder / "work" / "tmp"
     for each in (work, temporary):
         each.mkdir(parents=True)
+    before = Path.cwd(), tempfile.tempdir, dict(os.environ)
     tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
-    os.environ["ASAG_CACHE_DIR"] = str(folder.parent / "cache")
+    os.environ["ASAG_CACHE_DIR"] = str(folder / "cache")
     os.chdir(work)
-    with target(name)(work) as opened:
-        yield Judge(opened, folder)
+    try:
+        with target(name)(work) as found:
+            yield Judge(found, folder / "work")
+    finally:
+        os.chdir(before[0])
+        tempfile.tempdir = before[1]
+        os.environ.clear()
+        os.environ.update(before[2])
 
 
 def _limit_memory() -> None:
@@ -200,10 +222,9 @@ def _limit_memory() -> None:
 
 def _replay(name: str, path: Path) -> int:
     data = read_kept(path.resolve())
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _opened(name, Path(folder) / "work") as judge:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, opened(name, Path(folder)) as judge:
         finding = judge(data)
-        print("fine" if finding is None else f"{finding.signature}\n{finding.text}", dict(judge.counts))
-        os.chdir("/")
+    print("fine" if finding is None else f"{finding.signature}\n{finding.text}", dict(judge.counts))
     return 0 if finding is None else 1
 
 

@@ -7,7 +7,7 @@ import hashlib
 import lzma
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -85,7 +85,7 @@ class Hunt:
 
 
 @contextlib.contextmanager
-def _silence() -> object:
+def _silence() -> Iterator[None]:
     """Keep hypothesis from printing what failed."""
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # noqa: PTH123 (no Path.open for it)
         yield

@@ -96,7 +96,7 @@ class Judge:
     def _wrong_with(self, sentence: str) -> str | None:
         if not sentence:
             return "says nothing"
-        if not sentence.isprintable():
+        if not sentence.replace("\xa0", " ").isprintable():
             return "is not one printable line"
         if len(sentence) > _LONGEST_SENTENCE:
             return "goes on for too long"
@@ -106,9 +106,7 @@ class Judge:
 
 
 def _files(folder: Path) -> set[str]:
-    return {
-        os.path.join(where, name) for where, _, names in os.walk(folder) for name in names  # noqa: PTH118 (quick)
-    }
+    return {f"{where}/{name}" for where, _, names in os.walk(folder) for name in names}
 
 
 def _innermost(error: BaseException) -> str:

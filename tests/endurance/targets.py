@@ -27,7 +27,7 @@ TARGETS: Mapping[str, str] = MappingProxyType(
         "commands": "targets_commands",
     }
 )
-"""Targets by name, with the module that has a function of that name."""
+"""Targets by name, with the module that has the function `open_NAME`."""
 
 NEED_PYTORCH = ("records", "checkpoints", "states", "commands")
 
@@ -36,7 +36,7 @@ def target(name: str) -> Opened:
     """Return the function that opens a target."""
     if name == SELF_CHECK:
         return _self_check
-    opened: Opened = getattr(import_module(f"endurance.{TARGETS[name]}"), name)
+    opened: Opened = getattr(import_module(f"endurance.{TARGETS[name]}"), f"open_{name}")
     return opened
 
 

@@ -18,12 +18,27 @@ from endurance.judging import Target, WrongError
 from endurance.targets import one_of_parts
 from support.coco_files import box, gradient, write_coco, write_image
 
-_COCO_VALUES = ("1", "0", "true", "1.png", "2.png", "cup", [0, 0, 5, 5], [[0, 0, 5, 0, 5, 5]], 1.0, 3.0, "3", 1, 3, 7)
+_COCO_VALUES = (
+    "1",
+    "0",
+    "true",
+    "1.png",
+    "2.png",
+    "cup",
+    [0, 0, 5, 5],
+    [[0, 0, 5, 0, 5, 5]],
+    1.0,
+    3.0,
+    "3",
+    1,
+    3,
+    7,
+)
 _ODGT_VALUES = ("person", "mask", 1, 0, [1, 2, 3, 4], ["a", 1, 2, 3], {"ignore": 1}, {"ignore": "1"})
 
 
 @contextmanager
-def annotations(folder: Path) -> Iterator[Target]:
+def open_annotations(folder: Path) -> Iterator[Target]:
     """`coco` or `odgt`, and on the next lines the file."""
     file = write_coco(
         folder / "data",
@@ -68,7 +83,9 @@ def check(dataset: CocoDataset) -> None:
     labels = len(dataset.categories)
     for record in dataset.records:
         x1, y1, x2, y2 = record.boxes.T
-        inside = (x1 >= 0) & (y1 >= 0) & (x2 <= record.width) & (y2 <= record.height) & (x1 <= x2) & (y1 <= y2)
+        inside = (
+            (x1 >= 0) & (y1 >= 0) & (x2 <= record.width) & (y2 <= record.height) & (x1 <= x2) & (y1 <= y2)
+        )
         if not np.isfinite(record.boxes).all() or not inside.all():
             raise WrongError(f"boxes {record.boxes} of an image of {record.width} x {record.height}")
         if ((record.labels < 0) | (record.labels >= labels)).any():
@@ -79,7 +96,13 @@ def check(dataset: CocoDataset) -> None:
 
 
 def _crowd() -> list[Any]:
-    body = {"tag": "person", "fbox": [1, 2, 10, 20], "vbox": [1, 2, 9, 18], "hbox": [2, 3, 4, 4], "extra": {"box_id": 0}}
+    body = {
+        "tag": "person",
+        "fbox": [1, 2, 10, 20],
+        "vbox": [1, 2, 9, 18],
+        "hbox": [2, 3, 4, 4],
+        "extra": {"box_id": 0},
+    }
     return [
         {"ID": "a", "gtboxes": [body, {**body, "fbox": [-4, 0, 90, 40], "extra": {"ignore": 1}}]},
         {"ID": "a", "gtboxes": [{**body, "tag": "mask", "head_attr": {}}]},

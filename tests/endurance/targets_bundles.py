@@ -30,13 +30,14 @@ def use(bundle: Path, backend: str = "onnxruntime") -> None:
         for found in detector(PICTURES):
             text = json.dumps(found.to_json(), allow_nan=False)
             text.encode()
-            if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
-                raise WrongError("boxes or scores are not finite")
-            assert len(found.names) == len(found.boxes)
+            if not (np.isfinite(found.xyxy).all() and np.isfinite(found.confidence).all()):
+                raise WrongError("boxes or confidences are not finite")
+            if len(found.names) != len(found.xyxy):
+                raise WrongError("not as many names as boxes")
 
 
 @contextmanager
-def manifests(folder: Path) -> Iterator[Target]:
+def open_manifests(folder: Path) -> Iterator[Target]:
     """The text of `manifest.json`."""
     bundles = [make_bundle(folder / "bundle"), make_bundle(folder / "other", levels=("P4",), nms_iou=0.5)]
     file = folder / "bundle" / MANIFEST
@@ -50,7 +51,7 @@ def manifests(folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
-def graphs(folder: Path) -> Iterator[Target]:
+def open_graphs(folder: Path) -> Iterator[Target]:
     """`BACKEND/STAGE`, and on the next line a graph, whose checksum is made right."""
     bundle = make_bundle(folder / "bundle")
     originals = {graph.name: bundle.graph_path(graph.name).read_bytes() for graph in bundle.manifest.graphs}
@@ -64,7 +65,11 @@ def graphs(folder: Path) -> Iterator[Target]:
 
         return damaged_messages([onnx.load_from_string(originals[name])]), run
 
-    parts = {f"{backend}/{name}": part(name, backend) for name in originals for backend in ("onnxruntime", "openvino")}
+    parts = {
+        f"{backend}/{name}": part(name, backend)
+        for name in originals
+        for backend in ("onnxruntime", "openvino")
+    }
     inputs, run = one_of_parts(parts)
     yield Target(inputs=inputs, run=run)
 
@@ -74,7 +79,8 @@ def put_graph(bundle: Bundle, name: str, content: bytes) -> None:
     bundle.graph_path(name).write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     specs = tuple(
-        dataclasses.replace(graph, sha256=digest) if graph.name == name else graph for graph in bundle.manifest.graphs
+        dataclasses.replace(graph, sha256=digest) if graph.name == name else graph
+        for graph in bundle.manifest.graphs
     )
     manifest = dataclasses.replace(bundle.manifest, graphs=specs)
     (bundle.path / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")

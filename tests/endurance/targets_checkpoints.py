@@ -1,4 +1,4 @@
-"""Containers of weights: files of PyTorch, old and new, and of safetensors; and the states of training runs."""
+"""Containers of weights: PyTorch's files, old and new, and safetensors; and the states of training runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CANARY = "ran-code"
 
 
 @contextmanager
-def checkpoints(folder: Path) -> Iterator[Target]:
+def open_checkpoints(folder: Path) -> Iterator[Target]:
     """The bytes of a weight file, which is loaded as a network and as a backbone."""
     path = folder / "weights"
     config = tiny_config()
@@ -49,13 +49,16 @@ def checkpoints(folder: Path) -> Iterator[Target]:
         load_backbone(model, path)
 
     inputs = st.one_of(
-        damaged_bytes([*zips, *old, native]), _damaged_zips(zips), damaged_pickles([*old, *_evil()]), _damaged_header(native)
+        damaged_bytes([*zips, *old, native]),
+        _damaged_zips(zips),
+        damaged_pickles([*old, *_evil()]),
+        _damaged_header(native),
     )
     yield Target(inputs=inputs, run=run, names=(str(path),))
 
 
 @contextmanager
-def states(folder: Path) -> Iterator[Target]:
+def open_states(folder: Path) -> Iterator[Target]:
     """The bytes of a run's `state.pt`, which a trainer of the same run takes up."""
     output = folder / "run"
     trainer = make_trainer(write_pictures(folder / "data", count=2), output)
@@ -63,7 +66,10 @@ def states(folder: Path) -> Iterator[Target]:
     path = output / "state.pt"
     content = torch.load(path, weights_only=True)
     first = dict(list(content["model"].items())[:2])
-    seeds = [_saved({**content, "model": first, "optimizer": {"state": {}, "param_groups": []}}), path.read_bytes()]
+    seeds = [
+        _saved({**content, "model": first, "optimizer": {"state": {}, "param_groups": []}}),
+        path.read_bytes(),
+    ]
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
@@ -99,7 +105,8 @@ def _evil() -> list[bytes]:
     calls = (
         _Runs(eval, f"open({_CANARY!r}, 'w').close()"),
         _Runs(open, _CANARY, "w"),
-        _Runs(getattr, torch, "load"),
+        _Runs(exec, "import torch"),
+        _Runs(getattr, b"x", "join"),
     )
     return [pickle.dumps({"model": call}, protocol=protocol) for call in calls for protocol in (2, 4)]
 
@@ -107,7 +114,9 @@ def _evil() -> list[bytes]:
 def _damaged_zips(seeds: list[bytes]) -> SearchStrategy[bytes]:
     """Give files of PyTorch whose pickle or other members were damaged, or left out."""
     opened = [_members(seed) for seed in seeds]
-    pickles = damaged_pickles([content for seed in opened for name, content in seed if name.endswith("data.pkl")] + _evil())
+    pickles = damaged_pickles(
+        [content for seed in opened for name, content in seed if name.endswith("data.pkl")] + _evil()
+    )
 
     @st.composite
     def damaged(draw: DrawFn) -> bytes:
@@ -122,7 +131,9 @@ def _damaged_zips(seeds: list[bytes]) -> SearchStrategy[bytes]:
         else:
             content = members.pop(name)
             if kind == "rename":
-                members[draw(st.sampled_from(("x", name + "x", "../../" + _CANARY, "archive/data/9")))] = content
+                members[draw(st.sampled_from(("x", name + "x", "../../" + _CANARY, "archive/data/9")))] = (
+                    content
+                )
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as file:
             for each, content in members.items():
@@ -141,7 +152,11 @@ def _damaged_header(data: bytes) -> SearchStrategy[bytes]:
     """Give a safetensors file with another header of the right length."""
     (length,) = struct.unpack_from("<Q", data)
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
-    told = {key: json.loads(text) for key, text in header["__metadata__"].items() if key in ("config", "categories")}
+    told = {
+        key: json.loads(text)
+        for key, text in header["__metadata__"].items()
+        if key in ("config", "categories")
+    }
     values = ["F64", "BF16", "F8_E4M3", "I64", [0, 0], [0, 4]]
 
     def joined(text: bytes) -> bytes:

@@ -45,7 +45,10 @@ _PROGRAMS = (
     _Program("asag-data", "asag_evaluation.data.cli", ("check",), ("no-data",)),
     _Program("asag-data", "asag_evaluation.data.cli", ("crowdhuman",), ("no-file", "--output-dir", _NOWHERE)),
     _Program(
-        "asag-data", "asag_evaluation.data.cli", ("scenes",), ("--output-dir", _NOWHERE, "--count", "1", "--size", "64")
+        "asag-data",
+        "asag_evaluation.data.cli",
+        ("scenes",),
+        ("--output-dir", _NOWHERE, "--count", "1", "--size", "64"),
     ),
     _Program("asag-eval", "asag_training.evaluation.cli", (), ("--data", "no-data", "no-model")),
     _Program("asag-bench", "asag_bench.cli", ("run",), ("no-bundle",)),
@@ -58,17 +61,94 @@ _PROGRAMS = (
 )
 _OPTION = re.compile(r"--[a-z][a-z-]+")
 _VALUES = (
-    *("", "0", "1", "2", "-1", "0.5", "1e308", "nan", "inf", "-inf", "9" * 5000, "9" * 30, "x", "True", "1_000", "٣"),
-    *("two\nlines", "\udcff", "\u202e", "\x1b[2J", "a b", "'", "%s", "%(prog)s", "{}", "-", "--", "-h", "@x", "--x=y"),
-    *("cpu", "cuda", "cuda:99", "onnxruntime", "openvino", "onnxruntime,openvino", ",", "a,b", "torch", "tensorrt-rtx"),
-    *("800x1088", "0x0", "1x1", "x", "99999999999x1", "P5", "exact", "fast", "fp32", "int8", "sm86", "sm", "sm-1"),
-    *("network.patch_size=12", "network=1", "=", "a.b.c=1", "schedule.epochs=1e9", "loss.x={}", "network.heads=-1"),
-    *("scenes", "asag-a-r50-100", "main", "p3-p6", "/dev/null", "/", ".", "..", "no/such/file", "x" * 5000, "/dev/full"),
+    *(
+        "",
+        "0",
+        "1",
+        "2",
+        "-1",
+        "0.5",
+        "1e308",
+        "nan",
+        "inf",
+        "-inf",
+        "9" * 5000,
+        "9" * 30,
+        "x",
+        "True",
+        "1_000",
+        "٣",
+    ),
+    *(
+        "two\nlines",
+        "\udcff",
+        "\u202e",
+        "\x1b[2J",
+        "a b",
+        "'",
+        "%s",
+        "%(prog)s",
+        "{}",
+        "-",
+        "--",
+        "-h",
+        "@x",
+        "--x=y",
+    ),
+    *(
+        "cpu",
+        "cuda",
+        "cuda:99",
+        "onnxruntime",
+        "openvino",
+        "onnxruntime,openvino",
+        ",",
+        "a,b",
+        "torch",
+        "tensorrt-rtx",
+    ),
+    *(
+        "800x1088",
+        "0x0",
+        "1x1",
+        "x",
+        "99999999999x1",
+        "P5",
+        "exact",
+        "fast",
+        "fp32",
+        "int8",
+        "sm86",
+        "sm",
+        "sm-1",
+    ),
+    *(
+        "network.patch_size=12",
+        "network=1",
+        "=",
+        "a.b.c=1",
+        "schedule.epochs=1e9",
+        "loss.x={}",
+        "network.heads=-1",
+    ),
+    *(
+        "scenes",
+        "asag-a-r50-100",
+        "main",
+        "p3-p6",
+        "/dev/null",
+        "/",
+        ".",
+        "..",
+        "no/such/file",
+        "x" * 5000,
+        "/dev/full",
+    ),
 )
 
 
 @contextmanager
-def commands(folder: Path) -> Iterator[Target]:
+def open_commands(folder: Path) -> Iterator[Target]:
     """A JSON list: the number of a program, and its arguments."""
     options = [_options_of(program) for program in _PROGRAMS]
 
@@ -91,14 +171,16 @@ def commands(folder: Path) -> Iterator[Target]:
 
 
 def _values() -> SearchStrategy[str]:
-    return st.one_of(st.sampled_from(_VALUES), st.sampled_from(_VALUES), st.integers().map(str), st.floats().map(str))
+    return st.one_of(
+        st.sampled_from(_VALUES), st.sampled_from(_VALUES), st.integers().map(str), st.floats().map(str)
+    )
 
 
 def run(data: bytes) -> None:
     """Run a program; it has to refuse the line in a sentence, or to have been asked for help."""
     number, *words = json.loads(data)
     program = _PROGRAMS[number]
-    code, out, error = _captured(program, [*program.given, *words, *program.last])
+    code, _, error = _captured(program, [*program.given, *words, *program.last])
     if code == 0:
         return
     if code not in (1, 2):

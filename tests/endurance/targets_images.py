@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
 from asag_deploy.errors import ImageError
@@ -36,14 +35,27 @@ _FORMATS = (
     ("AVIF", "RGB"),
     ("TGA", "RGB"),
 )
-_TOKENS = (b"Exif\0\0", b"II*\0", b"MM\0*", b"IEND", b"\xff\xd9", b"\xff\xd8\xff", b"RIFF", b"WEBP", b"acTL", b"GIF89a")
+_TOKENS = (
+    b"Exif\0\0",
+    b"II*\0",
+    b"MM\0*",
+    b"IEND",
+    b"\xff\xd9",
+    b"\xff\xd8\xff",
+    b"RIFF",
+    b"WEBP",
+    b"acTL",
+    b"GIF89a",
+)
 
 
 @contextmanager
-def images(folder: Path) -> Iterator[Target]:
+def open_images(folder: Path) -> Iterator[Target]:
     """The bytes of a picture."""
     made = [(kind, data) for kind, mode in _FORMATS if (data := _encoded(kind, mode)) is not None]
-    made += [("TIFF", _encoded("TIFF", "RGB", compression=how) or b"") for how in ("tiff_lzw", "jpeg", "packbits")]
+    made += [
+        ("TIFF", _encoded("TIFF", "RGB", compression=how) or b"") for how in ("tiff_lzw", "jpeg", "packbits")
+    ]
     made += [(kind, _animated(kind)) for kind in ("GIF", "PNG", "WEBP", "TIFF")]
     every = [data for _, data in made]
     blocks = [exif(order, kind, value) for order in "<>" for kind in (3, 4, 1) for value in (1, 3, 6, 8, 9)]
@@ -68,8 +80,15 @@ def run_image(data: bytes) -> None:
 
 def exif(order: str, kind: int, orientation: int) -> bytes:
     """An EXIF block with an orientation of a TIFF type, a software's name, and no further directory."""
-    value = struct.pack(f"{order}H2x" if kind == 3 else f"{order}I" if kind == 4 else f"{order}B3x", orientation)
-    entries = struct.pack(f"{order}HHI", 0x0131, 2, 4) + b"abc\0" + struct.pack(f"{order}HHI", 0x0112, kind, 1) + value
+    value = struct.pack(
+        f"{order}H2x" if kind == 3 else f"{order}I" if kind == 4 else f"{order}B3x", orientation
+    )
+    entries = (
+        struct.pack(f"{order}HHI", 0x0131, 2, 4)
+        + b"abc\0"
+        + struct.pack(f"{order}HHI", 0x0112, kind, 1)
+        + value
+    )
     header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
     return header + struct.pack(f"{order}H", 2) + entries + bytes(4)
 
@@ -116,7 +135,7 @@ _MOST_FRAMES = 60
 
 
 @contextmanager
-def videos(folder: Path) -> Iterator[Target]:
+def open_videos(folder: Path) -> Iterator[Target]:
     """A suffix, and on the next line the bytes of a video of that name."""
 
     def part(suffix: str, codec: str) -> Part:
@@ -146,11 +165,13 @@ def _read_video(path: Path) -> None:
 
 def _video(suffix: str, codec: str) -> bytes:
     import av
+    from av.video.stream import VideoStream
 
     stream = BytesIO()
     kind = {"mkv": "matroska", "ts": "mpegts", "mpg": "mpeg"}.get(suffix, suffix)
     with av.open(stream, "w", format=kind) as container:
         track = container.add_stream(codec, rate=25)
+        assert isinstance(track, VideoStream)
         track.width, track.height = 64, 48
         track.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for index in range(6):
@@ -159,4 +180,3 @@ def _video(suffix: str, codec: str) -> bytes:
             container.mux(track.encode(frame))
         container.mux(track.encode())
     return stream.getvalue()
-

@@ -29,7 +29,7 @@ _RESULTS = ROOT / "benchmarks" / "results"
 
 
 @contextmanager
-def records(folder: Path) -> Iterator[Target]:
+def open_records(folder: Path) -> Iterator[Target]:
     """`sidecar`, `cache`, `result`, `page` or `settings`, and on the next lines the content."""
     inputs, run = one_of_parts(
         {
@@ -84,7 +84,12 @@ def _sidecar(folder: Path) -> Part:
     def run(data: bytes) -> None:
         beside.write_bytes(data)
         found = check(
-            bundle, "decoder", engine_format="tensorrt-rtx", sdk_version="1.7.1.116", capability="sm86", device="a GPU"
+            bundle,
+            "decoder",
+            engine_format="tensorrt-rtx",
+            sdk_version="1.7.1.116",
+            capability="sm86",
+            device="a GPU",
         )
         found.sidecar.check_shapes({each.name: (1, 2, 3, 4) for each in found.sidecar.recipe.inputs})
         if found.content != content:
@@ -155,7 +160,9 @@ def _settings() -> Part:
 
     made = recipe("scenes")
     names = sorted(_paths(dataclasses.asdict(made), ""))
-    value = st.one_of(damaged_json([1, 0.5, [1, 2], "fp32", None, True]), damaged_bytes([b"1", b"[1, 2]", b"x"]))
+    value = st.one_of(
+        damaged_json([1, 0.5, [1, 2], "fp32", None, True]), damaged_bytes([b"1", b"[1, 2]", b"x"])
+    )
     change: SearchStrategy[bytes] = st.builds(
         lambda name, equals, text: name.encode() + equals + text.replace(b"\n", b" "),
         st.one_of(st.sampled_from(names), st.sampled_from(names), st.text(max_size=5)),

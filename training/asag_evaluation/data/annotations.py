@@ -142,7 +142,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         ) from None
     except OSError as error:
         raise DataError(f"annotation file '{path}' cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise DataError(f"annotation file '{path}' is not valid JSON ({error}): copy it again") from None
     if not isinstance(content, dict):
         raise DataError(f"'{path}' is not a COCO annotation file: it holds a {type(content).__name__}")
@@ -273,4 +273,9 @@ def _is_int(value: Any) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
