@@ -1,4 +1,4 @@
-"""HTTP as it is spoken to clients: uvicorn's, but that what is no HTTP is answered like every other mistake."""
+"""HTTP as clients hear it: uvicorn's, but what is no HTTP is answered like every other mistake."""
 
 from __future__ import annotations
 

@@ -75,12 +75,12 @@ _TOKENS = (
 
 
 def damaged_bytes(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> SearchStrategy[bytes]:
-    """Give seeds with a few bytes changed, moved, doubled, cut out, or put in; `tokens` of the format, too."""
+    """Give seeds with a few bytes changed, moved, doubled, cut out or put in; `tokens` of the format too."""
     known = (*_TOKENS, *tokens)
 
     @st.composite
     def damaged(draw: DrawFn) -> bytes:
-        data = draw(st.sampled_from(seeds))
+        data: bytes = draw(st.sampled_from(seeds))
         for _ in range(draw(st.integers(0, 5))):
             data = _edit_bytes(draw, data, seeds, known)
         return data
@@ -99,12 +99,9 @@ def _edit_bytes(draw: DrawFn, data: bytes, seeds: Sequence[bytes], tokens: Seque
         return data[:start] + bytes([draw(st.integers(0, 255))]) + data[start + 1 :]
     if kind == "number":
         size = draw(st.sampled_from((1, 2, 4, 8)))
-        value = draw(st.sampled_from(_NUMBERS)) % 256**size
-        return (
-            data[:start]
-            + value.to_bytes(size, draw(st.sampled_from(("little", "big"))))
-            + data[start + size :]
-        )
+        value: int = draw(st.sampled_from(_NUMBERS)) % 256**size
+        number = value.to_bytes(size, "little" if draw(st.integers(0, 1)) == 1 else "big")
+        return data[:start] + number + data[start + size :]
     if kind == "end":
         return data[:start]
     if kind == "token":
@@ -196,7 +193,7 @@ def _edit_value(draw: DrawFn, places: list[tuple[Any, Any]], values: Sequence[An
 
 def damaged_messages(seeds: Sequence[Any]) -> SearchStrategy[bytes]:
     """Give protocol buffers, damaged in what they say; those that cannot be written so, as bytes."""
-    from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+    from google.protobuf.json_format import MessageToDict, ParseDict, ParseError  # type: ignore[import-untyped]
 
     kind = type(seeds[0])
     written = [seed.SerializeToString() for seed in seeds]

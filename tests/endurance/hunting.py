@@ -79,7 +79,7 @@ class Hunt:
         finding = self.judge(data)
         if finding is not None:
             best = self.findings.get(finding.signature)
-            if best is None or len(data) < len(best.data):
+            if best is None or (len(data), data) < (len(best.data), best.data):
                 self.findings[finding.signature] = finding
         return finding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -41,21 +42,16 @@ def target(name: str) -> Opened:
 
 
 SELF_CHECK = "self-check"
-"""A target that fails on purpose: what the tests of the fuzzer look for."""
+"""A target that ends its process at one of two inputs, for the fuzzer's own test."""
 
 
 @contextmanager
 def _self_check(folder: Path) -> Iterator[Target]:
     def run(data: bytes) -> None:
         if data == b"end":
-            import os
-
             os.abort()
-        if len(data) >= 3 and data.startswith(b"r"):
-            raise KeyError("nobody caught this")
 
-    strategy: SearchStrategy[bytes] = st.binary(max_size=20).map(lambda tail: b"r" + tail)
-    yield Target(inputs=st.one_of(strategy, st.just(b"fine"), st.just(b"end")), run=run)
+    yield Target(inputs=st.sampled_from((b"fine", b"end")), run=run)
 
 
 Part = tuple[SearchStrategy[bytes], Callable[[bytes], object]]

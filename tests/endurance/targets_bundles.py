@@ -21,6 +21,7 @@ from endurance.judging import Target, WrongError
 from endurance.targets import Part, one_of_parts
 from support.tiny_bundle import make_bundle, picture
 
+_BACKENDS = ("onnxruntime", "openvino")
 PICTURES = [picture(3, 2, 1), picture(20, 9), picture(0, size=(70, 90))]
 
 
@@ -41,6 +42,7 @@ def open_manifests(folder: Path) -> Iterator[Target]:
     """The text of `manifest.json`."""
     bundles = [make_bundle(folder / "bundle"), make_bundle(folder / "other", levels=("P4",), nms_iou=0.5)]
     file = folder / "bundle" / MANIFEST
+    use(file.parent)  # undamaged it has to work
     seeds: list[Any] = [json.loads((bundle.path / MANIFEST).read_bytes()) for bundle in bundles]
 
     def run(data: bytes) -> None:
@@ -54,6 +56,8 @@ def open_manifests(folder: Path) -> Iterator[Target]:
 def open_graphs(folder: Path) -> Iterator[Target]:
     """`BACKEND/STAGE`, and on the next line a graph, whose checksum is made right."""
     bundle = make_bundle(folder / "bundle")
+    for backend in _BACKENDS:  # undamaged it has to work
+        use(bundle.path, backend)
     originals = {graph.name: bundle.graph_path(graph.name).read_bytes() for graph in bundle.manifest.graphs}
 
     def part(name: str, backend: str) -> Part:
@@ -65,11 +69,7 @@ def open_graphs(folder: Path) -> Iterator[Target]:
 
         return damaged_messages([onnx.load_from_string(originals[name])]), run
 
-    parts = {
-        f"{backend}/{name}": part(name, backend)
-        for name in originals
-        for backend in ("onnxruntime", "openvino")
-    }
+    parts = {f"{backend}/{name}": part(name, backend) for name in originals for backend in _BACKENDS}
     inputs, run = one_of_parts(parts)
     yield Target(inputs=inputs, run=run)
 
