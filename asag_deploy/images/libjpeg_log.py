@@ -1,9 +1,9 @@
 """What libjpeg complains of while it decodes: the only sign that it made up a part of a picture.
 
 libjpeg mends damaged data as well as it can and says so on C's standard error stream; OpenCV neither passes
-that on nor stops.  So that stream is another one while a JPEG is decoded, which hands what the decoding thread
-writes to it to Python, and everything else to the standard error that was there.  Python's own `sys.stderr`
-has nothing to do with it.  Where the C library has no such streams (other than glibc), nothing is heard.
+that on nor stops.  So that stream is another one while a JPEG is decoded.  It hands what the decoding thread
+writes to Python, and everything else to the standard error that was there.  Python's own `sys.stderr` has
+nothing to do with it.  Where the C library has no such streams (other than glibc), nothing is heard.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -194,22 +194,16 @@ def _decode(data: bytes, header: Header, name: str) -> RgbImage:
 
 def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:
     as_stored = said_to_be_rgb(data) if header.format == "jpeg2000" else None
-    try:
-        # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
-        buffer = np.frombuffer(data if as_stored is None else as_stored, dtype=np.uint8)
-        with libjpeg_log() if header.format == "jpeg" else nullcontext([]) as complaints:
-            image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = None
+    image, damage = _imdecode(data if as_stored is None else as_stored, header)
     if image is None or image.size == 0:
         raise ImageError(
-            f"image '{name}' is damaged, or {header.format.upper()} of a kind that OpenCV does not read: save "
-            "it again as JPEG or PNG"
+            f"image '{name}' is damaged, or {header.format.upper()} of a kind that OpenCV does not read: "
+            "save it again as JPEG or PNG"
         )
-    damage = jpeg_damage(complaints, data) if complaints else None
     if damage is not None:
         raise ImageError(
-            f"image '{name}' is damaged, and a part of it cannot be seen ({damage}): copy or download it again"
+            f"image '{name}' is damaged, and a part of it cannot be seen ({damage}): "
+            "copy or download it again"
         )
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"image '{name}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
@@ -219,6 +213,20 @@ def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:
     if as_stored is not None:
         return cast(RgbImage, cv2.cvtColor(image[..., ::-1][..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB))
     return as_rgb(image, "bgr")
+
+
+def _imdecode(data: bytes, header: Header) -> tuple[NDArray[Any] | None, str | None]:
+    """Decode; also return what is wrong with a JPEG whose damage the decoder has mended."""
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    try:
+        # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
+        if header.format != "jpeg":
+            return cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED), None
+        with libjpeg_log() as complaints:
+            image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None, None
+    return image, jpeg_damage(complaints, data)
 
 
 def scaled(image: NDArray[Any], bits: int | None) -> NDArray[Any]:
