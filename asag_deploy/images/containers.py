@@ -35,7 +35,7 @@ def jpeg_header(data: Any) -> Header:
             complete, damage = True, "it has bytes between its segments that belong to none"
             break
         if marker == 0xDA:
-            complete = data.find(b"\xff\xd9", position) >= 0
+            complete = data.rfind(b"\xff\xd9") > position
             break
         if marker == 0xFF:
             position += 1  # a fill byte
@@ -56,17 +56,13 @@ def jpeg_header(data: Any) -> Header:
 
 
 def png_header(data: Any) -> Header:
-    """Walk through the chunks, whose check sums tell whether the pixels have changed."""
+    """Walk through the chunks."""
     height = width = drawn = 0
-    orientation, declared, complete, damage = 1, 1, False, None
+    orientation, declared, complete = 1, 1, False
     frame_open = False
     for kind, start, size, whole in png_chunks(data):
         if not whole:
             break
-        if kind in _CHECKED and zlib.crc32(data[start - 4 : start + size]) != int.from_bytes(
-            data[start + size : start + size + 4], "big"
-        ):
-            damage = f"the check sum of its part {kind.decode('latin-1')!r} is wrong"
         if kind == b"IHDR" and size >= 8:
             width, height = struct.unpack_from(">II", data, start)
         elif kind == b"eXIf":
@@ -87,8 +83,17 @@ def png_header(data: Any) -> Header:
         frames=declared,
         whole_frames=whole_frames,
         complete=complete,
-        damage=damage,
     )
+
+
+def png_damage(data: bytes) -> str | None:
+    """Return which part of a PNG has changed since its check sum was made; None if none has."""
+    for kind, start, size, whole in png_chunks(data):
+        if whole and kind in _CHECKED:
+            (stated,) = struct.unpack_from(">I", data, start + size)
+            if zlib.crc32(data[start - 4 : start + size]) != stated:
+                return f"the check sum of its part {kind.decode('latin-1')} is wrong"
+    return None
 
 
 def png_whole_part(data: bytes, frames: int) -> bytes:

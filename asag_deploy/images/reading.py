@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
-from asag_deploy.images.containers import png_chunks
+from asag_deploy.images.containers import png_chunks, png_damage
 from asag_deploy.images.formats import image_header, unread_format
 from asag_deploy.images.header import Header
 from asag_deploy.images.jpeg2000 import said_to_be_rgb
@@ -82,8 +82,9 @@ def checked_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Head
         raise ImageError(_no_image(data, name))
     if header.complete and min(header.height, header.width) < 1:
         raise ImageError(f"image '{name}' is damaged: it says nowhere how large it is")
-    if header.damage is not None:
-        raise ImageError(f"image '{name}' is damaged: {header.damage}; copy or download it again")
+    damage = png_damage(data) if header.format == "png" else header.damage
+    if damage is not None:
+        raise ImageError(f"image '{name}' is damaged: {damage}; copy or download it again")
     if header.height * header.width > max_pixels:
         raise ImageError(
             f"image '{name}' has {header.width} x {header.height} pixels, and at most {max_pixels} are "
