@@ -15,6 +15,7 @@ from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
+from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.checkpoints import load_backbone, load_checkpoint
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--train-split", default=TRAIN_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
+    add_orientation_option(parser)
     add("--backbone", type=Path, metavar="FILE", help="ResNet weights to start the backbone from")
     add("--init", type=Path, metavar="FILE", help="a checkpoint of the same network to start from")
     add("--resume", action="store_true", help="take up the run in the output folder, if it holds one")
@@ -105,10 +107,12 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _train(options: argparse.Namespace, process: Process) -> None:
     chosen = recipe(options.recipe, options.changes)
-    found = CocoDataset.open(options.data, options.train_split)
+    found = CocoDataset.open(options.data, options.train_split, orientation=options.orientation)
     training = found.for_training()
-    validation = CocoDataset.open(options.data, options.val_split, categories=training.categories)
-    validation = validation.first(options.evaluate_images)
+    held_out = CocoDataset.open(
+        options.data, options.val_split, categories=training.categories, orientation=options.orientation
+    )
+    validation = held_out.first(options.evaluate_images)
     network = chosen.network.with_changes(num_classes=len(training.categories))
     chosen = dataclasses.replace(chosen, network=network)
     loader = _loader(options, chosen, training, process)
@@ -124,8 +128,10 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     )
     resumed = _open_output(options, trainer)
     if process.is_main:
-        print(f"training:   {found.counts.describe()}; {len(training)} images are used")
-        print(f"validation: {validation.counts.describe()}")
+        for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
+            print(part, f"{data.counts.describe()}; {len(used)} images are used")
+            for remark in data.remarks():
+                print(part, remark)
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
     rhythm = Rhythm(

@@ -156,6 +156,15 @@ class CocoDataset:
         """
         return self._orientation.survey(most)
 
+    def remarks(self, most: int | None = 2000) -> list[str]:
+        """Return what there is to know about the file beside its counts, in sentences.
+
+        How images are read that state an orientation, of the first `most` (None: of all), and what may be
+        meant otherwise than it was read.
+        """
+        orientations = self.orientations(most).describe()
+        return [*([] if orientations is None else [orientations]), *self.doubts]
+
     def first(self, limit: int | None) -> Self:
         """Return a data set of the first `limit` images, or of fewer if there are fewer; None for all."""
         return self if limit is None else self.subset(range(min(limit, len(self))))
@@ -180,11 +189,7 @@ class CocoDataset:
 
         Raises DataError if there are none.
         """
-        good = [
-            i
-            for i, record in enumerate(self.records)
-            if len(record.boxes) and min(record.height, record.width) >= min_side
-        ]
+        good = [i for i, record in enumerate(self.records) if _is_worth_training_on(record, min_side)]
         if not good:
             raise DataError(
                 f"there is nothing to train on in '{self.image_dir}': {self.counts.describe()}, "
@@ -243,6 +248,10 @@ class CocoDataset:
                 f"{record.width} x {record.height}: use the image that was annotated"
             )
         return image
+
+
+def _is_worth_training_on(record: ImageRecord, min_side: int) -> bool:
+    return len(record.boxes) > 0 and min(record.height, record.width) >= min_side
 
 
 def _no_such_split(folder: Path, split: str, file: Path) -> str:
