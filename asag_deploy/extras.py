@@ -36,12 +36,15 @@ _BROUGHT = {
 
 
 def install(module: str, program: str = "") -> str:
-    """Say in backticks what installs a module that `program` needs: an extra, or the package itself."""
+    """Say in backticks what installs a module that `program` needs: the extra that brings it.
+
+    What none brings by name belongs to a package of the program's own extra.
+    """
     package = module.partition(".")[0]
-    for extra in (*_OF_PROGRAM.get(program, ()), *_BROUGHT):
-        if package in _BROUGHT[extra]:
-            return f"`pip install 'asag-deploy[{extra}]'`"
-    return f"`pip install {package}`"
+    of_program = _OF_PROGRAM.get(program, ())
+    bring_it = [extra for extra in (*of_program, *_BROUGHT) if package in _BROUGHT[extra]]
+    extra = next(iter((*bring_it, *of_program)), None)
+    return f"`pip install {package}`" if extra is None else f"`pip install 'asag-deploy[{extra}]'`"
 
 
 def missing(error: ImportError, program: str = "") -> str | None:

@@ -106,7 +106,7 @@ def test_a_command_says_which_extra_it_takes(folder: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 def test_an_extra_that_is_half_there(folder: Path) -> None:
-    torch = ["torch", "numpy", "mpmath", "sympy", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"]
+    torch = ["torch", "torchgen", "mpmath", "sympy", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"]
     command = ["asag-eval", "bundle", "--data", "data", "--output-dir", "figures"]
     (without_coco,) = run([command], folder, ["matplotlib", "onnx", "ml_dtypes"])
     assert (

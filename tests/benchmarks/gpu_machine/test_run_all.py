@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asag_bench.cli import main
+from asag_bench.cli import _parser, main
 from asag_bench.gpu_machine import plan, work
 from asag_bench.gpu_machine.plan import time_loops
 from asag_bench.gpu_machine.programs import Program
