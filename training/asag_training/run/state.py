@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import BundleCorruptError, OutputError, TrainingError
+from asag_deploy.errors import FieldError, OutputError, TrainingError
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 
@@ -74,7 +74,7 @@ def reading_state(
         ValueError,
         EOFError,
         pickle.PickleError,
-        BundleCorruptError,
+        FieldError,
     ) as error:
         raise TrainingError(
             f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.errors import TrainingError
 from asag_deploy.timing import Stopwatch
+from asag_deploy.typed_json import read_fields
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.losses import Criterion, Losses
