@@ -50,6 +50,10 @@ class Detections:
     The images of a batch share it.  `normalize` begins with the upload; where images are prepared on the GPU
     it holds resizing and padding too, and `preprocess` reading them alone.  A GPU backend goes on before the
     GPU has finished: what it takes shows where the host next needs a value."""
+    time_s: float | None = None
+    """Seconds from the start of the video or animation that the image is a frame of.
+
+    `Detector.stream` sets it; None for other images."""
 
     def __post_init__(self) -> None:
         count = len(self.xyxy)

@@ -68,7 +68,7 @@ def annotated_ids(file: Path, sources: Sequence[Source], categories: Sequence[Ca
     ids: dict[Source, ImageId] = {}
     missing = []
     for source in sources:
-        found = known.find(source) if source.kind == "image" else None
+        found = known.find(source) if source.kind == "image" else None  # an id is one picture's
         if found is None:
             missing.append(source)
         else:

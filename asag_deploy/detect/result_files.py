@@ -134,7 +134,8 @@ class ResultWriter:
         self.notes: list[str] = []
         """What the user should know about what was written, one sentence each."""
         files = [file for file in (json_file, coco_file) if file is not None]
-        _check_outputs([*self._pictures.values(), *files], sources, inputs)
+        pictures = [path for source, path in self._pictures.items() if source.kind != "pages"]
+        _check_outputs([*pictures, *files], sources, inputs)
         if any(source.kind == "camera" for source in self._pictures):  # which may be read without PyAV
             import_av("writing annotated videos")
         with ExitStack() as stack:
@@ -175,6 +176,9 @@ class ResultWriter:
 
     def _add_picture(self, frame: Frame, picture: RgbImage) -> None:
         path = self._pictures[frame.source]
+        if frame.source.kind == "pages":
+            write_picture(path / f"page-{frame.index + 1}{_picture_suffix(frame.source)}", picture)
+            return
         if frame.source.kind == "image":
             write_picture(path, picture)
             return
@@ -211,40 +215,43 @@ class ResultWriter:
 def plan_pictures(sources: Sequence[Source], folder: Path) -> dict[Source, Path]:
     """Choose a path in `folder` for the picture or video of each source, no two the same.
 
-    Images keep their name, with .png where their format cannot be written; videos and cameras become .mp4.
-    Sources of the same name in different folders are numbered.
+    Images keep their name, with .png where their format cannot be written; videos, animations and cameras
+    become .mp4; pages get a folder.  Sources of the same name in different folders are numbered.
     """
     plan: dict[Source, Path] = {}
     taken: Counter[str] = Counter()
     for source in sources:
-        name = Path(source.name)
-        stem, suffix = name.stem, name.suffix
+        stem = Path(source.name).stem
         if not source.is_file:
             stem = "".join(c if c.isalnum() else "-" for c in source.name)
-        if source.kind != "image":
-            suffix = ".mp4"
-        elif suffix.lower() not in PICTURE_SUFFIXES:
-            suffix = ".png"
-        stem = _shortened(stem, _LONGEST_NAME - len(os.fsencode(suffix)))
-        candidate = f"{stem}{suffix}"
+        if source.kind == "pages":
+            suffix = "-pages"
+        else:
+            suffix = _picture_suffix(source) if source.kind == "image" else ".mp4"
+        first = _fitting(stem, suffix)
+        candidate = first
         while taken[candidate.lower()]:
-            taken[f"{stem}{suffix}".lower()] += 1
-            number = f"-{taken[f'{stem}{suffix}'.lower()]}{suffix}"
-            candidate = f"{_shortened(stem, _LONGEST_NAME - len(os.fsencode(number)))}{number}"
+            taken[first.lower()] += 1
+            candidate = _fitting(stem, f"-{taken[first.lower()]}{suffix}")
         taken[candidate.lower()] += 1
         plan[source] = folder / candidate
     return plan
 
 
-def _shortened(name: str, most: int) -> str:
-    """Return the beginning of a name that has at most so many bytes."""
-    while len(os.fsencode(name)) > most:
-        name = name[:-1]
-    return name
+def _picture_suffix(source: Source) -> str:
+    suffix = Path(source.name).suffix
+    return suffix if suffix.lower() in PICTURE_SUFFIXES else ".png"
+
+
+def _fitting(stem: str, suffix: str) -> str:
+    """Join the two, with as much of the stem as a file's name may have."""
+    while len(os.fsencode(stem + suffix)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def _check_outputs(outputs: Sequence[Path], sources: Sequence[Source], inputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read, into the bundle, or twice into one file, whatever links lead there."""
+    """Refuse to write over what is read, into the bundle, or twice into one file, links or not."""
     read = {_identity(Path(source.name)): source.name for source in sources if source.is_file}
     read |= {_identity(path): str(path) for path in inputs if not path.is_dir()}
     folders = [path.resolve() for path in inputs if path.is_dir()]

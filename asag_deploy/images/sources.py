@@ -14,6 +14,7 @@ import cv2
 
 from asag_deploy.errors import AsagError, SourceError
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
+from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, quiet_opencv, read_image
 from asag_deploy.images.video_containers import container_of
 from asag_deploy.images.videos import Video
@@ -35,6 +36,8 @@ _SHARED_SUFFIXES = _suffixes(
 )
 """Suffixes of videos and of other things (TypeScript, music, data): in a folder the content decides."""
 
+_MAY_HAVE_SEVERAL = _suffixes("apng avif gif png tif tiff webp")
+Kind = Literal["image", "animation", "pages", "video", "camera"]
 _CAMERA = "camera:"
 
 
@@ -44,8 +47,10 @@ class Source:
 
     name: str
     """The path; the address without its secrets; or `camera:` and the camera's number or device."""
-    kind: Literal["image", "video", "camera"]
-    """An address that has no end (rtsp and the like) is a camera."""
+    kind: Kind
+    """An image of which all frames are wanted is an `animation`, or `pages` where they have no times.
+
+    An address that has no end (rtsp and the like) is a camera."""
     address: str | None = field(default=None, repr=False)
     """The whole address of what is no file here, such as rtsp://user:secret@host/stream."""
 
@@ -61,20 +66,22 @@ class Frame:
 
     source: Source
     index: int
-    """Position in its source, from 0."""
+    """Position in its source, from 0: of a video's frame, or a page."""
     number: int
     """Position in the whole stream, from 0; an image that could not be read has one too."""
     image: RgbImage
+    frames: int = 1
+    """How many frames or pages an image file has of which this is the first, the only one that is wanted."""
     time: float | None = None
-    """Seconds from the start of a video as players show it, or since a camera's first picture.
+    """Seconds from the start of a video or animation as players show it, or since a camera's first picture.
 
-    None for images."""
+    None for images and pages."""
     duration: float | None = None
-    """Seconds that a video's frame is shown, if it says."""
+    """Seconds that the frame is shown, if the file says."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages: the source, with the frame's index in a video or camera."""
+        """What to call it in messages: the source, with the frame's index if it has several."""
         return self.source.name if self.source.kind == "image" else f"{self.source.name}#{self.index}"
 
 
@@ -85,6 +92,8 @@ class Failure:
     source: str
     message: str
     """One sentence that names the source."""
+    frames: int = 0
+    """How many frames came before it broke off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +105,10 @@ class Listing:
     """Folders and globs in which nothing was found."""
 
 
-def list_sources(arguments: Sequence[str]) -> Listing:
+def list_sources(arguments: Sequence[str], *, all_frames: bool = False) -> Listing:
     """Find the sources that arguments stand for, each once, in the order given.
+
+    all_frames: animated and multi-page images give every frame, where they give the first else.
 
     - a file: a video if its content or else its suffix says so, otherwise an image (even if it does not
       exist: reading it will tell)
@@ -112,7 +123,8 @@ def list_sources(arguments: Sequence[str]) -> Listing:
     failures = []
     for argument in arguments:
         try:
-            sources.update(dict.fromkeys(_expand(argument)))
+            found = _expand(argument)
+            sources.update(dict.fromkeys(map(_with_all_frames, found) if all_frames else found))
         except SourceError as error:
             failures.append(Failure(source=argument, message=str(error)))
     if not sources:
@@ -147,6 +159,8 @@ def iter_frames(sources: Sequence[Source]) -> Iterator[Frame | Failure]:
 def _items(source: Source, number: int) -> Iterator[Frame | Failure]:
     if source.kind == "image":
         return _image_frame(source, number)
+    if source.kind in ("animation", "pages"):
+        return _all_frames(source, number)
     if source.name.startswith(_CAMERA):
         return _camera_frames(source, number)
     return _video_frames(source, number)
@@ -195,7 +209,7 @@ def _expand_path(path: Path, argument: str) -> list[Source]:
 
 def _at(address: str) -> Source:
     address = normal(address)
-    kind: Literal["video", "camera"] = "camera" if is_live(address) else "video"
+    kind: Kind = "camera" if is_live(address) else "video"
     return Source(name=without_secrets(address), kind=kind, address=address)
 
 
@@ -230,11 +244,41 @@ def _holds_image(path: Path) -> bool:
     return suffix not in (".mjpeg", ".mjpg") and bool(cv2.haveImageReader(str(path)))
 
 
+def _with_all_frames(source: Source) -> Source:
+    if source.kind != "image" or count_image_frames(source.name) == 1:
+        return source
+    with Path(source.name).open("rb") as file:
+        is_tiff = file.read(2) in (b"II", b"MM")
+    return Source(name=source.name, kind="pages" if is_tiff else "animation")
+
+
 def _image_frame(source: Source, number: int) -> Iterator[Frame | Failure]:
+    path = Path(source.name)
     try:
-        yield Frame(source=source, index=0, number=number, image=read_image(source.name))
+        image = read_image(path)
+        frames = count_image_frames(path) if path.suffix.lower() in _MAY_HAVE_SEVERAL else 1
+        yield Frame(source=source, index=0, number=number, image=image, frames=frames)
     except AsagError as error:
         yield Failure(source=source.name, message=str(error))
+
+
+def _all_frames(source: Source, first_number: int) -> Iterator[Frame | Failure]:
+    """Yield every frame of an animation, or page; none of those that come before a damaged one is lost."""
+    done, time_shown = 0, 0.0
+    try:
+        for frame in read_frames(source.name):
+            yield Frame(
+                source=source,
+                index=frame.index,
+                number=first_number + done,
+                image=frame.image,
+                time=None if frame.seconds is None else time_shown,
+                duration=frame.seconds,
+            )
+            done += 1
+            time_shown += frame.seconds or 0.0
+    except AsagError as error:
+        yield Failure(source=source.name, message=str(error), frames=done)
 
 
 def _video_frames(source: Source, first_number: int) -> Iterator[Frame | Failure]:
@@ -243,8 +287,10 @@ def _video_frames(source: Source, first_number: int) -> Iterator[Frame | Failure
     except SourceError as error:
         yield Failure(source=source.name, message=str(error))
         return
+    given = 0
     with video:
         for index, frame in enumerate(video.frames()):
+            given += 1
             yield Frame(
                 source=source,
                 index=index,
@@ -254,7 +300,7 @@ def _video_frames(source: Source, first_number: int) -> Iterator[Frame | Failure
                 duration=frame.duration,
             )
         if video.problem is not None:
-            yield Failure(source=source.name, message=video.problem)
+            yield Failure(source=source.name, message=video.problem, frames=given)
 
 
 def _camera_frames(source: Source, first_number: int) -> Iterator[Frame | Failure]:
@@ -281,7 +327,7 @@ def _camera_frames(source: Source, first_number: int) -> Iterator[Frame | Failur
         why = f"'{name}' gives no pictures: check that it is connected and not in use"
         yield Failure(source=name, message=why)
     else:
-        yield Failure(source=name, message=f"'{name}' broke off after {index} frames")
+        yield Failure(source=name, message=f"'{name}' broke off after {index} frames", frames=index)
 
 
 @contextmanager
@@ -297,8 +343,10 @@ def _capture(source: Source) -> Iterator[cv2.VideoCapture]:
 
 def _length(source: Source) -> int | None:
     """Return how many frames a source has, if its header says; a video that cannot be read counts as one."""
+    if source.kind == "camera":
+        return None
     if source.kind != "video":
-        return 1 if source.kind == "image" else None
+        return 1 if source.kind == "image" else count_image_frames(source.name)
     if not source.is_file:
         return None  # asking would be a second connection
     try:
