@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,7 +27,9 @@ class CocoIds:
     """Whether all others are numbered from 1 in the order they are read, instead of having no id."""
     categories: dict[int, ImageId] | None = None
     """The file's id of each of the bundle's category ids; None: the bundle's are written."""
-    said: tuple[str, ...] = field(default=())
+    incomplete: bool = False
+    """Whether there are sources that get no results."""
+    said: tuple[str, ...] = ()
     """What the user should know, one sentence each."""
 
     def image(self, source: Source, number: int) -> ImageId | None:
@@ -88,7 +90,7 @@ def annotated_ids(file: Path, sources: Sequence[Source], categories: Sequence[Ca
             f"{len(unknown)} of the bundle's {len(categories)} classes are not in '{file}', such as "
             f"'{unknown[0]}': they get no COCO results"
         )
-    return CocoIds(images=ids, counted=False, categories=mapping, said=tuple(said))
+    return CocoIds(images=ids, counted=False, categories=mapping, incomplete=bool(missing), said=tuple(said))
 
 
 def _read(file: Path) -> dict[str, Any]:

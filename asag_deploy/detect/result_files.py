@@ -20,6 +20,7 @@ from asag_deploy.images.sources import Frame, Source
 from asag_deploy.images.video_writing import VideoFile
 from asag_deploy.images.videos import import_av
 from asag_deploy.images.writing import PICTURE_SUFFIXES, write_picture
+from asag_deploy.interruption import held_back
 
 _LONGEST_NAME = 255
 """Bytes that a file's name may have."""
@@ -165,7 +166,7 @@ class ResultWriter:
     ) -> None:
         if isinstance(error, AsagError | KeyboardInterrupt):
             kind = error = None
-        with ExitStack() as stack:  # completes the rest even if one fails
+        with held_back(), ExitStack() as stack:  # completes the rest even if one fails
             for file in (self._json, self._coco):
                 if file is not None:
                     stack.callback(file.__exit__, kind, error, traceback)

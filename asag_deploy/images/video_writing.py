@@ -186,6 +186,8 @@ class VideoFile:
         return 0
 
     def _put_index_in_front(self) -> None:
+        if not self._temporary.is_file() or self._temporary.is_symlink():
+            return  # a spool in memory, whose content goes elsewhere
         with (
             atomic_write(self._temporary) as copy,
             self._av.open(f"file:{self._temporary}") as fragments,
