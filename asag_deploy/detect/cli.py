@@ -181,7 +181,6 @@ def _detect(options: Options) -> int:
             for failure in listing.failures:
                 run.failed(failure)
             ids = _coco_ids(options, listing.sources, detector.manifest.categories)
-            run.note_ids(ids)
             writer = ResultWriter(
                 listing.sources,
                 output_dir=options.output_dir,
@@ -191,6 +190,7 @@ def _detect(options: Options) -> int:
                 inputs=_inputs(options),
                 trace=options.trace,
             )
+            run.note_ids(ids)
             results = detect_all(
                 detector, iter_frames(listing.sources), image_of=_image, batch_size=options.batch
             )
@@ -296,7 +296,7 @@ class _Run:
         self._is_partial = ids.incomplete
         if ids.incomplete or not self.options.quiet:
             for sentence in ids.said:
-                self.warn(sentence)
+                self.say(f"{PROGRAM}: {sentence}", sys.stderr)
 
     def note(self, sentences: Sequence[str]) -> None:
         """Say what the user should know about what was read and written."""

@@ -272,8 +272,9 @@ def _check_outputs(outputs: Sequence[Path], sources: Sequence[Source], inputs: S
 
 def _identity(path: Path) -> object:
     """Return the same for two paths exactly if they lead to the same file."""
+    resolved = path.resolve()  # also through folders that are yet to be made
     try:
-        found = path.stat()
+        found = resolved.stat()
     except (OSError, ValueError):
-        return path.resolve()
+        return resolved
     return found.st_dev, found.st_ino

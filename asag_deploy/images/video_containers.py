@@ -30,6 +30,7 @@ Container = Literal[
     "dv",
     "other",
 ]
+Condition = Literal["whole", "cut", "damaged"]
 Bytes = bytes | mmap.mmap
 
 _STILL_BRANDS = frozenset(b"avif avis heic heix heim heis hevc hevx mif1 msf1 crx".split())
@@ -64,20 +65,22 @@ def container_of_bytes(head: bytes) -> Container | None:
     return None
 
 
-def is_cut(file: Path) -> bool:
-    """Tell whether a video file ends before its own structure does.
+def condition(file: Path) -> Condition:
+    """Tell whether a video file ends before its own structure does, or has a hole in that.
 
-    False where the container does not say, and for a file that is no video.
+    `whole` where the container does not say, and for a file that is no video.
     """
     with file.open("rb") as opened:
         if not (head := opened.read(_HEAD)):
-            return False
-        is_mjpeg = head.startswith(b"\xff\xd8\xff")
-        check = _mjpeg_is_cut if is_mjpeg else _CHECKS.get(container_of_bytes(head) or "other")
-        if check is None:
-            return False
+            return "whole"
+        container = container_of_bytes(head) or "other"
+        is_cut = _mjpeg_is_cut if head.startswith(b"\xff\xd8\xff") else _CHECKS.get(container)
+        if container != "matroska" and is_cut is None:
+            return "whole"
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return check(data)
+            if is_cut is None:
+                return _matroska_condition(data)
+            return "cut" if is_cut(data) else "whole"
 
 
 def whole_mp4(file: Path) -> int:
@@ -153,26 +156,31 @@ def _ebml_number(data: Bytes, position: int, keep_marker: bool) -> tuple[int | N
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 
 
-def _matroska_is_cut(data: Bytes) -> bool:
-    """Compare the segment's size with the file; where a recorder left it open, look at the last element."""
-    position = 0
+def _matroska_condition(data: Bytes) -> Condition:
+    """Go from element to element, into segments and clusters, whose sizes a live recorder leaves open."""
+    position, ends = 0, [len(data)]
     while position < len(data):
-        start = position
-        kind, position = _ebml_number(data, position, keep_marker=True)
-        if kind is None:
-            # A zero is no element but damage in the middle, unless only the beginning of one is there.
-            return data[start] != 0
-        size, position = _ebml_number(data, position, keep_marker=False)
-        if position > len(data):
-            return True
-        if size is None and kind not in (_SEGMENT, _CLUSTER):
-            return False
-        if size is None:
-            continue  # go through what is in it
-        position += size
-        if position > len(data):
-            return True
-    return False
+        while position >= ends[-1] and len(ends) > 1:
+            ends.pop()
+        if position > 0 and len(ends) == 1 and not any(data[position : position + _HEAD]):
+            return "whole"  # padding
+        kind, after = _ebml_number(data, position, keep_marker=True)
+        size, after = _ebml_number(data, after, keep_marker=False)
+        if after > len(data):
+            # No element begins with a zero: something was lost there.
+            return "cut" if data[position] else "damaged"
+        if kind in (_SEGMENT, _CLUSTER):
+            if size is not None and after + size > len(data):
+                return "cut"
+            ends.append(ends[-1] if size is None else min(after + size, ends[-1]))
+            position = after
+        elif size is None:
+            return "damaged"
+        else:
+            position = after + size
+            if position > ends[-1]:
+                return "cut" if ends[-1] == len(data) else "damaged"
+    return "whole"
 
 
 def _avi_is_cut(data: Bytes) -> bool:
@@ -204,11 +212,16 @@ def _ts_layout(head: Bytes) -> tuple[int, int] | None:
     for size in _TS_SIZES:
         for start in range(min(size, len(head))):
             places = range(start, min(len(head), start + 5 * size), size)
-            if len(places) >= 2 and all(head[place] == 0x47 for place in places):
+            if len(places) >= 2 and all(_begins_packet(head, place) for place in places):
                 return start, size
             if start == 4 and size == 192:
                 break
     return None
+
+
+def _begins_packet(head: Bytes, place: int) -> bool:
+    """Tell whether a transport packet begins here, whose fourth byte says what follows: never nothing."""
+    return head[place] == 0x47 and (place + 3 >= len(head) or head[place + 3] & 0x30 != 0)
 
 
 def _mpegts_is_cut(data: Bytes) -> bool:
@@ -347,7 +360,6 @@ def _mjpeg_is_cut(data: Bytes) -> bool:
 
 _CHECKS: dict[Container, Callable[[Bytes], bool]] = {
     "mp4": _mp4_is_cut,
-    "matroska": _matroska_is_cut,
     "avi": _avi_is_cut,
     "flv": _flv_is_cut,
     "mpegts": _mpegts_is_cut,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images.reading import RgbImage, as_rgb
-from asag_deploy.images.video_containers import container_of, is_cut
+from asag_deploy.images.video_containers import Condition, condition, container_of
 
 if TYPE_CHECKING:
     import av
@@ -126,6 +126,7 @@ class Video:
         clock = _Clock(self._container, self._stream)
         tally = _Tally(lenient=self._format() in _STARTS_ANYWHERE)
         broken: str | None = None
+        joints = _Joints(self._stream)
         packets = self._container.demux()
         while True:
             try:
@@ -138,16 +139,19 @@ class Video:
             tally.note_end(packet)
             if packet.stream.index != self._stream.index:
                 continue
+            if joints.is_one(packet):  # the decoder would drop what it still holds
+                yield from self._decoded(None, clock, tally)
+                self._stream.codec_context.flush_buffers()
             yield from self._decoded(packet, clock, tally)
         self.problem = self._verdict(tally, broken)
 
     def _decoded(self, packet: Any, clock: _Clock, tally: _Tally) -> Iterator[VideoFrame]:
         try:
-            frames = packet.decode()
+            frames = self._stream.decode(packet)
         except (ValueError, self._av.error.FFmpegError):
             tally.note_packet(bad=True)
             return
-        tally.note_packet(bad=_has_hole(packet, self._stream))
+        tally.note_packet(bad=packet is not None and _has_hole(packet, self._stream))
         for frame in frames:
             tally.note_frame(frame)
             time, duration = clock.tell(frame)
@@ -204,32 +208,37 @@ class Video:
         if self._live:
             what = f"broke off after {_plural(count)}" if count else "gives no pictures"
             return f"'{name}' {what}" + (f": {broken}" if broken else "")
-        if broken is None and not self._is_cut(tally):
+        state = "cut" if broken is not None else self._condition(tally)
+        if state == "cut":
             if not count:
-                return f"video '{name}' has no frames that can be decoded; it is damaged or of another format"
-            if not tally.damaged:
-                return None
-            return f"'{name}' is damaged: {tally.damaged} of its {_plural(count)} could not be decoded whole"
+                return _before_all(name)
+            return f"'{name}' broke off after {self._how_many(tally)}" + (f": {broken}" if broken else "")
         if not count:
-            return _before_all(name)
-        return f"'{name}' broke off after {self._how_many(tally)}" + (f": {broken}" if broken else "")
+            return f"video '{name}' has no frames that can be decoded; it is damaged or of another format"
+        if tally.damaged:
+            return f"'{name}' is damaged: {tally.damaged} of its {_plural(count)} could not be decoded whole"
+        if state == "damaged":
+            return f"'{name}' is damaged: a part of it is missing between its {_plural(count)}"
+        return None
 
-    def _is_cut(self, tally: _Tally) -> bool:
+    def _condition(self, tally: _Tally) -> Condition:
         if tally.last_is_cut:
-            return True
+            return "cut"
         if isinstance(self._address, Path):
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # no regular file, or another program's at the moment
-                if is_cut(self._address):
-                    return True
+            with contextlib.suppress(OSError, ValueError):  # no regular file, or it is gone
+                state = condition(self._address)
+                if state != "whole":
+                    return state
             if self._format() not in _TOLD_LENGTH:
-                return tally.last_is_damaged and container_of(self._address) in ("mpeges", "other")
+                says_nothing = container_of(self._address) in ("mpeges", "other")
+                return "cut" if says_nothing and tally.last_is_damaged else "whole"
         promised = self._seconds()
         if promised is None or tally.end is None:
-            return False
+            return "whole"
+        if not tally.typical_gap:
+            return "whole"  # a single frame, which may be shown for long
         missing = promised - (tally.end - self._start())
-        return missing > max(0.1 * promised, 3 * tally.typical_gap)
+        return "cut" if missing > max(0.1 * promised, 3 * tally.typical_gap) else "whole"
 
     def _start(self) -> float:
         return (self._container.start_time or 0) / _MICROSECONDS
@@ -245,7 +254,7 @@ class Video:
     def _if_cut(self) -> str | None:
         """Say that a file that cannot be used ends early, if it does."""
         with contextlib.suppress(OSError, ValueError):
-            if isinstance(self._address, Path) and is_cut(self._address):
+            if isinstance(self._address, Path) and condition(self._address) == "cut":
                 return _before_all(self._name)
         return None
 
@@ -267,6 +276,28 @@ class Video:
             if b"mdat" in _head(address):  # an MP4 whose index, which comes last, was never written
                 return f"'{name}' broke off before its index was written, without which no frame can be read"
         return f"video '{name}' has no frames that can be decoded; it is damaged or of another format"
+
+
+class _Joints:
+    """Finds where recordings were joined: time goes back, or MPEG's pictures get another size."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._is_mpeg = stream.codec_context.name in ("mpeg1video", "mpeg2video")
+        self._last: int | None = None
+        self._size: bytes | None = None
+
+    def is_one(self, packet: Any) -> bool:
+        """Tell whether another recording begins with this packet."""
+        before, size = self._last, self._size
+        self._last = packet.dts if packet.dts is not None else before
+        if not packet.is_keyframe or not packet.size:
+            return False
+        if self._is_mpeg:
+            content = bytes(packet)
+            place = content.find(b"\x00\x00\x01\xb3") + 4
+            self._size = content[place : place + 3] if place >= 4 else size
+        goes_back = before is not None and self._last is not None and self._last < before
+        return goes_back or (size is not None and size != self._size)
 
 
 class _Clock:
