@@ -22,6 +22,7 @@ from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError, ImageError
 from asag_deploy.images.reading import ChannelOrder, ImageLike
+from asag_deploy.loop.contract import check_stages
 from asag_deploy.loop.loop import Begun, Loop, LoopChoice
 from asag_deploy.loop.probing import Probed
 from asag_deploy.loop.stages import Array
@@ -115,6 +116,7 @@ class Detector:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
+        check_stages(opened)
         rule = stop_rule(opened.manifest, mode, max_level)
         network = open_network(backend, opened, threads, requests)
         return cls(

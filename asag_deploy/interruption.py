@@ -1,10 +1,9 @@
 """Ctrl-C, SIGTERM and SIGHUP, which end a program without losing what it has done.
 
 The first of them raises KeyboardInterrupt in the main thread, whatever it is, so that all of them end a
-program in the same way.  What must not be left half done is held back from it.  One that comes again at once
-is the same request: `timeout` and some terminals send it twice.  Later ones raise KeyboardInterrupt again,
-and whoever insists a third time ends the program on the spot; what it then leaves hidden, the next run
-removes (see `atomic`).
+program in the same way.  What must not be left half done is held back from it.  Those that follow raise
+nothing, so that what saves the work is not interrupted in its turn; but whoever insists ends the program on
+the spot.  What it then leaves hidden, the next run removes (see `leftovers`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME_REQUEST_S = 1.0
+"""Signals that come so soon after the first are the same request: `timeout` sends two, a terminal with
+`torchrun` three."""
 _REQUESTS_THAT_INSIST = 3
 
 
@@ -34,8 +35,8 @@ class Interruption:
         self.signal: int | None = None
         """The signal that came first, if one did."""
         self._held = 0
-        self._waits = False
-        """Whether a signal has come that has not been raised yet."""
+        self._taken = False
+        """Whether it has been raised, or is not to be."""
         self._requests = 0
         self._first_s = 0.0
         self._before: dict[int, Any] = {}
@@ -65,16 +66,19 @@ class Interruption:
         """Let the body end before an interruption is raised; other threads are never interrupted."""
         with self._holding():
             yield
-        if self._waits and not self._held:
-            self._waits = False
-            raise KeyboardInterrupt
+        self._raise()
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
         """Let the body end; an interruption that comes, or that waits, is not raised."""
         with self._holding():
             yield
-        self._waits = False
+        self.take()
+
+    def take(self) -> bool:
+        """Return whether an interruption has come; it will not be raised any more."""
+        self._taken = self.signal is not None
+        return self._taken
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
@@ -95,8 +99,11 @@ class Interruption:
         if self._requests >= _REQUESTS_THAT_INSIST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._waits = bool(self._held)
-        if not self._held:
+        self._raise()
+
+    def _raise(self) -> None:
+        if self.signal is not None and not self._held and not self._taken and _in_main_thread():
+            self._taken = True
             raise KeyboardInterrupt
 
 

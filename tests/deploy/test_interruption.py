@@ -37,16 +37,16 @@ def test_a_program_that_a_signal_ends(number: signal.Signals, capsys: pytest.Cap
 
 
 def test_what_is_held_back_ends_first() -> None:
-    done = []
+    done: list[str] = []
     with Interruption() as interrupted:
-        with interrupted.ignored():
-            signal.raise_signal(signal.SIGTERM)
-            done.append("ignored")
-        interrupted._first_s = 0.0  # so that the next is another request
         with pytest.raises(KeyboardInterrupt):
             _be_interrupted_inside(done)
-    assert done == ["ignored", "inner", "outer"]
-    assert interrupted.signal == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # what saves the work is not interrupted
+        interrupted._first_s = 0.0  # so that the next is another request
+        with held_back():
+            signal.raise_signal(signal.SIGTERM)
+    assert done == ["inner", "outer"]
+    assert interrupted.signal == signal.SIGINT
 
 
 def _be_interrupted_inside(done: list[str]) -> None:
@@ -55,6 +55,15 @@ def _be_interrupted_inside(done: list[str]) -> None:
             signal.raise_signal(signal.SIGINT)
             done.append("inner")
         done.append("outer")
+
+
+def test_what_is_ignored_is_not_raised_later() -> None:
+    with Interruption() as interrupted:
+        assert not interrupted.take()
+        with interrupted.ignored():
+            signal.raise_signal(signal.SIGTERM)
+        with held_back():
+            assert interrupted.take()
 
 
 def test_other_threads_hold_nothing_back() -> None:
@@ -75,28 +84,23 @@ def test_other_threads_hold_nothing_back() -> None:
         thread.join()
 
 
-def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
-    with Interruption() as interrupted:
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        interrupted._first_s = 0.0
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-
-
 def test_who_insists_ends_the_program() -> None:
     script = (
         "import signal\n"
         "from asag_deploy.interruption import Interruption\n"
         "with Interruption() as interrupted, interrupted.ignored():\n"
-        "    for _ in range(3):\n"
+        "    for _ in range(5):\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
-        "        interrupted._first_s = 0.0\n"
+        "    print('as `timeout` sends it', flush=True)\n"
+        "    interrupted._first_s = 0.0\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('asked again', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('still here')\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGTERM, "", "")
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")
+    assert ended.stdout.splitlines() == ["as `timeout` sends it", "asked again"]
 
 
 def test_a_signal_that_is_to_be_ignored_stays_ignored() -> None:
