@@ -64,7 +64,7 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     try:
         code = command()
     except AsagError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
     except ImportError as error:
         sentence = extras.missing(error, program)
@@ -97,6 +97,20 @@ def _output_fails() -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def printable(text: str) -> str:
+    """Return a text in one line: what would move the cursor, or is no letter, becomes an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
 
 
 def listed(values: Sequence[str]) -> tuple[str, ...]:
