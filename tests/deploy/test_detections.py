@@ -37,7 +37,7 @@ def test_classes_of_one_name_are_told_apart_wherever_names_stand() -> None:
     names = [f"pear (id {CATEGORIES[2].id})", CATEGORIES[0].name, f"pear (id {CATEGORIES[1].id})"]
     assert found.names == names
     assert [entry["name"] for entry in found.to_json()["detections"]] == names
-    assert found.to_supervision().data["class_name"].tolist() == names
+    assert list(found.to_supervision().data["class_name"]) == names
 
 
 @pytest.mark.parametrize(

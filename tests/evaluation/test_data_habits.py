@@ -216,7 +216,7 @@ def test_counts_are_all_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             box(9, [5, 6, 10, 20]),
             box(1, [5, 6, 10, 20], 99),
             box(1, None),
-            box("1", [90, 6, 10, 20]),
+            {**box(1, [90, 6, 10, 20]), "image_id": "1"},
         ],
     )
     assert main(["check", str(tmp_path)]) == 0

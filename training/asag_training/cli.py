@@ -8,22 +8,20 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
-from asag_training.checkpoints import load_backbone, load_checkpoint
-from asag_training.data.loading import TrainingLoader
-from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.process import Process, joined, keep_freed_memory
-from asag_training.run.run_loop import Rhythm, TrainingRun
-from asag_training.run.state import BEST, LAST, STATE
-from asag_training.run.trainer import Trainer
+
+if TYPE_CHECKING:  # PyTorch is imported when there is something to train
+    from asag_training.data.loading import TrainingLoader
+    from asag_training.network.model import Asag
+    from asag_training.run.process import Process
+    from asag_training.run.trainer import Trainer
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"
@@ -40,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = _parser().parse_args(argv)
+        from asag_training.run.process import joined
+
         try:
             with joined(options.device) as process:
                 _train(options, process)
@@ -106,6 +106,12 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _train(options: argparse.Namespace, process: Process) -> None:
+    import torch
+
+    from asag_training.run.process import keep_freed_memory
+    from asag_training.run.run_loop import Rhythm, TrainingRun
+    from asag_training.run.trainer import Trainer
+
     chosen = recipe(options.recipe, options.changes)
     found = CocoDataset.open(options.data, options.train_split, orientation=options.orientation)
     training = found.for_training()
@@ -144,6 +150,9 @@ def _train(options: argparse.Namespace, process: Process) -> None:
 
 
 def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
+    from asag_training.checkpoints import load_backbone, load_checkpoint
+    from asag_training.network.model import Asag
+
     if options.init is not None and options.backbone is not None:
         raise ConfigError("--init brings a whole network: leave --backbone out")
     model = Asag(chosen.network)
@@ -156,6 +165,8 @@ def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
 
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
     """Make the output folder, or take up the run in it; return whether there was one."""
+    from asag_training.run.state import BEST, LAST, STATE
+
     folder: Path = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,6 +191,8 @@ def _loader(
     options: argparse.Namespace, chosen: Recipe, training: CocoDataset, process: Process
 ) -> TrainingLoader:
     """Open the batches of this process: its share of an update, in as many passes as the recipe wants."""
+    from asag_training.data.loading import TrainingLoader
+
     o = chosen.optimisation
     share = process.world_size * o.accumulate
     if o.batch_size % share:
