@@ -222,22 +222,31 @@ class Detector:
         batch_size: int = 1,
         requests: int | None = None,
         channel_order: ChannelOrder = "bgr",
+        frames: pipeline.Frames = "first",
     ) -> Generator[Detections, None, None]:
         """Detect in image after image, reading the next ones meanwhile; results come in the images' order.
 
         sources: arrays as calling the detector takes them (not on a GPU), and names of image files, folders,
-        globs, videos or cameras, in any mixture and number, or a single one.
+        globs, videos, addresses or cameras, in any mixture and number, or a single one.
         batch_size: images that go through the network together, of those that reach it at the same size and
         are near each other; with 1, detections are those of calling the detector image by image.
         requests: batches that are detected in at once; None for what the detector was loaded for.
+        frames: `all` goes through every frame of animated and multi-page images, whose first is taken else.
 
+        Videos need PyAV (`pip install 'asag-deploy[video]'`); `Detections.time_s` is the time of a frame.
         A few images at most are read ahead.  What calling the detector would raise for an image, and what the
         iterable raises, is raised in its turn and ends the stream; so is SourceError for a folder or video
-        that gives nothing.  Closing the iterator ends it early, once what is under way is done.  Raises
-        ConfigError at once for numbers less than 1.
+        that gives nothing, and at the end of a video that breaks off before its own or is damaged.  Closing
+        the iterator ends it early, once what is under way is done.  Raises ConfigError at once for numbers
+        less than 1.
         """
         return pipeline.stream(
-            self, sources, batch_size=batch_size, requests=requests, channel_order=channel_order
+            self,
+            sources,
+            batch_size=batch_size,
+            requests=requests,
+            channel_order=channel_order,
+            frames=frames,
         )
 
     def forward(self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]) -> RawOutput:

@@ -4,10 +4,16 @@
 inside; it never runs code that a file brings along.  `load_backbone` takes ImageNet weights.
 """
 
-from asag_training.checkpoints.backbone import load_backbone
-from asag_training.checkpoints.checkpoint import Checkpoint, select_head, untrained_checkpoint
-from asag_training.checkpoints.loading import load_checkpoint
-from asag_training.checkpoints.native import FORMAT_VERSION, save_checkpoint
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asag_training.checkpoints.backbone import load_backbone
+    from asag_training.checkpoints.checkpoint import Checkpoint, select_head, untrained_checkpoint
+    from asag_training.checkpoints.loading import load_checkpoint
+    from asag_training.checkpoints.native import FORMAT_VERSION, save_checkpoint
 
 __all__ = [
     "FORMAT_VERSION",
@@ -18,3 +24,20 @@ __all__ = [
     "select_head",
     "untrained_checkpoint",
 ]
+
+_MODULES = {
+    "FORMAT_VERSION": "native",
+    "Checkpoint": "checkpoint",
+    "load_backbone": "backbone",
+    "load_checkpoint": "loading",
+    "save_checkpoint": "native",
+    "select_head": "checkpoint",
+    "untrained_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and PyTorch with it, which `pack --help` does without."""
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_training.checkpoints.checkpoint import change_settings
-from asag_training.checkpoints.loading import load_checkpoint
-from asag_training.checkpoints.native import save_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from asag_training.checkpoints.checkpoint import change_settings
+    from asag_training.checkpoints.loading import load_checkpoint
+    from asag_training.checkpoints.native import save_checkpoint
+
     checkpoint = change_settings(load_checkpoint(options.checkpoint), options.changes)
     save_checkpoint(options.output, checkpoint, half=True)
     return ALL_FINE

@@ -25,7 +25,7 @@ from asag_deploy.timing import Stopwatch
 from asag_deploy.typed_json import read_fields
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
-from asag_training.losses import Criterion, Losses
+from asag_training.losses.criterion import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
