@@ -10,9 +10,15 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_IMPATIENT = 3
+"""So many signals mean that whoever sends them will not wait for the run to be saved."""
+
 
 class Interruption:
-    """Turns both signals into KeyboardInterrupt, but never in the middle of what must not be left half done.
+    """Turns the first of these signals into KeyboardInterrupt, but never amid what must not be left half done.
+
+    Those that follow raise nothing: a terminal and `torchrun` both tell the same processes, and what saves
+    the run must not be interrupted in its turn.  The third ends the process at once, as if nobody heeded it.
 
     A context manager; in a thread that is not the main one, which gets no signals, it does nothing.  Signals
     that whoever started the program wants ignored stay so.
@@ -21,7 +27,9 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The signal that came first, if one did."""
+        self._count = 0
         self._held = 0
+        self._taken = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -42,8 +50,14 @@ class Interruption:
             yield
         finally:
             self._held -= 1
-        if self.signal is not None and not self._held:
+        if self.signal is not None and not self._held and not self._taken:
+            self._taken = True
             raise KeyboardInterrupt
+
+    def take(self) -> bool:
+        """Return whether an interruption has come; none will be raised from now on."""
+        self._taken = True
+        return self.signal is not None
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
@@ -56,5 +70,10 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or number
-        if not self._held:
+        self._count += 1
+        if self._count >= _IMPATIENT:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self._held and not self._taken:
+            self._taken = True
             raise KeyboardInterrupt
