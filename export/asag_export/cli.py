@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -17,12 +16,16 @@ from asag_deploy.errors import ConfigError, ParityError
 from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
 from asag_export.gate.parity import format_report
 from asag_export.stage_export import DEFAULT_OPSET
-from asag_training.checkpoints import Checkpoint, load_checkpoint, untrained_checkpoint
+from asag_training.checkpoints import CHOICES, Checkpoint, load_checkpoint, untrained_checkpoint
 from asag_training.network.stage_plan import MANUAL_STOPS
+from asag_training.settings import change_sides
 
 PROGRAM = "asag-export"
 
 EXIT_PARITY = 1
+
+_LEAST_SIDE = 32
+"""Pixels: a smaller image has no cell on P5."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
     add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
+    add(
+        "--weights",
+        choices=CHOICES,
+        default=CHOICES[0],
+        help="those trained (default), or their average, EMA",
+    )
     stops = ", ".join(MANUAL_STOPS)
     add("--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {stops} (default %(default)s)")
     add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
@@ -55,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     formats = "onnx alone (default), or engines beside it: tensorrt-rtx or tensorrt"
     add("--format", metavar="NAME", default="onnx", help=formats)
     add("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
-    add("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
-    add("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
+    said = "(default: what the checkpoint says; if it says nothing"
+    add("--shorter-side", metavar="PX", type=int, help=f"images' shorter side {said}, 800)")
+    add("--longer-side", metavar="PX", type=int, help=f"the most their longer side may be {said}, 1333)")
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
     add("--quiet", action="store_true", help="no progress and no table")
@@ -127,19 +137,16 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
         if options.variant is None:
             raise ConfigError("--untrained needs to know which network: give --variant NAME")
         return untrained_checkpoint(options.variant)
-    return load_checkpoint(options.checkpoint, variant=options.variant)
+    checkpoint = load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
+    for sentence in checkpoint.notes:
+        print(f"{PROGRAM}: note: '{options.checkpoint}': {sentence}", file=sys.stderr)
+    return checkpoint
 
 
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
     """Take the pre-processing that the checkpoint was trained for, unless the user says otherwise."""
     default = checkpoint.preprocessing or Preprocessing()
-    shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
-    longer = default.longer_side if options.longer_side is None else options.longer_side
-    if not 32 <= shorter <= longer:
-        raise ConfigError(
-            f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer"
-        )
-    return dataclasses.replace(default, shorter_side=shorter, longer_side=longer)
+    return change_sides(default, options.shorter_side, options.longer_side, least=_LEAST_SIDE)
 
 
 if __name__ == "__main__":

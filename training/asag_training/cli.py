@@ -15,14 +15,14 @@ from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
-from asag_training.checkpoints import load_backbone, load_checkpoint
+from asag_training.checkpoints import CHOICES, Checkpoint, load_backbone, load_checkpoint, start_from
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
 from asag_training.run.interruption import Interruption
-from asag_training.run.process import Process, joined, keep_freed_memory
+from asag_training.run.process import Process, check_same_step, joined, keep_freed_memory
 from asag_training.run.run_loop import Rhythm, TrainingRun
-from asag_training.run.state import BEST, LAST, STATE
+from asag_training.run.state import BEST, LAST, STATE, data_in_words
 from asag_training.run.trainer import Trainer
 
 PROGRAM = "asag-train"
@@ -69,7 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--train-split", default=TRAIN_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--backbone", type=Path, metavar="FILE", help="ResNet weights to start the backbone from")
-    add("--init", type=Path, metavar="FILE", help="a checkpoint of the same network to start from")
+    add(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint of the recipe's network to start from, with any classes",
+    )
+    add(
+        "--weights",
+        choices=CHOICES,
+        help="which of its weights: those trained (default), or their average, EMA",
+    )
     add("--resume", action="store_true", help="take up the run in the output folder, if it holds one")
     add("--device", default="auto", metavar="D", help="cpu, cuda or auto (the default)")
     _add_numbers(parser)
@@ -83,7 +93,7 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
             type=_at_least(least),
             default=default,
             metavar=metavar,
-            help=f"{meaning} (default: %(default)s)",
+            help=f"{meaning} (default: {'all' if default is None else default})",
         )
 
     add("--seed", 0, "S", "another seed, another run", least=0)
@@ -113,20 +123,32 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
     validation = validation.first(options.evaluate_images)
     network = chosen.network.with_changes(num_classes=len(training.categories))
     chosen = dataclasses.replace(chosen, network=network)
+    initial, notes = _initial(options)
+    if initial is not None:
+        chosen, more = _as_it_was_trained(chosen, initial, options.changes)
+        notes += more
     loader = _loader(options, chosen, training, process)
     torch.manual_seed(options.seed)
     keep_freed_memory()
+    model = Asag(chosen.network)
+    if initial is not None:
+        notes += start_from(model, training.categories, initial)
+    if options.backbone is not None:
+        notes += load_backbone(model, options.backbone)
     trainer = Trainer(
         chosen,
-        _starting_point(options, chosen),
+        model,
         training.categories,
         options.output_dir,
         seed=options.seed,
+        data=data_in_words(training),
         process=process,
         interruption=interruption,
     )
     resumed = _open_output(options, trainer)
+    check_same_step(trainer.position.step)
     if process.is_main:
+        _tell(options, trainer, () if resumed else notes)
         print(f"training:   {found.counts.describe()}; {len(training)} images are used")
         print(f"validation: {validation.counts.describe()}")
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
@@ -140,15 +162,52 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
     TrainingRun(trainer, loader, validation, rhythm)()
 
 
-def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
-    if options.init is not None and options.backbone is not None:
-        raise ConfigError("--init brings a whole network: leave --backbone out")
-    model = Asag(chosen.network)
-    if options.init is not None:
-        model.load_state_dict(dict(load_checkpoint(options.init, variant=chosen.network).state))
+def _initial(options: argparse.Namespace) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Load the checkpoint to start from, if there is one, and say which of its weights were taken."""
+    if options.init is None:
+        if options.weights is not None:
+            raise ConfigError(
+                "--weights chooses among those of the checkpoint to start from: give --init too"
+            )
+        return None, ()
     if options.backbone is not None:
-        load_backbone(model, options.backbone)
-    return model
+        raise ConfigError("--init brings a whole network: leave --backbone out")
+    initial = load_checkpoint(options.init, weights=options.weights or CHOICES[0])
+    return initial, initial.notes
+
+
+def _as_it_was_trained(
+    chosen: Recipe, initial: Checkpoint, changes: Sequence[str]
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with what the checkpoint's weights rely on, unless `--set` says otherwise: the
+    activation, and how pixels become numbers."""
+    named, notes = {change.partition("=")[0] for change in changes}, list[str]()
+
+    def settle(setting: str, ours: object, theirs: object) -> bool:
+        if ours == theirs:
+            return False
+        taken = setting not in named
+        whose = "the checkpoint has it" if taken else "--set says, though the checkpoint was trained with"
+        notes.append(f"{setting} is {theirs if taken else ours}, as {whose}{'' if taken else f' {theirs}'}")
+        return taken
+
+    network, p, was = chosen.network, chosen.preprocessing, initial.preprocessing
+    if settle("network.activation", network.activation, initial.config.activation):
+        network = network.with_changes(activation=initial.config.activation)
+    if was is not None and settle("preprocessing.mean", p.mean, was.mean):
+        p = dataclasses.replace(p, mean=was.mean)
+    if was is not None and settle("preprocessing.std", p.std, was.std):
+        p = dataclasses.replace(p, std=was.std)
+    return dataclasses.replace(chosen, network=network, preprocessing=p), tuple(notes)
+
+
+def _tell(options: argparse.Namespace, trainer: Trainer, notes: Sequence[str]) -> None:
+    """Say where the network comes from, and what is otherwise than where the run was saved."""
+    source = options.init or options.backbone
+    for sentence in notes:
+        print(f"from '{source}': {sentence}")
+    for sentence in trainer.changed:
+        print(f"the saved run was made otherwise ({sentence}): numbers can differ in their last digits")
 
 
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:

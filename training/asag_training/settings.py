@@ -193,6 +193,28 @@ class TrainingSettings(Settings):
         self._require(0 <= self.box_noise < 1, "at least 0 and less than 1", "box_noise")
 
 
+def change_sides(
+    p: Preprocessing, shorter: int | None, longer: int | None, *, least: int = 1
+) -> Preprocessing:
+    """Return the same pre-processing at another image size; None leaves a side as it is.
+
+    Raises ConfigError, in the words of the command line, for a size that is not possible.
+    """
+    sides = (p.shorter_side if shorter is None else shorter, p.longer_side if longer is None else longer)
+    if not least <= sides[0] <= sides[1]:
+        kept = "" if longer is None and shorter is None else _kept_side(p, shorter, longer)
+        raise ConfigError(
+            f"image sides {sides[0]} and {sides[1]} make no sense; expected {least} <= shorter <= longer{kept}"
+        )
+    return dataclasses.replace(p, shorter_side=sides[0], longer_side=sides[1])
+
+
+def _kept_side(p: Preprocessing, shorter: int | None, longer: int | None) -> str:
+    if longer is None:
+        return f" (--longer-side is not given, and {p.longer_side} without it)"
+    return f" (--shorter-side is not given, and {p.shorter_side} without it)" if shorter is None else ""
+
+
 def check_preprocessing(p: Preprocessing) -> None:
     """Raise ConfigError for image sizes or statistics that are not possible."""
     if not 1 <= p.shorter_side <= p.longer_side or p.size_divisor < 1 or min(p.std) <= 0:

@@ -41,6 +41,10 @@ class Checkpoint:
     """The last epoch that was trained, counted from 0, if the file says."""
     preprocessing: Preprocessing | None = None
     """How images were resized for evaluation in training, if the file says."""
+    named: bool = True
+    """False if the names of the classes are made up, because the file says none."""
+    notes: tuple[str, ...] = ()
+    """Sentences about which of a file's weights were taken, and what was assumed."""
 
     def __post_init__(self) -> None:
         config = self.config

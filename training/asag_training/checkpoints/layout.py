@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,8 @@ Layout = Mapping[str, tuple[int, ...]]
 
 _NAMED = 3
 """As many tensors of a kind a message names."""
+_NEAR, _COMPARED = 0.9, 500
+"""How alike two names are to be shown, from 0 to 1, and how many are looked at."""
 _SHOWN_BY_SHAPES = (
     *(
         "decoder",
@@ -65,7 +68,8 @@ def mismatch(found: Layout, expected: Layout) -> str | None:
             if name in found and found[name] != shape
         ],
     }
-    return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names) or None
+    said = [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
+    return "; ".join(said + _renamed(kinds["missing"], kinds["unexpected"])) or None
 
 
 def count_heads(names: Iterable[str]) -> int:
@@ -129,6 +133,15 @@ def _adamixer_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
 def _sparse_rcnn_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
     inner = found["decoder.head_series.0.inst_interact.dynamic_layer.weight"][0]
     return {"dynamic_dim": inner // (2 * hidden_dim)}
+
+
+def _renamed(missing: list[str], unexpected: list[str]) -> list[str]:
+    """Say which names are nearly those that lack."""
+    said = []
+    for name in missing[:_NAMED]:
+        near = difflib.get_close_matches(name, unexpected[:_COMPARED], n=1, cutoff=_NEAR)
+        said += [f"'{near[0]}' is nearly '{name}'" for _ in near]
+    return said
 
 
 def _any(found: Layout, prefix: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_training.checkpoints.checkpoint import change_settings
+from asag_training.checkpoints.containers import CHOICES
 from asag_training.checkpoints.loading import load_checkpoint
 from asag_training.checkpoints.native import save_checkpoint
 
@@ -32,6 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, help="any checkpoint that asag-export reads")
     add("output", type=Path, help="the .safetensors file to write")
     add(
+        "--weights",
+        choices=CHOICES,
+        default=CHOICES[0],
+        help="those trained (default), or their average, EMA",
+    )
+    add(
         "--set",
         dest="changes",
         action="append",
@@ -43,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    checkpoint = change_settings(load_checkpoint(options.checkpoint), options.changes)
+    checkpoint = load_checkpoint(options.checkpoint, weights=options.weights)
+    for sentence in checkpoint.notes:
+        print(f"pack: note: '{options.checkpoint}': {sentence}", file=sys.stderr)
+    checkpoint = change_settings(checkpoint, options.changes)
     save_checkpoint(options.output, checkpoint, half=True)
     return ALL_FINE
 

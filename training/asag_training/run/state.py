@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import BundleCorruptError, OutputError, TrainingError
+from asag_evaluation.data.coco import CocoDataset
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 
@@ -107,6 +110,17 @@ def default_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             named[prefix + field.name] = field.default
     return named
+
+
+def data_in_words(dataset: CocoDataset) -> str:
+    """Say how many images and objects there are to train on, with a checksum of all that is annotated."""
+    value = 0
+    for record in dataset.records:
+        size = np.array([record.image_id, record.height, record.width], dtype=np.int64)
+        for array in (size, record.boxes, record.labels):
+            value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    counts = dataset.counts
+    return f"{counts.images} images with {counts.objects} objects (checksum {value:08x})"
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
