@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,10 @@ from tqdm import tqdm
 
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError
+from asag_deploy.interruption import Interruption
 
-ALL_FINE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+"""Exit codes; a program that a signal ends has 128 and the signal's number, see `interruption`."""
 
 _NO_OTHER_CODES: Mapping[type[AsagError], int] = MappingProxyType({})
 
@@ -42,22 +44,52 @@ def exit_code(
     """Run a command and return its exit code.
 
     What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
-    what `codes` says of its type, or 2; Ctrl-C gives 130; a reader of the output that has gone, such as
-    `head`, gives 2; argparse's own exits, after --help or --version, are taken as they are.
+    what `codes` says of its type, or 2.  Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129, each after the
+    command has kept what it keeps at a KeyboardInterrupt.  A reader of the output that has gone, such as
+    `head`, gives 2, and so does an output that takes no more.  argparse's own exits, after --help or
+    --version, are taken as they are.
     """
+    with Interruption() as interruption:
+        try:
+            return _exit_code(program, command, codes)
+        except KeyboardInterrupt:
+            return interruption.exit_code
+
+
+def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[AsagError], int]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
+    problem: OSError | None = None
     try:
-        return command()
+        code = command()
     except AsagError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        return next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
     except SystemExit as stop:
-        return int(stop.code or ALL_FINE)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # What is still buffered would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOTHING_DONE
+        code = int(stop.code or ALL_FINE)
+    except OSError as error:
+        problem = error if isinstance(error, BrokenPipeError) else _output_fails()
+        if problem is None:
+            raise
+    problem = problem or _output_fails()
+    if problem is None:
+        return code
+    if not isinstance(problem, BrokenPipeError):
+        reason = (problem.strerror or str(problem)).lower()
+        print(f"{program}: error: could not write the output: {reason}", file=sys.stderr)
+    # What is still buffered would fail again when Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NOTHING_DONE
+
+
+def _output_fails() -> OSError | None:
+    """Return what stops stdout from taking what has been printed, if something does."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
 
 
 def listed(values: Sequence[str]) -> tuple[str, ...]:

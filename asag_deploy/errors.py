@@ -8,6 +8,7 @@ AsagError
 ├── CheckpointError          a checkpoint that cannot be read, or is of another variant
 ├── TrainingError            a training run that cannot go on
 ├── DataError                a data set that cannot be read, or does not fit the network
+├── FieldError               data from JSON that is not of the type that is declared; callers say where
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
 ├── BackendError             a backend that this machine lacks, or that failed
@@ -61,6 +62,13 @@ class TrainingError(AsagError):
 
 class DataError(AsagError):
     """A data set that cannot be read, or that does not fit the network."""
+
+
+class FieldError(AsagError):
+    """Data from JSON that is not what its schema says: half a sentence that names the field.
+
+    What reads a file turns it into the error of that file.
+    """
 
 
 class ConfigError(AsagError, ValueError):

@@ -59,6 +59,10 @@ def stage_names(levels: Sequence[Level]) -> tuple[str, ...]:
     return ("normalize", "backbone", *(f"probe_{level.lower()}" for level in levels), "decoder")
 
 
+PARTS = (*(f"{name}.onnx" for name in stage_names(_PROBING_ORDER)), "engines/*")
+"""What there is in a bundle's directory besides the manifest, as patterns of paths."""
+
+
 class BundleWriter:
     """A bundle in the making; made by `write_bundle`."""
 
@@ -112,10 +116,10 @@ class BundleWriter:
 def write_bundle(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BundleWriter]:
     """Give a writer for a new bundle, which appears at `output_dir` only when the block ends without error.
 
-    With `overwrite`, a bundle that is already there is replaced.  Raises OutputError where it may not be, or
-    if the files cannot be written.
+    With `overwrite`, a bundle that is already there is replaced, unless it holds other files.
+    Raises OutputError where it may not be, or if the files cannot be written.
     """
-    with atomic_directory(output_dir, overwrite=overwrite, marker=MANIFEST) as directory:
+    with atomic_directory(output_dir, overwrite=overwrite, marker=MANIFEST, parts=PARTS) as directory:
         writer = BundleWriter(directory)
         yield writer
         if not writer.finished:

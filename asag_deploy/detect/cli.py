@@ -18,7 +18,6 @@ from tqdm import tqdm
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
     ALL_FINE,
-    INTERRUPTED,
     SOME_FAILED,
     OneSentenceParser,
     exit_code,
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-detect` with these arguments (None: the command line's) and return its exit code.
 
     0: all fine; 1: some sources failed; 2: nothing could be done, with the reason in one sentence on stderr;
-    130: interrupted, after writing what had been found.
+    130, 143 or 129: interrupted by Ctrl-C, SIGTERM or SIGHUP, after writing what had been found.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a bad video is reported by us, once
 
@@ -172,7 +171,7 @@ def _detect(options: Options) -> int:
                     run.done(frame, detections)
     except KeyboardInterrupt:
         run.report()
-        return INTERRUPTED
+        raise
     run.report()
     return run.exit_code()
 

@@ -17,6 +17,7 @@ from asag_deploy.errors import AsagError, ConfigError, OutputError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.sources import Frame, Source
 from asag_deploy.images.writing import PICTURE_SUFFIXES, VideoFile, write_picture
+from asag_deploy.interruption import held_back
 
 _DEFAULT_FPS = 25.0
 
@@ -108,7 +109,7 @@ class ResultWriter:
     ) -> None:
         if isinstance(error, AsagError | KeyboardInterrupt):
             kind = error = None
-        with ExitStack() as stack:  # completes the rest even if one fails
+        with held_back(), ExitStack() as stack:  # completes the rest even if one fails
             for file in (self._json, self._coco, self._video):
                 if file is not None:
                     stack.callback(file.__exit__, kind, error, traceback)

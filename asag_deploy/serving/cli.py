@@ -22,8 +22,8 @@ _MOST_MEBIBYTES = 4096
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-serve` with these arguments (None: the command line's) and return its exit code.
 
-    0: told to stop, and stopped; 2: nothing could be served, with the reason in one sentence on stderr;
-    130: stopped by Ctrl-C.
+    143, 130 or 129: stopped by SIGTERM, Ctrl-C or SIGHUP, after answering what it had taken; 2: nothing could
+    be served, with the reason in one sentence on stderr.
     """
     return exit_code(PROGRAM, lambda: _serve(_parser().parse_args(argv)))
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
@@ -68,19 +69,29 @@ def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM, or Ctrl-C, which is raised as KeyboardInterrupt when all is done."""
-    with listener, _sigterm_ends_well():
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
+    with listener, _hangup_ends_well(server):
         server.run(sockets=[listener])
 
 
 @contextmanager
-def _sigterm_ends_well() -> Iterator[None]:
-    """Swallow the signal that uvicorn raises again once it has stopped, which would end in a failure."""
-    if threading.current_thread() is not threading.main_thread():  # only that one has signals
+def _hangup_ends_well(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGHUP, which uvicorn knows nothing of, end the server as the others do, unless it is ignored."""
+    number = signal.SIGHUP
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only that one has signals
+    if not in_main_thread or signal.getsignal(number) == signal.SIG_IGN:
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    came: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        server.should_exit = True
+
+    before = signal.signal(number, receive)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+    if came:
+        signal.raise_signal(number)

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.manifest import Level, Mode
-from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.detector_options import DetectorOptions
-from asag_deploy.errors import BundleCorruptError, SourceError
+from asag_deploy.errors import FieldError, SourceError
 from asag_deploy.loop.loop import LoopChoice
+from asag_deploy.typed_json import read_fields
 
 _KEYS = ("strata", "bundles", "machine", "options")
 """The keys by which a result is told from other JSON."""
@@ -393,7 +393,7 @@ def parse_result(data: object, source: Path) -> Result:
         raise SourceError(f"'{source}' is no result of asag-bench; name a result.json that `run` wrote")
     try:
         return cast(Result, read_fields(Result, data))
-    except BundleCorruptError as error:
+    except FieldError as error:
         raise SourceError(f"'{source}' is no result of asag-bench that can be read: {error}") from None
 
 
@@ -409,6 +409,6 @@ def read_result(path: Path) -> Result:
 
 
 def parse_machine(data: Mapping[str, Any]) -> Machine:
-    """Read the machine of any recorded file, whatever else stands there.  Raises BundleCorruptError."""
+    """Read the machine of any recorded file, whatever else stands there.  Raises FieldError."""
     known = {each.name for each in dataclasses.fields(Machine)}
     return cast(Machine, read_fields(Machine, {key: data[key] for key in data.keys() & known}))

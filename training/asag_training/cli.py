@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 
 from asag_deploy.atomic import atomic_write_text
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_training.checkpoints import CHOICES, Checkpoint, load_backbone, load_checkpoint, start_from
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.interruption import Interruption
 from asag_training.run.process import Process, check_same_step, joined, keep_freed_memory
 from asag_training.run.run_loop import Rhythm, TrainingRun
 from asag_training.run.state import BEST, LAST, STATE, data_in_words
@@ -34,20 +33,19 @@ _LARGEST = 2**31 - 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-train` with these arguments (None: the command line's) and return its exit code.
 
-    0: trained; 2: it could not be, with the reason in one sentence on stderr; 130 or 143: interrupted by
-    Ctrl-C or SIGTERM, after saving.
+    0: trained; 2: it could not be, with the reason in one sentence on stderr; 130, 143 or 129: interrupted by
+    Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    interruption = Interruption()
 
     def command() -> int:
         options = _parser().parse_args(argv)
         try:
-            with interruption, joined(options.device) as process:
-                _train(options, process, interruption)
+            with joined(options.device) as process:
+                _train(options, process)
         except KeyboardInterrupt:
             print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
-            return 128 + (interruption.signal or 2)
-        return 0
+            raise
+        return ALL_FINE
 
     return exit_code(PROGRAM, command)
 
@@ -115,7 +113,7 @@ def _at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
-def _train(options: argparse.Namespace, process: Process, interruption: Interruption) -> None:
+def _train(options: argparse.Namespace, process: Process) -> None:
     chosen = recipe(options.recipe, options.changes)
     found = CocoDataset.open(options.data, options.train_split)
     training = found.for_training()
@@ -143,7 +141,6 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
         seed=options.seed,
         data=data_in_words(training),
         process=process,
-        interruption=interruption,
     )
     resumed = _open_output(options, trainer)
     check_same_step(trainer.position.step)

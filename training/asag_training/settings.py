@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.bundle.manifest_json import read_fields
-from asag_deploy.errors import BundleCorruptError, ConfigError
+from asag_deploy.errors import ConfigError, FieldError
+from asag_deploy.typed_json import read_fields
 
 Compute = Literal["fp32", "bf16", "fp16"]
 
@@ -70,7 +70,7 @@ def apply_changes(settings: AnySettings, changes: Iterable[str]) -> AnySettings:
         _replace(tree, path, value)
     try:
         return cast(AnySettings, read_fields(type(settings), tree))
-    except BundleCorruptError as error:
+    except FieldError as error:
         raise ConfigError(f"cannot change the settings: {error}") from None
 
 

@@ -18,7 +18,7 @@ from asag_bench.reports.plots import check_plots, draw_summary
 from asag_bench.reports.report import markdown
 from asag_bench.result import Machine, Result, is_result, parse_machine, parse_result
 from asag_deploy.atomic import atomic_write, atomic_write_text
-from asag_deploy.errors import BundleCorruptError, SourceError
+from asag_deploy.errors import FieldError, SourceError
 
 RESULTS = Path("benchmarks/results")
 PLOT = Path("docs/benchmark.png")
@@ -67,7 +67,7 @@ def _read(path: Path) -> Recorded:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         command, machine = str(data["command"]), parse_machine(data["machine"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, BundleCorruptError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, FieldError):
         raise SourceError(
             f"'{path}' is no result of this project's benchmarks; take it out of the folder, "
             "or record it again"

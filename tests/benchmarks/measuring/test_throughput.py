@@ -16,7 +16,7 @@ from asag_bench.reports.throughput import markdown, rows
 from asag_bench.result import ThroughputResult, to_json
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.bundle.manifest_json import read_fields
+from asag_deploy.typed_json import read_fields
 from support.tiny_bundle import make_bundle, picture
 
 QUICK = ("--duration", "0.01", "--window", "0.001", "--threads", "2", "--quiet")

@@ -132,7 +132,7 @@ def test_truncated_file(tmp_path: Path, suffix: str, kept: float, capfd: pytest.
     with pytest.raises(ImageError, match=r"t\.") as raised:
         read_image(path)
     assert str(path) in str(raised.value)
-    assert ("is truncated" in str(raised.value)) == (suffix in ("jpg", "png"))
+    assert "is truncated" in str(raised.value)
     assert capfd.readouterr() == ("", "")
 
 
@@ -169,7 +169,7 @@ def test_progressive_jpeg(tmp_path: Path, scene: NDArray[np.uint8]) -> None:
         (b"hello", "is not an image"),
         (b"\xff\xd8\xff", "is truncated"),
         (b"\xff\xd8\x00\x00\x00\x00\x00", "is damaged"),
-        (b"\x89PNG\r\n\x1a\n" + b"IEND", "is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + b"IEND", "is truncated"),
     ],
 )
 def test_files_that_are_no_images(tmp_path: Path, content: bytes, sentence: str) -> None:

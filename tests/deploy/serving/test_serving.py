@@ -294,7 +294,8 @@ def _refuses(server: Client) -> bool:
     return False
 
 
-def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     make_bundle(tmp_path / "bundle")
     command = [sys.executable, "-W", "error", "-m", "asag_deploy.serving.cli", str(tmp_path / "bundle")]
     with subprocess.Popen(
@@ -309,11 +310,11 @@ def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
             connection.request("POST", "/detect", IMAGE)
             assert connection.getresponse().status == 200
             connection.close()
-            os.kill(process.pid, signal.SIGTERM)
+            os.kill(process.pid, number)
             out, err = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
-    assert (process.returncode, out) == (0, "")
+    assert (process.returncode, out) == (128 + number, "")
     assert err == "asag-serve: warning: the bundle's weights are untrained\n"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from asag_deploy import atomic
+from asag_deploy.interruption import Interruption
 from asag_evaluation.data.coco import CocoDataset
 from asag_training.network import backbone
 from asag_training.run import log, run_loop, state, trainer
-from asag_training.run.interruption import Interruption
 from asag_training.run.run_loop import Rhythm, TrainingRun
 from asag_training.run.state import STATE
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
@@ -156,13 +155,3 @@ def test_killed_at_any_line(data: Path, tmp_path: Path, whole: Whole) -> None:
     for number in copies:
         go_on(data, tmp_path / f"killed{number}")
         assert_same(tmp_path / f"killed{number}", folder)
-
-
-def test_the_third_signal_ends_the_process_at_once() -> None:
-    script = (
-        "import signal; from asag_training.run.interruption import Interruption as I\n"
-        "with I() as one, one.held_back(): [signal.raise_signal(signal.SIGTERM) for _ in range(2)]; "
-        "print('held', flush=True); signal.raise_signal(signal.SIGTERM); print('never')"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "held\n")

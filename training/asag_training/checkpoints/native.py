@@ -17,8 +17,8 @@ from torch import Tensor
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category, Preprocessing
-from asag_deploy.bundle.manifest_json import read_fields
-from asag_deploy.errors import BundleCorruptError, CheckpointError
+from asag_deploy.errors import CheckpointError, FieldError
+from asag_deploy.typed_json import read_fields
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.reading import WeightFile, as_float32
 from asag_training.network.config import AsagConfig
@@ -73,7 +73,7 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             epoch=said.epoch,
             preprocessing=said.preprocessing,
         )
-    except (KeyError, TypeError, ValueError, BundleCorruptError, CheckpointError) as error:
+    except (KeyError, TypeError, ValueError, FieldError, CheckpointError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}): copy it again") from error
 
 

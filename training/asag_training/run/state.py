@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import BundleCorruptError, OutputError, TrainingError
+from asag_deploy.errors import FieldError, OutputError, TrainingError
 from asag_evaluation.data.coco import CocoDataset
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
@@ -77,7 +77,7 @@ def reading_state(
         ValueError,
         EOFError,
         pickle.PickleError,
-        BundleCorruptError,
+        FieldError,
     ) as error:
         raise TrainingError(
             f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "

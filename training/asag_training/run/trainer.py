@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.errors import TrainingError
+from asag_deploy.interruption import Interruption, current
 from asag_deploy.timing import Stopwatch
+from asag_deploy.typed_json import read_fields
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.losses import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
-from asag_training.run.interruption import Interruption
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from asag_training.run.process import Process
 from asag_training.run.state import (
@@ -66,11 +66,11 @@ class Trainer:
         """Train `model`, which has the recipe's network and as many classes as `categories`.
 
         `output_dir` must exist; `data` says what it is trained on, and is the same when a run is resumed;
-        `interruption` is held back while an update is made or a file is written.
+        `interruption`, the program's if not given, is held back while an update is made or a file is written.
         """
         self.recipe, self.categories, self.output_dir, self.seed = recipe, categories, output_dir, seed
         self.process = process or Process()
-        self.interruption = interruption or Interruption()
+        self.interruption = interruption or current()
         self.model = model.to(self.process.device).train()
         o = recipe.optimisation
         self.optimizer = build_optimizer(self.model, o)
