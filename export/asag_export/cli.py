@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--longer-side", metavar="PX", type=int, help=f"the most their longer side may be {said}, 1333)")
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
-    add("--quiet", action="store_true", help="no progress and no table")
+    add("--quiet", action="store_true", help="no progress, no notes and no table")
     add_engine_options(parser)
     return parser
 
@@ -79,8 +79,11 @@ def _run(options: argparse.Namespace) -> int:
     checkpoint = _checkpoint(options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
+        notes = [] if options.quiet else [*checkpoint.notes, *checkpoint.assumed]
 
         def step(description: str) -> None:
+            while notes:  # once it is certain that there is something to do
+                bar.write(f"{PROGRAM}: note: '{options.checkpoint}': {notes.pop(0)}", file=sys.stderr)
             bar.set_description(description)
             bar.update()
 
@@ -137,10 +140,7 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
         if options.variant is None:
             raise ConfigError("--untrained needs to know which network: give --variant NAME")
         return untrained_checkpoint(options.variant)
-    checkpoint = load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
-    for sentence in checkpoint.notes:
-        print(f"{PROGRAM}: note: '{options.checkpoint}': {sentence}", file=sys.stderr)
-    return checkpoint
+    return load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
 
 
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:

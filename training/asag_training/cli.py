@@ -130,7 +130,7 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     keep_freed_memory()
     model = Asag(chosen.network)
     if initial is not None:
-        notes += start_from(model, training.categories, initial)
+        notes += start_from(model, training.categories, initial, options.init)
     if options.backbone is not None:
         notes += load_backbone(model, options.backbone)
     trainer = Trainer(

@@ -202,17 +202,17 @@ def change_sides(
     """
     sides = (p.shorter_side if shorter is None else shorter, p.longer_side if longer is None else longer)
     if not least <= sides[0] <= sides[1]:
-        kept = "" if longer is None and shorter is None else _kept_side(p, shorter, longer)
         raise ConfigError(
-            f"image sides {sides[0]} and {sides[1]} make no sense; expected {least} <= shorter <= longer{kept}"
+            f"image sides {sides[0]} and {sides[1]} make no sense; expected {least} <= shorter <= longer"
+            + ("" if shorter and longer else _kept_side(p, longer))
         )
     return dataclasses.replace(p, shorter_side=sides[0], longer_side=sides[1])
 
 
-def _kept_side(p: Preprocessing, shorter: int | None, longer: int | None) -> str:
+def _kept_side(p: Preprocessing, longer: int | None) -> str:
     if longer is None:
-        return f" (--longer-side is not given, and {p.longer_side} without it)"
-    return f" (--shorter-side is not given, and {p.shorter_side} without it)" if shorter is None else ""
+        return f" (without --longer-side it is {p.longer_side})"
+    return f" (without --shorter-side it is {p.shorter_side})"
 
 
 def check_preprocessing(p: Preprocessing) -> None:

@@ -1,7 +1,8 @@
 """Trained weights on disk: reading what others published, and reading and writing our own.
 
-`load_checkpoint` takes the public layout (.pth), a bare state dict, what other tools make of these, or our own
-.safetensors with its settings inside; it never runs code that a file brings along.  `load_backbone` takes ImageNet weights.
+`load_checkpoint` takes the public layout (.pth), a bare state dict, what other tools make of these, or our
+own .safetensors with its settings inside; it never runs code that a file brings along.  `load_backbone` takes
+ImageNet weights.  `start_from` begins a run from a checkpoint of any classes.
 """
 
 from asag_training.checkpoints.backbone import load_backbone

@@ -1,7 +1,7 @@
 """Finding a network's weights in what another tool saved: the right one of its dictionaries, and their names.
 
-Tools put weights under a key of their own choosing (`model`, `state_dict`, ...), put wrappers' names before or
-between those of the tensors (`module.`, `_orig_mod.`, ...), and keep averaged weights (EMA) beside the others.
+Tools put weights under a key of their own choosing (`model`, `state_dict`, ...), put wrappers' names before
+or between those of the tensors (`module.`, `_orig_mod.`), and keep averaged weights (EMA) beside the others.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class _Group:
 def find_weights(path: Path, content: Any, root: Root, choice: Choice = "model") -> Weights:
     """Return the weights in what a file holds, under the network's own names.
 
-    root: knows the network's names.  choice: which of those that were trained and their average (EMA) to take,
-    where there are both; where there is one it is taken whatever it is.
+    root: knows the network's names.  choice: which of those that were trained and their average (EMA) to
+    take, where there are both; where there is one it is taken whatever it is.
 
     Raises CheckpointError where there are no weights, or no average where one is asked for.
     """
@@ -155,7 +155,7 @@ def _is_weight(value: Any) -> bool:
 
 
 def _split(keys: tuple[str, ...], found: Mapping[str, Any], root: Root) -> list[_Group]:
-    """Group tensors by what stands before the network's own names; the others make a group if there is none."""
+    """Group tensors by what stands before the network's own names; the others are one if there is none."""
     groups: dict[str, dict[str, Any]] = {}
     others: dict[str, Any] = {}
     for full, value in found.items():

@@ -60,7 +60,7 @@ def what_else(start: bytes) -> str | None:
 
 
 def what_archive(path: Path) -> str | None:
-    """Say what a zip archive is that torch.save did not write; None if it did, or if the archive is damaged."""
+    """Say what a zip archive is that torch.save did not write; None if it did, or if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] or name for name in archive.namelist()]
@@ -93,7 +93,7 @@ def what_folder(folder: Path) -> str:
             "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
         )
     if any(name.startswith(("zero_pp_rank", "global_step", "mp_rank", "bf16_zero")) for name in names):
-        return "a checkpoint of DeepSpeed in shards: make one file of it with the zero_to_fp32.py that lies in it"
+        return "a checkpoint of DeepSpeed in shards: make one file of it with the zero_to_fp32.py in it"
     if "saved_model.pb" in names:
         return "a TensorFlow model: it holds no PyTorch weights"
     if "data.pkl" in names or (folder / "archive" / "data.pkl").exists():

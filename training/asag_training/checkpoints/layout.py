@@ -42,6 +42,8 @@ _SHOWN_BY_SHAPES = (
     *("first_level_anchors", "patch_anchors"),
 )
 """The settings that make a published variant's layout; parallel decoders can have been left out."""
+_DEPTHS = {101: "layer3.22", 50: "layer3.5"}
+"""By the block that no shallower ResNet has."""
 _HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series)\.(\d+)\.")
 
 
@@ -101,7 +103,7 @@ def infer_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | 
 
 def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
     decoder: DecoderType = "adamixer" if _any(found, "decoder.bbox_head.") else "sparse-rcnn"
-    depth = 101 if _any(found, "backbone.0.body.layer3.22.") else 50
+    depth = next((depth for depth, last in _DEPTHS.items() if _any(found, f"backbone.0.body.{last}.")), 26)
     first_level_anchors = found["anchor_generator.proj_all.layers.2.weight"][0] // 5
     preset = asag_crowdhuman if crowdhuman else asag_100 if first_level_anchors == 50 else asag_300
     hidden_dim = found["neck.inner_blocks.0.0.weight"][0]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from asag_deploy.bundle.manifest import Category, Preprocessing
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
-from asag_training.checkpoints.checkpoint import Checkpoint, select_head
+from asag_training.checkpoints.checkpoint import PREPARATION_ASSUMED, Checkpoint, select_head
 from asag_training.checkpoints.containers import Choice, find_weights, settings_of
 from asag_training.checkpoints.layout import (
     Layout,
@@ -49,13 +49,13 @@ def load_checkpoint(
     head: str | None = None,
     weights: Choice = "model",
 ) -> Checkpoint:
-    """Read a checkpoint: the public layout, a bare state dict, what other tools make of them, or our own file.
+    """Read a checkpoint: the public layout, a bare state dict, what other tools make of these, or our own.
 
     Without `variant` the file decides: its own settings, or what its shapes and its training options tell.  A
     variant by name is the published one, with as many parallel decoders as the file has; settings are taken
     as they are.  `head` keeps one of the decoders.  `weights` chooses where a file holds both those that were
     trained and their moving average (EMA).  Code in the file is never run; weights become float32.  `notes`
-    of what comes back say which weights were taken, and what was assumed.
+    and `assumed` of what comes back say which weights were taken, and what the file does not say.
 
     Raises CheckpointError, which names the first tensors that do not fit and the variant that would, or says
     what the file is, and ConfigError for an unknown variant.
@@ -72,7 +72,7 @@ def load_checkpoint(
             layers = checkpoint.config.decoder_layers
             config = _settle(path, layout_of(checkpoint.state), variant, layers)
             notes = _other_settings(checkpoint.config, config) if isinstance(variant, str) else ()
-            checkpoint = dataclasses.replace(checkpoint, config=config, notes=notes)
+            checkpoint = dataclasses.replace(checkpoint, config=config, notes=checkpoint.notes + notes)
     else:
         checkpoint = _public_checkpoint(path, file.content, variant, weights)
     return checkpoint if head is None else select_head(checkpoint, head)
@@ -96,13 +96,15 @@ def _public_checkpoint(
     names = _class_names(content, config.num_classes)
     categories = default_categories(config) if names is None else _categories(names)
     named = names is not None or not categories[0].name.startswith("class_")
+    unnamed = () if named else ("it does not name its classes: they are class_0 and so on",)
     return Checkpoint(
         config=config,
         state=as_float32(path, found.tensors),
         categories=categories,
         epoch=_epoch(content),
         named=named,
-        notes=notes + _assumed(named),
+        notes=notes,
+        assumed=(PREPARATION_ASSUMED, *unnamed),
     )
 
 
@@ -139,18 +141,6 @@ def _categories(names: tuple[str, ...]) -> tuple[Category, ...]:
     if names == tuple(category.name for category in COCO_CATEGORIES):
         return COCO_CATEGORIES
     return tuple(Category(id=i, name=name) for i, name in enumerate(names))
-
-
-def _assumed(named: bool) -> tuple[str, ...]:
-    """Say what a file of another tool leaves open."""
-    usual = Preprocessing()
-    notes = [
-        f"the file does not say how images are prepared: without other options, {usual.shorter_side} to "
-        f"{usual.longer_side} pixels and ImageNet's mean and deviation are assumed"
-    ]
-    if not named:
-        notes.append("it does not name its classes: they are called class_0 and so on")
-    return tuple(notes)
 
 
 def _other_settings(said: AsagConfig, config: AsagConfig) -> tuple[str, ...]:

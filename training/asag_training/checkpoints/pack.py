@@ -51,10 +51,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(options.checkpoint, weights=options.weights)
+    save_checkpoint(options.output, change_settings(checkpoint, options.changes), half=True)
     for sentence in checkpoint.notes:
         print(f"pack: note: '{options.checkpoint}': {sentence}", file=sys.stderr)
-    checkpoint = change_settings(checkpoint, options.changes)
-    save_checkpoint(options.output, checkpoint, half=True)
     return ALL_FINE
 
 

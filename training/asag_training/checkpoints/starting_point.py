@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ _MANY = 6
 """So many names are listed in a sentence."""
 
 
-def start_from(model: Asag, categories: Sequence[Category], checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Give a new network what a checkpoint has for it; return sentences about what was taken.
+def start_from(
+    model: Asag, categories: Sequence[Category], checkpoint: Checkpoint, path: str | Path
+) -> tuple[str, ...]:
+    """Give a new network what a checkpoint, loaded from `path`, has for it; return sentences about that.
 
-    model: freshly initialised, for as many classes as `categories`.  Raises CheckpointError where anything but
-    classes and the number of parallel decoders differs, with the settings that would make it fit.
+    model: freshly initialised, for as many classes as `categories`.  Raises CheckpointError where anything
+    but classes and the number of parallel decoders differs, with the settings that would make it fit.
     """
     config, notes = model.config, list[str]()
     state = _with_decoders(checkpoint, config, notes)
@@ -38,7 +41,7 @@ def start_from(model: Asag, categories: Sequence[Category], checkpoint: Checkpoi
     expected = {name: shape for name, shape in expected_layout(config).items() if name not in by_class}
     wrong = mismatch(found, expected)
     if wrong is not None or not by_class <= state.keys():
-        raise CheckpointError(_why_it_does_not_fit(checkpoint, config, wrong))
+        raise CheckpointError(_why_it_does_not_fit(path, checkpoint, config, wrong))
     rows = _rows(categories, checkpoint)
     own = model.state_dict()
     with torch.no_grad():
@@ -116,7 +119,7 @@ def _about_classes(
     where = f"the class layers ({_listed(modules)})"
     if not checkpoint.named and rows:
         return (
-            f"{where} are taken too: the file does not name its {count} classes, and yours are taken for them"
+            f"{where} are taken too: the file does not name its classes, and its {count} are taken for yours"
         )
     if len(rows) == count and all(label == before for label, before in rows.items()):
         same = len(checkpoint.categories) == count
@@ -136,22 +139,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MANY]) + (f" and {more} more" if more > 0 else "")
 
 
-def _why_it_does_not_fit(checkpoint: Checkpoint, config: AsagConfig, wrong: str | None) -> str:
+def _why_it_does_not_fit(
+    path: str | Path, checkpoint: Checkpoint, config: AsagConfig, wrong: str | None
+) -> str:
     theirs, ours = checkpoint.config.to_dict(), config.to_dict()
-    left_alone = {"variant", "num_classes", "heads"}
-    changes = [
-        f"--set network.{name}={theirs[name]}"
-        for name in _IN_SHAPES
-        if name not in left_alone and theirs[name] != ours[name]
-    ]
-    advice = (
-        f"give the recipe of that network, or {' '.join(changes)}"
-        if changes
-        else "give the recipe it was trained by"
-    )
+    changes = [f"--set network.{name}={theirs[name]}" for name in _IN_SHAPES if theirs[name] != ours[name]]
+    advice = "give the recipe it was trained by"
+    if changes:
+        advice = f"give the recipe of that network, or {' '.join(changes)}"
     return (
-        f"the network of the checkpoint ({checkpoint.config.variant}) is not the recipe's ({config.variant}): "
-        f"{advice} ({wrong})"
+        f"'{path}' is not a checkpoint of {config.variant} as the recipe has it, but of "
+        f"{checkpoint.config.variant} ({wrong}); {advice}"
     )
 
 

@@ -30,6 +30,7 @@ def checkpoint_predictor(
     *,
     head: str | None = None,
     weights: Choice = "model",
+    preprocessing: Preprocessing | None = None,
     shorter_side: int | None = None,
     longer_side: int | None = None,
     device: str = "cpu",
@@ -38,21 +39,22 @@ def checkpoint_predictor(
     """Load a checkpoint's file.
 
     options: their backend, threads and requests are not looked at.  head: one of the parallel decoders; None
-    for the main one.  weights: see `load_checkpoint`.  shorter_side, longer_side: in pixels, instead of what
-    the file says; all else is done to images as it says.  note: told in sentences what was taken and assumed.
+    for the main one.  weights: see `load_checkpoint`.  preprocessing: None for what the file says, if it
+    does.  shorter_side, longer_side: in pixels, instead of those in it, of which all else stays.  note: told
+    in sentences what was taken and assumed.
     Raises CheckpointError, and ConfigError for an unknown head, mode, level or device.
     """
     check_device(device)
     checkpoint = load_checkpoint(path, weights=weights)
-    for sentence in checkpoint.notes:
+    for sentence in (*checkpoint.notes, *checkpoint.assumed):
         note(sentence)
-    preprocessing = change_sides(checkpoint.preprocessing or Preprocessing(), shorter_side, longer_side)
+    said = preprocessing or checkpoint.preprocessing or Preprocessing()
     checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
     return network_predictor(
         build(checkpoint.config, checkpoint.state),
         checkpoint.categories,
         options,
-        preprocessing=preprocessing,
+        preprocessing=change_sides(said, shorter_side, longer_side),
         trained=checkpoint.trained,
         device=device,
     )

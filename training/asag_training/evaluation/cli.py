@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,10 +74,13 @@ def _run(options: argparse.Namespace) -> int:
         ) from None
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
-    predictor = _predictor(options)
+    notes = list[str]()
+    predictor = _predictor(options, notes.append)
     manifest = predictor.detector.manifest
     dataset = CocoDataset.open(options.data, options.split, categories=manifest.categories)
     dataset = dataset.first(options.limit)
+    for sentence in notes:
+        print(f"{PROGRAM}: note: '{options.model}': {sentence}", file=sys.stderr)
     if not manifest.trained:
         print(f"{PROGRAM}: warning: the weights are untrained, so the figures mean nothing", file=sys.stderr)
     with progress(total=len(dataset), unit="image") as bar:
@@ -95,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     return ALL_FINE
 
 
-def _predictor(options: argparse.Namespace) -> Predictor:
+def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Predictor:
     """Load the bundle or the checkpoint (ConfigError for options that do not go together)."""
     from asag_evaluation.predictor import bundle_predictor
 
@@ -105,7 +108,7 @@ def _predictor(options: argparse.Namespace) -> Predictor:
         if side is not None and side < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {side} is no image size: expected 1 pixel or more")
     if not path.is_dir():
-        return _checkpoint_predictor(path, chosen, options)
+        return _checkpoint_predictor(path, chosen, options, note)
     of_checkpoints = (options.head, options.weights, options.shorter_side, options.longer_side)
     if any(value is not None for value in of_checkpoints) or options.device != "cpu":
         raise ConfigError(
@@ -116,7 +119,9 @@ def _predictor(options: argparse.Namespace) -> Predictor:
     return bundle_predictor(Bundle.open(path), chosen)
 
 
-def _checkpoint_predictor(path: Path, chosen: DetectorOptions, options: argparse.Namespace) -> Predictor:
+def _checkpoint_predictor(
+    path: Path, chosen: DetectorOptions, options: argparse.Namespace, note: Callable[[str], object]
+) -> Predictor:
     if chosen.backend not in (None, TORCH):
         raise ConfigError(
             f"'{path}' is a checkpoint, which only PyTorch runs, not {chosen.backend}: export it, "
@@ -142,7 +147,7 @@ def _checkpoint_predictor(path: Path, chosen: DetectorOptions, options: argparse
         shorter_side=options.shorter_side,
         longer_side=options.longer_side,
         device=options.device,
-        note=lambda sentence: print(f"{PROGRAM}: note: '{path}': {sentence}", file=sys.stderr),
+        note=note,
     )
 
 

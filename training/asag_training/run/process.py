@@ -81,8 +81,8 @@ def check_same_step(step: int) -> None:
     dist.all_gather_object(steps, step)
     if len(set(steps)) > 1:
         raise ConfigError(
-            f"the processes of the run find different states of it, after {min(steps)} to {max(steps)} updates: "
-            "let the output folder be one that all machines share"
+            f"the processes of the run find different states of it, after {min(steps)} to {max(steps)} "
+            "updates: let the output folder be one that all machines share"
         )
 
 
