@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from asag_deploy import extras
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError
 from asag_deploy.interruption import Interruption
@@ -44,10 +45,10 @@ def exit_code(
     """Run a command and return its exit code.
 
     What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
-    what `codes` says of its type, or 2.  Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129, each after the
-    command has kept what it keeps at a KeyboardInterrupt.  A reader of the output that has gone, such as
-    `head`, gives 2, and so does an output that takes no more.  argparse's own exits, after --help or
-    --version, are taken as they are.
+    what `codes` says of its type, or 2; so does a package that is not installed.  Ctrl-C gives 130, SIGTERM
+    143 and SIGHUP 129, each after the command has kept what it keeps at a KeyboardInterrupt.  A reader of the
+    output that has gone, such as `head`, gives 2, and so does an output that takes no more.  argparse's own
+    exits, after --help or --version, are taken as they are.
     """
     with Interruption() as interruption:
         try:
@@ -63,8 +64,14 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     try:
         code = command()
     except AsagError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
+    except ImportError as error:
+        sentence = extras.missing(error, program)
+        if sentence is None:
+            raise
+        print(f"{program}: error: {sentence}", file=sys.stderr)
+        code = NOTHING_DONE
     except SystemExit as stop:
         code = int(stop.code or ALL_FINE)
     except OSError as error:
@@ -90,6 +97,20 @@ def _output_fails() -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def printable(text: str) -> str:
+    """Return a text in one line: what would move the cursor, or is no letter, becomes an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
 
 
 def listed(values: Sequence[str]) -> tuple[str, ...]:

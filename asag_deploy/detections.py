@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,10 @@ class Detections:
     The images of a batch share it.  `normalize` begins with the upload; where images are prepared on the GPU
     it holds resizing and padding too, and `preprocess` reading them alone.  A GPU backend goes on before the
     GPU has finished: what it takes shows where the host next needs a value."""
+    time_s: float | None = None
+    """Seconds from the start of the video or animation that the image is a frame of.
+
+    `Detector.stream` sets it; None for other images."""
 
     def __post_init__(self) -> None:
         count = len(self.xyxy)
@@ -138,16 +143,24 @@ class Detections:
             "times_ms": {phase: round(float(time), 3) for phase, time in self.times_ms.items()},
         }
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return COCO results: one dict a detection, `bbox` being x, y, width, height in pixels."""
+    def to_coco(
+        self, image_id: int | str, *, categories: Mapping[int, int | str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return COCO results: one dict a detection, `bbox` being x, y, width, height in pixels.
+
+        categories: the id to write for each of the bundle's category ids; detections of others are left out.
+        None writes the bundle's own.
+        """
+        ids = {one.id: one.id for one in self.categories} if categories is None else categories
         return [
             {
                 "image_id": image_id,
-                "category_id": self.categories[i].id,
+                "category_id": ids[self.categories[i].id],
                 "bbox": _rounded((x1, y1, x2 - x1, y2 - y1), 3),
                 "score": round(float(confidence), 6),
             }
             for (x1, y1, x2, y2), confidence, i in zip(self.xyxy, self.confidence, self.class_id, strict=True)
+            if self.categories[i].id in ids
         ]
 
     def to_supervision(self) -> supervision.Detections:

@@ -22,6 +22,7 @@ from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError, ImageError
 from asag_deploy.images.reading import ChannelOrder, ImageLike
+from asag_deploy.loop.contract import check_stages
 from asag_deploy.loop.loop import Begun, Loop, LoopChoice
 from asag_deploy.loop.probing import Probed
 from asag_deploy.loop.stages import Array
@@ -115,6 +116,7 @@ class Detector:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
+        check_stages(opened)
         rule = stop_rule(opened.manifest, mode, max_level)
         network = open_network(backend, opened, threads, requests)
         return cls(
@@ -169,22 +171,31 @@ class Detector:
         batch_size: int = 1,
         requests: int | None = None,
         channel_order: ChannelOrder = "bgr",
+        frames: pipeline.Frames = "first",
     ) -> Generator[Detections, None, None]:
         """Detect in image after image, reading the next ones meanwhile; results come in the images' order.
 
         sources: arrays as calling the detector takes them (not on a GPU), and names of image files, folders,
-        globs, videos or cameras, in any mixture and number, or a single one.
+        globs, videos, addresses or cameras, in any mixture and number, or a single one.
         batch_size: images that go through the network together, of those that reach it at the same size and
         are near each other; with 1, detections are those of calling the detector image by image.
         requests: batches that are detected in at once; None for what the detector was loaded for.
+        frames: `all` goes through every frame of animated and multi-page images, whose first is taken else.
 
+        Videos need PyAV (`pip install 'asag-deploy[video]'`); `Detections.time_s` is the time of a frame.
         A few images at most are read ahead.  What calling the detector would raise for an image, and what the
         iterable raises, is raised in its turn and ends the stream; so is SourceError for a folder or video
-        that gives nothing.  Closing the iterator ends it early, once what is under way is done.  Raises
-        ConfigError at once for numbers less than 1.
+        that gives nothing, and at the end of a video that breaks off before its own or is damaged.  Closing
+        the iterator ends it early, once what is under way is done.  Raises ConfigError at once for numbers
+        less than 1.
         """
         return pipeline.stream(
-            self, sources, batch_size=batch_size, requests=requests, channel_order=channel_order
+            self,
+            sources,
+            batch_size=batch_size,
+            requests=requests,
+            channel_order=channel_order,
+            frames=frames,
         )
 
     def forward(self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]) -> RawOutput:

@@ -11,12 +11,15 @@ from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
-from asag_deploy.serving.app import Limits, make_app
+from asag_deploy.serving.app import make_app
+from asag_deploy.serving.limits import Limits
 from asag_deploy.serving.server import address_of, listen, make_server, run
 
 PROGRAM = "asag-serve"
 _MEBIBYTE = 2**20
 _MOST_MEBIBYTES = 4096
+_MILLION = 1_000_000
+_MOST_MEGAPIXELS = 500
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +36,13 @@ def _serve(options: argparse.Namespace) -> int:
     limits = Limits(
         requests=chosen.requests,
         queue=options.queue,
+        connections=options.connections,
         max_bytes=_bytes(options.max_megabytes),
+        max_pixels=_pixels(options.max_megapixels),
+        head_seconds=options.head_seconds,
         body_seconds=options.body_seconds,
+        queue_seconds=options.queue_seconds,
+        answer_seconds=options.answer_seconds,
     )
     with chosen.load(options.bundle) as detector:
         if not detector.manifest.trained:
@@ -42,7 +50,7 @@ def _serve(options: argparse.Namespace) -> int:
         app = make_app(
             detector, limits, backend=chosen.backend or DEFAULT_BACKEND, threshold=options.threshold
         )
-        server = make_server(app, grace_seconds=options.grace_seconds)
+        server = make_server(app, limits, grace_seconds=options.grace_seconds)
         listener = listen(options.host, options.port)
         print(f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}", flush=True)
         run(server, listener)
@@ -55,6 +63,14 @@ def _bytes(mebibytes: float) -> int:
             f"--max-megabytes is {mebibytes:g}; it must be more than 0, {_MOST_MEBIBYTES} at most"
         )
     return int(mebibytes * _MEBIBYTE)
+
+
+def _pixels(millions: float) -> int:
+    if not 1 / _MILLION <= millions <= _MOST_MEGAPIXELS:
+        raise ConfigError(
+            f"--max-megapixels is {millions:g}; it must be more than 0, {_MOST_MEGAPIXELS} at most"
+        )
+    return int(millions * _MILLION)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +86,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: %(default)s)")
     add("--queue", type=int, default=16, metavar="N", help="requests that may wait (default: %(default)s)")
     add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
-    add("--body-seconds", type=float, default=30, metavar="S", help="to send it in (default: %(default)s)")
+    text = "pixels of the largest image, in millions (default: %(default)s)"
+    add("--max-megapixels", type=float, default=100, metavar="M", help=text)
+    text = "open connections, beyond which only /health answers (default: %(default)s)"
+    add("--connections", type=int, default=256, metavar="N", help=text)
+    text = "for a client to send the head of its request in (default: %(default)s)"
+    add("--head-seconds", type=float, default=10, metavar="S", help=text)
+    text = "for a client to send its image in (default: %(default)s)"
+    add("--body-seconds", type=float, default=30, metavar="S", help=text)
+    text = "for a request to wait for the network (default: %(default)s)"
+    add("--queue-seconds", type=float, default=30, metavar="S", help=text)
+    text = "for a client to read its answer in (default: %(default)s)"
+    add("--answer-seconds", type=float, default=30, metavar="S", help=text)
     add("--grace-seconds", type=int, default=30, metavar="S", help="to end in (default: %(default)s)")
     add_detector_options(parser)
     return parser

@@ -37,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> int:
-        options = parser().parse_args(arguments)
+        options = _parser().parse_args(arguments)
         options.command = f"{PROGRAM} {shlex.join(arguments)}"
         return int(options.run(options))
 
     return exit_code(PROGRAM, command)
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; `run` of what it parses is the function that does it."""
     top = OneSentenceParser(prog=PROGRAM, description="Measure what bundles, training and machines do.")
     commands = top.add_subparsers(metavar="COMMAND", required=True)

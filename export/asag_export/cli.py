@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import OneSentenceParser, exit_code, progress
@@ -13,12 +14,12 @@ from asag_deploy.engines.build import BuildOptions, summary
 from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
 from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
-from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
-from asag_export.gate.parity import format_report
-from asag_export.stage_export import DEFAULT_OPSET
-from asag_training.checkpoints import CHOICES, Checkpoint, load_checkpoint, untrained_checkpoint
-from asag_training.network.stage_plan import MANUAL_STOPS
-from asag_training.settings import change_sides
+from asag_export.choices import DEFAULT_OPSET, FORMATS, PRECISIONS
+from asag_training.network.config import MANUAL_STOPS
+from asag_training.settings import WEIGHTS_CHOICES, change_sides
+
+if TYPE_CHECKING:
+    from asag_training.checkpoints import Checkpoint
 
 PROGRAM = "asag-export"
 
@@ -52,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
     add(
         "--weights",
-        choices=CHOICES,
-        default=CHOICES[0],
+        choices=WEIGHTS_CHOICES,
+        default=WEIGHTS_CHOICES[0],
         help="those trained (default), or their average, EMA",
     )
     stops = ", ".join(MANUAL_STOPS)
@@ -75,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from asag_export.bundle_export import export_bundle
+    from asag_export.gate.parity import format_report
+
     engines = _engines(options)  # before an export that takes minutes
     checkpoint = _checkpoint(options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
@@ -136,6 +140,8 @@ def _engines(options: argparse.Namespace) -> BuildOptions | None:
 
 
 def _checkpoint(options: argparse.Namespace) -> Checkpoint:
+    from asag_training.checkpoints import load_checkpoint, untrained_checkpoint
+
     if options.untrained:
         if options.variant is None:
             raise ConfigError("--untrained needs to know which network: give --variant NAME")

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Precision, Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
+from asag_export.choices import OPSETS
 from asag_export.onnx_operators import DOMAIN, FUNCTIONS
 from asag_training.network.backbone import FrozenBatchNorm2d
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.operators import ONNX_VERSION
 from asag_training.network.stages import StageModule
-
-OPSETS = range(18, 24)
-DEFAULT_OPSET = 20
 
 ExportedStage = tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A stage's model, its inputs and its outputs."""

@@ -17,7 +17,7 @@ from asag_export import bundle_export
 from asag_export.cli import main
 from asag_export.gate.parity import ParityReport
 from asag_training.checkpoints import save_checkpoint
-from asag_training.network.stage_plan import MANUAL_STOPS
+from asag_training.network.config import MANUAL_STOPS
 from support.small_network import small_checkpoint
 
 

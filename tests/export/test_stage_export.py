@@ -18,8 +18,9 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing, Probing, TensorSpec
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.errors import ConfigError, ExportError
+from asag_export.choices import DEFAULT_OPSET, OPSETS
 from asag_export.onnx_operators import DOMAIN
-from asag_export.stage_export import DEFAULT_OPSET, OPSETS, check, export_stage, prepare_for_export
+from asag_export.stage_export import check, export_stage, prepare_for_export
 from asag_training.checkpoints import select_head
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan

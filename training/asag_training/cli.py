@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
-from asag_training.checkpoints import CHOICES, Checkpoint, load_backbone, load_checkpoint, start_from
-from asag_training.data.loading import TrainingLoader
-from asag_training.network.model import Asag
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.process import Process, check_same_step, joined, keep_freed_memory
-from asag_training.run.run_loop import Rhythm, TrainingRun
-from asag_training.run.state import BEST, LAST, STATE, data_in_words
-from asag_training.run.trainer import Trainer
+from asag_training.settings import WEIGHTS_CHOICES
+
+if TYPE_CHECKING:  # PyTorch is imported when there is something to train
+    from asag_training.data.loading import TrainingLoader
+    from asag_training.run.process import Process
+    from asag_training.run.trainer import Trainer
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"
@@ -39,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = _parser().parse_args(argv)
+        from asag_training.run.process import joined
+
         try:
             with joined(options.device) as process:
                 _train(options, process)
@@ -75,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--weights",
-        choices=CHOICES,
+        choices=WEIGHTS_CHOICES,
         help="which of its weights: those trained (default), or their average, EMA",
     )
     add("--resume", action="store_true", help="take up the run in the output folder, if it holds one")
@@ -114,25 +113,28 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _train(options: argparse.Namespace, process: Process) -> None:
+    from asag_training.run.process import check_same_step, keep_freed_memory
+    from asag_training.run.run_loop import Rhythm, TrainingRun
+    from asag_training.run.start import start
+    from asag_training.run.state import data_in_words
+    from asag_training.run.trainer import Trainer
+
     chosen = recipe(options.recipe, options.changes)
     found = CocoDataset.open(options.data, options.train_split)
     training = found.for_training()
     validation = CocoDataset.open(options.data, options.val_split, categories=training.categories)
     validation = validation.first(options.evaluate_images)
-    network = chosen.network.with_changes(num_classes=len(training.categories))
-    chosen = dataclasses.replace(chosen, network=network)
-    initial, notes = _initial(options)
-    if initial is not None:
-        chosen, more = _as_it_was_trained(chosen, initial, options.changes)
-        notes += more
+    chosen, model, notes = start(
+        chosen,
+        training.categories,
+        seed=options.seed,
+        init=options.init,
+        weights=options.weights,
+        backbone=options.backbone,
+        named=[change.partition("=")[0] for change in options.changes],
+    )
     loader = _loader(options, chosen, training, process)
-    torch.manual_seed(options.seed)
     keep_freed_memory()
-    model = Asag(chosen.network)
-    if initial is not None:
-        notes += start_from(model, training.categories, initial, options.init)
-    if options.backbone is not None:
-        notes += load_backbone(model, options.backbone)
     trainer = Trainer(
         chosen,
         model,
@@ -145,7 +147,8 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     resumed = _open_output(options, trainer)
     check_same_step(trainer.position.step)
     if process.is_main:
-        _tell(options, trainer, () if resumed else notes)
+        for sentence in trainer.changed if resumed else notes:
+            print(sentence)
         print(f"training:   {found.counts.describe()}; {len(training)} images are used")
         print(f"validation: {validation.counts.describe()}")
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
@@ -159,56 +162,10 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     TrainingRun(trainer, loader, validation, rhythm)()
 
 
-def _initial(options: argparse.Namespace) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """Load the checkpoint to start from, if there is one, and say which of its weights were taken."""
-    if options.init is None:
-        if options.weights is not None:
-            raise ConfigError(
-                "--weights chooses among those of the checkpoint to start from: give --init too"
-            )
-        return None, ()
-    if options.backbone is not None:
-        raise ConfigError("--init brings a whole network: leave --backbone out")
-    initial = load_checkpoint(options.init, weights=options.weights or CHOICES[0])
-    return initial, initial.notes
-
-
-def _as_it_was_trained(
-    chosen: Recipe, initial: Checkpoint, changes: Sequence[str]
-) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the recipe with what the checkpoint's weights rely on, unless `--set` says otherwise: the
-    activation, and how pixels become numbers."""
-    named, notes = {change.partition("=")[0] for change in changes}, list[str]()
-
-    def settle(setting: str, ours: object, theirs: object) -> bool:
-        if ours == theirs:
-            return False
-        taken = setting not in named
-        whose = "the checkpoint has it" if taken else "--set says, though the checkpoint was trained with"
-        notes.append(f"{setting} is {theirs if taken else ours}, as {whose}{'' if taken else f' {theirs}'}")
-        return taken
-
-    network, p, was = chosen.network, chosen.preprocessing, initial.preprocessing
-    if settle("network.activation", network.activation, initial.config.activation):
-        network = network.with_changes(activation=initial.config.activation)
-    if was is not None and settle("preprocessing.mean", p.mean, was.mean):
-        p = dataclasses.replace(p, mean=was.mean)
-    if was is not None and settle("preprocessing.std", p.std, was.std):
-        p = dataclasses.replace(p, std=was.std)
-    return dataclasses.replace(chosen, network=network, preprocessing=p), tuple(notes)
-
-
-def _tell(options: argparse.Namespace, trainer: Trainer, notes: Sequence[str]) -> None:
-    """Say where the network comes from, and what is otherwise than where the run was saved."""
-    source = options.init or options.backbone
-    for sentence in notes:
-        print(f"from '{source}': {sentence}")
-    for sentence in trainer.changed:
-        print(f"the saved run was made otherwise ({sentence}): numbers can differ in their last digits")
-
-
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
     """Make the output folder, or take up the run in it; return whether there was one."""
+    from asag_training.run.state import BEST, LAST, STATE
+
     folder: Path = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,6 +190,8 @@ def _loader(
     options: argparse.Namespace, chosen: Recipe, training: CocoDataset, process: Process
 ) -> TrainingLoader:
     """Open the batches of this process: its share of an update, in as many passes as the recipe wants."""
+    from asag_training.data.loading import TrainingLoader
+
     o = chosen.optimisation
     share = process.world_size * o.accumulate
     if o.batch_size % share:

@@ -19,6 +19,10 @@ from asag_deploy.typed_json import read_fields
 
 Compute = Literal["fp32", "bf16", "fp16"]
 
+WeightsChoice = Literal["model", "ema"]
+"""The weights of a checkpoint as they were trained, or their moving average."""
+WEIGHTS_CHOICES: tuple[WeightsChoice, ...] = get_args(WeightsChoice)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

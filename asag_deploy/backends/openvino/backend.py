@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
+from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.network import Network, check_inputs
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 
@@ -45,6 +47,16 @@ _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark."""
 _OUTPUT_SUFFIX = "/sink_port_0"
+_TYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "f64": "float64",
+    "boolean": "bool",
+    "u8": "uint8",
+    "i8": "int8",
+    "i32": "int32",
+    "i64": "int64",
+}
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
 
 
@@ -70,14 +82,20 @@ class OpenVino:
         )
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
-        """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
+        """Load every graph of a bundle.
+
+        Raises BackendError if one cannot be loaded, BundleCorruptError if it is not what the manifest says.
+        """
         core = _core()
         cache = CompiledCache.of_user(self._recipe(core))
         names = [graph.name for graph in bundle.manifest.graphs]
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
             config = _config(threads, requests)
-            models = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
-            return OpenVinoNetwork(dict(zip(names, models, strict=True)))
+            loaded = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
+            models = dict(zip(names, loaded, strict=True))
+        for name, model in models.items():
+            check_declared(bundle, name, _specs(model.inputs), _specs(model.outputs))
+        return OpenVinoNetwork(models)
 
     def _recipe(self, core: Core) -> str:
         """Name everything besides the graph that decides what compiling it gives."""
@@ -282,6 +300,26 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
         return np.array(tensor.data)
     halves: NDArray[np.uint16] = tensor.data.view(np.uint16)  # OpenVINO calls the same bits float16
     return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
+    """Describe the inputs or outputs of a compiled graph as a manifest does."""
+    return [
+        TensorSpec(
+            name=_own_name(port),
+            dtype=_dtype(port),
+            shape=tuple(
+                UNKNOWN if size.is_dynamic else size.get_length() for size in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    ]
+
+
+def _dtype(port: Any) -> str:
+    """Name a port's type as NumPy does; feature maps that were given bfloat16 are float32 to the graph."""
+    name: str = port.get_element_type().get_type_name()
+    return "float32" if name == "bf16" else _TYPES.get(name, name)
 
 
 def _own_name(port: Any) -> str:

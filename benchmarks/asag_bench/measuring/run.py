@@ -37,6 +37,7 @@ from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.command_line import progress
 from asag_deploy.errors import BackendError, ConfigError, first_line
 from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.contract import check_stages
 from asag_deploy.timing import since
 
 MOST_PICTURES = 100
@@ -133,6 +134,7 @@ def _load_detectors(chosen: Sequence[BundleOnBackend], opening_s: Mapping[Path, 
     for each in chosen:
         before, start = resident_mib(), time.perf_counter()
         options, manifest = each.options, each.bundle.manifest
+        check_stages(each.bundle)
         network = options.open_network(each.bundle)
         rule = rule_of(manifest, options)
         runner = DetectorRunner(each.name, manifest, network, rule, options.loop, options.deadline_ms)

@@ -10,10 +10,10 @@ from pathlib import Path
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code, progress
-from asag_deploy.errors import BackendError, ConfigError, ParityError
+from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_export.quantize.calibration import DEFAULT_COUNT, choose, image_files, read_pictures
-from asag_export.quantize.cost import ACTIVATIONS, DEFAULT_MOST_LOSS, INSTALL, RESULTS, format_quantization
+from asag_export.quantize.cost import ACTIVATIONS, DEFAULT_MOST_LOSS, RESULTS, format_quantization
 
 PROGRAM = "asag-quantize"
 
@@ -53,10 +53,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
-    try:
-        from asag_export.quantize.bundle_quantization import check_quantizable, quantize_bundle
-    except ImportError as error:
-        raise BackendError(f"quantising needs the package {error.name}; install it with {INSTALL}") from None
+    from asag_export.quantize.bundle_quantization import check_quantizable, quantize_bundle
+
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
     data = _open_data(options.data, options.split, bundle, options.limit) if options.data else None

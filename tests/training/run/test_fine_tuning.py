@@ -203,7 +203,10 @@ def test_what_the_weights_rely_on_stays(
     assert train(data, tmp_path / "run", *options) == 0
     output = capsys.readouterr().out
     assert "network.activation is relu, as the checkpoint has it" in output
-    assert "preprocessing.std is (7, 7, 7), as --set says" in output.replace(".0", "")
+    assert (
+        "preprocessing.std is (7, 7, 7), though the checkpoint was trained with (4, 5, 6)"
+        in output.replace(".0", "")
+    )
     loaded = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert loaded.config.activation == "relu"
     assert loaded.preprocessing == Preprocessing(

@@ -5,18 +5,21 @@ own .safetensors with its settings inside; it never runs code that a file brings
 ImageNet weights.  `start_from` begins a run from a checkpoint of any classes.
 """
 
-from asag_training.checkpoints.backbone import load_backbone
-from asag_training.checkpoints.checkpoint import Checkpoint, select_head, untrained_checkpoint
-from asag_training.checkpoints.containers import CHOICES, Choice
-from asag_training.checkpoints.loading import load_checkpoint
-from asag_training.checkpoints.native import FORMAT_VERSION, save_checkpoint
-from asag_training.checkpoints.starting_point import class_layers, start_from
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asag_training.checkpoints.backbone import load_backbone
+    from asag_training.checkpoints.checkpoint import Checkpoint, select_head, untrained_checkpoint
+    from asag_training.checkpoints.loading import load_checkpoint
+    from asag_training.checkpoints.native import FORMAT_VERSION, save_checkpoint
+    from asag_training.checkpoints.starting_point import class_layers, start_from
 
 __all__ = [
-    "CHOICES",
     "FORMAT_VERSION",
     "Checkpoint",
-    "Choice",
     "class_layers",
     "load_backbone",
     "load_checkpoint",
@@ -25,3 +28,22 @@ __all__ = [
     "start_from",
     "untrained_checkpoint",
 ]
+
+_MODULES = {
+    "FORMAT_VERSION": "native",
+    "Checkpoint": "checkpoint",
+    "class_layers": "starting_point",
+    "load_backbone": "backbone",
+    "load_checkpoint": "loading",
+    "save_checkpoint": "native",
+    "select_head": "checkpoint",
+    "start_from": "starting_point",
+    "untrained_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and PyTorch with it, which `pack --help` does without."""
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -10,17 +10,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError, ConfigError
-
-Choice = Literal["model", "ema"]
-"""Weights as they were trained, or their moving average."""
-CHOICES: tuple[Choice, ...] = get_args(Choice)
+from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
 
 _DEEPEST = 4
 """Dictionaries within dictionaries are looked into so far."""
@@ -77,7 +74,7 @@ class _Group:
         )
 
 
-def find_weights(path: Path, content: Any, root: Root, choice: Choice = "model") -> Weights:
+def find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice = "model") -> Weights:
     """Return the weights in what a file holds, under the network's own names.
 
     root: knows the network's names.  choice: which of those that were trained and their average (EMA) to
@@ -85,8 +82,8 @@ def find_weights(path: Path, content: Any, root: Root, choice: Choice = "model")
 
     Raises CheckpointError where there are no weights, or no average where one is asked for.
     """
-    if choice not in CHOICES:
-        raise ConfigError(f"unknown weights '{choice}'; choose {' or '.join(CHOICES)}")
+    if choice not in WEIGHTS_CHOICES:
+        raise ConfigError(f"unknown weights '{choice}'; choose {' or '.join(WEIGHTS_CHOICES)}")
     groups = [group for keys, found in _dictionaries(content, ()) for group in _split(keys, found, root)]
     if not groups:
         raise CheckpointError(f"'{path}' is not a checkpoint: it holds no named weights{_instead(content)}")

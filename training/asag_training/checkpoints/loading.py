@@ -14,7 +14,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_training.checkpoints.checkpoint import PREPARATION_ASSUMED, Checkpoint, select_head
-from asag_training.checkpoints.containers import Choice, find_weights, settings_of
+from asag_training.checkpoints.containers import find_weights, settings_of
 from asag_training.checkpoints.layout import (
     Layout,
     count_heads,
@@ -27,6 +27,7 @@ from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.other_detectors import other_detector
 from asag_training.checkpoints.reading import as_float32, read_weight_file
 from asag_training.network.config import VARIANTS, AsagConfig, default_categories, variant_config
+from asag_training.settings import WeightsChoice
 
 _SETTINGS_IN_ARGS = {
     "activation": "activation",
@@ -47,7 +48,7 @@ def load_checkpoint(
     *,
     variant: str | AsagConfig | None = None,
     head: str | None = None,
-    weights: Choice = "model",
+    weights: WeightsChoice = "model",
 ) -> Checkpoint:
     """Read a checkpoint: the public layout, a bare state dict, what other tools make of these, or our own.
 
@@ -79,7 +80,7 @@ def load_checkpoint(
 
 
 def _public_checkpoint(
-    path: Path, content: Any, variant: str | AsagConfig | None, choice: Choice
+    path: Path, content: Any, variant: str | AsagConfig | None, choice: WeightsChoice
 ) -> Checkpoint:
     """Read {'model': weights, 'args': options, 'epoch': ...} or its like, or the weights themselves."""
     found = find_weights(path, content, _root, choice)

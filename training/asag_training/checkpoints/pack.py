@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_training.checkpoints.checkpoint import change_settings
-from asag_training.checkpoints.containers import CHOICES
-from asag_training.checkpoints.loading import load_checkpoint
-from asag_training.checkpoints.native import save_checkpoint
+from asag_training.settings import WEIGHTS_CHOICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     add("output", type=Path, help="the .safetensors file to write")
     add(
         "--weights",
-        choices=CHOICES,
-        default=CHOICES[0],
+        choices=WEIGHTS_CHOICES,
+        default=WEIGHTS_CHOICES[0],
         help="those trained (default), or their average, EMA",
     )
     add(
@@ -50,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from asag_training.checkpoints.checkpoint import change_settings
+    from asag_training.checkpoints.loading import load_checkpoint
+    from asag_training.checkpoints.native import save_checkpoint
+
     checkpoint = load_checkpoint(options.checkpoint, weights=options.weights)
     save_checkpoint(options.output, change_settings(checkpoint, options.changes), half=True)
     for sentence in checkpoint.notes:

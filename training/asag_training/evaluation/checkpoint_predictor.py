@@ -15,13 +15,13 @@ from asag_deploy.bundle.manifest import Category, Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.predictor import Predictor, proposing_predictor
-from asag_training.checkpoints import Choice, load_checkpoint, select_head
+from asag_training.checkpoints import load_checkpoint, select_head
 from asag_training.evaluation.device import check_device
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import TorchNetwork
-from asag_training.settings import change_sides
+from asag_training.settings import WeightsChoice, change_sides
 
 
 def checkpoint_predictor(
@@ -29,7 +29,7 @@ def checkpoint_predictor(
     options: DetectorOptions | None = None,
     *,
     head: str | None = None,
-    weights: Choice = "model",
+    weights: WeightsChoice = "model",
     preprocessing: Preprocessing | None = None,
     shorter_side: int | None = None,
     longer_side: int | None = None,

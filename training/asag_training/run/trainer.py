@@ -25,7 +25,7 @@ from asag_deploy.timing import Stopwatch
 from asag_deploy.typed_json import read_fields
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
-from asag_training.losses import Criterion, Losses
+from asag_training.losses.criterion import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
@@ -79,7 +79,7 @@ class Trainer:
         self.scaling = GradientScaling(self.process.device, o.compute)
         self.position = Position()
         self.changed: tuple[str, ...] = ()
-        """What was otherwise where the resumed run was saved, in words: it decides about last digits only."""
+        """Sentences about what was otherwise where the resumed run was saved."""
         self._data = data
         self._before: dict[str, Tensor] | None = None
         self._torn = False
@@ -167,7 +167,10 @@ class Trainer:
             for name, part in self._parts().items():
                 part.load_state_dict(state.get(name, {}))
             self.position = cast(Position, read_fields(Position, state["position"]))
-            self.changed = tuple(differences(state["made"], self._made(), {}))
+            self.changed = tuple(
+                f"the run was saved otherwise ({difference}): numbers can differ in their last digits"
+                for difference in differences(state["made"], self._made(), {})
+            )
         return True
 
     def checkpoint(self) -> Checkpoint:
