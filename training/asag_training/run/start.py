@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from asag_training.checkpoints import Checkpoint, load_backbone, load_checkpoint
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
+
+T = TypeVar("T")
 
 
 class Start(NamedTuple):
@@ -39,8 +41,9 @@ def start(
 ) -> Start:
     """Make the network of a recipe, for as many classes as `categories`, and give it what there is for it.
 
-    init: a checkpoint to start from, with any classes; weights: which of those in it; backbone: ResNet weights
-    to start the backbone from; named: the settings that were asked for by name, which no checkpoint changes.
+    init: a checkpoint to start from, with any classes; weights: which of those in it; backbone: ResNet
+    weights to start the backbone from; named: the settings that were asked for by name, which no checkpoint
+    changes.
 
     Raises ConfigError for what does not go together, CheckpointError for a file that does not fit.
     """
@@ -66,24 +69,24 @@ def start(
 def _as_it_was_trained(recipe: Recipe, initial: Checkpoint, named: Sequence[str], notes: list[str]) -> Recipe:
     """Return the recipe with what the checkpoint's weights rely on, unless it was asked for by name: the
     activation, and how pixels become numbers."""
-    network, p, was = recipe.network, recipe.preprocessing, initial.preprocessing or recipe.preprocessing
-    pairs = {
-        "network.activation": (network.activation, initial.config.activation),
-        "preprocessing.mean": (p.mean, was.mean),
-        "preprocessing.std": (p.std, was.std),
-    }
-    settled = {}
-    for setting, (ours, theirs) in pairs.items():
-        keeps = setting in named or ours == theirs
-        settled[setting] = ours if keeps else theirs
-        if not keeps:
-            notes.append(f"{setting} is {theirs}, as the checkpoint has it")
-        elif ours != theirs:
+    before, was = recipe.preprocessing, initial.preprocessing or recipe.preprocessing
+
+    def settle(setting: str, ours: T, theirs: T) -> T:
+        if ours == theirs:
+            return ours
+        if setting in named:
             notes.append(f"{setting} is {ours}, though the checkpoint was trained with {theirs}")
+            return ours
+        notes.append(f"{setting} is {theirs}, as the checkpoint has it")
+        return theirs
+
+    activation = settle("network.activation", recipe.network.activation, initial.config.activation)
     return dataclasses.replace(
         recipe,
-        network=network.with_changes(activation=settled["network.activation"]),
+        network=recipe.network.with_changes(activation=activation),
         preprocessing=dataclasses.replace(
-            p, mean=settled["preprocessing.mean"], std=settled["preprocessing.std"]
+            before,
+            mean=settle("preprocessing.mean", before.mean, was.mean),
+            std=settle("preprocessing.std", before.std, was.std),
         ),
     )
