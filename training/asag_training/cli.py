@@ -13,6 +13,7 @@ from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
+from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.recipes import RECIPES, Recipe, recipe
 from asag_training.settings import WEIGHTS_CHOICES
 
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--train-split", default=TRAIN_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
+    add_orientation_option(parser)
     add("--backbone", type=Path, metavar="FILE", help="ResNet weights to start the backbone from")
     add(
         "--init",
@@ -120,10 +122,12 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     from asag_training.run.trainer import Trainer
 
     chosen = recipe(options.recipe, options.changes)
-    found = CocoDataset.open(options.data, options.train_split)
+    found = CocoDataset.open(options.data, options.train_split, orientation=options.orientation)
     training = found.for_training()
-    validation = CocoDataset.open(options.data, options.val_split, categories=training.categories)
-    validation = validation.first(options.evaluate_images)
+    held_out = CocoDataset.open(
+        options.data, options.val_split, categories=training.categories, orientation=options.orientation
+    )
+    validation = held_out.first(options.evaluate_images)
     chosen, model, notes = start(
         chosen,
         training.categories,
@@ -141,7 +145,7 @@ def _train(options: argparse.Namespace, process: Process) -> None:
         training.categories,
         options.output_dir,
         seed=options.seed,
-        data=data_in_words(training),
+        data=data_in_words(training, options.orientation),
         process=process,
     )
     resumed = _open_output(options, trainer)
@@ -149,8 +153,10 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     if process.is_main:
         for sentence in trainer.changed if resumed else notes:
             print(sentence)
-        print(f"training:   {found.counts.describe()}; {len(training)} images are used")
-        print(f"validation: {validation.counts.describe()}")
+        for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
+            print(part, f"{data.counts.describe()}; {len(used)} images are used")
+            for remark in data.remarks():
+                print(part, remark)
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
     rhythm = Rhythm(

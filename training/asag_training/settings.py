@@ -98,7 +98,7 @@ def _replace(tree: dict[str, Any], path: str, value: Any) -> None:
 def _json_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

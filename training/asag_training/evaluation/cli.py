@@ -13,6 +13,7 @@ from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, pro
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_evaluation.data.orientation import add_orientation_option
 
 if TYPE_CHECKING:
     from asag_evaluation.predictor import Predictor
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="BUNDLE_OR_CHECKPOINT", help="a bundle's folder, or a checkpoint's file")
     add("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     add("--split", default=VAL_SPLIT, metavar="NAME", help=f"which part of it (default: {VAL_SPLIT})")
+    add_orientation_option(parser)
     add("--limit", type=int, metavar="N", help="measure on the first N images only")
     add("--output-dir", type=Path, metavar="DIR", help="write the figures, the detections and plots to DIR")
     add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
@@ -77,8 +79,10 @@ def _run(options: argparse.Namespace) -> int:
     notes = list[str]()
     predictor = _predictor(options, notes.append)
     manifest = predictor.detector.manifest
-    dataset = CocoDataset.open(options.data, options.split, categories=manifest.categories)
-    dataset = dataset.first(options.limit)
+    found = CocoDataset.open(
+        options.data, options.split, categories=manifest.categories, orientation=options.orientation
+    )
+    dataset = found.first(options.limit)
     for sentence in notes:
         print(f"{PROGRAM}: note: '{options.model}': {sentence}", file=sys.stderr)
     if not manifest.trained:
@@ -92,7 +96,8 @@ def _run(options: argparse.Namespace) -> int:
             on_image=lambda sample, detections: bar.update(),
         )
     if not options.quiet:
-        print(f"{predictor.name} on {options.data} {options.split}\n{table(evaluation)}")
+        read = [found.counts.describe(), *found.remarks()]
+        print("\n".join([f"{predictor.name} on {options.data} {options.split}", *read, table(evaluation)]))
     if options.output_dir is not None:
         write_report(evaluation, options.output_dir, name=f"{predictor.name}, {options.split}")
     return ALL_FINE

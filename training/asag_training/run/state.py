@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import FieldError, OutputError, TrainingError
+from asag_deploy.errors import OutputError, TrainingError
 from asag_evaluation.data.coco import CocoDataset
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
@@ -69,16 +68,7 @@ def reading_state(
         if not other:
             yield state
             return
-    except (
-        OSError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        EOFError,
-        pickle.PickleError,
-        FieldError,
-    ) as error:
+    except Exception as error:  # a damaged file makes torch raise nearly anything
         raise TrainingError(
             f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "
             f"another output folder, from {LAST} with --init"
@@ -112,15 +102,16 @@ def default_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
     return named
 
 
-def data_in_words(dataset: CocoDataset) -> str:
-    """Say how many images and objects there are to train on, with a checksum of all that is annotated."""
+def data_in_words(dataset: CocoDataset, orientation: str) -> str:
+    """Say how many images and objects there are to train on, with a checksum of all that is annotated, and how
+    images are turned."""
     value = 0
     for record in dataset.records:
         size = np.array([record.image_id, record.height, record.width], dtype=np.int64)
         for array in (size, record.boxes, record.labels):
             value = zlib.crc32(np.ascontiguousarray(array).data, value)
     counts = dataset.counts
-    return f"{counts.images} images with {counts.objects} objects (checksum {value:08x})"
+    return f"{counts.images} images with {counts.objects} objects (checksum {value:08x}, orientation {orientation})"
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
