@@ -103,15 +103,15 @@ def default_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def data_in_words(dataset: CocoDataset, orientation: str) -> str:
-    """Say how many images and objects there are to train on, with a checksum of all that is annotated, and how
-    images are turned."""
+    """Say what there is to train on: images, objects, a checksum of all that is annotated, and how images
+    are turned."""
     value = 0
     for record in dataset.records:
         size = np.array([record.image_id, record.height, record.width], dtype=np.int64)
         for array in (size, record.boxes, record.labels):
             value = zlib.crc32(np.ascontiguousarray(array).data, value)
-    counts = dataset.counts
-    return f"{counts.images} images with {counts.objects} objects (checksum {value:08x}, orientation {orientation})"
+    found = f"{dataset.counts.images} images with {dataset.counts.objects} objects"
+    return f"{found} (checksum {value:08x}, orientation {orientation})"
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
