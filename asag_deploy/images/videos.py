@@ -182,7 +182,10 @@ class Video:
     def _pick_stream(self) -> VideoStream:
         """Take the stream that players take, but no cover picture."""
         if self._format().endswith("_pipe") or self._format() == "image2":
-            raise SourceError(f"'{self._name}' is an image: only videos are read from addresses, download it")
+            remedy = "give it a name that says so"
+            if not isinstance(self._address, Path):
+                remedy = "only videos are read from addresses, download it"
+            raise SourceError(f"'{self._name}' is an image: {remedy}")
         disposition = self._av.stream.Disposition
         covers = disposition.attached_pic | disposition.timed_thumbnails
         moving = [stream for stream in self._container.streams.video if not stream.disposition & covers]
@@ -240,7 +243,9 @@ class Video:
         if tally.last_is_cut:
             return "cut"
         if isinstance(self._address, Path):
-            with contextlib.suppress(OSError, ValueError):  # no regular file, or it is gone
+            if not self._address.is_file():
+                return "whole"  # a pipe, which is empty now
+            with contextlib.suppress(OSError, ValueError):  # it is gone meanwhile
                 state = condition(self._address)
                 if state != "whole":
                     return state
@@ -269,7 +274,8 @@ class Video:
     def _if_cut(self) -> str | None:
         """Say that a file that cannot be used ends early, if it does."""
         with contextlib.suppress(OSError, ValueError):
-            if isinstance(self._address, Path) and condition(self._address) == "cut":
+            is_file = isinstance(self._address, Path) and self._address.is_file()
+            if is_file and condition(Path(self._address)) == "cut":
                 return _before_all(self._name)
         return None
 
