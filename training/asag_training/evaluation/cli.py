@@ -57,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     try:
         from asag_evaluation.evaluate import evaluate
-        from asag_evaluation.report import table, write_report
+        from asag_evaluation.report import check_report, table, write_report
     except ImportError as error:
         raise ConfigError(
             f"measuring needs {error.name}: install it with `pip install 'asag-deploy[evaluate]'`"
         ) from None
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
+    check_report(options.output_dir)  # before what may take hours
     predictor = _predictor(options)
     manifest = predictor.detector.manifest
     dataset = CocoDataset.open(options.data, options.split, categories=manifest.categories)
