@@ -20,6 +20,7 @@ from asag_deploy.atomic import atomic_write_text, check_writable, check_writable
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, listed
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
+from asag_evaluation.data.orientation import add_orientation_option
 
 PROGRAM = "asag-bench"
 _LIST: dict[str, Any] = {"action": "append", "default": []}
@@ -84,6 +85,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a bundle's folder; several of one network")
     _add_pictures(parser)
     add("--data", type=Path, metavar="DIR", help="a data set in COCO layout: pictures to time, and its AP")
+    add_orientation_option(parser)
     add("--precision", **_LIST, metavar="P,...", help="only these of fp32, fp16, bf16, int8 (default: all)")
     add("--batch", **_LIST, metavar="N,...", help="images a call (default: 1)")
     add("--reference", **_LIST, metavar="NAME,...", help="time these beside it, listed below")
@@ -113,6 +115,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         bundles=tuple(dict.fromkeys(options.bundles)),
         images=options.images,
         data=options.data,
+        orientation=options.orientation,
         limit=options.limit,
         baseline=options.baseline,
         checkpoint=options.checkpoint,

@@ -68,7 +68,7 @@ def run(plan: Plan) -> Result:
     baseline = _baseline(plan, chosen)
     clocks = clocks_mhz()
     loaded = _load_detectors(chosen, opening_s)
-    data, why_not = open_data(plan.data, loaded.detectors[0], plan.limit) if plan.data else (None, None)
+    data, why_not = open_data(plan, loaded.detectors[0]) if plan.data else (None, None)
     if why_not is not None:
         loaded.notes.append(why_not)
     if data is not None and plan.options.shape is not None:
