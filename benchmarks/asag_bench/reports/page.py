@@ -67,7 +67,7 @@ def _read(path: Path) -> Recorded:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         command, machine = str(data["command"]), parse_machine(data["machine"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, FieldError):
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, FieldError):
         raise SourceError(
             f"'{path}' is no result of this project's benchmarks; take it out of the folder, "
             "or record it again"
