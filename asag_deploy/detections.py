@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.bundle.manifest import Category
+from asag_deploy.bundle.manifest import Category, distinct_names
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.drawing import draw_caption, draw_detections, draw_trace, trace_caption
 from asag_deploy.images.reading import ChannelOrder, ImageLike, load
@@ -76,8 +76,9 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """The class name of each detection."""
-        return [self.categories[i].name for i in self.class_id]
+        """The class name of each detection, with the id of its class where several have that name."""
+        names = distinct_names(self.categories)
+        return [names[i] for i in self.class_id]
 
     def filter(self, threshold: float) -> Detections:
         """Return the detections whose confidence is at least `threshold`; the trace stays as it is."""
@@ -134,9 +135,11 @@ class Detections:
                     "confidence": round(float(confidence), 6),
                     "class_id": int(i),
                     "category_id": self.categories[i].id,
-                    "name": self.categories[i].name,
+                    "name": name,
                 }
-                for box, confidence, i in zip(self.xyxy, self.confidence, self.class_id, strict=True)
+                for box, confidence, i, name in zip(
+                    self.xyxy, self.confidence, self.class_id, self.names, strict=True
+                )
             ],
             "anchors": [_rounded(box, 2) for box in self.anchors],
             "trace": self.trace.to_dict(),

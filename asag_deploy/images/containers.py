@@ -13,8 +13,8 @@ from typing import Any
 from asag_deploy.images.header import Header, exif_orientation
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CODESTREAM = b"\xff\x4f\xff\x51"
-"""The beginning of JPEG 2000 without boxes around it."""
+_CHECKED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"acTL", b"fcTL", b"fdAT"})
+"""Parts of a PNG that its pixels depend on."""
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers that begin a frame and say its size; those between define tables."""
 _BOXES_OF_BOXES = frozenset({b"meta", b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl", b"jp2h"})
@@ -35,7 +35,7 @@ def jpeg_header(data: Any) -> Header:
             complete, damage = True, "it has bytes between its segments that belong to none"
             break
         if marker == 0xDA:
-            complete = data.find(b"\xff\xd9", position) >= 0
+            complete = data.rfind(b"\xff\xd9") > position
             break
         if marker == 0xFF:
             position += 1  # a fill byte
@@ -56,17 +56,13 @@ def jpeg_header(data: Any) -> Header:
 
 
 def png_header(data: Any) -> Header:
-    """Walk through the chunks, whose check sums tell whether anything in them has changed."""
+    """Walk through the chunks."""
     height = width = drawn = 0
-    orientation, declared, complete, damage = 1, 1, False, None
+    orientation, declared, complete = 1, 1, False
     frame_open = False
     for kind, start, size, whole in png_chunks(data):
         if not whole:
             break
-        if zlib.crc32(data[start - 4 : start + size]) != int.from_bytes(
-            data[start + size : start + size + 4], "big"
-        ):
-            damage = f"the check sum of its part {kind.decode('latin-1')!r} is wrong"
         if kind == b"IHDR" and size >= 8:
             width, height = struct.unpack_from(">II", data, start)
         elif kind == b"eXIf":
@@ -87,8 +83,17 @@ def png_header(data: Any) -> Header:
         frames=declared,
         whole_frames=whole_frames,
         complete=complete,
-        damage=damage,
     )
+
+
+def png_damage(data: bytes) -> str | None:
+    """Return which part of a PNG has changed since its check sum was made; None if none has."""
+    for kind, start, size, whole in png_chunks(data):
+        if whole and kind in _CHECKED:
+            (stated,) = struct.unpack_from(">I", data, start + size)
+            if zlib.crc32(data[start - 4 : start + size]) != stated:
+                return f"the check sum of its part {kind.decode('latin-1')} is wrong"
+    return None
 
 
 def png_whole_part(data: bytes, frames: int) -> bytes:
@@ -223,12 +228,12 @@ def _riff_chunks(data: Any) -> Iterator[tuple[bytes, int, int, bool]]:
 
 def avif_header(data: Any) -> Header:
     """Walk through the boxes: the picture's properties, or the samples of its track."""
-    boxes, complete = _boxes(data)
-    found = {kind: (start, size) for kind, start, size in reversed(boxes)}
+    all_boxes, complete = boxes(data)
+    found = {kind: (start, size) for kind, start, size in reversed(all_boxes)}
     height = width = 0
     frames = 1
     if b"ispe" in found:
-        width, height = _largest_extent(data, boxes)
+        width, height = _largest_extent(data, all_boxes)
     if data[8:12] == b"avis" and b"stsz" in found and found[b"stsz"][1] >= 12:
         frames = max(1, struct.unpack_from(">I", data, found[b"stsz"][0] + 8)[0])
     return Header(
@@ -236,20 +241,28 @@ def avif_header(data: Any) -> Header:
         height=height,
         width=width,
         orientation=_turned_and_mirrored(data, found),
+        bits=_av1_bits(data, found),
         frames=frames,
         whole_frames=frames if complete else 0,
         complete=complete,
     )
 
 
-def _largest_extent(data: Any, boxes: list[tuple[bytes, int, int]]) -> tuple[int, int]:
+def _largest_extent(data: Any, all_boxes: list[tuple[bytes, int, int]]) -> tuple[int, int]:
     """Return width and height of the largest picture in the file: opacity and thumbnails are pictures too."""
     sizes = [
         struct.unpack_from(">II", data, start + 4)
-        for kind, start, size in boxes
+        for kind, start, size in all_boxes
         if kind == b"ispe" and size >= 12
     ]
     return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+
+
+def _av1_bits(data: Any, found: dict[bytes, tuple[int, int]]) -> int | None:
+    """Return the depth that the decoder's configuration states, if it is more than 8 bits."""
+    start, size = found.get(b"av1C", (0, 0))
+    is_high = size >= 3 and data[start + 2] & 0x40
+    return (12 if data[start + 2] & 0x20 else 10) if is_high else None
 
 
 def _turned_and_mirrored(data: Any, found: dict[bytes, tuple[int, int]]) -> int:
@@ -265,20 +278,8 @@ def _turned_and_mirrored(data: Any, found: dict[bytes, tuple[int, int]]) -> int:
 _HEIF_ORIENTATIONS = {None: (1, 8, 3, 6), 0: (4, 5, 2, 7), 1: (2, 7, 4, 5)}
 
 
-def jpeg2000_header(data: Any) -> Header:
-    """Look for the codestream, its size and its end marker."""
-    start = data.find(CODESTREAM)
-    height = width = 0
-    if start >= 0 and start + 24 <= len(data):
-        right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
-        width, height = max(0, right - left), max(0, bottom - top)
-    boxes_are_whole = start == 0 or _boxes(data)[1]
-    complete = boxes_are_whole and data.rfind(b"\xff\xd9") > start
-    return Header(format="jpeg2000", height=height, width=width, complete=complete)
-
-
-def _boxes(data: Any) -> tuple[list[tuple[bytes, int, int]], bool]:
-    """Return kind, start and size of the content of all boxes, nested ones too; and if all are there."""
+def boxes(data: Any) -> tuple[list[tuple[bytes, int, int]], bool]:
+    """Return kind, start and size of the content of all boxes, nested ones too, and whether all are there."""
     found: list[tuple[bytes, int, int]] = []
     pending = [(0, len(data), True)]
     complete = True

@@ -8,19 +8,19 @@ from typing import Any
 
 from asag_deploy.images.bitmaps import bmp_header, pnm_header
 from asag_deploy.images.containers import (
-    CODESTREAM,
     PNG_SIGNATURE,
     avif_header,
     gif_header,
-    jpeg2000_header,
     jpeg_header,
     png_header,
     webp_header,
 )
 from asag_deploy.images.header import Header
+from asag_deploy.images.jpeg2000 import CODESTREAM, jpeg2000_header
 from asag_deploy.images.tiff import tiff_header
 
-_LONGEST_MAGIC = 12
+_LONGEST_MAGIC = 64
+"""Bytes; AVIF lists what it is compatible with after 16 of them."""
 _SUN = b"\x59\xa6\x6a\x95"
 _UNREAD = (
     (b"#?R", "Radiance HDR"),
@@ -44,7 +44,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 def image_header(data: Any) -> Header | None:
     """Read the header of an image file, given as bytes or a memory map; None for another format."""
-    read = _reader(bytes(data[: 2 * _LONGEST_MAGIC]))
+    read = _reader(bytes(data[:_LONGEST_MAGIC]))
     if read is None:
         return None
     try:

@@ -25,6 +25,7 @@ from asag_deploy.images.reading import (
     decode_image,
     quiet_opencv,
     read_bytes,
+    scaled,
     truncated,
     turned,
 )
@@ -116,7 +117,7 @@ def _animation(data: bytes, header: Header, name: str) -> Iterator[ImageFrame]:
         frames, durations = _some_frames(whole, done, min(window, header.whole_frames - done))
         for frame, duration in zip(frames, durations, strict=True):
             shown = _INSTEAD_MS if duration <= _SHORTEST_MS else duration
-            image = turned(as_rgb(frame, "bgr"), header.orientation)
+            image = turned(as_rgb(scaled(frame, header.bits), "bgr"), header.orientation)
             yield ImageFrame(index=done, image=image, seconds=shown / 1000)
             done += 1
         if not frames:

@@ -20,6 +20,8 @@ class Header:
     width: int
     orientation: int = 1
     """As in EXIF, 1 to 8: how the stored pixels are to be turned."""
+    bits: int | None = None
+    """Of a sample, where decoders leave values that need fewer than their type has; None for all of them."""
     frames: int = 1
     """Frames or pages that the file says it has, or that are there if it does not say."""
     whole_frames: int = 1

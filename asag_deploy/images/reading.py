@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
-from asag_deploy.images.containers import png_chunks
+from asag_deploy.images.containers import png_chunks, png_damage
 from asag_deploy.images.formats import image_header, unread_format
 from asag_deploy.images.header import Header
+from asag_deploy.images.jpeg2000 import said_to_be_rgb
+from asag_deploy.images.libjpeg_log import jpeg_damage, libjpeg_log
 from asag_deploy.images.opacity import blend_onto_white
 from asag_deploy.images.tiff import decode_page, tiff_pages
 
@@ -78,8 +80,11 @@ def checked_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Head
     header = image_header(data)
     if header is None:
         raise ImageError(_no_image(data, name))
-    if header.damage is not None:
-        raise ImageError(f"image '{name}' is damaged: {header.damage}; copy or download it again")
+    if header.complete and min(header.height, header.width) < 1:
+        raise ImageError(f"image '{name}' is damaged: it says nowhere how large it is")
+    damage = png_damage(data) if header.format == "png" else header.damage
+    if damage is not None:
+        raise ImageError(f"image '{name}' is damaged: {damage}; copy or download it again")
     if header.height * header.width > max_pixels:
         raise ImageError(
             f"image '{name}' has {header.width} x {header.height} pixels, and at most {max_pixels} are "
@@ -189,18 +194,48 @@ def _decode(data: bytes, header: Header, name: str) -> RgbImage:
 
 
 def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:
-    try:
-        # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = None
+    as_stored = said_to_be_rgb(data) if header.format == "jpeg2000" else None
+    image, damage = _imdecode(data if as_stored is None else as_stored, header)
     if image is None or image.size == 0:
-        raise ImageError(f"'{name}' {_DAMAGED}")
+        raise ImageError(
+            f"image '{name}' is damaged, or {header.format.upper()} of a kind that OpenCV does not read: "
+            "save it again as JPEG or PNG"
+        )
+    if damage is not None:
+        raise ImageError(
+            f"image '{name}' is damaged, and a part of it cannot be seen ({damage}): "
+            "copy or download it again"
+        )
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"image '{name}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
     if header.format == "png" and image.ndim == 2:
         _clear_key(image, data)
+    image = scaled(image, header.bits)
+    if as_stored is not None:
+        return cast(RgbImage, cv2.cvtColor(image[..., ::-1][..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB))
     return as_rgb(image, "bgr")
+
+
+def _imdecode(data: bytes, header: Header) -> tuple[NDArray[Any] | None, str | None]:
+    """Decode; also return what is wrong with a JPEG whose damage the decoder has mended."""
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    try:
+        # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
+        if header.format != "jpeg":
+            return cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED), None
+        with libjpeg_log() as complaints:
+            image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None, None
+    return image, jpeg_damage(complaints, data)
+
+
+def scaled(image: NDArray[Any], bits: int | None) -> NDArray[Any]:
+    """Scale samples of so many bits to 8, where they do not fill their type; None for those that do."""
+    if bits is None or bits in (8, 16) or bits > 16:
+        return image
+    eight = cv2.convertScaleAbs(image, alpha=255 / ((1 << bits) - 1))
+    return eight.reshape(image.shape)
 
 
 def _clear_key(image: NDArray[Any], data: bytes) -> None:

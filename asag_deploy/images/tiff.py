@@ -154,7 +154,7 @@ def _directories(data: Any) -> tuple[list[Page], bool]:
             seen.add(offset)
             page, offset = _directory(data, offset, order, is_big)
             pages.append(page)
-    except struct.error:
+    except (struct.error, OverflowError):  # OverflowError: a place that no file reaches
         return pages, True
     return pages, False
 
@@ -368,9 +368,30 @@ def _as_rgb(colours: NDArray[np.uint8], photometric: int) -> NDArray[np.uint8]:
         hues = (
             colours[..., 1:].view(np.int8) if photometric == _CIELAB else colours[..., 1:] - np.float32(128)
         )
-        lab = np.dstack([lightness, hues]).astype(np.float32)
-        return (cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+        return _lab_as_rgb(lightness, hues.astype(np.float32))
     return np.ascontiguousarray(colours)
+
+
+def _lab_as_rgb(lightness: NDArray[np.float32], hues: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Convert L*a*b* under D50, as TIFF has it: lightness (H, W) from 0 to 100, hues (H, W, 2)."""
+    middle = (lightness + 16) / 116
+    root = np.stack([middle + hues[..., 0] / 500, middle, middle - hues[..., 1] / 200], axis=2)
+    linear = np.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2)
+    light = (linear * _D50 @ _D50_TO_SRGB.T).clip(0, 1)
+    curved = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return (curved * 255 + 0.5).astype(np.uint8)
+
+
+_D50 = np.array([0.96422, 1, 0.82521], dtype=np.float32)
+_D50_TO_SRGB = np.array(
+    [
+        [3.1338561, -1.6168667, -0.4906146],
+        [-0.9787684, 1.9161415, 0.0334540],
+        [0.0719453, -0.2289914, 1.4052427],
+    ],
+    dtype=np.float32,
+)
+"""From XYZ to linear sRGB, with the white point adapted (Bradford)."""
 
 
 def _through_palette(indices: NDArray[Any], page: Page, bits: int, name: str) -> NDArray[np.uint8]:

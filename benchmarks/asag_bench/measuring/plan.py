@@ -13,6 +13,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.preprocess import resized_shape
+from asag_evaluation.data.orientation import OrientationRule
 
 BFLOAT16 = "bf16"
 BFLOAT16_BACKEND = "openvino-bf16"
@@ -27,6 +28,8 @@ class Plan:
     bundles: tuple[Path, ...]
     images: Path | None = None
     data: Path | None = None
+    orientation: OrientationRule = "auto"
+    """How images of `data` are read that say how they are to be turned."""
     limit: int | None = None
     baseline: str | None = None
     checkpoint: Path | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from asag_deploy.command_line import progress
 from asag_deploy.errors import BackendError, ConfigError, first_line
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.contract import check_stages
+from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 
 MOST_PICTURES = 100
@@ -68,7 +68,7 @@ def run(plan: Plan) -> Result:
     baseline = _baseline(plan, chosen)
     clocks = clocks_mhz()
     loaded = _load_detectors(chosen, opening_s)
-    data, why_not = open_data(plan.data, loaded.detectors[0], plan.limit) if plan.data else (None, None)
+    data, why_not = open_data(plan, loaded.detectors[0]) if plan.data else (None, None)
     if why_not is not None:
         loaded.notes.append(why_not)
     if data is not None and plan.options.shape is not None:
@@ -223,8 +223,8 @@ def _pyramid(chosen: BundleOnBackend, network: Network) -> Pyramid:
     from asag_bench.runners.graphs import PYRAMID, pyramid_bundle
 
     processing, options = network.processing(chosen.bundle.manifest), chosen.options
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = pyramid_bundle(chosen.bundle, Path(folder))
+    with scratch_folder() as folder:
+        bundle = pyramid_bundle(chosen.bundle, folder)
         alone = options.open_network(bundle)
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:

@@ -10,10 +10,11 @@ from pathlib import Path
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import OneSentenceParser, exit_code, progress
-from asag_deploy.errors import BackendError, ConfigError, ParityError
+from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
+from asag_evaluation.data.orientation import add_orientation_option
 from asag_export.quantize.calibration import DEFAULT_COUNT, choose, image_files, read_pictures
-from asag_export.quantize.cost import ACTIVATIONS, DEFAULT_MOST_LOSS, INSTALL, RESULTS, format_quantization
+from asag_export.quantize.cost import ACTIVATIONS, DEFAULT_MOST_LOSS, RESULTS, format_quantization
 
 PROGRAM = "asag-quantize"
 
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", type=Path, help="a data set in COCO layout: AP before and after is measured")
     add("--calibration-split", metavar="NAME", default=TRAIN_SPLIT, help="default %(default)s")
     add("--split", metavar="NAME", default=VAL_SPLIT, help="what AP is measured on (default %(default)s)")
+    add_orientation_option(parser)
     add("--count", metavar="N", type=int, default=DEFAULT_COUNT, help="pictures (default %(default)s)")
     add("--limit", metavar="N", type=int, help="measure AP on the first N images only")
     kinds = "int8, for every runtime (default), or uint8, faster in ONNX Runtime but not for TensorRT"
@@ -53,13 +55,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
-    try:
-        from asag_export.quantize.bundle_quantization import check_quantizable, quantize_bundle
-    except ImportError as error:
-        raise BackendError(f"quantising needs the package {error.name}; install it with {INSTALL}") from None
+    from asag_export.quantize.bundle_quantization import check_quantizable, quantize_bundle
+
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
-    data = _open_data(options.data, options.split, bundle, options.limit) if options.data else None
+    data = _open_data(options, options.split, bundle, options.limit) if options.data else None
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
     steps = (1 + len(RESULTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
@@ -109,13 +109,16 @@ def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
     """List the pictures to calibrate on."""
     if options.images is not None:
         return image_files(options.images)
-    calibration = _open_data(options.data, options.calibration_split, bundle, None)
+    calibration = _open_data(options, options.calibration_split, bundle, None)
     return [calibration.path(i) for i in range(len(calibration))]
 
 
-def _open_data(folder: Path, split: str, bundle: Bundle, limit: int | None) -> CocoDataset:
+def _open_data(options: argparse.Namespace, split: str, bundle: Bundle, limit: int | None) -> CocoDataset:
     """Open a split of a data set with the bundle's classes, or its first `limit` images; raises DataError."""
-    return CocoDataset.open(folder, split, categories=bundle.manifest.categories).first(limit)
+    data = CocoDataset.open(
+        options.data, split, categories=bundle.manifest.categories, orientation=options.orientation
+    )
+    return data.first(limit)
 
 
 if __name__ == "__main__":

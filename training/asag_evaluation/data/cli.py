@@ -12,6 +12,7 @@ from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, e
 from asag_deploy.errors import DataError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
+from asag_evaluation.data.orientation import add_orientation_option
 from asag_evaluation.data.scenes import write_scenes
 
 PROGRAM = "asag-data"
@@ -22,8 +23,8 @@ _MOST_REPORTED = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-data` with these arguments (None: the command line's) and return its exit code.
 
-    0: all fine; 1: a checked data set has damaged images; 2: nothing could be done, with the reason in one
-    sentence on stderr; 130: interrupted.
+    0: all fine; 1: a checked data set has images that cannot be read, or boxes to be doubted; 2: nothing
+    could be done, with the reason in one sentence on stderr; 130: interrupted.
     """
 
     def command() -> int:
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="read every image and annotation of a data set")
     check.add_argument("data", type=Path, metavar="DIR", help="the data set's folder")
     check.add_argument("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"default: {TRAIN_SPLIT}")
+    add_orientation_option(check)
     check.set_defaults(run=_check)
     return parser
 
@@ -94,8 +96,10 @@ def _crowdhuman(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    dataset = CocoDataset.open(options.data, options.split)
+    dataset = CocoDataset.open(options.data, options.split, orientation=options.orientation)
     print(f"{options.data} {options.split}: {dataset.counts.describe()}")
+    for remark in dataset.remarks(None):
+        print(remark)
     labels = Counter(int(label) for record in dataset.records for label in record.labels)
     for label, category in enumerate(dataset.categories):
         print(f"  {category.id:>4} {category.name}: {labels[label]}")
@@ -109,8 +113,8 @@ def _check(options: argparse.Namespace) -> int:
                 if damaged <= _MOST_REPORTED:
                     bar.write(f"{PROGRAM}: {error}", file=sys.stderr)
             bar.update()
-    print(f"{damaged} damaged images" if damaged else "all images can be read")
-    return SOME_FAILED if damaged else ALL_FINE
+    print(f"{damaged} images cannot be read" if damaged else "all images can be read")
+    return SOME_FAILED if damaged or dataset.doubts else ALL_FINE
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from asag_deploy.bundle.manifest import Category
+from asag_deploy.bundle.manifest import Category, Level
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
@@ -19,6 +19,9 @@ Activation = Literal["gelu", "relu", "silu"]
 
 MAIN_HEAD = "main"
 BACKBONE_DEPTHS = (26, 50, 101)
+
+MANUAL_STOPS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
+"""Manual stops (paper, table 2) by name: the levels that can be probed beyond P5 and P6."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder": get_args(DecoderType),
