@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -20,7 +21,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Mode
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
-from asag_deploy.errors import BackendError, ConfigError, ImageError
+from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, ImageError
 from asag_deploy.images.reading import ChannelOrder, ImageLike
 from asag_deploy.loop.contract import check_stages
 from asag_deploy.loop.loop import Begun, Loop, LoopChoice
@@ -53,11 +54,35 @@ class RawOutput:
     """One per image, with patch boxes in pixels of the images given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What a detector was loaded from, and how."""
+
+    path: Path
+    fingerprint: str
+    options: dict[str, Any]
+
+
+def _load_again(kind: type[Detector], origin: _Origin) -> Detector:
+    bundle = Bundle.open(origin.path)
+    if bundle.fingerprint != origin.fingerprint:
+        raise BundleCorruptError(
+            f"the bundle '{origin.path}' is another than the detector was loaded from; load it again in the "
+            "process that sends it"
+        )
+    return kind.load(bundle, **origin.options)
+
+
 class Detector:
     """An exported network, ready to detect; made by `Detector.load`.
 
-    It may be called from several threads at once, and is a context manager that closes itself.
+    It may be called from several threads at once, and is a context manager that closes itself.  To another
+    process it travels as the path of its bundle and the options of `load` (pickle, copy, multiprocessing),
+    and is loaded there anew; in a process that was forked it goes on with the caller's thread alone.
     """
+
+    _origin: _Origin | None = None
+    """Where another process loads it from; None for a network that came from elsewhere."""
 
     def __init__(
         self,
@@ -113,13 +138,22 @@ class Detector:
         Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
         it, BackendError if the backend cannot run here, EngineError if the bundle has no engine for it.
         """
+        options = {
+            "backend": backend,
+            "mode": mode,
+            "max_level": max_level,
+            "deadline_ms": deadline_ms,
+            "threads": threads,
+            "loop": loop,
+            "requests": requests,
+        }
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
         check_stages(opened)
         rule = stop_rule(opened.manifest, mode, max_level)
         network = open_network(backend, opened, threads, requests)
-        return cls(
+        detector = cls(
             opened.manifest,
             network,
             rule,
@@ -127,6 +161,23 @@ class Detector:
             deadline_ms=deadline_ms,
             requests=requests,
         )
+        detector._origin = _Origin(path=opened.path, fingerprint=opened.fingerprint, options=options)
+        return detector
+
+    def __reduce__(self) -> tuple[Callable[..., Detector], tuple[type[Detector], _Origin]]:
+        """Travel to another process as what `load` was called with.
+
+        Raises ConfigError where there is no such thing, and in the other process what `load` raises, or
+        BundleCorruptError if the bundle is not the same any more.
+        """
+        if self._network is None:
+            raise ConfigError("a detector that is closed cannot be pickled or copied; load it again first")
+        if self._origin is None:
+            raise ConfigError(
+                "a detector whose network was made in memory cannot be pickled or copied; load a bundle that "
+                "asag-export has written with Detector.load, or make the detector in the other process"
+            )
+        return _load_again, (type(self), self._origin)
 
     @property
     def manifest(self) -> Manifest:

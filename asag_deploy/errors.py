@@ -29,11 +29,22 @@ tools print it and exit with code 2.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import NamedTuple
+
+_LONGEST_MESSAGE = 1200
 
 
 class AsagError(Exception):
-    """Base of every exception the project raises on purpose."""
+    """Base of every exception the project raises on purpose.
+
+    As text it is one line that can be shown anywhere, whatever the names of files and the contents that it
+    quotes: control characters are written as escapes, and of a message that is too long the middle is left
+    out.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class BundleError(AsagError):
@@ -133,6 +144,23 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return self.what if self.remedy is None else f"{self.what}; {self.remedy}"
+
+
+def one_line(text: str) -> str:
+    """Return text that takes one line of a terminal and does nothing to it, however it came about."""
+    if not text.isprintable():
+        text = "".join(_shown(character) for character in text)
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    half = _LONGEST_MESSAGE // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def _shown(character: str) -> str:
+    """Return a character, or its escape if it controls anything, or cannot be encoded; spaces stay."""
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def first_line(error: BaseException) -> str:

@@ -38,12 +38,18 @@ def differs(
 ) -> str | None:
     """Return in what way the graph `name` is not what its manifest says, as half a sentence; None if it is.
 
-    may_be_fixed: whether sizes may be fixed that the manifest leaves open.
+    may_be_fixed: whether inputs may have fixed sizes where the manifest leaves them open.
     """
     graph = bundle.manifest.graph(name)
     sides = (("input", inputs, graph.inputs), ("output", outputs, graph.outputs))
+    # Of outputs, libraries find out sizes that nobody has declared.
     return next(
-        (each for side, found, said in sides for each in _differences(side, found, said, may_be_fixed)), None
+        (
+            each
+            for side, found, said in sides
+            for each in _differences(side, found, said, may_be_fixed or side == "output")
+        ),
+        None,
     )
 
 

@@ -42,7 +42,7 @@ class Bundle:
     """A verified bundle; made by `Bundle.open`."""
 
     path: Path
-    """The bundle's directory."""
+    """The bundle's directory, absolute, so that another working directory does not lose it."""
     manifest: Manifest
 
     @classmethod
@@ -60,7 +60,12 @@ class Bundle:
                 f"in '{directory / MANIFEST}', {problem}; {export_again(manifest.variant)}"
             )
         _verify_graphs(directory, manifest)
-        return cls(path=directory, manifest=manifest)
+        return cls(path=directory.absolute(), manifest=manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that two bundles have in common only if everything in them is the same."""
+        return hashlib.sha256(manifest_to_json(self.manifest).encode()).hexdigest()
 
     def graph_path(self, name: str) -> Path:
         """Return the file of the stage graph called `name` (KeyError if the bundle has none)."""

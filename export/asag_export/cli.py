@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
 from asag_export.choices import DEFAULT_OPSET, FORMATS, PRECISIONS
 from asag_training.network.config import MANUAL_STOPS
+from asag_training.settings import WEIGHTS_CHOICES, change_sides
 
 if TYPE_CHECKING:
     from asag_training.checkpoints import Checkpoint
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PROGRAM = "asag-export"
 
 EXIT_PARITY = 1
+
+_LEAST_SIDE = 32
+"""Pixels: a smaller image has no cell on P5."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
     add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
+    add(
+        "--weights",
+        choices=WEIGHTS_CHOICES,
+        default=WEIGHTS_CHOICES[0],
+        help="those trained (default), or their average, EMA",
+    )
     stops = ", ".join(MANUAL_STOPS)
     add("--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {stops} (default %(default)s)")
     add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
@@ -56,11 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     formats = "onnx alone (default), or engines beside it: tensorrt-rtx or tensorrt"
     add("--format", metavar="NAME", default="onnx", help=formats)
     add("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
-    add("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
-    add("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
+    said = "(default: what the checkpoint says; if it says nothing"
+    add("--shorter-side", metavar="PX", type=int, help=f"images' shorter side {said}, 800)")
+    add("--longer-side", metavar="PX", type=int, help=f"the most their longer side may be {said}, 1333)")
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
-    add("--quiet", action="store_true", help="no progress and no table")
+    add("--quiet", action="store_true", help="no progress, no notes and no table")
     add_engine_options(parser)
     return parser
 
@@ -73,8 +83,11 @@ def _run(options: argparse.Namespace) -> int:
     checkpoint = _checkpoint(options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
+        notes = [] if options.quiet else [*checkpoint.notes, *checkpoint.assumed]
 
         def step(description: str) -> None:
+            while notes:  # once it is certain that there is something to do
+                bar.write(f"{PROGRAM}: note: '{options.checkpoint}': {notes.pop(0)}", file=sys.stderr)
             bar.set_description(description)
             bar.update()
 
@@ -133,19 +146,13 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
         if options.variant is None:
             raise ConfigError("--untrained needs to know which network: give --variant NAME")
         return untrained_checkpoint(options.variant)
-    return load_checkpoint(options.checkpoint, variant=options.variant)
+    return load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
 
 
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
     """Take the pre-processing that the checkpoint was trained for, unless the user says otherwise."""
     default = checkpoint.preprocessing or Preprocessing()
-    shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
-    longer = default.longer_side if options.longer_side is None else options.longer_side
-    if not 32 <= shorter <= longer:
-        raise ConfigError(
-            f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer"
-        )
-    return dataclasses.replace(default, shorter_side=shorter, longer_side=longer)
+    return change_sides(default, options.shorter_side, options.longer_side, least=_LEAST_SIDE)
 
 
 if __name__ == "__main__":

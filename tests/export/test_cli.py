@@ -67,6 +67,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int 
         ("--shorter-side 31", "image sides 31 and 1333 make no sense"),
         ("--colour red", "unrecognized arguments: --colour red"),
         ("--untrained", "not allowed with argument"),
+        ("--weights mean", "argument --weights: invalid choice: 'mean' (choose from"),
+        ("--weights ema", "holds no averaged weights (EMA), only the model's"),
     ],
 )
 def test_option_that_makes_no_sense(
@@ -202,7 +204,11 @@ def test_what_is_printed(checkpoint: Path, output: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert "decoder    logits" in captured.out
     assert captured.out.splitlines()[-1] == f"{output}: asag-a-r50-100, fp32, ready for asag-detect"
-    assert captured.err == ""
+    (note,) = captured.err.splitlines()
+    assert (
+        "small.safetensors': the file does not say how images are prepared: without other options, 800"
+        in note
+    )
     assert main([*arguments, "--overwrite", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +15,10 @@ from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.recipes import RECIPES, Recipe, recipe
+from asag_training.settings import WEIGHTS_CHOICES
 
 if TYPE_CHECKING:  # PyTorch is imported when there is something to train
     from asag_training.data.loading import TrainingLoader
-    from asag_training.network.model import Asag
     from asag_training.run.process import Process
     from asag_training.run.trainer import Trainer
 
@@ -69,7 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
     add_orientation_option(parser)
     add("--backbone", type=Path, metavar="FILE", help="ResNet weights to start the backbone from")
-    add("--init", type=Path, metavar="FILE", help="a checkpoint of the same network to start from")
+    add(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint of the recipe's network to start from, with any classes",
+    )
+    add(
+        "--weights",
+        choices=WEIGHTS_CHOICES,
+        help="which of its weights: those trained (default), or their average, EMA",
+    )
     add("--resume", action="store_true", help="take up the run in the output folder, if it holds one")
     add("--device", default="auto", metavar="D", help="cpu, cuda or auto (the default)")
     _add_numbers(parser)
@@ -83,7 +92,7 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
             type=_at_least(least),
             default=default,
             metavar=metavar,
-            help=f"{meaning} (default: %(default)s)",
+            help=f"{meaning} (default: {'all' if default is None else default})",
         )
 
     add("--seed", 0, "S", "another seed, another run", least=0)
@@ -106,10 +115,10 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _train(options: argparse.Namespace, process: Process) -> None:
-    import torch
-
-    from asag_training.run.process import keep_freed_memory
+    from asag_training.run.process import check_same_step, keep_freed_memory
     from asag_training.run.run_loop import Rhythm, TrainingRun
+    from asag_training.run.start import start
+    from asag_training.run.state import data_in_words
     from asag_training.run.trainer import Trainer
 
     chosen = recipe(options.recipe, options.changes)
@@ -119,21 +128,31 @@ def _train(options: argparse.Namespace, process: Process) -> None:
         options.data, options.val_split, categories=training.categories, orientation=options.orientation
     )
     validation = held_out.first(options.evaluate_images)
-    network = chosen.network.with_changes(num_classes=len(training.categories))
-    chosen = dataclasses.replace(chosen, network=network)
+    chosen, model, notes = start(
+        chosen,
+        training.categories,
+        seed=options.seed,
+        init=options.init,
+        weights=options.weights,
+        backbone=options.backbone,
+        named=[change.partition("=")[0] for change in options.changes],
+    )
     loader = _loader(options, chosen, training, process)
-    torch.manual_seed(options.seed)
     keep_freed_memory()
     trainer = Trainer(
         chosen,
-        _starting_point(options, chosen),
+        model,
         training.categories,
         options.output_dir,
         seed=options.seed,
+        data=data_in_words(training, options.orientation),
         process=process,
     )
     resumed = _open_output(options, trainer)
+    check_same_step(trainer.position.step)
     if process.is_main:
+        for sentence in trainer.changed if resumed else notes:
+            print(sentence)
         for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
             print(part, f"{data.counts.describe()}; {len(used)} images are used")
             for remark in data.remarks():
@@ -147,20 +166,6 @@ def _train(options: argparse.Namespace, process: Process) -> None:
         pictures=options.pictures,
     )
     TrainingRun(trainer, loader, validation, rhythm)()
-
-
-def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
-    from asag_training.checkpoints import load_backbone, load_checkpoint
-    from asag_training.network.model import Asag
-
-    if options.init is not None and options.backbone is not None:
-        raise ConfigError("--init brings a whole network: leave --backbone out")
-    model = Asag(chosen.network)
-    if options.init is not None:
-        model.load_state_dict(dict(load_checkpoint(options.init, variant=chosen.network).state))
-    if options.backbone is not None:
-        load_backbone(model, options.backbone)
-    return model
 
 
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:

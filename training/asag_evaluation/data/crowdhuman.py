@@ -70,7 +70,7 @@ def _records(odgt: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or "ID" not in record or not isinstance(record.get("gtboxes"), list):
             raise DataError(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_training.settings import WEIGHTS_CHOICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +30,12 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, help="any checkpoint that asag-export reads")
     add("output", type=Path, help="the .safetensors file to write")
     add(
+        "--weights",
+        choices=WEIGHTS_CHOICES,
+        default=WEIGHTS_CHOICES[0],
+        help="those trained (default), or their average, EMA",
+    )
+    add(
         "--set",
         dest="changes",
         action="append",
@@ -44,8 +51,10 @@ def _run(options: argparse.Namespace) -> int:
     from asag_training.checkpoints.loading import load_checkpoint
     from asag_training.checkpoints.native import save_checkpoint
 
-    checkpoint = change_settings(load_checkpoint(options.checkpoint), options.changes)
-    save_checkpoint(options.output, checkpoint, half=True)
+    checkpoint = load_checkpoint(options.checkpoint, weights=options.weights)
+    save_checkpoint(options.output, change_settings(checkpoint, options.changes), half=True)
+    for sentence in checkpoint.notes:
+        print(f"pack: note: '{options.checkpoint}': {sentence}", file=sys.stderr)
     return ALL_FINE
 
 
