@@ -223,7 +223,7 @@ class CocoDataset:
     def _check_images(self, annotation_file: Path) -> None:
         if not self.image_dir.is_dir():
             raise DataError(f"there is no image folder '{self.image_dir}', for '{annotation_file}'")
-        missing = [r.file_name for r in self.records if not (self.image_dir / r.file_name).is_file()]
+        missing = [r.file_name for r in self.records if not _is_file(self.image_dir / r.file_name)]
         if missing:
             raise DataError(
                 f"{len(missing)} of the {len(self)} images in '{annotation_file}' are missing from "
@@ -252,6 +252,13 @@ class CocoDataset:
 
 def _is_worth_training_on(record: ImageRecord, min_side: int) -> bool:
     return len(record.boxes) > 0 and min(record.height, record.width) >= min_side
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _no_such_split(folder: Path, split: str, file: Path) -> str:

@@ -40,14 +40,18 @@ def _texts(stream: IO[bytes]) -> Iterator[str]:
     """Yield every text of a pickle but those that stand for bytes, which the name of their coding follows."""
     known: dict[int, str] = {}
     before: str | None = None
-    latest: object = None
+    latest: str | None = None
     try:
         for instruction, argument, _ in pickletools.genops(stream):
-            if instruction.name in ("BINPUT", "LONG_BINPUT") and isinstance(latest, str):
-                known[argument] = latest
+            if isinstance(argument, int) and instruction.name in ("BINPUT", "LONG_BINPUT"):
+                if latest is not None:
+                    known[argument] = latest
                 continue
-            latest = known.get(argument) if instruction.name in ("BINGET", "LONG_BINGET") else argument
-            if isinstance(latest, str):
+            if isinstance(argument, int) and instruction.name in ("BINGET", "LONG_BINGET"):
+                latest = known.get(argument)
+            else:
+                latest = argument if isinstance(argument, str) else None
+            if latest is not None:
                 if before is not None and latest != _BYTES:
                     yield before
                 before = latest
