@@ -318,3 +318,32 @@ def test_what_is_no_video_is_not_cut(tmp_path: Path) -> None:
         assert container_of(tmp_path / name) is None
         assert condition(tmp_path / name) == "whole"
     assert container_of(tmp_path / "gone") is None
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("mp4", "libx264"),
+        ("webm", "libvpx"),
+        ("avi", "mpeg4"),
+        ("ts", "mpeg2video"),
+        ("flv", "flv"),
+        ("wmv", "wmv2"),
+    ],
+)
+def test_any_bytes_give_frames_or_a_sentence(tmp_path: Path, suffix: str, codec: str) -> None:
+    whole = write_video(tmp_path / f"a.{suffix}", codec, frames=3).read_bytes()
+    generator, path = np.random.default_rng(0), tmp_path / "b"
+    for length in range(0, 240, 7):
+        path.write_bytes(whole[:length])
+        assert condition(path) in ("whole", "cut", "damaged")
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in generator.integers(0, min(len(data), 2000), 6):
+            data[place : place + 2] = generator.bytes(2)
+        path.write_bytes(data)
+        try:
+            frames, problem = read(path)
+        except SourceError as error:
+            frames, problem = [], str(error)
+        assert frames or problem
