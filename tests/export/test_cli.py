@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int 
         ("--precision int8", "unknown precision 'int8'; choose one of fp32, fp16"),
         ("--format engine", "unknown format 'engine'; choose one of onnx"),
         ("--opset 17", "opset 17 is not supported; choose 18 to 23"),
-        ("--opset latest", "invalid int value: 'latest'"),
+        ("--opset latest", "--opset is latest; it must be a whole number from 18 to 23"),
         ("--variant asag-b", "unknown variant 'asag-b'; the variants are asag-a-r50-100, "),
         ("--variant asag-s-r50-300", "is not a checkpoint of asag-s-r50-300"),
         ("--shorter-side 900 --longer-side 800", "image sides 900 and 800 make no sense"),
