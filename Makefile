@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 SECONDS ?= 3600
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test fast others lint fuzz gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench test fast others lint fuzz soak gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
@@ -20,6 +20,7 @@ help:
 	@echo "make others  the quick tests with the other versions of Python that are here"
 	@echo "make lint    ruff and mypy"
 	@echo "make fuzz    damaged files, requests and command lines, for SECONDS=3600 a kind"
+	@echo "make soak    ten thousand pictures and requests; the report in tests/endurance/results/"
 	@echo "make gpu-archive     what to carry to a machine with a GPU; build/gpu-packages.tar.xz"
 	@echo "make gpu-rehearsal   what is done on that machine, up to the missing GPU; results in gpu-report/"
 	@echo "make clean   remove .venv, caches and outputs"
@@ -46,6 +47,9 @@ lint: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/endurance/fuzz.py --seconds $(SECONDS)
+
+soak: $(STAMP)
+	$(BIN)/python tests/endurance/soak.py
 
 gpu-archive: $(STAMP)
 	$(BIN)/asag-bench gpu archive --output build/gpu-packages.tar.xz

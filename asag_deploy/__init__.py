@@ -38,6 +38,7 @@ from asag_deploy.errors import (
     TrainingError,
 )
 from asag_deploy.loop.trace import LevelTrace, ProbingTrace, StopReason
+from asag_deploy.telemetry import silence_onnxruntime as _silence_onnxruntime
 
 __all__ = [
     "AsagError",
@@ -72,3 +73,5 @@ __all__ = [
     "TrainingError",
     "__version__",
 ]
+
+_silence_onnxruntime()  # nothing above imports it: that takes a detector

@@ -29,6 +29,7 @@ from pathlib import Path
 from asag_deploy.errors import OutputError
 from asag_deploy.interruption import held_back
 from asag_deploy.leftovers import Hidden, is_hidden, remove_leftovers
+from asag_deploy.scratch import file_in_memory
 
 _MOST_LINKS = 40
 _NO_RENAMING = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS)
@@ -132,6 +133,31 @@ def check_replaceable(
         )
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Make a folder that results will be written into; raise OutputError now if they could not be."""
+    with _as_output_error(Path(folder)), held_back():
+        final = _destination(Path(folder))[1]
+        final.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final)
+        Hidden(final / "probe").remove()
+
+
+def check_writable_file(path: str | os.PathLike[str] | None) -> None:
+    """Raise OutputError now if a file of results could not be written in the end; None is none."""
+    if path is None:
+        return
+    with _as_output_error(Path(path)):
+        descriptor, final = _destination(Path(path))
+        beside = descriptor is None and _takes_a_rename(final)
+    if beside:
+        with contextlib.suppress(_NotWrittenError), atomic_write(path):
+            raise _NotWrittenError
+
+
+class _NotWrittenError(Exception):
+    """Ends a trial."""
+
+
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Tell whether two paths name the same file, by whatever links; also where it is yet to be written."""
     try:
@@ -214,14 +240,15 @@ def _spooled(target: int, *, anew: bool = False) -> Iterator[Path]:
 
     anew: what was in it before goes.
     """
-    with os.fdopen(target, "wb") as out, os.fdopen(os.memfd_create("asag"), "rb") as spool:
-        yield Path(f"/proc/self/fd/{spool.fileno()}")
+    with os.fdopen(target, "wb") as out, file_in_memory() as spool:
+        yield spool
         if sys.stdout is not None:
             sys.stdout.flush()  # what was printed before comes first
         with held_back():
             if anew:
                 out.truncate()
-            shutil.copyfileobj(spool, out)
+            with spool.open("rb") as content:
+                shutil.copyfileobj(content, out)
 
 
 def _replace(temporary: Path, final: Path) -> None:

@@ -6,7 +6,9 @@ import argparse
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from asag_deploy import extras
 from asag_deploy._version import __version__
-from asag_deploy.errors import AsagError, ConfigError
+from asag_deploy.errors import AsagError, ConfigError, first_line
 from asag_deploy.interruption import Interruption
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -45,7 +47,8 @@ def exit_code(
     """Run a command and return its exit code.
 
     What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
-    what `codes` says of its type, or 2; so does a package that is not installed.  Ctrl-C gives 130, SIGTERM
+    what `codes` says of its type, or 2; so do a package that is not installed, a file or a system that fails,
+    and memory that runs out.  Ctrl-C gives 130, SIGTERM
     143 and SIGHUP 129, each after the command has kept what it keeps at a KeyboardInterrupt.  A reader of the
     output that has gone, such as `head`, gives 2, and so does an output that takes no more.  argparse's own
     exits, after --help or --version, are taken as they are.
@@ -61,6 +64,7 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal has no letters for
         sys.stdout.reconfigure(errors="backslashreplace")
     problem: OSError | None = None
+    _settle_on_a_temporary_folder()
     try:
         code = command()
     except AsagError as error:
@@ -77,7 +81,13 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     except OSError as error:
         problem = error if isinstance(error, BrokenPipeError) else _output_fails()
         if problem is None:
-            raise
+            place = "" if error.filename is None else f"'{error.filename}': "
+            reason = first_line(error) if error.strerror is None else error.strerror.lower()
+            print(f"{program}: error: {place}{reason}", file=sys.stderr)
+            code = NOTHING_DONE
+    except MemoryError:
+        print(f"{program}: error: this machine has not enough memory for it", file=sys.stderr)
+        code = NOTHING_DONE
     problem = problem or _output_fails()
     if problem is None:
         return code
@@ -87,6 +97,14 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     # What is still buffered would fail again when Python ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NOTHING_DONE
+
+
+def _settle_on_a_temporary_folder() -> None:
+    """Let libraries that only ask for the folder's name, as PyTorch does, go on where nothing is writable."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        tempfile.tempdir = str(Path(os.environ.get("TMPDIR") or "/tmp").absolute())
 
 
 def _output_fails() -> OSError | None:

@@ -67,6 +67,7 @@ def test_every_program_helps_and_tells_its_version(tmp_path: Path) -> None:
 
 WORKS = "works"
 BUNDLE_RUN = ["bundle", "--duration", "1", "--limit", "1"]
+EXPORT = ["asag-export", "--untrained", "--variant", "asag-a-r50-100", "--output-dir", "new"]
 COMMANDS: list[tuple[list[str], str]] = [
     (["asag-detect", "bundle", "data/val2017", "--quiet", "--json", "a.json"], WORKS),
     (["asag-data", "scenes", "--output-dir", "scenes", "--count", "1"], WORKS),
@@ -74,10 +75,11 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["asag-build", "bundle"], "engines"),
     (["asag-serve", "bundle", "--port", "0"], "serve"),
     (["asag-eval", "bundle", "--data", "data"], "evaluate"),
+    (["asag-eval", "a.pth", "--data", "data"], "train"),
     (["asag-train", "--data", "data", "--output-dir", "run"], "train"),
     (["pack", "a.pth", "b.safetensors"], "train"),
     (["asag-quantize", "bundle", "--images", "data/val2017", "--output-dir", "int8"], "quantize"),
-    (["asag-export", "--untrained", "--variant", "asag-a-r50-100", "--output-dir", "new"], "export"),
+    (EXPORT, "export"),
     (["demo", "--scenes", "1"], "export"),
     (["asag-bench", "run", *BUNDLE_RUN], "bench"),
     (["asag-bench", "run", *BUNDLE_RUN, "--output-dir", "results"], "bench"),
@@ -113,7 +115,7 @@ def test_an_extra_that_is_half_there(folder: Path) -> None:
         "needs the package pycocotools" in without_coco["err"] or "needs pycocotools" in without_coco["err"]
     )
     assert "asag-deploy[evaluate]" in without_coco["err"]
-    (without_onnx,) = run([COMMANDS[9][0]], folder, [*torch, "safetensors", "scipy", "typing_extensions"])
+    (without_onnx,) = run([EXPORT], folder, [*torch, "safetensors", "scipy", "typing_extensions"])
     assert "this needs the package onnx" in without_onnx["err"], without_onnx
     assert "asag-deploy[export]" in without_onnx["err"]
     assert (without_coco["code"], without_onnx["code"]) == (2, 2)

@@ -33,7 +33,7 @@ from asag_deploy.detect.result_files import ResultWriter
 from asag_deploy.detect.summary import Summary, counted
 from asag_deploy.detections import Detections
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
-from asag_deploy.errors import ConfigError, SourceError
+from asag_deploy.errors import ConfigError, OutputError, SourceError
 from asag_deploy.images.drawing import trace_caption
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.sources import Failure, Frame, Source, count_frames, iter_frames, list_sources
@@ -312,8 +312,14 @@ class _Run:
             self.warn(sentence)
 
     def say(self, text: str, file: TextIO) -> None:
-        """Print a line without breaking the progress bar."""
-        tqdm.write(printable(text), file=file)
+        """Print a line without breaking the progress bar; raises OutputError where none can be printed."""
+        try:
+            tqdm.write(printable(text), file=file)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OutputError(f"could not write the output: {reason}") from error
 
     def report(self) -> None:
         """Print the summary, if there is something to sum up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,6 +199,10 @@ def _expand_path(path: Path, argument: str) -> list[Source]:
         return _known_files(sorted(path.iterdir()), f"folder '{path}' holds no images or videos")
     if path.is_file():
         return [_file(path)]
+    if path.is_char_device() or re.fullmatch(r"/dev/video\d+", str(path)):
+        if not path.name.startswith("video"):
+            raise SourceError(f"'{path}' is a device and no camera")
+        return [Source(name=f"{_CAMERA}{path}", kind="camera")]
     if argument.isdecimal() and argument.isascii():
         return [Source(name=f"{_CAMERA}{int(argument)}", kind="camera")]
     if glob.has_magic(argument):
@@ -232,7 +237,8 @@ def _is_known(path: Path) -> bool:
 
 def _file(path: Path) -> Source:
     """Take a file for what it holds, whatever it is called; what holds neither, for what it is called."""
-    is_video = path.suffix.lower() in VIDEO_SUFFIXES
+    suffix = path.suffix.lower()
+    is_video = suffix in VIDEO_SUFFIXES or (suffix in _SHARED_SUFFIXES and path.is_fifo())
     if path.is_file():
         is_video = container_of(path) is not None or (is_video and not _holds_image(path))
     return Source(name=str(path), kind="video" if is_video else "image")
@@ -347,8 +353,8 @@ def _length(source: Source) -> int | None:
         return None
     if source.kind != "video":
         return 1 if source.kind == "image" else count_image_frames(source.name)
-    if not source.is_file:
-        return None  # asking would be a second connection
+    if not source.is_file or Path(source.name).is_fifo():
+        return None  # asking would be a second connection, or take away what is read later
     try:
         with Video(source.name, Path(source.name)) as video:
             return video.length

@@ -73,14 +73,12 @@ def condition(file: Path) -> Condition:
     with file.open("rb") as opened:
         if not (head := opened.read(_HEAD)):
             return "whole"
-        container = container_of_bytes(head) or "other"
-        is_cut = _mjpeg_is_cut if head.startswith(b"\xff\xd8\xff") else _CHECKS.get(container)
-        if container != "matroska" and is_cut is None:
+        is_mjpeg = head.startswith(b"\xff\xd8\xff")
+        check = _mjpeg_condition if is_mjpeg else _CHECKS.get(container_of_bytes(head) or "other")
+        if check is None:
             return "whole"
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if is_cut is None:
-                return _matroska_condition(data)
-            return "cut" if is_cut(data) else "whole"
+            return check(data)
 
 
 def whole_mp4(file: Path) -> int:
@@ -113,6 +111,10 @@ _SIGNATURES: dict[Container, bytes] = {
 }
 
 
+def _cut_if(is_cut: bool) -> Condition:
+    return "cut" if is_cut else "whole"
+
+
 def _boxes(data: Bytes) -> list[tuple[bytes, int]]:
     """Return the kind of each box of an MP4 file, and where it says that it ends."""
     found, position = [], 0
@@ -129,13 +131,13 @@ def _boxes(data: Bytes) -> list[tuple[bytes, int]]:
     return found
 
 
-def _mp4_is_cut(data: Bytes) -> bool:
+def _mp4_condition(data: Bytes) -> Condition:
     boxes = _boxes(data)
     if not boxes:
-        return False
+        return "whole"
     end = boxes[-1][1]
     fragment = boxes[-1][0] == b"moof"  # its pictures come next
-    return end > len(data) or fragment or (0 < len(data) - end < 8 and any(data[end : len(data)]))
+    return _cut_if(end > len(data) or fragment or (0 < len(data) - end < 8 and any(data[end : len(data)])))
 
 
 def _ebml_number(data: Bytes, position: int, keep_marker: bool) -> tuple[int | None, int]:
@@ -183,28 +185,47 @@ def _matroska_condition(data: Bytes) -> Condition:
     return "whole"
 
 
-def _avi_is_cut(data: Bytes) -> bool:
-    """Compare the sizes of RIFF parts with the file; a recorder that was stopped leaves zeros there."""
-    position = 0
+def _avi_condition(data: Bytes) -> Condition:
+    """Compare the sizes of RIFF parts with the file, and go through the pictures in them.
+
+    A recorder that was stopped leaves zeros for sizes.
+    """
+    position, is_damaged = 0, False
     while position + 12 <= len(data) and data[position : position + 4] == b"RIFF":
         (size,) = unpack_from("<I", data, position + 4)
         movie = data.find(b"movi", position, position + (1 << 22))
         inner = unpack_from("<I", data, movie - 4)[0] if movie > 0 else None
         if size == 0 or inner in (0, 4):
-            return True
-        if inner is not None and movie + inner > len(data) + 1 and inner < 0x7FFFFFFF:
-            return True
+            return "cut"
+        if inner is not None and inner < 0x7FFFFFFF:
+            if movie + inner > len(data) + 1:
+                return "cut"
+            is_damaged |= not _are_chunks(data, movie + 4, movie + inner)
         position += 8 + size + size % 2
-    return position > len(data) + 16 and position < 0x7FFFFFFF
+    if position > len(data) + 16 and position < 0x7FFFFFFF:
+        return "cut"
+    return "damaged" if is_damaged else "whole"
 
 
-def _flv_is_cut(data: Bytes) -> bool:
+def _are_chunks(data: Bytes, position: int, end: int) -> bool:
+    """Tell whether chunks, each with a name and a length, go from one place to the other."""
+    while position + 8 <= end:
+        name = data[position : position + 4]
+        if not all(0x20 <= letter < 0x7F for letter in name):
+            return not any(data[position:end][:_HEAD])  # padding
+        (size,) = unpack_from("<I", data, position + 4)
+        position += 12 if name == b"LIST" else 8 + size + size % 2
+    return position <= end + 8
+
+
+def _flv_condition(data: Bytes) -> Condition:
+    """Go from tag to tag; behind each stands how long it was."""
     position = int.from_bytes(data[5:9], "big") + 4
     while position + 11 <= len(data):
         if data[position] & 0x1F not in (8, 9, 18):
-            return False
+            return "damaged" if any(data[position : position + _HEAD]) else "whole"
         position += 11 + int.from_bytes(data[position + 1 : position + 4], "big") + 4
-    return len(data) < position - 4 or 0 < len(data) - position < 11
+    return _cut_if(len(data) < position - 4 or 0 < len(data) - position < 11)
 
 
 def _ts_layout(head: Bytes) -> tuple[int, int] | None:
@@ -224,73 +245,76 @@ def _begins_packet(head: Bytes, place: int) -> bool:
     return head[place] == 0x47 and (place + 3 >= len(head) or head[place + 3] & 0x30 != 0)
 
 
-def _mpegts_is_cut(data: Bytes) -> bool:
-    """Tell whether the last packet is there in part only."""
+def _mpegts_condition(data: Bytes) -> Condition:
+    """Tell whether the last packet is there in part only, or packets between are none."""
     layout = _ts_layout(data[:_HEAD])
     if layout is None:
-        return False
+        return "whole"
     start, size = layout
-    start = start - 4 if size == 192 and start >= 4 else start
-    count, rest = divmod(len(data) - start, size)
-    last = start + count * size + (4 if size == 192 else 0)
-    return rest > 0 and (last >= len(data) or data[last] == 0x47)
+    starts = data[start::size]
+    count, rest = divmod(len(data) - (start - 4 if size == 192 and start >= 4 else start), size)
+    if starts[:count].rstrip(b"\x00").strip(b"\x47"):
+        return "damaged"
+    return _cut_if(rest > 0 and (len(starts) == count or starts[count] == 0x47))
 
 
-def _mpegps_is_cut(data: Bytes) -> bool:
+def _mpegps_condition(data: Bytes) -> Condition:
     position = 0
     while position + 6 <= len(data):
         if data[position : position + 3] != b"\x00\x00\x01":
-            return False  # padding, or damage in the middle
+            return "whole"  # padding, or damage in the middle
         kind = data[position + 3]
         if kind == 0xB9:
-            return False
+            return "whole"
         if kind == 0xBA:
             if position + 14 > len(data):
-                return True
+                return "cut"
             is_mpeg2 = data[position + 4] >> 6 == 1
             position += 14 + (data[position + 13] & 7) if is_mpeg2 else 12
         elif kind >= 0xBB:
             position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
         else:
-            return False
-    return position != len(data)
+            return "whole"
+    return _cut_if(position != len(data))
 
 
-def _asf_is_cut(data: Bytes) -> bool:
+def _asf_condition(data: Bytes) -> Condition:
     header_size: int = unpack_from("<Q", data, 16)[0]
     place = data.find(_ASF_FILE, 0, header_size)
     if place < 0 or place + 104 > len(data):
-        return len(data) < header_size
+        return _cut_if(len(data) < header_size)
     is_broadcast = unpack_from("<I", data, place + 88)[0] & 1
     if is_broadcast:
-        return False
+        return "whole"
     data_size = unpack_from("<Q", data, header_size + 16)[0] if header_size + 24 <= len(data) else 1 << 62
-    return bool(header_size + data_size > len(data))
+    return _cut_if(header_size + data_size > len(data))
 
 
-def _ogg_is_cut(data: Bytes) -> bool:
-    """Tell whether the last page is there in part only, or no page says that it is its stream's last."""
-    position, open_streams = 0, set()
+def _ogg_condition(data: Bytes) -> Condition:
+    """Go from page to page, which are numbered; the last one of each stream says so."""
+    position, next_page = 0, dict[bytes, int]()
     while position < len(data):
-        if data[position : position + 4] != b"OggS":
-            return False
+        if data[position : position + 4] != b"OggS"[: len(data) - position]:
+            return "damaged" if any(data[position : position + _HEAD]) else "whole"
         if position + 27 > len(data):
-            return True
+            return "cut"
         flags, serial = data[position + 5], data[position + 14 : position + 18]
-        if flags & 2:
-            open_streams.add(serial)
+        (number,) = unpack_from("<I", data, position + 18)
+        if next_page.get(serial, number) != number and not flags & 2:
+            return "damaged"
+        next_page[serial] = number + 1
         if flags & 4:
-            open_streams.discard(serial)
+            del next_page[serial]
         lengths = data[position + 27 : position + 27 + data[position + 26]]
         position += 27 + data[position + 26] + sum(lengths)
-    return position > len(data) or bool(open_streams)
+    return _cut_if(position > len(data) or bool(next_page))
 
 
-def _mxf_is_cut(data: Bytes) -> bool:
+def _mxf_condition(data: Bytes) -> Condition:
     position = 0
     while position + 17 <= len(data):
         if data[position : position + 4] != _MXF_KEY:
-            return False
+            return "whole"
         length = data[position + 16]
         position += 17
         if length & 0x80:
@@ -298,28 +322,28 @@ def _mxf_is_cut(data: Bytes) -> bool:
             length = int.from_bytes(data[position : position + digits], "big")
             position += digits
         position += length
-    return position != len(data)
+    return _cut_if(position != len(data))
 
 
-def _y4m_is_cut(data: Bytes) -> bool:
+def _y4m_condition(data: Bytes) -> Condition:
     """Tell whether frames, all of the length of the first, fill the file."""
     first = data.find(b"FRAME", 0, _HEAD)
     header = re.match(rb"YUV4MPEG2 [^\n]*?W(\d+) H(\d+)[^\n]*", data[:_HEAD])
     if first < 0 or header is None:
-        return True
+        return "cut"
     colours = re.search(rb" C(\w+)", header.group())
     size = _y4m_frame(int(header[1]), int(header[2]), colours[1].decode() if colours else "420")
     if size is None:
-        return False
+        return "whole"
     position = first
     while position < len(data):
         if data[position : position + 5] != b"FRAME"[: len(data) - position]:
-            return False
+            return "whole"
         line = data.find(b"\n", position, position + _HEAD)
         if line < 0:
-            return True
+            return "cut"
         position = line + 1 + size
-    return position > len(data)
+    return _cut_if(position > len(data))
 
 
 def _y4m_frame(width: int, height: int, colours: str) -> int | None:
@@ -340,34 +364,35 @@ def _y4m_frame(width: int, height: int, colours: str) -> int | None:
     return samples * (2 if deep else 1)
 
 
-def _ivf_is_cut(data: Bytes) -> bool:
+def _ivf_condition(data: Bytes) -> Condition:
     position = unpack_from("<H", data, 6)[0] if len(data) >= 32 else 32
     while position + 12 <= len(data):
         position += 12 + unpack_from("<I", data, position)[0]
-    return bool(position != len(data))
+    return _cut_if(position != len(data))
 
 
-def _dv_is_cut(data: Bytes) -> bool:
+def _dv_condition(data: Bytes) -> Condition:
     """Tell whether whole frames fill the file; those of 50 megabits are twice as long."""
-    return len(data) % (144_000 if data[3] & 0x80 else 120_000) != 0
+    return _cut_if(len(data) % (144_000 if data[3] & 0x80 else 120_000) != 0)
 
 
-def _mjpeg_is_cut(data: Bytes) -> bool:
+def _mjpeg_condition(data: Bytes) -> Condition:
     """Tell whether the last of a row of JPEG images lacks its end marker."""
     tail = data[max(0, len(data) - _HEAD) :].rstrip(b"\x00\r\n")
-    return not tail.endswith(b"\xff\xd9")
+    return _cut_if(not tail.endswith(b"\xff\xd9"))
 
 
-_CHECKS: dict[Container, Callable[[Bytes], bool]] = {
-    "mp4": _mp4_is_cut,
-    "avi": _avi_is_cut,
-    "flv": _flv_is_cut,
-    "mpegts": _mpegts_is_cut,
-    "mpegps": _mpegps_is_cut,
-    "asf": _asf_is_cut,
-    "ogg": _ogg_is_cut,
-    "mxf": _mxf_is_cut,
-    "y4m": _y4m_is_cut,
-    "ivf": _ivf_is_cut,
-    "dv": _dv_is_cut,
+_CHECKS: dict[Container, Callable[[Bytes], Condition]] = {
+    "mp4": _mp4_condition,
+    "matroska": _matroska_condition,
+    "avi": _avi_condition,
+    "flv": _flv_condition,
+    "mpegts": _mpegts_condition,
+    "mpegps": _mpegps_condition,
+    "asf": _asf_condition,
+    "ogg": _ogg_condition,
+    "mxf": _mxf_condition,
+    "y4m": _y4m_condition,
+    "ivf": _ivf_condition,
+    "dv": _dv_condition,
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -34,6 +36,10 @@ _NO_LONG_ZEROS = frozenset(
 )
 _ZEROS = re.compile(rb"\x00{256,}(?=[^\x00\x01])")
 """A hole in a packet: no entropy coder writes this, and stuffing ends with a start code or the packet."""
+_UNSTUFFED = frozenset({"vp8", "vp9", "av1"})
+"""Codecs that put nothing behind a frame."""
+_ONE_BY_ONE = frozenset({"vp9", "av1"})
+"""Codecs of which every packet gives a frame."""
 _HIGH_DEFINITION = 720
 """Lines from which on colours that say nothing are BT.709's; players do so."""
 _MICROSECONDS = 1_000_000
@@ -124,7 +130,8 @@ class Video:
     def frames(self) -> Iterator[VideoFrame]:
         """Yield the frames in the order they are shown in."""
         clock = _Clock(self._container, self._stream)
-        tally = _Tally(lenient=self._format() in _STARTS_ANYWHERE)
+        codec = self._stream.codec_context.codec.canonical_name
+        tally = _Tally(lenient=self._format() in _STARTS_ANYWHERE, one_by_one=codec in _ONE_BY_ONE)
         broken: str | None = None
         joints = _Joints(self._stream)
         packets = self._container.demux()
@@ -134,7 +141,8 @@ class Video:
             except StopIteration:
                 break
             except (OSError, ValueError, self._av.error.FFmpegError) as error:
-                broken = _reason(error)
+                broken = None if self._ends_so(error) else _reason(error)
+                yield from self._decoded(None, clock, tally)  # what the decoder still holds
                 break
             tally.note_end(packet)
             if packet.stream.index != self._stream.index:
@@ -146,12 +154,15 @@ class Video:
         self.problem = self._verdict(tally, broken)
 
     def _decoded(self, packet: Any, clock: _Clock, tally: _Tally) -> Iterator[VideoFrame]:
+        if packet is not None:
+            clock.expect(packet)
         try:
             frames = self._stream.decode(packet)
         except (ValueError, self._av.error.FFmpegError):
-            tally.note_packet(bad=True)
+            tally.note_packet(packet, bad=True)
+            clock.forget()
             return
-        tally.note_packet(bad=packet is not None and _has_hole(packet, self._stream))
+        tally.note_packet(packet, bad=packet is not None and _has_hole(packet, self._stream))
         for frame in frames:
             tally.note_frame(frame)
             time, duration = clock.tell(frame)
@@ -171,7 +182,10 @@ class Video:
     def _pick_stream(self) -> VideoStream:
         """Take the stream that players take, but no cover picture."""
         if self._format().endswith("_pipe") or self._format() == "image2":
-            raise SourceError(f"'{self._name}' is an image: only videos are read from addresses, download it")
+            remedy = "give it a name that says so"
+            if not isinstance(self._address, Path):
+                remedy = "only videos are read from addresses, download it"
+            raise SourceError(f"'{self._name}' is an image: {remedy}")
         disposition = self._av.stream.Disposition
         covers = disposition.attached_pic | disposition.timed_thumbnails
         moving = [stream for stream in self._container.streams.video if not stream.disposition & covers]
@@ -199,8 +213,12 @@ class Video:
         duration = self._container.duration
         if not duration or duration <= 0:
             return None
-        skipped = self._start() if self._format() in _COUNT_FROM_ZERO else 0.0
+        skipped = self._begin() if self._format() in _COUNT_FROM_ZERO else 0.0
         return max(duration / _MICROSECONDS - skipped, 0.0)
+
+    def _ends_so(self, error: Exception) -> bool:
+        """Tell whether a server that does not say how long a file is has just ended it."""
+        return getattr(error, "errno", None) == errno.EIO and not self._live and self._container.size <= 0
 
     def _verdict(self, tally: _Tally, broken: str | None) -> str | None:
         """Say in one sentence what is missing, if anything is."""
@@ -225,7 +243,9 @@ class Video:
         if tally.last_is_cut:
             return "cut"
         if isinstance(self._address, Path):
-            with contextlib.suppress(OSError, ValueError):  # no regular file, or it is gone
+            if not self._address.is_file():
+                return "whole"  # a pipe, which is empty now
+            with contextlib.suppress(OSError, ValueError):  # it is gone meanwhile
                 state = condition(self._address)
                 if state != "whole":
                     return state
@@ -237,10 +257,10 @@ class Video:
             return "whole"
         if not tally.typical_gap:
             return "whole"  # a single frame, which may be shown for long
-        missing = promised - (tally.end - self._start())
+        missing = promised - (tally.end - self._begin())
         return "cut" if missing > max(0.1 * promised, 3 * tally.typical_gap) else "whole"
 
-    def _start(self) -> float:
+    def _begin(self) -> float:
         return (self._container.start_time or 0) / _MICROSECONDS
 
     def _how_many(self, tally: _Tally) -> str:
@@ -254,7 +274,8 @@ class Video:
     def _if_cut(self) -> str | None:
         """Say that a file that cannot be used ends early, if it does."""
         with contextlib.suppress(OSError, ValueError):
-            if isinstance(self._address, Path) and condition(self._address) == "cut":
+            is_file = isinstance(self._address, Path) and self._address.is_file()
+            if is_file and condition(Path(self._address)) == "cut":
                 return _before_all(self._name)
         return None
 
@@ -282,7 +303,7 @@ class _Joints:
     """Finds where recordings were joined: time goes back, or MPEG's pictures get another size."""
 
     def __init__(self, stream: VideoStream) -> None:
-        self._is_mpeg = stream.codec_context.name in ("mpeg1video", "mpeg2video")
+        self._is_mpeg = stream.codec_context.codec.canonical_name in ("mpeg1video", "mpeg2video")
         self._last: int | None = None
         self._size: bytes | None = None
 
@@ -306,20 +327,32 @@ class _Clock:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         rate = stream.average_rate or stream.guessed_rate
         self._usual = float(1 / rate) if rate else 0.04
-        start: int | None = container.start_time  # None if no stream says
-        self._start = None if start is None else start / _MICROSECONDS
+        self._start = _start(container, stream)
         self._may_jump = bool(container.format.flags & 0x0200)  # AVFMT_TS_DISCONT
-        # AVI stores no stamps, only an order of decoding, which is not that of B-frames' showing.
-        self._even = container.format.name == "avi" and stream.codec_context.has_b_frames
+        # AVI stores no stamps, only which place of an even row each packet has, in the order of decoding.
+        self._has_places = container.format.name == "avi"
+        self._places: list[float] = []
         self._last: float | None = None
         self._shift = 0.0
+
+    def expect(self, packet: Any) -> None:
+        """Note the time of a packet whose frame comes later."""
+        if self._has_places and packet.size and packet.dts is not None:
+            heappush(self._places, float(packet.dts * packet.time_base))
+
+    def forget(self) -> None:
+        """Take note that a packet gives no frame."""
+        if self._places:
+            heappop(self._places)
 
     def tell(self, frame: Any) -> tuple[float, float | None]:
         """Return a frame's time, and for how long it is shown if the file says."""
         base = frame.time_base
         duration = float(frame.duration * base) if frame.duration and base else None
         stamp = None if frame.pts is None or base is None else float(frame.pts * base)
-        if stamp is None or self._even:
+        if self._has_places:
+            stamp = heappop(self._places) if self._places else None
+        if stamp is None:
             time = 0.0 if self._last is None else self._last + self._usual
         else:
             if self._start is None:
@@ -337,11 +370,23 @@ class _Clock:
         return time, duration
 
 
+def _start(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the second at which players begin: the first of any stream, but not the run-up of the sound."""
+    first: int | None = container.start_time  # None if no stream says
+    if first is None:
+        return None
+    own = stream.start_time
+    shown = 0.0 if own is None or stream.time_base is None else float(own * stream.time_base)
+    return max(first / _MICROSECONDS, min(shown, 0.0))
+
+
 class _Tally:
     """Counts what came and what was bad of it."""
 
-    def __init__(self, *, lenient: bool) -> None:
+    def __init__(self, *, lenient: bool, one_by_one: bool) -> None:
         self.frames = 0
+        self._packets = 0
+        self._one_by_one = one_by_one
         self.end: float | None = None
         """Seconds at which the last packet of any stream ends."""
         self.last_is_cut = False
@@ -353,7 +398,8 @@ class _Tally:
 
     @property
     def damaged(self) -> int:
-        return max(self._bad_packets, self._bad_frames)
+        swallowed = max(self._packets - self.frames, 0) if self._one_by_one else 0
+        return max(self._bad_packets, self._bad_frames, swallowed)
 
     @property
     def typical_gap(self) -> float:
@@ -367,14 +413,17 @@ class _Tally:
         return bool(rate) and self.typical_gap > 0 and math.isclose(1 / self.typical_gap, rate, rel_tol=0.2)
 
     def note_end(self, packet: Any) -> None:
-        if packet.size and packet.stream.type == "video":
-            self.last_is_cut = packet.is_corrupt
+        """Note how far a packet of any stream goes."""
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None and packet.time_base:
             end = float((stamp + (packet.duration or 0)) * packet.time_base)
             self.end = end if self.end is None else max(self.end, end)
 
-    def note_packet(self, *, bad: bool) -> None:
+    def note_packet(self, packet: Any, *, bad: bool) -> None:
+        """Count a packet of the video; None stands for what the decoder still held."""
+        if packet is not None and packet.size:
+            self.last_is_cut = packet.is_corrupt
+            self._packets += not packet.is_discard
         if bad and self._begun:
             self._bad_packets += 1
 
@@ -391,9 +440,13 @@ class _Tally:
 
 def _has_hole(packet: Any, stream: VideoStream) -> bool:
     """Tell whether zeros lie where a download left a gap, which some decoders do not notice."""
-    if stream.codec_context.name not in _NO_LONG_ZEROS or packet.size < 256:
+    codec = stream.codec_context.codec.canonical_name
+    if codec not in _NO_LONG_ZEROS or packet.size < 256:
         return False
-    return _ZEROS.search(bytes(packet)) is not None
+    content = bytes(packet)
+    if codec in _UNSTUFFED and content.endswith(bytes(256)):
+        return True
+    return _ZEROS.search(content) is not None
 
 
 def _as_shown(frame: av.VideoFrame, stream: VideoStream) -> RgbImage:

@@ -16,7 +16,7 @@ from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
 from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
-from asag_deploy.atomic import atomic_write_text
+from asag_deploy.atomic import atomic_write_text, check_writable, check_writable_file
 from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, listed
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
@@ -142,13 +142,15 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def _run(options: argparse.Namespace) -> int:
     from asag_bench.measuring.run import run
-    from asag_bench.reports.plots import check_plots
     from asag_bench.reports.report import on_screen, write_report
+    from asag_evaluation.plots import check_plots
 
     plan = plan_of(options)
     plots = options.output_dir is not None and not options.no_plots
     if plots:
-        check_plots()
+        check_plots("bench")
+    if options.output_dir is not None:
+        check_writable(options.output_dir)  # before what takes minutes
     result = run(plan)
     if options.output_dir is not None:
         write_report(result, options.output_dir, plots=plots)
@@ -191,6 +193,8 @@ def _throughput(options: argparse.Namespace) -> int:
         window=options.window,
         quiet=options.quiet,
     )
+    if options.output_dir is not None:
+        check_writable(options.output_dir)
     result = measure(plan)
     if options.output_dir is not None:
         atomic_write_text(options.output_dir / "throughput.json", json_text(result))
@@ -255,6 +259,7 @@ def _parity(options: argparse.Namespace) -> int:
     from asag_bench.measuring.parity import judge
     from asag_export.gate.parity import format_report
 
+    check_writable_file(options.output)
     report = judge(options.bundle, options.backend, options.checkpoint)
     if options.output is not None:
         atomic_write_text(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
@@ -293,6 +298,7 @@ def _training_step(options: argparse.Namespace) -> int:
         threads=options.threads,
         device=options.device,
     )
+    check_writable_file(options.output)
     text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
     if options.output is not None:
         atomic_write_text(options.output, text + "\n")
@@ -320,6 +326,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         shape=_shape(options.shape),
         repeats=options.repeats,
     )
+    check_writable_file(options.output)
     result: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:

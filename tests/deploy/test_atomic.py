@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from asag_deploy import atomic, leftovers
-from asag_deploy.atomic import atomic_directory, atomic_write, atomic_write_text, is_same_file, is_stdout
+from asag_deploy.atomic import (
+    atomic_directory,
+    atomic_write,
+    atomic_write_text,
+    check_writable,
+    check_writable_file,
+    is_same_file,
+    is_stdout,
+)
 from asag_deploy.errors import OutputError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -413,3 +421,21 @@ def _fail_in_directory(path: Path, failure: BaseException) -> None:
     with atomic_directory(path, overwrite=True, marker="m") as temporary:
         (temporary / "m").write_text("half")
         raise failure
+
+
+def test_what_could_not_be_written_is_said_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    check_writable(tmp_path / "results" / "of-today")
+    check_writable_file(tmp_path / "file")
+    check_writable_file("/dev/null")
+    check_writable_file(None)
+    for check, path in (
+        (check_writable, tmp_path / "file"),
+        (check_writable_file, tmp_path / "file" / "a.json"),
+        (check_writable_file, tmp_path / "results"),
+        (check_writable, Path("/proc/nowhere")),
+    ):
+        with pytest.raises(OutputError, match=f"could not write '{path}'"):
+            check(path)
+    assert contents(tmp_path) == {"file": "old"}
+    assert names(tmp_path / "results") == ["of-today"]

@@ -173,6 +173,14 @@ def test_what_inference_does_without_is_left_out(small_bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
+def test_graphs_hold_no_words_of_the_source(small_bundle: Bundle) -> None:
+    """A docstring that is reworded would be another graph, and make the engines of it stale."""
+    for name in GRAPHS:
+        model = load(small_bundle, name)
+        assert {each.doc_string for each in (model, model.graph, *model.functions, *nodes(model))} == {""}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normalize", "probe_p3"])
 def test_the_same_network_is_the_same_file(small_bundle: Bundle, name: str) -> None:
     stage, probing = stage_of(name)

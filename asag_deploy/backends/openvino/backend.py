@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,8 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
+from asag_deploy.scratch import file_in_memory, scratch_folder
+from asag_deploy.telemetry import silent_openvino
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model, Tensor
@@ -136,7 +137,8 @@ def _core() -> Core:
     the one before when it ends.  Of several that end in the order of their beginning, the last would leave a
     stack behind that is freed already: the next signal, such as Ctrl-C, would be a segmentation fault.
     """
-    import openvino
+    with silent_openvino():
+        import openvino
 
     return openvino.Core()
 
@@ -245,8 +247,7 @@ def _read_graph(core: Core, path: Path) -> Model:
 
     with contextlib.suppress(Exception):  # functions, or a broken file: ONNX Runtime tells which
         return core.read_model(path)
-    with tempfile.TemporaryDirectory() as folder:
-        inlined = Path(folder) / path.name
+    with file_in_memory() as inlined:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.optimized_model_filepath = str(inlined)
@@ -273,8 +274,8 @@ def _mixed_precision(core: Core, model: Model) -> Model:
         for port in ports:
             if port.any_name in FEATURE_TENSORS and port.get_element_type() == openvino.Type.f32:
                 wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
-    with tempfile.TemporaryDirectory() as folder:
-        description, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+    with scratch_folder() as folder, file_in_memory() as weights:
+        description = folder / "graph.xml"  # OpenVINO insists on the suffix
         openvino.serialize(wrapped.build(), description, weights)
         description.write_bytes(keep_coordinates_precise(description.read_bytes()))
         return core.read_model(description, weights)

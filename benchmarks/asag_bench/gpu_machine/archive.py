@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from asag_bench.gpu_machine.fatbin import has_gpu_code, prune
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.scratch import scratch_folder
 
 MIB = 2**20
 PACKAGES = ("onnxruntime-gpu", "pycocotools")
@@ -54,8 +54,7 @@ def make_archive(
     Raises ConfigError if archive and tree together are above the limit, or a wheel cannot be used;
     BackendError if pip fails.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_folder() as folder:
         files = list(wheels) or _download(folder / "wheels", python)
         for file in files:
             _unpack(file, folder / _FOLDER / file.name.partition("-")[0].replace("_", "-"), gpu)

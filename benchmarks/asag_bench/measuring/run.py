@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from asag_deploy.command_line import progress
 from asag_deploy.errors import BackendError, ConfigError, first_line
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.contract import check_stages
+from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 
 MOST_PICTURES = 100
@@ -223,8 +223,8 @@ def _pyramid(chosen: BundleOnBackend, network: Network) -> Pyramid:
     from asag_bench.runners.graphs import PYRAMID, pyramid_bundle
 
     processing, options = network.processing(chosen.bundle.manifest), chosen.options
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = pyramid_bundle(chosen.bundle, Path(folder))
+    with scratch_folder() as folder:
+        bundle = pyramid_bundle(chosen.bundle, folder)
         alone = options.open_network(bundle)
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
 from asag_deploy.loop.loop import LoopChoice
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.processing.preprocess import make_batch
+from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 
 if TYPE_CHECKING:
@@ -332,8 +332,8 @@ class _Unsplit:
         from asag_bench.runners.graphs import UNSPLIT, unsplit_bundle
 
         self._manifest = bundle.manifest
-        with tempfile.TemporaryDirectory() as folder:
-            whole = unsplit_bundle(bundle, Path(folder))
+        with scratch_folder() as folder:
+            whole = unsplit_bundle(bundle, folder)
             self._network = options.open_network(whole)
         self._stage = self._network.stage(UNSPLIT)
         levels: list[Level] = [FIRST_LEVEL, *(level.level for level in bundle.manifest.probing.levels)]

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -185,6 +186,36 @@ def test_times_of_a_browsers_recording(detector: FakeDetector, folder: Path) -> 
     seconds = [time / 1000 for time in given]
     assert [entry["time_s"] for entry in read_json("r.json")] == [*seconds, None]
     assert stored(Path("out/rec.mp4"))[0] == pytest.approx(seconds, abs=1e-4)
+
+
+def test_camera(
+    detector: FakeDetector, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says no times: its frames are written at those at which they come."""
+
+    class Camera:
+        frames = 5
+
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def read(self) -> tuple[bool, NDArray[np.uint8] | None]:
+            self.frames -= 1
+            time.sleep(0.01)
+            return (True, np.full((HEIGHT, WIDTH, 3), 90, np.uint8)) if self.frames >= 0 else (False, None)
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr("cv2.VideoCapture", Camera)
+    assert run("bundle", "0", "--output-dir", "out", "--json", "r.json") == 1
+    assert "incomplete: 'camera:0' broke off after 5 frames" in capsys.readouterr().err
+    times = [entry["time_s"] for entry in read_json("r.json")]
+    assert times[0] == 0
+    assert stored(Path("out/camera-0.mp4"))[0] == pytest.approx(times, abs=1e-4)
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run("bundle", "0", "--json", "r.json") == 1
+    assert run("bundle", "0", "--output-dir", "out") == 2
+    assert "pip install 'asag-deploy[video]'" in capsys.readouterr().err
 
 
 def test_a_video_that_breaks_off(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,19 @@ def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
     assert isinstance(item, Failure)
     assert item.message.startswith("'rtsp://me:***@127.0.0.1:9/x' gives no pictures: connection refused")
     assert "secret" not in repr(item)
+
+
+def test_devices_and_pipes(tmp_path: Path) -> None:
+    assert list_sources(["/dev/video7"]).sources == (Source(name="camera:/dev/video7", kind="camera"),)
+    with pytest.raises(SourceError, match="'/dev/zero' is a device and no camera"):
+        list_sources(["/dev/zero"])
+    content = write_video(tmp_path / "a.ts", "mpeg2video", frames=3).read_bytes()
+    os.mkfifo(tmp_path / "pipe.ts")
+    sources = list_sources([str(tmp_path / "pipe.ts")]).sources
+    assert count_frames(sources) is None
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe.ts").write_bytes, content)
+        assert [isinstance(item, Frame) for item in iter_frames(sources)] == [True] * 3
 
 
 def test_file_addresses(tmp_path: Path) -> None:

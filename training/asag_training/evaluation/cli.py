@@ -67,15 +67,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        from asag_evaluation.evaluate import evaluate
-        from asag_evaluation.report import table, write_report
-    except ImportError as error:
-        raise ConfigError(
-            f"measuring needs {error.name}: install it with `pip install 'asag-deploy[evaluate]'`"
-        ) from None
+    if not options.model.is_dir():
+        import asag_training.evaluation.checkpoint_predictor  # noqa: F401 (says what is missing, first)
+    from asag_evaluation.evaluate import evaluate
+    from asag_evaluation.report import check_report, table, write_report
+
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
+    check_report(options.output_dir)  # before what may take hours
     notes = list[str]()
     predictor = _predictor(options, notes.append)
     manifest = predictor.detector.manifest
@@ -137,13 +136,8 @@ def _checkpoint_predictor(
             f"'{path}' is a checkpoint, and --threads and --requests are for bundles: leave them out, and "
             "set OMP_NUM_THREADS if PyTorch is to have fewer threads"
         )
-    try:
-        from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
-    except ImportError as error:
-        raise ConfigError(
-            f"'{path}' is a checkpoint, which needs {error.name}: install it with "
-            "`pip install 'asag-deploy[train]'`, or give a bundle"
-        ) from None
+    from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
+
     return checkpoint_predictor(
         path,
         chosen,
