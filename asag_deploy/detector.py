@@ -59,13 +59,12 @@ class _Origin:
     """What a detector was loaded from, and how."""
 
     path: Path
-    fingerprint: str
     options: dict[str, Any]
 
 
-def _load_again(kind: type[Detector], origin: _Origin) -> Detector:
+def _load_again(kind: type[Detector], origin: _Origin, fingerprint: str) -> Detector:
     bundle = Bundle.open(origin.path)
-    if bundle.fingerprint != origin.fingerprint:
+    if bundle.fingerprint != fingerprint:
         raise BundleCorruptError(
             f"the bundle '{origin.path}' is another than the detector was loaded from; load it again in the "
             "process that sends it"
@@ -161,10 +160,10 @@ class Detector:
             deadline_ms=deadline_ms,
             requests=requests,
         )
-        detector._origin = _Origin(path=opened.path, fingerprint=opened.fingerprint, options=options)
+        detector._origin = _Origin(path=opened.path, options=options)
         return detector
 
-    def __reduce__(self) -> tuple[Callable[..., Detector], tuple[type[Detector], _Origin]]:
+    def __reduce__(self) -> tuple[Callable[..., Detector], tuple[type[Detector], _Origin, str]]:
         """Travel to another process as what `load` was called with.
 
         Raises ConfigError where there is no such thing, and in the other process what `load` raises, or
@@ -177,7 +176,8 @@ class Detector:
                 "a detector whose network was made in memory cannot be pickled or copied; load a bundle that "
                 "asag-export has written with Detector.load, or make the detector in the other process"
             )
-        return _load_again, (type(self), self._origin)
+        bundle = Bundle(path=self._origin.path, manifest=self._manifest)
+        return _load_again, (type(self), self._origin, bundle.fingerprint)
 
     @property
     def manifest(self) -> Manifest:

@@ -205,17 +205,20 @@ def _values(data: bytes, head: _Netpbm) -> NDArray[Any]:
         rows = np.frombuffer(data, np.uint8, head.size, head.pixels).reshape(head.height, -1)
         return 1 - np.unpackbits(rows, axis=1)[:, : head.width]
     if head.magic in (b"P1", b"P2", b"P3"):
-        values = np.array(_numbers(data, head)[:count], dtype=np.int64)
+        values = _numbers(data, head)[:count]
         return 1 - values.clip(0, 1) if head.magic == b"P1" else values
     return np.frombuffer(data, np.uint8 if head.top < 256 else ">u2", count, head.pixels)
 
 
-def _numbers(data: bytes, head: _Netpbm) -> list[int]:
-    """Return values that are written as text; those of PBM need nothing between them."""
+def _numbers(data: bytes, head: _Netpbm) -> NDArray[np.int64]:
+    """Return values that are written as text, up to what is no number; those of PBM need nothing between."""
     text = re.sub(rb"#[^\n\r]*", b"", data[head.pixels :])
     if head.magic == b"P1":
-        return [byte - 48 for byte in text if byte in b"01"]
-    return [int(part) for part in re.findall(rb"\d{1,9}", text)]
+        signs = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
+        return cast("NDArray[np.int64]", signs[(signs == 0) | (signs == 1)])
+    numbers = re.match(rb"[\d\s]*", text)
+    assert numbers is not None, "it matches nothing, too"
+    return np.fromstring(numbers[0], dtype=np.int64, sep=" ") if numbers[0].strip() else np.zeros(0, np.int64)
 
 
 def _netpbm(data: bytes) -> _Netpbm | None:

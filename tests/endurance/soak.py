@@ -119,7 +119,7 @@ def soak_detect(bundle: Bundle, images: list[bytes], folder: Path, count: int) -
 
 def soak_serve(bundle: Bundle, images: list[bytes], count: int, clients: int) -> dict[str, Any]:
     """Send requests to one `asag-serve` from many clients at once; return what came of it."""
-    arguments = [str(bundle.path), "--port", "0", "--requests", "2", "--queue", "64", "--body-seconds", "0.6"]
+    arguments = [str(bundle.path), "--port", "0", "--requests", "2", "--queue", "64", "--body-seconds", "2"]
     arguments += ["--max-megabytes", str(_MOST_MEBIBYTES)]
     problems: list[str] = []
     with _program("asag_deploy.serving.cli", *arguments, stdout=subprocess.PIPE) as process:

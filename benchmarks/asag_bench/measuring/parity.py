@@ -10,6 +10,7 @@ from pathlib import Path
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
+from asag_deploy.loop.contract import check_stages
 from asag_export.gate.gate import Limits, run_gate
 from asag_export.gate.parity import ParityReport
 from asag_training.checkpoints import load_checkpoint, select_head, untrained_checkpoint
@@ -27,6 +28,7 @@ def judge(path: Path, backend: str, weights: Path | None) -> ParityReport:
     Raises BundleError, CheckpointError or BackendError if one cannot be used.
     """
     bundle = Bundle.open(path)
+    check_stages(bundle)
     manifest = bundle.manifest
     whole = untrained_checkpoint(manifest.variant) if weights is None else load_checkpoint(weights)
     checkpoint = select_head(whole, manifest.head)

@@ -176,13 +176,21 @@ def test_a_graph_for_another_library(bundle: Bundle, edit: GraphEdit, sentence: 
 
 
 def test_weights_that_lie_outside_of_what_is_verified(bundle: Bundle, tmp_path: Path) -> None:
+    """Nobody would notice that they were altered; where they are missing, the backend says so."""
     model = onnx.load(bundle.graph_path("backbone"))
     onnx.save(
         model, tmp_path / "backbone.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
     )
     outside = onnx.load(tmp_path / "backbone.onnx", load_external_data=False)
+    other = edit_graph(bundle, "backbone", lambda each: each.CopyFrom(outside), tmp_path / "other")
+    with pytest.raises(BackendError, match=r"backbone\.onnx': .*External data"):
+        Detector.load(other)
+    shutil.copy(tmp_path / "w.bin", other.path)
     with pytest.raises(BundleCorruptError, match=r"backbone\.onnx' has weights in another file"):
-        edit_graph(bundle, "backbone", lambda other: other.CopyFrom(outside), tmp_path / "other")
+        Detector.load(other.path)
+    noted = Path(shutil.copytree(bundle.path, tmp_path / "noted"))
+    (noted / "notes.txt").touch()
+    assert Bundle.open(noted).manifest == bundle.manifest
 
 
 def output_of(graph: int, name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
