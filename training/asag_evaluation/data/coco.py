@@ -21,7 +21,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError
 from asag_deploy.images.reading import RgbImage, read_image
 from asag_evaluation.data.annotations import AnnotationFile, Counts, ImageRecord, read_annotations
-from asag_evaluation.data.image_files import ImageFiles, stored_size
+from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
 from asag_evaluation.data.orientation import OrientationChoice, OrientationRule, SizedImage, Survey
 
 TRAIN_SPLIT, VAL_SPLIT = "train2017", "val2017"
@@ -223,7 +223,7 @@ class CocoDataset:
     def _check_images(self, annotation_file: Path) -> None:
         if not self.image_dir.is_dir():
             raise DataError(f"there is no image folder '{self.image_dir}', for '{annotation_file}'")
-        missing = [r.file_name for r in self.records if not (self.image_dir / r.file_name).is_file()]
+        missing = [r.file_name for r in self.records if not is_file(self.image_dir / r.file_name)]
         if missing:
             raise DataError(
                 f"{len(missing)} of the {len(self)} images in '{annotation_file}' are missing from "
