@@ -85,7 +85,9 @@ class Video:
     """A video file or address, read frame by frame; a context manager.
 
     name: what messages call it.  address: a path, or an address such as rtsp://host/stream.  live: it has no
-    end, so that one is a failure.  Raises SourceError for what cannot be opened or holds no video.
+    end, so that one is a failure.  Of several videos in a file it is the one that players take.  The lines of
+    interlaced video stay woven, and colours of a high dynamic range are not mapped to a screen's.
+    Raises SourceError for what cannot be opened or holds no video.
     """
 
     def __init__(self, name: str, address: str | Path, *, live: bool = False) -> None:
@@ -166,7 +168,12 @@ class Video:
         for frame in frames:
             tally.note_frame(frame)
             time, duration = clock.tell(frame)
-            yield VideoFrame(image=_as_shown(frame, self._stream), time=time, duration=duration)
+            try:
+                image = _as_shown(frame, self._stream)
+            except (ValueError, self._av.error.FFmpegError):
+                tally.refuse_frame()
+                continue
+            yield VideoFrame(image=image, time=time, duration=duration)
 
     def _open(self) -> InputContainer:
         av = self._av
@@ -426,6 +433,11 @@ class _Tally:
             self._packets += not packet.is_discard
         if bad and self._begun:
             self._bad_packets += 1
+
+    def refuse_frame(self) -> None:
+        """Take back a frame whose colours or size nothing can be made of."""
+        self.frames -= 1
+        self._bad_packets += 1
 
     def note_frame(self, frame: Any) -> None:
         self.frames += 1
