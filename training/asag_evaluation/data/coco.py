@@ -197,6 +197,14 @@ class CocoDataset:
             )
         return self.subset(good)
 
+    def left_out_of_training(self, *, min_side: int = 32) -> str:
+        """Say how many images `for_training` leaves out, and why; empty if none."""
+        empty = sum(not len(record.boxes) for record in self.records)
+        used = sum(_is_worth_training_on(record, min_side) for record in self.records)
+        small = len(self) - empty - used
+        why = [f"{empty} without objects"] * bool(empty) + [f"{small} under {min_side} pixels"] * bool(small)
+        return f"left out: {', '.join(why)}" if why else ""
+
     def ground_truth(self) -> dict[str, Any]:
         """Return everything but the images as the content of a COCO file, for evaluation.
 
