@@ -148,7 +148,8 @@ def _train(options: argparse.Namespace, process: Process) -> None:
             print(sentence)
         for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
             print(part, f"{data.counts.describe()}; {len(used)} images are used")
-            for remark in data.remarks():
+            left_out = data.left_out_of_training() if data is found else ""
+            for remark in filter(None, (left_out, *data.remarks())):
                 print(part, remark)
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)

@@ -78,6 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
     data = _open_data(options, options.split, bundle, options.limit) if options.data else None
+    for remark in [] if data is None or options.quiet else data.remarks():
+        print(remark)
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
     steps = (1 + len(RESULTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
