@@ -15,6 +15,7 @@ from asag_deploy.atomic import atomic_write_text
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
+from asag_evaluation.data.values import number as measure_of
 from asag_evaluation.data.written import check_ours
 
 CROWDHUMAN_CATEGORIES: tuple[Category, ...] = (Category(id=1, name="person"),)
@@ -94,7 +95,7 @@ def _size(image: Path, odgt: Path) -> dict[str, int]:
 
 def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, Any]:
     try:
-        x, y, w, h = (float(value) for value in box["fbox"])
+        x, y, w, h = (_measure(value) for value in box["fbox"])
         ignored = box.get("tag") != "person" or box.get("extra", {}).get("ignore", 0) == 1
         visible = box.get("vbox")
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -110,6 +111,13 @@ def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, A
         "area": w * h,
         "iscrowd": int(ignored),
     }
+
+
+def _measure(value: Any) -> float:
+    found = measure_of(value)
+    if found is None:
+        raise ValueError("it is no number")
+    return found
 
 
 def _link(link: Path, image_dir: Path) -> None:
