@@ -16,11 +16,15 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
 from asag_evaluation.data.values import number as measure_of
+from asag_evaluation.data.written import check_ours
 
 CROWDHUMAN_CATEGORIES: tuple[Category, ...] = (Category(id=1, name="person"),)
 """The one class of CrowdHuman."""
 
 _PERSON = CROWDHUMAN_CATEGORIES[0]
+
+
+_DESCRIPTION = "CrowdHuman, whole bodies"
 
 
 def convert_crowdhuman(
@@ -37,6 +41,8 @@ def convert_crowdhuman(
     unless it is that folder.  Image ids are numbered from 1 in the order of the file.  Raises DataError for a
     file that is missing or malformed and for images that are, OutputError if nothing can be written.
     """
+    file = output_dir / "annotations" / f"instances_{split}.json"
+    check_ours(file, _DESCRIPTION)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, record in enumerate(_records(odgt), start=1):
@@ -48,12 +54,11 @@ def convert_crowdhuman(
     if not images:
         raise DataError(f"'{odgt}' holds no images: download it again")
     content = {
-        "info": {"description": "CrowdHuman, whole bodies"},
+        "info": {"description": _DESCRIPTION},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": _PERSON.id, "name": _PERSON.name}],
     }
-    file = output_dir / "annotations" / f"instances_{split}.json"
     atomic_write_text(file, json.dumps(content))
     _link(output_dir / split, image_dir)
     return file
