@@ -168,24 +168,29 @@ def _saved(frames: Sequence[Image.Image], kind: str, **options: object) -> bytes
     return stream.getvalue()
 
 
-_VIDEOS = (
-    ("mp4", "mpeg4"),
-    ("mkv", "mpeg4"),
-    ("avi", "mjpeg"),
-    ("ts", "mpeg2video"),
-    ("flv", "flv"),
-    ("webm", "libvpx"),
-    ("mpg", "mpeg1video"),
-    ("mov", "mpeg4"),
-)
+_VIDEOS = {
+    "mp4": ("mpeg4", "libx264"),
+    "mkv": ("mpeg4", "ffv1", "rawvideo"),
+    "avi": ("mjpeg", "huffyuv"),
+    "ts": ("mpeg2video",),
+    "flv": ("flv",),
+    "webm": ("libvpx", "libvpx-vp9"),
+    "mpg": ("mpeg1video",),
+    "mov": ("prores",),
+    "wmv": ("wmv2",),
+}
+"""Codecs by suffix."""
+_PIXELS = {"mjpeg": "yuvj420p", "huffyuv": "rgb24", "prores": "yuv422p10le"}
+"""Those of codecs that take no yuv420p."""
 _MOST_FRAMES = 60
 
 
 @contextmanager
 def open_videos(folder: Path) -> Iterator[Target]:
     """A suffix, and on the next line the bytes of a video of that name."""
+    import av
 
-    def part(suffix: str, codec: str) -> Part:
+    def part(suffix: str, codecs: Sequence[str]) -> Part:
         def run(data: bytes) -> None:
             path = folder / f"clip.{suffix}"
             path.write_bytes(data)
@@ -194,10 +199,11 @@ def open_videos(folder: Path) -> Iterator[Target]:
             finally:
                 path.unlink()
 
-        seed = _video(suffix, codec)
-        return damaged_bytes([seed]), run
+        # Not every PyAV can write every codec.
+        seeds = [_video(suffix, codec) for codec in codecs if codec in av.codecs_available]
+        return damaged_bytes(seeds), run
 
-    inputs, run = one_of_parts({suffix: part(suffix, codec) for suffix, codec in _VIDEOS})
+    inputs, run = one_of_parts({suffix: part(suffix, codecs) for suffix, codecs in _VIDEOS.items()})
     yield Target(inputs=inputs, run=run, names=(str(folder / "clip"),))
 
 
@@ -214,12 +220,12 @@ def _video(suffix: str, codec: str) -> bytes:
     from av.video.stream import VideoStream
 
     stream = BytesIO()
-    kind = {"mkv": "matroska", "ts": "mpegts", "mpg": "mpeg"}.get(suffix, suffix)
+    kind = {"mkv": "matroska", "ts": "mpegts", "mpg": "mpeg", "wmv": "asf"}.get(suffix, suffix)
     with av.open(stream, "w", format=kind) as container:
         track = container.add_stream(codec, rate=25)
         assert isinstance(track, VideoStream)
         track.width, track.height = 64, 48
-        track.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        track.pix_fmt = _PIXELS.get(codec, "yuv420p")
         for index in range(6):
             frame = av.VideoFrame.from_ndarray(np.roll(gradient(48, 64), index, axis=1), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 25)
