@@ -25,6 +25,10 @@ def _suffixes(text: str) -> frozenset[str]:
     return frozenset(f".{word}" for word in text.split())
 
 
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().rstrip()
+
+
 IMAGE_SUFFIXES = _suffixes(
     "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pam pbm pgm png pnm ppm tif tiff webp"
 )
@@ -229,15 +233,17 @@ def _known_files(paths: Sequence[Path], otherwise: str) -> list[Source]:
 
 
 def _is_known(path: Path) -> bool:
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     if suffix in _SHARED_SUFFIXES:
         return path.is_file() and container_of(path) is not None
+    if not suffix:
+        return path.is_file() and (container_of(path) is not None or bool(cv2.haveImageReader(str(path))))
     return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
 
 
 def _file(path: Path) -> Source:
     """Take a file for what it holds, whatever it is called; what holds neither, for what it is called."""
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     is_video = suffix in VIDEO_SUFFIXES or (suffix in _SHARED_SUFFIXES and path.is_fifo())
     if path.is_file():
         is_video = container_of(path) is not None or (is_video and not _holds_image(path))
@@ -246,7 +252,7 @@ def _file(path: Path) -> Source:
 
 def _holds_image(path: Path) -> bool:
     """Tell whether a file with a video's suffix is an image; a row of JPEG images is a video."""
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     return suffix not in (".mjpeg", ".mjpg") and bool(cv2.haveImageReader(str(path)))
 
 
@@ -262,7 +268,7 @@ def _image_frame(source: Source, number: int) -> Iterator[Frame | Failure]:
     path = Path(source.name)
     try:
         image = read_image(path)
-        frames = count_image_frames(path) if path.suffix.lower() in _MAY_HAVE_SEVERAL else 1
+        frames = count_image_frames(path) if _suffix(path) in _MAY_HAVE_SEVERAL else 1
         yield Frame(source=source, index=0, number=number, image=image, frames=frames)
     except AsagError as error:
         yield Failure(source=source.name, message=str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from struct import unpack_from
@@ -78,7 +79,10 @@ def condition(file: Path) -> Condition:
         if check is None:
             return "whole"
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return check(data)
+            try:
+                return check(data)
+            except (struct.error, IndexError, OverflowError):  # a header that ends early, or makes no sense
+                return "cut"
 
 
 def whole_mp4(file: Path) -> int:

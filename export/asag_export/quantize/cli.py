@@ -9,7 +9,13 @@ from pathlib import Path
 
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    OneSentenceParser,
+    exit_code,
+    progress,
+    real_number,
+    whole_number,
+)
 from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
@@ -40,13 +46,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--calibration-split", metavar="NAME", default=TRAIN_SPLIT, help="default %(default)s")
     add("--split", metavar="NAME", default=VAL_SPLIT, help="what AP is measured on (default %(default)s)")
     add_orientation_option(parser)
-    add("--count", metavar="N", type=int, default=DEFAULT_COUNT, help="pictures (default %(default)s)")
-    add("--limit", metavar="N", type=int, help="measure AP on the first N images only")
+    add(
+        "--count",
+        metavar="N",
+        type=whole_number(1),
+        default=DEFAULT_COUNT,
+        help="pictures (default %(default)s)",
+    )
+    add("--limit", metavar="N", type=whole_number(1), help="measure AP on the first N images only")
     kinds = "int8, for every runtime (default), or uint8, faster in ONNX Runtime but not for TensorRT"
     add("--activations", metavar="KIND", default=ACTIVATIONS[0], help=kinds)
     backends = f"what measures AP; may be repeated (default {DEFAULT_BACKEND})"
     add("--backend", metavar="NAME", dest="backends", action="append", help=backends)
-    add("--max-loss", metavar="AP", type=float, default=DEFAULT_MOST_LOSS, help="default %(default)s")
+    add(
+        "--max-loss",
+        metavar="AP",
+        type=real_number(-1, 1),
+        default=DEFAULT_MOST_LOSS,
+        help="default %(default)s",
+    )
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that costs too much")
     add("--quiet", action="store_true", help="no progress and no table")
@@ -60,6 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
     data = _open_data(options, options.split, bundle, options.limit) if options.data else None
+    for remark in [] if data is None or options.quiet else data.remarks():
+        print(remark)
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
     steps = (1 + len(RESULTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)

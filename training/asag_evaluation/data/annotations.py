@@ -163,6 +163,8 @@ class _Reader:
     ) -> None:
         self.path, self.content, self.files, self.as_stored = path, content, files, as_stored
         self.counts: Counter[str] = Counter()
+        self.ids_of_names: dict[str, int] = {}
+        """The ids of classes whose names are their own."""
 
     def file(self, categories: Sequence[Category] | None) -> AnnotationFile:
         """Read everything."""
@@ -202,6 +204,8 @@ class _Reader:
             headings[number] = _class_name(entry.get("supercategory"))
         if not found:
             raise self._error("there are no categories")
+        names = Counter(category.name for category in found.values())
+        self.ids_of_names = {c.name: c.id for c in found.values() if names[c.name] == 1}
         return self._without_headings(list(found.values()), headings)
 
     def _without_headings(self, found: list[Category], headings: Mapping[int, str]) -> list[Category]:
@@ -308,7 +312,7 @@ class _Reader:
         """Read an annotation; None if it has no place or its class is unknown."""
         what = f"annotation {entry.get('id', position)}"
         box = self._box(entry, what, image)
-        category = self._number_in(entry, "category_id")
+        category = self._class_of(entry)
         if box is not None and category not in labels:
             self.counts["unknown_class"] += 1
         if box is None or category not in labels:
@@ -356,6 +360,13 @@ class _Reader:
         self.counts["crowd"] += annotation.crowd
         self.counts["clipped"] += beyond and not annotation.crowd
         return True
+
+    def _class_of(self, entry: Mapping[str, Any]) -> int:
+        """Return the id of an annotation's class, which may be called by its name."""
+        said = entry.get("category_id")
+        if isinstance(said, str) and whole_number(said) is None:
+            return self.ids_of_names.get(_class_name(said), _NO_ID)
+        return self._number_in(entry, "category_id")
 
     def _number_in(self, entry: Mapping[str, Any], name: str) -> int:
         """Return the id that an entry refers to; -1 for none, which no list has."""

@@ -8,7 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_PIXELS,
+    SOME_FAILED,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.errors import DataError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
@@ -43,9 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     scenes = commands.add_parser("scenes", help="generate scenes of drawn objects")
     add = scenes.add_argument
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    add("--count", type=int, default=1000, metavar="N", help="how many (default: 1000)")
-    add("--seed", type=int, default=0, metavar="S", help="another seed, other scenes (default: 0)")
-    add("--size", type=int, default=320, metavar="PIXELS", help="width and height (default: 320)")
+    add("--count", type=whole_number(1), default=1000, metavar="N", help="how many (default: 1000)")
+    add(
+        "--seed", type=whole_number(0), default=0, metavar="S", help="another seed, other scenes (default: 0)"
+    )
+    add(
+        "--size",
+        type=whole_number(1, MOST_PIXELS),
+        default=320,
+        metavar="PIXELS",
+        help="width and height (default: 320)",
+    )
     add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
     scenes.set_defaults(run=_scenes)
 

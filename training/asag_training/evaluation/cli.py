@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_PIXELS,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
@@ -42,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     add("--split", default=VAL_SPLIT, metavar="NAME", help=f"which part of it (default: {VAL_SPLIT})")
     add_orientation_option(parser)
-    add("--limit", type=int, metavar="N", help="measure on the first N images only")
+    add("--limit", type=whole_number(1), metavar="N", help="measure on the first N images only")
     add("--output-dir", type=Path, metavar="DIR", help="write the figures, the detections and plots to DIR")
-    add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
+    add("--batch", type=whole_number(1), default=1, metavar="N", help="images to run at once (default: 1)")
     add("--quiet", action="store_true", help="print no table")
     add_detector_options(parser)
     add = parser.add_argument_group("for a checkpoint, which PyTorch runs").add_argument
@@ -55,8 +62,18 @@ def _parser() -> argparse.ArgumentParser:
         help="which of a file's weights: those that were trained, or their average, EMA (default: model)",
     )
     said = "(default: what the checkpoint says; if it says nothing"
-    add("--shorter-side", type=int, metavar="PIXELS", help=f"images' shorter side {said}, 800)")
-    add("--longer-side", type=int, metavar="PIXELS", help=f"the most their longer side may be {said}, 1333)")
+    add(
+        "--shorter-side",
+        type=whole_number(1, MOST_PIXELS),
+        metavar="PIXELS",
+        help=f"images' shorter side {said}, 800)",
+    )
+    add(
+        "--longer-side",
+        type=whole_number(1, MOST_PIXELS),
+        metavar="PIXELS",
+        help=f"the most their longer side may be {said}, 1333)",
+    )
     add(
         "--device",
         default="cpu",
