@@ -12,7 +12,7 @@ import pytest
 
 from asag_deploy._version import __version__
 from asag_deploy.command_line import OneSentenceParser, exit_code, progress
-from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ParityError
+from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ImageError, ParityError
 
 
 def raises(error: BaseException) -> Callable[[], int]:
@@ -106,3 +106,24 @@ def test_a_progress_bar_shows_on_a_terminal_alone(
     with progress(total=7, unit="image", description="reading", quiet=quiet) as bar:
         bar.update(3)
     assert ("reading" in capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize(
+    ("quoted", "shown"),
+    [
+        ("two\nlines", r"two\nlines"),
+        ("\x1b[2Jcleared", r"\x1b[2Jcleared"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("not utf-8 \udcff", r"not utf-8 \udcff"),
+        ("straße 写真.png", "straße 写真.png"),
+    ],
+)
+def test_messages_are_one_line_whatever_they_quote(quoted: str, shown: str) -> None:
+    assert str(ImageError(f"image '{quoted}' does not exist")) == f"image '{shown}' does not exist"
+
+
+def test_the_middle_of_a_long_message_is_left_out() -> None:
+    message = str(ConfigError(f"the option begins {'x' * 10_000} and ends"))
+    assert len(message) < 1300
+    assert message.startswith("the option begins xxx")
+    assert message.endswith("xxx and ends")

@@ -180,10 +180,30 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
             if (folder / STATE).exists()
             else f"'{folder}' holds checkpoints of another run, but no {STATE}: give another folder"
         )
+    foreign = _foreign(folder)
+    if foreign is not None:
+        raise ConfigError(f"'{folder}' holds a '{foreign}' that no run has written: give another folder")
     if trainer.process.is_main:
         text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
         atomic_write_text(folder / RECIPE, text + "\n")
     return False
+
+
+def _foreign(folder: Path) -> str | None:
+    """Return what a run would replace but has not written.
+
+    One that was ended before it was first saved has left its recipe.
+    """
+    from asag_training.run.log import EVALUATIONS, STEPS
+
+    try:
+        recipe_there = json.loads((folder / RECIPE).read_bytes())
+    except FileNotFoundError:
+        return next((name for name in (STEPS, EVALUATIONS) if (folder / name).exists()), None)
+    except (OSError, ValueError, RecursionError):
+        return RECIPE
+    ours = isinstance(recipe_there, dict) and {"network", "schedule", "seed"} <= set(recipe_there)
+    return None if ours else RECIPE
 
 
 def _loader(
