@@ -166,8 +166,8 @@ class Video:
             return
         tally.note_packet(packet, bad=packet is not None and _has_hole(packet, self._stream))
         for frame in frames:
-            tally.note_frame(frame)
             time, duration = clock.tell(frame)
+            tally.note_frame(frame, time)
             try:
                 image = _as_shown(frame, self._stream)
             except (ValueError, self._av.error.FFmpegError):
@@ -335,6 +335,7 @@ class _Clock:
         rate = stream.average_rate or stream.guessed_rate
         self._usual = float(1 / rate) if rate else 0.04
         self._start = _start(container, stream)
+        self._base = stream.time_base
         self._may_jump = bool(container.format.flags & 0x0200)  # AVFMT_TS_DISCONT
         # AVI stores no stamps, only which place of an even row each packet has, in the order of decoding.
         self._has_places = container.format.name == "avi"
@@ -354,7 +355,7 @@ class _Clock:
 
     def tell(self, frame: Any) -> tuple[float, float | None]:
         """Return a frame's time, and for how long it is shown if the file says."""
-        base = frame.time_base
+        base = frame.time_base or self._base  # frames that a decoder still held may have none
         duration = float(frame.duration * base) if frame.duration and base else None
         stamp = None if frame.pts is None or base is None else float(frame.pts * base)
         if self._has_places:
@@ -439,15 +440,14 @@ class _Tally:
         self.frames -= 1
         self._bad_packets += 1
 
-    def note_frame(self, frame: Any) -> None:
+    def note_frame(self, frame: Any, time: float) -> None:
         self.frames += 1
         self.last_is_damaged = frame.is_corrupt
         if not frame.is_corrupt:
             self._begun = True
         elif self._begun:
             self._bad_frames += 1
-        if frame.time is not None:
-            self._times = [*self._times[:1], frame.time]
+        self._times = [*self._times[:1], time]
 
 
 def _has_hole(packet: Any, stream: VideoStream) -> bool:

@@ -16,7 +16,7 @@ from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
 from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
-from asag_deploy.atomic import atomic_write_text, check_writable, check_writable_file
+from asag_deploy.atomic import atomic_write_text, check_spares, check_writable, check_writable_file
 from asag_deploy.command_line import (
     ALL_FINE,
     LARGEST,
@@ -327,7 +327,7 @@ def _parity(options: argparse.Namespace) -> int:
     from asag_bench.measuring.parity import judge
     from asag_export.gate.parity import format_report
 
-    check_writable_file(options.output)
+    _check_output(options)
     report = judge(options.bundle, options.backend, options.checkpoint)
     if options.output is not None:
         atomic_write_text(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
@@ -396,7 +396,7 @@ def _training_step(options: argparse.Namespace) -> int:
         threads=options.threads,
         device=options.device,
     )
-    check_writable_file(options.output)
+    _check_output(options)
     text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
     if options.output is not None:
         atomic_write_text(options.output, text + "\n")
@@ -430,7 +430,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         shape=_shape(options.shape),
         repeats=options.repeats,
     )
-    check_writable_file(options.output)
+    _check_output(options)
     result: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
@@ -510,6 +510,13 @@ def _gpu_archive(options: argparse.Namespace) -> int:
     print(f"{options.output}: {carried}, of at most {options.limit_mib:g} MiB")
     print(f"carry the tree and this file; there: python benchmarks gpu run --carried {options.output}")
     return ALL_FINE
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """Raise OutputError, before what takes minutes, if `--output` cannot be written or is what is read."""
+    check_writable_file(options.output)
+    if options.output is not None:
+        check_spares(options.output, getattr(options, "checkpoint", None))
 
 
 def _whole(values: Sequence[str]) -> tuple[int, ...]:

@@ -18,7 +18,9 @@ from endurance.judging import Target, WrongError
 from endurance.targets import one_of_parts
 from support.coco_files import box, gradient, write_coco, write_image
 
+_PACKED = {"counts": "XU1S1", "size": [50, 50]}
 _COCO_VALUES = (
+    _PACKED,
     "1",
     "0",
     "true",

@@ -16,7 +16,7 @@ import torch
 
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import evaluate
-from asag_training.checkpoints import load_checkpoint
+from asag_training.checkpoints import load_checkpoint, pack
 from asag_training.cli import main
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.run.run_loop import Rhythm, TrainingRun, summary
@@ -292,3 +292,21 @@ def test_long_epochs_are_saved_in_between(
     assert [(position.epoch, position.update) for position in saved] == [(0, 1), (0, 2), (1, 0), (1, 0)]
     assert [position.evaluated for position in saved] == [0, 0, 0, 1]
     assert trainer.model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("recipe.json", '{"flour": 500}'), ("steps.csv", "left,right")]
+)
+def test_files_of_others_are_not_replaced(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert f"holds a '{name}' that no run has written" in refused(capsys, train(data, tmp_path))
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_checkpoint_is_not_packed_over_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.safetensors").write_text("weights")
+    assert pack.main([str(tmp_path / "a.safetensors")] * 2) == 2
+    assert "which is read: choose another place" in capsys.readouterr().err
+    assert (tmp_path / "a.safetensors").read_text() == "weights"

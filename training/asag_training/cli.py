@@ -14,6 +14,7 @@ from asag_deploy.command_line import (
     ALL_FINE,
     OneSentenceParser,
     exit_code,
+    printable,
     whole_number,
 )
 from asag_deploy.errors import ConfigError, OutputError
@@ -150,7 +151,7 @@ def _train(options: argparse.Namespace, process: Process) -> None:
             print(part, f"{data.counts.describe()}; {len(used)} images are used")
             left_out = data.left_out_of_training() if data is found else ""
             for remark in filter(None, (left_out, *data.remarks())):
-                print(part, remark)
+                print(part, printable(remark))
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
     rhythm = Rhythm(
@@ -180,10 +181,30 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
             if (folder / STATE).exists()
             else f"'{folder}' holds checkpoints of another run, but no {STATE}: give another folder"
         )
+    foreign = _foreign(folder)
+    if foreign is not None:
+        raise ConfigError(f"'{folder}' holds a '{foreign}' that no run has written: give another folder")
     if trainer.process.is_main:
         text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
         atomic_write_text(folder / RECIPE, text + "\n")
     return False
+
+
+def _foreign(folder: Path) -> str | None:
+    """Return what a run would replace but has not written.
+
+    One that was ended before it was first saved has left its recipe.
+    """
+    from asag_training.run.log import EVALUATIONS, STEPS
+
+    try:
+        recipe_there = json.loads((folder / RECIPE).read_bytes())
+    except FileNotFoundError:
+        return next((name for name in (STEPS, EVALUATIONS) if (folder / name).exists()), None)
+    except (OSError, ValueError, RecursionError):
+        return RECIPE
+    ours = isinstance(recipe_there, dict) and {"network", "schedule", "seed"} <= set(recipe_there)
+    return None if ours else RECIPE
 
 
 def _loader(

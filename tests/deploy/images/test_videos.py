@@ -165,6 +165,29 @@ def test_addresses(tmp_path: Path) -> None:
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "behind"),
+    [
+        ("mpg", "mpeg2video", b"\0\0\1\xb9"),
+        ("mpg", "mpeg2video", bytes(3000)),
+        ("mkv", "mpeg4", bytes(3000)),
+        ("mkv", "mpeg4", b"TAG of some other program"),
+        ("mp4", "mpeg4", bytes(3000)),
+        ("mp4", "mpeg4", b"\0\0\0\x08free"),
+        ("avi", "mpeg4", bytes(3000)),
+        ("flv", "flv", bytes(3000)),
+        ("ts", "mpeg2video", b"\x47\x1f\xff\x10" + b"\xff" * 184),
+        ("ogv", "libvpx", bytes(3000)),
+    ],
+)
+def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: str, behind: bytes) -> None:
+    """End codes, padding and other programs' additions are nothing that is missing."""
+    path = write_video(tmp_path / f"a.{suffix}", codec, frames=4, rate=25)
+    path.write_bytes(path.read_bytes() + behind)
+    frames, problem = read(path)
+    assert (len(frames), problem) == (4, None)
+
+
 def test_a_recording_that_begins_between_key_frames_is_whole(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.ts", "libx264", frames=12)
     data = path.read_bytes()

@@ -15,9 +15,17 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
 
+_LARGEST = 1e12
+"""Beyond this no measure is meant, and products of two are still numbers in float32."""
+_LARGEST_WHOLE = 2**63
+"""Where what counts in 64 bits ends."""
+
+
 def is_plain_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether a JSON value is a finite number, or a whole one that 64 bits hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST_WHOLE < value < _LARGEST_WHOLE
 
 
 def whole_number(value: Any) -> int | None:
@@ -29,13 +37,13 @@ def whole_number(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number, written as one or as text; None for anything else."""
+    """Return a measure, written as a number or as text; None for what is none, or beyond all measure."""
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
-    return float(value) if is_plain_number(value) else None
+    return float(value) if is_plain_number(value) and abs(value) <= _LARGEST else None
 
 
 def flag(value: Any) -> bool | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints.foreign_files import HEAD_BYTES, what_archive, what_else, what_folder
+from asag_training.checkpoints.pickles import longest_word
 
 
 class Unread:
@@ -162,6 +163,12 @@ def _start(path: Path) -> bytes:
 
 
 def _read_torch(path: Path, *, mmap: bool) -> Any:
+    length = longest_word(path)
+    if length is not None:
+        raise CheckpointError(
+            f"'{path}' is damaged, or no checkpoint: it has a text of {length} characters without a space; "
+            "copy or download it again, or save its weights alone, where it was made"
+        )
     try:
         # What torch warns of here (old formats) is dealt with below or of no concern to the user.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_ALLOWED):
