@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cv2
@@ -60,9 +60,21 @@ def decoder_log() -> Iterator[list[bytes]]:
         yield heard
     finally:
         with _Listening.lock:
-            del _Listening.heard[thread]
+            _Listening.heard.pop(thread, None)
             if place is not None and not _Listening.heard:
                 place.value = _Listening.before
+
+
+def _forget_other_threads() -> None:
+    """Begin anew in a forked process, which has none of the threads that were listening."""
+    _Listening.lock = threading.Lock()
+    place = _stderr_pointer()
+    if _Listening.heard and place is not None:
+        place.value = _Listening.before
+    _Listening.heard.clear()
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def jpeg_complaint(data: bytes) -> str | None:
@@ -100,9 +112,11 @@ def _write(cookie: int | None, text: int, size: int) -> int:
     """Stand in for the stream's `write`."""
     written = ctypes.string_at(text, size)
     heard = _Listening.heard.get(threading.get_ident())
-    if heard is None:
-        return os.write(_STDERR, written)
-    heard.append(written)
+    if heard is not None:
+        heard.append(written)
+    else:
+        with suppress(OSError):  # it may be closed
+            os.write(_STDERR, written)
     return size
 
 

@@ -15,6 +15,7 @@ import cv2
 
 from asag_deploy.errors import AsagError, SourceError
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
+from asag_deploy.images.formats import image_header
 from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, quiet_opencv, read_image
 from asag_deploy.images.video_containers import container_of
@@ -237,7 +238,7 @@ def _is_known(path: Path) -> bool:
     if suffix in _SHARED_SUFFIXES:
         return path.is_file() and container_of(path) is not None
     if not suffix:
-        return path.is_file() and (container_of(path) is not None or bool(cv2.haveImageReader(str(path))))
+        return path.is_file() and (container_of(path) is not None or _begins_as_image(path))
     return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
 
 
@@ -252,8 +253,15 @@ def _file(path: Path) -> Source:
 
 def _holds_image(path: Path) -> bool:
     """Tell whether a file with a video's suffix is an image; a row of JPEG images is a video."""
-    suffix = _suffix(path)
-    return suffix not in (".mjpeg", ".mjpg") and bool(cv2.haveImageReader(str(path)))
+    return _suffix(path) not in (".mjpeg", ".mjpg") and _begins_as_image(path)
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return image_header(file.read(4096)) is not None
+    except OSError:
+        return False
 
 
 def _with_all_frames(source: Source) -> Source:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
+from asag_deploy.images.depth import to_8_bits
 from asag_deploy.images.header import ORIENTATION_TAG, Header
 from asag_deploy.images.opacity import blend_onto_white
 from asag_deploy.images.tiff_pieces import (
@@ -147,7 +148,7 @@ def decode_page(data: bytes, page: Page, name: str) -> NDArray[np.uint8]:
     _refuse_strange(page, name)
     if page.tag(_COMPRESSION, _NONE) in _OF_LIBTIFF or page.tag(_PHOTOMETRIC, 0) == _YCBCR:
         return _by_libtiff(data, page, name)
-    return _colours(page, _samples(data, page, name), name)
+    return np.require(_colours(page, _samples(data, page, name), name), requirements=["C", "W"])
 
 
 def _pages(found: list[Page]) -> list[Page]:
@@ -318,10 +319,10 @@ def _colours(page: Page, samples: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if photometric == _PALETTE:
         rgb = _through_palette(colours[..., 0], page, bits, name)
     else:
-        rgb = _as_rgb(_to_8_bits(colours, bits), photometric)
+        rgb = _as_rgb(to_8_bits(colours, (1 << bits) - 1), photometric)
     for i, kind in enumerate(_extra_samples(page, samples.shape[2] - needed)):
         if kind in (_ASSOCIATED, _UNASSOCIATED):
-            return _on_white(rgb, _to_8_bits(samples[..., needed + i], bits), kind)
+            return _on_white(rgb, to_8_bits(samples[..., needed + i], (1 << bits) - 1), kind)
     return rgb
 
 
@@ -377,13 +378,6 @@ def _through_palette(indices: NDArray[Any], page: Page, bits: int, name: str) ->
     # Old programs wrote 8 bits where the standard asks for 16.
     colours = palette if palette.max() < 256 else (palette.astype(np.uint32) * 255 + 32767) // 65535
     return cast("NDArray[np.uint8]", colours.astype(np.uint8).reshape(3, -1).T[indices])
-
-
-def _to_8_bits(samples: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    if bits == 8:
-        return samples.astype(np.uint8)
-    top = (1 << bits) - 1
-    return ((samples.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
 def _on_white(rgb: NDArray[np.uint8], opacity: NDArray[np.uint8], kind: int) -> NDArray[np.uint8]:

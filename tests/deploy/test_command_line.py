@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from asag_deploy._version import __version__
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import OneSentenceParser, exit_code, printable, progress
 from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ImageError, ParityError
 
 
@@ -127,3 +128,17 @@ def test_the_middle_of_a_long_message_is_left_out() -> None:
     assert len(message) < 1300
     assert message.startswith("the option begins xxx")
     assert message.endswith("xxx and ends")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a ü 猫.png", "a ü 猫.png"),
+        ("a\nb\r\x1b[31m\t", r"a\nb\r\x1b[31m\t"),
+        (os.fsdecode(b"\xff\xfe.png"), r"\xff\xfe.png"),
+        ("\u2028\ud800", r"\u2028\ud800"),
+    ],
+)
+def test_names_are_printed_in_one_line(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    shown.encode()

@@ -14,6 +14,7 @@ from asag_deploy.command_line import (
     ALL_FINE,
     OneSentenceParser,
     exit_code,
+    printable,
     whole_number,
 )
 from asag_deploy.errors import ConfigError, OutputError
@@ -150,7 +151,7 @@ def _train(options: argparse.Namespace, process: Process) -> None:
             print(part, f"{data.counts.describe()}; {len(used)} images are used")
             left_out = data.left_out_of_training() if data is found else ""
             for remark in filter(None, (left_out, *data.remarks())):
-                print(part, remark)
+                print(part, printable(remark))
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
     rhythm = Rhythm(

@@ -14,6 +14,7 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.preprocess import resized_shape
 from asag_evaluation.data.orientation import OrientationRule
+from asag_training.settings import WeightsChoice
 
 BFLOAT16 = "bf16"
 BFLOAT16_BACKEND = "openvino-bf16"
@@ -33,6 +34,8 @@ class Plan:
     limit: int | None = None
     baseline: str | None = None
     checkpoint: Path | None = None
+    weights: WeightsChoice = "model"
+    """Which of those in the checkpoint."""
     options: Options = field(default_factory=Options)
     quiet: bool = False
 

@@ -12,6 +12,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
     OneSentenceParser,
     exit_code,
+    printable,
     progress,
     real_number,
     whole_number,
@@ -79,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     check_quantizable(bundle)
     data = _open_data(options, options.split or VAL_SPLIT, bundle, options.limit) if options.data else None
     for remark in [] if data is None or options.quiet else data.remarks():
-        print(remark)
+        print(printable(remark))
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
     steps = (1 + len(RESULTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)

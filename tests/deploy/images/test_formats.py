@@ -54,7 +54,9 @@ def _shown(data: bytes) -> NDArray[np.float64]:
 
 
 def _difference(found: Pixels, expected: NDArray[Any]) -> float:
-    """The largest of any pixel."""
+    """The largest of any pixel; what is decoded may be written into."""
+    assert found.flags.writeable
+    assert found.flags.c_contiguous
     return float(np.abs(found.astype(float) - expected).max())
 
 

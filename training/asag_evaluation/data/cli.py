@@ -14,6 +14,7 @@ from asag_deploy.command_line import (
     SOME_FAILED,
     OneSentenceParser,
     exit_code,
+    printable,
     progress,
     whole_number,
 )
@@ -115,10 +116,10 @@ def _check(options: argparse.Namespace) -> int:
     dataset = CocoDataset.open(options.data, options.split, orientation=options.orientation)
     print(f"{options.data} {options.split}: {dataset.counts.describe()}")
     for remark in dataset.remarks(None):
-        print(remark)
+        print(printable(remark))
     labels = Counter(int(label) for record in dataset.records for label in record.labels)
     for label, category in enumerate(dataset.categories):
-        print(f"  {category.id:>4} {category.name}: {labels[label]}")
+        print(printable(f"  {category.id:>4} {category.name}: {labels[label]}"))
     damaged = 0
     with progress(total=len(dataset), unit="image") as bar:
         for index in range(len(dataset)):
@@ -127,7 +128,7 @@ def _check(options: argparse.Namespace) -> int:
             except DataError as error:
                 damaged += 1
                 if damaged <= _MOST_REPORTED:
-                    bar.write(f"{PROGRAM}: {error}", file=sys.stderr)
+                    bar.write(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
             bar.update()
     print(f"{damaged} images cannot be read" if damaged else "all images can be read")
     return SOME_FAILED if damaged or dataset.doubts else ALL_FINE
