@@ -108,6 +108,7 @@ def _kill_again_and_again(job: Job, place: Place, outcome: Outcome, options: arg
 
 
 def _one_moment(job: Job, place: Place, outcome: Outcome, number: signal.Signals, after_s: float) -> None:
+    before = set(_hidden(place, job))  # of a run that was killed, where this one comes to no writing
     with _started(job, place) as process:
         try:
             process.wait(after_s)
@@ -131,7 +132,7 @@ def _one_moment(job: Job, place: Place, outcome: Outcome, number: signal.Signals
     elif "Traceback" in said:
         outcome.problems.append(f"{where}: {said[-1500:]}")
     if number != signal.SIGKILL and code != -number:
-        outcome.problems += [f"{where}: left '{name}'" for name in _hidden(place, job)]
+        outcome.problems += [f"{where}: left '{name}'" for name in set(_hidden(place, job)) - before]
     _look(job, place, outcome, where)
 
 
