@@ -72,15 +72,6 @@ def import_av(purpose: str) -> ModuleType:
     return av
 
 
-def has_av() -> bool:
-    """Tell whether PyAV can be imported."""
-    try:
-        import_av("video")
-    except SourceError:
-        return False
-    return True
-
-
 class Video:
     """A video file or address, read frame by frame; a context manager.
 

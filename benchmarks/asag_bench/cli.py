@@ -34,6 +34,7 @@ from asag_deploy.command_line import (
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.orientation import add_orientation_option
+from asag_training.settings import WEIGHTS_CHOICES
 
 PROGRAM = "asag-bench"
 _LIST: dict[str, Any] = {"action": "append", "default": []}
@@ -104,6 +105,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--reference", **_LIST, metavar="NAME,...", help="time these beside it, listed below")
     add("--baseline", metavar="NAME", help="whose speed counts as 1 (default: torch, or the first)")
     add("--checkpoint", type=Path, metavar="FILE", help="what the bundle was made from, for PyTorch")
+    _add_weights(parser)
     add(
         "--duration",
         type=real_number(0, MOST_SECONDS, above=True),
@@ -138,6 +140,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add_detector_options(parser, several_backends=True)
 
 
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    text = "which of the checkpoint's weights: those trained (default), or their average, EMA"
+    parser.add_argument("--weights", choices=WEIGHTS_CHOICES, default=WEIGHTS_CHOICES[0], help=text)
+
+
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, metavar="DIR", help="pictures to time (default: generated scenes)")
@@ -149,13 +156,14 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """Read the options of `run`.  Raises ConfigError where they make no sense."""
     return Plan(
         command=options.command,
-        bundles=tuple(dict.fromkeys(options.bundles)),
+        bundles=tuple(options.bundles),
         images=options.images,
         data=options.data,
         orientation=options.orientation,
         limit=options.limit,
         baseline=options.baseline,
         checkpoint=options.checkpoint,
+        weights=options.weights,
         options=Options(
             backends=backends_of(options),
             precisions=listed(options.precision),
@@ -320,6 +328,7 @@ def _add_parity(parser: argparse.ArgumentParser) -> None:
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     add("--backend", required=True, metavar="B", help="what runs it")
     add("--checkpoint", type=Path, metavar="FILE", help="what it was exported from (default: --untrained)")
+    _add_weights(parser)
     add("--output", type=Path, metavar="FILE", help="write the report here too")
 
 
@@ -328,7 +337,7 @@ def _parity(options: argparse.Namespace) -> int:
     from asag_export.gate.parity import format_report
 
     _check_output(options)
-    report = judge(options.bundle, options.backend, options.checkpoint)
+    report = judge(options.bundle, options.backend, options.checkpoint, options.weights)
     if options.output is not None:
         atomic_write_text(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
     print(format_report(report))

@@ -175,10 +175,10 @@ def test_a_run_is_not_overwritten(data: Path, tmp_path: Path, capsys: pytest.Cap
         (("--device", "tpu"), "unknown device 'tpu'; choose cpu, cuda or auto"),
         (("--init", "missing.safetensors"), "missing.safetensors"),
         (("--workers", "-1"), "--workers is -1; it must be a whole number from 0 to 2147483647"),
-        (("--evaluate-every", "0"), "argument --evaluate-every: 0 is not between 1 and"),
-        (("--evaluate-images", "0"), "argument --evaluate-images: 0 is not between 1 and"),
+        (("--evaluate-every", "0"), "--evaluate-every is 0; it must be a whole number from 1"),
+        (("--evaluate-images", "0"), "--evaluate-images is 0; it must be a whole number from 1"),
         (("--seed", "99999999999999999999"), "--seed is 99999999999999999999; it must be"),
-        (("--seed", "x"), "argument --seed: invalid whole_number value: 'x'"),
+        (("--seed", "x"), "--seed is x; it must be a whole number from 0"),
         (("--epochs", "3"), "unrecognized arguments: --epochs 3 (see asag-train --help)"),
     ],
 )

@@ -163,7 +163,7 @@ def _load_references(plan: Plan, first: BundleOnBackend, loaded: _Loaded, sample
     for name in plan.options.references:
         before, start = resident_mib(), time.perf_counter()
         network = loaded.detectors[0].network
-        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint)
+        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint, plan.weights)
         seconds = since(start) / 1000
         _try_out(runner, worst)
         loaded.references.append(runner)

@@ -155,8 +155,9 @@ def _start(path: Path) -> bytes:
             start = file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint file '{path}'") from None
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint '{path}' cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"the checkpoint '{path}' cannot be read: {reason}") from None
     if not start:
         raise CheckpointError(f"the checkpoint '{path}' is empty; copy or download it again")
     return start
