@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.every_program import PROGRAMS, commands
+from support.tiny_bundle import make_bundle
 
 ROOT = Path(__file__).parent.parent
 BAD_NUMBERS = ("nan", "inf", "-inf", "1e400", "1e30", "-1e9", "1" + 20 * "0", "", "x", "0x10")
@@ -78,3 +79,60 @@ def test_every_option_that_the_pages_mention_exists() -> None:
             option for line in lines for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\w(?![\w-])", line)
         }
         assert mentioned <= known | of_others, (page, mentioned - known)
+
+
+BUNDLE = "bundle"
+IGNORED_ONCE = [
+    (
+        "asag-export",
+        ["--untrained", "--variant", "v", "--output-dir", "o", "--canvas", "64x64"],
+        "--canvas is for",
+    ),
+    (
+        "asag-export",
+        ["--untrained", "--variant", "v", "--output-dir", "o", "--tf32"],
+        "--tf32 is for engines",
+    ),
+    (
+        "asag-quantize",
+        [BUNDLE, "--output-dir", "o", "--images", "x", "--limit", "3"],
+        "--limit is for measuring",
+    ),
+    (
+        "asag-quantize",
+        [BUNDLE, "--output-dir", "o", "--images", "x", "--backend", "openvino"],
+        "--backend is for",
+    ),
+    (
+        "asag-quantize",
+        [BUNDLE, "--output-dir", "o", "--images", "x", "--data", "d", "--calibration-split", "train"],
+        "--images is what is calibrated on",
+    ),
+    ("asag-bench", ["run", BUNDLE, "./bundle"], "the bundle 'bundle' is given twice"),
+    (
+        "asag-bench",
+        ["run", BUNDLE, "--checkpoint", "a.pth"],
+        "--checkpoint is for references that run in PyTorch",
+    ),
+    ("asag-bench", ["parity", BUNDLE, "--backend", "caffe"], "unknown backend 'caffe'"),
+    ("asag-bench", ["gpu", "archive", "--wheel", "nowhere.whl"], "can be read (no such file or directory)"),
+]
+
+
+@pytest.mark.parametrize(("program", "arguments", "sentence"), IGNORED_ONCE)
+def test_no_option_is_ignored(
+    program: str,
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if program in ("asag-export", "asag-bench"):
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    make_bundle(tmp_path / BUNDLE)
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(PROGRAMS[program]).main(arguments) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert "[Errno" not in err

@@ -85,6 +85,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--version-compatible", action="store_true", help="tensorrt: engines that later releases load too")
 
 
+def given_engine_options(options: argparse.Namespace) -> list[str]:
+    """Return the options of `add_engine_options` that were given, but for those given as they are anyway."""
+    parser = OneSentenceParser()
+    add_engine_options(parser)
+    return [
+        action.option_strings[0]
+        for action in parser._actions
+        if hasattr(options, action.dest) and getattr(options, action.dest) != action.default
+    ]
+
+
 def engine_options(
     options: argparse.Namespace, *, engine_format: str, precision: str | None, force: bool = False
 ) -> BuildOptions:

@@ -156,7 +156,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """Read the options of `run`.  Raises ConfigError where they make no sense."""
     return Plan(
         command=options.command,
-        bundles=tuple(dict.fromkeys(options.bundles)),
+        bundles=tuple(options.bundles),
         images=options.images,
         data=options.data,
         orientation=options.orientation,

@@ -17,7 +17,12 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.build import BuildOptions, summary
-from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
+from asag_deploy.engines.cli import (
+    add_engine_options,
+    build_with_progress,
+    engine_options,
+    given_engine_options,
+)
 from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
 from asag_export.choices import (
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=whole_number(OPSETS.start, OPSETS.stop - 1),
         default=DEFAULT_OPSET,
-        help="default %(default)s",
+        help=f"{OPSETS.start} to {OPSETS.stop - 1} (default %(default)s)",
     )
     said = "(default: what the checkpoint says; if it says nothing"
     add(
@@ -158,8 +163,9 @@ def _engines(options: argparse.Namespace) -> BuildOptions | None:
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     if options.format == "onnx":
-        if options.gpus:
-            raise ConfigError("--gpu is for engines; give --format tensorrt-rtx too, or leave it out")
+        given = given_engine_options(options)
+        if given:
+            raise ConfigError(f"{given[0]} is for engines; give --format tensorrt-rtx too, or leave it out")
         return None
     engines = engine_options(options, engine_format=options.format, precision=options.precision)
     open_library(engines.engine_format)

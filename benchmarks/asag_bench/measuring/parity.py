@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asag_deploy.backends import open_network
+from asag_deploy.backends import check_backend, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.loop.contract import check_stages
@@ -31,6 +31,7 @@ def judge(
 
     Raises BundleError, CheckpointError or BackendError if one cannot be used.
     """
+    check_backend(backend)
     bundle = Bundle.open(path)
     check_stages(bundle)
     manifest = bundle.manifest

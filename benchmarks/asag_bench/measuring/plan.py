@@ -42,6 +42,10 @@ class Plan:
     def __post_init__(self) -> None:
         options = self.options
         options.detector()
+        places = [bundle.resolve() for bundle in self.bundles]
+        for bundle, place in zip(self.bundles, places, strict=True):
+            if places.count(place) > 1:
+                raise ConfigError(f"the bundle '{bundle}' is given twice: name each once")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
         if min(options.batches) < 1:

@@ -44,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-dir", metavar="DIR", required=True, help="where the INT8 bundle is written")
     add("--images", metavar="PATH", nargs="+", help="folders, globs or files to calibrate on")
     add("--data", metavar="DIR", type=Path, help="a data set in COCO layout: AP before and after is measured")
-    add("--calibration-split", metavar="NAME", default=TRAIN_SPLIT, help="default %(default)s")
-    add("--split", metavar="NAME", default=VAL_SPLIT, help="what AP is measured on (default %(default)s)")
+    add("--calibration-split", metavar="NAME", help=f"default {TRAIN_SPLIT}")
+    add("--split", metavar="NAME", help=f"what AP is measured on (default {VAL_SPLIT})")
     add_orientation_option(parser)
     add(
         "--count",
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
 
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
-    data = _open_data(options, options.split, bundle, options.limit) if options.data else None
+    data = _open_data(options, options.split or VAL_SPLIT, bundle, options.limit) if options.data else None
     for remark in [] if data is None or options.quiet else data.remarks():
         print(printable(remark))
     files = choose(_files(options, bundle), options.count)
@@ -115,12 +115,16 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse bad options before anything is read, and minutes before they are needed."""
     if options.images is None and options.data is None:
         raise ConfigError("there is nothing to calibrate on; give --images PATH or --data DIR")
+    if options.images is not None and options.calibration_split is not None:
+        raise ConfigError("--images is what is calibrated on: leave --calibration-split out")
+    of_data = {"--split": options.split, "--limit": options.limit, "--backend": options.backends}
+    for option, value in of_data.items():
+        if options.data is None and value is not None:
+            raise ConfigError(f"{option} is for measuring AP: give --data DIR too, or leave it out")
     if options.activations not in ACTIVATIONS:
         raise ConfigError(
             f"unknown activations '{options.activations}'; choose one of {', '.join(ACTIVATIONS)}"
         )
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
     unknown = [name for name in options.backends or () if name not in BACKENDS]
     if unknown:
         raise ConfigError(f"unknown backend '{unknown[0]}'; choose one of {', '.join(BACKENDS)}")
@@ -130,7 +134,7 @@ def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
     """List the pictures to calibrate on."""
     if options.images is not None:
         return image_files(options.images)
-    calibration = _open_data(options, options.calibration_split, bundle, None)
+    calibration = _open_data(options, options.calibration_split or TRAIN_SPLIT, bundle, None)
     return [calibration.path(i) for i in range(len(calibration))]
 
 

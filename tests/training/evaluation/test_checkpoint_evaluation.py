@@ -179,9 +179,9 @@ def test_what_a_file_does_not_say_is_said(tmp_path: Path, capsys: pytest.Capture
     """Averaged weights are beside them, and neither image sizes nor classes are in the file."""
     state = dict(scene_checkpoint().state)
     torch.save({"model": state, "model_ema": state}, tmp_path / "c.pth")
-    write_coco(
-        tmp_path, [box(1, [1, 1, 30, 40], 1)], categories=[{"id": 1, "name": "class_1"}], split="val2017"
-    )
+    names = ("ball", "box", "cup", "dog", "egg")
+    categories = [{"id": 10 + i, "name": name} for i, name in enumerate(names)]
+    write_coco(tmp_path, [box(1, [1, 1, 30, 40], 12)], categories=categories, split="val2017")
     words = [str(tmp_path / "c.pth"), "--data", str(tmp_path), "--shorter-side", "64", "--longer-side", "64"]
     assert main([*words, "--weights", "ema", "--quiet"]) == 0
     error = capsys.readouterr().err
@@ -190,6 +190,7 @@ def test_what_a_file_does_not_say_is_said(tmp_path: Path, capsys: pytest.Capture
         "there are weights too, in 'model'",
         "the file does not say how images are prepared",
         "it does not name its classes",
+        "its 5 classes are taken for those of the data, in the order of their ids",
     ):
         assert f"asag-eval: note: '{tmp_path / 'c.pth'}': {said}" in error
 

@@ -18,9 +18,10 @@ from asag_deploy.command_line import (
     whole_number,
 )
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
+from asag_training.checkpoints.foreign_files import what_shards
 
 if TYPE_CHECKING:
     from asag_evaluation.predictor import Predictor
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=whole_number(1), default=1, metavar="N", help="images to run at once (default: 1)")
     add("--quiet", action="store_true", help="print no table")
     add_detector_options(parser)
-    add = parser.add_argument_group("for a checkpoint, which PyTorch runs").add_argument
+    add = parser.add_argument_group(
+        "for a checkpoint", "PyTorch runs it: its backend is torch, and its mode exact if none is given."
+    ).add_argument
     add("--head", metavar="HEAD", help="which decoder (default: main)")
     add(
         "--weights",
@@ -128,6 +131,9 @@ def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Pr
         side = getattr(options, name)
         if side is not None and side < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {side} is no image size: expected 1 pixel or more")
+    shards = what_shards(path) if path.is_dir() else None
+    if shards is not None:
+        raise CheckpointError(f"'{path}' is {shards}")
     if not path.is_dir():
         return _checkpoint_predictor(path, chosen, options, note)
     of_checkpoints = (options.head, options.weights, options.shorter_side, options.longer_side)
@@ -163,6 +169,7 @@ def _checkpoint_predictor(
         shorter_side=options.shorter_side,
         longer_side=options.longer_side,
         device=options.device,
+        classes=lambda: CocoDataset.open(options.data, options.split).categories,
         note=note,
     )
 
