@@ -36,6 +36,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 _UNTIL_THE_END = 10
 """One run in so many is left to end."""
 _MOST_PROBLEMS = 20
+_OF_LIBRARIES = (".cache", ".config", "torchinductor_", "pymp-")
+"""Caches, and the sockets of Python's multiprocessing, which are small and have no lock to tell by."""
 _PATIENCE_S = 120.0
 _REPORTED_EVERY_S = 30.0
 
@@ -176,9 +178,9 @@ def _look(job: Job, place: Place, outcome: Outcome, where: str) -> None:
 
 
 def _hidden(place: Place, job: Job) -> list[str]:
-    """Return what is hidden where the job writes, and in its scratch, but for caches."""
+    """Return what is hidden where the job writes, and in its scratch, but for what libraries keep there."""
     found = [*place.of(job.name).rglob(".*"), *place.scratch.glob("*"), *place.scratch.glob(".*")]
-    return [str(path.relative_to(place.folder)) for path in found if path.name not in (".cache", ".config")]
+    return [str(path.relative_to(place.folder)) for path in found if not path.name.startswith(_OF_LIBRARIES)]
 
 
 def _write_report(options: argparse.Namespace, outcomes: dict[str, Outcome], seconds: float) -> None:
