@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Kill; return 0 if nothing was lost and nothing was left half done, 1 otherwise."""
     options = _parser().parse_args(argv)
     chosen = options.jobs.split(",")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in its background
     outcomes: dict[str, Outcome] = {}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
@@ -185,7 +186,8 @@ def _hidden(place: Place, job: Job) -> list[str]:
 
 def _write_report(options: argparse.Namespace, outcomes: dict[str, Outcome], seconds: float) -> None:
     content = {
-        "command": f"python tests/endurance/kill.py --moments {options.moments} --seed {options.seed}",
+        "command": f"python tests/endurance/kill.py --moments {options.moments} --seed {options.seed} "
+        f"--jobs {options.jobs}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seconds": round(seconds),
         "jobs": {name: vars(outcome) for name, outcome in outcomes.items()},
