@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 _UNTIL_THE_END = 10
 """One run in so many is left to end."""
+_MOST_PROBLEMS = 20
 _PATIENCE_S = 120.0
 _REPORTED_EVERY_S = 30.0
 
@@ -93,15 +94,16 @@ def _kill_again_and_again(job: Job, place: Place, outcome: Outcome, options: arg
     begin = shown = time.monotonic()
     _run_to_the_end(job, place, outcome)
     outcome.length_s = time.monotonic() - begin
-    for moment in range(options.moments):
-        number = SIGNALS[moment % len(SIGNALS)]
+    while outcome.moments < options.moments and not outcome.problems[_MOST_PROBLEMS:]:
+        number = SIGNALS[outcome.moments % len(SIGNALS)]
         _one_moment(job, place, outcome, number, random_moments.uniform(0, outcome.length_s))
-        if moment % _UNTIL_THE_END == _UNTIL_THE_END - 1 or moment == options.moments - 1:
+        last = outcome.moments == options.moments
+        if outcome.moments % _UNTIL_THE_END == 0 or last:
             _run_to_the_end(job, place, outcome)
-        if time.monotonic() - shown > _REPORTED_EVERY_S or moment == options.moments - 1:
+        if time.monotonic() - shown > _REPORTED_EVERY_S or last:
             shown = time.monotonic()
             print(
-                f"{time.strftime('%H:%M:%S')} {job.name}: {moment + 1} of {options.moments} moments, "
+                f"{time.strftime('%H:%M:%S')} {job.name}: {outcome.moments} of {options.moments} moments, "
                 f"{dict(outcome.exit_codes)}, {len(outcome.problems)} problems",
                 flush=True,
             )
@@ -109,11 +111,15 @@ def _kill_again_and_again(job: Job, place: Place, outcome: Outcome, options: arg
 
 def _one_moment(job: Job, place: Place, outcome: Outcome, number: signal.Signals, after_s: float) -> None:
     before = set(_hidden(place, job))  # of a run that was killed, where this one comes to no writing
+    begin = time.monotonic()
     with _started(job, place) as process:
         try:
             process.wait(after_s)
+            outcome.length_s = time.monotonic() - begin  # the machine is less busy than it was
+            ended = True
         except subprocess.TimeoutExpired:
             process.send_signal(number)
+            ended = False
         where = f"{number.name} after {after_s:.2f} s"
         try:
             said = process.communicate(timeout=_PATIENCE_S)[1].decode(errors="replace")
@@ -122,6 +128,10 @@ def _one_moment(job: Job, place: Place, outcome: Outcome, number: signal.Signals
             outcome.problems.append(f"{where}: it went on for {_PATIENCE_S:g} s")
             return
     code = process.returncode
+    if ended and code == 0:
+        outcome.ends += 1
+        job.start_anew(place.of(job.name))
+        return
     outcome.moments += 1
     outcome.by_signal[number.name] += 1
     outcome.exit_codes[str(code)] += 1

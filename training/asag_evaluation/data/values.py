@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+_NUMBERS = {int, float}
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
@@ -30,6 +31,8 @@ def is_plain_number(value: Any) -> TypeGuard[float]:
 
 def whole_number(value: Any) -> int | None:
     """Return 12 for 12, 12.0, "12" and "12.0"; None for what is no whole number."""
+    if type(value) is int:  # nearly all of them, in files with millions
+        return value if -_LARGEST_WHOLE < value < _LARGEST_WHOLE else None
     if isinstance(value, str):
         text = value.strip()
         return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
@@ -48,10 +51,10 @@ def number(value: Any) -> float | None:
 
 def flag(value: Any) -> bool | None:
     """Return whether a flag is set; one that is absent or null is not.  None for what is no flag."""
-    if value is None:
+    if value is None or value is False or (type(value) is int and value == 0):
         return False
-    if isinstance(value, bool):
-        return value
+    if value is True:
+        return True
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
     return bool(value) if is_plain_number(value) and value in (0, 1) else None
@@ -61,6 +64,9 @@ def box_of(value: Any) -> tuple[float, float, float, float] | None:
     """Return x, y, width, height; None for what is no list of four finite numbers."""
     if not isinstance(value, list) or len(value) != 4:
         return None
+    # A sum that is not itself holds a NaN, which no comparison finds.
+    if {*map(type, value)} <= _NUMBERS and max(map(abs, value)) <= _LARGEST and sum(value) == sum(value):
+        return float(value[0]), float(value[1]), float(value[2]), float(value[3])
     x, y, w, h = (number(part) for part in value)
     return None if x is None or y is None or w is None or h is None else (x, y, w, h)
 
