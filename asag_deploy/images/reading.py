@@ -34,7 +34,7 @@ _opencv_log: Any = getattr(cv2.utils, "logging", cv2)
 _SILENT = 0
 
 MAX_PIXELS = 2**29
-"""What is decoded at most: half a milliard pixels, which are 1.6 GB."""
+"""What is decoded at most: 536 million pixels, which are 1.6 GB."""
 
 _CHANNELS = (1, 3, 4)
 

@@ -38,9 +38,9 @@ RECIPE = tiny_recipe(
 
 RUN = frozenset(module.__file__ for module in (atomic, log, run_loop, state, trainer))
 FORWARD = frozenset([backbone.__file__])
-LINES = {RUN: (0.33, 0.48, 0.62), FORWARD: (0.21, 0.77)}
+LINES = {RUN: (0.48, 0.62), FORWARD: (0.77,)}
 """Where runs are interrupted: at these parts of the lines they execute in these modules."""
-KILLED = (0.3, 0.46, 0.8)
+KILLED = (0.46, 0.8)
 """Where they are killed: at these parts of the lines in `RUN`."""
 
 
@@ -141,6 +141,7 @@ def test_interrupted_at_any_line(
     assert_same(tmp_path / "run", folder)
 
 
+@pytest.mark.slow
 def test_killed_at_any_line(data: Path, tmp_path: Path, whole: Whole) -> None:
     """What lies in the folder when nothing can be done any more is enough to go on from."""
     folder, lines = whole
