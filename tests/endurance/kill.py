@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--moments", type=int, default=100, help="for each job (default: %(default)s)")
+    add("--seconds", type=float, default=math.inf, help="for each job, at most (default: no limit)")
     add("--seed", type=int, default=0, help="another seed, other moments (default: %(default)s)")
     add("--jobs", default=",".join(JOBS), help="which, with commas (default: %(default)s)")
     add("--bundle", type=Path, help="what detects (default: the project's own network, exported first)")
@@ -98,6 +100,8 @@ def _kill_again_and_again(job: Job, place: Place, outcome: Outcome, options: arg
     _run_to_the_end(job, place, outcome)
     outcome.length_s = time.monotonic() - begin
     while outcome.moments < options.moments and not outcome.problems[_MOST_PROBLEMS:]:
+        if time.monotonic() - begin > options.seconds:
+            break
         number = SIGNALS[outcome.moments % len(SIGNALS)]
         _one_moment(job, place, outcome, number, random_moments.uniform(0, outcome.length_s))
         last = outcome.moments == options.moments

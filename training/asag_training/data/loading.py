@@ -7,7 +7,13 @@ batches of N x b would.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import cv2
@@ -125,7 +131,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 class TrainingLoader:
     """Augmented batches, epoch by epoch.
 
-    `workers` processes prepare them, or this one if 0; they live until the loader is dropped.
+    `workers` processes prepare them, or this one if 0; they live until the loader is dropped, or this process
+    ends, however it ends.  Ctrl-C, which a terminal sends to them too, they leave to this process.
     """
 
     def __init__(
@@ -165,7 +172,9 @@ class TrainingLoader:
         Raises DataError at the batch that holds an image which cannot be read.
         """
         self._order.seek(number, start)
-        for batch in self._loader:
+        with _without_ctrl_c():
+            batches = iter(self._loader)
+        for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
@@ -202,5 +211,25 @@ class _Collate:
         return collate(samples, self.preprocessing)
 
 
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let the processes that the body starts never see SIGINT, not even while they import; this one may."""
+    resource_tracker.ensure_running()  # which unblocks it when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    threading.Thread(target=_end_with_the_training, daemon=True).start()
+
+
+def _end_with_the_training() -> None:
+    """Wait for the process that trains to end, even by SIGKILL; PyTorch watches the server that forks."""
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
