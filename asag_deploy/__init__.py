@@ -8,6 +8,7 @@ Example:
         print(detections.names, detections.trace.exit_level)
 """
 
+from asag_deploy import _start as _start  # first of all: the rest takes a while to import
 from asag_deploy._version import __version__
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Category
@@ -29,6 +30,7 @@ from asag_deploy.errors import (
     EngineStaleError,
     EngineUnfitError,
     ExportError,
+    FieldError,
     GpuMemoryError,
     ImageError,
     OutputError,
@@ -37,6 +39,7 @@ from asag_deploy.errors import (
     TrainingError,
 )
 from asag_deploy.loop.trace import LevelTrace, ProbingTrace, StopReason
+from asag_deploy.telemetry import silence_onnxruntime as _silence_onnxruntime
 
 __all__ = [
     "AsagError",
@@ -58,6 +61,7 @@ __all__ = [
     "EngineStaleError",
     "EngineUnfitError",
     "ExportError",
+    "FieldError",
     "GpuMemoryError",
     "ImageError",
     "LevelTrace",
@@ -70,3 +74,5 @@ __all__ = [
     "TrainingError",
     "__version__",
 ]
+
+_silence_onnxruntime()  # nothing above imports it: that takes a detector

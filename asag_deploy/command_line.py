@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import math
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from asag_deploy import extras
 from asag_deploy._version import __version__
-from asag_deploy.errors import AsagError, ConfigError
+from asag_deploy.errors import AsagError, ConfigError, first_line
+from asag_deploy.interruption import Interruption
 
-ALL_FINE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+"""Exit codes; a program that a signal ends has 128 and the signal's number, see `interruption`."""
 
 _NO_OTHER_CODES: Mapping[type[AsagError], int] = MappingProxyType({})
+
+
+LARGEST = 2**31 - 1
+"""Of all whole numbers that options take."""
+MOST_THREADS = 1024
+"""More than any machine has cores; libraries start as many as they are told to."""
+MOST_PIXELS = 65_535
+"""Of a side of an image."""
+MOST_SECONDS = 30 * 24 * 3600.0
+
+_WRONG_NUMBER = re.compile(r"argument (?:-\w/)?(--[\w-]+): is ")
 
 
 class OneSentenceParser(argparse.ArgumentParser):
@@ -33,7 +52,8 @@ class OneSentenceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage and exiting."""
-        raise ConfigError(f"{message} (see {self.prog.split()[0]} --help)")
+        said = _WRONG_NUMBER.sub(r"\1 is ", message)
+        raise ConfigError(f"{said} (see {self.prog.split()[0]} --help)")
 
 
 def exit_code(
@@ -42,22 +62,128 @@ def exit_code(
     """Run a command and return its exit code.
 
     What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
-    what `codes` says of its type, or 2; Ctrl-C gives 130; a reader of the output that has gone, such as
-    `head`, gives 2; argparse's own exits, after --help or --version, are taken as they are.
+    what `codes` says of its type, or 2; so do a package that is not installed, a file or a system that fails,
+    and memory that runs out.  Ctrl-C gives 130, SIGTERM
+    143 and SIGHUP 129, each after the command has kept what it keeps at a KeyboardInterrupt.  A reader of the
+    output that has gone, such as `head`, gives 2, and so does an output that takes no more.  argparse's own
+    exits, after --help or --version, are taken as they are.
     """
+    with Interruption() as interruption:
+        try:
+            return _exit_code(program, command, codes)
+        except KeyboardInterrupt:
+            return interruption.exit_code
+
+
+def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[AsagError], int]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
+    problem: OSError | None = None
+    _settle_on_a_temporary_folder()
     try:
-        return command()
+        code = command()
     except AsagError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
+    except ImportError as error:
+        sentence = extras.missing(error, program)
+        if sentence is None:
+            raise
+        print(f"{program}: error: {sentence}", file=sys.stderr)
+        code = NOTHING_DONE
     except SystemExit as stop:
-        return int(stop.code or ALL_FINE)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # What is still buffered would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOTHING_DONE
+        code = int(stop.code or ALL_FINE)
+    except OSError as error:
+        problem = error if isinstance(error, BrokenPipeError) else _output_fails()
+        if problem is None:
+            place = "" if error.filename is None else f"'{error.filename}': "
+            reason = first_line(error) if error.strerror is None else error.strerror.lower()
+            print(f"{program}: error: {place}{reason}", file=sys.stderr)
+            code = NOTHING_DONE
+    except MemoryError:
+        print(f"{program}: error: this machine has not enough memory for it", file=sys.stderr)
+        code = NOTHING_DONE
+    problem = problem or _output_fails()
+    if problem is None:
+        return code
+    if not isinstance(problem, BrokenPipeError):
+        reason = (problem.strerror or str(problem)).lower()
+        print(f"{program}: error: could not write the output: {reason}", file=sys.stderr)
+    # What is still buffered would fail again when Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NOTHING_DONE
+
+
+def _settle_on_a_temporary_folder() -> None:
+    """Let libraries that only ask for the folder's name, as PyTorch does, go on where nothing is writable."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        tempfile.tempdir = str(Path(os.environ.get("TMPDIR") or "/tmp").absolute())
+
+
+def _output_fails() -> OSError | None:
+    """Return what stops stdout from taking what has been printed, if something does."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def printable(text: str) -> str:
+    """Return a text in one line: what would move the cursor, or is no letter, becomes an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
+
+
+def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """Return what reads a whole number of an option, from `least` to `most`."""
+
+    def read(text: str) -> int:
+        number: int | None = None
+        with contextlib.suppress(ValueError):
+            number = int(text)
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"is {text}; it must be a whole number from {least} to {most}")
+        return number
+
+    return read
+
+
+def real_number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
+    """Return what reads a number of an option, from `least` (or `above` it) to `most`."""
+
+    def read(text: str) -> float:
+        number = math.nan
+        with contextlib.suppress(ValueError):
+            number = float(text)
+        if not least <= number <= most or (above and number == least):  # which nothing is that is no number
+            begins = f"more than {least:g}, {most:.9g} at most" if above else f"from {least:g} to {most:.9g}"
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {begins}")
+        return number
+
+    return read
+
+
+def numbers(read: Callable[[str], float]) -> Callable[[str], str]:
+    """Return what takes several numbers with commas, each of which `read` reads, as they are."""
+
+    def check(text: str) -> str:
+        for part in text.split(","):
+            read(part)
+        return text
+
+    return check
 
 
 def listed(values: Sequence[str]) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.bundle.manifest import Category
+from asag_deploy.bundle.manifest import Category, distinct_names
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.drawing import draw_caption, draw_detections, draw_trace, trace_caption
 from asag_deploy.images.reading import ChannelOrder, ImageLike, load
@@ -49,6 +50,10 @@ class Detections:
     The images of a batch share it.  `normalize` begins with the upload; where images are prepared on the GPU
     it holds resizing and padding too, and `preprocess` reading them alone.  A GPU backend goes on before the
     GPU has finished: what it takes shows where the host next needs a value."""
+    time_s: float | None = None
+    """Seconds from the start of the video or animation that the image is a frame of.
+
+    `Detector.stream` sets it; None for other images."""
 
     def __post_init__(self) -> None:
         count = len(self.xyxy)
@@ -71,8 +76,9 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """The class name of each detection."""
-        return [self.categories[i].name for i in self.class_id]
+        """The class name of each detection, with the id of its class where several have that name."""
+        names = distinct_names(self.categories)
+        return [names[i] for i in self.class_id]
 
     def filter(self, threshold: float) -> Detections:
         """Return the detections whose confidence is at least `threshold`; the trace stays as it is."""
@@ -129,25 +135,35 @@ class Detections:
                     "confidence": round(float(confidence), 6),
                     "class_id": int(i),
                     "category_id": self.categories[i].id,
-                    "name": self.categories[i].name,
+                    "name": name,
                 }
-                for box, confidence, i in zip(self.xyxy, self.confidence, self.class_id, strict=True)
+                for box, confidence, i, name in zip(
+                    self.xyxy, self.confidence, self.class_id, self.names, strict=True
+                )
             ],
             "anchors": [_rounded(box, 2) for box in self.anchors],
             "trace": self.trace.to_dict(),
             "times_ms": {phase: round(float(time), 3) for phase, time in self.times_ms.items()},
         }
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return COCO results: one dict a detection, `bbox` being x, y, width, height in pixels."""
+    def to_coco(
+        self, image_id: int | str, *, categories: Mapping[int, int | str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return COCO results: one dict a detection, `bbox` being x, y, width, height in pixels.
+
+        categories: the id to write for each of the bundle's category ids; detections of others are left out.
+        None writes the bundle's own.
+        """
+        ids = {one.id: one.id for one in self.categories} if categories is None else categories
         return [
             {
                 "image_id": image_id,
-                "category_id": self.categories[i].id,
+                "category_id": ids[self.categories[i].id],
                 "bbox": _rounded((x1, y1, x2 - x1, y2 - y1), 3),
                 "score": round(float(confidence), 6),
             }
             for (x1, y1, x2, y2), confidence, i in zip(self.xyxy, self.confidence, self.class_id, strict=True)
+            if self.categories[i].id in ids
         ]
 
     def to_supervision(self) -> supervision.Detections:

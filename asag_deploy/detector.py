@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -20,8 +21,9 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Mode
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
-from asag_deploy.errors import BackendError, ConfigError, ImageError
+from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, ImageError
 from asag_deploy.images.reading import ChannelOrder, ImageLike
+from asag_deploy.loop.contract import check_stages
 from asag_deploy.loop.loop import Begun, Loop, LoopChoice
 from asag_deploy.loop.probing import Probed
 from asag_deploy.loop.stages import Array
@@ -52,11 +54,34 @@ class RawOutput:
     """One per image, with patch boxes in pixels of the images given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What a detector was loaded from, and how."""
+
+    path: Path
+    options: dict[str, Any]
+
+
+def _load_again(kind: type[Detector], origin: _Origin, fingerprint: str) -> Detector:
+    bundle = Bundle.open(origin.path)
+    if bundle.fingerprint != fingerprint:
+        raise BundleCorruptError(
+            f"the bundle '{origin.path}' is another than the detector was loaded from; load it again in the "
+            "process that sends it"
+        )
+    return kind.load(bundle, **origin.options)
+
+
 class Detector:
     """An exported network, ready to detect; made by `Detector.load`.
 
-    It may be called from several threads at once, and is a context manager that closes itself.
+    It may be called from several threads at once, and is a context manager that closes itself.  To another
+    process it travels as the path of its bundle and the options of `load` (pickle, copy, multiprocessing),
+    and is loaded there anew; in a process that was forked it goes on with the caller's thread alone.
     """
+
+    _origin: _Origin | None = None
+    """Where another process loads it from; None for a network that came from elsewhere."""
 
     def __init__(
         self,
@@ -112,12 +137,22 @@ class Detector:
         Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
         it, BackendError if the backend cannot run here, EngineError if the bundle has no engine for it.
         """
+        options = {
+            "backend": backend,
+            "mode": mode,
+            "max_level": max_level,
+            "deadline_ms": deadline_ms,
+            "threads": threads,
+            "loop": loop,
+            "requests": requests,
+        }
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
+        check_stages(opened)
         rule = stop_rule(opened.manifest, mode, max_level)
         network = open_network(backend, opened, threads, requests)
-        return cls(
+        detector = cls(
             opened.manifest,
             network,
             rule,
@@ -125,6 +160,24 @@ class Detector:
             deadline_ms=deadline_ms,
             requests=requests,
         )
+        detector._origin = _Origin(path=opened.path, options=options)
+        return detector
+
+    def __reduce__(self) -> tuple[Callable[..., Detector], tuple[type[Detector], _Origin, str]]:
+        """Travel to another process as what `load` was called with.
+
+        Raises ConfigError where there is no such thing, and in the other process what `load` raises, or
+        BundleCorruptError if the bundle is not the same any more.
+        """
+        if self._network is None:
+            raise ConfigError("a detector that is closed cannot be pickled or copied; load it again first")
+        if self._origin is None:
+            raise ConfigError(
+                "a detector whose network was made in memory cannot be pickled or copied; load a bundle that "
+                "asag-export has written with Detector.load, or make the detector in the other process"
+            )
+        bundle = Bundle(path=self._origin.path, manifest=self._manifest)
+        return _load_again, (type(self), self._origin, bundle.fingerprint)
 
     @property
     def manifest(self) -> Manifest:
@@ -169,22 +222,31 @@ class Detector:
         batch_size: int = 1,
         requests: int | None = None,
         channel_order: ChannelOrder = "bgr",
+        frames: pipeline.Frames = "first",
     ) -> Generator[Detections, None, None]:
         """Detect in image after image, reading the next ones meanwhile; results come in the images' order.
 
         sources: arrays as calling the detector takes them (not on a GPU), and names of image files, folders,
-        globs, videos or cameras, in any mixture and number, or a single one.
+        globs, videos, addresses or cameras, in any mixture and number, or a single one.
         batch_size: images that go through the network together, of those that reach it at the same size and
         are near each other; with 1, detections are those of calling the detector image by image.
         requests: batches that are detected in at once; None for what the detector was loaded for.
+        frames: `all` goes through every frame of animated and multi-page images, whose first is taken else.
 
+        Videos need PyAV (`pip install 'asag-deploy[video]'`); `Detections.time_s` is the time of a frame.
         A few images at most are read ahead.  What calling the detector would raise for an image, and what the
         iterable raises, is raised in its turn and ends the stream; so is SourceError for a folder or video
-        that gives nothing.  Closing the iterator ends it early, once what is under way is done.  Raises
-        ConfigError at once for numbers less than 1.
+        that gives nothing, and at the end of a video that breaks off before its own or is damaged.  Closing
+        the iterator ends it early, once what is under way is done.  Raises ConfigError at once for numbers
+        less than 1.
         """
         return pipeline.stream(
-            self, sources, batch_size=batch_size, requests=requests, channel_order=channel_order
+            self,
+            sources,
+            batch_size=batch_size,
+            requests=requests,
+            channel_order=channel_order,
+            frames=frames,
         )
 
     def forward(self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]) -> RawOutput:

@@ -8,6 +8,7 @@ AsagError
 ├── CheckpointError          a checkpoint that cannot be read, or is of another variant
 ├── TrainingError            a training run that cannot go on
 ├── DataError                a data set that cannot be read, or does not fit the network
+├── FieldError               data from JSON that is not of the type that is declared; callers say where
 ├── ConfigError (ValueError) an option that makes no sense, or two that exclude each other
 ├── ImageError (ValueError)  an image that cannot be read, or an array that is no image
 ├── BackendError             a backend that this machine lacks, or that failed
@@ -28,11 +29,22 @@ tools print it and exit with code 2.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import NamedTuple
+
+_LONGEST_MESSAGE = 1200
 
 
 class AsagError(Exception):
-    """Base of every exception the project raises on purpose."""
+    """Base of every exception the project raises on purpose.
+
+    As text it is one line that can be shown anywhere, whatever the names of files and the contents that it
+    quotes: control characters are written as escapes, and of a message that is too long the middle is left
+    out.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class BundleError(AsagError):
@@ -61,6 +73,13 @@ class TrainingError(AsagError):
 
 class DataError(AsagError):
     """A data set that cannot be read, or that does not fit the network."""
+
+
+class FieldError(AsagError):
+    """Data from JSON that is not what its schema says: half a sentence that names the field.
+
+    What reads a file turns it into the error of that file.
+    """
 
 
 class ConfigError(AsagError, ValueError):
@@ -125,6 +144,23 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return self.what if self.remedy is None else f"{self.what}; {self.remedy}"
+
+
+def one_line(text: str) -> str:
+    """Return text that takes one line of a terminal and does nothing to it, however it came about."""
+    if not text.isprintable():
+        text = "".join(_shown(character) for character in text)
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    half = _LONGEST_MESSAGE // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def _shown(character: str) -> str:
+    """Return a character, or its escape if it controls anything, or cannot be encoded; spaces stay."""
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def first_line(error: BaseException) -> str:

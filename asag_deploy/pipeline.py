@@ -18,10 +18,10 @@ import os
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from asag_deploy.images.sources import Frame, Source, iter_frames, list_sources
 from asag_deploy.processing.preprocess import resized_shape
 
 T = TypeVar("T")
+Frames = Literal["first", "all"]
+"""What an animated or multi-page image gives."""
 
 Refusal = ImageError | EngineUnfitError | GpuMemoryError
 """An image that is none, that the engines were not built for, or that there is no room for on the GPU."""
@@ -114,9 +116,12 @@ def stream(
     batch_size: int,
     requests: int | None,
     channel_order: ChannelOrder,
+    frames: Frames,
 ) -> Generator[Detections, None, None]:
     """Do what `Detector.stream` does, which says what the arguments are and what is raised."""
     check_channel_order(channel_order)
+    if frames not in ("first", "all"):
+        raise ConfigError(f"unknown frames '{frames}'; expected 'first' or 'all'")
     if isinstance(sources, str | os.PathLike | np.ndarray):
         given: Iterable[ImageLike] = [sources]
     elif isinstance(sources, Iterable):
@@ -125,7 +130,7 @@ def stream(
         raise ConfigError(f"expected images or names of sources to stream, got {type(sources).__name__}")
     pairs = detect_all(
         detector,
-        _read_all(given, channel_order),
+        _read_all(given, channel_order, all_frames=frames == "all"),
         image_of=lambda named: named.image,
         batch_size=batch_size,
         requests=requests,
@@ -138,6 +143,7 @@ class _Named(NamedTuple):
 
     name: str
     image: RgbImage
+    time: float | None = None
 
 
 def _raised_in_turn(
@@ -146,17 +152,19 @@ def _raised_in_turn(
     with closing(pairs):
         for named, found in pairs:
             if isinstance(found, Detections):
-                yield found
+                yield found if named.time is None else replace(found, time_s=named.time)
             elif found is not None:  # every item has an image
                 raise type(found)(f"{named.name}: {found}") from found
 
 
-def _read_all(given: Iterable[ImageLike], channel_order: ChannelOrder) -> Iterator[_Named]:
+def _read_all(
+    given: Iterable[ImageLike], channel_order: ChannelOrder, *, all_frames: bool
+) -> Iterator[_Named]:
     """Yield the images of arrays and of everything that names stand for (see `list_sources`), one by one."""
     number = 0
     for item in given:
         if isinstance(item, str | os.PathLike):
-            for source in list_sources([os.fspath(item)]).sources:
+            for source in list_sources([os.fspath(item)], all_frames=all_frames).sources:
                 for named in _read_source(source):
                     yield named
                     number += 1
@@ -177,7 +185,7 @@ def _read_source(source: Source) -> Iterator[_Named]:
     for frame in iter_frames([source]):
         if not isinstance(frame, Frame):
             raise SourceError(frame.message)
-        yield _Named(f"'{frame.name}'", frame.image)
+        yield _Named(f"'{frame.name}'", frame.image, frame.time)
 
 
 @dataclass(frozen=True, kw_only=True)

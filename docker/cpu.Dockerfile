@@ -2,7 +2,7 @@
 ARG PYTHON_VERSION=3.12.12
 
 FROM python:${PYTHON_VERSION}-slim-trixie AS install
-ARG EXTRAS=openvino
+ARG EXTRAS=openvino,video
 WORKDIR /source
 RUN python -m venv /opt/asag
 COPY pyproject.toml constraints.txt README.md LICENSE ./

@@ -20,8 +20,7 @@ COPY --from=install /opt/asag /opt/asag
 COPY docker/entrypoint.sh /usr/local/bin/asag-entrypoint
 ENV PATH=/opt/asag/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    ASAG_CACHE_DIR=/home/asag/.cache/asag \
-    OPENCV_IO_MAX_IMAGE_PIXELS=100000000
+    ASAG_CACHE_DIR=/home/asag/.cache/asag
 USER 10001:10001
 WORKDIR /data
 EXPOSE 8000

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ import pytest
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from support.plugin_builds import BUILD_VARIABLE, build_host_library, missing_compiler, missing_gpu
+
+if TYPE_CHECKING:
+    from support.simulated_gpu.fake_cuda import FakeCuda
+    from support.simulated_gpu.fake_kernels import FakeKernels
 
 SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 REFERENCE = Path(__file__).parent / "reference"
@@ -93,6 +98,22 @@ def host_library_path(build_dir: Path) -> Path:
     if missing is not None:
         pytest.skip(missing)
     return build_host_library(build_dir)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """An imaginary GPU, with TensorRT and TensorRT-RTX on it."""
+    from support.simulated_gpu.fake_gpu import install_gpu  # with ONNX, which most tests do without
+
+    return install_gpu(monkeypatch)
+
+
+@pytest.fixture
+def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
+    """The kernels of `plugins/` on the imaginary GPU, computed by the host."""
+    from support.simulated_gpu.fake_kernels import install_kernels
+
+    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.fixture(scope="session")

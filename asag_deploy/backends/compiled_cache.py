@@ -19,6 +19,7 @@ from pathlib import Path
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import OutputError
 
+_NOWHERE = Path(os.devnull, "asag-deploy")
 _MOST_BYTES = 4 * 2**30
 _SUFFIX = ".blob"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -130,12 +131,15 @@ class GrowingEntry:
 
 
 def cache_folder() -> Path:
-    """Return the folder where this project keeps what it can make again."""
+    """Return the folder where this project keeps what it can make again.
+
+    For a user without a home it is one that cannot be, so that nothing is kept.
+    """
     own = os.environ.get("ASAG_CACHE_DIR")
     if own:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(shared) if shared else Path.home() / ".cache") / "asag-deploy"
-    except RuntimeError:  # a user without a home
-        return Path(".asag-cache")
+    except RuntimeError:
+        return _NOWHERE

@@ -13,7 +13,7 @@ import re
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
-from asag_deploy.backends.network import Network, check_inputs
+from asag_deploy.backends.declared import UNKNOWN, check_declared
+from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.loop.stages import Array, Stage
 
@@ -43,6 +46,21 @@ _CUDA_OPTIONS = {
     "do_copy_in_default_stream": "1",
 }
 _CUDA_FAILURE = re.compile(r"CUDA failure \d+: [^;\n]+")
+_TOO_NEW = re.compile(r"Unsupported model IR version|Opset \d+ is under development")
+_UNKNOWN_OPERATOR = re.compile(
+    r"error: (\S+?)\(-?\d+\) is not a registered|No opset import for domain '([^']*)'"
+    r"|No Op registered for (\S+)"
+)
+_NOISE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+ (?:[^()]*\([^()]*\)(?: const)? )?"
+)
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({name})": name for name in ("int8", "uint8", "int32", "int64")},
+}
 _CONSTANT_BYTES = 4096
 _MOST_CONSTANTS = 256
 _ERRORS_ONLY = 3
@@ -70,13 +88,19 @@ class OnnxRuntime:
         return None if self.device == "cpu" else _cuda_problem()
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OrtNetwork:
-        """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
+        """Load every graph of a bundle.
+
+        Raises BackendError if one cannot be loaded, BundleCorruptError if it is not what the manifest says.
+        """
         if self.device == "cpu":
             threads = threads_of_a_call(threads, requests)
         names = [graph.name for graph in bundle.manifest.graphs]
         with ThreadPoolExecutor() as pool:  # creating a session releases the interpreter lock
-            sessions = pool.map(lambda name: self._open_session(bundle, name, threads), names)
-            return OrtNetwork(dict(zip(names, sessions, strict=True)), self.device)
+            opened = pool.map(lambda name: self._open_session(bundle, name, threads), names)
+            sessions = dict(zip(names, opened, strict=True))
+        for name, session in sessions.items():
+            _check(bundle, name, session)
+        return OrtNetwork(bundle.manifest.graphs, sessions, self.device)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:
         """Open a graph; on a GPU, try float16 with channels last, which its convolutions are made for."""
@@ -104,7 +128,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(path, _session_options(threads), providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no other base
             raise BackendError(
-                f"the backend '{self.name}' could not load '{path}': {first_line(error)}"
+                f"the backend '{self.name}' could not load '{path}': {_why_not_loaded(error)}"
             ) from error
         if session.get_providers()[0] != _PROVIDERS[self.device]:  # it falls back without an exception
             raise BackendError(
@@ -117,11 +141,13 @@ class OnnxRuntime:
 class OrtNetwork(Network):
     """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
-    def __init__(self, sessions: Mapping[str, InferenceSession], device: Device) -> None:
+    def __init__(
+        self, graphs: Sequence[GraphSpec], sessions: Mapping[str, InferenceSession], device: Device
+    ) -> None:
         self._device = device
         self._lock = threading.Lock()
         self._constants: OrderedDict[tuple[Any, ...], OrtValue] = OrderedDict()
-        self._stages = {name: _OrtStage(name, session, device) for name, session in sessions.items()}
+        self._stages = {graph.name: _OrtStage(graph, sessions[graph.name], device) for graph in graphs}
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
@@ -160,8 +186,9 @@ class OrtNetwork(Network):
 class _OrtStage:
     """One session as a stage.  Bindings belong to a call, so that several threads can run it at once."""
 
-    def __init__(self, name: str, session: InferenceSession, device: Device) -> None:
-        self._name = name
+    def __init__(self, graph: GraphSpec, session: InferenceSession, device: Device) -> None:
+        self._graph = graph
+        self._name = graph.name
         self._session = session
         self._device = device
         self._inputs = [node.name for node in session.get_inputs()]
@@ -185,7 +212,54 @@ class _OrtStage:
             raise BackendError(
                 f"ONNX Runtime failed in the graph '{self._name}': {first_line(error)}"
             ) from error
-        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        made = binding.get_outputs()
+        if len(made) != len(self._outputs):  # it leaves out what it takes for optional
+            raise BackendError(
+                f"the graph '{self._name}' gave {len(made)} of {len(self._outputs)} outputs; {export_again()}"
+            )
+        outputs = dict(zip(self._outputs, made, strict=True))
+        given = {name: tuple(inputs[name].shape()) for name in self._inputs}
+        check_shapes(self._graph, given, {name: tuple(array.shape()) for name, array in outputs.items()})
+        return outputs
+
+
+def _check(bundle: Bundle, name: str, session: InferenceSession) -> None:
+    """Raise BundleCorruptError unless a session's graph is what the manifest says of it."""
+    # An input with a value of its own is no input to a session, but can be given all the same.
+    inputs = [*session.get_inputs(), *session.get_overridable_initializers()]
+    check_declared(bundle, name, _specs(inputs), _specs(session.get_outputs()))
+
+
+def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            name=node.name,
+            dtype=_TYPES.get(node.type, node.type),
+            # Dimensions without a name are None, or a name that ONNX Runtime makes up.
+            shape=tuple(size if isinstance(size, int | str) else UNKNOWN for size in node.shape),
+        )
+        for node in nodes
+    ]
+
+
+def _why_not_loaded(error: Exception) -> str:
+    """Say in half a sentence why ONNX Runtime does not load a graph, and what to do where that is known."""
+    import onnxruntime
+
+    text = first_line(error)
+    if _TOO_NEW.search(text):
+        return (
+            f"it was written for a newer ONNX Runtime than {onnxruntime.__version__}, which is installed; "
+            "upgrade it with `pip install --upgrade onnxruntime`, or export with a lower --opset"
+        )
+    unknown = _UNKNOWN_OPERATOR.search(text)
+    if unknown:
+        operator = next(part for part in unknown.groups() if part)
+        return (
+            f"it uses '{operator}', which ONNX Runtime {onnxruntime.__version__} does not have; upgrade it "
+            "with `pip install --upgrade onnxruntime`, or export the bundle again with `asag-export`"
+        )
+    return _NOISE.sub("", text).strip()
 
 
 def threads_of_a_call(threads: int | None, requests: int) -> int | None:

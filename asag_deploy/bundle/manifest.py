@@ -6,6 +6,8 @@ self-describing), so that one runtime serves every variant.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,6 +53,12 @@ class Category:
 
     id: int
     name: str
+
+
+def distinct_names(categories: Sequence[Category]) -> tuple[str, ...]:
+    """Return the names of classes, with their ids where several classes have one name."""
+    count = Counter(category.name for category in categories)
+    return tuple(c.name if count[c.name] == 1 else f"{c.name} (id {c.id})" for c in categories)
 
 
 @dataclass(frozen=True, kw_only=True)

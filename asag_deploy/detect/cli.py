@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -15,25 +16,30 @@ from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
+from asag_deploy.atomic import is_stdout
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.command_line import (
     ALL_FINE,
-    INTERRUPTED,
     SOME_FAILED,
     OneSentenceParser,
     exit_code,
+    printable,
     progress,
+    real_number,
+    whole_number,
 )
+from asag_deploy.detect.coco_ids import CocoIds, annotated_ids, made_ids
 from asag_deploy.detect.doctor import describe, describe_bundle, diagnose, machine
 from asag_deploy.detect.result_files import ResultWriter
 from asag_deploy.detect.summary import Summary, counted
 from asag_deploy.detections import Detections
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
-from asag_deploy.errors import ConfigError, SourceError
+from asag_deploy.errors import ConfigError, OutputError, SourceError
 from asag_deploy.images.drawing import trace_caption
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.images.sources import Failure, Frame, count_frames, iter_frames, list_sources
-from asag_deploy.pipeline import Refusal, detect_all
+from asag_deploy.images.sources import Failure, Frame, Source, count_frames, iter_frames, list_sources
+from asag_deploy.pipeline import Frames, Refusal, detect_all
 
 PROGRAM = "asag-detect"
 
@@ -44,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-detect` with these arguments (None: the command line's) and return its exit code.
 
     0: all fine; 1: some sources failed; 2: nothing could be done, with the reason in one sentence on stderr;
-    130: interrupted, after writing what had been found.
+    130, 143 or 129: interrupted by Ctrl-C, SIGTERM or SIGHUP, after writing what had been found.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a bad video is reported by us, once
 
@@ -65,6 +71,8 @@ class Options:
     output_dir: Path | None
     json_file: Path | None
     coco_file: Path | None
+    coco_annotations: Path | None
+    frames: Frames
     threshold: float
     trace: bool
     batch: int
@@ -78,6 +86,8 @@ class Options:
             raise ConfigError("no sources given: name images, folders, videos or cameras after the bundle")
         if self.doctor and self.sources:
             raise ConfigError("--doctor takes a bundle at most, and no sources")
+        if self.coco_annotations is not None and self.coco_file is None and self.json_file is None:
+            raise ConfigError("--coco-annotations is for what --coco and --json write: give one of these too")
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"--threshold is {self.threshold:g}, which is not between 0 and 1")
         if self.batch < 1:
@@ -95,6 +105,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
         output_dir=parsed.output_dir,
         json_file=parsed.json_file,
         coco_file=parsed.coco_file,
+        coco_annotations=parsed.coco_annotations,
+        frames=parsed.frames,
         threshold=parsed.threshold,
         trace=parsed.trace,
         batch=parsed.batch,
@@ -115,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         nargs="*",
         metavar="BUNDLE SOURCE",
-        help="the bundle's folder, then images, folders, globs, videos or cameras (camera:0)",
+        help="the bundle's folder, then images, folders, globs, videos, addresses (rtsp://..., https://...) "
+        "or cameras (camera:0)",
     )
     add("--output-dir", type=Path, metavar="DIR", help="write annotated pictures and videos to DIR")
     add(
@@ -128,9 +141,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write COCO results (to evaluate them, use --threshold 0)",
     )
-    add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: 0.3)")
+    add(
+        "--coco-annotations",
+        type=Path,
+        metavar="FILE",
+        help="take image ids by file name, and category ids by class name, from this COCO annotation file "
+        "(default: ids are the numbers that all file names are, else images are counted as they are read)",
+    )
+    add(
+        "--frames",
+        choices=("first", "all"),
+        default="first",
+        help="what animated and multi-page images give (default: first)",
+    )
+    add(
+        "--threshold",
+        type=real_number(0, 1),
+        default=0.3,
+        metavar="T",
+        help="least confidence (default: 0.3)",
+    )
     add("--trace", action="store_true", help="draw probed patches in red and anchors in white")
-    add("--batch", type=int, default=1, metavar="N", help="images of one size a batch (default: 1)")
+    add(
+        "--batch",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="images of one size a batch (default: 1)",
+    )
     add("--quiet", action="store_true", help="print nothing but failures")
     add("--doctor", action="store_true", help="say which backends this machine has, and what others lack")
     add_detector_options(parser)
@@ -148,21 +186,25 @@ def _doctor(options: Options) -> int:
 
 def _detect(options: Options) -> int:
     assert options.bundle is not None, "checked by Options"
-    listing = list_sources(options.sources)
+    listing = list_sources(options.sources, all_frames=options.frames == "all")
     run = _Run(options, alone=len(listing.sources) + len(listing.failures) == 1)
     try:
         with options.detector.load(options.bundle) as detector:
             if not detector.manifest.trained and not options.quiet:
-                run.say(f"{PROGRAM}: warning: {_UNTRAINED}", sys.stderr)
+                run.warn(_UNTRAINED)
             for failure in listing.failures:
                 run.failed(failure)
+            ids = _coco_ids(options, listing.sources, detector.manifest.categories)
             writer = ResultWriter(
                 listing.sources,
                 output_dir=options.output_dir,
                 json_file=options.json_file,
                 coco_file=options.coco_file,
+                coco_ids=ids,
+                inputs=_inputs(options),
                 trace=options.trace,
             )
+            run.note_ids(ids)
             results = detect_all(
                 detector, iter_frames(listing.sources), image_of=_image, batch_size=options.batch
             )
@@ -170,11 +212,23 @@ def _detect(options: Options) -> int:
                 for frame, detections in run.successes(results):
                     writer.add(frame, detections)
                     run.done(frame, detections)
+            run.note(writer.notes)
     except KeyboardInterrupt:
         run.report()
-        return INTERRUPTED
+        raise
     run.report()
     return run.exit_code()
+
+
+def _coco_ids(options: Options, sources: Sequence[Source], categories: Sequence[Category]) -> CocoIds:
+    if options.coco_annotations is not None:
+        return annotated_ids(options.coco_annotations, sources, categories)
+    ids = made_ids(sources)
+    return ids if options.coco_file is not None else dataclasses.replace(ids, said=())
+
+
+def _inputs(options: Options) -> list[Path]:
+    return [path for path in (options.bundle, options.coco_annotations) if path is not None]
 
 
 def _image(item: Frame | Failure) -> RgbImage | None:
@@ -189,6 +243,13 @@ class _Run:
         self.alone = alone
         self.summary = Summary()
         self.failures: list[Failure] = []
+        self._is_partial = False
+        self._first_frames = 0
+        self._first_of: tuple[str, int] | None = None
+        """The first image that only the first frame was taken of, and how many it has."""
+        to_stdout = is_stdout(options.json_file) or is_stdout(options.coco_file)
+        self._out = sys.stderr if to_stdout else sys.stdout
+        """Where what was found is told: not amid the results."""
         self._bar: tqdm[NoReturn] | None = None
         self._prints_images = not (
             options.quiet or options.output_dir or options.json_file or options.coco_file
@@ -221,9 +282,13 @@ class _Run:
     def done(self, frame: Frame, detections: Detections) -> None:
         """Take note of a frame's results."""
         self.summary.add(detections)
+        if frame.frames > 1:
+            self._first_frames += 1
+            self._first_of = self._first_of or (frame.name, frame.frames)
         if self._prints_images:
             found = counted(Counter(detections.names)) or "nothing"
-            self.say(f"{frame.name}: {found} ({trace_caption(detections.trace)[0]})", sys.stdout)
+            at = "" if frame.time is None else f" at {frame.time:.3f} s"
+            self.say(f"{frame.name}{at}: {found} ({trace_caption(detections.trace)[0]})", self._out)
         if self._bar is not None:
             self._bar.update()
 
@@ -231,22 +296,57 @@ class _Run:
         """Take note of a source that gave nothing; one that is alone is the error the program ends with."""
         self.failures.append(failure)
         if not self.alone or self.summary.images:
-            self.say(f"{PROGRAM}: skipped: {failure.message}", sys.stderr)
+            what = "incomplete" if failure.frames else "skipped"
+            self.say(f"{PROGRAM}: {what}: {failure.message}", sys.stderr)
         if self._bar is not None:
             self._bar.update()
 
+    def warn(self, sentence: str) -> None:
+        """Print a sentence that no results need, but their reader does."""
+        self.say(f"{PROGRAM}: warning: {sentence}", sys.stderr)
+
+    def note_ids(self, ids: CocoIds) -> None:
+        """Say how COCO ids are made; sources that get no results for want of one make the run incomplete."""
+        self._is_partial = ids.incomplete
+        if ids.incomplete or not self.options.quiet:
+            for sentence in ids.said:
+                self.say(f"{PROGRAM}: {sentence}", sys.stderr)
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """Say what the user should know about what was read and written."""
+        if self.options.quiet:
+            return
+        if self._first_of is not None:
+            name, frames = self._first_of
+            self.warn(
+                f"of animated and multi-page images ({self._first_frames}) only the first frame was taken, "
+                f"beginning with '{name}', which has {frames}; --frames all takes every one"
+            )
+        for sentence in sentences:
+            self.warn(sentence)
+
     def say(self, text: str, file: TextIO) -> None:
-        """Print a line without breaking the progress bar."""
-        tqdm.write(text, file=file)
+        """Print a line without breaking the progress bar; raises OutputError where none can be printed."""
+        try:
+            tqdm.write(printable(text), file=file)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OutputError(f"could not write the output: {reason}") from error
 
     def report(self) -> None:
         """Print the summary, if there is something to sum up."""
         if self.options.quiet or not self.summary.images:
             return
-        print(self.summary.text(threshold=self.options.threshold, batch=self.options.batch))
-        if self.failures:
-            names = [failure.source for failure in self.failures]
-            print(f"failed: {len(names)} ({', '.join([*names[:3], *(['...'] if names[3:] else [])])})")
+        print(self.summary.text(threshold=self.options.threshold, batch=self.options.batch), file=self._out)
+        for what, failures in (
+            ("failed", [failure for failure in self.failures if not failure.frames]),
+            ("incomplete", [failure for failure in self.failures if failure.frames]),
+        ):
+            if failures:
+                names = [*(failure.source for failure in failures[:3]), *(["..."] if failures[3:] else [])]
+                print(printable(f"{what}: {len(failures)} ({', '.join(names)})"), file=self._out)
 
     def exit_code(self) -> int:
         """Return how it went; raise SourceError if no image could be used."""
@@ -255,7 +355,7 @@ class _Run:
             raise SourceError(
                 first if self.alone else f"none of the sources could be used, beginning with: {first}"
             )
-        return SOME_FAILED if self.failures else ALL_FINE
+        return SOME_FAILED if self.failures or self._is_partial else ALL_FINE
 
 
 if __name__ == "__main__":

@@ -17,17 +17,17 @@ from typing import Any, Literal, cast
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Precision, TensorSpec
-from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.engines.shapes import InputRange, depends_on_canvas
 from asag_deploy.engines.targets import number
 from asag_deploy.errors import (
-    BundleCorruptError,
     ConfigError,
     EngineMissingError,
     EngineStaleError,
     EngineUnfitError,
+    FieldError,
 )
 from asag_deploy.processing.canvases import Canvas, in_order, parse_canvas
+from asag_deploy.typed_json import parse_json, read_fields
 
 Format = Literal["tensorrt-rtx", "tensorrt"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -225,20 +225,26 @@ def read_sidecar(path: Path, again: str) -> Sidecar:
     the messages end with `again`.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise EngineMissingError(f"there is no '{path}'; {again}") from None
     except OSError as error:
         raise EngineStaleError(
             f"cannot read '{path}' ({(error.strerror or str(error)).lower()}); {again}"
         ) from None
-    except (ValueError, RecursionError):
+    except FieldError as error:
+        raise EngineStaleError(f"in '{path}', {error}; {again}") from None
+    except ValueError:
         raise EngineStaleError(f"'{path}' is not JSON; {again}") from None
     _check_version(data, path, again)
     try:
-        return cast(Sidecar, read_fields(Sidecar, data))
-    except BundleCorruptError as error:
+        sidecar = cast(Sidecar, read_fields(Sidecar, data))
+        for each in sidecar.recipe.inputs:
+            if not len(each.least) == len(each.usual) == len(each.most):
+                raise FieldError(f"the shapes of the input '{each.name}' have different numbers of sides")
+    except FieldError as error:
         raise EngineStaleError(f"in '{path}', {error}; {again}") from None
+    return sidecar
 
 
 def sidecar_to_json(sidecar: Sidecar) -> str:

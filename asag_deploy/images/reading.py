@@ -14,6 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import ConfigError, ImageError
+from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
+from asag_deploy.images.containers import png_chunks, png_damage
+from asag_deploy.images.decoder_log import decoder_log, jpeg_damage
+from asag_deploy.images.formats import image_header, unread_format
+from asag_deploy.images.header import Header
+from asag_deploy.images.jpeg2000 import said_to_be_rgb
+from asag_deploy.images.opacity import blend_onto_white
+from asag_deploy.images.tiff import decode_page, tiff_pages
 
 ChannelOrder = Literal["bgr", "rgb"]
 RgbImage = NDArray[np.uint8]
@@ -25,40 +33,64 @@ ImageLike = str | os.PathLike[str] | NDArray[Any]
 _opencv_log: Any = getattr(cv2.utils, "logging", cv2)
 _SILENT = 0
 
-_ORIENTATION_TAG = 0x0112
+MAX_PIXELS = 2**29
+"""What is decoded at most: 536 million pixels, which are 1.6 GB."""
+
 _CHANNELS = (1, 3, 4)
 
 
-def read_image(path: str | os.PathLike[str]) -> RgbImage:
-    """Read an image file as uint8 (H, W, 3) RGB, upright.
+def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> RgbImage:
+    """Read an image file as uint8 (H, W, 3) RGB, upright, as a viewer shows it.
 
-    Grey images get three equal channels, 16-bit ones are scaled to 8 bits, transparent ones are blended onto
-    white, CMYK is converted, and the EXIF orientation is applied.  Raises ImageError for a file that is
-    missing, empty, truncated, or no image.
+    Grey images get three equal channels, those of other depths are scaled to 8 bits, transparent ones are
+    blended onto white, and CMYK is converted.  The orientation that the file states is applied, unless
+    `upright` is False: then the pixels are as they are stored.  Of an animation it is the first frame, of
+    several pages the first; `asag_deploy.images.frames` reads them all.  Colour profiles are not applied:
+    colours are taken for sRGB, as detectors are trained.  Raises ImageError for a file that is missing,
+    empty, truncated, damaged, or no image.
     """
     file = Path(path)
-    return decode_image(_read_bytes(file), file)
+    return decode_image(read_bytes(file), file, upright=upright)
 
 
-def decode_image(data: bytes, name: str | os.PathLike[str]) -> RgbImage:
+def decode_image(
+    data: bytes, name: str | os.PathLike[str], *, upright: bool = True, max_pixels: int = MAX_PIXELS
+) -> RgbImage:
     """Decode the bytes of an image file as uint8 (H, W, 3) RGB, upright, as `read_image` does.
 
-    `name` is what messages call the image.  Raises ImageError for bytes that are empty, truncated, or no
-    image.
+    `name` is what messages call the image.  Raises ImageError for bytes that are empty, truncated, damaged or
+    no image, and before anything is decoded for an image of more than `max_pixels`.
+    """
+    text = os.fspath(name)
+    header = checked_header(data, text, max_pixels)
+    if not header.complete:
+        raise ImageError(truncated(text))
+    with quiet_opencv():
+        image = _decode(data, header, text)
+    return turned(image, header.orientation) if upright else image
+
+
+def checked_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return what an image file says of itself before it is decoded; it may still end early.
+
+    Raises ImageError for bytes that are empty, damaged or no image, and for more than `max_pixels`.
     """
     if not data:
         raise ImageError(f"image '{name}' is empty: the file has 0 bytes")
-    if not _is_complete(data):
-        raise ImageError(f"image '{name}' is truncated: its end is missing, so copy or download it again")
-    image = _decode(data)
-    if image is None or image.size == 0:
+    header = image_header(data)
+    if header is None:
+        raise ImageError(_no_image(data, name))
+    if header.complete and min(header.height, header.width) < 1:
+        raise ImageError(f"image '{name}' is damaged: it says nowhere how large it is")
+    damage = png_damage(data) if header.format == "png" else header.damage
+    if damage is not None:
+        raise ImageError(f"image '{name}' is damaged: {damage}; copy or download it again")
+    if header.height * header.width > max_pixels:
         raise ImageError(
-            f"'{name}' is damaged or is not an image in a format OpenCV reads "
-            "(JPEG, PNG, WebP, BMP, TIFF and others)"
+            f"image '{name}' has {header.width} x {header.height} pixels, and at most {max_pixels} are "
+            "taken: make it smaller"
         )
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"image '{name}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
-    return as_rgb(image, "bgr")
+    return header
 
 
 def as_rgb(image: NDArray[Any], channel_order: ChannelOrder) -> RgbImage:
@@ -74,7 +106,7 @@ def as_rgb(image: NDArray[Any], channel_order: ChannelOrder) -> RgbImage:
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return cast(RgbImage, cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
     if pixels.shape[2] == 4:
-        pixels = _blend_onto_white(pixels)
+        pixels = blend_onto_white(pixels[..., :3], pixels[..., 3])
     if channel_order == "bgr":
         return cast(RgbImage, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
     return np.ascontiguousarray(pixels)
@@ -118,7 +150,8 @@ def quiet_opencv() -> Iterator[None]:
                 _opencv_log.setLogLevel(_Quiet.level)
 
 
-def _read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path) -> bytes:
+    """Read a file (ImageError if that is not possible)."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -133,71 +166,90 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _is_complete(data: bytes) -> bool:
-    """Tell whether a JPEG or PNG has its end, which OpenCV would fill with grey or complain about."""
-    if data.startswith(b"\xff\xd8"):
-        return _jpeg_is_complete(data)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data.rfind(b"IEND") >= 0
-    return True
+def truncated(name: str) -> str:
+    """Say that the end of a file is missing."""
+    return f"image '{name}' is truncated: its end is missing, so copy or download it again"
 
 
-def _jpeg_is_complete(data: bytes) -> bool:
-    """Tell whether an end-of-image marker follows the first scan.
-
-    The segments before the scan are stepped over, because an embedded thumbnail is a whole JPEG with an end
-    marker of its own; in the scan itself the two bytes can mean nothing else.
-    """
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return True  # damaged rather than truncated: the decoder's to judge
-        marker = data[position + 1]
-        if marker == 0xDA:
-            return data.find(b"\xff\xd9", position) >= 0
-        if marker == 0xFF:
-            position += 1  # a fill byte
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            position += 2  # a marker without a segment
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
+def _no_image(data: bytes, name: str) -> str:
+    known = unread_format(data)
+    if known is not None:
+        return f"'{name}' is a {known} file, which OpenCV does not read: convert it to JPEG or PNG"
+    return f"'{name}' {_DAMAGED}"
 
 
-def _decode(data: bytes) -> NDArray[Any] | None:
-    """Decode to (H, W), (H, W, 3) BGR or (H, W, 4) BGRA in its own depth, upright; None if OpenCV cannot."""
+_DAMAGED = (
+    "is damaged or is not an image in a format that is read (JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, ...)"
+)
+
+
+def _decode(data: bytes, header: Header, name: str) -> RgbImage:
+    """Decode to RGB on white, as stored."""
+    if header.format == "tiff":
+        return decode_page(data, tiff_pages(data)[0], name)
+    if header.format == "pnm":
+        return decode_pnm(data, name)
+    plain = decode_bmp(data, name) if header.format == "bmp" else None
+    return _decode_by_opencv(data, header, name) if plain is None else plain
+
+
+def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:
+    as_stored = said_to_be_rgb(data) if header.format == "jpeg2000" else None
+    image, damage = _imdecode(data if as_stored is None else as_stored, header)
+    if image is None or image.size == 0:
+        raise ImageError(
+            f"image '{name}' is damaged, or {header.format.upper()} of a kind that OpenCV does not read: "
+            "save it again as JPEG or PNG"
+        )
+    if damage is not None:
+        raise ImageError(
+            f"image '{name}' is damaged, and a part of it cannot be seen ({damage}): "
+            "copy or download it again"
+        )
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"image '{name}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
+    if header.format == "png" and image.ndim == 2:
+        _clear_key(image, data)
+    image = scaled(image, header.bits)
+    if as_stored is not None:
+        return cast(RgbImage, cv2.cvtColor(image[..., ::-1][..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB))
+    return as_rgb(image, "bgr")
+
+
+def _imdecode(data: bytes, header: Header) -> tuple[NDArray[Any] | None, str | None]:
+    """Decode; also return what is wrong with a JPEG whose damage the decoder has mended."""
     buffer = np.frombuffer(data, dtype=np.uint8)
-    with quiet_opencv():
-        try:
+    try:
+        with decoder_log() as complaints:
             # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
-            decoded = cast("tuple[Any, ...]", cv2.imdecodeWithMetadata(buffer, flags=cv2.IMREAD_UNCHANGED))
-        except cv2.error:
-            return None
-    image, kinds, metadata = decoded
-    if image is None:
-        return None
-    for kind, content in zip(kinds, metadata, strict=True):
-        if kind == cv2.IMAGE_METADATA_EXIF:
-            image = _upright(image, _orientation(np.asarray(content, dtype=np.uint8).tobytes()))
-    return cast("NDArray[Any]", image)
+            image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None, None
+    return image, jpeg_damage(complaints, data) if header.format == "jpeg" else None
 
 
-def _orientation(exif: bytes) -> int:
-    """Return the orientation (1 to 8) that EXIF data states in its first directory; 1 if it states none."""
-    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
-
-    def number(offset: int, size: int) -> int:
-        return int.from_bytes(exif[offset : offset + size], order)
-
-    start = number(4, 4)
-    for entry in range(start + 2, start + 2 + 12 * number(start, 2), 12):
-        if number(entry, 2) == _ORIENTATION_TAG:
-            value = number(entry + 8, 2)
-            return value if 1 <= value <= 8 else 1
-    return 1
+def scaled(image: NDArray[Any], bits: int | None) -> NDArray[Any]:
+    """Scale samples of so many bits to 8, where they do not fill their type; None for those that do."""
+    if bits is None or bits in (8, 16) or bits > 16:
+        return image
+    eight = cv2.convertScaleAbs(image, alpha=255 / ((1 << bits) - 1))
+    return eight.reshape(image.shape)
 
 
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _clear_key(image: NDArray[Any], data: bytes) -> None:
+    """Make the one value white that a grey PNG declares transparent, which OpenCV overlooks."""
+    stretch = 1
+    for kind, start, size, _ in png_chunks(data):
+        if kind == b"IHDR":
+            stretch = {1: 255, 2: 85, 4: 17}.get(data[start + 8], 1)
+        elif kind == b"tRNS" and size == 2:
+            key = int.from_bytes(data[start : start + 2], "big") * stretch
+            image[image == key] = np.iinfo(image.dtype).max
+        elif kind == b"IDAT":
+            return
+
+
+def turned(image: RgbImage, orientation: int) -> RgbImage:
     """Undo an EXIF orientation: 5 to 8 are transposed, then rows or columns are reversed."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
@@ -239,13 +291,3 @@ def _to_8_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
         scaled = cv2.convertScaleAbs(image, alpha=255 / 65535)
         return cast("NDArray[np.uint8]", scaled.reshape(image.shape))
     return image
-
-
-def _blend_onto_white(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn (H, W, 4) into (H, W, 3): what a viewer shows, not the colours that transparency hides."""
-    colour, opacity = image[..., :3], image[..., 3:]
-    if opacity.min() == 255:
-        return np.ascontiguousarray(colour)
-    weight = opacity.astype(np.uint16)
-    blended = (colour * weight + 255 * (255 - weight) + 127) // 255
-    return blended.astype(np.uint8)

@@ -7,30 +7,50 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, ImageError
-from asag_deploy.images.reading import decode_image
+from asag_deploy.images.reading import checked_header, decode_image
+from asag_deploy.serving.limits import Limits, RefusedError
+from asag_deploy.serving.requests import (
+    ClientGone,
+    Exchange,
+    body_of,
+    check_head,
+    check_threshold,
+    megapixels,
+    path_of,
+    shown,
+    threshold_of,
+    watched,
+)
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import JSONResponse
+    from starlette.responses import Response
 
     from asag_deploy.bundle.manifest import Manifest
     from asag_deploy.detections import Detections
     from asag_deploy.images.reading import RgbImage
 
+CROWDED = "asag.crowded"
+"""The entry of a request's scope that says that there are too many connections."""
+
 _log = logging.getLogger("asag_deploy.serving")
 _BODY_NAME = "request body"
 _RETRY_SECONDS = "1"
-_FORM = "multipart/"
+_LINGER_SECONDS = 2.0
+_HEALTH = "/health"
+_EXCHANGE = "asag.exchange"
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application."""
 
 
 class ServedDetector(Protocol):
@@ -46,46 +66,13 @@ class ServedDetector(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one server takes on.  Raises ConfigError for values that make no sense."""
-
-    requests: int = 1
-    """Images in the network at the same time; the backend's threads are divided among them."""
-    queue: int = 16
-    """Requests that may wait beside those; one more is refused with 503."""
-    max_bytes: int = 20 * 2**20
-    """Largest request body; more is refused with 413."""
-    body_seconds: float = 30.0
-    """How long a client may take to send its image; then 408."""
-
-    def __post_init__(self) -> None:
-        if self.requests < 1:
-            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
-        if self.queue < 0:
-            raise ConfigError(f"--queue is {self.queue}; it must be at least 0")
-        if self.max_bytes < 1:
-            raise ConfigError(f"max_bytes is {self.max_bytes}; it must be at least 1")
-        if not self.body_seconds > 0:
-            raise ConfigError(f"--body-seconds is {self.body_seconds:g}; it must be more than 0")
-
-
-class RefusedError(Exception):
-    """A request that is answered with a status and a sentence."""
-
-    def __init__(self, status: HTTPStatus, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.headers = headers
-
-
-def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshold: float) -> Starlette:
+def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshold: float) -> App:
     """Make the ASGI application around a loaded detector.
 
     `backend` is what `/health` says runs the network; `threshold` the least confidence (0 to 1) where a
     request names none.  Raises ConfigError for a threshold that makes no sense, or if Starlette is missing.
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     try:
         from starlette.applications import Starlette
         from starlette.exceptions import HTTPException
@@ -95,10 +82,10 @@ def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshol
             "serving needs the packages starlette and uvicorn: pip install 'asag-deploy[serve]'"
         ) from None
     service = _Service(detector, limits, backend, threshold)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/detect", service.detect, methods=["POST"]),
-            Route("/health", service.health, methods=["GET"]),
+            Route(_HEALTH, service.health, methods=["GET"]),
         ],
         exception_handlers={
             HTTPException: _http_error,
@@ -107,6 +94,8 @@ def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshol
         },
         lifespan=service.lifespan,
     )
+    app.router.redirect_slashes = False
+    return _guarded(app)
 
 
 class _Service:
@@ -118,6 +107,7 @@ class _Service:
         self._backend = backend
         self._threshold = threshold
         self._in_hand = 0  # touched by the event loop's thread alone
+        self._turns = asyncio.Semaphore(limits.requests)
         self._pool = ThreadPoolExecutor(limits.requests, thread_name_prefix="asag-serve")
 
     @asynccontextmanager
@@ -128,7 +118,7 @@ class _Service:
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def health(self, _request: Request) -> JSONResponse:
+    async def health(self, _request: Request) -> Response:
         """Answer 200 as long as the server listens, also when it is full."""
         manifest = self._detector.manifest
         return _json(
@@ -143,22 +133,60 @@ class _Service:
             }
         )
 
-    async def detect(self, request: Request) -> JSONResponse:
+    async def detect(self, request: Request) -> Response:
         """Detect in the image file that the body is; answer with its `Detections.to_json`."""
-        threshold = _threshold_of(request, self._threshold)
-        with self._place():
-            data = await self._body(request)
-            work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, data, threshold)
-            try:
-                return _json(await work)
-            except ImageError as error:
-                raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-            except AsagError as error:
-                _log.error("%s", error)
-                raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
+        threshold = threshold_of(request, self._threshold)
+        try:
+            with self._place():
+                data = await body_of(request, self._limits)
+                return _json(await self._detect(request, data, threshold))
+        except ClientGone:
+            return _json({"error": "the client went away"}, HTTPStatus.BAD_REQUEST)  # which nobody reads
+        except ImageError as error:
+            raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        except AsagError as error:
+            _log.error("%s", error)
+            raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
+
+    async def _detect(self, request: Request, data: bytes, threshold: float) -> dict[str, Any]:
+        """Wait for a turn, as long as somebody waits for the answer, and detect."""
+        async with watched(request) as gone:
+            await self._turn(gone)
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, data, threshold)
+        # Not before it has ended, even if nobody waits for it any more, since until then it takes memory.
+        work.add_done_callback(lambda _: self._turns.release())
+        return await asyncio.shield(work)
+
+    async def _turn(self, gone: asyncio.Task[None]) -> None:
+        """Wait until the network has time; raise ClientGone or RefusedError if that comes to nothing."""
+        turn = asyncio.create_task(self._turns.acquire())
+        given = False
+        try:
+            await asyncio.wait(
+                (turn, gone), timeout=self._limits.queue_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            given = turn.done() and not gone.done()
+        finally:
+            if not given and not turn.cancel():
+                self._turns.release()
+        if gone.done():
+            raise ClientGone
+        if not given:
+            raise RefusedError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the network had no time within {self._limits.queue_seconds:g} seconds; try again later",
+                {"Retry-After": _RETRY_SECONDS},
+            )
 
     def _run(self, data: bytes, threshold: float) -> dict[str, Any]:
-        image = decode_image(data, _BODY_NAME)
+        header, most = checked_header(data, _BODY_NAME), self._limits.max_pixels
+        if header.height * header.width > most:
+            raise RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the image has {header.width} x {header.height} pixels, more than the {megapixels(most)} "
+                "that this server takes; send a smaller one",
+            )
+        image = decode_image(data, _BODY_NAME, max_pixels=most)
         return self._detector(image, channel_order="rgb").filter(threshold).to_json()
 
     @contextmanager
@@ -177,104 +205,84 @@ class _Service:
         finally:
             self._in_hand -= 1
 
-    async def _body(self, request: Request) -> bytes:
-        """Read the whole body, whatever type it claims: curl calls every file a form.
 
-        Refuses multipart forms, and more bytes or seconds than the limits allow.
-        """
-        from starlette.requests import ClientDisconnect
+def _guarded(app: App) -> App:
+    """Refuse what no endpoint has to see, and end what is cut off when the server stops without a word."""
 
-        kind = request.headers.get("content-type", "").lower()
-        if kind.startswith(_FORM):
-            raise RefusedError(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                f"the request is a form ({kind.partition(';')[0]}); send the image file itself as the body, "
-                "as `curl --data-binary @photo.jpg` does",
-            )
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._limits.max_bytes:
-            raise self._too_large()
-        data = bytearray()
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        exchange = Exchange(receive, send)
+        scope = {**scope, "path": path_of(scope), _EXCHANGE: exchange}
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                async for chunk in request.stream():
-                    data += chunk
-                    if len(data) > self._limits.max_bytes:
-                        raise self._too_large()
-        except TimeoutError:
-            raise RefusedError(
-                HTTPStatus.REQUEST_TIMEOUT,
-                f"the image did not arrive within {self._limits.body_seconds:g} seconds; send it again",
-            ) from None
-        except ClientDisconnect:  # nobody reads the answer
-            raise RefusedError(
-                HTTPStatus.BAD_REQUEST, "the client went away before its image arrived"
-            ) from None
-        if not data:
-            raise RefusedError(
-                HTTPStatus.BAD_REQUEST, "the request has no body; send an image file as its body"
-            )
-        return bytes(data)
+            check_head(scope)
+            _check_crowd(scope)
+            await app(scope, exchange.receive, exchange.send)
+        except RefusedError as error:
+            await _refusal(error)(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # the time to end in has passed
+            if not exchange.answered:
+                exchange.body_read = True  # no time to wait for what is still on its way
+                sentence = "the server is stopping; send the image again"
+                await _refusal(RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence))(scope, receive, send)
 
-    def _too_large(self) -> RefusedError:
-        return RefusedError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the image is larger than {self._limits.max_bytes / 2**20:g} MiB, which is all this server "
-            "takes; send a smaller one",
-            {"Connection": "close"},  # what is still on its way is not to be read
+    return guarded
+
+
+def _check_crowd(scope: Any) -> None:
+    if scope.get(CROWDED, False) and scope["path"] != _HEALTH:
+        raise RefusedError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "there are too many connections to this server; close those that are idle, or try again soon",
+            {"Retry-After": _RETRY_SECONDS},
         )
 
 
-def _threshold_of(request: Request, default: float) -> float:
-    text = request.query_params.get("threshold")
-    unknown = sorted(set(request.query_params) - {"threshold"})
-    if unknown:
-        raise RefusedError(
-            HTTPStatus.BAD_REQUEST, f"unknown parameter '{unknown[0]}'; the only one there is is threshold"
-        )
-    if text is None:
-        return default
-    try:
-        value = float(text)
-        _check_threshold(value)
-    except ValueError:  # a ConfigError is one too
-        raise RefusedError(
-            HTTPStatus.BAD_REQUEST, f"threshold is '{text}', which is not a number between 0 and 1"
-        ) from None
-    return value
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold is {threshold:g}, which is not between 0 and 1")
-
-
-async def _refused(_request: Request, error: Exception) -> JSONResponse:
+async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError), "registered for it alone"
-    return _json({"error": str(error)}, error.status, error.headers)
+    return _refusal(error)
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> Response:
     """Answer Starlette's own errors: an unknown path or method."""
     from starlette.exceptions import HTTPException
 
     assert isinstance(error, HTTPException), "registered for it alone"
     sentence = (
-        f"there is no {request.method} {request.url.path}; there are POST /detect, with an image as "
-        "the body, and GET /health"
+        f"there is no {shown(request.method)} {shown(request.scope['path'])}; there are POST /detect, with "
+        "an image as the body, and GET /health"
     )
-    return _json({"error": sentence}, error.status_code, dict(error.headers or {}))
+    return _refusal(RefusedError(HTTPStatus(error.status_code), sentence, dict(error.headers or {})))
 
 
-async def _unexpected(request: Request, _error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, _error: Exception) -> Response:
     """Answer without details; Starlette raises the error again, so that only the log has its traceback."""
-    sentence = f"the server failed at {request.url.path}; its log says why"
+    sentence = f"the server failed at {shown(request.scope['path'])}; its log says why"
     return _json({"error": sentence}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _json(
-    content: object, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
-) -> JSONResponse:
+def _refusal(error: RefusedError) -> Response:
+    """Answer with the sentence, and close the connection if a body is still on its way."""
     from starlette.responses import JSONResponse
 
-    return JSONResponse(content, status_code=int(status), headers=headers)
+    class Refusal(JSONResponse):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            exchange: Exchange = scope[_EXCHANGE]
+            if exchange.body_read:
+                await super().__call__(scope, receive, send)
+                return
+            self.headers["Connection"] = "close"
+            start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            await send(start)
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            await exchange.discard_body(_LINGER_SECONDS)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return Refusal({"error": error.sentence}, status_code=int(error.status), headers=error.headers)
+
+
+def _json(content: object, status: int = HTTPStatus.OK) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(content, status_code=int(status))

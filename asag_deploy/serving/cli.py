@@ -8,22 +8,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_SECONDS,
+    OneSentenceParser,
+    exit_code,
+    real_number,
+    whole_number,
+)
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
-from asag_deploy.serving.app import Limits, make_app
+from asag_deploy.serving.app import make_app
+from asag_deploy.serving.limits import Limits
 from asag_deploy.serving.server import address_of, listen, make_server, run
 
 PROGRAM = "asag-serve"
 _MEBIBYTE = 2**20
 _MOST_MEBIBYTES = 4096
+_MILLION = 1_000_000
+_MOST_MEGAPIXELS = 500
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-serve` with these arguments (None: the command line's) and return its exit code.
 
-    0: told to stop, and stopped; 2: nothing could be served, with the reason in one sentence on stderr;
-    130: stopped by Ctrl-C.
+    143, 130 or 129: stopped by SIGTERM, Ctrl-C or SIGHUP, after answering what it had taken; 2: nothing could
+    be served, with the reason in one sentence on stderr.
     """
     return exit_code(PROGRAM, lambda: _serve(_parser().parse_args(argv)))
 
@@ -33,8 +43,13 @@ def _serve(options: argparse.Namespace) -> int:
     limits = Limits(
         requests=chosen.requests,
         queue=options.queue,
+        connections=options.connections,
         max_bytes=_bytes(options.max_megabytes),
+        max_pixels=_pixels(options.max_megapixels),
+        head_seconds=options.head_seconds,
         body_seconds=options.body_seconds,
+        queue_seconds=options.queue_seconds,
+        answer_seconds=options.answer_seconds,
     )
     with chosen.load(options.bundle) as detector:
         if not detector.manifest.trained:
@@ -42,7 +57,7 @@ def _serve(options: argparse.Namespace) -> int:
         app = make_app(
             detector, limits, backend=chosen.backend or DEFAULT_BACKEND, threshold=options.threshold
         )
-        server = make_server(app, grace_seconds=options.grace_seconds)
+        server = make_server(app, limits, grace_seconds=options.grace_seconds)
         listener = listen(options.host, options.port)
         print(f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}", flush=True)
         run(server, listener)
@@ -57,6 +72,14 @@ def _bytes(mebibytes: float) -> int:
     return int(mebibytes * _MEBIBYTE)
 
 
+def _pixels(millions: float) -> int:
+    if not 1 / _MILLION <= millions <= _MOST_MEGAPIXELS:
+        raise ConfigError(
+            f"--max-megapixels is {millions:g}; it must be more than 0, {_MOST_MEGAPIXELS} at most"
+        )
+    return int(millions * _MILLION)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog=PROGRAM,
@@ -66,12 +89,59 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
-    add("--port", type=int, default=8000, metavar="N", help="0 is any free one (default: %(default)s)")
-    add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: %(default)s)")
-    add("--queue", type=int, default=16, metavar="N", help="requests that may wait (default: %(default)s)")
-    add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
-    add("--body-seconds", type=float, default=30, metavar="S", help="to send it in (default: %(default)s)")
-    add("--grace-seconds", type=int, default=30, metavar="S", help="to end in (default: %(default)s)")
+    add(
+        "--port",
+        type=whole_number(0, 65_535),
+        default=8000,
+        metavar="N",
+        help="0 is any free one (default: %(default)s)",
+    )
+    add(
+        "--threshold",
+        type=real_number(0, 1),
+        default=0.3,
+        metavar="T",
+        help="least confidence (default: %(default)s)",
+    )
+    add(
+        "--queue",
+        type=whole_number(0),
+        default=16,
+        metavar="N",
+        help="requests that may wait (default: %(default)s)",
+    )
+    add(
+        "--max-megabytes",
+        type=real_number(0, _MOST_MEBIBYTES, above=True),
+        default=20,
+        metavar="M",
+        help="largest image (default: %(default)s)",
+    )
+    text = "pixels of the largest image, in millions (default: %(default)s)"
+    add(
+        "--max-megapixels",
+        type=real_number(0, _MOST_MEGAPIXELS, above=True),
+        default=100,
+        metavar="M",
+        help=text,
+    )
+    text = "open connections, beyond which only /health answers (default: %(default)s)"
+    add("--connections", type=whole_number(1), default=256, metavar="N", help=text)
+    text = "for a client to send the head of its request in (default: %(default)s)"
+    add("--head-seconds", type=real_number(0, MOST_SECONDS, above=True), default=10, metavar="S", help=text)
+    text = "for a client to send its image in (default: %(default)s)"
+    add("--body-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    text = "for a request to wait for the network (default: %(default)s)"
+    add("--queue-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    text = "for a client to read its answer in (default: %(default)s)"
+    add("--answer-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    add(
+        "--grace-seconds",
+        type=whole_number(1, int(MOST_SECONDS)),
+        default=30,
+        metavar="S",
+        help="to end in (default: %(default)s)",
+    )
     add_detector_options(parser)
     return parser
 

@@ -7,16 +7,22 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
+from asag_deploy.serving.connections import connection_class
+from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
 
 if TYPE_CHECKING:
     import uvicorn
-    from starlette.applications import Starlette
+
+    from asag_deploy.serving.app import App
 
 _BACKLOG = 128
 _LARGEST_PORT = 65535
+_IDLE_SECONDS = 5
+"""How long a connection stays open without a request."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,8 +48,11 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
+def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Server:
     """Make a server that, told to stop, takes no more requests and gives those it has `grace_seconds` to end.
+
+    limits: of connections, and of the time to send a head and to read an answer; the application keeps the
+    others.
 
     Raises ConfigError if uvicorn is missing, or for a time that makes no sense.
     """
@@ -51,6 +60,8 @@ def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
         raise ConfigError(f"--grace-seconds is {grace_seconds}; it must be at least 1")
     try:
         import uvicorn
+
+        http = connection_class(limits)
     except ImportError:
         raise ConfigError(
             "serving needs the packages starlette and uvicorn: pip install 'asag-deploy[serve]'"
@@ -58,7 +69,12 @@ def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            log_level="warning",
+            http=http,
+            ws="none",
+            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            timeout_keep_alive=_IDLE_SECONDS,
+            proxy_headers=False,
+            log_level="error",  # warnings are of what clients do
             access_log=False,
             server_header=False,
             lifespan="on",
@@ -68,19 +84,29 @@ def make_server(app: Starlette, *, grace_seconds: int) -> uvicorn.Server:
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM, or Ctrl-C, which is raised as KeyboardInterrupt when all is done."""
-    with listener, _sigterm_ends_well():
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
+    with listener, _hangup_ends_well(server):
         server.run(sockets=[listener])
 
 
 @contextmanager
-def _sigterm_ends_well() -> Iterator[None]:
-    """Swallow the signal that uvicorn raises again once it has stopped, which would end in a failure."""
-    if threading.current_thread() is not threading.main_thread():  # only that one has signals
+def _hangup_ends_well(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGHUP, which uvicorn knows nothing of, end the server as the others do, unless it is ignored."""
+    number = signal.SIGHUP
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only that one has signals
+    if not in_main_thread or signal.getsignal(number) == signal.SIG_IGN:
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    came: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        server.should_exit = True
+
+    before = signal.signal(number, receive)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+    if came:
+        signal.raise_signal(number)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.run import run
-from asag_bench.reports.plots import check_plots
 from asag_bench.reports.report import on_screen, write_report
 from asag_bench.result import Options
 from asag_deploy.backends import BACKENDS
 from asag_evaluation.data.coco import VAL_SPLIT
 from asag_evaluation.data.scenes import write_scenes
+from asag_evaluation.plots import check_plots
 from asag_export.bundle_export import export_bundle
 from asag_export.demo import CHECKPOINT, SEED
 from asag_training.checkpoints import load_checkpoint
@@ -32,7 +32,7 @@ def bench_demo(output_dir: Path, *, scenes: int, duration: float, command: str) 
 
     Raises what exporting and measuring do.
     """
-    check_plots()
+    check_plots("bench")
     print(f"1. Exporting the network to {output_dir / 'bundle'}", flush=True)
     export_bundle(load_checkpoint(CHECKPOINT), output_dir / "bundle", overwrite=True)
     data = output_dir / f"scenes-{scenes}"

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.manifest import Level, Mode
-from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.detector_options import DetectorOptions
-from asag_deploy.errors import BundleCorruptError, SourceError
+from asag_deploy.errors import FieldError, SourceError
 from asag_deploy.loop.loop import LoopChoice
+from asag_deploy.typed_json import read_fields
 
 _KEYS = ("strata", "bundles", "machine", "options")
 """The keys by which a result is told from other JSON."""
@@ -392,9 +392,35 @@ def parse_result(data: object, source: Path) -> Result:
     if not is_result(data):
         raise SourceError(f"'{source}' is no result of asag-bench; name a result.json that `run` wrote")
     try:
-        return cast(Result, read_fields(Result, data))
-    except BundleCorruptError as error:
+        result = cast(Result, read_fields(Result, data))
+        contradiction = next(_contradictions(result), None)
+        if contradiction is not None:
+            raise FieldError(contradiction)
+    except FieldError as error:
         raise SourceError(f"'{source}' is no result of asag-bench that can be read: {error}") from None
+    return result
+
+
+def _contradictions(result: Result) -> Iterator[str]:
+    """Yield what cannot be in a result, as half sentences: what its tables and plots take for granted."""
+    if not result.groups or not all(group.runners for group in result.groups):
+        yield "there are no times in it"
+    if not result.headline.runners:
+        yield "`headline.subjects` names nothing"
+    unknown = () if result.agreement is None else result.agreement.runners.keys() - result.bundles.keys()
+    for name in unknown:
+        yield f"`agreement.subjects` has '{name}', which `bundles` does not know"
+    wanted = {"mean", "min", "max", *(f"p{share:g}" for share in result.options.percentile)}
+    for group in result.groups:
+        for name, found in group.runners.items():
+            where = f"of '{name}' on the pictures '{group.title}'"
+            if not found.ms.keys() >= wanted:
+                yield f"`ms` {where} lacks some of {', '.join(sorted(wanted))}"
+            if min([*found.ms.values(), found.times_as_fast.median], default=0) <= 0:
+                yield f"a time or a speed {where} is not above 0"
+            shares = found.share_of_total, found.share_of_backbone_and_neck
+            if any(share and not share.keys() >= found.phases_ms.keys() for share in shares):
+                yield f"the shares {where} are of other phases than its times"
 
 
 def read_result(path: Path) -> Result:
@@ -403,12 +429,12 @@ def read_result(path: Path) -> Result:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(f"cannot read the result '{path}' ({(error.strerror or '').lower()})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     return parse_result(data, path)
 
 
 def parse_machine(data: Mapping[str, Any]) -> Machine:
-    """Read the machine of any recorded file, whatever else stands there.  Raises BundleCorruptError."""
+    """Read the machine of any recorded file, whatever else stands there.  Raises FieldError."""
     known = {each.name for each in dataclasses.fields(Machine)}
     return cast(Machine, read_fields(Machine, {key: data[key] for key in data.keys() & known}))

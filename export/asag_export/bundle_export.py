@@ -12,30 +12,21 @@ from asag_deploy import __version__
 from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle, BundleWriter, write_bundle
 from asag_deploy.bundle.manifest import Manifest, Mode, Precision, Preprocessing
-from asag_deploy.engines.adapter import FORMATS as ENGINE_FORMATS
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.engines.shapes import Batches
 from asag_deploy.errors import ConfigError, ParityError
+from asag_export.choices import DEFAULT_OPSET, PRECISIONS
 from asag_export.gate.checks import usual_shapes
 from asag_export.gate.engines import EngineParity, engines_can_run, judge_engines, stages_to_fall_back
 from asag_export.gate.gate import run_gate
 from asag_export.gate.parity import ParityReport
 from asag_export.half_precision import with_half_features
-from asag_export.stage_export import (
-    DEFAULT_OPSET,
-    FULL_PRECISION,
-    check_opset,
-    export_stage,
-    prepare_for_export,
-)
+from asag_export.stage_export import FULL_PRECISION, check_opset, export_stage, prepare_for_export
 from asag_training.checkpoints import Checkpoint, select_head
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import StageModule
-
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-FORMATS = ("onnx", *ENGINE_FORMATS)
 
 Progress = Callable[[str], None]
 

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    MOST_PIXELS,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.build import BuildOptions, summary
-from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
+from asag_deploy.engines.cli import (
+    add_engine_options,
+    build_with_progress,
+    engine_options,
+    given_engine_options,
+)
 from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
-from asag_export.bundle_export import FORMATS, PRECISIONS, export_bundle
-from asag_export.gate.parity import format_report
-from asag_export.stage_export import DEFAULT_OPSET
-from asag_training.checkpoints import Checkpoint, load_checkpoint, untrained_checkpoint
-from asag_training.network.stage_plan import MANUAL_STOPS
+from asag_export.choices import (
+    DEFAULT_OPSET,
+    FORMATS,
+    OPSETS,
+    PRECISIONS,
+)
+from asag_training.network.config import MANUAL_STOPS
+from asag_training.settings import WEIGHTS_CHOICES, change_sides
+
+if TYPE_CHECKING:
+    from asag_training.checkpoints import Checkpoint
 
 PROGRAM = "asag-export"
 
 EXIT_PARITY = 1
+
+_LEAST_SIDE = 32
+"""Pixels: a smaller image has no cell on P5."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
     add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
+    add(
+        "--weights",
+        choices=WEIGHTS_CHOICES,
+        default=WEIGHTS_CHOICES[0],
+        help="those trained (default), or their average, EMA",
+    )
     stops = ", ".join(MANUAL_STOPS)
     add("--levels", metavar="NAME", default="p3-p6", help=f"the manual stop: {stops} (default %(default)s)")
     add("--mode", metavar="NAME", default="exact", help="exact (default), or fast: 15 patches a level")
@@ -54,23 +80,46 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", metavar="NAME", default="fp32", help=f"{precisions} (default %(default)s)")
     formats = "onnx alone (default), or engines beside it: tensorrt-rtx or tensorrt"
     add("--format", metavar="NAME", default="onnx", help=formats)
-    add("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
-    add("--shorter-side", metavar="PX", type=int, help="images' shorter side (default 800)")
-    add("--longer-side", metavar="PX", type=int, help="the most their longer side may be (default 1333)")
+    add(
+        "--opset",
+        metavar="N",
+        type=whole_number(OPSETS.start, OPSETS.stop - 1),
+        default=DEFAULT_OPSET,
+        help=f"{OPSETS.start} to {OPSETS.stop - 1} (default %(default)s)",
+    )
+    said = "(default: what the checkpoint says; if it says nothing"
+    add(
+        "--shorter-side",
+        metavar="PX",
+        type=whole_number(32, MOST_PIXELS),
+        help=f"images' shorter side {said}, 800)",
+    )
+    add(
+        "--longer-side",
+        metavar="PX",
+        type=whole_number(32, MOST_PIXELS),
+        help=f"the most their longer side may be {said}, 1333)",
+    )
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
-    add("--quiet", action="store_true", help="no progress and no table")
+    add("--quiet", action="store_true", help="no progress, no notes and no table")
     add_engine_options(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    from asag_export.bundle_export import export_bundle
+    from asag_export.gate.parity import format_report
+
     engines = _engines(options)  # before an export that takes minutes
     checkpoint = _checkpoint(options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
+        notes = [] if options.quiet else [*checkpoint.notes, *checkpoint.assumed]
 
         def step(description: str) -> None:
+            while notes:  # once it is certain that there is something to do
+                bar.write(f"{PROGRAM}: note: '{options.checkpoint}': {notes.pop(0)}", file=sys.stderr)
             bar.set_description(description)
             bar.update()
 
@@ -114,8 +163,9 @@ def _engines(options: argparse.Namespace) -> BuildOptions | None:
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     if options.format == "onnx":
-        if options.gpus:
-            raise ConfigError("--gpu is for engines; give --format tensorrt-rtx too, or leave it out")
+        given = given_engine_options(options)
+        if given:
+            raise ConfigError(f"{given[0]} is for engines; give --format tensorrt-rtx too, or leave it out")
         return None
     engines = engine_options(options, engine_format=options.format, precision=options.precision)
     open_library(engines.engine_format)
@@ -123,23 +173,19 @@ def _engines(options: argparse.Namespace) -> BuildOptions | None:
 
 
 def _checkpoint(options: argparse.Namespace) -> Checkpoint:
+    from asag_training.checkpoints import load_checkpoint, untrained_checkpoint
+
     if options.untrained:
         if options.variant is None:
             raise ConfigError("--untrained needs to know which network: give --variant NAME")
         return untrained_checkpoint(options.variant)
-    return load_checkpoint(options.checkpoint, variant=options.variant)
+    return load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
 
 
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
     """Take the pre-processing that the checkpoint was trained for, unless the user says otherwise."""
     default = checkpoint.preprocessing or Preprocessing()
-    shorter = default.shorter_side if options.shorter_side is None else options.shorter_side
-    longer = default.longer_side if options.longer_side is None else options.longer_side
-    if not 32 <= shorter <= longer:
-        raise ConfigError(
-            f"image sides {shorter} and {longer} make no sense; expected 32 <= shorter <= longer"
-        )
-    return dataclasses.replace(default, shorter_side=shorter, longer_side=longer)
+    return change_sides(default, options.shorter_side, options.longer_side, least=_LEAST_SIDE)
 
 
 if __name__ == "__main__":

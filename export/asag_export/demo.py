@@ -7,27 +7,32 @@ manual stop.  Says how well it detects, and how far each kind of scene made it l
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from asag_deploy import Detector
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.detections import Detections
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.writing import write_picture
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
 from asag_evaluation.data.scenes import KINDS, write_scenes
-from asag_evaluation.evaluate import Evaluation, evaluate
-from asag_evaluation.report import table, write_report
-from asag_export.bundle_export import export_bundle
-from asag_export.gate.parity import format_report
-from asag_training.checkpoints import load_checkpoint
+
+if TYPE_CHECKING:  # what it takes beyond the base install is imported once it runs
+    from asag_evaluation.evaluate import Evaluation
 
 CHECKPOINT = Path(__file__).with_name("asag-a-scenes.safetensors")
 """The trained network; README says how it was made."""
@@ -49,18 +54,28 @@ _ENLARGED = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0, or 2 with the reason in one sentence on stderr."""
-    parser = OneSentenceParser(prog="demo", description=__doc__)
-    parser.add_argument("--output-dir", type=Path, default=Path("demo-output"))
-    parser.add_argument("--scenes", type=int, default=200, metavar="N", help="how many (default: 200)")
 
     def command() -> int:
-        options = parser.parse_args(argv)
+        options = _parser().parse_args(argv)
         return _demo(options.output_dir, options.scenes)
 
     return exit_code("demo", command)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = OneSentenceParser(prog="demo", description=__doc__)
+    add = parser.add_argument
+    add("--output-dir", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
+    add("--scenes", type=whole_number(1), default=200, metavar="N", help="how many (default: %(default)s)")
+    return parser
+
+
 def _demo(output_dir: Path, count: int) -> int:
+    from asag_evaluation.report import table, write_report
+    from asag_export.bundle_export import export_bundle
+    from asag_export.gate.parity import format_report
+    from asag_training.checkpoints import load_checkpoint
+
     checkpoint = load_checkpoint(CHECKPOINT)
     print(f"1. Exporting {checkpoint.config.variant} to {output_dir / 'bundle'}", flush=True)
     start = time.perf_counter()
@@ -103,6 +118,8 @@ def _scenes(folder: Path, count: int) -> CocoDataset:
 
 def _measure(detector: Detector, dataset: CocoDataset, way: str) -> Evaluation:
     """Run the detector over all scenes."""
+    from asag_evaluation.evaluate import evaluate
+
     with progress(total=len(dataset), unit="scene", description=way) as bar:
         return evaluate(detector, dataset, on_image=lambda sample, found: bar.update())
 

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Precision, Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
+from asag_export.choices import OPSETS
 from asag_export.onnx_operators import DOMAIN, FUNCTIONS
 from asag_training.network.backbone import FrozenBatchNorm2d
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.operators import ONNX_VERSION
 from asag_training.network.stages import StageModule
-
-OPSETS = range(18, 24)
-DEFAULT_OPSET = 20
 
 ExportedStage = tuple[onnx.ModelProto, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A stage's model, its inputs and its outputs."""
@@ -236,6 +234,7 @@ def _add_functions(model: ir.Model, opset: int) -> None:
             for imported in proto.opset_import:
                 imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
             function = ir.serde.deserialize_function(proto)
+            function.doc_string = None  # rewording it would be another graph, and engines of it stale
             model.functions[function.identifier()] = function
     if used:
         model.opset_imports[DOMAIN] = ONNX_VERSION
@@ -253,6 +252,9 @@ def _tidy(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[Tensor
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            node.doc_string = None
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
 

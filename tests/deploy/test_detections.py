@@ -31,6 +31,15 @@ def test_length_and_names() -> None:
     assert nothing().names == []
 
 
+def test_classes_of_one_name_are_told_apart_wherever_names_stand() -> None:
+    categories = (CATEGORIES[0], *(dataclasses.replace(c, name="pear") for c in CATEGORIES[1:]))
+    found = dataclasses.replace(make_detections(), categories=categories)
+    names = [f"pear (id {CATEGORIES[2].id})", CATEGORIES[0].name, f"pear (id {CATEGORIES[1].id})"]
+    assert found.names == names
+    assert [entry["name"] for entry in found.to_json()["detections"]] == names
+    assert list(found.to_supervision().data["class_name"]) == names
+
+
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [

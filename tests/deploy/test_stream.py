@@ -19,6 +19,7 @@ from asag_deploy.backends.onnxruntime import threads_of_a_call
 from asag_deploy.errors import BackendError, ConfigError, ImageError, SourceError
 from support.detection_samples import assert_same
 from support.tiny_bundle import make_bundle, picture
+from support.videos import write_video
 
 PICTURES = [
     picture(red, green, blue, size=size)
@@ -90,6 +91,31 @@ def first_error(stream: Iterator[Detections]) -> tuple[int, Exception]:
     except Exception as error:
         return count, error
     raise AssertionError("nothing was raised")
+
+
+def test_times_and_ends_of_videos(detector: Detector, tmp_path: Path) -> None:
+    """Frames say when they are shown; what is missing is raised where it would come."""
+    video = write_video(tmp_path / "a.mkv", frames=9)
+    assert [each.time_s for each in detector.stream(video)] == pytest.approx([i / 10 for i in range(9)])
+    data = video.read_bytes()
+    video.write_bytes(data[: len(data) // 2])
+    count, error = first_error(detector.stream(video))
+    assert 0 < count < 9
+    assert type(error) is SourceError
+    assert f"broke off after {count} of 9 frames" in str(error)
+    assert detector(picture(3)).time_s is None
+
+
+def test_frames_of_animations(detector: Detector, tmp_path: Path) -> None:
+    images = [Image.fromarray(picture(red)) for red in (3, 6, 0)]
+    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], duration=500, lossless=True)
+    expected = [detector(np.asarray(image), channel_order="rgb") for image in images]
+    assert_same(list(detector.stream(tmp_path / "a.webp")), expected[:1])
+    found = list(detector.stream(tmp_path / "a.webp", frames="all"))
+    assert_same(found, expected)
+    assert [each.time_s for each in found] == [0, 0.5, 1.0]
+    with pytest.raises(ConfigError, match="unknown frames 'some'"):
+        detector.stream(tmp_path, frames="some")  # type: ignore[arg-type]
 
 
 def test_bad_images_in_their_turn(detector: Detector, tmp_path: Path) -> None:

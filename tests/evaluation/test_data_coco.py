@@ -78,6 +78,9 @@ def test_training_leaves_out_empty_and_tiny_images(tmp_path: Path) -> None:
     dataset = CocoDataset.open(tmp_path).for_training()
     assert [record.image_id for record in dataset.records] == [1]
     assert dataset.counts.objects == 1
+    whole = CocoDataset.open(tmp_path)
+    assert whole.left_out_of_training() == "left out: 1 without objects, 1 under 32 pixels"
+    assert dataset.left_out_of_training() == ""
     with pytest.raises(DataError, match=r"nothing to train on.*3 images, 2 objects"):
         CocoDataset.open(tmp_path).for_training(min_side=100)
 
@@ -153,7 +156,7 @@ class TestRefusals:
             CocoDataset.open(tmp_path)[0]
 
     @pytest.mark.parametrize(
-        "bad", [["1", "2", "3", "4"], [1, 2, 3], "1 2 3 4", None, [1, 2, float("nan"), 4], [True, 1, 2, 3]]
+        "bad", [["1", "2", "x", "4"], [1, 2, 3], "1 2 3 4", {}, [1, 2, float("nan"), 4], [True, 1, 2, 3]]
     )
     def test_box_that_is_no_box(self, tmp_path: Path, bad: Any) -> None:
         write_coco(tmp_path, [box(1, [0, 0, 4, 4]), box(1, bad, id=17)])
@@ -166,14 +169,18 @@ class TestRefusals:
             ([], "it holds a list"),
             ({}, "it has no list of categories"),
             ({"categories": []}, "there are no categories"),
-            ({"categories": [{"id": "1", "name": "a"}]}, "category 0 has no number as id"),
-            ({"categories": CATEGORIES * 2}, "2 of its categories have the id 7"),
+            ({"categories": [{"id": "one", "name": "a"}]}, "category 0 has the id 'one', which is no number"),
+            ({"categories": [{"id": 1, "name": " "}]}, r"category 0 \(id 1\) has no name"),
+            (
+                {"categories": [*CATEGORIES, {"id": 7, "name": "mug"}]},
+                "two of its categories have the id 7: 'cup' and 'mug'",
+            ),
             ({"categories": CATEGORIES}, "it has no list of images"),
             ({"categories": CATEGORIES, "images": []}, "there are no images"),
             ({"categories": CATEGORIES, "images": [5]}, "number 0 of its images is no object, but 5"),
             (
                 {"categories": CATEGORIES, "images": [{"id": 1}]},
-                "image 0 has no number as id or no file_name",
+                r"image 0 \(id 1\) has no file_name",
             ),
             (
                 {"categories": CATEGORIES, "images": [{"id": 1, "file_name": "a.jpg", "width": 4}]},

@@ -54,6 +54,13 @@ class TestCoco:
         assert metrics.precision["0.50"].shape == (101,)
         assert capsys.readouterr().out == ""
 
+    def test_classes_of_one_name_are_told_apart(self) -> None:
+        names = {5: "cup", 2: "cup", 9: "none"}
+        categories = [{"id": number, "name": name} for number, name in names.items()]
+        only_class_5 = self.results()[:1]
+        metrics = coco_metrics({**self.TRUTH, "categories": categories}, only_class_5)
+        assert metrics.ap_of_class == {"cup (id 5)": pytest.approx(1), "cup (id 2)": 0, "none": None}
+
     def test_nothing_found(self) -> None:
         metrics = coco_metrics(self.TRUTH, [])
         assert (metrics.ap, metrics.ap50, metrics.ar_100) == (0, 0, 0)

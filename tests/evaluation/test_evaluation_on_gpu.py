@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,21 +12,11 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_evaluation.predictor import bundle_predictor
 from support.bundle_edits import give_proposals
 from support.simulated_gpu.fake_cuda import FakeCuda
-from support.simulated_gpu.fake_gpu import install_gpu, write_engines
-from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
+from support.simulated_gpu.fake_gpu import write_engines
+from support.simulated_gpu.fake_kernels import FakeKernels
 from support.tiny_bundle import make_bundle, picture
 
 PICTURES = [picture(0), picture(18, 6, 1, size=(100, 130)), picture(5, 2, size=(50, 80))]
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install_gpu(monkeypatch)
-
-
-@pytest.fixture
-def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no proposals", "proposals"])

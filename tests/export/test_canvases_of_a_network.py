@@ -14,23 +14,12 @@ from asag_deploy.bundle.manifest import Level
 from asag_deploy.detector import Detector
 from asag_deploy.processing.canvases import Canvas
 from asag_evaluation.data.doodles import draw_doodles
-from support.simulated_gpu.fake_cuda import FakeCuda
-from support.simulated_gpu.fake_gpu import install_gpu, write_engines
-from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
+from support.simulated_gpu.fake_gpu import write_engines
+from support.simulated_gpu.fake_kernels import FakeKernels
 
 CANVASES = (Canvas(160, 224), Canvas(224, 160))
 SIZES = [(160, 210), (210, 160), (100, 120), (160, 300)]
 """The last is too long for either."""
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install_gpu(monkeypatch)
-
-
-@pytest.fixture
-def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.mark.slow

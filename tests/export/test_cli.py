@@ -17,7 +17,7 @@ from asag_export import bundle_export
 from asag_export.cli import main
 from asag_export.gate.parity import ParityReport
 from asag_training.checkpoints import save_checkpoint
-from asag_training.network.stage_plan import MANUAL_STOPS
+from asag_training.network.config import MANUAL_STOPS
 from support.small_network import small_checkpoint
 
 
@@ -59,14 +59,16 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int 
         ("--mode quick", "unknown mode 'quick'; choose exact or fast"),
         ("--precision int8", "unknown precision 'int8'; choose one of fp32, fp16"),
         ("--format engine", "unknown format 'engine'; choose one of onnx"),
-        ("--opset 17", "opset 17 is not supported; choose 18 to 23"),
-        ("--opset latest", "invalid int value: 'latest'"),
+        ("--opset 17", "--opset is 17; it must be a whole number from 18 to 23"),
+        ("--opset latest", "--opset is latest; it must be a whole number from 18 to 23"),
         ("--variant asag-b", "unknown variant 'asag-b'; the variants are asag-a-r50-100, "),
         ("--variant asag-s-r50-300", "is not a checkpoint of asag-s-r50-300"),
         ("--shorter-side 900 --longer-side 800", "image sides 900 and 800 make no sense"),
-        ("--shorter-side 31", "image sides 31 and 1333 make no sense"),
+        ("--shorter-side 31", "--shorter-side is 31; it must be"),
         ("--colour red", "unrecognized arguments: --colour red"),
         ("--untrained", "not allowed with argument"),
+        ("--weights mean", "argument --weights: invalid choice: 'mean' (choose from"),
+        ("--weights ema", "holds no averaged weights (EMA), only the model's"),
     ],
 )
 def test_option_that_makes_no_sense(
@@ -202,7 +204,11 @@ def test_what_is_printed(checkpoint: Path, output: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert "decoder    logits" in captured.out
     assert captured.out.splitlines()[-1] == f"{output}: asag-a-r50-100, fp32, ready for asag-detect"
-    assert captured.err == ""
+    (note,) = captured.err.splitlines()
+    assert (
+        "small.safetensors': the file does not say how images are prepared: without other options, 800"
+        in note
+    )
     assert main([*arguments, "--overwrite", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""

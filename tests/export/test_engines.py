@@ -26,8 +26,9 @@ from asag_deploy.engines.cli import main as build_main
 from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.parser_graph import for_parser
 from asag_deploy.engines.sidecar import read_sidecar
+from asag_export.choices import DEFAULT_OPSET
 from asag_export.cli import main as export_main
-from asag_export.stage_export import DEFAULT_OPSET, export_stage, prepare_for_export
+from asag_export.stage_export import export_stage, prepare_for_export
 from asag_training.checkpoints import save_checkpoint, untrained_checkpoint
 from asag_training.network.config import VARIANTS, AsagConfig
 from asag_training.network.model import build

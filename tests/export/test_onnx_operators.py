@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from asag_export.choices import OPSETS
 from asag_export.onnx_operators import DOMAIN, FUNCTIONS, MultiscaleRoIAlign, PadAnchors, PyramidSample
-from asag_export.stage_export import OPSETS
 from asag_training.network.operators import (
     ONNX_VERSION,
     multiscale_roi_align,

@@ -19,7 +19,8 @@ from asag_deploy import Detector
 from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Preprocessing
 from asag_deploy.engines.adapter import open_library
-from asag_export.stage_export import DEFAULT_OPSET, ExportedStage, export_stage, prepare_for_export
+from asag_export.choices import DEFAULT_OPSET
+from asag_export.stage_export import ExportedStage, export_stage, prepare_for_export
 from asag_training.network.config import default_categories
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan

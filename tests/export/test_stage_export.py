@@ -18,8 +18,9 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing, Probing, TensorSpec
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.errors import ConfigError, ExportError
+from asag_export.choices import DEFAULT_OPSET, OPSETS
 from asag_export.onnx_operators import DOMAIN
-from asag_export.stage_export import DEFAULT_OPSET, OPSETS, check, export_stage, prepare_for_export
+from asag_export.stage_export import check, export_stage, prepare_for_export
 from asag_training.checkpoints import select_head
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -169,6 +170,14 @@ def test_what_inference_does_without_is_left_out(small_bundle: Bundle) -> None:
     assert heads == [set(), set(), set(), {"decoder"}]
     assert holders("rpn.fc_reg.weight") == {"decoder"}
     assert holders("rpn.fc_cls.weight") == {"decoder"}  # which says how good the proposals are
+
+
+@pytest.mark.slow
+def test_graphs_hold_no_words_of_the_source(small_bundle: Bundle) -> None:
+    """A docstring that is reworded would be another graph, and make the engines of it stale."""
+    for name in GRAPHS:
+        model = load(small_bundle, name)
+        assert {each.doc_string for each in (model, model.graph, *model.functions, *nodes(model))} == {""}
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asag_training.losses import Criterion, LossConfig, Losses
+from asag_training.losses.config import LossConfig
+from asag_training.losses.criterion import Criterion, Losses
 from asag_training.losses.network_output import Denoising, LevelOutput, NetworkOutput
 from asag_training.losses.targets import Targets
 from asag_training.network.model import HeadOutput

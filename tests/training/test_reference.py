@@ -18,7 +18,8 @@ from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
-from asag_training.losses import Criterion, LossConfig, Losses
+from asag_training.losses.config import LossConfig
+from asag_training.losses.criterion import Criterion, Losses
 from asag_training.losses.targets import Targets
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, probing_plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,35 @@ import numpy as np
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import ConfigError
-from asag_evaluation.evaluate import Evaluation
+from asag_deploy.scratch import scratch_folder
 from asag_evaluation.metrics.anchors import LEVELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from asag_evaluation.evaluate import Evaluation
 
 _LEVEL_TITLES = {"P5": "P5 and P6", "P4": "P4 to P6", "P3": "P3 to P6"}
 _COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f")
+
+
+def check_plots(extra: str = "evaluate") -> type[Figure]:
+    """Import matplotlib and return its type of figures; ConfigError if it is missing, naming the extra.
+
+    Raises OutputError where there is no folder for its list of fonts, not even for a moment.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            f"plots need matplotlib: install it with `pip install 'asag-deploy[{extra}]'`"
+        ) from None
+    except OSError:  # it finds no folder that it can write
+        with scratch_folder() as folder:
+            os.environ["MPLCONFIGDIR"] = str(folder)
+            from matplotlib.figure import Figure
+    return Figure
 
 
 def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:
@@ -24,19 +46,14 @@ def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[
 
     Raises ConfigError if matplotlib is missing, OutputError if a file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "plots need matplotlib: install it with `pip install 'asag-deploy[evaluate]'`"
-        ) from None
+    figure_type = check_plots()
     paths = []
     for file, draw in (
         ("precision_recall.png", _precision_recall),
         ("exit_levels.png", _exit_levels),
         ("anchors_objects.png", _anchors_objects),
     ):
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = figure_type(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         draw(axes, evaluation)
         axes.set_title(name, fontsize=10)

@@ -10,6 +10,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.loop.contract import check_stages
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_evaluation.evaluate import ProposalSource
 from asag_evaluation.metrics.proposals import ProposalLoop, gives_proposals
@@ -37,6 +38,7 @@ def bundle_predictor(bundle: Bundle, options: DetectorOptions | None = None) -> 
     if not gives_proposals(manifest):
         return Predictor(detector=chosen.load(bundle), name=name, proposals=None)
     # First, so that options that make no sense are refused before the network is loaded.
+    check_stages(bundle)
     rule = stop_rule(manifest, chosen.mode, chosen.max_level)
     return proposing_predictor(
         manifest, chosen.open_network(bundle), rule, chosen, name=name, requests=chosen.requests

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from asag_deploy.atomic import atomic_write_text
+from asag_deploy.atomic import atomic_write_text, check_writable
 from asag_evaluation.evaluate import Evaluation
 from asag_evaluation.metrics.coco import CocoMetrics
 
@@ -63,6 +63,15 @@ def table(evaluation: Evaluation) -> str:
             f"recall {_percent(people.recall)}"
         )
     return "\n".join(lines)
+
+
+def check_report(output_dir: Path | None) -> None:
+    """Raise OutputError or ConfigError now if `write_report` could not write in the end (None: is not to)."""
+    from asag_evaluation.plots import check_plots  # not at the top: needs matplotlib
+
+    if output_dir is not None:
+        check_writable(output_dir)
+        check_plots()
 
 
 def write_report(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:

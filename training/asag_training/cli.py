@@ -3,51 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from asag_deploy.atomic import atomic_write_text
-from asag_deploy.command_line import OneSentenceParser, exit_code
+from asag_deploy.command_line import (
+    ALL_FINE,
+    OneSentenceParser,
+    exit_code,
+    printable,
+    whole_number,
+)
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
-from asag_training.checkpoints import load_backbone, load_checkpoint
-from asag_training.data.loading import TrainingLoader
-from asag_training.network.model import Asag
+from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.recipes import RECIPES, Recipe, recipe
-from asag_training.run.interruption import Interruption
-from asag_training.run.process import Process, joined, keep_freed_memory
-from asag_training.run.run_loop import Rhythm, TrainingRun
-from asag_training.run.state import BEST, LAST, STATE
-from asag_training.run.trainer import Trainer
+from asag_training.settings import WEIGHTS_CHOICES
+
+if TYPE_CHECKING:  # PyTorch is imported when there is something to train
+    from asag_training.data.loading import TrainingLoader
+    from asag_training.run.process import Process
+    from asag_training.run.trainer import Trainer
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"
-
-_LARGEST = 2**31 - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-train` with these arguments (None: the command line's) and return its exit code.
 
-    0: trained; 2: it could not be, with the reason in one sentence on stderr; 130 or 143: interrupted by
-    Ctrl-C or SIGTERM, after saving.
+    0: trained; 2: it could not be, with the reason in one sentence on stderr; 130, 143 or 129: interrupted by
+    Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    interruption = Interruption()
 
     def command() -> int:
         options = _parser().parse_args(argv)
+        from asag_training.run.process import joined
+
         try:
-            with interruption, joined(options.device) as process:
-                _train(options, process, interruption)
+            with joined(options.device) as process:
+                _train(options, process)
         except KeyboardInterrupt:
             print(f"{PROGRAM}: interrupted; the same command with --resume goes on", file=sys.stderr)
-            return 128 + (interruption.signal or 2)
-        return 0
+            raise
+        return ALL_FINE
 
     return exit_code(PROGRAM, command)
 
@@ -68,8 +70,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--train-split", default=TRAIN_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
+    add_orientation_option(parser)
     add("--backbone", type=Path, metavar="FILE", help="ResNet weights to start the backbone from")
-    add("--init", type=Path, metavar="FILE", help="a checkpoint of the same network to start from")
+    add(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint of the recipe's network to start from, with any classes",
+    )
+    add(
+        "--weights",
+        choices=WEIGHTS_CHOICES,
+        help="which of its weights: those trained (default), or their average, EMA",
+    )
     add("--resume", action="store_true", help="take up the run in the output folder, if it holds one")
     add("--device", default="auto", metavar="D", help="cpu, cuda or auto (the default)")
     _add_numbers(parser)
@@ -80,10 +93,10 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     def add(name: str, default: int | None, metavar: str, meaning: str, least: int = 1) -> None:
         parser.add_argument(
             name,
-            type=_at_least(least),
+            type=whole_number(least),
             default=default,
             metavar=metavar,
-            help=f"{meaning} (default: %(default)s)",
+            help=f"{meaning} (default: {'all' if default is None else default})",
         )
 
     add("--seed", 0, "S", "another seed, another run", least=0)
@@ -95,40 +108,50 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     add("--pictures", 4, "N", "images drawn at every evaluation", least=0)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        number = int(text)
-        if not least <= number <= _LARGEST:
-            raise argparse.ArgumentTypeError(f"{number} is not between {least} and {_LARGEST}")
-        return number
+def _train(options: argparse.Namespace, process: Process) -> None:
+    from asag_training.run.process import check_same_step, keep_freed_memory
+    from asag_training.run.run_loop import Rhythm, TrainingRun
+    from asag_training.run.start import start
+    from asag_training.run.state import data_in_words
+    from asag_training.run.trainer import Trainer
 
-    return whole_number
-
-
-def _train(options: argparse.Namespace, process: Process, interruption: Interruption) -> None:
     chosen = recipe(options.recipe, options.changes)
-    found = CocoDataset.open(options.data, options.train_split)
+    found = CocoDataset.open(options.data, options.train_split, orientation=options.orientation)
     training = found.for_training()
-    validation = CocoDataset.open(options.data, options.val_split, categories=training.categories)
-    validation = validation.first(options.evaluate_images)
-    network = chosen.network.with_changes(num_classes=len(training.categories))
-    chosen = dataclasses.replace(chosen, network=network)
+    held_out = CocoDataset.open(
+        options.data, options.val_split, categories=training.categories, orientation=options.orientation
+    )
+    validation = held_out.first(options.evaluate_images)
+    chosen, model, notes = start(
+        chosen,
+        training.categories,
+        seed=options.seed,
+        init=options.init,
+        weights=options.weights,
+        backbone=options.backbone,
+        named=[change.partition("=")[0] for change in options.changes],
+    )
     loader = _loader(options, chosen, training, process)
-    torch.manual_seed(options.seed)
     keep_freed_memory()
     trainer = Trainer(
         chosen,
-        _starting_point(options, chosen),
+        model,
         training.categories,
         options.output_dir,
         seed=options.seed,
+        data=data_in_words(training, options.orientation),
         process=process,
-        interruption=interruption,
     )
     resumed = _open_output(options, trainer)
+    check_same_step(trainer.position.step)
     if process.is_main:
-        print(f"training:   {found.counts.describe()}; {len(training)} images are used")
-        print(f"validation: {validation.counts.describe()}")
+        for sentence in trainer.changed if resumed else notes:
+            print(sentence)
+        for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
+            print(part, f"{data.counts.describe()}; {len(used)} images are used")
+            left_out = data.left_out_of_training() if data is found else ""
+            for remark in filter(None, (left_out, *data.remarks())):
+                print(part, printable(remark))
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
     rhythm = Rhythm(
@@ -140,19 +163,10 @@ def _train(options: argparse.Namespace, process: Process, interruption: Interrup
     TrainingRun(trainer, loader, validation, rhythm)()
 
 
-def _starting_point(options: argparse.Namespace, chosen: Recipe) -> Asag:
-    if options.init is not None and options.backbone is not None:
-        raise ConfigError("--init brings a whole network: leave --backbone out")
-    model = Asag(chosen.network)
-    if options.init is not None:
-        model.load_state_dict(dict(load_checkpoint(options.init, variant=chosen.network).state))
-    if options.backbone is not None:
-        load_backbone(model, options.backbone)
-    return model
-
-
 def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
     """Make the output folder, or take up the run in it; return whether there was one."""
+    from asag_training.run.state import BEST, LAST, STATE
+
     folder: Path = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,16 +181,38 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
             if (folder / STATE).exists()
             else f"'{folder}' holds checkpoints of another run, but no {STATE}: give another folder"
         )
+    foreign = _foreign(folder)
+    if foreign is not None:
+        raise ConfigError(f"'{folder}' holds a '{foreign}' that no run has written: give another folder")
     if trainer.process.is_main:
         text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
         atomic_write_text(folder / RECIPE, text + "\n")
     return False
 
 
+def _foreign(folder: Path) -> str | None:
+    """Return what a run would replace but has not written.
+
+    One that was ended before it was first saved has left its recipe.
+    """
+    from asag_training.run.log import EVALUATIONS, STEPS
+
+    try:
+        recipe_there = json.loads((folder / RECIPE).read_bytes())
+    except FileNotFoundError:
+        return next((name for name in (STEPS, EVALUATIONS) if (folder / name).exists()), None)
+    except (OSError, ValueError, RecursionError):
+        return RECIPE
+    ours = isinstance(recipe_there, dict) and {"network", "schedule", "seed"} <= set(recipe_there)
+    return None if ours else RECIPE
+
+
 def _loader(
     options: argparse.Namespace, chosen: Recipe, training: CocoDataset, process: Process
 ) -> TrainingLoader:
     """Open the batches of this process: its share of an update, in as many passes as the recipe wants."""
+    from asag_training.data.loading import TrainingLoader
+
     o = chosen.optimisation
     share = process.world_size * o.accumulate
     if o.batch_size % share:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.data.transforms import Augmentation, multi_scale, standard
-from asag_training.losses import LossConfig
+from asag_training.losses.config import LossConfig
 from asag_training.network.config import AsagConfig, variant_config
 from asag_training.settings import (
     Optimisation,

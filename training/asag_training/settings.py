@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.bundle.manifest_json import read_fields
-from asag_deploy.errors import BundleCorruptError, ConfigError
+from asag_deploy.errors import ConfigError, FieldError
+from asag_deploy.typed_json import read_fields
 
 Compute = Literal["fp32", "bf16", "fp16"]
+
+WeightsChoice = Literal["model", "ema"]
+"""The weights of a checkpoint as they were trained, or their moving average."""
+WEIGHTS_CHOICES: tuple[WeightsChoice, ...] = get_args(WeightsChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ def apply_changes(settings: AnySettings, changes: Iterable[str]) -> AnySettings:
         _replace(tree, path, value)
     try:
         return cast(AnySettings, read_fields(type(settings), tree))
-    except BundleCorruptError as error:
+    except FieldError as error:
         raise ConfigError(f"cannot change the settings: {error}") from None
 
 
@@ -94,7 +98,7 @@ def _replace(tree: dict[str, Any], path: str, value: Any) -> None:
 def _json_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -191,6 +195,28 @@ class TrainingSettings(Settings):
         self._require(self.denoising_queries >= 0, "0 or more", "denoising_queries")
         # From 1 on a noised box could have no width left.
         self._require(0 <= self.box_noise < 1, "at least 0 and less than 1", "box_noise")
+
+
+def change_sides(
+    p: Preprocessing, shorter: int | None, longer: int | None, *, least: int = 1
+) -> Preprocessing:
+    """Return the same pre-processing at another image size; None leaves a side as it is.
+
+    Raises ConfigError, in the words of the command line, for a size that is not possible.
+    """
+    sides = (p.shorter_side if shorter is None else shorter, p.longer_side if longer is None else longer)
+    if not least <= sides[0] <= sides[1]:
+        raise ConfigError(
+            f"image sides {sides[0]} and {sides[1]} make no sense; expected {least} <= shorter <= longer"
+            + ("" if shorter and longer else _kept_side(p, longer))
+        )
+    return dataclasses.replace(p, shorter_side=sides[0], longer_side=sides[1])
+
+
+def _kept_side(p: Preprocessing, longer: int | None) -> str:
+    if longer is None:
+        return f" (without --longer-side it is {p.longer_side})"
+    return f" (without --shorter-side it is {p.shorter_side})"
 
 
 def check_preprocessing(p: Preprocessing) -> None:

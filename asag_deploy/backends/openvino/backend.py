@@ -13,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.backends.network import Network, check_inputs
+from asag_deploy.backends.declared import UNKNOWN, check_declared
+from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
+from asag_deploy.scratch import file_in_memory, scratch_folder
+from asag_deploy.telemetry import silent_openvino
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model, Tensor
@@ -45,6 +48,16 @@ _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark."""
 _OUTPUT_SUFFIX = "/sink_port_0"
+_TYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "f64": "float64",
+    "boolean": "bool",
+    "u8": "uint8",
+    "i8": "int8",
+    "i32": "int32",
+    "i64": "int64",
+}
 _NOISE = ("Exception from ", "Check '", "FrontEnd API failed")
 
 
@@ -70,14 +83,20 @@ class OpenVino:
         )
 
     def open(self, bundle: Bundle, *, threads: int | None, requests: int = 1) -> OpenVinoNetwork:
-        """Load every graph of a bundle; raises BackendError if one cannot be loaded."""
+        """Load every graph of a bundle.
+
+        Raises BackendError if one cannot be loaded, BundleCorruptError if it is not what the manifest says.
+        """
         core = _core()
         cache = CompiledCache.of_user(self._recipe(core))
         names = [graph.name for graph in bundle.manifest.graphs]
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
             config = _config(threads, requests)
-            models = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
-            return OpenVinoNetwork(dict(zip(names, models, strict=True)))
+            loaded = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
+            models = dict(zip(names, loaded, strict=True))
+        for name, model in models.items():
+            check_declared(bundle, name, _specs(model.inputs), _specs(model.outputs))
+        return OpenVinoNetwork(bundle.manifest.graphs, models)
 
     def _recipe(self, core: Core) -> str:
         """Name everything besides the graph that decides what compiling it gives."""
@@ -118,7 +137,8 @@ def _core() -> Core:
     the one before when it ends.  Of several that end in the order of their beginning, the last would leave a
     stack behind that is freed already: the next signal, such as Ctrl-C, would be a segmentation fault.
     """
-    import openvino
+    with silent_openvino():
+        import openvino
 
     return openvino.Core()
 
@@ -136,8 +156,8 @@ class OpenVinoArray:
 class OpenVinoNetwork(Network):
     """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
 
-    def __init__(self, models: Mapping[str, CompiledModel]) -> None:
-        self._stages = {name: _OpenVinoStage(name, model) for name, model in models.items()}
+    def __init__(self, graphs: Sequence[GraphSpec], models: Mapping[str, CompiledModel]) -> None:
+        self._stages = {graph.name: _OpenVinoStage(graph, models[graph.name]) for graph in graphs}
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
@@ -163,8 +183,9 @@ class OpenVinoNetwork(Network):
 class _OpenVinoStage:
     """One compiled graph as a stage.  A call has its own request, so several threads can run it at once."""
 
-    def __init__(self, name: str, model: CompiledModel) -> None:
-        self._name = name
+    def __init__(self, graph: GraphSpec, model: CompiledModel) -> None:
+        self._graph = graph
+        self._name = graph.name
         self._model = model
         self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
         self._outputs = [_own_name(port) for port in model.outputs]
@@ -183,10 +204,10 @@ class _OpenVinoStage:
             raise BackendError(f"OpenVINO failed in the graph '{self._name}': {_reason(error)}") from error
         lease = _Lease()
         weakref.finalize(lease, self._idle.put, request).atexit = False
-        return {
-            name: OpenVinoArray(request.get_output_tensor(index), lease)
-            for index, name in enumerate(self._outputs)
-        }
+        outputs = {name: request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
+        taken = {name: tuple(tensor.get_shape()) for name, tensor in zip(self._inputs, given, strict=True)}
+        check_shapes(self._graph, taken, {name: tuple(array.get_shape()) for name, array in outputs.items()})
+        return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
 
     def _request(self) -> InferRequest:
         try:
@@ -227,8 +248,7 @@ def _read_graph(core: Core, path: Path) -> Model:
 
     with contextlib.suppress(Exception):  # functions, or a broken file: ONNX Runtime tells which
         return core.read_model(path)
-    with tempfile.TemporaryDirectory() as folder:
-        inlined = Path(folder) / path.name
+    with file_in_memory() as inlined:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.optimized_model_filepath = str(inlined)
@@ -255,8 +275,8 @@ def _mixed_precision(core: Core, model: Model) -> Model:
         for port in ports:
             if port.any_name in FEATURE_TENSORS and port.get_element_type() == openvino.Type.f32:
                 wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
-    with tempfile.TemporaryDirectory() as folder:
-        description, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+    with scratch_folder() as folder, file_in_memory() as weights:
+        description = folder / "graph.xml"  # OpenVINO insists on the suffix
         openvino.serialize(wrapped.build(), description, weights)
         description.write_bytes(keep_coordinates_precise(description.read_bytes()))
         return core.read_model(description, weights)
@@ -282,6 +302,26 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
         return np.array(tensor.data)
     halves: NDArray[np.uint16] = tensor.data.view(np.uint16)  # OpenVINO calls the same bits float16
     return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
+    """Describe the inputs or outputs of a compiled graph as a manifest does."""
+    return [
+        TensorSpec(
+            name=_own_name(port),
+            dtype=_dtype(port),
+            shape=tuple(
+                UNKNOWN if size.is_dynamic else size.get_length() for size in port.get_partial_shape()
+            ),
+        )
+        for port in ports
+    ]
+
+
+def _dtype(port: Any) -> str:
+    """Name a port's type as NumPy does; feature maps that were given bfloat16 are float32 to the graph."""
+    name: str = port.get_element_type().get_type_name()
+    return "float32" if name == "bf16" else _TYPES.get(name, name)
 
 
 def _own_name(port: Any) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from asag_deploy.backends.compiled_cache import CompiledCache, GrowingEntry, cache_folder
+from asag_deploy.backends.declared import differs
 from asag_deploy.backends.tensorrt.device_loop import DeviceLoop
-from asag_deploy.backends.tensorrt.stage import EngineStage
+from asag_deploy.backends.tensorrt.stage import EngineStage, declared
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda import Device
 from asag_deploy.engines.adapter import Library
@@ -58,6 +59,7 @@ class EngineLoader:
         loaded = self._library.load(engine.content, version_compatible=recipe.version_compatible)
         if loaded is None:
             raise self._refused(engine)
+        self._check(engine, loaded)
         stage = EngineStage(
             dataclasses.replace(engine, content=b""),  # the library has its own copy now
             loaded,
@@ -117,6 +119,19 @@ class EngineLoader:
         for stage in self._stages[start:]:
             stage.close()
         del self._stages[start:]
+
+    def _check(self, engine: Engine, loaded: Any) -> None:
+        """Raise EngineStaleError unless an engine is of the graph that the manifest describes."""
+        recipe = engine.sidecar.recipe
+        sides = declared(loaded)
+        problem = differs(self._bundle, recipe.stage, *sides, may_be_fixed=recipe.canvas is not None)
+        if problem is not None:
+            again = build_again(
+                self._bundle, self._library.format, self.device.cuda.capability, recipe.canvas
+            )
+            raise EngineStaleError(
+                f"'{engine.path}' is not the graph '{recipe.stage}' of the bundle: {problem}; {again}"
+            )
 
     def _refused(self, engine: Engine) -> BackendError | EngineStaleError:
         """Say why the library has not loaded an engine."""

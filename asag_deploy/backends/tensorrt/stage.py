@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from asag_deploy.backends.declared import UNKNOWN
 from asag_deploy.backends.network import check_inputs
+from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.cuda import Device, DeviceArray
 from asag_deploy.cuda.captures import captures
 from asag_deploy.cuda.graph import why_not_a_part
@@ -341,6 +343,18 @@ def _tensors(loaded: Any, engine: Engine) -> tuple[tuple[Tensor, ...], tuple[Ten
             )
         found[loaded.get_tensor_mode(name).name].append(Tensor(name=name, dtype=_TYPES[kind]))
     return tuple(found["INPUT"]), tuple(found["OUTPUT"])
+
+
+def declared(loaded: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Describe the inputs and outputs of a deserialised engine as a manifest does."""
+    found: dict[str, list[TensorSpec]] = {"INPUT": [], "OUTPUT": []}
+    for i in range(loaded.num_io_tensors):
+        name = loaded.get_tensor_name(i)
+        kind = loaded.get_tensor_dtype(name).name
+        shape = tuple(size if size >= 0 else UNKNOWN for size in loaded.get_tensor_shape(name))
+        dtype = str(_TYPES[kind]) if kind in _TYPES else kind
+        found[loaded.get_tensor_mode(name).name].append(TensorSpec(name=name, dtype=dtype, shape=shape))
+    return found["INPUT"], found["OUTPUT"]
 
 
 def _most_scratch(loaded: Any) -> int:

@@ -8,7 +8,6 @@ says why; the others go on.
 from __future__ import annotations
 
 import platform
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from asag_bench.measuring.machine import describe_machine
 from asag_bench.result import to_json
 from asag_deploy.cuda import open_cuda, why_no_cuda
 from asag_deploy.errors import BackendError, ConfigError, Problem
+from asag_deploy.scratch import scratch_folder
 
 _LEAST_SECONDS = 30.0
 _TO_END = 8.0
@@ -51,8 +51,8 @@ def run_all(
     problem = why_no_cuda()
     if problem is not None and not rehearse:
         raise BackendError(f"there is nothing to check without a GPU: {problem} (--rehearse does the rest)")
-    with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as temporary:
-        folder = (work_dir or Path(temporary)).resolve()
+    with scratch_folder() as temporary:
+        folder = (work_dir or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         packages = unpack_archive(carried, folder) if carried else {}
         work = Work(folder=folder, gpu=None, no_gpu=str(problem or ""), packages=packages)

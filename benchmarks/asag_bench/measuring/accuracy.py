@@ -7,7 +7,6 @@ another backend, or of a quantised bundle, it says nothing: that is seen here, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,12 @@ from asag_export.gate.parity import LEAST_IN_COMMON, Found, in_common
 NEEDS = "accuracy was not measured: it needs {name}, which `pip install 'asag-deploy[bench]'` installs"
 
 
-def open_data(folder: Path, runner: DetectorRunner, limit: int | None) -> tuple[Any | None, str | None]:
-    """Open the validation images of a folder in COCO layout; or None, and why accuracy cannot be measured.
+def open_data(plan: Plan, runner: DetectorRunner) -> tuple[Any | None, str | None]:
+    """Open the validation images of the data set that a plan names; or None, and why they cannot be measured.
 
     Raises DataError if the folder is no data set, or one of other classes.
     """
+    assert plan.data is not None
     try:
         import pycocotools  # noqa: F401
 
@@ -38,7 +38,8 @@ def open_data(folder: Path, runner: DetectorRunner, limit: int | None) -> tuple[
     except ImportError as error:
         return None, NEEDS.format(name=error.name)
     categories = runner.detector().manifest.categories
-    return CocoDataset.open(folder, VAL_SPLIT, categories=categories).first(limit), None
+    data = CocoDataset.open(plan.data, VAL_SPLIT, categories=categories, orientation=plan.orientation)
+    return data.first(plan.limit), None
 
 
 def pictures_of(data: Any, most: int) -> list[tuple[str, RgbImage]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,8 @@ from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.command_line import progress
 from asag_deploy.errors import BackendError, ConfigError, first_line
 from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.contract import check_stages
+from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 
 MOST_PICTURES = 100
@@ -67,7 +68,7 @@ def run(plan: Plan) -> Result:
     baseline = _baseline(plan, chosen)
     clocks = clocks_mhz()
     loaded = _load_detectors(chosen, opening_s)
-    data, why_not = open_data(plan.data, loaded.detectors[0], plan.limit) if plan.data else (None, None)
+    data, why_not = open_data(plan, loaded.detectors[0]) if plan.data else (None, None)
     if why_not is not None:
         loaded.notes.append(why_not)
     if data is not None and plan.options.shape is not None:
@@ -133,6 +134,7 @@ def _load_detectors(chosen: Sequence[BundleOnBackend], opening_s: Mapping[Path, 
     for each in chosen:
         before, start = resident_mib(), time.perf_counter()
         options, manifest = each.options, each.bundle.manifest
+        check_stages(each.bundle)
         network = options.open_network(each.bundle)
         rule = rule_of(manifest, options)
         runner = DetectorRunner(each.name, manifest, network, rule, options.loop, options.deadline_ms)
@@ -161,7 +163,7 @@ def _load_references(plan: Plan, first: BundleOnBackend, loaded: _Loaded, sample
     for name in plan.options.references:
         before, start = resident_mib(), time.perf_counter()
         network = loaded.detectors[0].network
-        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint)
+        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint, plan.weights)
         seconds = since(start) / 1000
         _try_out(runner, worst)
         loaded.references.append(runner)
@@ -221,8 +223,8 @@ def _pyramid(chosen: BundleOnBackend, network: Network) -> Pyramid:
     from asag_bench.runners.graphs import PYRAMID, pyramid_bundle
 
     processing, options = network.processing(chosen.bundle.manifest), chosen.options
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = pyramid_bundle(chosen.bundle, Path(folder))
+    with scratch_folder() as folder:
+        bundle = pyramid_bundle(chosen.bundle, folder)
         alone = options.open_network(bundle)
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:
@@ -292,13 +294,14 @@ def _measure_growth(plan: Plan, loaded: _Loaded) -> None:
 
 def _describe(chosen: BundleOnBackend) -> BundleResult:
     manifest = chosen.bundle.manifest
+    passed = manifest.parity.get("passed")
     return BundleResult(
         variant=manifest.variant,
         head=manifest.head,
         precision=manifest.precision,
         computed_in=chosen.precision,
         trained=manifest.trained,
-        parity_passed=manifest.parity.get("passed"),
+        parity_passed=passed if isinstance(passed, bool) else None,
         mode=chosen.options.mode or manifest.probing.mode,
         deepest_level=manifest.probing.levels[-1].level if manifest.probing.levels else FIRST_LEVEL,
         shorter_side=manifest.preprocessing.shorter_side,

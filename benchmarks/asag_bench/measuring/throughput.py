@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +38,7 @@ from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import ImageLike, RgbImage, read_image
 from asag_deploy.images.writing import write_picture
 from asag_deploy.pipeline import BatchesBySize
+from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 
 CONFIDENT = 0.3
@@ -108,7 +108,7 @@ def measure(plan: ThroughputPlan) -> ThroughputResult:
     spec = manifest.preprocessing
     check_shape(plan.shape, spec)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(scratch_folder())
         pictures = _pictures(plan, folder)
         methods = _methods(plan, bundle, pictures, stack)
         found = {each.name: list(each.run()) for each in methods}  # which warms up every shape, too

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from asag_bench.measuring.machine import describe_machine
 from asag_bench.result import to_json
 from asag_deploy.command_line import progress
 from asag_deploy.errors import ConfigError
+from asag_deploy.scratch import scratch_folder
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.scenes import write_scenes
 from asag_training.data.loading import TrainingLoader
@@ -84,8 +84,7 @@ def measure(plan: TrainingStepPlan) -> dict[str, Any]:
 def _measure(chosen: Recipe, plan: TrainingStepPlan, process: Process) -> dict[str, Any]:
     device = process.device
     optimisation, side = chosen.optimisation, chosen.augmentation.longer_side
-    with TemporaryDirectory(prefix="asag-training-step-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder() as folder:
         images = optimisation.batch_size * (plan.updates + plan.warm_up)
         write_scenes(folder, count=images, seed=0, size=side, split=TRAIN_SPLIT)
         dataset = CocoDataset.open(folder, TRAIN_SPLIT).for_training()

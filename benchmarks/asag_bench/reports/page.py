@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asag_bench.reports.plots import check_plots, draw_summary
+from asag_bench.reports.plots import draw_summary
 from asag_bench.reports.report import markdown
 from asag_bench.result import Machine, Result, is_result, parse_machine, parse_result
 from asag_deploy.atomic import atomic_write, atomic_write_text
-from asag_deploy.errors import BundleCorruptError, SourceError
+from asag_deploy.errors import FieldError, SourceError
+from asag_evaluation.plots import check_plots
 
 RESULTS = Path("benchmarks/results")
 PLOT = Path("docs/benchmark.png")
@@ -48,7 +49,7 @@ def write_page(folder: Path, plot: Path) -> list[str]:
     done = [f"wrote {folder / PAGE}, of {len(results)} files"]
     speed, accuracy = (None if name is None else results[name].result for name in shown(results))
     if speed is not None:
-        check_plots()
+        check_plots("bench")
         with atomic_write(plot) as temporary:
             draw_summary(speed, accuracy, temporary, fingerprint(results))
         done.append(f"wrote {plot}")
@@ -67,7 +68,7 @@ def _read(path: Path) -> Recorded:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         command, machine = str(data["command"]), parse_machine(data["machine"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, BundleCorruptError):
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, FieldError):
         raise SourceError(
             f"'{path}' is no result of this project's benchmarks; take it out of the folder, "
             "or record it again"

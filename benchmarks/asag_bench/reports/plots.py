@@ -11,7 +11,7 @@ from asag_bench.measuring.image_groups import WORST
 from asag_bench.result import Result
 from asag_bench.runners.runner import PHASES
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import ConfigError
+from asag_evaluation.plots import check_plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,23 +25,12 @@ _WIDTH = 0.8
 """Of the bars of one exit level together."""
 
 
-def check_plots() -> None:
-    """Raise ConfigError if plots cannot be drawn."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "plots need matplotlib: install it with `pip install 'asag-deploy[bench]'`"
-        ) from None
-
-
 def write_plots(result: Result, output_dir: Path) -> list[Path]:
     """Write `latency.png`, `stages.png` and, where accuracy was measured, `speed_accuracy.png`.
 
     Raises OutputError if a file cannot be written.
     """
-    from matplotlib.figure import Figure
-
+    figure_type = check_plots("bench")
     drawings: dict[str, Callable[[Axes, Result], None]] = {
         "latency.png": _latency,
         "stages.png": _stages,
@@ -51,7 +40,7 @@ def write_plots(result: Result, output_dir: Path) -> list[Path]:
     paths = []
     for file, draw in drawings.items():
         height = 2 + 0.22 * len(_bars(result)) if draw is _stages else 4.5
-        figure = Figure(figsize=(9, height), layout="constrained")
+        figure = figure_type(figsize=(9, height), layout="constrained")
         axes = figure.subplots()
         draw(axes, result)
         axes.set_title(f"{result.bundle.variant}, {result.machine.processor}", fontsize=9)
@@ -67,11 +56,10 @@ def draw_summary(speed: Result, accuracy: Result | None, path: Path, fingerprint
 
     The file carries `fingerprint` as its description.
     """
-    from matplotlib.figure import Figure
-
+    figure_type = check_plots("bench")
     bars = max(6.4, 1.0 + 0.9 * len(speed.headline.runners))
     widths = [bars] if accuracy is None else [bars, 5.0]
-    figure = Figure(figsize=(sum(widths), 4.6), layout="constrained")
+    figure = figure_type(figsize=(sum(widths), 4.6), layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _speeds(axes[0], speed)
     if accuracy is not None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from asag_bench.reports.columns import in_markdown, latency_rows, percent, phase_rows, times
 from asag_bench.reports.columns import on_screen as table_on_screen
-from asag_bench.reports.plots import check_plots, write_plots
+from asag_bench.reports.plots import write_plots
 from asag_bench.result import Headline, Result, Spread, json_text
 from asag_deploy.atomic import atomic_write_text
+from asag_evaluation.plots import check_plots
 
 _PARITY = {True: "parity passed", False: "parity NOT PASSED", None: "no parity report"}
 
@@ -22,7 +23,7 @@ def write_report(result: Result, output_dir: Path, *, plots: bool) -> None:
     for name, text in (("result.json", json_text(result)), ("result.md", markdown(result))):
         atomic_write_text(output_dir / name, text)
     if plots:
-        check_plots()
+        check_plots("bench")
         write_plots(result, output_dir)
 
 

@@ -16,11 +16,11 @@ import onnx
 import onnx.compose
 import onnx.inliner
 import onnx.utils
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from asag_bench.runners.patch_nms import patch_nms_model
 from asag_deploy.bundle.bundle import Bundle, stage_names
-from asag_deploy.bundle.manifest import GraphSpec, ProbeLevel, Probing
+from asag_deploy.bundle.manifest import GraphSpec, ProbeLevel, Probing, TensorSpec
 from asag_deploy.loop.probing import patch_limit, stage_name
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
@@ -158,7 +158,7 @@ def several_graphs(models: Mapping[str, ModelProto | None], bundle: Bundle, fold
     """
     graphs = []
     for name, model in models.items():
-        own = model is None
+        said = bundle.manifest.graph(name) if model is None else model.graph
         content = bundle.graph_path(name).read_bytes() if model is None else model.SerializeToString()
         (folder / f"{name}.onnx").write_bytes(content)
         graphs.append(
@@ -166,8 +166,23 @@ def several_graphs(models: Mapping[str, ModelProto | None], bundle: Bundle, fold
                 name=name,
                 file=f"{name}.onnx",
                 sha256=hashlib.sha256(content).hexdigest(),
-                inputs=bundle.manifest.graph(name).inputs if own else (),
-                outputs=bundle.manifest.graph(name).outputs if own else (),
+                inputs=said.inputs if isinstance(said, GraphSpec) else _specs(said.input),
+                outputs=said.outputs if isinstance(said, GraphSpec) else _specs(said.output),
             )
         )
     return Bundle(path=folder, manifest=dataclasses.replace(bundle.manifest, graphs=tuple(graphs)))
+
+
+def _specs(values: Iterable[ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Describe the inputs or outputs of a graph as a manifest does."""
+    return tuple(
+        TensorSpec(
+            name=value.name,
+            dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            shape=tuple(
+                size.dim_value if size.HasField("dim_value") else size.dim_param
+                for size in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in values
+    )

@@ -8,10 +8,8 @@ B images, Q queries, C channels.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +25,7 @@ from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.processing.postprocess import detections_of
+from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 from asag_training.network import boxes as box_ops
 from asag_training.network.adamixer import AdaMixerDecoder
@@ -159,8 +158,8 @@ def open_six_layers(
         decoder, precision = decoder.half(), _HALF_PRECISION
     model, _, _ = export_stage(decoder, config, manifest.probing, precision=precision, opset=manifest.opset)
     graphs = {"normalize": None, "backbone": feature_pyramid(bundle), "decoder": model}
-    with tempfile.TemporaryDirectory() as folder:
-        whole = several_graphs(graphs, bundle, Path(folder))
+    with scratch_folder() as folder:
+        whole = several_graphs(graphs, bundle, folder)
         network = options.open_network(whole)
     return SixLayers(name, manifest, network)
 

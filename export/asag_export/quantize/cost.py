@@ -14,6 +14,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, DataError
+from asag_deploy.extras import install
 from asag_deploy.loop.stages import FEATURES
 from asag_evaluation.data.coco import CocoDataset
 
@@ -27,8 +28,6 @@ DEFAULT_MOST_LOSS = 0.005
 """How much AP, from 0 to 1, may fall."""
 LEAST_SIGNAL_TO_NOISE = 10.0
 """Decibels below which a result is noise rather than rounded: a tensor's range was wrong."""
-
-INSTALL = "`pip install 'asag-deploy[quantize]'`"
 
 RESULTS: dict[str, tuple[str, ...]] = {"backbone": FEATURES, "decoder": ("logits", "boxes")}
 """What is compared of each quantised stage."""
@@ -159,7 +158,7 @@ def _average_precision(
         from asag_evaluation.evaluate import evaluate
     except ImportError as error:
         raise BackendError(
-            f"measuring AP needs the package {error.name}; install it with {INSTALL}"
+            f"measuring AP needs the package {error.name}; install it with {install(error.name or '')}"
         ) from None
     with Detector.load(bundle, backend=backend) as detector:
         found = evaluate(detector, data, on_image=lambda sample, detections: on_image()).coco.ap

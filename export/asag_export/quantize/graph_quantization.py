@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from onnxruntime.quantization import (
 )
 
 from asag_deploy.errors import ExportError
+from asag_deploy.scratch import scratch_folder
 from asag_export.quantize.cost import Activations
 from asag_export.quantize.placement import Placement, name_nodes, rectified, settle_weights
 
@@ -47,12 +47,12 @@ def quantize_graph(
     settle_weights(source)
     name_nodes(source)
     nodes = placement.choose(source)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with scratch_folder() as folder, _quiet():
         try:
-            ranges = _calibrate(source, inputs, placement, Path(folder))
+            ranges = _calibrate(source, inputs, placement, folder)
             for tensor, result in rectified(source, nodes).items():
                 ranges.data[tensor] = ranges.data[result]
-            cache, output = Path(folder) / "ranges.json", Path(folder) / "quantized.onnx"
+            cache, output = folder / "ranges.json", folder / "quantized.onnx"
             save_tensors_data(ranges, cache)
             quantize_static(
                 source,

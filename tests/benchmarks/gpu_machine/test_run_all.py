@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asag_bench.cli import main, parser
+from asag_bench.cli import _parser, main
 from asag_bench.gpu_machine import plan, work
 from asag_bench.gpu_machine.plan import time_loops
 from asag_bench.gpu_machine.programs import Program
@@ -140,7 +140,7 @@ class TestPlan:
         for command in commands:
             if str(CLONE) in command:
                 arguments = command[command.index(str(CLONE)) + 1 :]
-                parser().parse_args(arguments)
+                _parser().parse_args(arguments)
                 called.add(arguments[0])
             elif "-m" in command and "pytest" not in command:
                 module, *arguments = command[command.index("-m") + 1 :]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from asag_bench.runners.patch_nms import patch_nms_model
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_export.stage_export import OPSETS
+from asag_export.choices import OPSETS
 from asag_training.network.operators import patch_nms
 from support import naive_operators as naive
 from support.naive_operators import NmsSettings

@@ -21,8 +21,8 @@ from asag_deploy.loop.stopping import StopRule
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_gpu import OnGpu
 from asag_deploy.processing.on_host import OnHost
-from support.simulated_gpu.fake_gpu import install_gpu, write_engines
-from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
+from support.simulated_gpu.fake_gpu import write_engines
+from support.simulated_gpu.fake_kernels import FakeKernels
 from support.tiny_bundle import batch, make_bundle, picture
 
 STAGES = ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
@@ -34,11 +34,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = make_bundle(tmp_path_factory.mktemp("wrapped") / "bundle")
     write_engines(made)
     return made
-
-
-@pytest.fixture
-def kernels(host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    return install_kernels(monkeypatch, install_gpu(monkeypatch), host_library_path)
 
 
 class Counting(WrappedNetwork):

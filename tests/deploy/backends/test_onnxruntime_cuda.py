@@ -93,6 +93,7 @@ class CudaSession:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.get_inputs, self.get_outputs = inner.get_inputs, inner.get_outputs
+        self.get_overridable_initializers = inner.get_overridable_initializers
 
     def get_providers(self) -> list[str]:
         return PROVIDERS

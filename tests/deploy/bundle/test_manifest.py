@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from asag_deploy.bundle.manifest import SCHEMA_VERSION, GraphSpec, Manifest, TensorSpec
-from asag_deploy.bundle.manifest_json import manifest_from_json, manifest_to_json, read_fields
+from asag_deploy.bundle.manifest_json import manifest_from_json, manifest_to_json
 from asag_deploy.errors import BundleCorruptError, BundleVersionError
 from support.tiny_bundle import tiny_manifest
 
@@ -223,27 +222,3 @@ def _fields(data: Any, where: str = "") -> Iterator[str]:
         if isinstance(data, dict):
             yield place
         yield from _fields(value, place)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    size: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Whole:
-    parts: dict[str, Part] = dataclasses.field(metadata={"key": "pieces"})
-    newer: float = dataclasses.field(default=0.5, metadata={"may_be_missing": True})
-
-
-def test_fields_under_other_keys_by_name_and_of_later_releases() -> None:
-    assert read_fields(Whole, {"pieces": {"a": {"size": 1}}}) == Whole(parts={"a": Part(size=1)})
-    assert read_fields(Whole, {"pieces": {}, "newer": 1}) == Whole(parts={}, newer=1.0)
-    for data, sentence in (
-        ({"parts": {}}, "`parts` is not a known field"),
-        ({"newer": 1.0}, "`pieces` is missing"),
-        ({"pieces": []}, "`pieces` is [], expected an object"),
-        ({"pieces": {"a": {"size": "1"}}}, '`pieces.a.size` is "1", expected a whole number'),
-    ):
-        with pytest.raises(BundleCorruptError, match=re.escape(sentence)):
-            read_fields(Whole, data)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,8 +21,10 @@ from asag_deploy.detect import cli
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, BundleNotFoundError, ConfigError, ImageError
 from asag_deploy.images.reading import read_image
+from asag_deploy.images.video_writing import VideoFile
 from support.detection_samples import CATEGORIES, make_detections, make_trace
 from support.tiny_bundle import make_bundle, tiny_manifest
+from support.videos import stored, write_video
 
 HEIGHT, WIDTH = 80, 100
 
@@ -86,11 +90,8 @@ def scene(path: str, red: int = 150) -> None:
     Image.new("RGB", (WIDTH, HEIGHT), (red, 90, 40)).save(path)
 
 
-def video(path: str, frames: int = 4) -> None:
-    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 10, (WIDTH, HEIGHT))
-    for _ in range(frames):
-        writer.write(np.full((HEIGHT, WIDTH, 3), 77, dtype=np.uint8))
-    writer.release()
+def video(path: str, frames: int = 4, **options: Any) -> None:
+    write_video(Path(path), "mjpeg", frames=frames, size=(WIDTH, HEIGHT), **options)
 
 
 def run(*arguments: str) -> int:
@@ -122,7 +123,8 @@ def test_images_to_pictures_json_and_coco(
     drawn = expected.plot("in/b.png", trace=True, channel_order="rgb")
     np.testing.assert_array_equal(read_image("out/b.png"), drawn)
     out, err = capsys.readouterr()
-    assert err == ""
+    assert len(err.splitlines()) == 1
+    assert "image ids count the images from 1" in err
     assert "2 images, 4 detections of confidence 0.3 or more: 2 cow, 2 car" in out
     assert "exit levels: P5 1, P4 0, P3 1" in out
     assert "backbone" in out
@@ -173,9 +175,159 @@ def test_batches(detector: FakeDetector, folder: Path, size: str, batches: list[
 def test_video_becomes_a_video(detector: FakeDetector, folder: Path) -> None:
     video("clip.avi")
     assert run("bundle", "clip.avi", "--output-dir", "out", "--quiet") == 0
-    capture = cv2.VideoCapture("out/clip.mp4")
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    assert stored(Path("out/clip.mp4"))[0] == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-4)
+
+
+def test_times_of_a_browsers_recording(detector: FakeDetector, folder: Path) -> None:
+    """Its frames come as they like; they keep their times in JSON and in the annotated video."""
+    given = [0, 33, 100, 101, 1000, 5000]
+    write_video(Path("rec.webm"), "libvpx", times_ms=given)
+    assert run("bundle", "rec.webm", "in/a.png", "--output-dir", "out", "--json", "r.json", "--quiet") == 0
+    seconds = [time / 1000 for time in given]
+    assert [entry["time_s"] for entry in read_json("r.json")] == [*seconds, None]
+    assert stored(Path("out/rec.mp4"))[0] == pytest.approx(seconds, abs=1e-4)
+
+
+def test_camera(
+    detector: FakeDetector, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says no times: its frames are written at those at which they come."""
+
+    class Camera:
+        frames = 5
+
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def read(self) -> tuple[bool, NDArray[np.uint8] | None]:
+            self.frames -= 1
+            time.sleep(0.01)
+            return (True, np.full((HEIGHT, WIDTH, 3), 90, np.uint8)) if self.frames >= 0 else (False, None)
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr("cv2.VideoCapture", Camera)
+    assert run("bundle", "0", "--output-dir", "out", "--json", "r.json") == 1
+    assert "incomplete: 'camera:0' broke off after 5 frames" in capsys.readouterr().err
+    times = [entry["time_s"] for entry in read_json("r.json")]
+    assert times[0] == 0
+    assert stored(Path("out/camera-0.mp4"))[0] == pytest.approx(times, abs=1e-4)
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run("bundle", "0", "--json", "r.json") == 1
+    assert run("bundle", "0", "--output-dir", "out") == 2
+    assert "pip install 'asag-deploy[video]'" in capsys.readouterr().err
+
+
+def test_a_video_that_breaks_off(
+    detector: FakeDetector, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video("whole.avi", 30)
+    data = Path("whole.avi").read_bytes()
+    Path("cut.avi").write_bytes(data[: len(data) // 2])
+    for arguments in (["cut.avi"], ["cut.avi", "in"]):
+        assert run("bundle", *arguments, "--output-dir", "out", "--json", "r.json") == 1
+        count = sum(entry["source"] == "cut.avi" for entry in read_json("r.json"))
+        assert 3 < count < 27
+        out, err = capsys.readouterr()
+        assert err == f"asag-detect: incomplete: 'cut.avi' broke off after {count} of 30 frames\n"
+        assert "incomplete: 1 (cut.avi)" in out
+        assert len(stored(Path("out/cut.mp4"))[0]) == count
+    assert run("bundle", "whole.avi") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_ends_the_run(
+    detector: FakeDetector, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video("clip.avi", 100)
+    add = VideoFile.add
+
+    def full(self: VideoFile, *arguments: Any, **options: Any) -> None:
+        if len(detector.batches) > 60:
+            with self._saved():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, *arguments, **options)
+
+    monkeypatch.setattr(VideoFile, "add", full)
+    assert run("bundle", "clip.avi", "--output-dir", "out", "--json", "r.json") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asag-detect: error: could not write 'out/clip.mp4': no space left on device")
+    assert len(detector.batches) < 80
+    assert len(read_json("r.json")) >= 50
+
+
+def test_without_pyav(
+    detector: FakeDetector, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video("clip.avi")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run("bundle", "clip.avi") == 2
+    assert "pip install 'asag-deploy[video]'" in capsys.readouterr().err
+    assert run("bundle", "clip.avi", "in", "--output-dir", "out") == 1
+    assert outputs(folder) == ["clip.avi", "out/a.png", "out/b.png"]
+
+
+def test_ids_of_an_annotation_file(
+    detector: FakeDetector, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text order is not the order of the numbers, and the network's classes have other ids there."""
+    for number in (1, 2, 10):
+        scene(f"in/frame{number}.png")
+    images = [{"file_name": f"in/frame{number}.png", "id": 100 + number} for number in (1, 2, 10)]
+    categories = [{"name": "Cow", "id": 1}, {"name": "car", "id": 2}, {"name": "traffic light", "id": 3}]
+    Path("gt.json").write_text(json.dumps({"images": images, "categories": categories}))
+    arguments = [
+        "bundle",
+        "in/frame*.png",
+        "--coco",
+        "c.json",
+        "--json",
+        "r.json",
+        "--coco-annotations",
+        "gt.json",
+    ]
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == ""
+    assert [entry["image_id"] for entry in read_json("r.json")] == [101, 110, 102]
+    assert [(result["image_id"], result["category_id"]) for result in read_json("c.json")] == [
+        (number, category) for number in (101, 110, 102) for category in (1, 2)
+    ]
+    assert run(*arguments, "in/a.png") == 1  # it is not listed
+    assert "1 of 4 sources are not listed in 'gt.json'" in capsys.readouterr().err
+    assert len(read_json("c.json")) == 6
+    before = Path("gt.json").read_bytes()
+    assert run("bundle", "in", "--coco", "gt.json", "--coco-annotations", "gt.json") == 2
+    assert Path("gt.json").read_bytes() == before
+
+
+def test_a_bundle_is_never_written_over(detector: FakeDetector, folder: Path) -> None:
+    Path("bundle").mkdir()
+    Path("bundle/manifest.json").write_text("{}")
+    Path("link").symlink_to("bundle/manifest.json")
+    for target in ("bundle/manifest.json", "link", "bundle/new.json"):
+        assert run("bundle", "in", "--coco", target) == 2
+    assert Path("bundle/manifest.json").read_text() == "{}"
+
+
+def test_animations_say_that_they_gave_one_frame(
+    detector: FakeDetector, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [Image.new("RGB", (WIDTH, HEIGHT), (60 * i, 0, 200)) for i in range(3)]
+    pictures[0].save("a.gif", save_all=True, append_images=pictures[1:], duration=200)
+    pictures[0].save("b.tif", save_all=True, append_images=pictures[1:])
+    assert run("bundle", "a.gif", "b.tif", "--json", "r.json") == 0
+    assert len(read_json("r.json")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(2) only the first frame was taken, beginning with 'a.gif', which has 3; --frames all" in line
+    arguments = ["bundle", "a.gif", "b.tif", "--json", "r.json", "--output-dir", "out", "--frames", "all"]
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == ""
+    times = [entry["time_s"] for entry in read_json("r.json")]
+    assert times == [0, 0.2, 0.4, None, None, None]
+    assert stored(Path("out/a.mp4"))[0] == pytest.approx([0, 0.2, 0.4], abs=1e-4)
+    assert [name for name in outputs(folder) if "pages" in name] == [
+        f"out/b-pages/page-{i}.tif" for i in (1, 2, 3)
+    ]
 
 
 def test_one_bad_file_among_many(
@@ -241,7 +393,7 @@ def test_ctrl_c_keeps_what_was_found(
     assert run("bundle", "clip.avi", "--json", "r.json", "--coco", "c.json", "--output-dir", "out") == 130
     assert outputs(folder) == ["c.json", "clip.avi", "out/clip.mp4", "r.json"]
     assert [entry["frame"] for entry in read_json("r.json")] == [0, 1]
-    assert cv2.VideoCapture("out/clip.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert len(stored(Path("out/clip.mp4"))[0]) == 2
     assert "2 images" in capsys.readouterr().out
     assert detector.closed
 
@@ -281,7 +433,7 @@ def test_untrained_weights_are_pointed_out(
         (["bundle"], "no sources given"),
         (["bundle", "in", "--threshold", "1.5"], "--threshold is 1.5"),
         (["bundle", "in", "--threshold", "nan"], "--threshold is nan"),
-        (["bundle", "in", "--threshold", "high"], "invalid float value: 'high'"),
+        (["bundle", "in", "--threshold", "high"], "--threshold is high; it must be"),
         (["bundle", "in", "--batch", "0"], "--batch is 0"),
         (["bundle", "in", "--requests", "0"], "--requests is 0"),
         (["bundle", "in", "--wrong"], "--wrong"),
@@ -290,6 +442,9 @@ def test_untrained_weights_are_pointed_out(
         (["bundle", "in", "--json", "in"], "it is a folder"),
         (["bundle", "in", "--json", "in/a.png/r.json"], "could not write"),
         (["--doctor", "bundle", "in"], "takes a bundle at most"),
+        (["bundle", "in", "--coco-annotations", "gt.json"], "is for what --coco and --json write"),
+        (["bundle", "in", "--coco", "c.json", "--coco-annotations", "gt.json"], "'gt.json' cannot be read"),
+        (["bundle", "in", "--frames", "some"], "--frames"),
     ],
 )
 def test_bad_usage_is_one_sentence(

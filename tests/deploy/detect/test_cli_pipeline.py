@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from asag_deploy.images.reading import read_image
 from asag_deploy.images.sources import Failure, Frame, Source
 from support.detection_samples import make_detections
 from support.tiny_bundle import make_bundle, picture
+from support.videos import stored
 
 FRAMES = 9
 
@@ -97,7 +101,7 @@ def test_ctrl_c_while_writing_leaves_whole_files(
     assert run(bundle, "--output-dir", "out", "--json", "r.json", "--requests", "2") == 130
     assert len(read("r.json")) == 10
     assert outputs() == [*(f"out/{i}.png" for i in range(8) if i != 5), "out/v.mp4", "r.json"]
-    assert cv2.VideoCapture("out/v.mp4").get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert len(stored(Path("out/v.mp4"))[0]) == 3
     assert "10 images" in capsys.readouterr().out
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("asag-")]
 
@@ -138,3 +142,27 @@ def test_failures_keep_their_place_among_the_results(capsys: pytest.CaptureFixtu
     assert [item for item, _ in progress.successes(results)] == [frame]
     assert [each.message for each in progress.failures] == ["x is bad", "'a.png': refused"]
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_names_in_a_program_that_prints_ascii(bundle: str, tmp_path: Path) -> None:
+    """Results go to stdout whole, with names that are no UTF-8, and nothing else does."""
+    (tmp_path / "in").mkdir()
+    strange = os.fsencode(tmp_path) + b"/in/\xff\n\xc3\xa9.png"
+    Image.fromarray(picture(1, 1, size=(64, 64))).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", strange)  # noqa: PTH104 (bytes are no path)
+    (tmp_path / "in" / "bad\n.png").write_bytes(b"nonsense")
+    command = [sys.executable, "-m", "asag_deploy.detect.cli", bundle, "in"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    for options in ([], ["--json", "/dev/stdout"]):
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert b"skipped: 'in/bad\\n.png'" in done.stderr
+        if options:
+            (entry,) = json.loads(done.stdout)
+            assert os.fsencode(entry["source"]) == strange.removeprefix(os.fsencode(tmp_path) + b"/")
+            assert b"images/s" in done.stderr
+        else:
+            assert b"in/\\xff\\n" in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images.sources import Failure, Frame, Source, count_frames, iter_frames, list_sources
+from support.videos import write_video
 
 
 def write_image(path: Path, colour: tuple[int, int, int] = (200, 100, 50)) -> Path:
@@ -21,13 +24,13 @@ def write_image(path: Path, colour: tuple[int, int, int] = (200, 100, 50)) -> Pa
     return path
 
 
-def write_video(path: Path, frames: int = 5) -> Path:
+def write_avi(path: Path, frames: int = 5) -> Path:
     """A video of 32 x 24 pixels at 10 frames a second, whose frames grow redder."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
-    for i in range(frames):
-        writer.write(np.full((24, 32, 3), (0, 0, 40 * i), dtype=np.uint8))
-    writer.release()
-    return path
+
+    def picture(height: int, width: int, index: int) -> NDArray[np.uint8]:
+        return np.full((height, width, 3), (40 * index, 0, 0), dtype=np.uint8)
+
+    return write_video(path, "mjpeg", frames=frames, picture=picture, size=(32, 24))
 
 
 def names(arguments: list[str | Path]) -> list[str]:
@@ -46,7 +49,7 @@ def test_files_in_the_order_given_each_once(tmp_path: Path) -> None:
 def test_folder_is_sorted_and_not_entered_further(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "inner/c.png", ".hidden.png"):
         write_image(tmp_path / name)
-    write_video(tmp_path / "clip.avi")
+    write_avi(tmp_path / "clip.avi")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     listing = list_sources([str(tmp_path)])
@@ -80,7 +83,6 @@ def test_a_file_whose_name_looks_like_a_glob_or_a_camera(
         ("0", "camera:0"),
         ("camera:2", "camera:2"),
         ("camera:/dev/video1", "camera:/dev/video1"),
-        ("camera:rtsp://host/stream", "camera:rtsp://host/stream"),
     ],
 )
 def test_cameras(argument: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,28 +119,28 @@ def test_images_are_rgb_frames(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png")
     (frame,) = frames_of(path)
     assert isinstance(frame, Frame)
-    assert (frame.index, frame.number, frame.fps) == (0, 0, None)
+    assert (frame.index, frame.number, frame.time, frame.frames) == (0, 0, None, 1)
     assert frame.name == str(path)
     assert (frame.image == (200, 100, 50)).all()
 
 
 def test_video_frames(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "clip.avi", frames=5)
+    path = write_avi(tmp_path / "clip.avi", frames=5)
     frames = frames_of(path)
     assert [f.index for f in frames if isinstance(f, Frame)] == [0, 1, 2, 3, 4]
     last = frames[-1]
     assert isinstance(last, Frame)
     assert last.name == f"{path}#4"
-    assert last.fps == pytest.approx(10)
+    assert (last.time, last.duration) == pytest.approx((0.4, 0.1))
     assert last.image.shape == (24, 32, 3)
     assert last.image[..., 0].mean() == pytest.approx(160, abs=6)
-    assert last.image[..., 2].max() < 12
+    assert last.image[..., 2].max() < 20
 
 
 def test_bad_files_are_reported_and_the_rest_go_on(tmp_path: Path) -> None:
     good = [
         write_image(tmp_path / "a.png"),
-        write_video(tmp_path / "v.avi", 2),
+        write_avi(tmp_path / "v.avi", 2),
         write_image(tmp_path / "z.png"),
     ]
     empty, broken, missing = tmp_path / "empty.jpg", tmp_path / "broken.mp4", tmp_path / "missing.mp4"
@@ -160,7 +162,7 @@ def test_bad_files_are_reported_and_the_rest_go_on(tmp_path: Path) -> None:
 
 
 def test_counting(tmp_path: Path) -> None:
-    image, video = write_image(tmp_path / "a.png"), write_video(tmp_path / "v.avi", 4)
+    image, video = write_image(tmp_path / "a.png"), write_avi(tmp_path / "v.avi", 4)
     sources = list_sources([str(image), str(video)]).sources
     assert count_frames(sources) == 5
     assert count_frames([*sources, Source(name=str(tmp_path / "gone.mp4"), kind="video")]) == 6
@@ -206,7 +208,7 @@ def test_camera_gives_frames_until_it_breaks_off(camera: type[FakeCapture]) -> N
     assert isinstance(first, Frame)
     assert isinstance(last, Failure)
     assert (first.image == (30, 20, 10)).all()
-    assert first.fps is None
+    assert first.time == 0
     assert "broke off after 3 frames" in last.message
     assert camera.released == 1
 
@@ -225,3 +227,123 @@ def test_absent_camera(camera: type[FakeCapture]) -> None:
     (item,) = iter_frames([Source(name="camera:0", kind="camera")])
     assert isinstance(item, Failure)
     assert "'camera:0' gives no pictures" in item.message
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "kind", "address"),
+    [
+        ("rtsp://host/stream", "rtsp://host/stream", "camera", None),
+        ("camera:rtsp://host/stream", "rtsp://host/stream", "camera", None),
+        ("RTSP://u:p%40ss@host:554/a?b=1", "rtsp://u:***@host:554/a?b=1", "camera", "rtsp://u:p%40ss@host:554/a?b=1"),
+        ("https://host/x.mp4?token=abc&n=2", "https://host/x.mp4?token=***&n=2", "video", None),
+        ("HTTP://a:b@c@host/", "http://a:***@host/", "video", "http://a:b@c@host/"),
+        ("udp:@239.0.0.1:1234", "udp://@239.0.0.1:1234", "camera", None),
+        ("srt://host:9?passphrase=hush", "srt://host:9?passphrase=***", "camera", "srt://host:9?passphrase=hush"),
+    ],
+)  # fmt: skip
+def test_addresses(argument: str, name: str, kind: str, address: str | None) -> None:
+    (source,) = list_sources([argument]).sources
+    assert (source.name, source.kind, source.is_file) == (name, kind, False)
+    if address is not None:
+        assert source.address == address
+    assert "ss@" not in repr(source)
+    assert "hush" not in repr(source)
+
+
+def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
+    (item,) = iter_frames(list_sources(["rtsp://me:secret@127.0.0.1:9/x"]).sources)
+    assert isinstance(item, Failure)
+    assert item.message.startswith("'rtsp://me:***@127.0.0.1:9/x' gives no pictures: connection refused")
+    assert "secret" not in repr(item)
+
+
+def test_devices_and_pipes(tmp_path: Path) -> None:
+    assert list_sources(["/dev/video7"]).sources == (Source(name="camera:/dev/video7", kind="camera"),)
+    with pytest.raises(SourceError, match="'/dev/zero' is a device and no camera"):
+        list_sources(["/dev/zero"])
+    content = write_video(tmp_path / "a.ts", "mpeg2video", frames=3).read_bytes()
+    os.mkfifo(tmp_path / "pipe.ts")
+    sources = list_sources([str(tmp_path / "pipe.ts")]).sources
+    assert count_frames(sources) is None
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe.ts").write_bytes, content)
+        assert [isinstance(item, Frame) for item in iter_frames(sources)] == [True] * 3
+
+
+def test_file_addresses(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a b\u00fc.png")
+    for argument in (path.as_uri(), f"FILE://{path}", f"file:{path}"):
+        assert list_sources([argument]).sources == (Source(name=str(path), kind="image"),)
+
+
+def test_videos_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    """Whatever they are called, if they are named; in a folder, if a video may be called so."""
+    for suffix in ("ts", "mts", "m2ts", "flv", "3gp", "ogv", "mxf"):
+        codec = {"flv": "flv", "3gp": "h263", "ogv": "libvpx"}.get(suffix, "mpeg2video")
+        options = {"size": (720, 576), "rate": 25} if suffix == "mxf" else {}
+        write_video(tmp_path / f"a.{suffix}", codec, frames=1, **options)  # type: ignore[arg-type]
+    (tmp_path / "a.ts").rename(tmp_path / "a.TS")
+    (tmp_path / "module.ts").write_text("export const G = 'G';\n" * 200)
+    (tmp_path / "tune.mod").write_bytes(b"M.K." * 500)
+    (tmp_path / "types.mts").write_text("G" * 2000)
+    found = list_sources([str(tmp_path)]).sources
+    names = ["a.3gp", "a.TS", "a.flv", "a.m2ts", "a.mts", "a.mxf", "a.ogv", "types.mts"]
+    assert [Path(source.name).name for source in found if source.kind == "video"] == names[:-1]
+    for number, (source, target) in enumerate(zip(found, ("clip", "b.jpg", "c.dat", "d"), strict=False)):
+        renamed = Path(source.name).rename(tmp_path / target)
+        (named,) = list_sources([str(renamed)]).sources
+        assert named.kind == "video", number
+        assert all(isinstance(item, Frame) for item in iter_frames([named]))
+    image = write_image(tmp_path / "x.png").rename(tmp_path / "x.mp4")
+    assert list_sources([str(image)]).sources[0].kind == "image"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff.png", b"new\nline.png", b" .png", b"-x.png", b"[ab].png", b"a.PNG ", b"\xfe", b'"\x1b[31m.png'],
+)
+def test_names_that_a_file_system_allows(tmp_path: Path, name: bytes) -> None:
+    good = write_image(tmp_path / "good.png")
+    strange = os.fsencode(tmp_path) + b"/in/" + name
+    (tmp_path / "in").mkdir()
+    os.rename(good, strange)  # noqa: PTH104 (bytes are no path)
+    for argument in (os.fsdecode(strange), str(tmp_path / "in"), str(tmp_path / "in" / "*")):
+        (frame,) = iter_frames(list_sources([argument]).sources)
+        assert isinstance(frame, Frame)
+        assert os.fsencode(frame.name) == strange
+    video = write_video(tmp_path / "v.avi", frames=2)
+    os.rename(video, strange)  # noqa: PTH104
+    assert len(frames_of(Path(os.fsdecode(strange)))) == 2
+
+
+def test_names_that_are_none() -> None:
+    with pytest.raises(SourceError, match="an empty name"):
+        list_sources([""])
+    (item,) = iter_frames(list_sources(["a\0b"]).sources)
+    assert isinstance(item, Failure)
+    assert "null byte" in item.message
+
+
+def test_animations_and_pages(tmp_path: Path) -> None:
+    """The first frame, and how many there are; or all of them, with their times."""
+    pictures = [Image.new("RGB", (16, 16), (60 * i, 0, 200)) for i in range(3)]
+    for name, options in (
+        ("a.gif", {"duration": [100, 300, 500]}),
+        ("a.png", {"duration": 200}),
+        ("a.tif", {}),
+    ):
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], **options)
+    first = frames_of(tmp_path / "a.gif", tmp_path / "a.png", tmp_path / "a.tif")
+    assert [(item.time, item.frames) for item in first if isinstance(item, Frame)] == [(None, 3)] * 3
+    listing = list_sources([str(tmp_path)], all_frames=True)
+    assert [source.kind for source in listing.sources] == ["animation", "animation", "pages"]
+    assert count_frames(listing.sources) == 9
+    frames = [item for item in iter_frames(listing.sources) if isinstance(item, Frame)]
+    assert [frame.number for frame in frames] == list(range(9))
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.4, 0, 0.2, 0.4, None, None, None])
+    assert [frame.image[0, 0, 0] for frame in frames] == pytest.approx([0, 60, 120] * 3, abs=2)
+    data = (tmp_path / "a.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(data[: len(data) - 20])
+    *rest, failure = iter_frames(list_sources([str(tmp_path / "a.gif")], all_frames=True).sources)
+    assert isinstance(failure, Failure)
+    assert failure.frames == len(rest) == 2

@@ -29,24 +29,11 @@ from asag_deploy.processing import preprocess
 from asag_deploy.processing.canvases import Canvas
 from support.detection_samples import assert_same
 from support.simulated_gpu.fake_cuda import FakeCuda
-from support.simulated_gpu.fake_gpu import install_cuda, install_tensorrt, write_engines
-from support.simulated_gpu.fake_kernels import FakeKernels, ReadyLibrary, install_kernels
+from support.simulated_gpu.fake_gpu import write_engines
+from support.simulated_gpu.fake_kernels import FakeKernels, ReadyLibrary
 from support.tiny_bundle import make_bundle, picture
 
 ORDERS: tuple[ChannelOrder, ...] = ("rgb", "bgr")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
-    install_cuda(monkeypatch, made)
-    install_tensorrt(monkeypatch, made)
-    return made
-
-
-@pytest.fixture
-def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.fixture(scope="module", params=[None, 0.5], ids=["no NMS", "NMS"])

@@ -3,112 +3,27 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from asag_deploy import Detector
 from asag_deploy._version import __version__
-from asag_deploy.bundle.manifest import Manifest
-from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.serving import cli
-from asag_deploy.serving.app import Limits, ServedDetector, make_app
-from asag_deploy.serving.server import address_of, listen, make_server, run
-from support.detection_samples import make_detections
-from support.tiny_bundle import make_bundle, picture, tiny_manifest
-
-SECONDS = 20.0
-
-
-class GatedDetector:
-    """Finds the same things everywhere, once its gate is open, or raises what it is told to."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.error: Exception | None = None
-        self.running = 0
-        self.most_running = 0
-        self._lock = threading.Lock()
-
-    @property
-    def manifest(self) -> Manifest:
-        return tiny_manifest()
-
-    def __call__(self, images: NDArray[np.uint8], *, channel_order: Any) -> Detections:
-        with self._lock:
-            self.running += 1
-            self.most_running = max(self.most_running, self.running)
-        try:
-            assert self.gate.wait(SECONDS), "the test has opened the gate"
-            if self.error is not None:
-                raise self.error
-            return make_detections(images.shape[:2])
-        finally:
-            with self._lock:
-                self.running -= 1
-
-
-class Client:
-    """Requests to one server, each over its own connection."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        self.host, self.port = listener.getsockname()[:2]
-
-    def ask(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, Any, http.client.HTTPMessage]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
-        try:
-            connection.request(method, path, body=body, headers=headers or {})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read()), response.headers
-        finally:
-            connection.close()
-
-    def detect(self, body: Any, query: str = "", **headers: str) -> tuple[int, Any]:
-        status, answer, _ = self.ask("POST", f"/detect{query}", body, headers)
-        return status, answer
-
-
-class Served(Client):
-    """A server in a thread of this process."""
-
-    def __init__(self, detector: ServedDetector, limits: Limits) -> None:
-        listener = listen("127.0.0.1", 0)
-        super().__init__(listener)
-        self.server = make_server(
-            make_app(detector, limits, backend="onnxruntime", threshold=0.3), grace_seconds=20
-        )
-        self.thread = threading.Thread(target=run, args=(self.server, listener))
-        self.thread.start()
-
-
-@contextmanager
-def serving(detector: ServedDetector, **limits: Any) -> Iterator[Served]:
-    served = Served(detector, Limits(**limits))
-    try:
-        yield served
-    finally:
-        served.server.should_exit = True
-        served.thread.join(SECONDS)
-        assert not served.thread.is_alive()
+from asag_deploy.serving.app import make_app
+from asag_deploy.serving.limits import Limits
+from asag_deploy.serving.server import address_of, listen, make_server
+from support.served import IMAGE, SECONDS, Client, GatedDetector, Served, in_threads, png, serving, until
+from support.tiny_bundle import make_bundle, picture
 
 
 @pytest.fixture
@@ -136,28 +51,6 @@ def failing(shared: tuple[Served, GatedDetector]) -> Iterator[GatedDetector]:
     """The detector of `served`, to be given an `error`."""
     yield shared[1]
     shared[1].error = None
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    return bytes(cv2.imencode(".png", image[..., ::-1])[1])
-
-
-IMAGE = png(picture(3))
-
-
-def in_threads(count: int, task: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
-    results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(task())) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    return threads, results
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it happens in time"
-        time.sleep(0.005)
 
 
 def test_answer_is_what_the_detector_says(tmp_path: Path) -> None:
@@ -294,7 +187,8 @@ def _refuses(server: Client) -> bool:
     return False
 
 
-def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     make_bundle(tmp_path / "bundle")
     command = [sys.executable, "-W", "error", "-m", "asag_deploy.serving.cli", str(tmp_path / "bundle")]
     with subprocess.Popen(
@@ -309,11 +203,11 @@ def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
             connection.request("POST", "/detect", IMAGE)
             assert connection.getresponse().status == 200
             connection.close()
-            os.kill(process.pid, signal.SIGTERM)
+            os.kill(process.pid, number)
             out, err = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
-    assert (process.returncode, out) == (0, "")
+    assert (process.returncode, out) == (128 + number, "")
     assert err == "asag-serve: warning: the bundle's weights are untrained\n"
 
 
@@ -389,4 +283,4 @@ def test_without_uvicorn(monkeypatch: pytest.MonkeyPatch, detector: GatedDetecto
     app = make_app(detector, Limits(), backend="onnxruntime", threshold=0.3)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(ConfigError, match=WITHOUT_EXTRA):
-        make_server(app, grace_seconds=1)
+        make_server(app, Limits(), grace_seconds=1)

@@ -47,6 +47,6 @@ def test_without_onnx(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main([str(tiny_bundle.path), "--images", "x", "--output-dir", str(tmp_path / "int8")]) == 2
     assert capsys.readouterr().err == (
-        "asag-quantize: error: quantising needs the package onnx; "
+        "asag-quantize: error: this needs the package onnx, which is not installed: "
         "install it with `pip install 'asag-deploy[quantize]'`\n"
     )

@@ -33,13 +33,14 @@ _ARITHMETIC = {"Add", "Clip", "Div", "Less", "Max", "Min", "Mul", "Sub", "Where"
 _TYPES: dict[str, tuple[str, Any]] = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
+    "tensor(int32)": ("INT32", np.int32),
     "tensor(int64)": ("INT64", np.int64),
     "tensor(bool)": ("BOOL", np.bool_),
     "tensor(uint8)": ("UINT8", np.uint8),
     "tensor(double)": ("STRANGE", np.float64),
 }
 
-DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64", "BOOL", "UINT8", "STRANGE"])
+DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT32", "INT64", "BOOL", "UINT8", "STRANGE"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 LayerInformationFormat = enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"])
 Strategy = enum.Enum("Strategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"])
@@ -141,6 +142,9 @@ class ICudaEngine:
 
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[_TYPES[self.io[name][0].type][0]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else -1 for size in self.io[name][0].shape)
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         assert profile_index == 0

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -119,9 +122,17 @@ def test_truncated_file(tmp_path: Path, kind: str, kept: float) -> None:
         ({}, "holds no named weights"),
         ([1, 2], "holds no named weights"),
         ({"model": None}, "holds no named weights"),
-        ({"epoch": 3}, "'epoch' is no floating point tensor"),
+        ({"epoch": 3}, "holds no named weights, only epoch"),
+        (
+            {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+            "holds no named weights, only optimizer",
+        ),
         ({"model": {"a": torch.zeros(2, dtype=torch.int64)}}, "'a' is no floating point tensor"),
-        ({"model": {"a": torch.zeros(2).to_sparse()}}, "'a' is no floating point tensor"),
+        (
+            {"model": {"a": torch.zeros(2, dtype=torch.complex64)}},
+            "'a' is no floating point tensor but complex64",
+        ),
+        ({"model": {"a": torch.empty(2, device="meta")}}, "holds the shapes of weights but no values"),
         ({"model": {"a": torch.zeros(2)}}, "none of its weights has a name that such a network has"),
     ],
     ids=str,
@@ -319,3 +330,26 @@ def test_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
         save_checkpoint(tmp_path / "file" / "own.safetensors", tiny_checkpoint())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_long_text_in_the_place_of_a_class_is_refused_at_once(legacy: bool, tmp_path: Path) -> None:
+    """PyTorch goes through its own message about it in the square of its length: 10,000 take seconds."""
+    text = "x" * 200_000
+    pickled = b"\x80\x02X" + struct.pack("<I", len(text)) + text.encode() + b")R."
+    path = tmp_path / "damaged.pth"
+    if legacy:
+        path.write_bytes(pickled)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("damaged/data.pkl", pickled)
+            archive.writestr("damaged/version", "3\n")
+    with pytest.raises(CheckpointError, match="200000 characters without a space"):
+        load_checkpoint(path)
+
+
+def test_arrays_of_numpy_beside_the_weights_are_no_long_texts(tmp_path: Path) -> None:
+    config = tiny_config()
+    path = tmp_path / "a.pth"
+    torch.save({"model": random_state(config), "metric": np.arange(20_000), "again": np.ones(9_000)}, path)
+    assert load_checkpoint(path, variant=config).config == config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asag_training.losses import LossConfig
+from asag_training.losses.config import LossConfig
 from support.loss_samples import losses_of, random_output, several
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from asag_deploy.errors import ConfigError
-from asag_training.losses import Criterion, LossConfig
+from asag_training.losses.config import LossConfig
+from asag_training.losses.criterion import Criterion
 from asag_training.losses.network_output import Denoising, NetworkOutput
 from asag_training.network.model import HeadOutput
 from support.loss_samples import (

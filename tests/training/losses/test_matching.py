@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from asag_deploy.errors import ConfigError
-from asag_training.losses.matching import NO_MATCH, MatchingCosts, focal_cost, matching_cost, solve, without
+from asag_training.losses.config import MatchingCosts
+from asag_training.losses.matching import NO_MATCH, focal_cost, matching_cost, solve, without
 from asag_training.network.boxes import overlap, pairwise_overlap
 
 INF = math.inf

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from asag_deploy.errors import ConfigError
 from asag_training.checkpoints import load_checkpoint, save_checkpoint, select_head
-from asag_training.losses import Criterion, LossConfig
+from asag_training.losses.config import LossConfig
+from asag_training.losses.criterion import Criterion
 from asag_training.network.config import MAIN_HEAD, VARIANTS
 from asag_training.network.model import Asag, HeadOutput, build
 from asag_training.network.relation_block import Proposals

@@ -8,9 +8,9 @@ import pytest
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_training.network.config import VARIANTS, AsagConfig, variant_config
+from asag_training.network.config import MANUAL_STOPS, VARIANTS, AsagConfig, variant_config
 from asag_training.network.model import build
-from asag_training.network.stage_plan import MANUAL_STOPS, build_stages, postprocessing_plan, probing_plan
+from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import NormalizeStage
 from support.small_network import small_config
 

@@ -15,8 +15,9 @@ from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stopping import StopRule
 from asag_deploy.loop.trace import StopReason
 from asag_evaluation.data.doodles import draw_doodles
+from asag_training.network.config import MANUAL_STOPS
 from asag_training.network.model import Asag, build
-from asag_training.network.stage_plan import MANUAL_STOPS, build_stages, probing_plan
+from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import DecoderStage, NormalizeStage, TorchNetwork, best_detections
 from support.small_network import small_checkpoint
 

@@ -11,7 +11,8 @@ import torch
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
-from asag_training.losses import Criterion, LossConfig
+from asag_training.losses.config import LossConfig
+from asag_training.losses.criterion import Criterion
 from asag_training.run.state import LAST
 from asag_training.run.trainer import Trainer
 from asag_training.run.training_pass import training_pass

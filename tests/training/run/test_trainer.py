@@ -13,10 +13,10 @@ from torch import Tensor
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import OutputError, TrainingError
+from asag_deploy.interruption import Interruption
 from asag_training.checkpoints import load_checkpoint
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
-from asag_training.run.interruption import Interruption
 from asag_training.run.state import BEST, LAST, STATE, Position
 from asag_training.run.trainer import BAD_BATCH, Trainer
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
@@ -347,27 +347,3 @@ def test_an_interruption_waits_for_the_update(data: Path, tmp_path: Path, number
         handle.remove()
     assert interruption.signal == number
     assert len(rows) == trainer.position.step == 1
-
-
-def test_an_interruption_between_updates_comes_at_once() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    done = []
-    with Interruption() as interruption:
-        with interruption.ignored():
-            signal.raise_signal(signal.SIGTERM)
-            done.append("ignored")
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert done == ["ignored"]
-    assert interruption.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_signal_that_is_to_be_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with Interruption() as interruption:
-            signal.raise_signal(signal.SIGINT)
-        assert interruption.signal is None
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -6,19 +6,21 @@ Boxes in the file are x, y, w, h in pixels, from the top left corner.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError
+from asag_evaluation.data.annotation_file import read_content
+from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
+from asag_evaluation.data.values import box_around, box_of, flag, number, whole_number
 
 
 class Annotation(NamedTuple):
@@ -74,6 +76,21 @@ class Counts:
     unknown_image: int = 0
     """Annotations of an image the file does not list: dropped."""
 
+    without_box: int = 0
+    """Annotations with neither a box nor an outline, as captions and keypoints are: dropped."""
+    repeated: int = 0
+    """Entries that stand in the file twice, alike to the letter: taken once."""
+    numbers_as_text: int = 0
+    """Numbers that were written as text: read as numbers."""
+    boxes_from_outlines: int = 0
+    """Boxes that were missing and were drawn around the outlines."""
+    sizes_from_files: int = 0
+    """Images whose height and width were missing and were read from their files."""
+    names_found_otherwise: int = 0
+    """Images whose file has not quite the name that the annotations give: other folders, letters or signs."""
+    supercategories: int = 0
+    """Classes that are but the heading of others and have no objects: left out."""
+
     def describe(self) -> str:
         """Return the counts in a line; what did not occur is left out."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -88,30 +105,25 @@ class AnnotationFile(NamedTuple):
     """In label order."""
     records: tuple[ImageRecord, ...]
     counts: Counts
+    doubts: tuple[str, ...]
+    """Sentences on what may be meant otherwise than it was read."""
 
 
-def read_annotations(path: Path, categories: Sequence[Category] | None = None) -> AnnotationFile:
+def read_annotations(
+    path: Path,
+    categories: Sequence[Category] | None = None,
+    *,
+    images: ImageFiles | None = None,
+    as_stored: bool = False,
+) -> AnnotationFile:
     """Read a COCO annotation file.
 
     Classes are labelled in the order of their ids; with `categories`, those of a checkpoint, in theirs.
-    Raises DataError for a file that is missing or malformed, and for classes that the checkpoint lacks.
+    `images` finds files whose names are written in another way, and gives sizes that are missing: those of
+    the upright image, or `as_stored`.  Raises DataError for a file that is missing, malformed or of another
+    kind, for records that cannot be read, and for classes that the checkpoint lacks.
     """
-    reader = _Reader(path, _read_json(path))
-    own = reader.categories()
-    if categories is None:
-        chosen = tuple(sorted(own, key=lambda category: category.id))
-    else:
-        chosen = tuple(categories)
-        check_categories(own, chosen, str(path))
-    labels = {category.id: i for i, category in enumerate(chosen)}
-    records = reader.records(labels)
-    counted = Counts(
-        images=len(records),
-        objects=sum(len(record.boxes) for record in records),
-        empty_images=sum(not len(record.boxes) for record in records),
-        **reader.counts,
-    )
-    return AnnotationFile(chosen, records, counted)
+    return _Reader(path, read_content(path), images, as_stored).file(categories)
 
 
 def check_categories(found: Sequence[Category], known: Sequence[Category], where: str) -> None:
@@ -133,91 +145,213 @@ def check_categories(found: Sequence[Category], known: Sequence[Category], where
             )
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"there is no annotation file '{path}': check the data folder and the name of the split"
-        ) from None
-    except OSError as error:
-        raise DataError(f"annotation file '{path}' cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise DataError(f"annotation file '{path}' is not valid JSON ({error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"'{path}' is not a COCO annotation file: it holds a {type(content).__name__}")
-    return content
+class _Image(NamedTuple):
+    """An entry of `images`."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    kind: str | None
 
 
 class _Reader:
     """Goes through the content of one file."""
 
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.path, self.content = path, content
+    def __init__(
+        self, path: Path, content: Mapping[str, Any], files: ImageFiles | None, as_stored: bool
+    ) -> None:
+        self.path, self.content, self.files, self.as_stored = path, content, files, as_stored
         self.counts: Counter[str] = Counter()
+        self.ids_of_names: dict[str, int] = {}
+        """The ids of classes whose names are their own."""
 
-    def categories(self) -> list[Category]:
-        found = []
+    def file(self, categories: Sequence[Category] | None) -> AnnotationFile:
+        """Read everything."""
+        own = self._categories()
+        if categories is None:
+            chosen = tuple(sorted(own, key=lambda category: category.id))
+        else:
+            chosen = tuple(categories)
+            check_categories(own, chosen, str(self.path))
+        records, doubts = self._records({category.id: i for i, category in enumerate(chosen)})
+        counted = Counts(
+            images=len(records),
+            objects=sum(len(record.boxes) for record in records),
+            empty_images=sum(not len(record.boxes) for record in records),
+            **self.counts,
+        )
+        return AnnotationFile(chosen, records, counted, doubts)
+
+    def _categories(self) -> list[Category]:
+        found: dict[int, Category] = {}
+        headings = {}
         for position, entry in self._entries("categories"):
-            number, name = entry.get("id"), entry.get("name")
-            if not _is_int(number) or not isinstance(name, str) or not name:
-                raise self._error(f"category {position} has no number as id or no name")
-            found.append(Category(id=number, name=name))
+            name = _class_name(entry.get("name"))
+            number = self._whole(entry.get("id"))
+            if number is None:
+                said = _shown(entry.get("id"))
+                raise self._error(f"category {position} has the id {said}, which is no number")
+            if not name:
+                raise self._error(f"category {position} (id {number}) has no name")
+            category = Category(id=number, name=name)
+            if number in found and found[number] != category:
+                raise self._error(
+                    f"two of its categories have the id {number}: '{found[number].name}' and '{name}'"
+                )
+            self.counts["repeated"] += number in found
+            found[number] = category
+            headings[number] = _class_name(entry.get("supercategory"))
         if not found:
             raise self._error("there are no categories")
-        self._refuse_duplicates("categories", [category.id for category in found])
+        names = Counter(category.name for category in found.values())
+        self.ids_of_names = {c.name: c.id for c in found.values() if names[c.name] == 1}
+        return self._without_headings(list(found.values()), headings)
+
+    def _without_headings(self, found: list[Category], headings: Mapping[int, str]) -> list[Category]:
+        """Leave out a class 0 that is the supercategory of all the others and has no objects (Roboflow's)."""
+        heading = next((category for category in found if category.id == 0), None)
+        others = [category for category in found if category.id != 0]
+        if heading is None or not others or any(headings[c.id] != heading.name for c in others):
+            return found
+        if any(whole_number(entry.get("category_id")) == 0 for _, entry in self._entries("annotations")):
+            return found
+        self.counts["supercategories"] += 1
+        return others
+
+    def _records(self, labels: Mapping[int, int]) -> tuple[tuple[ImageRecord, ...], tuple[str, ...]]:
+        images = self._images()
+        objects: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
+        doubts = _Doubts()
+        seen: dict[Any, Mapping[str, Any]] = {}
+        for position, entry in self._entries("annotations"):
+            if self._is_repeated(entry, seen):
+                continue
+            image = images.get(self._number_in(entry, "image_id"))
+            annotation = self._annotation(position, entry, labels, image)
+            if image is None:
+                self.counts["unknown_image"] += 1
+            elif annotation is not None:
+                doubts.look_at(annotation.xywh, image.height, image.width)
+                if self._is_usable(annotation, image.width, image.height):
+                    objects[image.image_id].append(annotation)
+        records = tuple(_record(image, objects[image.image_id]) for image in images.values())
+        return records, doubts.sentences(str(self.path))
+
+    def _is_repeated(self, entry: Mapping[str, Any], seen: dict[Any, Mapping[str, Any]]) -> bool:
+        """Tell whether an annotation of this id and content was there before."""
+        key = entry.get("id")
+        if not isinstance(key, int | str):
+            return False
+        is_repeated = seen.setdefault(key, entry) is not entry and seen[key] == entry
+        self.counts["repeated"] += is_repeated
+        return is_repeated
+
+    def _images(self) -> dict[int, _Image]:
+        """Return the images by their id, in the order of the file."""
+        found: dict[int, _Image] = {}
+        entries: dict[int, Mapping[str, Any]] = {}
+        names: dict[str, int] = {}
+        for position, entry in self._entries("images"):
+            image = self._image(position, entry)
+            if image.image_id in found:
+                if entries[image.image_id] != entry:
+                    raise self._error(
+                        f"two of its images have the id {image.image_id}: "
+                        f"'{found[image.image_id].file_name}' and '{image.file_name}'"
+                    )
+                self.counts["repeated"] += 1
+                continue
+            first = names.setdefault(image.file_name, image.image_id)
+            if first != image.image_id:
+                raise self._error(
+                    f"images {first} and {image.image_id} are the same file '{image.file_name}', so that "
+                    "objects of the one are missing from the other: give it one entry"
+                )
+            found[image.image_id], entries[image.image_id] = image, entry
+        if not found:
+            raise self._error("there are no images")
         return found
 
-    def records(self, labels: Mapping[int, int]) -> tuple[ImageRecord, ...]:
-        images = [self._image(position, entry) for position, entry in self._entries("images")]
-        if not images:
-            raise self._error("there are no images")
-        self._refuse_duplicates("images", [image["image_id"] for image in images])
-        sizes = {image["image_id"]: (image["width"], image["height"]) for image in images}
-        objects: dict[int, list[Annotation]] = {image_id: [] for image_id in sizes}
-        for position, entry in self._entries("annotations"):
-            image_id = entry.get("image_id")
-            annotation = self._annotation(position, entry, labels)
-            if not isinstance(image_id, int) or image_id not in sizes:
-                self.counts["unknown_image"] += 1
-            elif annotation is not None and self._is_usable(annotation, *sizes[image_id]):
-                objects[image_id].append(annotation)
-        return tuple(_record(image, objects[image["image_id"]]) for image in images)
-
-    def _image(self, position: int, entry: Mapping[str, Any]) -> dict[str, Any]:
-        image_id, name = entry.get("id"), entry.get("file_name")
-        if not _is_int(image_id) or not isinstance(name, str) or not name:
-            raise self._error(f"image {position} has no number as id or no file_name")
-        height, width = entry.get("height"), entry.get("width")
-        if not _is_int(height) or not _is_int(width) or min(height, width) < 1:
-            raise self._error(f"image '{name}' has no height and width in pixels")
+    def _image(self, position: int, entry: Mapping[str, Any]) -> _Image:
+        image_id, name = self._whole(entry.get("id")), self._file_name(entry)
+        if image_id is None:
+            raise self._error(f"image {position} has the id {_shown(entry.get('id'))}, which is no number")
+        if not name:
+            raise self._error(f"image {position} (id {image_id}) has no file_name")
+        height, width = self._size(entry, name)
         kind = entry.get("kind")
-        return {
-            "image_id": image_id,
-            "file_name": name,
-            "height": height,
-            "width": width,
-            "kind": kind if isinstance(kind, str) else None,
-        }
+        return _Image(image_id, name, height, width, kind if isinstance(kind, str) else None)
+
+    def _file_name(self, entry: Mapping[str, Any]) -> str:
+        """Return the name of a file that is there, else what the entry says; empty if it says none."""
+        name = next(
+            (entry[key] for key in _NAME_KEYS if isinstance(entry.get(key), str) and entry[key].strip()), ""
+        )
+        if self.files is None or not name:
+            return name
+        if is_file(self.files.folder / name):
+            plain = str(PurePath(name))
+            self.counts["names_found_otherwise"] += plain != name
+            return plain
+        path = self.files.find(name)
+        if path is None:
+            return name
+        found = path.relative_to(self.files.folder) if path.is_relative_to(self.files.folder) else path
+        self.counts["names_found_otherwise"] += str(found) != name
+        return str(found)
+
+    def _size(self, entry: Mapping[str, Any], name: str) -> tuple[int, int]:
+        """Return height and width, from the file if the entry has none."""
+        height, width = (self._whole(entry.get(side)) for side in ("height", "width"))
+        if height is not None and width is not None and min(height, width) >= 1 > max(height, width) // _MOST:
+            return height, width
+        size = stored_size(self.files.folder / name) if self.files is not None else None
+        if size is None:
+            raise self._error(f"image '{name}' has no height and width in pixels, and its file says none")
+        self.counts["sizes_from_files"] += 1
+        return (size.height, size.width) if self.as_stored else size.upright
 
     def _annotation(
-        self, position: int, entry: Mapping[str, Any], labels: Mapping[int, int]
+        self, position: int, entry: Mapping[str, Any], labels: Mapping[int, int], image: _Image | None
     ) -> Annotation | None:
-        """Read an annotation; None if its class is unknown."""
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-            raise self._error(
-                f"annotation {entry.get('id', position)} has the box {box!r:.60}, "
-                "which is not four numbers x, y, width, height"
-            )
-        category = entry.get("category_id")
-        if not isinstance(category, int) or category not in labels:
+        """Read an annotation; None if it has no place or its class is unknown."""
+        what = f"annotation {entry.get('id', position)}"
+        box = self._box(entry, what, image)
+        category = self._class_of(entry)
+        if box is not None and category not in labels:
             self.counts["unknown_class"] += 1
+        if box is None or category not in labels:
             return None
-        x, y, w, h = (float(value) for value in box)
-        area = entry.get("area")
-        outlined = float(area) if _is_number(area) and area > 0 else w * h
-        return Annotation((x, y, w, h), outlined, labels[category], bool(entry.get("iscrowd", 0)))
+        _, _, w, h = box
+        area = number(entry.get("area"))
+        is_crowd, is_ignored = flag(entry.get("iscrowd")), flag(entry.get("ignore"))
+        if is_crowd is None or is_ignored is None:
+            raise self._error(
+                f"{what} has iscrowd {_shown(entry.get('iscrowd'))} and ignore "
+                f"{_shown(entry.get('ignore'))}, where 0 or 1 is expected"
+            )
+        return Annotation(box, area if area and area > 0 else w * h, labels[category], is_crowd or is_ignored)
+
+    def _box(
+        self, entry: Mapping[str, Any], what: str, image: _Image | None
+    ) -> tuple[float, float, float, float] | None:
+        """Return x, y, width, height, around the outline if there is no box; None if there is neither."""
+        said = entry.get("bbox")
+        if said in (None, []):
+            height, width = (0, 0) if image is None else (image.height, image.width)
+            around = box_around(entry.get("segmentation"), height, width)
+            if around is None and entry.get("segmentation") not in (None, []):
+                raise self._error(f"{what} has no box, and a segmentation that cannot be read")
+            self.counts["without_box" if around is None else "boxes_from_outlines"] += 1
+            return around
+        box = box_of(said)
+        if box is None:
+            raise self._error(
+                f"{what} has the box {_shown(said)}, which is not four numbers x, y, width, height"
+            )
+        self.counts["numbers_as_text"] += str in map(type, said)
+        return box
 
     def _is_usable(self, annotation: Annotation, width: int, height: int) -> bool:
         """Return whether any of it lies in the image; count what is odd."""
@@ -233,19 +367,31 @@ class _Reader:
         self.counts["clipped"] += beyond and not annotation.crowd
         return True
 
+    def _class_of(self, entry: Mapping[str, Any]) -> int:
+        """Return the id of an annotation's class, which may be called by its name."""
+        said = entry.get("category_id")
+        if isinstance(said, str) and whole_number(said) is None:
+            return self.ids_of_names.get(_class_name(said), _NO_ID)
+        return self._number_in(entry, "category_id")
+
+    def _number_in(self, entry: Mapping[str, Any], name: str) -> int:
+        """Return the id that an entry refers to; -1 for none, which no list has."""
+        found = self._whole(entry.get(name))
+        return _NO_ID if found is None else found
+
+    def _whole(self, value: Any) -> int | None:
+        found = whole_number(value)
+        self.counts["numbers_as_text"] += found is not None and isinstance(value, str)
+        return found
+
     def _entries(self, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         entries = self.content.get(name)
         if not isinstance(entries, list):
             raise self._error(f"it has no list of {name}")
         for position, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise self._error(f"number {position} of its {name} is no object, but {entry!r:.40}")
+                raise self._error(f"number {position} of its {name} is no object, but {_shown(entry)}")
             yield position, entry
-
-    def _refuse_duplicates(self, name: str, ids: Sequence[int]) -> None:
-        number, count = Counter(ids).most_common(1)[0]
-        if count > 1:
-            raise self._error(f"{count} of its {name} have the id {number}")
 
     def _error(self, problem: str) -> DataError:
         return DataError(f"'{self.path}' is not a usable COCO annotation file: {problem}; mend the file")
@@ -253,24 +399,70 @@ class _Reader:
 
 _ROUNDING = 0.01
 """Pixels a box may lie beyond its image before it counts as clipped."""
+_NO_ID = -(2**63)
+_MOST = 2**31
+"""Pixels of a side, which no image has."""
+_NAME_KEYS = ("file_name", "filename", "coco_url", "path")
+"""Where the name of a file may stand, the likeliest first."""
 
 
-def _record(image: Mapping[str, Any], annotations: Sequence[Annotation]) -> ImageRecord:
+class _Doubts:
+    """Boxes that look as if they were something else than x, y, width, height in pixels."""
+
+    def __init__(self) -> None:
+        self._boxes = self._beyond = self._as_corners = self._relative = 0
+
+    def look_at(self, xywh: tuple[float, float, float, float], height: int, width: int) -> None:
+        """Take note of a box."""
+        x, y, w, h = xywh
+        self._boxes += 1
+        self._beyond += x + w > width + 1 or y + h > height + 1
+        self._as_corners += 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
+        self._relative += max(xywh) <= 1 and min(xywh) >= 0 and min(height, width) > 1
+
+    def sentences(self, where: str) -> tuple[str, ...]:
+        """Return what there is to doubt."""
+        if self._boxes and self._relative == self._boxes:
+            doubt = (
+                f"all {self._boxes} boxes in '{where}' lie between 0 and 1: if they are relative to the "
+                "image, multiply them by its width and height"
+            )
+            return (doubt,)
+        if self._beyond and self._as_corners == self._boxes:
+            doubt = (
+                f"{self._beyond} of {self._boxes} boxes in '{where}' reach beyond their image, and none "
+                "would as x1, y1, x2, y2: if they are that, write x, y, width, height"
+            )
+            return (doubt,)
+        return ()
+
+
+def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
     objects = [annotation for annotation in annotations if not annotation.crowd]
     xywh = np.array([annotation.xywh for annotation in objects], dtype=np.float64).reshape(-1, 4)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    corners = corners.clip(0, [image["width"], image["height"]] * 2)
+    corners = corners.clip(0, [image.width, image.height] * 2)
     return ImageRecord(
-        **image,
+        **image._asdict(),
         boxes=corners.astype(np.float32),
         labels=np.array([annotation.label for annotation in objects], dtype=np.int64),
         annotations=tuple(annotations),
     )
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _class_name(value: Any) -> str:
+    """Return a name on one line, without signs that steer a terminal; numbers are names too."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        return ""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", value).split())
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _shown(value: Any) -> str:
+    """Return a value as a message may hold it."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+_LONGEST_SHOWN = 60

@@ -12,16 +12,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError
-from asag_deploy.images.reading import RgbImage, quiet_opencv, read_image
+from asag_deploy.images.reading import RgbImage, read_image
 from asag_evaluation.data.annotations import AnnotationFile, Counts, ImageRecord, read_annotations
+from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
+from asag_evaluation.data.orientation import OrientationChoice, OrientationRule, SizedImage, Survey
 
 TRAIN_SPLIT, VAL_SPLIT = "train2017", "val2017"
 
@@ -65,16 +66,23 @@ class CocoDataset:
     """Images with their objects; `dataset[i]` reads a `Sample`.
 
     Everything but the pixels is read and checked when it is made, so that a run fails in its first second or
-    not at all; a damaged image is found when it is read.
+    not at all; a damaged image is found when it is read.  Images come as they were annotated: upright, or as
+    they are stored.
     """
 
-    def __init__(self, file: AnnotationFile, image_dir: Path) -> None:
+    def __init__(
+        self, file: AnnotationFile, image_dir: Path, *, orientation: OrientationRule = "auto"
+    ) -> None:
         self.categories: tuple[Category, ...] = file.categories
         """The classes in label order: sorted by id, unless others were given."""
         self.records: tuple[ImageRecord, ...] = file.records
         self.counts: Counts = file.counts
         """What was found in the annotation file, oddities included."""
+        self.doubts: tuple[str, ...] = file.doubts
+        """Sentences on what may be meant otherwise than it was read."""
         self.image_dir = image_dir
+        images = tuple(self._sized(record) for record in self.records)
+        self._orientation = OrientationChoice(orientation, images, str(image_dir))
 
     @classmethod
     def open(
@@ -83,11 +91,12 @@ class CocoDataset:
         split: str = TRAIN_SPLIT,
         *,
         categories: Sequence[Category] | None = None,
+        orientation: OrientationRule = "auto",
     ) -> Self:
         """Open `root/annotations/instances_{split}.json` with the images in `root/{split}`.
 
-        `categories` are the classes of a checkpoint, whose labels are then used.  Raises DataError, as
-        `from_files` does, and if there is no such split.
+        `categories` are the classes of a checkpoint, whose labels are then used; `orientation` as for
+        `from_files`.  Raises DataError as that does, and if there is no such split.
         """
         folder = Path(root)
         if not folder.is_dir():
@@ -95,7 +104,7 @@ class CocoDataset:
         file = folder / "annotations" / f"{_PREFIX}{split}.json"
         if not file.is_file():
             raise DataError(_no_such_split(folder, split, file))
-        return cls.from_files(file, folder / split, categories=categories)
+        return cls.from_files(file, folder / split, categories=categories, orientation=orientation)
 
     @classmethod
     def from_files(
@@ -104,14 +113,21 @@ class CocoDataset:
         image_dir: str | os.PathLike[str],
         *,
         categories: Sequence[Category] | None = None,
+        orientation: OrientationRule = "auto",
     ) -> Self:
         """Open an annotation file with the images in `image_dir`.
 
-        Raises DataError if the file is missing or malformed, if images are missing, or if there are classes
-        that `categories` lacks.
+        `orientation` says on which pixels images were annotated that state how they are to be turned, where
+        their size does not tell; `auto`: as those whose size does, upright if there are none.  Raises
+        DataError if the file is missing or malformed, if images are missing, or if there are classes that
+        `categories` lacks.
         """
         path = Path(annotation_file)
-        dataset = cls(read_annotations(path, categories), Path(image_dir))
+        folder = Path(image_dir)
+        file = read_annotations(
+            path, categories, images=ImageFiles(folder), as_stored=orientation == "stored"
+        )
+        dataset = cls(file, folder, orientation=orientation)
         dataset._check_images(path)
         return dataset
 
@@ -132,6 +148,22 @@ class CocoDataset:
     def path(self, index: int) -> Path:
         """Return the file of an image."""
         return self.image_dir / self.records[index].file_name
+
+    def orientations(self, most: int | None = None) -> Survey:
+        """Say which images state an orientation, and how they are read; of the first `most` (None: of all).
+
+        Of a subset it is what the whole file says.
+        """
+        return self._orientation.survey(most)
+
+    def remarks(self, most: int | None = 2000) -> list[str]:
+        """Return what there is to know about the file beside its counts, in sentences.
+
+        How images are read that state an orientation, of the first `most` (None: of all), and what may be
+        meant otherwise than it was read.
+        """
+        orientations = self.orientations(most).describe()
+        return [*([] if orientations is None else [orientations]), *self.doubts]
 
     def first(self, limit: int | None) -> Self:
         """Return a data set of the first `limit` images, or of fewer if there are fewer; None for all."""
@@ -157,17 +189,21 @@ class CocoDataset:
 
         Raises DataError if there are none.
         """
-        good = [
-            i
-            for i, record in enumerate(self.records)
-            if len(record.boxes) and min(record.height, record.width) >= min_side
-        ]
+        good = [i for i, record in enumerate(self.records) if _is_worth_training_on(record, min_side)]
         if not good:
             raise DataError(
                 f"there is nothing to train on in '{self.image_dir}': {self.counts.describe()}, "
                 f"and no image with objects is at least {min_side} pixels wide and high"
             )
         return self.subset(good)
+
+    def left_out_of_training(self, *, min_side: int = 32) -> str:
+        """Say how many images `for_training` leaves out, and why; empty if none."""
+        empty = sum(not len(record.boxes) for record in self.records)
+        used = sum(_is_worth_training_on(record, min_side) for record in self.records)
+        small = len(self) - empty - used
+        why = [f"{empty} without objects"] * bool(empty) + [f"{small} under {min_side} pixels"] * bool(small)
+        return f"left out: {', '.join(why)}" if why else ""
 
     def ground_truth(self) -> dict[str, Any]:
         """Return everything but the images as the content of a COCO file, for evaluation.
@@ -195,38 +231,35 @@ class CocoDataset:
     def _check_images(self, annotation_file: Path) -> None:
         if not self.image_dir.is_dir():
             raise DataError(f"there is no image folder '{self.image_dir}', for '{annotation_file}'")
-        missing = [r.file_name for r in self.records if not (self.image_dir / r.file_name).is_file()]
+        missing = [r.file_name for r in self.records if not is_file(self.image_dir / r.file_name)]
         if missing:
             raise DataError(
                 f"{len(missing)} of the {len(self)} images in '{annotation_file}' are missing from "
                 f"'{self.image_dir}', the first is '{missing[0]}': copy them there"
             )
 
+    def _sized(self, record: ImageRecord) -> SizedImage:
+        return SizedImage(path=self.image_dir / record.file_name, height=record.height, width=record.width)
+
     def _read(self, record: ImageRecord) -> RgbImage:
-        path = self.image_dir / record.file_name
+        asked = self._sized(record)
+        size = stored_size(asked.path)
         try:
-            image = read_image(path)
+            upright = size is None or self._orientation.reading(size, asked) == "upright"
+            image = read_image(asked.path, upright=upright)
         except ImageError as error:
             raise DataError(f"{error} (image {record.image_id} of the data set)") from error
-        expected = (record.height, record.width)
-        if image.shape[:2] != expected:
-            image = _as_stored(path)
-        if image.shape[:2] != expected:
+        if image.shape[:2] != (record.height, record.width):
             height, width = image.shape[:2]
             raise DataError(
-                f"image '{path}' is {width} x {height} pixels, but its annotations are for "
+                f"image '{asked.path}' is {width} x {height} pixels, but its annotations are for "
                 f"{record.width} x {record.height}: use the image that was annotated"
             )
         return image
 
 
-def _as_stored(path: Path) -> RgbImage:
-    """Read an image without its EXIF orientation, which many annotation tools, COCO's among them, ignore."""
-    with quiet_opencv():
-        data = np.fromfile(path, dtype=np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    assert image is not None, f"{path} was readable a moment ago"
-    return cast(RgbImage, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+def _is_worth_training_on(record: ImageRecord, min_side: int) -> bool:
+    return len(record.boxes) > 0 and min(record.height, record.width) >= min_side
 
 
 def _no_such_split(folder: Path, split: str, file: Path) -> str:

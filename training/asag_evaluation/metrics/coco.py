@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from asag_deploy.bundle.manifest import Category, distinct_names
+
 _SIZES = ("all", "small", "medium", "large")
 _IOU_50, _IOU_75 = 0, 5
 """Positions of the thresholds 0.5 and 0.75 among 0.5, 0.55, ..., 0.95."""
@@ -39,7 +41,7 @@ class CocoMetrics:
     ar_medium: float | None
     ar_large: float | None
     ap_of_class: dict[str, float | None]
-    """AP by class name."""
+    """AP by class name; where several classes have one name, with their ids."""
     precision: dict[str, NDArray[np.float64]]
     """Precision at recall 0, 0.01, ..., 1, (101,) averaged over the classes, at IoU '0.50' and '0.75'."""
 
@@ -63,7 +65,7 @@ def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str,
         run.accumulate()
     # Precision: IoU thresholds x recalls x classes x sizes x limits; recall: the same without recalls.
     precision, recall = run.eval["precision"], run.eval["recall"]
-    names = [category["name"] for category in ground_truth["categories"]]
+    names = distinct_names([Category(**category) for category in ground_truth["categories"]])
     positions = [run.params.catIds.index(category["id"]) for category in ground_truth["categories"]]
     by_size = {size: _mean(precision[..., i, -1]) for i, size in enumerate(_SIZES)}
     recalled = {size: _mean(recall[..., i, -1]) for i, size in enumerate(_SIZES)}

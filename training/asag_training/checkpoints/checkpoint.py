@@ -17,6 +17,13 @@ from asag_training.network.config import AsagConfig, default_categories, variant
 from asag_training.network.model import build
 from asag_training.settings import apply_changes
 
+_USUAL = Preprocessing()
+PREPARATION_ASSUMED = (
+    f"the file does not say how images are prepared: without other options, {_USUAL.shorter_side} to "
+    f"{_USUAL.longer_side} pixels and ImageNet's mean and deviation are assumed"
+)
+"""What `Checkpoint.assumed` holds where there is no `preprocessing`."""
+
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"
 
@@ -41,6 +48,12 @@ class Checkpoint:
     """The last epoch that was trained, counted from 0, if the file says."""
     preprocessing: Preprocessing | None = None
     """How images were resized for evaluation in training, if the file says."""
+    named: bool = True
+    """False if the names of the classes are made up, because the file says none."""
+    notes: tuple[str, ...] = ()
+    """Sentences about which of a file's weights were taken."""
+    assumed: tuple[str, ...] = ()
+    """Sentences about what was assumed, because the file does not say."""
 
     def __post_init__(self) -> None:
         config = self.config

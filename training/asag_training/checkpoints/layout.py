@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,8 @@ Layout = Mapping[str, tuple[int, ...]]
 
 _NAMED = 3
 """As many tensors of a kind a message names."""
+_NEAR, _COMPARED = 0.9, 500
+"""How alike two names are to be shown, from 0 to 1, and how many are looked at."""
 _SHOWN_BY_SHAPES = (
     *(
         "decoder",
@@ -39,6 +42,8 @@ _SHOWN_BY_SHAPES = (
     *("first_level_anchors", "patch_anchors"),
 )
 """The settings that make a published variant's layout; parallel decoders can have been left out."""
+_DEPTHS = {101: "layer3.22", 50: "layer3.5"}
+"""By the block that no shallower ResNet has."""
 _HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series)\.(\d+)\.")
 
 
@@ -65,7 +70,8 @@ def mismatch(found: Layout, expected: Layout) -> str | None:
             if name in found and found[name] != shape
         ],
     }
-    return "; ".join(f"{kind}: {_first(names)}" for kind, names in kinds.items() if names) or None
+    said = [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
+    return "; ".join(said + _renamed(kinds["missing"], kinds["unexpected"])) or None
 
 
 def count_heads(names: Iterable[str]) -> int:
@@ -82,12 +88,9 @@ def infer_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | 
     A published variant where one fits; otherwise the settings that are published for as many anchors, with
     what the shapes tell changed in them.  `data_set` is what it was trained on [dataset_file], if known.
     """
-    try:
-        config = _custom_config(found, crowdhuman=data_set == "crowdhuman")
-        if expected_layout(config) != found:
-            return None
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError):
-        return None  # a tensor lacks, or its shape is no network's
+    config = nearest_config(found, data_set=data_set)
+    if config is None or expected_layout(config) != found:
+        return None
     for published in VARIANTS.values():
         possible = data_set in (None, "crowdhuman") or not published.variant.endswith("crowdhuman")
         if possible and all(getattr(published, name) == getattr(config, name) for name in _SHOWN_BY_SHAPES):
@@ -95,9 +98,19 @@ def infer_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | 
     return config
 
 
+def nearest_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | None:
+    """Return the settings that a few tensors' shapes tell, whether or not the others fit; None if none do."""
+    try:
+        config = _custom_config(found, crowdhuman=data_set == "crowdhuman")
+        expected_layout(config)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError):
+        return None  # a tensor lacks, or its shape is no network's
+    return config
+
+
 def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
     decoder: DecoderType = "adamixer" if _any(found, "decoder.bbox_head.") else "sparse-rcnn"
-    depth = 101 if _any(found, "backbone.0.body.layer3.22.") else 50
+    depth = next((depth for depth, last in _DEPTHS.items() if _any(found, f"backbone.0.body.{last}.")), 26)
     first_level_anchors = found["anchor_generator.proj_all.layers.2.weight"][0] // 5
     preset = asag_crowdhuman if crowdhuman else asag_100 if first_level_anchors == 50 else asag_300
     hidden_dim = found["neck.inner_blocks.0.0.weight"][0]
@@ -129,6 +142,15 @@ def _adamixer_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
 def _sparse_rcnn_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
     inner = found["decoder.head_series.0.inst_interact.dynamic_layer.weight"][0]
     return {"dynamic_dim": inner // (2 * hidden_dim)}
+
+
+def _renamed(missing: list[str], unexpected: list[str]) -> list[str]:
+    """Say which names are nearly those that lack."""
+    said = []
+    for name in missing[:_NAMED]:
+        near = difflib.get_close_matches(name, unexpected[:_COMPARED], n=1, cutoff=_NEAR)
+        said += [f"'{near[0]}' is nearly '{name}'" for _ in near]
+    return said
 
 
 def _any(found: Layout, prefix: str) -> bool:

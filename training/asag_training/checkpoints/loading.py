@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
-from asag_training.checkpoints.checkpoint import Checkpoint, select_head
+from asag_evaluation.data.coco import COCO_CATEGORIES
+from asag_training.checkpoints.checkpoint import PREPARATION_ASSUMED, Checkpoint, select_head
+from asag_training.checkpoints.containers import find_weights, settings_of
 from asag_training.checkpoints.layout import (
     Layout,
     count_heads,
@@ -17,10 +22,13 @@ from asag_training.checkpoints.layout import (
     infer_config,
     layout_of,
     mismatch,
+    nearest_config,
 )
 from asag_training.checkpoints.native import is_native, native_checkpoint
-from asag_training.checkpoints.reading import as_float32, named_weights, read_weight_file
+from asag_training.checkpoints.other_detectors import other_detector
+from asag_training.checkpoints.reading import as_float32, read_weight_file
 from asag_training.network.config import VARIANTS, AsagConfig, default_categories, variant_config
+from asag_training.settings import WeightsChoice
 
 _SETTINGS_IN_ARGS = {
     "activation": "activation",
@@ -31,65 +39,134 @@ _SETTINGS_IN_ARGS = {
 }
 """Options of the public training script that shapes do not show, and our names for them."""
 
+_NAMES = re.compile(r"(?:^|(?<=\.))(?=(?:backbone|neck|anchor_generator|rpn|decoder)\.)")
+"""Where the name begins that the network has for a tensor."""
+_CLASS_KEYS = ("classes", "CLASSES", "class_names", "names", "categories")
+
 
 def load_checkpoint(
-    path: str | Path, *, variant: str | AsagConfig | None = None, head: str | None = None
+    path: str | Path,
+    *,
+    variant: str | AsagConfig | None = None,
+    head: str | None = None,
+    weights: WeightsChoice = "model",
 ) -> Checkpoint:
-    """Read a checkpoint: the public layout, a bare state dict, or our own file.
+    """Read a checkpoint: the public layout, a bare state dict, what other tools make of these, or our own.
 
     Without `variant` the file decides: its own settings, or what its shapes and its training options tell.  A
     variant by name is the published one, with as many parallel decoders as the file has; settings are taken
-    as they are.  `head` keeps one of the decoders.  Code in the file is never run; weights become float32.
+    as they are.  `head` keeps one of the decoders.  `weights` chooses where a file holds both those that were
+    trained and their moving average (EMA).  Code in the file is never run; weights become float32.  `notes`
+    and `assumed` of what comes back say which weights were taken, and what the file does not say.
 
-    Raises CheckpointError, which names the first tensors that do not fit and the variant that would, and
-    ConfigError for an unknown variant.
+    Raises CheckpointError, which names the first tensors that do not fit and the variant that would, or says
+    what the file is, and ConfigError for an unknown variant.
     """
     path = Path(path)
     if isinstance(variant, str):
         variant_config(variant)  # refused before a large file is read
     file = read_weight_file(path)
     if is_native(file):
+        if weights != "model":
+            raise CheckpointError(f"'{path}' holds no averaged weights (EMA), only the model's: take those")
         checkpoint = native_checkpoint(path, file)
-        if variant is not None:
+        if variant is not None and variant != checkpoint.config.variant:
             layers = checkpoint.config.decoder_layers
             config = _settle(path, layout_of(checkpoint.state), variant, layers)
-            checkpoint = dataclasses.replace(checkpoint, config=config)
+            notes = _other_settings(checkpoint.config, config) if isinstance(variant, str) else ()
+            checkpoint = dataclasses.replace(checkpoint, config=config, notes=checkpoint.notes + notes)
     else:
-        checkpoint = _public_checkpoint(path, file.content, variant)
+        checkpoint = _public_checkpoint(path, file.content, variant, weights)
     return checkpoint if head is None else select_head(checkpoint, head)
 
 
-def _public_checkpoint(path: Path, content: Any, variant: str | AsagConfig | None) -> Checkpoint:
-    """Read {'model': weights, 'args': options, 'epoch': ...}, or the weights themselves."""
-    whole = content if isinstance(content, Mapping) and "model" in content else {"model": content}
-    weights = named_weights(path, whole["model"])
-    options = _options(whole.get("args"))
+def _public_checkpoint(
+    path: Path, content: Any, variant: str | AsagConfig | None, choice: WeightsChoice
+) -> Checkpoint:
+    """Read {'model': weights, 'args': options, 'epoch': ...} or its like, or the weights themselves."""
+    found = find_weights(path, content, _root, choice)
+    layout = layout_of(found.tensors)
+    options = settings_of(content, "args", "hyper_parameters", "hparams", "config", "cfg")
+    notes = found.notes
     if variant is None:
-        config = _infer(path, layout_of(weights), options)
+        config = _infer(path, layout, found.names, options)
     else:
-        config = _settle(path, layout_of(weights), variant)
+        config = _settle(path, layout, variant)
         if isinstance(variant, str):
             _check_activation(path, config, options)
-    epoch = whole.get("epoch")
+            notes += _other_settings(_with_options(path, config, options), config)
+    names = _class_names(content, config.num_classes)
+    categories = default_categories(config) if names is None else _categories(names)
+    named = names is not None or not categories[0].name.startswith("class_")
+    unnamed = () if named else ("it does not name its classes: they are class_0 and so on",)
     return Checkpoint(
         config=config,
-        state=as_float32(path, weights),
-        categories=default_categories(config),
-        epoch=epoch if isinstance(epoch, int) else None,
+        state=as_float32(path, found.tensors),
+        categories=categories,
+        epoch=_epoch(content),
+        named=named,
+        notes=notes,
+        assumed=(PREPARATION_ASSUMED, *unnamed),
     )
 
 
-def _options(args: Any) -> Mapping[str, Any]:
-    """Return what the training script was called with, if the file says."""
-    if isinstance(args, argparse.Namespace):
-        return vars(args)
-    return args if isinstance(args, Mapping) else {}
+def _root(name: str) -> int:
+    match = _NAMES.search(name)
+    return -1 if match is None else match.start()
 
 
-def _infer(path: Path, found: Layout, options: Mapping[str, Any]) -> AsagConfig:
+def _epoch(content: Any) -> int | None:
+    places = (content, content.get("meta")) if isinstance(content, Mapping) else ()
+    for place in places:
+        epoch = place.get("epoch") if isinstance(place, Mapping) else None
+        if isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool) and epoch >= 0:
+            return int(epoch)
+    return None
+
+
+def _class_names(content: Any, count: int) -> tuple[str, ...] | None:
+    """Return the names of the classes if the file has so many, under a key that some tool uses."""
+    meta = settings_of(content, "meta")
+    for place in (content, meta, settings_of(meta, "dataset_meta"), settings_of(content, "dataset_meta")):
+        for key in _CLASS_KEYS:
+            names = place.get(key) if isinstance(place, Mapping) else None
+            names = list(names.values()) if isinstance(names, Mapping) else names
+            if not isinstance(names, (list, tuple)) or len(names) != count:
+                continue
+            if all(isinstance(name, str) and name for name in names) and len(set(names)) == count:
+                return tuple(names)
+    return None
+
+
+def _categories(names: tuple[str, ...]) -> tuple[Category, ...]:
+    """Give classes by name ids: COCO's own for its classes, else those in their order."""
+    if names == tuple(category.name for category in COCO_CATEGORIES):
+        return COCO_CATEGORIES
+    return tuple(Category(id=i, name=name) for i, name in enumerate(names))
+
+
+def _other_settings(said: AsagConfig, config: AsagConfig) -> tuple[str, ...]:
+    """Say which settings of a file a variant by name replaces."""
+    before, after = said.to_dict(), config.to_dict()
+    changed = [
+        f"{name} is {after[name]}, not {before[name]}"
+        for name in before
+        if name != "variant" and before[name] != after[name]
+    ]
+    return (
+        (f"settings are those of {config.variant}, not the file's: {', '.join(changed)}",) if changed else ()
+    )
+
+
+def _infer(path: Path, found: Layout, names: Iterable[str], options: Mapping[str, Any]) -> AsagConfig:
     config = infer_config(found, data_set=options.get("dataset_file"))
     if config is None:
-        raise CheckpointError(_why_none_fits(path, found))
+        raise CheckpointError(_why_none_fits(path, found, names))
+    return _with_options(path, config, options)
+
+
+def _with_options(path: Path, config: AsagConfig, options: Mapping[str, Any]) -> AsagConfig:
+    """Return the settings with what the public training script was told changed in them."""
     said = {ours: options[theirs] for theirs, ours in _SETTINGS_IN_ARGS.items() if theirs in options}
     try:
         return config.with_changes(**said)
@@ -129,12 +206,19 @@ def _check_activation(path: Path, config: AsagConfig, options: Mapping[str, Any]
         )
 
 
-def _why_none_fits(path: Path, found: Layout) -> str:
+def _why_none_fits(path: Path, found: Layout, names: Iterable[str]) -> str:
     if "conv1.weight" in found and "layer1.0.conv1.weight" in found:
         return f"'{path}' holds a ResNet and no ASAG network: it can only be a backbone's initial weights"
     heads = count_heads(found) or 1
     layouts = {name: expected_layout(config.with_changes(heads=heads)) for name, config in VARIANTS.items()}
+    own = nearest_config(found)
+    if own is not None:
+        layouts[own.variant] = expected_layout(own)
     nearest = min(layouts, key=lambda name: len(found.items() ^ layouts[name].items()))
+    lacking = sum(name not in found for name in layouts[nearest])
+    other = other_detector(names) if lacking else None
+    if other is not None:
+        return f"'{path}' holds no ASAG network: by the names of its weights it is {other}"
     if layouts[nearest].keys().isdisjoint(found):
         return f"'{path}' holds no ASAG network: none of its weights has a name that such a network has"
     wrong = mismatch(found, layouts[nearest])

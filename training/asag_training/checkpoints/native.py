@@ -17,9 +17,9 @@ from torch import Tensor
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category, Preprocessing
-from asag_deploy.bundle.manifest_json import read_fields
-from asag_deploy.errors import BundleCorruptError, CheckpointError
-from asag_training.checkpoints.checkpoint import Checkpoint
+from asag_deploy.errors import CheckpointError, FieldError
+from asag_deploy.typed_json import read_fields
+from asag_training.checkpoints.checkpoint import PREPARATION_ASSUMED, Checkpoint
 from asag_training.checkpoints.reading import WeightFile, as_float32
 from asag_training.network.config import AsagConfig
 from asag_training.settings import check_preprocessing
@@ -72,8 +72,9 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             head=said.head,
             epoch=said.epoch,
             preprocessing=said.preprocessing,
+            assumed=(PREPARATION_ASSUMED,) if said.preprocessing is None else (),
         )
-    except (KeyError, TypeError, ValueError, BundleCorruptError, CheckpointError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, FieldError, CheckpointError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}): copy it again") from error
 
 

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from asag_deploy.atomic import check_spares
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_training.checkpoints.checkpoint import change_settings
-from asag_training.checkpoints.loading import load_checkpoint
-from asag_training.checkpoints.native import save_checkpoint
+from asag_training.settings import WEIGHTS_CHOICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, help="any checkpoint that asag-export reads")
     add("output", type=Path, help="the .safetensors file to write")
     add(
+        "--weights",
+        choices=WEIGHTS_CHOICES,
+        default=WEIGHTS_CHOICES[0],
+        help="those trained (default), or their average, EMA",
+    )
+    add(
         "--set",
         dest="changes",
         action="append",
@@ -43,8 +48,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    checkpoint = change_settings(load_checkpoint(options.checkpoint), options.changes)
-    save_checkpoint(options.output, checkpoint, half=True)
+    check_spares(options.output, options.checkpoint)
+    from asag_training.checkpoints.checkpoint import change_settings
+    from asag_training.checkpoints.loading import load_checkpoint
+    from asag_training.checkpoints.native import save_checkpoint
+
+    checkpoint = load_checkpoint(options.checkpoint, weights=options.weights)
+    save_checkpoint(options.output, change_settings(checkpoint, options.changes), half=True)
+    for sentence in checkpoint.notes:
+        print(f"pack: note: '{options.checkpoint}': {sentence}", file=sys.stderr)
     return ALL_FINE
 
 

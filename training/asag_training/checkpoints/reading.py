@@ -1,10 +1,15 @@
-"""Reading weight files of either kind without running anything they bring along."""
+"""Reading weight files of any kind without running anything they bring along."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import pathlib
+import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +21,89 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError
+from asag_training.checkpoints.foreign_files import HEAD_BYTES, what_archive, what_else, what_folder
+from asag_training.checkpoints.pickles import longest_word
 
-# What public checkpoints hold besides tensors and plain values.  None of these can do anything: a Namespace
-# only takes attributes, and a NumPy scalar (a metric) is a few bytes.  NumPy 2 renamed the latter's module.
+
+class Unread:
+    """Stands for an object of another library, whose content is not looked at."""
+
+    def __init__(self, *given: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _AsDict:
+    """Stands for another library's kind of dictionary, and becomes a plain one."""
+
+    def __new__(cls, *given: object) -> Any:
+        return OrderedDict[Any, Any]()
+
+
+class _AsList:
+    """Stands for another kind of list, and becomes a plain one."""
+
+    def __new__(cls, *given: object) -> Any:
+        return []
+
+
+# What checkpoints hold besides tensors and plain values.  None of these can do anything: a Namespace only
+# takes attributes, a NumPy scalar or array (a metric) is a few bytes, a path only text.  NumPy 2 renamed the
+# module of its own.  Paths are read as such that touch no disk, whatever system they were written on.
 _SCALAR = np.float64(0).__reduce__()[0]
+_ARRAY = np.zeros(1).__reduce__()[0]
+_NUMPY_TYPES = "?bBhHiIlLqQefdgFDGSUmMVO"
 _HARMLESS: list[Any] = [
     argparse.Namespace,
+    torch.torch_version.TorchVersion,
+    datetime.datetime,
+    datetime.date,
+    datetime.timedelta,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.ndarray,
+    *dict.fromkeys(type(np.dtype(kind)) for kind in _NUMPY_TYPES),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("_core", "core")),
+    *(
+        (pathlib.PureWindowsPath if "Windows" in kind else pathlib.PurePosixPath, f"{module}.{kind}")
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ),
+    *(
+        (kind, f"{module}.{kind.__name__}")
+        for module in ("builtins", "__builtin__")
+        for kind in (bool, int, float, complex, str, list, tuple, dict, set, frozenset, range, slice)
+    ),
+    (_AsDict, "collections.defaultdict"),
+    (_AsList, "collections.deque"),
 ]
+# Settings and records of other tools.  Nothing of them is needed but what a dictionary holds, and the
+# libraries themselves are never imported.
+_DICTIONARIES = (
+    *("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode"),
+    *("addict.addict.Dict", "mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict"),
+    *("easydict.EasyDict", "timm.utils.misc.AttrDict", "lightning.fabric.utilities.data.AttributeDict"),
+    *(f"{name}.utilities.parsing.AttributeDict" for name in ("lightning.pytorch", "pytorch_lightning")),
+    "lightning_fabric.utilities.data.AttributeDict",
+)
+_OBJECTS = (
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "SCMode")),
+    *(f"omegaconf.nodes.{name}Node" for name in ("Any", "String", "Integer", "Float", "Boolean")),
+    *(f"omegaconf.nodes.{name}Node" for name in ("Path", "Bytes", "Enum", "Value")),
+    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Union")),
+    "mmengine.config.config.Config",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.logging.message_hub.MessageHub",
+)
+_ALLOWED = [*_HARMLESS, *((_AsDict, name) for name in _DICTIONARIES), *((Unread, name) for name in _OBJECTS)]
 _ZIP, _PICKLE = b"PK", b"\x80"
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
+_INDEX = "weight_map"
+_SHARD = ".distcp"
+_SHARDED = ("torch.distributed.", "deepspeed.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,78 +117,89 @@ class WeightFile:
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Read a .pth or .safetensors file; which of them it is shows in its first bytes, not in its name.
+    """Read a PyTorch or safetensors file, or the parts that a safetensors index lists.
 
-    Raises CheckpointError for a file that is missing, damaged, neither of the two, or that would run code.
+    Which of them it is shows in its first bytes, not in its name.  Raises CheckpointError for anything else,
+    saying what it is, and for a file that is missing, damaged, or would run code.
     """
-    if path.is_dir():
-        raise CheckpointError(f"'{path}' is a directory; give the checkpoint file in it")
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint file '{path}'") from None
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint '{path}' cannot be read: {error.strerror}") from None
-    if not start:
-        raise CheckpointError(f"the checkpoint '{path}' is empty; copy or download it again")
+    start = _start(path)
     if start.startswith(_ZIP):
+        what = what_archive(path)
+        if what is not None:
+            raise CheckpointError(f"'{path}' is no checkpoint but {what}")
+        if path.suffix == _SHARD:
+            raise CheckpointError(
+                f"'{path}' is one part of a checkpoint in shards: give the folder, to see how"
+            )
         return WeightFile(content=_read_torch(path, mmap=True), metadata=None)
     if start.startswith(_PICKLE):
         return WeightFile(content=_read_torch(path, mmap=False), metadata=None)
-    if start.endswith(b"{"):
+    if start[8:9] == b"{":
         return _read_safetensors(path)
+    what = what_else(start)
+    if what is not None:
+        raise CheckpointError(f"'{path}' is no checkpoint but {what}")
+    if start.lstrip().startswith(b"{"):
+        return _read_index(path)
     raise CheckpointError(f"'{path}' is not a checkpoint: it is neither a PyTorch nor a safetensors file")
 
 
-def named_weights(path: Path, state: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, without a wrapper's `module.` before their names and BatchNorm's
-    counters.
-
-    Raises CheckpointError where it is no state dict, or holds anything but floating point tensors.
-    """
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"'{path}' is not a checkpoint: it holds no named weights")
-    prefix = "module." if all(str(name).startswith("module.") for name in state) else ""
-    weights = {}
-    for name, tensor in state.items():
-        if str(name).endswith("num_batches_tracked"):
-            continue
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise CheckpointError(
-                f"'{path}' is not a checkpoint of weights: '{name}' is no floating point tensor"
-            )
-        weights[str(name).removeprefix(prefix)] = tensor.detach()
-    return weights
-
-
-def as_float32(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies that do not depend on the file any more (CheckpointError if a value is not finite)."""
-    for name, tensor in weights.items():
-        extremes = torch.stack(torch.aminmax(tensor))  # much faster than asking every value
-        if not torch.isfinite(extremes).all():
-            raise CheckpointError(
-                f"'{name}' of '{path}' holds infinite or undefined values: "
-                f"take a checkpoint from before training diverged"
-            )
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
+def _start(path: Path) -> bytes:
+    """Return how the file begins (CheckpointError if it cannot be read, or is empty)."""
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"'{path}' is {what_folder(path)}")
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"'{path}' is no regular file: a checkpoint is read from a file")
+        with path.open("rb") as file:
+            start = file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint file '{path}'") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"the checkpoint '{path}' cannot be read: {reason}") from None
+    if not start:
+        raise CheckpointError(f"the checkpoint '{path}' is empty; copy or download it again")
+    return start
 
 
 def _read_torch(path: Path, *, mmap: bool) -> Any:
+    length = longest_word(path)
+    if length is not None:
+        raise CheckpointError(
+            f"'{path}' is damaged, or no checkpoint: it has a text of {length} characters without a space; "
+            "copy or download it again, or save its weights alone, where it was made"
+        )
     try:
         # What torch warns of here (old formats) is dealt with below or of no concern to the user.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged files make torch raise nearly anything
         code = _GLOBAL.search(str(error))
         if code is not None:
+            raise CheckpointError(_refused_class(path, code[1])) from None
+        if mmap and isinstance(
+            error, pickle.UnpicklingError
+        ):  # of a whole archive, whose checksums are right
             raise CheckpointError(
-                f"'{path}' holds pickled code ({code[1]}), which is never run: save its weights alone, "
-                f"with torch.save(model.state_dict(), ...), where it was made"
+                f"'{path}' holds more than weights and plain values, which is not read: save its weights "
+                "alone, with torch.save(model.state_dict(), ...), where it was made"
             ) from None
         raise CheckpointError(
             f"'{path}' is not a checkpoint, or is truncated or damaged: copy or download it again"
         ) from error
+
+
+def _refused_class(path: Path, name: str) -> str:
+    if name.startswith(_SHARDED):
+        return (
+            f"'{path}' is one part of a checkpoint in shards ({name}): gather the whole state dict in one "
+            "process, and save that"
+        )
+    return (
+        f"'{path}' holds pickled code ({name}), which is never run: save its weights alone, "
+        f"with torch.save(model.state_dict(), ...), where it was made"
+    )
 
 
 def _read_safetensors(path: Path) -> WeightFile:
@@ -121,7 +207,37 @@ def _read_safetensors(path: Path) -> WeightFile:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             return WeightFile(content=tensors, metadata=file.metadata() or {})
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"'{path}' is not a safetensors file, or is truncated or damaged: copy it again"
         ) from error
+
+
+def _read_index(path: Path) -> WeightFile:
+    """Read all parts of a checkpoint that a JSON index lists: {'weight_map': {tensor: file}}."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = sorted(set(content[_INDEX].values()))
+        places = [path.parent / Path(name).name for name in files]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"'{path}' is not a checkpoint but JSON, and no index of safetensors files: give the weights"
+        ) from None
+    tensors: dict[str, Any] = {}
+    for place in places:
+        if not _start(place)[8:9] == b"{":
+            raise CheckpointError(f"'{place}', which '{path}' lists, is no safetensors file: copy it again")
+        tensors |= _read_safetensors(place).content
+    return WeightFile(content=tensors, metadata=None)
+
+
+def as_float32(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies that do not depend on the file any more (CheckpointError if a value is not finite)."""
+    for name, tensor in weights.items():
+        extremes = torch.stack(torch.aminmax(tensor))  # much faster than asking every value
+        if not torch.isfinite(extremes.float()).all():
+            raise CheckpointError(
+                f"'{name}' of '{path}' holds infinite or undefined values: "
+                f"take a checkpoint from before training diverged"
+            )
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}

@@ -5,7 +5,8 @@ PyTorch is one more backend: the stages of a network run under the loop that bun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.predictor import Predictor, proposing_predictor
 from asag_training.checkpoints import load_checkpoint, select_head
+from asag_training.evaluation.device import check_device
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import TorchNetwork
+from asag_training.settings import WeightsChoice, change_sides
 
 
 def checkpoint_predictor(
@@ -27,22 +30,39 @@ def checkpoint_predictor(
     options: DetectorOptions | None = None,
     *,
     head: str | None = None,
+    weights: WeightsChoice = "model",
     preprocessing: Preprocessing | None = None,
+    shorter_side: int | None = None,
+    longer_side: int | None = None,
     device: str = "cpu",
+    classes: Callable[[], Sequence[Category]] | None = None,
+    note: Callable[[str], object] = lambda sentence: None,
 ) -> Predictor:
     """Load a checkpoint's file.
 
     options: their backend, threads and requests are not looked at.  head: one of the parallel decoders; None
-    for the main one.  preprocessing: None for what the file says, if it does.  Raises CheckpointError, and
-    ConfigError for an unknown head, mode or level.
+    for the main one.  weights: see `load_checkpoint`.  preprocessing: None for what the file says, if it
+    does.  shorter_side, longer_side: in pixels, instead of those in it, of which all else stays.  classes:
+    asked for those of the data where the file names none; they are taken if they are as many.  note: told in
+    sentences what was taken and assumed.
+    Raises CheckpointError, and ConfigError for an unknown head, mode, level or device.
     """
-    checkpoint = load_checkpoint(path)
+    check_device(device)
+    checkpoint = load_checkpoint(path, weights=weights)
+    for sentence in (*checkpoint.notes, *checkpoint.assumed):
+        note(sentence)
+    if not checkpoint.named and classes is not None:
+        found = tuple(classes())
+        if len(found) == checkpoint.config.num_classes:
+            checkpoint = dataclasses.replace(checkpoint, categories=found)
+            note(f"its {len(found)} classes are taken for those of the data, in the order of their ids")
+    said = preprocessing or checkpoint.preprocessing or Preprocessing()
     checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
     return network_predictor(
         build(checkpoint.config, checkpoint.state),
         checkpoint.categories,
         options,
-        preprocessing=preprocessing or checkpoint.preprocessing,
+        preprocessing=change_sides(said, shorter_side, longer_side),
         trained=checkpoint.trained,
         device=device,
     )

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_PIXELS,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_evaluation.data.orientation import add_orientation_option
+from asag_training.checkpoints.foreign_files import what_shards
 
 if TYPE_CHECKING:
     from asag_evaluation.predictor import Predictor
@@ -41,33 +49,61 @@ def _parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="BUNDLE_OR_CHECKPOINT", help="a bundle's folder, or a checkpoint's file")
     add("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     add("--split", default=VAL_SPLIT, metavar="NAME", help=f"which part of it (default: {VAL_SPLIT})")
-    add("--limit", type=int, metavar="N", help="measure on the first N images only")
+    add_orientation_option(parser)
+    add("--limit", type=whole_number(1), metavar="N", help="measure on the first N images only")
     add("--output-dir", type=Path, metavar="DIR", help="write the figures, the detections and plots to DIR")
-    add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
+    add("--batch", type=whole_number(1), default=1, metavar="N", help="images to run at once (default: 1)")
     add("--quiet", action="store_true", help="print no table")
     add_detector_options(parser)
-    add = parser.add_argument_group("for a checkpoint, which PyTorch runs").add_argument
+    add = parser.add_argument_group(
+        "for a checkpoint", "PyTorch runs it: its backend is torch, and its mode exact if none is given."
+    ).add_argument
     add("--head", metavar="HEAD", help="which decoder (default: main)")
-    add("--shorter-side", type=int, metavar="PIXELS", help="image size (default: the checkpoint's, or 800)")
-    add("--longer-side", type=int, metavar="PIXELS", help="its limit (default: 5/3 of the shorter side)")
-    add("--device", default="cpu", metavar="D", help="where PyTorch runs it (default: cpu)")
+    add(
+        "--weights",
+        choices=("model", "ema"),
+        help="which of a file's weights: those that were trained, or their average, EMA (default: model)",
+    )
+    said = "(default: what the checkpoint says; if it says nothing"
+    add(
+        "--shorter-side",
+        type=whole_number(1, MOST_PIXELS),
+        metavar="PIXELS",
+        help=f"images' shorter side {said}, 800)",
+    )
+    add(
+        "--longer-side",
+        type=whole_number(1, MOST_PIXELS),
+        metavar="PIXELS",
+        help=f"the most their longer side may be {said}, 1333)",
+    )
+    add(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="where PyTorch runs it: cpu, cuda or cuda:N (default: cpu)",
+    )
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        from asag_evaluation.evaluate import evaluate
-        from asag_evaluation.report import table, write_report
-    except ImportError as error:
-        raise ConfigError(
-            f"measuring needs {error.name}: install it with `pip install 'asag-deploy[evaluate]'`"
-        ) from None
+    if not options.model.is_dir():
+        import asag_training.evaluation.checkpoint_predictor  # noqa: F401 (says what is missing, first)
+    from asag_evaluation.evaluate import evaluate
+    from asag_evaluation.report import check_report, table, write_report
+
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
-    predictor = _predictor(options)
+    check_report(options.output_dir)  # before what may take hours
+    notes = list[str]()
+    predictor = _predictor(options, notes.append)
     manifest = predictor.detector.manifest
-    dataset = CocoDataset.open(options.data, options.split, categories=manifest.categories)
-    dataset = dataset.first(options.limit)
+    found = CocoDataset.open(
+        options.data, options.split, categories=manifest.categories, orientation=options.orientation
+    )
+    dataset = found.first(options.limit)
+    for sentence in notes:
+        print(f"{PROGRAM}: note: '{options.model}': {sentence}", file=sys.stderr)
     if not manifest.trained:
         print(f"{PROGRAM}: warning: the weights are untrained, so the figures mean nothing", file=sys.stderr)
     with progress(total=len(dataset), unit="image") as bar:
@@ -79,23 +115,31 @@ def _run(options: argparse.Namespace) -> int:
             on_image=lambda sample, detections: bar.update(),
         )
     if not options.quiet:
-        print(f"{predictor.name} on {options.data} {options.split}\n{table(evaluation)}")
+        read = [found.counts.describe(), *found.remarks()]
+        print("\n".join([f"{predictor.name} on {options.data} {options.split}", *read, table(evaluation)]))
     if options.output_dir is not None:
         write_report(evaluation, options.output_dir, name=f"{predictor.name}, {options.split}")
     return ALL_FINE
 
 
-def _predictor(options: argparse.Namespace) -> Predictor:
+def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Predictor:
     """Load the bundle or the checkpoint (ConfigError for options that do not go together)."""
     from asag_evaluation.predictor import bundle_predictor
 
     path, chosen = options.model, detector_options(options)
-    preprocessing = _preprocessing(options.shorter_side, options.longer_side)
+    for name in ("shorter_side", "longer_side"):
+        side = getattr(options, name)
+        if side is not None and side < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {side} is no image size: expected 1 pixel or more")
+    shards = what_shards(path) if path.is_dir() else None
+    if shards is not None:
+        raise CheckpointError(f"'{path}' is {shards}")
     if not path.is_dir():
-        return _checkpoint_predictor(path, chosen, options, preprocessing)
-    if options.head is not None or preprocessing is not None or options.device != "cpu":
+        return _checkpoint_predictor(path, chosen, options, note)
+    of_checkpoints = (options.head, options.weights, options.shorter_side, options.longer_side)
+    if any(value is not None for value in of_checkpoints) or options.device != "cpu":
         raise ConfigError(
-            f"'{path}' is a bundle, whose head, image size and device are decided: leave them out"
+            f"'{path}' is a bundle, whose head, weights, image size and device are decided: leave them out"
         )
     if chosen.backend == TORCH:
         raise ConfigError(f"'{path}' is a bundle, which PyTorch does not run: leave the backend out")
@@ -103,7 +147,7 @@ def _predictor(options: argparse.Namespace) -> Predictor:
 
 
 def _checkpoint_predictor(
-    path: Path, chosen: DetectorOptions, options: argparse.Namespace, preprocessing: Preprocessing | None
+    path: Path, chosen: DetectorOptions, options: argparse.Namespace, note: Callable[[str], object]
 ) -> Predictor:
     if chosen.backend not in (None, TORCH):
         raise ConfigError(
@@ -115,29 +159,19 @@ def _checkpoint_predictor(
             f"'{path}' is a checkpoint, and --threads and --requests are for bundles: leave them out, and "
             "set OMP_NUM_THREADS if PyTorch is to have fewer threads"
         )
-    try:
-        from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
-    except ImportError as error:
-        raise ConfigError(
-            f"'{path}' is a checkpoint, which needs {error.name}: install it with "
-            "`pip install 'asag-deploy[train]'`, or give a bundle"
-        ) from None
+    from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
+
     return checkpoint_predictor(
-        path, chosen, head=options.head, preprocessing=preprocessing, device=options.device
+        path,
+        chosen,
+        head=options.head,
+        weights=options.weights or "model",
+        shorter_side=options.shorter_side,
+        longer_side=options.longer_side,
+        device=options.device,
+        classes=lambda: CocoDataset.open(options.data, options.split).categories,
+        note=note,
     )
-
-
-def _preprocessing(shorter: int | None, longer: int | None) -> Preprocessing | None:
-    if shorter is None and longer is None:
-        return None
-    shorter = Preprocessing().shorter_side if shorter is None else shorter
-    longer = round(shorter * 5 / 3) if longer is None else longer
-    if not 1 <= shorter <= longer:
-        raise ConfigError(
-            f"--shorter-side {shorter} and --longer-side {longer} are no image size: expected 1 pixel or "
-            "more, and the longer side not below the shorter"
-        )
-    return Preprocessing(shorter_side=shorter, longer_side=longer)
 
 
 if __name__ == "__main__":

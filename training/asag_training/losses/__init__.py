@@ -7,8 +7,3 @@
 `anchors` holds the losses of the anchor generator, patch by patch; `queries` those of the relation block, the
 decoders and denoising; `targets` what each patch is to find; `criterion` puts them together.
 """
-
-from asag_training.losses.config import LossConfig
-from asag_training.losses.criterion import Criterion, Losses
-
-__all__ = ["Criterion", "LossConfig", "Losses"]

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asag_training.losses.matching import MatchingCosts
 from asag_training.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingCosts(Settings):
+    """Weights of the parts of the matching cost (ConfigError for a negative one, or when all are 0)."""
+
+    of = "matching"
+    classes: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+    def __post_init__(self) -> None:
+        parts = (self.classes, self.l1, self.giou)
+        possible = min(parts) >= 0 and max(parts) > 0
+        self._require(possible, "none below 0 and one above", "classes", "l1", "giou")
 
 
 @dataclass(frozen=True, kw_only=True)

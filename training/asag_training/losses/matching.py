@@ -9,7 +9,6 @@ A predictions and T objects per problem; any number of leading axes (heads, imag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,28 +16,13 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
+from asag_training.losses.config import MatchingCosts
 from asag_training.network.boxes import cxcywh_to_xyxy, pairwise_overlap
-from asag_training.settings import Settings
 
 NO_MATCH = -1
 _ALPHA = 0.25
 _WORST = 1e6
 """Stands for a cost that is not a number, so that the losses and not the matching report it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchingCosts(Settings):
-    """Weights of the parts of the cost (ConfigError for a negative one, or when all are 0)."""
-
-    of = "matching"
-    classes: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
-
-    def __post_init__(self) -> None:
-        parts = (self.classes, self.l1, self.giou)
-        possible = min(parts) >= 0 and max(parts) > 0
-        self._require(possible, "none below 0 and one above", "classes", "l1", "giou")
 
 
 @torch.no_grad()

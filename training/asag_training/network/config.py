@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from asag_deploy.bundle.manifest import Category
+from asag_deploy.bundle.manifest import Category, Level
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
@@ -19,6 +19,9 @@ Activation = Literal["gelu", "relu", "silu"]
 
 MAIN_HEAD = "main"
 BACKBONE_DEPTHS = (26, 50, 101)
+
+MANUAL_STOPS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
+"""Manual stops (paper, table 2) by name: the levels that can be probed beyond P5 and P6."""
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder": get_args(DecoderType),
@@ -45,6 +48,8 @@ _COUNTS = (
     "anchor_cap",
 )
 _LIMITS = ("max_patches", "max_detections")
+_MOST, _MOST_LAYERS, _LARGEST_LIMIT = 65_536, 256, 2**31 - 1
+"""Beyond these a damaged file speaks: building such a network would never end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +125,13 @@ class AsagConfig(Settings):
         for name, choices in _CHOICES.items():
             self._require(getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}", name)
         for name in _COUNTS:
-            self._require(getattr(self, name) >= 1, "at least 1", name)
+            self._require(1 <= getattr(self, name) <= _MOST, f"1 to {_MOST}", name)
+        layers = self.heads * self.decoder_layers
+        self._require(layers <= _MOST_LAYERS, f"{_MOST_LAYERS} layers at most", "heads", "decoder_layers")
         for name in _LIMITS:
             value = getattr(self, name)
-            self._require(value is None or value >= 1, "at least 1, or None", name)
+            possible = value is None or 1 <= value <= _LARGEST_LIMIT
+            self._require(possible, f"1 to {_LARGEST_LIMIT}, or None", name)
         for divisor in ("attention_heads", "groups"):
             number = getattr(self, divisor)
             self._require(self.hidden_dim % number == 0, f"a multiple of {divisor} ({number})", "hidden_dim")

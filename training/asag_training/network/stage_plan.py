@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from asag_deploy.bundle.manifest import Level, Mode, Postprocessing, Preprocessing, ProbeLevel, Probing
+from asag_deploy.bundle.manifest import Mode, Postprocessing, Preprocessing, ProbeLevel, Probing
 from asag_deploy.errors import ConfigError
 from asag_training.network.anchor_generator import STRIDES
-from asag_training.network.config import MAIN_HEAD, AsagConfig
+from asag_training.network.config import MAIN_HEAD, MANUAL_STOPS, AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.stages import BackboneStage, DecoderStage, NormalizeStage, ProbeStage, StageModule
-
-MANUAL_STOPS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
-"""Manual stops (paper, table 2) by name: the levels that can be probed beyond P5 and P6."""
 
 _EXACT_CAPACITY = {"P4": 128, "P3": 256}
 _FAST_CAPACITY = 15

@@ -73,6 +73,19 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def check_same_step(step: int) -> None:
+    """Raise ConfigError unless every process has come to the same update of the run."""
+    if not dist.is_initialized():
+        return
+    steps = [step] * dist.get_world_size()
+    dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise ConfigError(
+            f"the processes of the run find different states of it, after {min(steps)} to {max(steps)} "
+            "updates: let the output folder be one that all machines share"
+        )
+
+
 def keep_freed_memory() -> bool:
     """Let freed memory stay with the process instead of going back to the system; return whether it will.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asag_deploy.bundle.manifest import distinct_names
 from asag_deploy.detector import Detector
 from asag_deploy.images.drawing import draw_detections
 from asag_deploy.images.writing import write_picture
@@ -27,6 +28,7 @@ def write_progress_pictures(
     are not drawn.  Files are called `epochEEE-imageID.jpg`.  Raises DataError if an image cannot be read,
     OutputError if a picture cannot be written.
     """
+    names = distinct_names(dataset.categories)
     for index in indices:
         sample = dataset[index]
         found = detector(sample.image, channel_order="rgb")
@@ -35,7 +37,7 @@ def write_progress_pictures(
             truth,
             xyxy=sample.boxes,
             class_id=sample.labels,
-            names=[found.categories[label].name for label in sample.labels],
+            names=[names[label] for label in sample.labels],
             confidence=np.ones(len(sample.boxes), dtype=np.float32),
         )
         traced = found.filter(1.0).plot(sample.image, trace=True, channel_order="rgb")

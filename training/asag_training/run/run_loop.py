@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from asag_deploy.command_line import progress
-from asag_deploy.errors import TrainingError
+from asag_deploy.errors import DataError, TrainingError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_training.data.loading import TrainingLoader
@@ -54,8 +54,9 @@ class TrainingRun:
     def __call__(self) -> None:
         """Go on from where the trainer is.
 
-        Raises what `Trainer.train_epoch` raises, TrainingError for memory that runs out too, and
-        KeyboardInterrupt when interrupted, after all updates that were done have been saved.
+        Raises what `Trainer.train_epoch` raises, TrainingError for memory that runs out too and for another
+        process that has ended, and KeyboardInterrupt when interrupted.  All updates that were done have been
+        saved then, unless one is not finite or a file could not be written.
         """
         position = self.trainer.position
         folder = self.trainer.output_dir
@@ -71,17 +72,32 @@ class TrainingRun:
             ) as self._bar,
         ):
             try:
-                self._train()
+                self._train_explained()
             except KeyboardInterrupt:
                 self._save_interrupted()
                 raise
-            except RuntimeError as error:
-                if self.trainer.interruption.signal is None:
-                    _explain(error)
-                    raise
-                # A worker or another process has got the signal as well, and is missed here.
-                self._save_interrupted()
+
+    def _train_explained(self) -> None:
+        try:
+            self._train()
+        except DataError:
+            self._save_interrupted()
+            raise
+        except RuntimeError as error:
+            # A worker or another process may have got the signal as well, and is missed here.
+            if self.trainer.interruption.take():
                 raise KeyboardInterrupt from error
+            if self.trainer.process.world_size > 1 and _has_lost_another(error):
+                self._save_interrupted()
+                raise TrainingError(
+                    "another process of the run has ended, and said why if it could; start all of them again "
+                    "with --resume, which goes on from here"
+                ) from error
+            explained = _explained(error)
+            if explained is None:
+                raise
+            self._save_interrupted()
+            raise explained from error
 
     def _train(self) -> None:
         epochs = self.trainer.recipe.schedule.epochs
@@ -159,8 +175,8 @@ class TrainingRun:
         self._saved = time.monotonic()
 
     def _save_interrupted(self) -> None:
-        if self.trainer.position.step:
-            with self.trainer.interruption.ignored():
+        with self.trainer.interruption.ignored():
+            if self.trainer.position.step:
                 self.trainer.save()
 
 
@@ -188,15 +204,21 @@ def summary(result: Evaluation) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
-def _explain(error: RuntimeError) -> None:
-    """Raise a TrainingError where there is something that a user can do about it."""
+def _has_lost_another(error: RuntimeError) -> bool:
+    """Return whether this is what PyTorch makes of a process that does not answer any more."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _explained(error: RuntimeError) -> TrainingError | None:
+    """Say what a user can do about it; None if nothing."""
     if isinstance(error, torch.OutOfMemoryError):
-        raise TrainingError(
+        return TrainingError(
             "the GPU's memory ran out: raise optimisation.accumulate, or use smaller images; "
             "--resume goes on from what was saved"
-        ) from error
+        )
     if "DataLoader worker" in str(error):
-        raise TrainingError(
+        return TrainingError(
             "a process that reads images has died, as it does when memory runs out: use fewer --workers; "
             "--resume goes on from what was saved"
-        ) from error
+        )
+    return None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import BundleCorruptError, OutputError, TrainingError
+from asag_deploy.errors import OutputError, TrainingError
+from asag_evaluation.data.coco import CocoDataset
+from asag_training.checkpoints.pickles import longest_word
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 
@@ -61,21 +64,14 @@ def reading_state(
     """
     path = folder / STATE
     try:
+        if longest_word(path) is not None:
+            raise ValueError("a text that no run has saved")
         state = torch.load(path, map_location=device, weights_only=True)
         other = differences(state["run"], identity, defaults)
         if not other:
             yield state
             return
-    except (
-        OSError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        EOFError,
-        pickle.PickleError,
-        BundleCorruptError,
-    ) as error:
+    except Exception as error:  # a damaged file makes torch raise nearly anything
         raise TrainingError(
             f"cannot resume from '{path}', which is damaged ({type(error).__name__}): start anew in "
             f"another output folder, from {LAST} with --init"
@@ -107,6 +103,18 @@ def default_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             named[prefix + field.name] = field.default
     return named
+
+
+def data_in_words(dataset: CocoDataset, orientation: str) -> str:
+    """Say what there is to train on: images, objects, a checksum of all that is annotated, and how images
+    are turned."""
+    value = 0
+    for record in dataset.records:
+        size = np.array([record.image_id, record.height, record.width], dtype=np.int64)
+        for array in (size, record.boxes, record.labels):
+            value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    found = f"{dataset.counts.images} images with {dataset.counts.objects} objects"
+    return f"{found} (checksum {value:08x}, orientation {orientation})"
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.bundle.manifest_json import read_fields
 from asag_deploy.errors import TrainingError
+from asag_deploy.interruption import Interruption, current
 from asag_deploy.timing import Stopwatch
+from asag_deploy.typed_json import read_fields
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.data.loading import Batch, TrainingLoader
-from asag_training.losses import Criterion, Losses
+from asag_training.losses.criterion import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
-from asag_training.run.interruption import Interruption
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from asag_training.run.process import Process
 from asag_training.run.state import (
@@ -37,6 +37,7 @@ from asag_training.run.state import (
     STATE,
     Position,
     default_settings,
+    differences,
     flat,
     reading_state,
     write_file,
@@ -58,16 +59,18 @@ class Trainer:
         output_dir: Path,
         *,
         seed: int,
+        data: str | None = None,
         process: Process | None = None,
         interruption: Interruption | None = None,
     ) -> None:
         """Train `model`, which has the recipe's network and as many classes as `categories`.
 
-        `output_dir` must exist; `interruption` is held back while an update is made or a file is written.
+        `output_dir` must exist; `data` says what it is trained on, and is the same when a run is resumed;
+        `interruption`, the program's if not given, is held back while an update is made or a file is written.
         """
         self.recipe, self.categories, self.output_dir, self.seed = recipe, categories, output_dir, seed
         self.process = process or Process()
-        self.interruption = interruption or Interruption()
+        self.interruption = interruption or current()
         self.model = model.to(self.process.device).train()
         o = recipe.optimisation
         self.optimizer = build_optimizer(self.model, o)
@@ -75,6 +78,11 @@ class Trainer:
             model.backbone[0].body.learn_statistics()  # type: ignore[union-attr, operator]
         self.scaling = GradientScaling(self.process.device, o.compute)
         self.position = Position()
+        self.changed: tuple[str, ...] = ()
+        """Sentences about what was otherwise where the resumed run was saved."""
+        self._data = data
+        self._before: dict[str, Tensor] | None = None
+        self._torn = False
         self._step: nn.Module = _Step(self.model, recipe)
         if self.process.world_size > 1:
             # Which levels and heads a batch uses depends on the images, so parameters may go unused.  Newer
@@ -98,14 +106,18 @@ class Trainer:
         batch that caused it is then in `bad-batch.pt`.  (With float16, gradients that may only have been
         scaled too much cost an update instead.)  Raises DataError if an image cannot be read.
         """
+        self._roll_back()
         start, accumulate = self.position, self.recipe.optimisation.accumulate
         passes = min(accumulate, loader.batches_per_epoch)
         batches = loader.epoch(start.epoch, start.update * accumulate)
         with _repeatable(self.process.device):
             for _ in range(start.update, self.updates_per_epoch(loader)):
                 clock = _Clock(self.process.device)
-                values = self._add_gradients(batches, passes, clock)
+                self._begin_update()
+                values, batch = self._add_gradients(batches, passes, clock)
                 with self.interruption.held_back():
+                    self.scaling.unscale(self.optimizer)
+                    self._check_gradients(batch)
                     values |= self._update(clock)
                     on_step(values)
         self.position = replace(self.position, epoch=start.epoch + 1, update=0)
@@ -113,14 +125,21 @@ class Trainer:
     def save(self) -> None:
         """Write `state.pt`, to resume from, and `last.safetensors`, to export, in the main process.
 
+        What is written is the run after its last whole update: one that was broken off leaves no trace.  One
+        that broke off while it changed the weights cannot be undone, and then nothing is written.
+
         Raises OutputError if that fails; what was there before is then still whole.
         """
         if not self.process.is_main:
             return
         with self.interruption.held_back():
-            save_checkpoint(self.output_dir / LAST, self.checkpoint())
+            self._roll_back()
+            if self._torn:
+                return
             parts = {name: part.state_dict() for name, part in self._parts().items()}
-            write_state(self.output_dir, self._identity(), self.position, parts)
+            # First, so that a run that is killed in between can be resumed.
+            write_state(self.output_dir, self._identity(), self.position, parts | {"made": self._made()})
+            save_checkpoint(self.output_dir / LAST, self.checkpoint())
 
     def save_evaluated(self, ap: float | None) -> None:
         """Save after an evaluation, and write `best.safetensors` if none was better before.
@@ -149,6 +168,10 @@ class Trainer:
             for name, part in self._parts().items():
                 part.load_state_dict(state.get(name, {}))
             self.position = cast(Position, read_fields(Position, state["position"]))
+            self.changed = tuple(
+                f"the run was saved otherwise ({difference}): numbers can differ in their last digits"
+                for difference in differences(state["made"], self._made(), {})
+            )
         return True
 
     def checkpoint(self) -> Checkpoint:
@@ -169,15 +192,39 @@ class Trainer:
             **flat(self.recipe.to_dict()),
             "seed": self.seed,
             "number of processes": self.process.world_size,
+            "training data": self._data,
             "classes": [[category.id, category.name] for category in self.categories],
+        }
+
+    def _made(self) -> dict[str, Any]:
+        """Return what decides in which order numbers are added up, and so about their last digits."""
+        return {
+            "device": self.process.device.type,
+            "number of threads": torch.get_num_threads(),
+            "PyTorch": str(torch.__version__),
         }
 
     def _parts(self) -> dict[str, Any]:
         """Return what has a state of its own."""
         return {"model": self.model, "optimizer": self.optimizer, "scaling": self.scaling}
 
-    def _add_gradients(self, batches: Iterator[Batch], passes: int, clock: _Clock) -> dict[str, float]:
-        """Add the mean gradients of so many batches; return the means of what is to be logged of them."""
+    def _begin_update(self) -> None:
+        """Keep what a forward pass changes, BatchNorm's statistics, until the update is made."""
+        self._before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def _roll_back(self) -> None:
+        """Undo what an update that was broken off has changed."""
+        if self._before is not None:
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(self._before[name])
+            self._before = None
+
+    def _add_gradients(
+        self, batches: Iterator[Batch], passes: int, clock: _Clock
+    ) -> tuple[dict[str, float], Batch]:
+        """Add the mean gradients of so many batches; return the means of what is to be logged of them, and
+        the last batch."""
         self.optimizer.zero_grad(set_to_none=True)
         logged: list[dict[str, float]] = []
         for part in range(passes):
@@ -188,10 +235,9 @@ class Trainer:
                 self.scaling.backward(total / passes)
             logged.append(losses.to_host())
             clock.lap("backward")
-        self.scaling.unscale(self.optimizer)
-        self._check_gradients(batch)
         names = dict.fromkeys(name for values in logged for name in values)
-        return {name: _mean([values[name] for values in logged if name in values]) for name in names}
+        means = {name: _mean([values[name] for values in logged if name in values]) for name in names}
+        return means, batch
 
     def _forward(self, batch: Batch, part: int, clock: _Clock) -> tuple[Tensor, Losses]:
         """Return the total of the losses of pass `part` of an update, and the losses."""
@@ -208,9 +254,12 @@ class Trainer:
         epoch, step = self.position.epoch, self.position.step
         rates = set_learning_rate(self.optimizer, self.recipe.schedule.factor(epoch, step))
         norm = clip_gradients(self.model.parameters(), self.recipe.optimisation.max_gradient_norm)
+        self._torn = True
         self.scaling.step(self.optimizer)
         clock.lap("optimizer")
+        self._before = None
         self.position = replace(self.position, update=self.position.update + 1, step=step + 1)
+        self._torn = False
         return {
             "epoch": float(epoch),
             **{f"lr_{name}": rate for name, rate in rates.items()},

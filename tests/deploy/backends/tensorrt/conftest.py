@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,22 +10,11 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
 from support.simulated_gpu.device_loops import LYING, STANDING
-from support.simulated_gpu.fake_cuda import FakeCuda
-from support.simulated_gpu.fake_gpu import install_gpu, write_engines
-from support.simulated_gpu.fake_kernels import FakeKernels, install_kernels
+from support.simulated_gpu.fake_gpu import write_engines
+from support.simulated_gpu.fake_kernels import FakeKernels
 from support.tiny_bundle import make_bundle
 
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install_gpu(monkeypatch)
-
-
-@pytest.fixture
-def kernels(cuda: FakeCuda, host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    return install_kernels(monkeypatch, cuda, host_library_path)
 
 
 @pytest.fixture(scope="session")

@@ -21,18 +21,13 @@ from asag_deploy.errors import BackendError, EngineUnfitError
 from asag_deploy.loop.stages import LevelOutputs
 from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.fake_cuda import FakeCuda
-from support.simulated_gpu.fake_gpu import MOST_IMAGES, install_gpu, write_engines
+from support.simulated_gpu.fake_gpu import MOST_IMAGES, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
 from support.simulated_gpu.fake_tensorrt import view
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture
 
 SIZES = np.array([[64, 64]], dtype=np.int64)
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install_gpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,10 @@ from asag_deploy.errors import (
 from asag_deploy.processing.canvases import Canvas
 from support.simulated_gpu import fake_tensorrt
 from support.simulated_gpu.fake_cuda import CudaError, FakeCuda
-from support.simulated_gpu.fake_gpu import MODULES, install_cuda, install_gpu, write_engines
+from support.simulated_gpu.fake_gpu import MODULES, install_cuda, write_engines
 from support.tiny_bundle import make_bundle
 
 FORMATS: tuple[Format, ...] = ("tensorrt-rtx", "tensorrt")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return install_gpu(monkeypatch)
 
 
 @pytest.fixture

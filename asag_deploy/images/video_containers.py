@@ -1,0 +1,411 @@
+"""Video files by their own structure: which container a file is, and whether it goes on to its end.
+
+A container says how long its parts are.  A file that ends before a part does was cut: by a copy or download
+that broke off, or a recorder that was stopped hard.  Where a container says nothing (raw streams, transport
+streams between packets), nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from struct import unpack_from
+from typing import Literal
+
+Container = Literal[
+    "mp4",
+    "matroska",
+    "avi",
+    "flv",
+    "mpegts",
+    "mpegps",
+    "mpeges",
+    "asf",
+    "ogg",
+    "mxf",
+    "y4m",
+    "ivf",
+    "dv",
+    "other",
+]
+Condition = Literal["whole", "cut", "damaged"]
+Bytes = bytes | mmap.mmap
+
+_STILL_BRANDS = frozenset(b"avif avis heic heix heim heis hevc hevx mif1 msf1 crx".split())
+"""Images that lie in the boxes of an MP4 file."""
+_ASF_HEADER = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_MXF_KEY = bytes.fromhex("060E2B34")
+_TS_SIZES = (188, 192, 204)
+_HEAD = 4096
+
+
+def container_of(file: Path) -> Container | None:
+    """Tell by its first bytes which container a file is; None if it is no video, or cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return container_of_bytes(opened.read(_HEAD))
+    except OSError:
+        return None
+
+
+def container_of_bytes(head: bytes) -> Container | None:
+    """Tell which container a file is that begins with these bytes (some hundreds at least)."""
+    for container, signature in _SIGNATURES.items():
+        if re.match(signature, head, re.DOTALL):
+            return container
+    if head[4:8] == b"ftyp":
+        return None if head[8:12].strip() in _STILL_BRANDS else "mp4"
+    if head[4:8] in (b"moov", b"mdat", b"wide", b"pnot"):
+        return "mp4"
+    if _ts_layout(head) is not None:
+        return "mpegts"
+    return None
+
+
+def condition(file: Path) -> Condition:
+    """Tell whether a video file ends before its own structure does, or has a hole in that.
+
+    `whole` where the container does not say, and for a file that is no video.
+    """
+    with file.open("rb") as opened:
+        if not (head := opened.read(_HEAD)):
+            return "whole"
+        is_mjpeg = head.startswith(b"\xff\xd8\xff")
+        check = _mjpeg_condition if is_mjpeg else _CHECKS.get(container_of_bytes(head) or "other")
+        if check is None:
+            return "whole"
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return check(data)
+            except (struct.error, IndexError, OverflowError):  # a header that ends early, or makes no sense
+                return "cut"
+
+
+def whole_mp4(file: Path) -> int:
+    """Return how many bytes of an MP4 file its whole boxes have, without a `moof` that misses its `mdat`."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        whole = 0
+        for kind, end in _boxes(data):
+            if end > len(data):
+                break
+            if kind != b"moof":
+                whole = end
+        return whole
+
+
+_SIGNATURES: dict[Container, bytes] = {
+    "matroska": rb"\x1a\x45\xdf\xa3",
+    "avi": rb"(RIFF....AVI |ON2 ....ON2f)",
+    "flv": rb"FLV[\x01-\x05]",
+    "mpegps": rb"\x00\x00\x01\xba",
+    "mpeges": rb"\x00\x00\x01[\xb3\xb0\xb5]",
+    "asf": re.escape(_ASF_HEADER),
+    "ogg": rb"OggS\x00",
+    "mxf": re.escape(_MXF_KEY),
+    "y4m": rb"YUV4MPEG2 ",
+    "ivf": rb"DKIF",
+    "dv": rb"\x1f\x07\x00[\x3f\xbf]",
+    # RealMedia, NUT, raw H.264 and HEVC, WTV, GXF, Bink and Smacker
+    "other": rb"(\.RMF|nut/multimedia|\x00\x00(\x00\x01|\x01)([\x09\x27\x67]|[\x40\x46]\x01)"
+    rb"|\xb7\xd8\x00\x20\x37\x49\xda\x11|\x00\x00\x00\x00\x01\xbc|BIK[a-i]|SMK[24])",
+}
+
+
+def _cut_if(is_cut: bool) -> Condition:
+    return "cut" if is_cut else "whole"
+
+
+def _boxes(data: Bytes) -> list[tuple[bytes, int]]:
+    """Return the kind of each box of an MP4 file, and where it says that it ends."""
+    found, position = [], 0
+    while position + 8 <= len(data):
+        size, kind = unpack_from(">I4s", data, position)
+        if size == 1 and position + 16 <= len(data):
+            (size,) = unpack_from(">Q", data, position + 8)
+        elif size == 0:
+            size = len(data) - position
+        if size < 8 or not _is_name(kind.replace(b"\xa9", b"c")):
+            break  # padding, or what some other program has put behind
+        position += size
+        found.append((kind, position))
+    return found
+
+
+def _mp4_condition(data: Bytes) -> Condition:
+    boxes = _boxes(data)
+    if not boxes:
+        return "whole"
+    end = boxes[-1][1]
+    fragment = boxes[-1][0] == b"moof"  # its pictures come next
+    return _cut_if(end > len(data) or fragment or (0 < len(data) - end < 8 and any(data[end : len(data)])))
+
+
+def _ebml_number(data: Bytes, position: int, keep_marker: bool) -> tuple[int | None, int]:
+    """Read an EBML number and return it (None: unknown, or beyond the end) with the place behind it."""
+    if position >= len(data) or data[position] == 0:
+        return None, len(data) + 1
+    length = 9 - data[position].bit_length()
+    raw = data[position : position + length]
+    if len(raw) < length:
+        return None, len(data) + 1
+    number = int.from_bytes(raw, "big")
+    marker = 1 << (7 * length)
+    if keep_marker:
+        return number, position + length
+    return (None if number == 2 * marker - 1 else number - marker), position + length
+
+
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+
+
+def _matroska_condition(data: Bytes) -> Condition:
+    """Go from element to element, into segments and clusters, whose sizes a live recorder leaves open."""
+    position, ends, is_closed = 0, [len(data)], False
+    while position < len(data):
+        while position >= ends[-1] and len(ends) > 1:
+            ends.pop()
+        if is_closed and len(ends) == 1:
+            return "whole"  # what comes behind is another program's
+        kind, after = _ebml_number(data, position, keep_marker=True)
+        size, after = _ebml_number(data, after, keep_marker=False)
+        if after > len(data):
+            if data[position]:
+                return "cut"
+            # No element begins with a zero: something was lost there, or all that follows is padding.
+            return "damaged" if any(data[position : position + _HEAD]) else "whole"
+        if kind in (_SEGMENT, _CLUSTER):
+            if size is not None and after + size > len(data):
+                return "cut"
+            ends.append(ends[-1] if size is None else min(after + size, ends[-1]))
+            is_closed |= kind == _SEGMENT and size is not None
+            position = after
+        elif size is None:
+            return "damaged"
+        else:
+            position = after + size
+            if position > ends[-1]:
+                return "cut" if ends[-1] == len(data) else "damaged"
+    return "whole"
+
+
+def _avi_condition(data: Bytes) -> Condition:
+    """Compare the sizes of RIFF parts with the file, and go through the pictures in them.
+
+    A recorder that was stopped leaves zeros for sizes.
+    """
+    position, is_damaged = 0, False
+    while position + 12 <= len(data) and data[position : position + 4] == b"RIFF":
+        (size,) = unpack_from("<I", data, position + 4)
+        movie = data.find(b"movi", position, position + (1 << 22))
+        inner = unpack_from("<I", data, movie - 4)[0] if movie > 0 else None
+        if size == 0 or inner in (0, 4):
+            return "cut"
+        if inner is not None and inner < 0x7FFFFFFF:
+            if movie + inner > len(data) + 1:
+                return "cut"
+            is_damaged |= not _are_chunks(data, movie + 4, movie + inner)
+        position += 8 + size + size % 2
+    if position > len(data) + 16 and position < 0x7FFFFFFF:
+        return "cut"
+    return "damaged" if is_damaged else "whole"
+
+
+def _are_chunks(data: Bytes, position: int, end: int) -> bool:
+    """Tell whether chunks, each with a name and a length, go from one place to the other."""
+    while position + 8 <= end:
+        if not _is_name(data[position : position + 4]):
+            if not _is_name(data[position - 1 : position + 3]):
+                return not any(data[position:end][:_HEAD])  # padding
+            position -= 1  # some programs leave out the byte that makes a length even
+        (size,) = unpack_from("<I", data, position + 4)
+        position += 12 if data[position : position + 4] == b"LIST" else 8 + size + size % 2
+    return position <= end + 8
+
+
+def _is_name(letters: bytes) -> bool:
+    return all(0x20 <= letter < 0x7F for letter in letters)
+
+
+def _flv_condition(data: Bytes) -> Condition:
+    """Go from tag to tag; behind each stands how long it was."""
+    position = int.from_bytes(data[5:9], "big") + 4
+    while position + 11 <= len(data):
+        if data[position] & 0x1F not in (8, 9, 15, 18):
+            return "damaged" if any(data[position : position + _HEAD]) else "whole"
+        position += 11 + int.from_bytes(data[position + 1 : position + 4], "big") + 4
+    return _cut_if(len(data) < position - 4 or 0 < len(data) - position < 11)
+
+
+def _ts_layout(head: Bytes) -> tuple[int, int] | None:
+    """Return where transport packets begin and how long they are, if these are such."""
+    for size in _TS_SIZES:
+        for start in range(min(size, len(head))):
+            places = range(start, min(len(head), start + 5 * size), size)
+            if len(places) >= 2 and all(_begins_packet(head, place) for place in places):
+                return start, size
+            if start == 4 and size == 192:
+                break
+    return None
+
+
+def _begins_packet(head: Bytes, place: int) -> bool:
+    """Tell whether a transport packet begins here, whose fourth byte says what follows: never nothing."""
+    return head[place] == 0x47 and (place + 3 >= len(head) or head[place + 3] & 0x30 != 0)
+
+
+def _mpegts_condition(data: Bytes) -> Condition:
+    """Tell whether the last packet is there in part only, or packets between are none."""
+    layout = _ts_layout(data[:_HEAD])
+    if layout is None:
+        return "whole"
+    start, size = layout
+    starts = data[start::size]
+    count, rest = divmod(len(data) - (start - 4 if size == 192 and start >= 4 else start), size)
+    if starts[:count].rstrip(b"\x00").strip(b"\x47"):
+        return "damaged"
+    return _cut_if(rest > 0 and (len(starts) == count or starts[count] == 0x47))
+
+
+def _mpegps_condition(data: Bytes) -> Condition:
+    position = 0
+    while position + 6 <= len(data):
+        if data[position : position + 3] != b"\x00\x00\x01":
+            return "whole"  # padding, or damage in the middle
+        kind = data[position + 3]
+        if kind == 0xB9:
+            return "whole"
+        if kind == 0xBA:
+            if position + 14 > len(data):
+                return "cut"
+            is_mpeg2 = data[position + 4] >> 6 == 1
+            position += 14 + (data[position + 13] & 7) if is_mpeg2 else 12
+        elif kind >= 0xBB:
+            position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
+        else:
+            return "whole"
+    rest = data[position:] if position <= len(data) else None
+    return _cut_if(rest is None or (rest != b"\x00\x00\x01\xb9" and any(rest)))
+
+
+def _asf_condition(data: Bytes) -> Condition:
+    header_size: int = unpack_from("<Q", data, 16)[0]
+    place = data.find(_ASF_FILE, 0, header_size)
+    if place < 0 or place + 104 > len(data):
+        return _cut_if(len(data) < header_size)
+    is_broadcast = unpack_from("<I", data, place + 88)[0] & 1
+    if is_broadcast:
+        return "whole"
+    data_size = unpack_from("<Q", data, header_size + 16)[0] if header_size + 24 <= len(data) else 1 << 62
+    return _cut_if(header_size + data_size > len(data))
+
+
+def _ogg_condition(data: Bytes) -> Condition:
+    """Go from page to page, which are numbered; the last one of each stream says so."""
+    position, next_page = 0, dict[bytes, int]()
+    while position < len(data):
+        if data[position : position + 4] != b"OggS"[: len(data) - position]:
+            return "damaged" if any(data[position : position + _HEAD]) else "whole"
+        if position + 27 > len(data):
+            return "cut"
+        flags, serial = data[position + 5], data[position + 14 : position + 18]
+        (number,) = unpack_from("<I", data, position + 18)
+        if next_page.get(serial, number) != number and not flags & 2:
+            return "damaged"
+        next_page[serial] = number + 1
+        if flags & 4:
+            del next_page[serial]
+        lengths = data[position + 27 : position + 27 + data[position + 26]]
+        position += 27 + data[position + 26] + sum(lengths)
+    return _cut_if(position > len(data) or bool(next_page))
+
+
+def _mxf_condition(data: Bytes) -> Condition:
+    position = 0
+    while position + 17 <= len(data):
+        if data[position : position + 4] != _MXF_KEY:
+            return "whole"
+        length = data[position + 16]
+        position += 17
+        if length & 0x80:
+            digits = length & 0x7F
+            length = int.from_bytes(data[position : position + digits], "big")
+            position += digits
+        position += length
+    return _cut_if(position > len(data) or any(data[position:]))
+
+
+def _y4m_condition(data: Bytes) -> Condition:
+    """Tell whether frames, all of the length of the first, fill the file."""
+    first = data.find(b"FRAME", 0, _HEAD)
+    header = re.match(rb"YUV4MPEG2 [^\n]*?W(\d+) H(\d+)[^\n]*", data[:_HEAD])
+    if first < 0 or header is None:
+        return "cut"
+    colours = re.search(rb" C(\w+)", header.group())
+    size = _y4m_frame(int(header[1]), int(header[2]), colours[1].decode() if colours else "420")
+    if size is None:
+        return "whole"
+    position = first
+    while position < len(data):
+        if data[position : position + 5] != b"FRAME"[: len(data) - position]:
+            return "whole"
+        line = data.find(b"\n", position, position + _HEAD)
+        if line < 0:
+            return "cut"
+        position = line + 1 + size
+    return _cut_if(position > len(data))
+
+
+def _y4m_frame(width: int, height: int, colours: str) -> int | None:
+    """Return the bytes of a picture, or None for a way to store colours that is not known here."""
+    half_width, half_height = (width + 1) // 2, (height + 1) // 2
+    parts = {
+        "420": 2 * half_width * half_height,
+        "411": 2 * ((width + 3) // 4) * height,
+        "422": 2 * half_width * height,
+        "444": 2 * width * height,
+        "mono": 0,
+    }
+    family = next((name for name in parts if colours.startswith(name)), None)
+    if family is None or colours == "444alpha":
+        return None
+    samples = width * height + parts[family]
+    deep = re.fullmatch(r"(?:\d{3}p|mono)(9|10|12|14|16)", colours)
+    return samples * (2 if deep else 1)
+
+
+def _ivf_condition(data: Bytes) -> Condition:
+    position = unpack_from("<H", data, 6)[0] if len(data) >= 32 else 32
+    while position + 12 <= len(data):
+        position += 12 + unpack_from("<I", data, position)[0]
+    return _cut_if(position != len(data))
+
+
+def _dv_condition(data: Bytes) -> Condition:
+    """Tell whether whole frames fill the file; those of 50 megabits are twice as long."""
+    return _cut_if(len(data) % (144_000 if data[3] & 0x80 else 120_000) != 0)
+
+
+def _mjpeg_condition(data: Bytes) -> Condition:
+    """Tell whether the last of a row of JPEG images lacks its end marker."""
+    tail = data[max(0, len(data) - _HEAD) :].rstrip(b"\x00\r\n")
+    return _cut_if(not tail.endswith(b"\xff\xd9"))
+
+
+_CHECKS: dict[Container, Callable[[Bytes], Condition]] = {
+    "mp4": _mp4_condition,
+    "matroska": _matroska_condition,
+    "avi": _avi_condition,
+    "flv": _flv_condition,
+    "mpegts": _mpegts_condition,
+    "mpegps": _mpegps_condition,
+    "asf": _asf_condition,
+    "ogg": _ogg_condition,
+    "mxf": _mxf_condition,
+    "y4m": _y4m_condition,
+    "ivf": _ivf_condition,
+    "dv": _dv_condition,
+}

@@ -1,0 +1,127 @@
+"""Ctrl-C, SIGTERM and SIGHUP, which end a program without losing what it has done.
+
+The first of them raises KeyboardInterrupt in the main thread, whatever it is, so that all of them end a
+program in the same way.  What must not be left half done is held back from it.  Those that follow raise
+nothing, so that what saves the work is not interrupted in its turn; but whoever insists ends the program on
+the spot.  What it then leaves hidden, the next run removes (see `leftovers`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME_REQUEST_S = 1.0
+"""Signals that come so soon after the first are the same request: `timeout` sends two, a terminal with
+`torchrun` three."""
+_REQUESTS_THAT_INSIST = 3
+
+
+class Interruption:
+    """Turns these signals into KeyboardInterrupt, but never in the middle of what is held back.
+
+    A context manager; in a thread that is not the main one, which gets no signals, it does nothing.  Signals
+    that whoever started the program wants ignored, as `nohup` does, stay so.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """The signal that came first, if one did."""
+        self._held = 0
+        self._taken = False
+        """Whether it has been raised, or is not to be."""
+        self._requests = 0
+        self._first_s = 0.0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a program that this has ended: 130, or 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + (self.signal or signal.SIGINT)
+
+    def __enter__(self) -> Interruption:
+        if _in_main_thread():
+            before = {number: signal.getsignal(number) for number in _SIGNALS}
+            for number, handler in before.items():
+                if handler not in (signal.SIG_IGN, None):  # None: not set by Python
+                    self._before[number] = signal.signal(number, self._receive)
+            _active.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self in _active:
+            _active.remove(self)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Let the body end before an interruption is raised; other threads are never interrupted."""
+        with self._holding():
+            yield
+        self._raise()
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Let the body end; an interruption that comes, or that waits, is not raised."""
+        with self._holding():
+            yield
+        self.take()
+
+    def take(self) -> bool:
+        """Return whether an interruption has come; it will not be raised any more."""
+        self._taken = self.signal is not None
+        return self._taken
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        counts = _in_main_thread()
+        self._held += counts
+        try:
+            yield
+        finally:
+            self._held -= counts
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._first_s = number, now
+        elif now - self._first_s < _SAME_REQUEST_S:
+            return
+        self._requests += 1
+        if self._requests >= _REQUESTS_THAT_INSIST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._raise()
+
+    def _raise(self) -> None:
+        if self.signal is not None and not self._held and not self._taken and _in_main_thread():
+            self._taken = True
+            raise KeyboardInterrupt
+
+
+_active: list[Interruption] = []
+"""Those that have handlers installed; the last one gets the signals."""
+
+
+def current() -> Interruption:
+    """Return what turns signals into KeyboardInterrupt at present, or one that does nothing."""
+    return _active[-1] if _active else Interruption()
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let the body end before an interruption is raised, if a program heeds them; the library does not."""
+    with current().held_back():
+        yield
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

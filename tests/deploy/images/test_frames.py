@@ -1,0 +1,123 @@
+"""Animations and pages: every frame as it is shown, how long, and those that a cut file still has."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from asag_deploy.errors import ImageError
+from asag_deploy.images import frames as frames_module
+from asag_deploy.images.frames import count_image_frames, decode_frames, read_frames
+
+_DURATIONS = [100, 200, 300, 400]
+
+
+def _pictures() -> list[Image.Image]:
+    """Four pictures of a square that moves over a transparent ground."""
+    pictures = []
+    for i in range(4):
+        pixels = np.zeros((40, 60, 4), dtype=np.uint8)
+        pixels[:30] = (30 * i, 50, 200, 255)
+        pixels[5 + 5 * i : 15 + 5 * i, 5 + 5 * i : 20 + 5 * i] = (255, 60 * i, 0, 255)
+        pictures.append(Image.fromarray(pixels, "RGBA"))
+    return pictures
+
+
+def _encode(kind: str, **how: Any) -> bytes:
+    first, *others = _pictures()
+    stream = io.BytesIO()
+    first.save(stream, format=kind, save_all=True, append_images=others, **how)
+    return stream.getvalue()
+
+
+def _shown(data: bytes, skipped: int = 0) -> list[NDArray[np.float64]]:
+    """Return the frames as Pillow composes them, on white."""
+    shown = []
+    with Image.open(io.BytesIO(data)) as image:
+        for i in range(skipped, getattr(image, "n_frames", 1)):
+            image.seek(i)
+            pixels = np.asarray(image.convert("RGBA")).astype(float)
+            opacity = pixels[..., 3:] / 255
+            shown.append(pixels[..., :3] * opacity + 255 * (1 - opacity))
+    return shown
+
+
+_ANIMATIONS: list[tuple[str, dict[str, Any], int]] = [
+    ("GIF", {"duration": _DURATIONS, "disposal": 2}, 0),
+    ("PNG", {"duration": _DURATIONS}, 0),
+    ("PNG", {"duration": _DURATIONS, "default_image": True}, 1),
+    ("WEBP", {"duration": _DURATIONS, "lossless": True}, 0),
+    ("AVIF", {"duration": _DURATIONS, "quality": 100, "subsampling": "4:4:4"}, 0),
+    ("TIFF", {}, 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "how", "skipped"), _ANIMATIONS)
+@pytest.mark.parametrize("at_once", [2**27, 1])
+def test_every_frame_is_given_as_it_is_shown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    how: dict[str, Any],
+    skipped: int,
+    at_once: int,
+) -> None:
+    monkeypatch.setattr(frames_module, "_MOST_AT_ONCE", at_once)
+    path = tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(_encode(kind, **how))
+    expected = _shown(path.read_bytes(), skipped)
+    frames = list(read_frames(path))
+    assert count_image_frames(path) == len(frames) == len(expected)
+    assert [frame.index for frame in frames] == list(range(len(expected)))
+    for frame, picture in zip(frames, expected, strict=True):
+        assert np.abs(frame.image - picture).max() <= 1
+    lengths = [None] * 4 if kind == "TIFF" else [ms / 1000 for ms in _DURATIONS[: len(expected)]]
+    assert [frame.seconds for frame in frames] == lengths
+
+
+@pytest.mark.parametrize(("kind", "how", "skipped"), _ANIMATIONS)
+def test_what_a_cut_file_still_has_is_given_and_the_rest_is_missed(
+    kind: str, how: dict[str, Any], skipped: int
+) -> None:
+    data = _encode(kind, **how)
+    whole = [frame.image for frame in decode_frames(data, "whole")]
+    most = 0
+    for cut in range(20, len(data) - 8, len(data) // 40):
+        frames: list[NDArray[np.uint8]] = []
+        with pytest.raises(ImageError, match=r"truncated|broke off after \d( of [34])? frame|is damaged"):
+            frames.extend(frame.image for frame in decode_frames(data[:cut], "cut"))
+        assert all(np.array_equal(a, b) for a, b in zip(frames, whole, strict=False))
+        most = max(most, len(frames))
+    assert most == (0 if kind == "AVIF" else len(whole) - 1)
+
+
+def test_frames_shown_too_briefly_to_see_last_as_long_as_in_browsers() -> None:
+    data = _encode("GIF", duration=[0, 10, 20, 400])
+    assert [frame.seconds for frame in decode_frames(data, "fast.gif")] == [0.1, 0.1, 0.02, 0.4]
+
+
+def test_pages_have_their_own_sizes() -> None:
+    stream = io.BytesIO()
+    pages = [Image.new("RGB", size, (9, 8, 7)) for size in ((6, 4), (20, 30))]
+    pages[0].save(stream, format="TIFF", save_all=True, append_images=pages[1:])
+    assert [f.image.shape[:2] for f in decode_frames(stream.getvalue(), "pages")] == [(4, 6), (30, 20)]
+    with pytest.raises(ImageError, match="page 1 of image 'pages' has 20 x 30 pixels, and at most 100"):
+        list(decode_frames(stream.getvalue(), "pages", max_pixels=100))
+
+
+def test_what_is_no_animation_has_one_frame(tmp_path: Path) -> None:
+    Image.new("RGB", (6, 4), (9, 8, 7)).save(tmp_path / "still.jpg")
+    (tmp_path / "text.gif").write_text("no image")
+    (tmp_path / "empty.gif").write_bytes(b"")
+    names = ("still.jpg", "text.gif", "empty.gif", "none")
+    assert [count_image_frames(tmp_path / name) for name in names] == [1, 1, 1, 1]
+    (frame,) = read_frames(tmp_path / "still.jpg")
+    assert (frame.index, frame.seconds, frame.image.shape) == (0, None, (4, 6, 3))
+    with pytest.raises(ImageError, match=r"text\.gif' is damaged or is not an image"):
+        list(read_frames(tmp_path / "text.gif"))

@@ -1,0 +1,119 @@
+"""Signals end a program in one way, and never in the middle of what is held back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from asag_deploy import interruption
+from asag_deploy.command_line import exit_code
+from asag_deploy.interruption import Interruption, held_back
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_program_that_a_signal_ends(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    kept = []
+
+    def command() -> int:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            kept.append("what was done")
+            raise
+        return 0
+
+    assert exit_code("tool", command) == 128 + number
+    assert kept == ["what was done"]
+    assert signal.getsignal(number) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_held_back_ends_first() -> None:
+    done: list[str] = []
+    with Interruption() as interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            _be_interrupted_inside(done)
+        signal.raise_signal(signal.SIGTERM)  # what saves the work is not interrupted
+        interrupted._first_s = 0.0  # so that the next is another request
+        with held_back():
+            signal.raise_signal(signal.SIGTERM)
+    assert done == ["inner", "outer"]
+    assert interrupted.signal == signal.SIGINT
+
+
+def _be_interrupted_inside(done: list[str]) -> None:
+    with held_back():
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append("inner")
+        done.append("outer")
+
+
+def test_what_is_ignored_is_not_raised_later() -> None:
+    with Interruption() as interrupted:
+        assert not interrupted.take()
+        with interrupted.ignored():
+            signal.raise_signal(signal.SIGTERM)
+        with held_back():
+            assert interrupted.take()
+
+
+def test_other_threads_hold_nothing_back() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with held_back():
+            entered.set()
+            leave.wait(60)
+
+    with Interruption():
+        thread = threading.Thread(target=work)
+        thread.start()
+        entered.wait(60)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        leave.set()
+        thread.join()
+
+
+def test_who_insists_ends_the_program() -> None:
+    script = (
+        "import signal\n"
+        "from asag_deploy.interruption import Interruption\n"
+        "with Interruption() as interrupted, interrupted.ignored():\n"
+        "    for _ in range(5):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    print('as `timeout` sends it', flush=True)\n"
+        "    interrupted._first_s = 0.0\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('asked again', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")
+    assert ended.stdout.splitlines() == ["as `timeout` sends it", "asked again"]
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interrupted:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupted.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_library_heeds_no_signals() -> None:
+    assert interruption.current().signal is None
+    with held_back():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,0 +1,227 @@
+"""Annotation files as other tools write them: read as they are meant, refused by name, counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asag_deploy.bundle.manifest import Category
+from asag_deploy.errors import DataError
+from asag_evaluation.data.cli import main
+from asag_evaluation.data.coco import CocoDataset
+from support.coco_files import CATEGORIES, box, gradient, write_coco, write_image, write_json
+
+
+def _file(root: Path, **changes: Any) -> Path:
+    """Write a data set of one image of 60 x 40 pixels and return its annotation file, with parts replaced."""
+    file = write_coco(root, [box(1, [5, 6, 10, 20], id=1)], shapes=((40, 60),))
+    return write_json(file, {**json.loads(file.read_text()), **changes})
+
+
+def _open(root: Path, **changes: Any) -> CocoDataset:
+    return CocoDataset.from_files(_file(root, **changes), root / "train2017")
+
+
+@pytest.mark.parametrize(
+    ("given", "is_crowd"),
+    [("0", False), ("1", True), (0.0, False), (True, True), (False, False), (None, False), ("false", False),
+     ("True", True), (1, True)],
+)  # fmt: skip
+def test_whether_an_object_is_a_crowd_is_read_as_it_is_meant(
+    tmp_path: Path, given: Any, is_crowd: bool
+) -> None:
+    dataset = _open(tmp_path, annotations=[box(1, [5, 6, 10, 20], iscrowd=given)])
+    assert (dataset.counts.crowd, dataset.counts.objects) == (int(is_crowd), int(not is_crowd))
+    assert [a["iscrowd"] for a in dataset.ground_truth()["annotations"]] == [int(is_crowd)]
+
+
+@pytest.mark.parametrize("given", ["maybe", 2, [], "", -1])
+def test_what_is_no_flag_is_refused_with_its_annotation(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(DataError, match=r"annotation 17 has iscrowd .* where 0 or 1 is expected"):
+        _open(tmp_path, annotations=[box(1, [5, 6, 10, 20], id=17, iscrowd=given)])
+
+
+def test_objects_to_be_ignored_are_not_learnt_from(tmp_path: Path) -> None:
+    dataset = _open(tmp_path, annotations=[{**box(1, [5, 6, 10, 20]), "ignore": 1}])
+    assert (dataset.counts.crowd, dataset.counts.objects) == (1, 0)
+
+
+def test_numbers_as_text_and_with_a_point_are_numbers(tmp_path: Path) -> None:
+    dataset = _open(
+        tmp_path,
+        images=[{"id": "12", "file_name": "1.png", "height": "40", "width": 60.0}],
+        categories=[{"id": "3", "name": "ball"}, {"id": 7.0, "name": 8}],
+        annotations=[
+            {"image_id": 12.0, "category_id": "7", "bbox": ["5", "6.5", 10, "20"], "area": "77"},
+            {"image_id": "12", "category_id": 3.0, "bbox": [1, 2, 3, 4], "area": "large"},
+            {"image_id": 12, "category_id": "ball", "bbox": [1, 2, 3, 5]},
+        ],
+    )
+    assert dataset.categories == (Category(id=3, name="ball"), Category(id=7, name="8"))
+    assert dataset[0].boxes.tolist() == [[5, 6.5, 15, 26.5], [1, 2, 4, 6], [1, 2, 4, 7]]
+    assert dataset[0].labels.tolist() == [1, 0, 0]
+    assert [a["area"] for a in dataset.ground_truth()["annotations"]] == [77, 12, 15]
+    assert dataset.counts.numbers_as_text == 6
+    assert "6 numbers as text" in dataset.counts.describe()
+
+
+def test_boxes_that_are_missing_are_drawn_around_outlines(tmp_path: Path) -> None:
+    runs = {"size": [40, 60], "counts": [40 * 7 + 5, 10, 30, 10, 40 * 51 - 15]}
+    dataset = _open(
+        tmp_path,
+        annotations=[
+            {"image_id": 1, "category_id": 3, "segmentation": [[5, 6, 15, 6, 15, 26], [20, 6, 21, 6, 20, 9]]},
+            {"image_id": 1, "category_id": 3, "bbox": None, "segmentation": runs},
+            {"image_id": 1, "category_id": 3, "bbox": [], "segmentation": []},
+            {"image_id": 1, "caption": "a ball"},
+        ],
+    )
+    assert dataset[0].boxes.tolist() == [[5, 6, 21, 26], [7, 5, 9, 15]]
+    assert (dataset.counts.boxes_from_outlines, dataset.counts.without_box) == (2, 2)
+    with pytest.raises(DataError, match="annotation 5 has no box, and a segmentation that cannot be read"):
+        _open(tmp_path, annotations=[{"id": 5, "image_id": 1, "category_id": 3, "segmentation": [["a", 2]]}])
+
+
+@pytest.mark.parametrize("missing", [{}, {"height": None, "width": None}, {"height": 0, "width": 0}])
+def test_sizes_that_are_missing_are_read_from_the_file(tmp_path: Path, missing: dict[str, Any]) -> None:
+    dataset = _open(tmp_path, images=[{"id": 1, "file_name": "1.png", **missing}])
+    assert dataset[0].image.shape == (40, 60, 3)
+    assert dataset.counts.sizes_from_files == 1
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        ("a b.png", "a%20b.png"),
+        ("sub/1.png", "sub\\1.png"),
+        ("1.png", "C:\\data\\train2017\\1.png"),
+        ("1.png", "/home/somebody/data/train2017/1.png"),
+        ("1.png", "train2017/1.png"),
+        ("1.png", "./1.png"),
+        ("1.png", "1.PNG"),
+        ("sub/1.png", "Sub/1.Png"),
+        ("1.png", "http://images.example.org/train2017/1.png"),
+        ("f\u00fcr.png", "fu\u0308r.png"),
+    ],
+)
+def test_files_are_found_under_the_names_that_tools_give_them(
+    tmp_path: Path, stored: str, named: str
+) -> None:
+    write_image(tmp_path / "train2017" / stored, gradient(40, 60))
+    if stored != "1.png":
+        dataset = _open(tmp_path, images=[{"id": 1, "file_name": named, "height": 40, "width": 60}])
+    else:
+        dataset = _open(tmp_path, images=[{"id": 1, "coco_url": named, "height": 40, "width": 60}])
+    assert dataset[0].image.shape == (40, 60, 3)
+    assert dataset.path(0).name == Path(stored).name
+    assert dataset.counts.names_found_otherwise == 1
+
+
+def test_two_files_that_may_be_meant_are_neither(tmp_path: Path) -> None:
+    for name in ("a.PNG", "A.png"):
+        write_image(tmp_path / "train2017" / name, gradient(40, 60))
+    with pytest.raises(DataError, match=r"1 of the 1 images .* missing .* the first is 'a\.png'"):
+        _open(tmp_path, images=[{"id": 1, "file_name": "a.png", "height": 40, "width": 60}])
+
+
+def test_what_stands_in_the_file_twice_is_taken_once_or_refused(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "1.png", "height": 40, "width": 60}
+    annotation = box(1, [5, 6, 10, 20], id=1)
+    dataset = _open(
+        tmp_path,
+        images=[image, image],
+        categories=[*CATEGORIES, CATEGORIES[0]],
+        annotations=[annotation, annotation, {**annotation, "bbox": [1, 1, 2, 2]}],
+    )
+    assert (dataset.counts.images, dataset.counts.objects, dataset.counts.repeated) == (1, 2, 3)
+    with pytest.raises(DataError, match=r"two of its images have the id 1: '1\.png' and '2\.png'"):
+        _open(tmp_path, images=[image, {**image, "file_name": "2.png"}])
+    with pytest.raises(DataError, match=r"images 1 and 2 are the same file '1\.png'"):
+        _open(tmp_path, images=[image, {**image, "id": 2}])
+    with pytest.raises(DataError, match=r"images 1 and 2 are the same file '1\.png'"):
+        _open(tmp_path, images=[image, {**image, "id": 2, "file_name": ".\\1.png"}])
+
+
+def test_a_heading_that_is_listed_as_a_class_is_none(tmp_path: Path) -> None:
+    classes = [
+        {"id": 0, "name": "cells", "supercategory": "none"},
+        {"id": 3, "name": "red", "supercategory": "cells"},
+    ]
+    dataset = _open(tmp_path, categories=classes)
+    assert (dataset.categories, dataset.counts.supercategories) == ((Category(id=3, name="red"),), 1)
+    used = _open(tmp_path, categories=classes, annotations=[box(1, [5, 6, 10, 20], 0)])
+    assert len(used.categories) == 2
+
+
+def test_names_of_classes_are_on_one_line(tmp_path: Path) -> None:
+    dataset = _open(tmp_path, categories=[{"id": 3, "name": " traffic\n\x1b[31m light "}])
+    assert dataset.categories == (Category(id=3, name="traffic [31m light"),)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    file = _file(tmp_path, categories=[{"id": 3, "name": "B\u00e4lle"}])
+    file.write_text(file.read_text(), encoding=encoding)
+    assert CocoDataset.open(tmp_path).categories[0].name == "B\u00e4lle"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<annotation><object/></annotation>", "it is Pascal VOC's XML of one image"),
+        ("0 0.5 0.5 0.1 0.2\n1 0.1 0.1 0.1 0.1\n", "it is YOLO's text of one image"),
+        ('{"ID": "a", "gtboxes": []}\n{"ID": "b", "gtboxes": []}\n', "asag-data crowdhuman"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "it is a list of detections"),
+        ('{"shapes": [], "imagePath": "a.png"}', "it is LabelMe's JSON of one image"),
+        ('[{"id": 1, "data": {}, "annotations": []}]', "it is Label Studio's JSON"),
+        ("file,xmin,ymin,xmax,ymax,class\n", "it is a table with commas"),
+        ("", "it is empty"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=said) as raised:
+        CocoDataset.from_files(tmp_path / "a.json", tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "doubt"),
+    [
+        ([[10, 10, 50, 38], [30, 5, 59, 39]], "2 of 2 boxes in .* as x1, y1, x2, y2"),
+        ([[0.1, 0.1, 0.5, 0.5], [0, 0.2, 1, 0.3]], "all 2 boxes in .* relative to the image"),
+    ],
+)
+def test_boxes_of_another_kind_are_doubted(
+    tmp_path: Path, boxes: list[list[float]], doubt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _file(tmp_path, annotations=[box(1, xywh) for xywh in boxes])
+    (said,) = CocoDataset.open(tmp_path).doubts
+    assert main(["check", str(tmp_path)]) == 1
+    assert said in capsys.readouterr().out
+    assert re.search(doubt, said)
+
+
+def test_counts_are_all_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of the counts can be left out of what `asag-data check` prints."""
+    _file(
+        tmp_path,
+        annotations=[
+            box(1, [5, 6, 10, 20], iscrowd="0"),
+            box(1, [5, 6, 10, 20], iscrowd="1"),
+            box(9, [5, 6, 10, 20]),
+            box(1, [5, 6, 10, 20], 99),
+            box(1, None),
+            {**box(1, [90, 6, 10, 20]), "image_id": "1"},
+        ],
+    )
+    assert main(["check", str(tmp_path)]) == 0
+    assert (
+        "1 images, 1 objects, 1 crowd, 1 outside, 1 unknown class, 1 unknown image, 1 without box, "
+        "1 numbers as text"
+    ) in capsys.readouterr().out

@@ -1,0 +1,125 @@
+"""A server in a thread of the test's process, its clients, and a detector that a test can hold up."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.detections import Detections
+from asag_deploy.serving.app import ServedDetector, make_app
+from asag_deploy.serving.limits import Limits
+from asag_deploy.serving.server import listen, make_server, run
+from support.detection_samples import make_detections
+from support.tiny_bundle import picture, tiny_manifest
+
+SECONDS = 20.0
+
+
+class GatedDetector:
+    """Finds the same things everywhere, once its gate is open, or raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.running = 0
+        self.most_running = 0
+        self.calls = 0
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        return tiny_manifest()
+
+    def __call__(self, images: NDArray[np.uint8], *, channel_order: Any) -> Detections:
+        with self._lock:
+            self.running += 1
+            self.calls += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            assert self.gate.wait(SECONDS), "the test has opened the gate"
+            if self.error is not None:
+                raise self.error
+            return make_detections(images.shape[:2])
+        finally:
+            with self._lock:
+                self.running -= 1
+
+
+class Client:
+    """Requests to one server, each over its own connection."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.host, self.port = listener.getsockname()[:2]
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
+        try:
+            connection.request(method, path, body=body, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+        finally:
+            connection.close()
+
+    def detect(self, body: Any, query: str = "", **headers: str) -> tuple[int, Any]:
+        status, answer, _ = self.ask("POST", f"/detect{query}", body, headers)
+        return status, answer
+
+
+class Served(Client):
+    """A server in a thread of this process."""
+
+    def __init__(self, detector: ServedDetector, limits: Limits, grace_seconds: int) -> None:
+        listener = listen("127.0.0.1", 0)
+        super().__init__(listener)
+        app = make_app(detector, limits, backend="onnxruntime", threshold=0.3)
+        self.server = make_server(app, limits, grace_seconds=grace_seconds)
+        self.thread = threading.Thread(target=run, args=(self.server, listener))
+        self.thread.start()
+
+
+@contextmanager
+def serving(detector: ServedDetector, *, grace_seconds: int = 20, **limits: Any) -> Iterator[Served]:
+    """Serve until the block ends."""
+    served = Served(detector, Limits(**limits), grace_seconds)
+    try:
+        yield served
+    finally:
+        served.server.should_exit = True
+        served.thread.join(SECONDS)
+        assert not served.thread.is_alive()
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    return bytes(cv2.imencode(".png", image[..., ::-1])[1])
+
+
+IMAGE = png(picture(3))
+
+
+def in_threads(count: int, task: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(task())) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, results
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it happens in time"
+        time.sleep(0.005)

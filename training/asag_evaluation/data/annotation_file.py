@@ -1,0 +1,51 @@
+"""The content of an annotation file: a JSON object in any encoding that JSON knows, or what it is instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asag_deploy.errors import DataError
+from asag_evaluation.data.other_formats import other_list, other_object, other_text
+
+
+def read_content(path: Path) -> Mapping[str, Any]:
+    """Return the object in a file.
+
+    Raises DataError if there is no such file, if it is no JSON, or if it is known to be of another format,
+    which is named then.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no annotation file '{path}': check the data folder and the name of the split"
+        ) from None
+    except OSError as error:
+        raise DataError(f"annotation file '{path}' cannot be read: {error.strerror}") from None
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # not JSON, in no such encoding, or nested without end
+        raise DataError(_no_json(path, data, error)) from None
+    except MemoryError:
+        raise DataError(f"annotation file '{path}' is larger than memory: split it up") from None
+    if isinstance(content, list):
+        raise DataError(f"'{path}' is not a COCO annotation file: {other_list(content)}")
+    if not isinstance(content, dict):
+        raise DataError(f"'{path}' is not a COCO annotation file: it holds a {type(content).__name__}")
+    other = other_object(content)
+    if other is not None:
+        raise DataError(f"'{path}' is not a COCO annotation file: {other}")
+    return content
+
+
+def _no_json(path: Path, data: bytes, error: Exception) -> str:
+    other = other_text(data[:_BEGINNING].decode(json.detect_encoding(data), errors="replace"))
+    if other is not None:
+        return f"'{path}' is not a COCO annotation file: {other}"
+    return f"annotation file '{path}' is not valid JSON ({error}): copy it again"
+
+
+_BEGINNING = 65536
