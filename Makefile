@@ -8,9 +8,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 SECONDS ?= 3600
+MOMENTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test fast others lint fuzz soak gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench test fast others lint fuzz kill soak gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
@@ -19,6 +20,7 @@ help:
 	@echo "make fast    the quick tests only"
 	@echo "make others  the quick tests with the other versions of Python that are here"
 	@echo "make lint    ruff and mypy"
+	@echo "make kill    programs that write are ended at MOMENTS=100 random moments each"
 	@echo "make fuzz    damaged files, requests and command lines, for SECONDS=3600 a kind"
 	@echo "make soak    ten thousand pictures and requests; the report in tests/endurance/results/"
 	@echo "make gpu-archive     what to carry to a machine with a GPU; build/gpu-packages.tar.xz"
@@ -47,6 +49,9 @@ lint: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/endurance/fuzz.py --seconds $(SECONDS)
+
+kill: $(STAMP)
+	$(BIN)/python tests/endurance/kill.py --moments $(MOMENTS)
 
 soak: $(STAMP)
 	$(BIN)/python tests/endurance/soak.py

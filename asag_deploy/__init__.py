@@ -8,6 +8,7 @@ Example:
         print(detections.names, detections.trace.exit_level)
 """
 
+from asag_deploy import _start as _start  # first of all: the rest takes a while to import
 from asag_deploy._version import __version__
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Category

@@ -158,6 +158,20 @@ class _NotWrittenError(Exception):
     """Ends a trial."""
 
 
+def check_spares(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Raise OutputError if writing `output`, a file or a whole directory, would cost one of the inputs.
+
+    Inputs that are None were not given.
+    """
+    place = Path(os.path.realpath(output))
+    for given in inputs:
+        if given is None:
+            continue
+        inside = place.is_dir() and place in Path(os.path.realpath(given)).parents
+        if inside or is_same_file(output, given):
+            raise OutputError(f"'{output}' would replace '{given}', which is read: choose another place")
+
+
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Tell whether two paths name the same file, by whatever links; also where it is yet to be written."""
     try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +28,17 @@ ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 _NO_OTHER_CODES: Mapping[type[AsagError], int] = MappingProxyType({})
 
 
+LARGEST = 2**31 - 1
+"""Of all whole numbers that options take."""
+MOST_THREADS = 1024
+"""More than any machine has cores; libraries start as many as they are told to."""
+MOST_PIXELS = 65_535
+"""Of a side of an image."""
+MOST_SECONDS = 30 * 24 * 3600.0
+
+_WRONG_NUMBER = re.compile(r"argument (?:-\w/)?(--[\w-]+): is ")
+
+
 class OneSentenceParser(argparse.ArgumentParser):
     """Report a bad command line like the project's other errors: in one sentence, without the usage.
 
@@ -38,7 +52,8 @@ class OneSentenceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage and exiting."""
-        raise ConfigError(f"{message} (see {self.prog.split()[0]} --help)")
+        said = _WRONG_NUMBER.sub(r"\1 is ", message)
+        raise ConfigError(f"{said} (see {self.prog.split()[0]} --help)")
 
 
 def exit_code(
@@ -129,6 +144,46 @@ def _escaped(letter: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode()
+
+
+def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """Return what reads a whole number of an option, from `least` to `most`."""
+
+    def read(text: str) -> int:
+        number: int | None = None
+        with contextlib.suppress(ValueError):
+            number = int(text)
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"is {text}; it must be a whole number from {least} to {most}")
+        return number
+
+    return read
+
+
+def real_number(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
+    """Return what reads a number of an option, from `least` (or `above` it) to `most`."""
+
+    def read(text: str) -> float:
+        number = math.nan
+        with contextlib.suppress(ValueError):
+            number = float(text)
+        if not least <= number <= most or (above and number == least):  # which nothing is that is no number
+            begins = f"more than {least:g}, {most:.9g} at most" if above else f"from {least:g} to {most:.9g}"
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {begins}")
+        return number
+
+    return read
+
+
+def numbers(read: Callable[[str], float]) -> Callable[[str], str]:
+    """Return what takes several numbers with commas, each of which `read` reads, as they are."""
+
+    def check(text: str) -> str:
+        for part in text.split(","):
+            read(part)
+        return text
+
+    return check
 
 
 def listed(values: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,13 @@ from asag_deploy.backends import DEFAULT_BACKEND, check_backend, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Mode
-from asag_deploy.command_line import listed
+from asag_deploy.command_line import (
+    MOST_SECONDS,
+    MOST_THREADS,
+    listed,
+    real_number,
+    whole_number,
+)
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.loop import LOOPS, LoopChoice
@@ -34,12 +41,11 @@ class DetectorOptions:
     requests: int = 1
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is {self.threads}; it must be at least 1")
-        if self.requests < 1:
-            raise ConfigError(f"--requests is {self.requests}; it must be at least 1")
-        if self.deadline_ms is not None and not self.deadline_ms > 0:
-            raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0")
+        for option, number in (("threads", self.threads), ("requests", self.requests)):
+            if number is not None and not 1 <= number <= MOST_THREADS:
+                raise ConfigError(f"--{option} is {number}; it must be from 1 to {MOST_THREADS}")
+        if self.deadline_ms is not None and not 0 < self.deadline_ms < math.inf:
+            raise ConfigError(f"--deadline-ms is {self.deadline_ms:g}; it must be more than 0, and finite")
 
     def load(self, bundle: str | os.PathLike[str] | Bundle) -> Detector:
         """Load a detector; raises what `asag_deploy.Detector.load` does."""
@@ -67,18 +73,28 @@ def add_detector_options(
     )
     add("--mode", choices=("exact", "fast"), help="how far to probe (default: as the bundle was exported)")
     add("--max-level", choices=("P5", "P4", "P3"), help="probe no deeper than this level")
-    add("--deadline-ms", type=float, metavar="D", help="begin no further level after D milliseconds")
+    add(
+        "--deadline-ms",
+        type=real_number(0, MOST_SECONDS * 1000, above=True),
+        metavar="D",
+        help="begin no further level after D milliseconds",
+    )
     add(
         "--loop",
         choices=LOOPS,
         default="auto",
         help="who decides how far to probe: the host, or with TensorRT the GPU itself (default: auto)",
     )
-    add("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
+    add(
+        "--threads",
+        type=whole_number(1, MOST_THREADS),
+        metavar="N",
+        help="CPU threads (default: the backend's choice)",
+    )
     parser.set_defaults(requests=1)
     if not own_requests:
         text = "calls at once, each on its share of the threads (default: 1)"
-        add("--requests", type=int, default=1, metavar="N", help=text)
+        add("--requests", type=whole_number(1, MOST_THREADS), default=1, metavar="N", help=text)
 
 
 def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) -> DetectorOptions:

@@ -6,11 +6,12 @@ post-processing and the probing loop happen on the host, unless a network on a G
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.bundle.manifest import GraphSpec, Manifest
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, ConfigError, Problem
 from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
 from asag_deploy.loop.stages import Array, Stages
@@ -104,6 +105,32 @@ class Backend(Protocol):
         Raises BackendError if they cannot be loaded.
         """
         ...
+
+
+def check_shapes(
+    graph: GraphSpec, inputs: Mapping[str, tuple[int, ...]], outputs: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise BackendError if a graph has made arrays of other shapes than its manifest says.
+
+    inputs, outputs: shapes by name; sizes of one name are equal in all of them.
+    """
+    sizes: dict[str, int] = {}
+    for spec in graph.inputs:
+        for said, size in zip(spec.shape, inputs.get(spec.name, ()), strict=False):
+            if isinstance(said, str):
+                sizes.setdefault(said, size)
+    for spec in graph.outputs:
+        shape = outputs[spec.name]
+        expected = [
+            sizes.setdefault(said, size) if isinstance(said, str) else said
+            for said, size in zip(spec.shape, shape, strict=False)
+        ]
+        if len(shape) != len(spec.shape) or list(shape) != expected:
+            raise BackendError(
+                f"the graph '{graph.name}' gave '{spec.name}' of shape {shape}, which is not the "
+                f"({', '.join(map(str, spec.shape))}) that its bundle promises for these images; "
+                f"{export_again()}"
+            )
 
 
 def check_inputs(graph: str, wanted: Iterable[str], given: Container[str]) -> None:

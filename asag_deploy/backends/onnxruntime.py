@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
 from asag_deploy.backends.declared import UNKNOWN, check_declared
-from asag_deploy.backends.network import Network, check_inputs
+from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import TensorSpec
+from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.loop.stages import Array, Stage
 
@@ -99,7 +100,7 @@ class OnnxRuntime:
             sessions = dict(zip(names, opened, strict=True))
         for name, session in sessions.items():
             _check(bundle, name, session)
-        return OrtNetwork(sessions, self.device)
+        return OrtNetwork(bundle.manifest.graphs, sessions, self.device)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:
         """Open a graph; on a GPU, try float16 with channels last, which its convolutions are made for."""
@@ -140,11 +141,13 @@ class OnnxRuntime:
 class OrtNetwork(Network):
     """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
-    def __init__(self, sessions: Mapping[str, InferenceSession], device: Device) -> None:
+    def __init__(
+        self, graphs: Sequence[GraphSpec], sessions: Mapping[str, InferenceSession], device: Device
+    ) -> None:
         self._device = device
         self._lock = threading.Lock()
         self._constants: OrderedDict[tuple[Any, ...], OrtValue] = OrderedDict()
-        self._stages = {name: _OrtStage(name, session, device) for name, session in sessions.items()}
+        self._stages = {graph.name: _OrtStage(graph, sessions[graph.name], device) for graph in graphs}
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
@@ -183,8 +186,9 @@ class OrtNetwork(Network):
 class _OrtStage:
     """One session as a stage.  Bindings belong to a call, so that several threads can run it at once."""
 
-    def __init__(self, name: str, session: InferenceSession, device: Device) -> None:
-        self._name = name
+    def __init__(self, graph: GraphSpec, session: InferenceSession, device: Device) -> None:
+        self._graph = graph
+        self._name = graph.name
         self._session = session
         self._device = device
         self._inputs = [node.name for node in session.get_inputs()]
@@ -208,7 +212,15 @@ class _OrtStage:
             raise BackendError(
                 f"ONNX Runtime failed in the graph '{self._name}': {first_line(error)}"
             ) from error
-        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        made = binding.get_outputs()
+        if len(made) != len(self._outputs):  # it leaves out what it takes for optional
+            raise BackendError(
+                f"the graph '{self._name}' gave {len(made)} of {len(self._outputs)} outputs; {export_again()}"
+            )
+        outputs = dict(zip(self._outputs, made, strict=True))
+        given = {name: tuple(inputs[name].shape()) for name in self._inputs}
+        check_shapes(self._graph, given, {name: tuple(array.shape()) for name, array in outputs.items()})
+        return outputs
 
 
 def _check(bundle: Bundle, name: str, session: InferenceSession) -> None:

@@ -143,7 +143,12 @@ def write_bundle(output_dir: str | os.PathLike[str], *, overwrite: bool = False)
 
 
 def _read_manifest(directory: Path) -> bytes:
-    if not directory.exists():
+    try:
+        exists = directory.exists()
+    except (OSError, ValueError) as error:  # a name that no folder can have
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise BundleNotFoundError(f"'{directory}' can be no bundle ({reason}); check the path") from None
+    if not exists:
         raise BundleNotFoundError(
             f"there is no bundle '{directory}'; check the path, or make one with "
             f"`asag-export --checkpoint FILE --variant NAME --output-dir '{directory}'`"

@@ -26,6 +26,8 @@ from asag_deploy.command_line import (
     exit_code,
     printable,
     progress,
+    real_number,
+    whole_number,
 )
 from asag_deploy.detect.coco_ids import CocoIds, annotated_ids, made_ids
 from asag_deploy.detect.doctor import describe, describe_bundle, diagnose, machine
@@ -152,9 +154,21 @@ def _parser() -> argparse.ArgumentParser:
         default="first",
         help="what animated and multi-page images give (default: first)",
     )
-    add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: 0.3)")
+    add(
+        "--threshold",
+        type=real_number(0, 1),
+        default=0.3,
+        metavar="T",
+        help="least confidence (default: 0.3)",
+    )
     add("--trace", action="store_true", help="draw probed patches in red and anchors in white")
-    add("--batch", type=int, default=1, metavar="N", help="images of one size a batch (default: 1)")
+    add(
+        "--batch",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="images of one size a batch (default: 1)",
+    )
     add("--quiet", action="store_true", help="print nothing but failures")
     add("--doctor", action="store_true", help="say which backends this machine has, and what others lack")
     add_detector_options(parser)

@@ -137,6 +137,8 @@ class ResultWriter:
         files = [file for file in (json_file, coco_file) if file is not None]
         pictures = [path for source, path in self._pictures.items() if source.kind != "pages"]
         _check_outputs([*pictures, *files], sources, inputs)
+        for file in files:
+            _check_is_list(file)
         if any(source.kind == "camera" for source in self._pictures):  # which may be read without PyAV
             import_av("writing annotated videos")
         with ExitStack() as stack:
@@ -183,6 +185,10 @@ class ResultWriter:
         if frame.source.kind == "image":
             write_picture(path, picture)
             return
+        with held_back():  # so that a video has a frame, and every frame is whole
+            self._add_frame(frame, picture, path)
+
+    def _add_frame(self, frame: Frame, picture: RgbImage, path: Path) -> None:
         if self._video is None or self._video_source != frame.source:
             self._end_video()
             height, width = picture.shape[:2]
@@ -268,6 +274,22 @@ def _check_outputs(outputs: Sequence[Path], sources: Sequence[Source], inputs: S
         if identity in written and identity != _identity(Path(os.devnull)):
             raise ConfigError("two results would be written to the same file: give each its own name")
         written[identity] = path
+
+
+def _check_is_list(path: Path) -> None:
+    """Refuse to replace a file that is no list of results, such as an annotation file or a picture."""
+    if not path.is_file() or path.parts[:2] in (("/", "dev"), ("/", "proc")):
+        return  # a pipe, or what some other program has open
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).lstrip()
+    except OSError:
+        return  # writing will tell
+    if start and not start.startswith(b"["):
+        raise ConfigError(
+            f"'{path}' is there and holds something else than results, so it is not replaced: choose another "
+            "name, or remove it"
+        )
 
 
 def _identity(path: Path) -> object:

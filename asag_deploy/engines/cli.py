@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.engines.adapter import FORMATS
 from asag_deploy.engines.build import COMPATIBILITIES, BuildOptions, BuildReport, build_engines, summary
 from asag_deploy.engines.shapes import Batches
@@ -37,8 +42,20 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(DEFAULT_CAPABILITIES)})",
     )
     add("--shared", action="store_true", help="one engine for all --gpu instead of one for each")
-    add("--max-batch", metavar="N", type=int, default=4, help="most images at once (default %(default)s)")
-    add("--usual-batch", metavar="N", type=int, default=1, help="what to optimise for (default %(default)s)")
+    add(
+        "--max-batch",
+        metavar="N",
+        type=whole_number(1),
+        default=4,
+        help="most images at once (default %(default)s)",
+    )
+    add(
+        "--usual-batch",
+        metavar="N",
+        type=whole_number(1),
+        default=1,
+        help="what to optimise for (default %(default)s)",
+    )
     add(
         "--canvas",
         dest="canvases",
@@ -57,13 +74,26 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "weights on the GPU (default %(default)s)",
     )
     add("--tf32", action="store_true", help="let float32 products lose 13 bits of mantissa, for speed")
-    add("--optimization-level", metavar="N", type=int, help="0 (quick build) to 5 (slow build)")
+    add(
+        "--optimization-level", metavar="N", type=whole_number(0, 5), help="0 (quick build) to 5 (slow build)"
+    )
     add(
         "--plugins", metavar="FILE", type=Path, help="tensorrt: the library of plugins, see plugins/README.md"
     )
     levels = ", ".join(COMPATIBILITIES)
     add("--compatibility", metavar="NAME", default="none", help=f"tensorrt: {levels} (default %(default)s)")
     add("--version-compatible", action="store_true", help="tensorrt: engines that later releases load too")
+
+
+def given_engine_options(options: argparse.Namespace) -> list[str]:
+    """Return the options of `add_engine_options` that were given, but for those given as they are anyway."""
+    parser = OneSentenceParser()
+    add_engine_options(parser)
+    return [
+        action.option_strings[0]
+        for action in parser._actions
+        if hasattr(options, action.dest) and getattr(options, action.dest) != action.default
+    ]
 
 
 def engine_options(

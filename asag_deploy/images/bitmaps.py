@@ -11,10 +11,12 @@ import struct
 from dataclasses import dataclass
 from typing import Any, cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
+from asag_deploy.images.depth import to_8_bits
 from asag_deploy.images.header import Header
 from asag_deploy.images.opacity import blend_onto_white
 
@@ -83,7 +85,8 @@ def decode_bmp(data: bytes, name: str) -> NDArray[np.uint8] | None:
     if bmp.masks:
         return _masked(rows, bmp)
     if bmp.bits == 24:
-        return np.ascontiguousarray(rows[:, : 3 * bmp.width].reshape(bmp.height, bmp.width, 3)[..., ::-1])
+        blue_first = np.ascontiguousarray(rows[:, : 3 * bmp.width]).reshape(bmp.height, bmp.width, 3)
+        return cast("NDArray[np.uint8]", cv2.cvtColor(blue_first, cv2.COLOR_BGR2RGB))
     return _through_palette(data, rows, bmp, name)
 
 
@@ -125,20 +128,22 @@ def _bmp(data: bytes) -> _Bmp | None:
 
 
 def _masked(rows: NDArray[np.uint8], bmp: _Bmp) -> NDArray[np.uint8]:
-    values = np.ascontiguousarray(rows).view(f"<u{bmp.bits // 8}")[:, : bmp.width].astype(np.uint32)
+    values = np.ascontiguousarray(rows).view(f"<u{bmp.bits // 8}")[:, : bmp.width]
     red, green, blue, opacity = (_channel(values, mask) for mask in bmp.masks)
     rgb = np.stack([red, green, blue], axis=2)
     # All of it transparent is what programs write that know nothing of opacity.
     return blend_onto_white(rgb, opacity) if bmp.masks[3] and opacity.any() else rgb
 
 
-def _channel(values: NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
+def _channel(values: NDArray[Any], mask: int) -> NDArray[np.uint8]:
     """Take the bits of a mask and spread them over 0 to 255."""
+    mask &= (1 << 8 * values.itemsize) - 1
     if mask == 0:
         return np.zeros(values.shape, dtype=np.uint8)
     shift = (mask & -mask).bit_length() - 1
-    top = mask >> shift
-    return (((values & mask) >> shift).astype(np.uint64) * 255 // top).astype(np.uint8)
+    extra = max((mask >> shift).bit_length() - 8, 0)  # more than 8 bits are cut to them
+    top = mask >> shift + extra
+    return to_8_bits((values >> shift + extra & top).astype(np.uint8), top)
 
 
 def _through_palette(data: bytes, rows: NDArray[np.uint8], bmp: _Bmp, name: str) -> NDArray[np.uint8]:
@@ -193,10 +198,11 @@ def decode_pnm(data: bytes, name: str) -> NDArray[np.uint8]:
     if head is None or not 1 <= head.channels <= 4 or not 1 <= head.top <= 65535:
         raise ImageError(f"image '{name}' is damaged: its head is none of PBM, PGM, PPM or PAM")
     values = _values(data, head)
-    values = values.reshape(head.height, head.width, head.channels).clip(0, head.top).astype(np.uint32)
-    eight = ((values * 255 + head.top // 2) // head.top).astype(np.uint8)
+    eight = to_8_bits(values.reshape(head.height, head.width, head.channels), head.top)
     rgb = np.repeat(eight[..., :1], 3, axis=2) if head.channels < 3 else eight[..., :3]
-    return blend_onto_white(rgb, eight[..., -1]) if head.channels in (2, 4) else np.ascontiguousarray(rgb)
+    if head.channels in (2, 4):
+        return blend_onto_white(rgb, eight[..., -1])
+    return np.require(rgb, requirements=["C", "W"])
 
 
 def _values(data: bytes, head: _Netpbm) -> NDArray[Any]:
@@ -205,17 +211,20 @@ def _values(data: bytes, head: _Netpbm) -> NDArray[Any]:
         rows = np.frombuffer(data, np.uint8, head.size, head.pixels).reshape(head.height, -1)
         return 1 - np.unpackbits(rows, axis=1)[:, : head.width]
     if head.magic in (b"P1", b"P2", b"P3"):
-        values = np.array(_numbers(data, head)[:count], dtype=np.int64)
+        values = _numbers(data, head)[:count]
         return 1 - values.clip(0, 1) if head.magic == b"P1" else values
     return np.frombuffer(data, np.uint8 if head.top < 256 else ">u2", count, head.pixels)
 
 
-def _numbers(data: bytes, head: _Netpbm) -> list[int]:
-    """Return values that are written as text; those of PBM need nothing between them."""
+def _numbers(data: bytes, head: _Netpbm) -> NDArray[np.int64]:
+    """Return values that are written as text, up to what is no number; those of PBM need nothing between."""
     text = re.sub(rb"#[^\n\r]*", b"", data[head.pixels :])
     if head.magic == b"P1":
-        return [byte - 48 for byte in text if byte in b"01"]
-    return [int(part) for part in re.findall(rb"\d{1,9}", text)]
+        signs = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
+        return cast("NDArray[np.int64]", signs[(signs == 0) | (signs == 1)])
+    numbers = re.match(rb"[\d\s]*", text)
+    assert numbers is not None, "it matches nothing, too"
+    return np.fromstring(numbers[0], dtype=np.int64, sep=" ") if numbers[0].strip() else np.zeros(0, np.int64)
 
 
 def _netpbm(data: bytes) -> _Netpbm | None:

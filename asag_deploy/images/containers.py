@@ -13,8 +13,8 @@ from typing import Any
 from asag_deploy.images.header import Header, exif_orientation
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHECKED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"acTL", b"fcTL", b"fdAT"})
-"""Parts of a PNG that its pixels depend on."""
+_HARMLESS = frozenset(b"tEXt zTXt iTXt tIME iCCP pHYs gAMA cHRM sRGB sBIT bKGD hIST sPLT cICP".split())
+"""Parts of a PNG that the pixels do not depend on."""
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers that begin a frame and say its size; those between define tables."""
 _BOXES_OF_BOXES = frozenset({b"meta", b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl", b"jp2h"})
@@ -31,9 +31,12 @@ def jpeg_header(data: Any) -> Header:
     position = 2
     while position + 4 <= len(data):
         marker = data[position + 1]
-        if data[position] != 0xFF:
-            complete, damage = True, "it has bytes between its segments that belong to none"
-            break
+        if data[position] != 0xFF:  # bytes that belong to no segment, which decoders step over
+            position = data.find(b"\xff", position)
+            if position < 0:
+                complete, damage = True, "none of its segments is a picture"
+                break
+            continue
         if marker == 0xDA:
             complete = data.rfind(b"\xff\xd9") > position
             break
@@ -89,7 +92,7 @@ def png_header(data: Any) -> Header:
 def png_damage(data: bytes) -> str | None:
     """Return which part of a PNG has changed since its check sum was made; None if none has."""
     for kind, start, size, whole in png_chunks(data):
-        if whole and kind in _CHECKED:
+        if whole and kind not in _HARMLESS:
             (stated,) = struct.unpack_from(">I", data, start + size)
             if zlib.crc32(data[start - 4 : start + size]) != stated:
                 return f"the check sum of its part {kind.decode('latin-1')} is wrong"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
 from asag_deploy.images.containers import gif_whole_part, png_whole_part, webp_whole_part
+from asag_deploy.images.decoder_log import decoder_log
 from asag_deploy.images.formats import image_header
 from asag_deploy.images.header import Header
 from asag_deploy.images.reading import (
@@ -130,7 +131,9 @@ def _some_frames(data: bytes, start: int, count: int) -> tuple[list[NDArray[Any]
     """Decode frames from `start` on, composed onto those before; none if OpenCV cannot."""
     with quiet_opencv():
         try:
-            found, animation = cv2.imdecodeanimation(np.frombuffer(data, np.uint8), start=start, count=count)
+            buffer = np.frombuffer(data, np.uint8)
+            with decoder_log():
+                found, animation = cv2.imdecodeanimation(buffer, start=start, count=count)
         except cv2.error:
             return [], []
     frames = list(animation.frames)[:count] if found else []

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
 from asag_deploy.images.containers import png_chunks, png_damage
+from asag_deploy.images.decoder_log import decoder_log, jpeg_damage
 from asag_deploy.images.formats import image_header, unread_format
 from asag_deploy.images.header import Header
 from asag_deploy.images.jpeg2000 import said_to_be_rgb
-from asag_deploy.images.libjpeg_log import jpeg_damage, libjpeg_log
 from asag_deploy.images.opacity import blend_onto_white
 from asag_deploy.images.tiff import decode_page, tiff_pages
 
@@ -34,7 +34,7 @@ _opencv_log: Any = getattr(cv2.utils, "logging", cv2)
 _SILENT = 0
 
 MAX_PIXELS = 2**29
-"""What is decoded at most: half a milliard pixels, which are 1.6 GB."""
+"""What is decoded at most: 536 million pixels, which are 1.6 GB."""
 
 _CHANNELS = (1, 3, 4)
 
@@ -220,14 +220,12 @@ def _imdecode(data: bytes, header: Header) -> tuple[NDArray[Any] | None, str | N
     """Decode; also return what is wrong with a JPEG whose damage the decoder has mended."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     try:
-        # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
-        if header.format != "jpeg":
-            return cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED), None
-        with libjpeg_log() as complaints:
+        with decoder_log() as complaints:
+            # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
             image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None, None
-    return image, jpeg_damage(complaints, data)
+    return image, jpeg_damage(complaints, data) if header.format == "jpeg" else None
 
 
 def scaled(image: NDArray[Any], bits: int | None) -> NDArray[Any]:
@@ -240,9 +238,13 @@ def scaled(image: NDArray[Any], bits: int | None) -> NDArray[Any]:
 
 def _clear_key(image: NDArray[Any], data: bytes) -> None:
     """Make the one value white that a grey PNG declares transparent, which OpenCV overlooks."""
+    stretch = 1
     for kind, start, size, _ in png_chunks(data):
-        if kind == b"tRNS" and size == 2:
-            image[image == int.from_bytes(data[start : start + 2], "big")] = np.iinfo(image.dtype).max
+        if kind == b"IHDR":
+            stretch = {1: 255, 2: 85, 4: 17}.get(data[start + 8], 1)
+        elif kind == b"tRNS" and size == 2:
+            key = int.from_bytes(data[start : start + 2], "big") * stretch
+            image[image == key] = np.iinfo(image.dtype).max
         elif kind == b"IDAT":
             return
 

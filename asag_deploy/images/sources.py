@@ -15,6 +15,7 @@ import cv2
 
 from asag_deploy.errors import AsagError, SourceError
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
+from asag_deploy.images.formats import image_header
 from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, quiet_opencv, read_image
 from asag_deploy.images.video_containers import container_of
@@ -23,6 +24,10 @@ from asag_deploy.images.videos import Video
 
 def _suffixes(text: str) -> frozenset[str]:
     return frozenset(f".{word}" for word in text.split())
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower().rstrip()
 
 
 IMAGE_SUFFIXES = _suffixes(
@@ -229,15 +234,17 @@ def _known_files(paths: Sequence[Path], otherwise: str) -> list[Source]:
 
 
 def _is_known(path: Path) -> bool:
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     if suffix in _SHARED_SUFFIXES:
         return path.is_file() and container_of(path) is not None
+    if not suffix:
+        return path.is_file() and (container_of(path) is not None or _begins_as_image(path))
     return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
 
 
 def _file(path: Path) -> Source:
     """Take a file for what it holds, whatever it is called; what holds neither, for what it is called."""
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     is_video = suffix in VIDEO_SUFFIXES or (suffix in _SHARED_SUFFIXES and path.is_fifo())
     if path.is_file():
         is_video = container_of(path) is not None or (is_video and not _holds_image(path))
@@ -246,8 +253,15 @@ def _file(path: Path) -> Source:
 
 def _holds_image(path: Path) -> bool:
     """Tell whether a file with a video's suffix is an image; a row of JPEG images is a video."""
-    suffix = path.suffix.lower()
-    return suffix not in (".mjpeg", ".mjpg") and bool(cv2.haveImageReader(str(path)))
+    return _suffix(path) not in (".mjpeg", ".mjpg") and _begins_as_image(path)
+
+
+def _begins_as_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return image_header(file.read(4096)) is not None
+    except OSError:
+        return False
 
 
 def _with_all_frames(source: Source) -> Source:
@@ -262,7 +276,7 @@ def _image_frame(source: Source, number: int) -> Iterator[Frame | Failure]:
     path = Path(source.name)
     try:
         image = read_image(path)
-        frames = count_image_frames(path) if path.suffix.lower() in _MAY_HAVE_SEVERAL else 1
+        frames = count_image_frames(path) if _suffix(path) in _MAY_HAVE_SEVERAL else 1
         yield Frame(source=source, index=0, number=number, image=image, frames=frames)
     except AsagError as error:
         yield Failure(source=source.name, message=str(error))

@@ -18,11 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
+from asag_deploy.images.depth import to_8_bits
 from asag_deploy.images.header import ORIENTATION_TAG, Header
 from asag_deploy.images.opacity import blend_onto_white
+from asag_deploy.images.tiff_pieces import (
+    DEFLATE,
+    JPEG,
+    LZW,
+    OLD_DEFLATE,
+    PACKBITS,
+    Grid,
+    decoded,
+    decompressed,
+    refuse_broken_jpeg,
+)
 
 _MOST_PAGES = 65536
-_WHOLE_NUMBERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+_WHOLE_NUMBERS = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u8"}
 
 (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER) = (
     254,
@@ -35,10 +47,11 @@ _WHOLE_NUMBERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 )
 (_OFFSETS, _SAMPLES, _ROWS, _SIZES, _PLANES, _PREDICTOR) = (273, 277, 278, 279, 284, 317)
 (_COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES) = (320, 322, 323, 324, 325)
-(_SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _DNG) = (330, 332, 338, 339, 50706)
+(_SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _JPEG_TABLES, _DNG) = (330, 332, 338, 339, 347, 50706)
 
-_NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 8, 32946, 32773
-_BYTEWISE = (_NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _PACKBITS)
+_NONE = 1
+_BYTEWISE = (_NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS)
+_WITH_PREDICTOR = (LZW, DEFLATE, OLD_DEFLATE)
 _OF_LIBTIFF = {2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "JPEG", 7: "JPEG"}
 _OTHER_COMPRESSIONS = {34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 34887: "LERC", 34712: "JPEG 2000"}
 
@@ -49,7 +62,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2
 _KNOWN = frozenset(
     (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _OFFSETS, _SAMPLES, _ROWS,
      _SIZES, _PLANES, _PREDICTOR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES,
-     _SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _DNG, ORIENTATION_TAG)
+     _SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _JPEG_TABLES, _DNG, ORIENTATION_TAG)
 )  # fmt: skip
 
 
@@ -135,7 +148,7 @@ def decode_page(data: bytes, page: Page, name: str) -> NDArray[np.uint8]:
     _refuse_strange(page, name)
     if page.tag(_COMPRESSION, _NONE) in _OF_LIBTIFF or page.tag(_PHOTOMETRIC, 0) == _YCBCR:
         return _by_libtiff(data, page, name)
-    return _colours(page, _samples(data, page, name), name)
+    return np.require(_colours(page, _samples(data, page, name), name), requirements=["C", "W"])
 
 
 def _pages(found: list[Page]) -> list[Page]:
@@ -196,6 +209,10 @@ def _refuse_strange(page: Page, name: str) -> None:
             "or Deflate"
         )
     kind, bits = page.tag(_KIND, 1), page.tag(_BITS, 1)
+    if compression in _WITH_PREDICTOR and page.tag(_PREDICTOR, 1) == 2 and bits not in (8, 16, 32, 64):
+        raise ImageError(
+            f"image '{name}' is a TIFF of {bits} bits with differences of neighbours: save it without them"
+        )
     if kind != 1 or bits > 16:
         said = {2: "int", 3: "float", 5: "complex int", 6: "complex float"}.get(kind, "uint")
         raise ImageError(f"image '{name}' holds {said}{bits} values; convert it to 8 or 16 bits a channel")
@@ -214,6 +231,10 @@ def _refuse_strange(page: Page, name: str) -> None:
 
 def _by_libtiff(data: bytes, page: Page, name: str) -> NDArray[np.uint8]:
     """Let libtiff make colours of a page, but neither turn it nor multiply its opacity in."""
+    if page.tag(_COMPRESSION, _NONE) == JPEG:
+        tables = page.tags.get(_JPEG_TABLES, np.zeros(0, dtype=np.uint8)).tobytes()
+        for offset, size in zip(*page.pieces(), strict=True):
+            refuse_broken_jpeg(data[offset : offset + size], tables, name)
     patched = bytearray(data)
     where = 8 if data[2:4] in (b"+\0", b"\0+") else 4
     struct.pack_into(page.order + ("Q" if where == 8 else "I"), patched, where, page.offset)
@@ -222,23 +243,13 @@ def _by_libtiff(data: bytes, page: Page, name: str) -> NDArray[np.uint8]:
             size = page.tags[tag].itemsize
             order: Literal["little", "big"] = "little" if page.order == "<" else "big"
             patched[page.places[tag] : page.places[tag] + size] = value.to_bytes(size, order)
-    image = _opencv(patched, name)
+    image = decoded(patched, name)
     if image.ndim == 2:
         return cast("NDArray[np.uint8]", cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
     rgb = np.ascontiguousarray(image[..., 2::-1])
     if image.shape[2] == 3:
         return rgb
     return _on_white(rgb, image[..., 3], page.tag(_EXTRA, _UNASSOCIATED))
-
-
-def _opencv(data: bytes | bytearray, name: str) -> NDArray[np.uint8]:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = None
-    if image is None or image.dtype != np.uint8:
-        raise ImageError(f"image '{name}' is damaged, or a TIFF of a kind that OpenCV does not read")
-    return cast("NDArray[np.uint8]", image)
 
 
 def _samples(data: bytes, page: Page, name: str) -> NDArray[Any]:
@@ -267,57 +278,23 @@ def _plane(
     """Decompress strips or tiles of `count` samples a pixel -> (H, W, count)."""
     height, width = page.shape
     step = page.tag(_TILE_WIDTH, width) if page.is_tiled else width
-    """Pixels after which a row of bytes begins anew."""
+    if step < 1:
+        raise ImageError(f"image '{name}' is damaged: its tiles have no width")
     columns = -(-width // step)
-    row_bytes = -(-step * count * bits // 8)
-    if page.is_tiled:
-        form = [(_TILE_WIDTH, row_bytes), (_TILE_HEIGHT, page.tag(_TILE_HEIGHT, height))]
-    else:
-        form = [(_ROWS, min(page.tag(_ROWS, height), height))]
-    grey = _grey_tiff(data, page, pieces, (height, row_bytes * columns), form)
-    rows = _opencv(grey, name)
-    if rows.shape != (height, row_bytes * columns):
-        raise ImageError(f"image '{name}' is damaged: its strips or tiles do not fit its size")
-    samples = _unpacked(rows.reshape(height, columns, row_bytes), bits, page.order)
+    grid = Grid(
+        height=height,
+        rows=page.tag(_TILE_HEIGHT, height) if page.is_tiled else min(page.tag(_ROWS, height), height),
+        columns=columns,
+        row_bytes=-(-step * count * bits // 8),
+        is_tiled=page.is_tiled,
+    )
+    parts = [data[offset : offset + size] for offset, size in zip(*pieces, strict=True)]
+    rows = decompressed(parts, page.tag(_COMPRESSION, _NONE), grid, page.tag(_FILL_ORDER, 1), name)
+    samples = _unpacked(rows, bits, page.order)
     samples = samples[:, :, : step * count].reshape(height, columns, step, count)
-    if page.tag(_PREDICTOR, 1) == 2:
+    if page.tag(_PREDICTOR, 1) == 2 and page.tag(_COMPRESSION, _NONE) in _WITH_PREDICTOR:
         samples = np.add.accumulate(samples, axis=2, dtype=samples.dtype)
     return samples.reshape(height, columns * step, count)[:, :width]
-
-
-def _grey_tiff(
-    data: bytes,
-    page: Page,
-    pieces: tuple[NDArray[np.int64], NDArray[np.int64]],
-    shape: tuple[int, int],
-    form: list[tuple[int, int]],
-) -> bytes:
-    """Write the same strips or tiles as those of a grey image of 8 bits, whose pixels are their bytes."""
-    sizes = pieces[1]
-    parts = [data[offset : offset + size] for offset, size in zip(*pieces, strict=True)]
-    starts = 8 + np.concatenate([[0], np.cumsum(sizes)])
-    tags: dict[int, Any] = {
-        _WIDTH: [shape[1]],
-        _HEIGHT: [shape[0]],
-        _BITS: [8],
-        _COMPRESSION: [page.tag(_COMPRESSION, _NONE)],
-        _PHOTOMETRIC: [_GREY],
-        _FILL_ORDER: [page.tag(_FILL_ORDER, 1)],
-        _SAMPLES: [1],
-        _TILE_OFFSETS if page.is_tiled else _OFFSETS: starts[:-1],
-        _TILE_SIZES if page.is_tiled else _SIZES: sizes,
-        **{tag: [value] for tag, value in form},
-    }
-    directory = int(starts[-1]) + 1 & ~1
-    beyond = directory + 2 + 12 * len(tags) + 4
-    entries, values = b"", b""
-    for tag in sorted(tags):
-        packed = np.asarray(tags[tag], dtype="<u4").tobytes()
-        entries += struct.pack("<HHI", tag, 4, len(packed) // 4)
-        entries += packed if len(packed) == 4 else struct.pack("<I", beyond + len(values))
-        values += packed if len(packed) > 4 else b""
-    end = struct.pack("<H", len(tags)) + entries + bytes(4) + values
-    return b"".join([b"II*\0", struct.pack("<I", directory), *parts]).ljust(directory, b"\0") + end
 
 
 def _unpacked(rows: NDArray[np.uint8], bits: int, order: str) -> NDArray[Any]:
@@ -342,10 +319,10 @@ def _colours(page: Page, samples: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if photometric == _PALETTE:
         rgb = _through_palette(colours[..., 0], page, bits, name)
     else:
-        rgb = _as_rgb(_to_8_bits(colours, bits), photometric)
+        rgb = _as_rgb(to_8_bits(colours, (1 << bits) - 1), photometric)
     for i, kind in enumerate(_extra_samples(page, samples.shape[2] - needed)):
         if kind in (_ASSOCIATED, _UNASSOCIATED):
-            return _on_white(rgb, _to_8_bits(samples[..., needed + i], bits), kind)
+            return _on_white(rgb, to_8_bits(samples[..., needed + i], (1 << bits) - 1), kind)
     return rgb
 
 
@@ -401,13 +378,6 @@ def _through_palette(indices: NDArray[Any], page: Page, bits: int, name: str) ->
     # Old programs wrote 8 bits where the standard asks for 16.
     colours = palette if palette.max() < 256 else (palette.astype(np.uint32) * 255 + 32767) // 65535
     return cast("NDArray[np.uint8]", colours.astype(np.uint8).reshape(3, -1).T[indices])
-
-
-def _to_8_bits(samples: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    if bits == 8:
-        return samples.astype(np.uint8)
-    top = (1 << bits) - 1
-    return ((samples.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
 def _on_white(rgb: NDArray[np.uint8], opacity: NDArray[np.uint8], kind: int) -> NDArray[np.uint8]:

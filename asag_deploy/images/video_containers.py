@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from struct import unpack_from
@@ -78,7 +79,10 @@ def condition(file: Path) -> Condition:
         if check is None:
             return "whole"
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return check(data)
+            try:
+                return check(data)
+            except (struct.error, IndexError, OverflowError):  # a header that ends early, or makes no sense
+                return "cut"
 
 
 def whole_mp4(file: Path) -> int:
@@ -124,7 +128,7 @@ def _boxes(data: Bytes) -> list[tuple[bytes, int]]:
             (size,) = unpack_from(">Q", data, position + 8)
         elif size == 0:
             size = len(data) - position
-        if size < 8 or not all(0x20 <= letter < 0x7F or letter == 0xA9 for letter in kind):
+        if size < 8 or not _is_name(kind.replace(b"\xa9", b"c")):
             break  # padding, or what some other program has put behind
         position += size
         found.append((kind, position))
@@ -160,21 +164,24 @@ _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
 
 def _matroska_condition(data: Bytes) -> Condition:
     """Go from element to element, into segments and clusters, whose sizes a live recorder leaves open."""
-    position, ends = 0, [len(data)]
+    position, ends, is_closed = 0, [len(data)], False
     while position < len(data):
         while position >= ends[-1] and len(ends) > 1:
             ends.pop()
-        if position > 0 and len(ends) == 1 and not any(data[position : position + _HEAD]):
-            return "whole"  # padding
+        if is_closed and len(ends) == 1:
+            return "whole"  # what comes behind is another program's
         kind, after = _ebml_number(data, position, keep_marker=True)
         size, after = _ebml_number(data, after, keep_marker=False)
         if after > len(data):
-            # No element begins with a zero: something was lost there.
-            return "cut" if data[position] else "damaged"
+            if data[position]:
+                return "cut"
+            # No element begins with a zero: something was lost there, or all that follows is padding.
+            return "damaged" if any(data[position : position + _HEAD]) else "whole"
         if kind in (_SEGMENT, _CLUSTER):
             if size is not None and after + size > len(data):
                 return "cut"
             ends.append(ends[-1] if size is None else min(after + size, ends[-1]))
+            is_closed |= kind == _SEGMENT and size is not None
             position = after
         elif size is None:
             return "damaged"
@@ -210,19 +217,24 @@ def _avi_condition(data: Bytes) -> Condition:
 def _are_chunks(data: Bytes, position: int, end: int) -> bool:
     """Tell whether chunks, each with a name and a length, go from one place to the other."""
     while position + 8 <= end:
-        name = data[position : position + 4]
-        if not all(0x20 <= letter < 0x7F for letter in name):
-            return not any(data[position:end][:_HEAD])  # padding
+        if not _is_name(data[position : position + 4]):
+            if not _is_name(data[position - 1 : position + 3]):
+                return not any(data[position:end][:_HEAD])  # padding
+            position -= 1  # some programs leave out the byte that makes a length even
         (size,) = unpack_from("<I", data, position + 4)
-        position += 12 if name == b"LIST" else 8 + size + size % 2
+        position += 12 if data[position : position + 4] == b"LIST" else 8 + size + size % 2
     return position <= end + 8
+
+
+def _is_name(letters: bytes) -> bool:
+    return all(0x20 <= letter < 0x7F for letter in letters)
 
 
 def _flv_condition(data: Bytes) -> Condition:
     """Go from tag to tag; behind each stands how long it was."""
     position = int.from_bytes(data[5:9], "big") + 4
     while position + 11 <= len(data):
-        if data[position] & 0x1F not in (8, 9, 18):
+        if data[position] & 0x1F not in (8, 9, 15, 18):
             return "damaged" if any(data[position : position + _HEAD]) else "whole"
         position += 11 + int.from_bytes(data[position + 1 : position + 4], "big") + 4
     return _cut_if(len(data) < position - 4 or 0 < len(data) - position < 11)
@@ -275,7 +287,8 @@ def _mpegps_condition(data: Bytes) -> Condition:
             position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
         else:
             return "whole"
-    return _cut_if(position != len(data))
+    rest = data[position:] if position <= len(data) else None
+    return _cut_if(rest is None or (rest != b"\x00\x00\x01\xb9" and any(rest)))
 
 
 def _asf_condition(data: Bytes) -> Condition:
@@ -322,7 +335,7 @@ def _mxf_condition(data: Bytes) -> Condition:
             length = int.from_bytes(data[position : position + digits], "big")
             position += digits
         position += length
-    return _cut_if(position != len(data))
+    return _cut_if(position > len(data) or any(data[position:]))
 
 
 def _y4m_condition(data: Bytes) -> Condition:

@@ -72,20 +72,13 @@ def import_av(purpose: str) -> ModuleType:
     return av
 
 
-def has_av() -> bool:
-    """Tell whether PyAV can be imported."""
-    try:
-        import_av("video")
-    except SourceError:
-        return False
-    return True
-
-
 class Video:
     """A video file or address, read frame by frame; a context manager.
 
     name: what messages call it.  address: a path, or an address such as rtsp://host/stream.  live: it has no
-    end, so that one is a failure.  Raises SourceError for what cannot be opened or holds no video.
+    end, so that one is a failure.  Of several videos in a file it is the one that players take.  The lines of
+    interlaced video stay woven, and colours of a high dynamic range are not mapped to a screen's.
+    Raises SourceError for what cannot be opened or holds no video.
     """
 
     def __init__(self, name: str, address: str | Path, *, live: bool = False) -> None:
@@ -164,9 +157,14 @@ class Video:
             return
         tally.note_packet(packet, bad=packet is not None and _has_hole(packet, self._stream))
         for frame in frames:
-            tally.note_frame(frame)
             time, duration = clock.tell(frame)
-            yield VideoFrame(image=_as_shown(frame, self._stream), time=time, duration=duration)
+            tally.note_frame(frame, time)
+            try:
+                image = _as_shown(frame, self._stream)
+            except (ValueError, self._av.error.FFmpegError):
+                tally.refuse_frame()
+                continue
+            yield VideoFrame(image=image, time=time, duration=duration)
 
     def _open(self) -> InputContainer:
         av = self._av
@@ -328,6 +326,7 @@ class _Clock:
         rate = stream.average_rate or stream.guessed_rate
         self._usual = float(1 / rate) if rate else 0.04
         self._start = _start(container, stream)
+        self._base = stream.time_base
         self._may_jump = bool(container.format.flags & 0x0200)  # AVFMT_TS_DISCONT
         # AVI stores no stamps, only which place of an even row each packet has, in the order of decoding.
         self._has_places = container.format.name == "avi"
@@ -347,7 +346,7 @@ class _Clock:
 
     def tell(self, frame: Any) -> tuple[float, float | None]:
         """Return a frame's time, and for how long it is shown if the file says."""
-        base = frame.time_base
+        base = frame.time_base or self._base  # frames that a decoder still held may have none
         duration = float(frame.duration * base) if frame.duration and base else None
         stamp = None if frame.pts is None or base is None else float(frame.pts * base)
         if self._has_places:
@@ -427,15 +426,19 @@ class _Tally:
         if bad and self._begun:
             self._bad_packets += 1
 
-    def note_frame(self, frame: Any) -> None:
+    def refuse_frame(self) -> None:
+        """Take back a frame whose colours or size nothing can be made of."""
+        self.frames -= 1
+        self._bad_packets += 1
+
+    def note_frame(self, frame: Any, time: float) -> None:
         self.frames += 1
         self.last_is_damaged = frame.is_corrupt
         if not frame.is_corrupt:
             self._begun = True
         elif self._begun:
             self._bad_frames += 1
-        if frame.time is not None:
-            self._times = [*self._times[:1], frame.time]
+        self._times = [*self._times[:1], time]
 
 
 def _has_hole(packet: Any, stream: VideoStream) -> bool:

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_SECONDS,
+    OneSentenceParser,
+    exit_code,
+    real_number,
+    whole_number,
+)
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.app import make_app
@@ -82,23 +89,59 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
-    add("--port", type=int, default=8000, metavar="N", help="0 is any free one (default: %(default)s)")
-    add("--threshold", type=float, default=0.3, metavar="T", help="least confidence (default: %(default)s)")
-    add("--queue", type=int, default=16, metavar="N", help="requests that may wait (default: %(default)s)")
-    add("--max-megabytes", type=float, default=20, metavar="M", help="largest image (default: %(default)s)")
+    add(
+        "--port",
+        type=whole_number(0, 65_535),
+        default=8000,
+        metavar="N",
+        help="0 is any free one (default: %(default)s)",
+    )
+    add(
+        "--threshold",
+        type=real_number(0, 1),
+        default=0.3,
+        metavar="T",
+        help="least confidence (default: %(default)s)",
+    )
+    add(
+        "--queue",
+        type=whole_number(0),
+        default=16,
+        metavar="N",
+        help="requests that may wait (default: %(default)s)",
+    )
+    add(
+        "--max-megabytes",
+        type=real_number(0, _MOST_MEBIBYTES, above=True),
+        default=20,
+        metavar="M",
+        help="largest image (default: %(default)s)",
+    )
     text = "pixels of the largest image, in millions (default: %(default)s)"
-    add("--max-megapixels", type=float, default=100, metavar="M", help=text)
+    add(
+        "--max-megapixels",
+        type=real_number(0, _MOST_MEGAPIXELS, above=True),
+        default=100,
+        metavar="M",
+        help=text,
+    )
     text = "open connections, beyond which only /health answers (default: %(default)s)"
-    add("--connections", type=int, default=256, metavar="N", help=text)
+    add("--connections", type=whole_number(1), default=256, metavar="N", help=text)
     text = "for a client to send the head of its request in (default: %(default)s)"
-    add("--head-seconds", type=float, default=10, metavar="S", help=text)
+    add("--head-seconds", type=real_number(0, MOST_SECONDS, above=True), default=10, metavar="S", help=text)
     text = "for a client to send its image in (default: %(default)s)"
-    add("--body-seconds", type=float, default=30, metavar="S", help=text)
+    add("--body-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
     text = "for a request to wait for the network (default: %(default)s)"
-    add("--queue-seconds", type=float, default=30, metavar="S", help=text)
+    add("--queue-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
     text = "for a client to read its answer in (default: %(default)s)"
-    add("--answer-seconds", type=float, default=30, metavar="S", help=text)
-    add("--grace-seconds", type=int, default=30, metavar="S", help="to end in (default: %(default)s)")
+    add("--answer-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    add(
+        "--grace-seconds",
+        type=whole_number(1, int(MOST_SECONDS)),
+        default=30,
+        metavar="S",
+        help="to end in (default: %(default)s)",
+    )
     add_detector_options(parser)
     return parser
 

@@ -16,11 +16,25 @@ from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
 from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
-from asag_deploy.atomic import atomic_write_text, check_writable, check_writable_file
-from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, listed
+from asag_deploy.atomic import atomic_write_text, check_spares, check_writable, check_writable_file
+from asag_deploy.command_line import (
+    ALL_FINE,
+    LARGEST,
+    MOST_PIXELS,
+    MOST_SECONDS,
+    MOST_THREADS,
+    SOME_FAILED,
+    OneSentenceParser,
+    exit_code,
+    listed,
+    numbers,
+    real_number,
+    whole_number,
+)
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.orientation import add_orientation_option
+from asag_training.settings import WEIGHTS_CHOICES
 
 PROGRAM = "asag-bench"
 _LIST: dict[str, Any] = {"action": "append", "default": []}
@@ -87,24 +101,54 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="DIR", help="a data set in COCO layout: pictures to time, and its AP")
     add_orientation_option(parser)
     add("--precision", **_LIST, metavar="P,...", help="only these of fp32, fp16, bf16, int8 (default: all)")
-    add("--batch", **_LIST, metavar="N,...", help="images a call (default: 1)")
+    add("--batch", **_LIST, type=numbers(whole_number(1)), metavar="N,...", help="images a call (default: 1)")
     add("--reference", **_LIST, metavar="NAME,...", help="time these beside it, listed below")
     add("--baseline", metavar="NAME", help="whose speed counts as 1 (default: torch, or the first)")
     add("--checkpoint", type=Path, metavar="FILE", help="what the bundle was made from, for PyTorch")
-    add("--duration", type=float, default=60.0, metavar="S", help="most for an image group (default: 60)")
-    add("--warmup", type=int, default=3, metavar="N", help="calls of each shape before timing (default: 3)")
-    add("--percentile", default="50,90,95,99", metavar="P,...", help="of the times (default: 50,90,95,99)")
-    add("--memory-images", type=int, default=0, metavar="N", help="memory that N pictures of many sizes add")
+    _add_weights(parser)
+    add(
+        "--duration",
+        type=real_number(0, MOST_SECONDS, above=True),
+        default=60.0,
+        metavar="S",
+        help="most for an image group (default: 60)",
+    )
+    add(
+        "--warmup",
+        type=whole_number(0),
+        default=3,
+        metavar="N",
+        help="calls of each shape before timing (default: 3)",
+    )
+    add(
+        "--percentile",
+        type=numbers(real_number(0, 100)),
+        default="50,90,95,99",
+        metavar="P,...",
+        help="of the times (default: 50,90,95,99)",
+    )
+    add(
+        "--memory-images",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="memory that N pictures of many sizes add",
+    )
     add("--output-dir", type=Path, metavar="DIR", help="write result.json, result.md and plots to DIR")
     add("--no-plots", action="store_true", help="no plots beside result.json and result.md")
     add("--quiet", action="store_true", help="no progress and no table")
     add_detector_options(parser, several_backends=True)
 
 
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    text = "which of the checkpoint's weights: those trained (default), or their average, EMA"
+    parser.add_argument("--weights", choices=WEIGHTS_CHOICES, default=WEIGHTS_CHOICES[0], help=text)
+
+
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, metavar="DIR", help="pictures to time (default: generated scenes)")
-    add("--limit", type=int, metavar="N", help="use the first N pictures only")
+    add("--limit", type=whole_number(1), metavar="N", help="use the first N pictures only")
     add("--shape", metavar="HxW", help="generate or resize pictures to this height and width")
 
 
@@ -112,24 +156,25 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """Read the options of `run`.  Raises ConfigError where they make no sense."""
     return Plan(
         command=options.command,
-        bundles=tuple(dict.fromkeys(options.bundles)),
+        bundles=tuple(options.bundles),
         images=options.images,
         data=options.data,
         orientation=options.orientation,
         limit=options.limit,
         baseline=options.baseline,
         checkpoint=options.checkpoint,
+        weights=options.weights,
         options=Options(
             backends=backends_of(options),
             precisions=listed(options.precision),
-            batches=_numbers("--batch", options.batch or ["1"]),
+            batches=_whole(options.batch or ["1"]),
             references=listed(options.reference),
             mode=options.mode,
             threads=options.threads,
             shape=None if options.shape is None else _shape(options.shape),
             duration_s=options.duration,
             warmup=options.warmup,
-            percentile=_percentiles(options.percentile),
+            percentile=tuple(float(part) for part in options.percentile.split(",")),
             max_level=options.max_level,
             deadline_ms=options.deadline_ms,
             loop=options.loop,
@@ -163,12 +208,31 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     _add_pictures(parser)
-    add("--batch", **_LIST, metavar="N,...", help="sizes of batches (default: 4)")
-    add("--duration", type=float, default=120.0, metavar="S", help="most seconds in all (default: 120)")
-    add("--window", type=float, default=2.0, metavar="S", help="least seconds one by one (default: 2)")
+    add(
+        "--batch",
+        **_LIST,
+        type=numbers(whole_number(2)),
+        metavar="N,...",
+        help="sizes of batches (default: 4)",
+    )
+    add(
+        "--duration",
+        type=real_number(0, MOST_SECONDS, above=True),
+        default=120.0,
+        metavar="S",
+        help="most seconds in all (default: 120)",
+    )
+    add(
+        "--window",
+        type=real_number(0, MOST_SECONDS, above=True),
+        default=2.0,
+        metavar="S",
+        help="least seconds one by one (default: 2)",
+    )
     add("--output-dir", type=Path, metavar="DIR", help="write throughput.json and throughput.md to DIR")
     add("--quiet", action="store_true", help="no progress and no table")
     several = {**_LIST, "dest": "several_requests", "metavar": "N,..."}
+    several["type"] = numbers(whole_number(2, MOST_THREADS))
     add("--requests", **several, help="concurrent requests (default: 2, and as many as cores)")
     add_detector_options(parser, own_requests=True)
 
@@ -187,8 +251,8 @@ def _throughput(options: argparse.Namespace) -> int:
         limit=options.limit,
         shape=None if options.shape is None else _shape(options.shape),
         detector=detector_options(options),
-        batches=_numbers("--batch", options.batch or ["4"]),
-        requests=_numbers("--requests", options.several_requests or [f"2,{max(cores, 2)}"]),
+        batches=_whole(options.batch or ["4"]),
+        requests=_whole(options.several_requests or [f"2,{max(cores, 2)}"]),
         duration=options.duration,
         window=options.window,
         quiet=options.quiet,
@@ -207,7 +271,13 @@ def _throughput(options: argparse.Namespace) -> int:
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("results", type=Path, nargs=2, metavar="RESULT", help="a result.json")
-    add("--tolerance", type=float, default=AGREEMENT, metavar="T", help="the most apart (default: 0.05)")
+    add(
+        "--tolerance",
+        type=real_number(0, 1),
+        default=AGREEMENT,
+        metavar="T",
+        help="the most apart (default: 0.05)",
+    )
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -235,8 +305,14 @@ def _page(options: argparse.Namespace) -> int:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output-dir", type=Path, default=Path("bench-output"), metavar="DIR", help="default: %(default)s")
-    add("--scenes", type=int, default=60, metavar="N", help="how many (default: 60)")
-    add("--duration", type=float, default=30.0, metavar="S", help="most for an image group (default: 30)")
+    add("--scenes", type=whole_number(1), default=60, metavar="N", help="how many (default: 60)")
+    add(
+        "--duration",
+        type=real_number(0, MOST_SECONDS, above=True),
+        default=30.0,
+        metavar="S",
+        help="most for an image group (default: 30)",
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -252,6 +328,7 @@ def _add_parity(parser: argparse.ArgumentParser) -> None:
     add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     add("--backend", required=True, metavar="B", help="what runs it")
     add("--checkpoint", type=Path, metavar="FILE", help="what it was exported from (default: --untrained)")
+    _add_weights(parser)
     add("--output", type=Path, metavar="FILE", help="write the report here too")
 
 
@@ -259,8 +336,8 @@ def _parity(options: argparse.Namespace) -> int:
     from asag_bench.measuring.parity import judge
     from asag_export.gate.parity import format_report
 
-    check_writable_file(options.output)
-    report = judge(options.bundle, options.backend, options.checkpoint)
+    _check_output(options)
+    report = judge(options.bundle, options.backend, options.checkpoint, options.weights)
     if options.output is not None:
         atomic_write_text(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
     print(format_report(report))
@@ -274,12 +351,42 @@ def _add_training_step(parser: argparse.ArgumentParser) -> None:
     add("--recipe", default="asag-a-r50-100-1x", metavar="NAME", help="(default: %(default)s)")
     changes: dict[str, Any] = {"dest": "changes", "action": "append", "default": []}
     add("--set", **changes, metavar="PART.NAME=VALUE", help="change a setting of the recipe")
-    add("--batch", type=int, default=2, metavar="N", help="images an update (default: %(default)s)")
-    add("--side", type=int, default=640, metavar="PIXELS", help="side of the images (default: %(default)s)")
-    add("--updates", type=int, default=10, metavar="N", help="that count (default: %(default)s)")
-    add("--warm-up", type=int, default=2, metavar="N", help="before, that do not (default: %(default)s)")
-    add("--workers", type=int, default=2, metavar="N", help="processes that read images (default: 2)")
-    add("--threads", type=int, default=2, metavar="N", help="of PyTorch on the CPU (default: %(default)s)")
+    add(
+        "--batch",
+        type=whole_number(1),
+        default=2,
+        metavar="N",
+        help="images an update (default: %(default)s)",
+    )
+    add(
+        "--side",
+        type=whole_number(32, MOST_PIXELS),
+        default=640,
+        metavar="PIXELS",
+        help="side of the images (default: %(default)s)",
+    )
+    add("--updates", type=whole_number(1), default=10, metavar="N", help="that count (default: %(default)s)")
+    add(
+        "--warm-up",
+        type=whole_number(0),
+        default=2,
+        metavar="N",
+        help="before, that do not (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=whole_number(0, MOST_THREADS),
+        default=2,
+        metavar="N",
+        help="processes that read images (default: 2)",
+    )
+    add(
+        "--threads",
+        type=whole_number(1, MOST_THREADS),
+        default=2,
+        metavar="N",
+        help="of PyTorch on the CPU (default: %(default)s)",
+    )
     add("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="write the result here too")
 
@@ -298,7 +405,7 @@ def _training_step(options: argparse.Namespace) -> int:
         threads=options.threads,
         device=options.device,
     )
-    check_writable_file(options.output)
+    _check_output(options)
     text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
     if options.output is not None:
         atomic_write_text(options.output, text + "\n")
@@ -312,7 +419,13 @@ def _add_loop(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights instead")
     add("--precision", choices=("fp16", "fp32"), default="fp16", help="default: %(default)s")
     add("--shape", default="800x1088", metavar="HxW", help="of the image (default: %(default)s)")
-    add("--repeats", type=int, default=100, metavar="N", help="times that count (default: %(default)s)")
+    add(
+        "--repeats",
+        type=whole_number(1),
+        default=100,
+        metavar="N",
+        help="times that count (default: %(default)s)",
+    )
     add("--output", type=Path, metavar="FILE", help="write the figures there as JSON")
 
 
@@ -326,7 +439,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         shape=_shape(options.shape),
         repeats=options.repeats,
     )
-    check_writable_file(options.output)
+    _check_output(options)
     result: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
@@ -344,7 +457,13 @@ def _add_gpu_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output-dir", metavar="DIR", type=Path, default=Path("gpu-report"), help="default %(default)s")
     add("--carried", metavar="FILE", type=Path, help="the archive that `archive` made")
-    add("--seconds", metavar="S", type=float, default=480.0, help="for all of it (default: 480)")
+    add(
+        "--seconds",
+        metavar="S",
+        type=real_number(0, MOST_SECONDS, above=True),
+        default=480.0,
+        help="for all of it (default: 480)",
+    )
     add("--work-dir", metavar="DIR", type=Path, help="for what is made on the way (default: a temporary one)")
     add("--only", metavar="TEXT", action="append", default=[], help="only steps with this in their name")
     add("--rehearse", action="store_true", help="without a GPU: do whatever does not need one")
@@ -372,7 +491,13 @@ def _add_gpu_archive(parser: argparse.ArgumentParser) -> None:
     add("--wheel", metavar="FILE", type=Path, **_LIST, help="default: downloaded with pip")
     add("--gpu", metavar="SM", default="sm90", help="whose machine code is kept (default %(default)s)")
     add("--python", metavar="V", default="3.12", help="that machine's Python (default %(default)s)")
-    add("--limit-mib", metavar="N", type=float, default=64.0, help="with the tree (default: 64)")
+    add(
+        "--limit-mib",
+        metavar="N",
+        type=real_number(0, LARGEST, above=True),
+        default=64.0,
+        help="with the tree (default: 64)",
+    )
     parser.set_defaults(run=_gpu_archive)
 
 
@@ -396,12 +521,15 @@ def _gpu_archive(options: argparse.Namespace) -> int:
     return ALL_FINE
 
 
-def _numbers(option: str, values: Sequence[str]) -> tuple[int, ...]:
-    numbers = listed(values)
-    try:
-        return tuple(int(value) for value in numbers)
-    except ValueError:
-        raise ConfigError(f"{option} is '{','.join(numbers)}'; expected whole numbers, such as 2,4") from None
+def _check_output(options: argparse.Namespace) -> None:
+    """Raise OutputError, before what takes minutes, if `--output` cannot be written or is what is read."""
+    check_writable_file(options.output)
+    if options.output is not None:
+        check_spares(options.output, getattr(options, "checkpoint", None))
+
+
+def _whole(values: Sequence[str]) -> tuple[int, ...]:
+    return tuple(int(value) for value in listed(values))
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -410,16 +538,6 @@ def _shape(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")
     return int(height), int(width)
-
-
-def _percentiles(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or not all(0 <= value <= 100 for value in values):
-        raise ConfigError(f"--percentile is '{text}'; expected numbers from 0 to 100, such as 50,90,99")
-    return values
 
 
 if __name__ == "__main__":

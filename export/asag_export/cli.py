@@ -8,13 +8,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    MOST_PIXELS,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.build import BuildOptions, summary
-from asag_deploy.engines.cli import add_engine_options, build_with_progress, engine_options
+from asag_deploy.engines.cli import (
+    add_engine_options,
+    build_with_progress,
+    engine_options,
+    given_engine_options,
+)
 from asag_deploy.engines.inspector import in_words
 from asag_deploy.errors import ConfigError, ParityError
-from asag_export.choices import DEFAULT_OPSET, FORMATS, PRECISIONS
+from asag_export.choices import (
+    DEFAULT_OPSET,
+    FORMATS,
+    OPSETS,
+    PRECISIONS,
+)
 from asag_training.network.config import MANUAL_STOPS
 from asag_training.settings import WEIGHTS_CHOICES, change_sides
 
@@ -64,10 +80,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", metavar="NAME", default="fp32", help=f"{precisions} (default %(default)s)")
     formats = "onnx alone (default), or engines beside it: tensorrt-rtx or tensorrt"
     add("--format", metavar="NAME", default="onnx", help=formats)
-    add("--opset", metavar="N", type=int, default=DEFAULT_OPSET, help="default %(default)s")
+    add(
+        "--opset",
+        metavar="N",
+        type=whole_number(OPSETS.start, OPSETS.stop - 1),
+        default=DEFAULT_OPSET,
+        help=f"{OPSETS.start} to {OPSETS.stop - 1} (default %(default)s)",
+    )
     said = "(default: what the checkpoint says; if it says nothing"
-    add("--shorter-side", metavar="PX", type=int, help=f"images' shorter side {said}, 800)")
-    add("--longer-side", metavar="PX", type=int, help=f"the most their longer side may be {said}, 1333)")
+    add(
+        "--shorter-side",
+        metavar="PX",
+        type=whole_number(32, MOST_PIXELS),
+        help=f"images' shorter side {said}, 800)",
+    )
+    add(
+        "--longer-side",
+        metavar="PX",
+        type=whole_number(32, MOST_PIXELS),
+        help=f"the most their longer side may be {said}, 1333)",
+    )
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
     add("--quiet", action="store_true", help="no progress, no notes and no table")
@@ -131,8 +163,9 @@ def _engines(options: argparse.Namespace) -> BuildOptions | None:
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     if options.format == "onnx":
-        if options.gpus:
-            raise ConfigError("--gpu is for engines; give --format tensorrt-rtx too, or leave it out")
+        given = given_engine_options(options)
+        if given:
+            raise ConfigError(f"{given[0]} is for engines; give --format tensorrt-rtx too, or leave it out")
         return None
     engines = engine_options(options, engine_format=options.format, precision=options.precision)
     open_library(engines.engine_format)

@@ -18,7 +18,13 @@ import cv2
 import numpy as np
 
 from asag_deploy import Detector
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.detections import Detections
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.writing import write_picture
@@ -60,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(prog="demo", description=__doc__)
     add = parser.add_argument
     add("--output-dir", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
-    add("--scenes", type=int, default=200, metavar="N", help="how many (default: %(default)s)")
+    add("--scenes", type=whole_number(1), default=200, metavar="N", help="how many (default: %(default)s)")
     return parser
 
 

@@ -18,6 +18,7 @@ from asag_deploy.atomic import (
     atomic_directory,
     atomic_write,
     atomic_write_text,
+    check_spares,
     check_writable,
     check_writable_file,
     is_same_file,
@@ -439,3 +440,19 @@ def test_what_could_not_be_written_is_said_before(tmp_path: Path) -> None:
             check(path)
     assert contents(tmp_path) == {"file": "old"}
     assert names(tmp_path / "results") == ["of-today"]
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "a.pth").write_text("weights")
+    (tmp_path / "link").symlink_to("bundle/a.pth")
+    check_spares(tmp_path / "new", tmp_path / "bundle", None)
+    check_spares(tmp_path / "bundle" / "int8", tmp_path / "bundle")
+    for output, given in (
+        ("bundle", "bundle"),
+        ("link", "bundle/a.pth"),
+        ("bundle", "link"),
+        ("bundle/../bundle", "bundle/a.pth"),
+    ):
+        with pytest.raises(OutputError, match="which is read: choose another place"):
+            check_spares(tmp_path / output, tmp_path / given)

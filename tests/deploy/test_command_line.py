@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from typing import NoReturn
 import pytest
 
 from asag_deploy._version import __version__
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
-from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ParityError
+from asag_deploy.command_line import OneSentenceParser, exit_code, printable, progress
+from asag_deploy.errors import BundleError, BundleNotFoundError, ConfigError, ImageError, ParityError
 
 
 def raises(error: BaseException) -> Callable[[], int]:
@@ -106,3 +107,38 @@ def test_a_progress_bar_shows_on_a_terminal_alone(
     with progress(total=7, unit="image", description="reading", quiet=quiet) as bar:
         bar.update(3)
     assert ("reading" in capsys.readouterr().err) == shown
+
+
+@pytest.mark.parametrize(
+    ("quoted", "shown"),
+    [
+        ("two\nlines", r"two\nlines"),
+        ("\x1b[2Jcleared", r"\x1b[2Jcleared"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("not utf-8 \udcff", r"not utf-8 \udcff"),
+        ("straße 写真.png", "straße 写真.png"),
+    ],
+)
+def test_messages_are_one_line_whatever_they_quote(quoted: str, shown: str) -> None:
+    assert str(ImageError(f"image '{quoted}' does not exist")) == f"image '{shown}' does not exist"
+
+
+def test_the_middle_of_a_long_message_is_left_out() -> None:
+    message = str(ConfigError(f"the option begins {'x' * 10_000} and ends"))
+    assert len(message) < 1300
+    assert message.startswith("the option begins xxx")
+    assert message.endswith("xxx and ends")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a ü 猫.png", "a ü 猫.png"),
+        ("a\nb\r\x1b[31m\t", r"a\nb\r\x1b[31m\t"),
+        (os.fsdecode(b"\xff\xfe.png"), r"\xff\xfe.png"),
+        ("\u2028\ud800", r"\u2028\ud800"),
+    ],
+)
+def test_names_are_printed_in_one_line(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    shown.encode()

@@ -168,7 +168,9 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def _edit_value(draw: DrawFn, places: list[tuple[Any, Any]], values: Sequence[Any]) -> None:
     container, key = places[draw(st.integers(0, len(places) - 1))]
-    kind = draw(st.sampled_from(("replace", "replace", "near", "delete", "twice", "move", "rename", "wrap")))
+    kind = draw(
+        st.sampled_from(("replace", "replace", "near", "near", "delete", "twice", "move", "rename", "wrap"))
+    )
     own = container[key]
     if kind == "near" and type(own) in (int, float):
         container[key] = draw(

@@ -115,6 +115,8 @@ def _slice(name: str, run: Run, options: argparse.Namespace) -> None:
         run.executions += told["executions"]
         run.outcomes.update(told["outcomes"])
         findings = [Finding(signature=s, text=t, data=bytes.fromhex(d)) for s, t, d in told["findings"]]
+        if code != 0 and not (state / "current").exists():
+            raise SystemExit(f"{name} could not be opened: {(state / 'stderr').read_text(errors='replace')}")
         if code != 0:
             findings.append(_end_of_child(state, code))
     for finding in findings:

@@ -40,6 +40,8 @@ def open_checkpoints(folder: Path) -> Iterator[Target]:
     zips = [_bytes_of(lambda to: save_public(to, state), path), _saved(small), _saved(state)]
     old = [_bytes_of(lambda to: save_public(to, state, legacy=True), path), _saved(small, legacy=True)]
     native = _bytes_of(lambda to: save_checkpoint(to, tiny_checkpoint(state=state)), path)
+    part = folder / "part.safetensors"  # which an index may list
+    part.write_bytes(native)
     model = Asag(config)
 
     def run(data: bytes) -> None:
@@ -53,8 +55,9 @@ def open_checkpoints(folder: Path) -> Iterator[Target]:
         _damaged_zips(zips),
         damaged_pickles([*old, *_evil()]),
         _damaged_header(native),
+        damaged_json([{"metadata": {"total_size": 1}, "weight_map": {"a": part.name, "b": path.name}}]),
     )
-    yield Target(inputs=inputs, run=run, names=(str(path),))
+    yield Target(inputs=inputs, run=run, names=(str(folder),))
 
 
 @contextmanager
@@ -169,4 +172,5 @@ def _damaged_header(data: bytes) -> SearchStrategy[bytes]:
 
         return damaged_json([told[key]]).map(put)
 
-    return st.one_of(damaged_json([header], values=values), *(with_metadata(key) for key in told)).map(joined)
+    settings = st.one_of(*(with_metadata(key) for key in told))
+    return st.one_of(damaged_json([header], values=values), settings, settings).map(joined)

@@ -9,17 +9,22 @@ from contextlib import contextmanager
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from asag_deploy.errors import ImageError
-from asag_deploy.images.reading import decode_image
+from asag_deploy.images.formats import image_header
+from asag_deploy.images.frames import decode_frames
+from asag_deploy.images.reading import MAX_PIXELS, decode_image
 from asag_deploy.images.sources import Failure, iter_frames, list_sources
 from endurance.damage import damaged_bytes, damaged_jpeg, damaged_png
 from endurance.judging import Target, WrongError
 from endurance.targets import Part, one_of_parts
+from support import image_writers
 from support.coco_files import gradient
 
 NAME = "the picture's name"
@@ -56,7 +61,9 @@ def open_images(folder: Path) -> Iterator[Target]:
     made += [
         ("TIFF", _encoded("TIFF", "RGB", compression=how) or b"") for how in ("tiff_lzw", "jpeg", "packbits")
     ]
-    made += [(kind, _animated(kind)) for kind in ("GIF", "PNG", "WEBP", "TIFF")]
+    made += [("TIFF", _written_tiff(**options)) for options in _TIFFS]
+    made += [("BMP", _written_bmp(bits, header)) for bits in (16, 32) for header in (40, 124)]
+    made += [(kind, _animated(kind)) for kind in ("GIF", "PNG", "WEBP", "TIFF", "AVIF")]
     every = [data for _, data in made]
     blocks = [exif(order, kind, value) for order in "<>" for kind in (3, 4, 1) for value in (1, 3, 6, 8, 9)]
     damaged_exif = damaged_bytes(blocks)
@@ -72,10 +79,22 @@ def open_images(folder: Path) -> Iterator[Target]:
 
 
 def run_image(data: bytes) -> None:
-    """Decode one."""
+    """Decode one, and then all its frames, which refuse what the first refuses."""
+    found = image_header(data)
     image = decode_image(data, NAME)
+    check_pixels(image)
+    if found is None or image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise WrongError(f"{image.shape[:2]} pixels of what has the header {found}")
+    for frame in itertools.islice(decode_frames(data, NAME), _MOST_FRAMES):
+        check_pixels(frame.image)
+
+
+def check_pixels(image: NDArray[np.uint8]) -> None:
+    """An image is uint8 (H, W, 3), with pixels, in memory of its own."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise WrongError(f"decoded to {image.dtype} {image.shape}")
+    if not image.flags.c_contiguous:
+        raise WrongError("not contiguous")
 
 
 def exif(order: str, kind: int, orientation: int) -> bytes:
@@ -91,6 +110,34 @@ def exif(order: str, kind: int, orientation: int) -> bytes:
     )
     header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
     return header + struct.pack(f"{order}H", 2) + entries + bytes(4)
+
+
+_TIFFS: tuple[dict[str, Any], ...] = (
+    {"photometric": 2, "planes": True},
+    {"photometric": 2, "tile": 16},
+    {"photometric": 2, "rows": 2, "kind": np.uint16},
+    {"photometric": 1, "bits": 4, "count": 1},
+    {"photometric": 0, "bits": 1, "count": 1},
+    {"photometric": 2, "count": 4, "tags": {338: [2]}},
+    {"photometric": 2, "count": 4, "tags": {338: [1], 274: [6]}, "order": ">"},
+    {"photometric": 5, "count": 4, "compressed": True},
+    {"photometric": 6, "tags": {530: [1, 1]}},
+)
+
+
+def _written_tiff(*, photometric: int, count: int = 3, kind: type = np.uint8, **options: Any) -> bytes:
+    """A TIFF that Pillow does not write."""
+    samples: NDArray[Any] = np.resize(gradient(9, 13), (9, 13, count)).astype(kind)
+    bits = options.get("bits")
+    return image_writers.tiff(samples if bits is None else samples >> (8 - bits), photometric, **options)
+
+
+def _written_bmp(bits: int, header: int) -> bytes:
+    """A BMP that says by masks where its colours are."""
+    kind = np.uint16 if bits == 16 else np.uint32
+    masks = (0xF800, 0x7E0, 0x1F, 0) if bits == 16 else (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    rows = np.arange(9 * 12, dtype=kind).reshape(9, 12)
+    return image_writers.bmp(rows, bits, width=12, masks=masks, header=header)
 
 
 def _with_exif(jpeg: bytes, block: bytes) -> bytes:
@@ -121,24 +168,29 @@ def _saved(frames: Sequence[Image.Image], kind: str, **options: object) -> bytes
     return stream.getvalue()
 
 
-_VIDEOS = (
-    ("mp4", "mpeg4"),
-    ("mkv", "mpeg4"),
-    ("avi", "mjpeg"),
-    ("ts", "mpeg2video"),
-    ("flv", "flv"),
-    ("webm", "libvpx"),
-    ("mpg", "mpeg1video"),
-    ("mov", "mpeg4"),
-)
+_VIDEOS = {
+    "mp4": ("mpeg4", "libx264"),
+    "mkv": ("mpeg4", "ffv1", "rawvideo"),
+    "avi": ("mjpeg", "huffyuv"),
+    "ts": ("mpeg2video",),
+    "flv": ("flv",),
+    "webm": ("libvpx", "libvpx-vp9"),
+    "mpg": ("mpeg1video",),
+    "mov": ("prores",),
+    "wmv": ("wmv2",),
+}
+"""Codecs by suffix."""
+_PIXELS = {"mjpeg": "yuvj420p", "huffyuv": "rgb24", "prores": "yuv422p10le"}
+"""Those of codecs that take no yuv420p."""
 _MOST_FRAMES = 60
 
 
 @contextmanager
 def open_videos(folder: Path) -> Iterator[Target]:
     """A suffix, and on the next line the bytes of a video of that name."""
+    import av
 
-    def part(suffix: str, codec: str) -> Part:
+    def part(suffix: str, codecs: Sequence[str]) -> Part:
         def run(data: bytes) -> None:
             path = folder / f"clip.{suffix}"
             path.write_bytes(data)
@@ -147,10 +199,11 @@ def open_videos(folder: Path) -> Iterator[Target]:
             finally:
                 path.unlink()
 
-        seed = _video(suffix, codec)
-        return damaged_bytes([seed]), run
+        # Not every PyAV can write every codec.
+        seeds = [_video(suffix, codec) for codec in codecs if codec in av.codecs_available]
+        return damaged_bytes(seeds), run
 
-    inputs, run = one_of_parts({suffix: part(suffix, codec) for suffix, codec in _VIDEOS})
+    inputs, run = one_of_parts({suffix: part(suffix, codecs) for suffix, codecs in _VIDEOS.items()})
     yield Target(inputs=inputs, run=run, names=(str(folder / "clip"),))
 
 
@@ -159,8 +212,7 @@ def _read_video(path: Path) -> None:
     for item in itertools.islice(iter_frames(list_sources([str(path)]).sources), _MOST_FRAMES):
         if isinstance(item, Failure):
             raise ImageError(item.message)
-        if item.image.dtype != np.uint8 or item.image.ndim != 3 or item.image.size == 0:
-            raise WrongError(f"frame {item.index} is {item.image.dtype} {item.image.shape}")
+        check_pixels(item.image)
 
 
 def _video(suffix: str, codec: str) -> bytes:
@@ -168,12 +220,12 @@ def _video(suffix: str, codec: str) -> bytes:
     from av.video.stream import VideoStream
 
     stream = BytesIO()
-    kind = {"mkv": "matroska", "ts": "mpegts", "mpg": "mpeg"}.get(suffix, suffix)
+    kind = {"mkv": "matroska", "ts": "mpegts", "mpg": "mpeg", "wmv": "asf"}.get(suffix, suffix)
     with av.open(stream, "w", format=kind) as container:
         track = container.add_stream(codec, rate=25)
         assert isinstance(track, VideoStream)
         track.width, track.height = 64, 48
-        track.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        track.pix_fmt = _PIXELS.get(codec, "yuv420p")
         for index in range(6):
             frame = av.VideoFrame.from_ndarray(np.roll(gradient(48, 64), index, axis=1), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 25)

@@ -92,7 +92,7 @@ def test_what_fails_is_shrunk(tmp_path: Path) -> None:
 
 def test_an_input_that_ends_the_process_is_known(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    program = [sys.executable, fuzz.__file__, "--target", SELF_CHECK, "--seconds", "0.1", "--no-corpus"]
+    program = [sys.executable, fuzz.__file__, "--target", SELF_CHECK, "--seconds", "2", "--no-corpus"]
     done = subprocess.run([*program, "--report", report], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     found = json.loads(report.read_text(encoding="utf-8"))["targets"][SELF_CHECK]["found"]

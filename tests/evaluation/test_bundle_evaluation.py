@@ -137,7 +137,7 @@ class TestCommand:
             (["--limit", "0"], "--limit is 0"),
             (["--batch", "0"], "batch is 0"),
             (["--shorter-side", "320"], "is a bundle"),
-            (["--shorter-side", "0"], "--shorter-side 0"),
+            (["--shorter-side", "0"], "--shorter-side is 0"),
             (["--head", "main"], "is a bundle, whose head"),
             (["--device", "cuda"], "is a bundle, whose head"),
             (["--backend", "torch"], "which PyTorch does not run"),

@@ -78,6 +78,9 @@ def test_training_leaves_out_empty_and_tiny_images(tmp_path: Path) -> None:
     dataset = CocoDataset.open(tmp_path).for_training()
     assert [record.image_id for record in dataset.records] == [1]
     assert dataset.counts.objects == 1
+    whole = CocoDataset.open(tmp_path)
+    assert whole.left_out_of_training() == "left out: 1 without objects, 1 under 32 pixels"
+    assert dataset.left_out_of_training() == ""
     with pytest.raises(DataError, match=r"nothing to train on.*3 images, 2 objects"):
         CocoDataset.open(tmp_path).for_training(min_side=100)
 

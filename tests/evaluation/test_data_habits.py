@@ -58,12 +58,13 @@ def test_numbers_as_text_and_with_a_point_are_numbers(tmp_path: Path) -> None:
         annotations=[
             {"image_id": 12.0, "category_id": "7", "bbox": ["5", "6.5", 10, "20"], "area": "77"},
             {"image_id": "12", "category_id": 3.0, "bbox": [1, 2, 3, 4], "area": "large"},
+            {"image_id": 12, "category_id": "ball", "bbox": [1, 2, 3, 5]},
         ],
     )
     assert dataset.categories == (Category(id=3, name="ball"), Category(id=7, name="8"))
-    assert dataset[0].boxes.tolist() == [[5, 6.5, 15, 26.5], [1, 2, 4, 6]]
-    assert dataset[0].labels.tolist() == [1, 0]
-    assert [a["area"] for a in dataset.ground_truth()["annotations"]] == [77, 12]
+    assert dataset[0].boxes.tolist() == [[5, 6.5, 15, 26.5], [1, 2, 4, 6], [1, 2, 4, 7]]
+    assert dataset[0].labels.tolist() == [1, 0, 0]
+    assert [a["area"] for a in dataset.ground_truth()["annotations"]] == [77, 12, 15]
     assert dataset.counts.numbers_as_text == 6
     assert "6 numbers as text" in dataset.counts.describe()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,18 @@ class TestCommand:
         assert main(["bake"]) == 2
         assert "see asag-data --help" in capsys.readouterr().err
         assert main(["--help"]) == 0
+
+
+def test_annotations_of_others_are_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    file.parent.mkdir()
+    for content in ('{"images": []}', "by hand", '{"info": {"description": "of others"}}'):
+        file.write_text(content)
+        with pytest.raises(OutputError, match="that was not written by this"):
+            write_scenes(tmp_path, count=1, seed=0, size=64)
+        assert file.read_text() == content
+    file.write_text(
+        '{"info": {"description": "3 generated scenes, seed 1"}}'
+    )  # left by a run that was killed
+    write_scenes(tmp_path, count=1, seed=0, size=64)
+    assert len(json.loads(file.read_text())["images"]) == 1

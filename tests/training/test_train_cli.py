@@ -16,7 +16,7 @@ import torch
 
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import evaluate
-from asag_training.checkpoints import load_checkpoint
+from asag_training.checkpoints import load_checkpoint, pack
 from asag_training.cli import main
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.run.run_loop import Rhythm, TrainingRun, summary
@@ -174,11 +174,11 @@ def test_a_run_is_not_overwritten(data: Path, tmp_path: Path, capsys: pytest.Cap
         (("--train-split", "train"), "there is no split 'train' in"),
         (("--device", "tpu"), "unknown device 'tpu'; choose cpu, cuda or auto"),
         (("--init", "missing.safetensors"), "missing.safetensors"),
-        (("--workers", "-1"), "argument --workers: -1 is not between 0 and 2147483647"),
-        (("--evaluate-every", "0"), "argument --evaluate-every: 0 is not between 1 and"),
-        (("--evaluate-images", "0"), "argument --evaluate-images: 0 is not between 1 and"),
-        (("--seed", "99999999999999999999"), "argument --seed: 99999999999999999999 is not between 0 and"),
-        (("--seed", "x"), "argument --seed: invalid whole_number value: 'x'"),
+        (("--workers", "-1"), "--workers is -1; it must be a whole number from 0 to 2147483647"),
+        (("--evaluate-every", "0"), "--evaluate-every is 0; it must be a whole number from 1"),
+        (("--evaluate-images", "0"), "--evaluate-images is 0; it must be a whole number from 1"),
+        (("--seed", "99999999999999999999"), "--seed is 99999999999999999999; it must be"),
+        (("--seed", "x"), "--seed is x; it must be a whole number from 0"),
         (("--epochs", "3"), "unrecognized arguments: --epochs 3 (see asag-train --help)"),
     ],
 )
@@ -292,3 +292,21 @@ def test_long_epochs_are_saved_in_between(
     assert [(position.epoch, position.update) for position in saved] == [(0, 1), (0, 2), (1, 0), (1, 0)]
     assert [position.evaluated for position in saved] == [0, 0, 0, 1]
     assert trainer.model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("recipe.json", '{"flour": 500}'), ("steps.csv", "left,right")]
+)
+def test_files_of_others_are_not_replaced(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert f"holds a '{name}' that no run has written" in refused(capsys, train(data, tmp_path))
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_checkpoint_is_not_packed_over_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.safetensors").write_text("weights")
+    assert pack.main([str(tmp_path / "a.safetensors")] * 2) == 2
+    assert "which is read: choose another place" in capsys.readouterr().err
+    assert (tmp_path / "a.safetensors").read_text() == "weights"

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asag_deploy.atomic import atomic_write_text
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.command_line import (
+    ALL_FINE,
+    OneSentenceParser,
+    exit_code,
+    printable,
+    whole_number,
+)
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
@@ -24,8 +30,6 @@ if TYPE_CHECKING:  # PyTorch is imported when there is something to train
 
 PROGRAM = "asag-train"
 RECIPE = "recipe.json"
-
-_LARGEST = 2**31 - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +93,7 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     def add(name: str, default: int | None, metavar: str, meaning: str, least: int = 1) -> None:
         parser.add_argument(
             name,
-            type=_at_least(least),
+            type=whole_number(least),
             default=default,
             metavar=metavar,
             help=f"{meaning} (default: {'all' if default is None else default})",
@@ -102,16 +106,6 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     add("--evaluate-every", 1, "EPOCHS", "how often it is evaluated")
     add("--evaluate-images", None, "N", "evaluate on the first N images only")
     add("--pictures", 4, "N", "images drawn at every evaluation", least=0)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        number = int(text)
-        if not least <= number <= _LARGEST:
-            raise argparse.ArgumentTypeError(f"{number} is not between {least} and {_LARGEST}")
-        return number
-
-    return whole_number
 
 
 def _train(options: argparse.Namespace, process: Process) -> None:
@@ -155,8 +149,9 @@ def _train(options: argparse.Namespace, process: Process) -> None:
             print(sentence)
         for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
             print(part, f"{data.counts.describe()}; {len(used)} images are used")
-            for remark in data.remarks():
-                print(part, remark)
+            left_out = data.left_out_of_training() if data is found else ""
+            for remark in filter(None, (left_out, *data.remarks())):
+                print(part, printable(remark))
         done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
         print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
     rhythm = Rhythm(
@@ -186,10 +181,30 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
             if (folder / STATE).exists()
             else f"'{folder}' holds checkpoints of another run, but no {STATE}: give another folder"
         )
+    foreign = _foreign(folder)
+    if foreign is not None:
+        raise ConfigError(f"'{folder}' holds a '{foreign}' that no run has written: give another folder")
     if trainer.process.is_main:
         text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
         atomic_write_text(folder / RECIPE, text + "\n")
     return False
+
+
+def _foreign(folder: Path) -> str | None:
+    """Return what a run would replace but has not written.
+
+    One that was ended before it was first saved has left its recipe.
+    """
+    from asag_training.run.log import EVALUATIONS, STEPS
+
+    try:
+        recipe_there = json.loads((folder / RECIPE).read_bytes())
+    except FileNotFoundError:
+        return next((name for name in (STEPS, EVALUATIONS) if (folder / name).exists()), None)
+    except (OSError, ValueError, RecursionError):
+        return RECIPE
+    ours = isinstance(recipe_there, dict) and {"network", "schedule", "seed"} <= set(recipe_there)
+    return None if ours else RECIPE
 
 
 def _loader(

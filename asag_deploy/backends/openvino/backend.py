@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
 from asag_deploy.backends.declared import UNKNOWN, check_declared
-from asag_deploy.backends.network import Network, check_inputs
+from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import TensorSpec
+from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 from asag_deploy.scratch import file_in_memory, scratch_folder
@@ -96,7 +96,7 @@ class OpenVino:
             models = dict(zip(names, loaded, strict=True))
         for name, model in models.items():
             check_declared(bundle, name, _specs(model.inputs), _specs(model.outputs))
-        return OpenVinoNetwork(models)
+        return OpenVinoNetwork(bundle.manifest.graphs, models)
 
     def _recipe(self, core: Core) -> str:
         """Name everything besides the graph that decides what compiling it gives."""
@@ -156,8 +156,8 @@ class OpenVinoArray:
 class OpenVinoNetwork(Network):
     """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
 
-    def __init__(self, models: Mapping[str, CompiledModel]) -> None:
-        self._stages = {name: _OpenVinoStage(name, model) for name, model in models.items()}
+    def __init__(self, graphs: Sequence[GraphSpec], models: Mapping[str, CompiledModel]) -> None:
+        self._stages = {graph.name: _OpenVinoStage(graph, models[graph.name]) for graph in graphs}
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
@@ -183,8 +183,9 @@ class OpenVinoNetwork(Network):
 class _OpenVinoStage:
     """One compiled graph as a stage.  A call has its own request, so several threads can run it at once."""
 
-    def __init__(self, name: str, model: CompiledModel) -> None:
-        self._name = name
+    def __init__(self, graph: GraphSpec, model: CompiledModel) -> None:
+        self._graph = graph
+        self._name = graph.name
         self._model = model
         self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
         self._outputs = [_own_name(port) for port in model.outputs]
@@ -203,10 +204,10 @@ class _OpenVinoStage:
             raise BackendError(f"OpenVINO failed in the graph '{self._name}': {_reason(error)}") from error
         lease = _Lease()
         weakref.finalize(lease, self._idle.put, request).atexit = False
-        return {
-            name: OpenVinoArray(request.get_output_tensor(index), lease)
-            for index, name in enumerate(self._outputs)
-        }
+        outputs = {name: request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
+        taken = {name: tuple(tensor.get_shape()) for name, tensor in zip(self._inputs, given, strict=True)}
+        check_shapes(self._graph, taken, {name: tuple(array.get_shape()) for name, array in outputs.items()})
+        return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
 
     def _request(self) -> InferRequest:
         try:

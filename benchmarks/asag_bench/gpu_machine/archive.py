@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asag_bench.gpu_machine.fatbin import has_gpu_code, prune
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.errors import BackendError, ConfigError, first_line
 from asag_deploy.scratch import scratch_folder
 
 MIB = 2**20
@@ -78,11 +78,16 @@ def unpack_archive(archive: Path, folder: Path) -> dict[str, Path]:
         with tarfile.open(archive) as file:
             file.extractall(folder, filter="data")
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise ConfigError(f"'{archive}' cannot be unpacked ({error}); make it again") from error
+        raise ConfigError(f"'{archive}' cannot be unpacked ({_reason(error)}); make it again") from error
     found = sorted(path for path in (folder / _FOLDER).glob("*") if path.is_dir())
     if not found:
         raise ConfigError(f"'{archive}' holds no packages; make it with `asag-bench gpu archive`")
     return {path.name: path for path in found}
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why a file could not be read."""
+    return (getattr(error, "strerror", None) or first_line(error)).lower()
 
 
 def tree_size(root: Path) -> int:
@@ -113,7 +118,7 @@ def _unpack(wheel: Path, folder: Path, gpu: int) -> None:
         with zipfile.ZipFile(wheel) as file:
             file.extractall(folder)
     except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"'{wheel}' is no wheel that can be read ({error})") from error
+        raise ConfigError(f"'{wheel}' is no wheel that can be read ({_reason(error)})") from error
     for path in (path for pattern in _LEFT_OUT for path in folder.glob(pattern) if path.is_file()):
         path.unlink()
     for path in sorted(folder.rglob("*.so*")):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asag_deploy.backends import open_network
+from asag_deploy.backends import check_backend, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.loop.contract import check_stages
@@ -16,25 +16,34 @@ from asag_export.gate.parity import ParityReport
 from asag_training.checkpoints import load_checkpoint, select_head, untrained_checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
+from asag_training.settings import WeightsChoice
 
 _OF_ENGINES = "tensorrt"
 
 
-def judge(path: Path, backend: str, weights: Path | None) -> ParityReport:
+def judge(
+    path: Path, backend: str, checkpoint: Path | None, weights: WeightsChoice = "model"
+) -> ParityReport:
     """Put the gate to a bundle on a backend.
 
-    weights: the checkpoint it was exported from; None for those that `asag-export --untrained` draws.
+    checkpoint: what it was exported from, and `weights` which of those in it; None for the weights that
+    `asag-export --untrained` draws.
 
     Raises BundleError, CheckpointError or BackendError if one cannot be used.
     """
+    check_backend(backend)
     bundle = Bundle.open(path)
     check_stages(bundle)
     manifest = bundle.manifest
-    whole = untrained_checkpoint(manifest.variant) if weights is None else load_checkpoint(weights)
-    checkpoint = select_head(whole, manifest.head)
-    model = build(checkpoint.config, checkpoint.state).eval()
+    whole = (
+        untrained_checkpoint(manifest.variant)
+        if checkpoint is None
+        else load_checkpoint(checkpoint, weights=weights)
+    )
+    chosen = select_head(whole, manifest.head)
+    model = build(chosen.config, chosen.state).eval()
     preprocessing = manifest.preprocessing
-    stages = build_stages(model, manifest.probing, checkpoint.head or "main", preprocessing)
+    stages = build_stages(model, manifest.probing, chosen.head or "main", preprocessing)
     limits = Limits(
         size_divisor=preprocessing.size_divisor,
         longer_side=preprocessing.longer_side,

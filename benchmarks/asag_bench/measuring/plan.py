@@ -14,6 +14,7 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.preprocess import resized_shape
 from asag_evaluation.data.orientation import OrientationRule
+from asag_training.settings import WeightsChoice
 
 BFLOAT16 = "bf16"
 BFLOAT16_BACKEND = "openvino-bf16"
@@ -33,12 +34,18 @@ class Plan:
     limit: int | None = None
     baseline: str | None = None
     checkpoint: Path | None = None
+    weights: WeightsChoice = "model"
+    """Which of those in the checkpoint."""
     options: Options = field(default_factory=Options)
     quiet: bool = False
 
     def __post_init__(self) -> None:
         options = self.options
         options.detector()
+        places = [bundle.resolve() for bundle in self.bundles]
+        for bundle, place in zip(self.bundles, places, strict=True):
+            if places.count(place) > 1:
+                raise ConfigError(f"the bundle '{bundle}' is given twice: name each once")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
         if min(options.batches) < 1:

@@ -163,7 +163,7 @@ def _load_references(plan: Plan, first: BundleOnBackend, loaded: _Loaded, sample
     for name in plan.options.references:
         before, start = resident_mib(), time.perf_counter()
         network = loaded.detectors[0].network
-        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint)
+        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint, plan.weights)
         seconds = since(start) / 1000
         _try_out(runner, worst)
         loaded.references.append(runner)
@@ -294,13 +294,14 @@ def _measure_growth(plan: Plan, loaded: _Loaded) -> None:
 
 def _describe(chosen: BundleOnBackend) -> BundleResult:
     manifest = chosen.bundle.manifest
+    passed = manifest.parity.get("passed")
     return BundleResult(
         variant=manifest.variant,
         head=manifest.head,
         precision=manifest.precision,
         computed_in=chosen.precision,
         trained=manifest.trained,
-        parity_passed=manifest.parity.get("passed"),
+        parity_passed=passed if isinstance(passed, bool) else None,
         mode=chosen.options.mode or manifest.probing.mode,
         deepest_level=manifest.probing.levels[-1].level if manifest.probing.levels else FIRST_LEVEL,
         shorter_side=manifest.preprocessing.shorter_side,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from asag_bench.runners.torch_cuda import Interface
     from asag_training.checkpoints import Checkpoint
     from asag_training.network.stages import StageModule, TorchNetwork
+    from asag_training.settings import WeightsChoice
 
 PLAIN, COMPILED = "torch-eager-cuda", "torch-compile-cuda"
 HOST_LOOP, DEVICE_LOOP = "torch-cuda", "torch-cuda-device"
@@ -70,6 +71,11 @@ def check_references(names: Sequence[str], checkpoint: Path | None, manifest: Ma
     """
     from asag_training.network.config import VARIANTS
 
+    if checkpoint is not None and not set(_FROM_CHECKPOINTS) & set(names):
+        raise ConfigError(
+            f"--checkpoint is for references that run in PyTorch ({', '.join(_FROM_CHECKPOINTS)}): "
+            "give --reference, or leave it out"
+        )
     drawn_again = not manifest.trained and manifest.variant in VARIANTS
     for name in names:
         if name not in REFERENCES:
@@ -104,11 +110,16 @@ def rule_of(manifest: Manifest, options: DetectorOptions) -> Rule:
 
 
 def open_reference(
-    name: str, bundle: Bundle, network: Network, options: DetectorOptions, checkpoint: Path | None
+    name: str,
+    bundle: Bundle,
+    network: Network,
+    options: DetectorOptions,
+    checkpoint: Path | None,
+    weights: WeightsChoice = "model",
 ) -> Runner:
     """Open a reference, ready to be timed.
 
-    network: the bundle as the backend of `options` runs it.
+    network: the bundle as the backend of `options` runs it; weights: which of the checkpoint's.
 
     Raises BackendError if the backend cannot run it, CheckpointError or ConfigError for a checkpoint that
     cannot be read or is another network.
@@ -122,11 +133,11 @@ def open_reference(
     if name == "unsplit":
         return _Unsplit(bundle, options)
     if name in SIX_LAYERS:
-        return _six_layers(name, bundle, options, checkpoint)
+        return _six_layers(name, bundle, options, checkpoint, weights)
     if is_random(name):
-        return _six_layers_in_torch(name, bundle, options.threads, checkpoint)
-    weights = _checkpoint(checkpoint, manifest, options.threads)
-    in_torch = open_on_cuda(name, weights, manifest) if name in ON_CUDA else _torch_network(weights, manifest)
+        return _six_layers_in_torch(name, bundle, options.threads, checkpoint, weights)
+    loaded = _checkpoint(checkpoint, manifest, options.threads, weights)
+    in_torch = open_on_cuda(name, loaded, manifest) if name in ON_CUDA else _torch_network(loaded, manifest)
     if name in ("torch-compile", COMPILED):
         _compile(in_torch)
     loop: LoopChoice = "device" if name == DEVICE_LOOP else "host"
@@ -148,17 +159,21 @@ def _torch_network(checkpoint: Checkpoint, manifest: Manifest) -> TorchNetwork:
     return TorchNetwork(stages)
 
 
-def _six_layers(name: str, bundle: Bundle, options: DetectorOptions, path: Path | None) -> Runner:
+def _six_layers(
+    name: str, bundle: Bundle, options: DetectorOptions, path: Path | None, weights: WeightsChoice
+) -> Runner:
     _need("torch", "onnxscript")
     from asag_bench.runners.six_layers import open_six_layers
 
-    checkpoint = None if path is None else _checkpoint(path, bundle.manifest, options.threads)
+    checkpoint = None if path is None else _checkpoint(path, bundle.manifest, options.threads, weights)
     return open_six_layers(name, bundle, options, checkpoint)
 
 
-def _six_layers_in_torch(name: str, bundle: Bundle, threads: int | None, path: Path | None) -> Runner:
+def _six_layers_in_torch(
+    name: str, bundle: Bundle, threads: int | None, path: Path | None, weights: WeightsChoice
+) -> Runner:
     manifest = bundle.manifest
-    checkpoint = _checkpoint(path, manifest, threads)
+    checkpoint = _checkpoint(path, manifest, threads, weights)
     from asag_bench.runners import six_layers
     from asag_training.network.model import build
     from asag_training.network.stages import NormalizeStage, TorchNetwork
@@ -174,7 +189,9 @@ def _six_layers_in_torch(name: str, bundle: Bundle, threads: int | None, path: P
     return six_layers.SixLayers(name, manifest, TorchNetwork([stage.eval() for stage in stages]))
 
 
-def _checkpoint(path: Path | None, manifest: Manifest, threads: int | None) -> Checkpoint:
+def _checkpoint(
+    path: Path | None, manifest: Manifest, threads: int | None, weights: WeightsChoice
+) -> Checkpoint:
     """Load the checkpoint a bundle was exported from, of its head alone; PyTorch gets so many threads.
 
     Without a path, the weights that `asag-export --untrained` draws.
@@ -186,7 +203,7 @@ def _checkpoint(path: Path | None, manifest: Manifest, threads: int | None) -> C
 
     if threads is not None:
         torch.set_num_threads(threads)
-    whole = untrained_checkpoint(manifest.variant) if path is None else load_checkpoint(path)
+    whole = untrained_checkpoint(manifest.variant) if path is None else load_checkpoint(path, weights=weights)
     checkpoint = select_head(whole, manifest.head)
     if checkpoint.config.variant != manifest.variant:
         raise ConfigError(

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from asag_deploy import __version__
+from asag_deploy.atomic import check_spares
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle, BundleWriter, write_bundle
 from asag_deploy.detector import Detector
@@ -82,9 +83,11 @@ def quantize_bundle(
     The bundle appears only if what the stages give is near that in float32 and AP does not fall too far,
     unless `keep_failed`.  Raises ConfigError for a bundle that is not float32 or an unknown kind of
     activations, DataError for pictures that do not suit the network, ExportError if a graph cannot be
-    quantised, ParityError if it costs too much, OutputError if the bundle cannot be written.
+    quantised, ParityError if it costs too much, OutputError if the bundle cannot be written
+    or would replace the one that is read.
     """
     check_quantizable(bundle)
+    check_spares(output_dir, bundle.path)
     if activations not in ACTIVATIONS:
         raise ConfigError(f"unknown activations '{activations}'; choose one of {', '.join(ACTIVATIONS)}")
     with Detector.load(bundle) as detector:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    OneSentenceParser,
+    exit_code,
+    printable,
+    progress,
+    real_number,
+    whole_number,
+)
 from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
@@ -37,16 +44,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-dir", metavar="DIR", required=True, help="where the INT8 bundle is written")
     add("--images", metavar="PATH", nargs="+", help="folders, globs or files to calibrate on")
     add("--data", metavar="DIR", type=Path, help="a data set in COCO layout: AP before and after is measured")
-    add("--calibration-split", metavar="NAME", default=TRAIN_SPLIT, help="default %(default)s")
-    add("--split", metavar="NAME", default=VAL_SPLIT, help="what AP is measured on (default %(default)s)")
+    add("--calibration-split", metavar="NAME", help=f"default {TRAIN_SPLIT}")
+    add("--split", metavar="NAME", help=f"what AP is measured on (default {VAL_SPLIT})")
     add_orientation_option(parser)
-    add("--count", metavar="N", type=int, default=DEFAULT_COUNT, help="pictures (default %(default)s)")
-    add("--limit", metavar="N", type=int, help="measure AP on the first N images only")
+    add(
+        "--count",
+        metavar="N",
+        type=whole_number(1),
+        default=DEFAULT_COUNT,
+        help="pictures (default %(default)s)",
+    )
+    add("--limit", metavar="N", type=whole_number(1), help="measure AP on the first N images only")
     kinds = "int8, for every runtime (default), or uint8, faster in ONNX Runtime but not for TensorRT"
     add("--activations", metavar="KIND", default=ACTIVATIONS[0], help=kinds)
     backends = f"what measures AP; may be repeated (default {DEFAULT_BACKEND})"
     add("--backend", metavar="NAME", dest="backends", action="append", help=backends)
-    add("--max-loss", metavar="AP", type=float, default=DEFAULT_MOST_LOSS, help="default %(default)s")
+    add(
+        "--max-loss",
+        metavar="AP",
+        type=real_number(-1, 1),
+        default=DEFAULT_MOST_LOSS,
+        help="default %(default)s",
+    )
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that costs too much")
     add("--quiet", action="store_true", help="no progress and no table")
@@ -59,7 +78,9 @@ def _run(options: argparse.Namespace) -> int:
 
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
-    data = _open_data(options, options.split, bundle, options.limit) if options.data else None
+    data = _open_data(options, options.split or VAL_SPLIT, bundle, options.limit) if options.data else None
+    for remark in [] if data is None or options.quiet else data.remarks():
+        print(printable(remark))
     files = choose(_files(options, bundle), options.count)
     backends = options.backends or [DEFAULT_BACKEND]
     steps = (1 + len(RESULTS)) * len(files) + (2 * len(backends) * len(data) if data is not None else 0)
@@ -94,12 +115,16 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse bad options before anything is read, and minutes before they are needed."""
     if options.images is None and options.data is None:
         raise ConfigError("there is nothing to calibrate on; give --images PATH or --data DIR")
+    if options.images is not None and options.calibration_split is not None:
+        raise ConfigError("--images is what is calibrated on: leave --calibration-split out")
+    of_data = {"--split": options.split, "--limit": options.limit, "--backend": options.backends}
+    for option, value in of_data.items():
+        if options.data is None and value is not None:
+            raise ConfigError(f"{option} is for measuring AP: give --data DIR too, or leave it out")
     if options.activations not in ACTIVATIONS:
         raise ConfigError(
             f"unknown activations '{options.activations}'; choose one of {', '.join(ACTIVATIONS)}"
         )
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
     unknown = [name for name in options.backends or () if name not in BACKENDS]
     if unknown:
         raise ConfigError(f"unknown backend '{unknown[0]}'; choose one of {', '.join(BACKENDS)}")
@@ -109,7 +134,7 @@ def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:
     """List the pictures to calibrate on."""
     if options.images is not None:
         return image_files(options.images)
-    calibration = _open_data(options, options.calibration_split, bundle, None)
+    calibration = _open_data(options, options.calibration_split or TRAIN_SPLIT, bundle, None)
     return [calibration.path(i) for i in range(len(calibration))]
 
 

@@ -48,8 +48,8 @@ def test_a_tiny_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--updates", "0"], "--updates must be at least 1"),
-        (["--warm-up", "-1"], "--warm-up must be at least 0"),
+        (["--updates", "0"], "--updates is 0; it must be"),
+        (["--warm-up", "-1"], "--warm-up is -1; it must be"),
         (["--recipe", "none"], "unknown recipe 'none'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--set", "network.none=1"], "unknown setting 'network.none'"),

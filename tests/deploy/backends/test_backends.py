@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND, open_network
 from asag_deploy.backends.network import Network
@@ -21,7 +23,7 @@ from asag_deploy.errors import BackendError, ConfigError, EngineUnfitError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stages import FEATURES
 from asag_deploy.loop.stopping import StopRule
-from support.bundle_edits import replace_graph
+from support.bundle_edits import edit_graph, replace_graph
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
 from support.tiny_bundle import backbone, batch, counts, make_bundle, picture, probe_p4_inputs
 
@@ -153,6 +155,28 @@ def test_failure_in_a_graph_is_one_line(network: Network) -> None:
     with pytest.raises((BackendError, EngineUnfitError), match="'backbone'") as error:
         network.stage("backbone")({"image": flat, "image_size": network.upload(SIZES)})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_array_of_another_shape_than_promised_is_refused(
+    bundle: Bundle, backend: str, tmp_path: Path
+) -> None:
+    """What a graph declares can be right, and what it makes of an image wrong all the same."""
+
+    def cut(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        made = next(node for node in graph.node if "counts" in node.output)
+        made.output[list(made.output).index("counts")] = "whole"
+        for name in ("nothing", "end"):
+            graph.initializer.append(numpy_helper.from_array(np.array([0]), f"{name}_of_them"))
+        graph.node.append(
+            onnx.helper.make_node("Slice", ["whole", "nothing_of_them", "end_of_them"], ["counts"])
+        )
+
+    broken = edit_graph(bundle, "backbone", cut, tmp_path / "broken")
+    wrong = pytest.raises(BackendError, match=r"'backbone' gave 'counts' of shape \(0, 4\), which is not")
+    with Detector.load(broken, backend=backend) as detector, wrong:
+        detector(picture(3))
 
 
 def test_a_failed_call_does_no_harm_to_the_next(network: Network) -> None:

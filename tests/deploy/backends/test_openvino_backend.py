@@ -21,6 +21,7 @@ from asag_deploy.backends.openvino import backend as openvino
 from asag_deploy.backends.openvino.backend import OpenVinoArray
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
@@ -290,7 +291,9 @@ def test_values_that_compiling_makes_one_keep_the_names_of_the_graph(tmp_path: P
     core = library.Core()
     compiled = core.compile_model(core.read_model(tmp_path / "copies.onnx"), "CPU")
     assert len(compiled.input(0).names) == 2
-    stage = openvino._OpenVinoStage("copies", compiled)
+    spec = {name: TensorSpec(name=name, dtype="float32", shape=("n",)) for name in ("pixels", "image")}
+    graph = GraphSpec(name="copies", file="", sha256="", inputs=(spec["pixels"],), outputs=(spec["image"],))
+    stage = openvino._OpenVinoStage(graph, compiled)
     found = stage({"pixels": OpenVinoArray(library.Tensor(np.arange(3, dtype=np.float32)), None)})
     assert list(found) == ["image"]
     assert found["image"].tensor.data.tolist() == [0, 2, 4]

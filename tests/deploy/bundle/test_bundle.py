@@ -48,6 +48,12 @@ def test_missing_bundle(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "nothing\0here"])
+def test_a_name_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(BundleNotFoundError, match=r"can(not)? be (a|no) bundle|no bundle"):
+        Bundle.open(name)
+
+
 def test_directory_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFoundError, match=r"holds no manifest\.json; .*`asag-export"):
         Bundle.open(tmp_path)

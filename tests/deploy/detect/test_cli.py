@@ -433,7 +433,7 @@ def test_untrained_weights_are_pointed_out(
         (["bundle"], "no sources given"),
         (["bundle", "in", "--threshold", "1.5"], "--threshold is 1.5"),
         (["bundle", "in", "--threshold", "nan"], "--threshold is nan"),
-        (["bundle", "in", "--threshold", "high"], "invalid float value: 'high'"),
+        (["bundle", "in", "--threshold", "high"], "--threshold is high; it must be"),
         (["bundle", "in", "--batch", "0"], "--batch is 0"),
         (["bundle", "in", "--requests", "0"], "--requests is 0"),
         (["bundle", "in", "--wrong"], "--wrong"),

@@ -369,6 +369,21 @@ def test_sources_are_never_overwritten(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["a.png"]
 
 
+@pytest.mark.parametrize("content", [b'{"images": []}', b"\x89PNG", b"notes"])
+def test_what_holds_no_results_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "instances.json"
+    file.write_bytes(content)
+    for outputs in ({"json_file": file}, {"coco_file": file}):
+        with pytest.raises(ConfigError, match="holds something else than results"):
+            ResultWriter([], **outputs)  # type: ignore[arg-type]
+    assert file.read_bytes() == content
+    for earlier in (b"", b"\n[\n]\n"):
+        file.write_bytes(earlier)
+        with ResultWriter([], json_file=file):
+            pass
+        assert json.loads(file.read_bytes()) == []
+
+
 def test_second_file_that_cannot_be_opened_drops_the_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"c\.json"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from asag_deploy.errors import ConfigError, ImageError
-from asag_deploy.images.reading import as_rgb, load, quiet_opencv, read_image
+from asag_deploy.images.reading import as_rgb, decode_image, load, quiet_opencv, read_image
+from support.image_writers import png, tiff
 
 
 @pytest.fixture
@@ -91,7 +95,8 @@ def test_grey_with_opacity(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
-    ("suffix", "mode"), [("jpg", "RGB"), ("png", "RGB"), ("png", "RGBA"), ("tif", "RGB")]
+    ("suffix", "mode"),
+    [("jpg", "RGB"), ("png", "RGB"), ("png", "RGBA"), ("tif", "RGB"), ("webp", "RGB"), ("avif", "RGB")],
 )
 def test_exif_orientation_is_applied(
     tmp_path: Path, scene: NDArray[np.uint8], orientation: int, suffix: str, mode: str
@@ -102,9 +107,13 @@ def test_exif_orientation_is_applied(
     Image.fromarray(scene).convert(mode).save(path, exif=exif)
     with Image.open(path) as stored:
         upright = np.asarray(ImageOps.exif_transpose(stored).convert("RGB")).astype(int)
+        unturned = np.asarray(stored.convert("RGB")).astype(int)
     image = read_image(path)
     assert image.shape == upright.shape
     assert np.abs(image - upright).max() <= 4
+    if suffix not in ("tif", "avif"):  # Pillow turns these itself
+        assert np.abs(read_image(path, upright=False) - unturned).max() <= 4
+    assert read_image(path, upright=False).shape == scene.shape
 
 
 @pytest.mark.parametrize("exif", [b"", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0 nonsense"])
@@ -293,3 +302,46 @@ def test_quiet_opencv_restores_the_log_level_across_threads() -> None:
     leave.set()
     thread.join()
     assert log.getLogLevel() == before
+
+
+def _exif(orientation: int, order: str, kind: int) -> bytes:
+    """EXIF that states an orientation as a SHORT (3) or a LONG (4)."""
+    entry = struct.pack(f"{order}HHI", 0x0112, kind, 1) + struct.pack(f"{order}{'HH' if kind == 3 else 'I'}",
+        *((orientation, 0) if kind == 3 else (orientation,)))  # fmt: skip
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize("before", [b"", b"\xff" * 3, b"\xff\xe1\x00\x20http://ns.adobe.com/xap/1.0/\0\0"])
+def test_orientation_wherever_a_jpeg_states_it(
+    scene: NDArray[np.uint8], order: str, kind: int, before: bytes
+) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(scene).save(stream, format="JPEG", quality=98)
+    plain = stream.getvalue()
+    content = b"Exif\0\0" + _exif(6, order, kind)
+    segment = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+    turned = decode_image(plain[:2] + before + segment + plain[2:], "turned.jpg")
+    np.testing.assert_array_equal(turned, np.rot90(decode_image(plain, "plain.jpg"), -1))
+
+
+def test_orientation_behind_the_pixels_of_a_png(scene: NDArray[np.uint8]) -> None:
+    content = b"eXIf" + _exif(8, ">", 3)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    data = png(scene, 8, 2)
+    end = data.rfind(b"IEND") - 4
+    np.testing.assert_array_equal(decode_image(data[:end] + chunk + data[end:], "a.png"), np.rot90(scene))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(scene: NDArray[np.uint8], orientation: int, deep: bool) -> None:
+    samples = scene.astype(np.uint16) * 257 if deep else scene
+    plain = tiff(samples, 2, tags={274: [orientation]})
+    picture = Image.fromarray(scene)
+    picture.getexif()[0x0112] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(decode_image(plain, "a.tif"), upright)
+    np.testing.assert_array_equal(decode_image(plain, "a.tif", upright=False), scene)

@@ -299,7 +299,8 @@ def test_videos_are_known_by_what_they_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"\xff.png", b"new\nline.png", b" .png", b"-x.png", b"[ab].png", b'"\x1b[31m.png']
+    "name",
+    [b"\xff.png", b"new\nline.png", b" .png", b"-x.png", b"[ab].png", b"a.PNG ", b"\xfe", b'"\x1b[31m.png'],
 )
 def test_names_that_a_file_system_allows(tmp_path: Path, name: bytes) -> None:
     good = write_image(tmp_path / "good.png")

@@ -165,6 +165,29 @@ def test_addresses(tmp_path: Path) -> None:
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "behind"),
+    [
+        ("mpg", "mpeg2video", b"\0\0\1\xb9"),
+        ("mpg", "mpeg2video", bytes(3000)),
+        ("mkv", "mpeg4", bytes(3000)),
+        ("mkv", "mpeg4", b"TAG of some other program"),
+        ("mp4", "mpeg4", bytes(3000)),
+        ("mp4", "mpeg4", b"\0\0\0\x08free"),
+        ("avi", "mpeg4", bytes(3000)),
+        ("flv", "flv", bytes(3000)),
+        ("ts", "mpeg2video", b"\x47\x1f\xff\x10" + b"\xff" * 184),
+        ("ogv", "libvpx", bytes(3000)),
+    ],
+)
+def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: str, behind: bytes) -> None:
+    """End codes, padding and other programs' additions are nothing that is missing."""
+    path = write_video(tmp_path / f"a.{suffix}", codec, frames=4, rate=25)
+    path.write_bytes(path.read_bytes() + behind)
+    frames, problem = read(path)
+    assert (len(frames), problem) == (4, None)
+
+
 def test_a_recording_that_begins_between_key_frames_is_whole(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.ts", "libx264", frames=12)
     data = path.read_bytes()
@@ -305,6 +328,24 @@ def test_times_count_from_the_first_of_all_streams(tmp_path: Path) -> None:
     assert times(write_video(tmp_path / "a.ts", "mpeg2video", frames=3)) == [0, 0.1, 0.2]
 
 
+@pytest.mark.parametrize(("codec", "b_frames"), [("libx264", 2), ("libvpx-vp9", 0)])
+def test_what_an_edit_list_leaves_out(tmp_path: Path, codec: str, b_frames: int) -> None:
+    """A trimmed copy: players do not show what the first frames are stored for, and nothing is missing."""
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with (
+        av.open(write_video(tmp_path / "a.mp4", codec, frames=12, b_frames=b_frames)) as whole,
+        av.open(tmp_path / "b.mp4", "w", options=options) as trimmed,
+    ):
+        stream = trimmed.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.pts is not None and packet.dts is not None:
+                earlier = round(0.45 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - earlier, packet.dts - earlier
+                packet.stream = stream
+                trimmed.mux_one(packet)
+    assert times(tmp_path / "b.mp4") == pytest.approx([i / 10 for i in range(7)], abs=0.002)
+
+
 def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
@@ -318,3 +359,32 @@ def test_what_is_no_video_is_not_cut(tmp_path: Path) -> None:
         assert container_of(tmp_path / name) is None
         assert condition(tmp_path / name) == "whole"
     assert container_of(tmp_path / "gone") is None
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("mp4", "libx264"),
+        ("webm", "libvpx"),
+        ("avi", "mpeg4"),
+        ("ts", "mpeg2video"),
+        ("flv", "flv"),
+        ("wmv", "wmv2"),
+    ],
+)
+def test_any_bytes_give_frames_or_a_sentence(tmp_path: Path, suffix: str, codec: str) -> None:
+    whole = write_video(tmp_path / f"a.{suffix}", codec, frames=3).read_bytes()
+    generator, path = np.random.default_rng(0), tmp_path / "b"
+    for length in range(0, 240, 7):
+        path.write_bytes(whole[:length])
+        assert condition(path) in ("whole", "cut", "damaged")
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in generator.integers(0, min(len(data), 2000), 6):
+            data[place : place + 2] = generator.bytes(2)
+        path.write_bytes(data)
+        try:
+            frames, problem = read(path)
+        except SourceError as error:
+            frames, problem = [], str(error)
+        assert frames or problem

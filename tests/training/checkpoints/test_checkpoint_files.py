@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -327,3 +330,26 @@ def test_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
         save_checkpoint(tmp_path / "file" / "own.safetensors", tiny_checkpoint())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_long_text_in_the_place_of_a_class_is_refused_at_once(legacy: bool, tmp_path: Path) -> None:
+    """PyTorch goes through its own message about it in the square of its length: 10,000 take seconds."""
+    text = "x" * 200_000
+    pickled = b"\x80\x02X" + struct.pack("<I", len(text)) + text.encode() + b")R."
+    path = tmp_path / "damaged.pth"
+    if legacy:
+        path.write_bytes(pickled)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("damaged/data.pkl", pickled)
+            archive.writestr("damaged/version", "3\n")
+    with pytest.raises(CheckpointError, match="200000 characters without a space"):
+        load_checkpoint(path)
+
+
+def test_arrays_of_numpy_beside_the_weights_are_no_long_texts(tmp_path: Path) -> None:
+    config = tiny_config()
+    path = tmp_path / "a.pth"
+    torch.save({"model": random_state(config), "metric": np.arange(20_000), "again": np.ones(9_000)}, path)
+    assert load_checkpoint(path, variant=config).config == config

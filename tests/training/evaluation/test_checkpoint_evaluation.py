@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.scenes import SCENE_CATEGORIES, write_scenes
 from asag_evaluation.evaluate import evaluate
+from asag_export.cli import main as export
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor, network_predictor
 from asag_training.evaluation.cli import main
@@ -117,3 +119,103 @@ def test_errors_are_one_sentence(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("asag-eval: error: ")
     assert problem in line
+
+
+OWN = Preprocessing(
+    shorter_side=96, longer_side=128, mean=(10.0, 20.0, 30.0), std=(1.0, 2.0, 3.0), size_divisor=64
+)
+"""How images are prepared for a checkpoint: nothing of it is what is usual."""
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ([], {}),
+        (["--longer-side", "1000"], {"longer_side": 1000}),
+        (["--shorter-side", "64"], {"shorter_side": 64}),
+        (["--shorter-side", "200", "--longer-side", "300"], {"shorter_side": 200, "longer_side": 300}),
+        (["--max-level", "P4", "--mode", "fast"], {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("program", ["asag-eval", "asag-export"])
+def test_only_what_is_named_changes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    options: list[str],
+    changed: dict[str, Any],
+) -> None:
+    """Side, mean and deviation that are not named stay the checkpoint's."""
+    path, seen = tmp_path / "c.safetensors", list[Preprocessing]()
+    save_checkpoint(path, dataclasses.replace(scene_checkpoint(), preprocessing=OWN))
+    write_scenes(tmp_path, count=1, seed=0, size=96, split="val2017")
+
+    def stop(*given: Any, **named: Any) -> None:
+        seen.append(named.get("preprocessing") or given[0].manifest.preprocessing)
+        raise ConfigError("enough is seen")
+
+    if program == "asag-eval":
+        monkeypatch.setattr("asag_evaluation.evaluate.evaluate", stop)
+        assert main([str(path), "--data", str(tmp_path), *options]) == 2
+    else:
+        monkeypatch.setattr("asag_export.bundle_export.export_bundle", stop)
+        options = [word.replace("--max-level", "--levels").replace("P4", "p4-p6") for word in options]
+        assert export(["--checkpoint", str(path), "--output-dir", str(tmp_path / "out"), *options]) == 2
+    assert seen == [dataclasses.replace(OWN, **changed)]
+
+
+def test_a_side_that_does_not_fit_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, dataclasses.replace(scene_checkpoint(), preprocessing=OWN))
+    assert main([str(path), "--data", str(tmp_path), "--shorter-side", "200"]) == 2
+    message = (
+        "image sides 200 and 128 make no sense; expected 1 <= shorter <= longer (without --longer-side it"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_what_a_file_does_not_say_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Averaged weights are beside them, and neither image sizes nor classes are in the file."""
+    state = dict(scene_checkpoint().state)
+    torch.save({"model": state, "model_ema": state}, tmp_path / "c.pth")
+    names = ("ball", "box", "cup", "dog", "egg")
+    categories = [{"id": 10 + i, "name": name} for i, name in enumerate(names)]
+    write_coco(tmp_path, [box(1, [1, 1, 30, 40], 12)], categories=categories, split="val2017")
+    words = [str(tmp_path / "c.pth"), "--data", str(tmp_path), "--shorter-side", "64", "--longer-side", "64"]
+    assert main([*words, "--weights", "ema", "--quiet"]) == 0
+    error = capsys.readouterr().err
+    for said in (
+        "averaged weights (EMA) were taken, from 'model_ema'",
+        "there are weights too, in 'model'",
+        "the file does not say how images are prepared",
+        "it does not name its classes",
+        "its 5 classes are taken for those of the data, in the order of their ids",
+    ):
+        assert f"asag-eval: note: '{tmp_path / 'c.pth'}': {said}" in error
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("tpu", "unknown device 'tpu'; choose cpu, or cuda"),
+        ("", "unknown device ''"),
+        ("mps", "device 'mps' is not one that networks run on here"),
+        ("cuda", "PyTorch"),
+        ("cuda:7", "PyTorch"),
+    ],
+)
+def test_devices_that_are_not_there(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    save_checkpoint(tmp_path / "c.safetensors", scene_checkpoint())
+    words = [str(tmp_path / "c.safetensors"), "--data", str(tmp_path), "--device", device]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asag-eval: error: ")
+    assert message in line

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from asag_deploy import atomic
+from asag_deploy.errors import DataError, TrainingError
 from asag_deploy.interruption import Interruption
 from asag_evaluation.data.coco import CocoDataset
 from asag_training.network import backbone
 from asag_training.run import log, run_loop, state, trainer
+from asag_training.run.process import Process
 from asag_training.run.run_loop import Rhythm, TrainingRun
 from asag_training.run.state import STATE
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
@@ -36,9 +38,9 @@ RECIPE = tiny_recipe(
 
 RUN = frozenset(module.__file__ for module in (atomic, log, run_loop, state, trainer))
 FORWARD = frozenset([backbone.__file__])
-LINES = {RUN: (0.33, 0.48, 0.62), FORWARD: (0.21, 0.77)}
+LINES = {RUN: (0.48, 0.62), FORWARD: (0.77,)}
 """Where runs are interrupted: at these parts of the lines they execute in these modules."""
-KILLED = (0.3, 0.46, 0.8)
+KILLED = (0.46, 0.8)
 """Where they are killed: at these parts of the lines in `RUN`."""
 
 
@@ -139,6 +141,7 @@ def test_interrupted_at_any_line(
     assert_same(tmp_path / "run", folder)
 
 
+@pytest.mark.slow
 def test_killed_at_any_line(data: Path, tmp_path: Path, whole: Whole) -> None:
     """What lies in the folder when nothing can be done any more is enough to go on from."""
     folder, lines = whole
@@ -155,3 +158,45 @@ def test_killed_at_any_line(data: Path, tmp_path: Path, whole: Whole) -> None:
     for number in copies:
         go_on(data, tmp_path / f"killed{number}")
         assert_same(tmp_path / f"killed{number}", folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+            TrainingError,
+            "another process",
+        ),
+        (DataError("image 5 cannot be read"), DataError, "image 5"),
+        (torch.OutOfMemoryError("CUDA out of memory"), TrainingError, "memory ran out"),
+    ],
+)
+def test_what_ends_a_run_loses_nothing(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    raised: type[Exception],
+    message: str,
+) -> None:
+    """All updates that were done are saved, and the one under way has left no trace."""
+    one = make_trainer(data, tmp_path / "run", RECIPE)
+    validation = CocoDataset.open(data, "val2017", categories=one.categories)
+    one.process = Process(world_size=2)
+    begin, kept = one._begin_update, dict[str, Tensor]()
+
+    def fail_in_the_second() -> None:
+        begin()
+        if one.position.step == 1:
+            kept.update({name: tensor.clone() for name, tensor in one.model.state_dict().items()})
+            for buffer in one.model.buffers():
+                buffer.add_(1)  # as a forward pass does
+            raise error
+
+    monkeypatch.setattr(one, "_begin_update", fail_in_the_second)
+    with pytest.raises(raised, match=message):
+        TrainingRun(one, make_loader(data, RECIPE), validation, Rhythm(pictures=0))()
+    state = saved(tmp_path / "run")
+    assert state["position"]["step"] == 1
+    assert differing(state["model"], kept) == []

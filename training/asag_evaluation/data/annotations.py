@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError
 from asag_evaluation.data.annotation_file import read_content
-from asag_evaluation.data.image_files import ImageFiles, stored_size
+from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
 from asag_evaluation.data.values import box_around, box_of, flag, number, whole_number
 
 
@@ -163,6 +163,8 @@ class _Reader:
     ) -> None:
         self.path, self.content, self.files, self.as_stored = path, content, files, as_stored
         self.counts: Counter[str] = Counter()
+        self.ids_of_names: dict[str, int] = {}
+        """The ids of classes whose names are their own."""
 
     def file(self, categories: Sequence[Category] | None) -> AnnotationFile:
         """Read everything."""
@@ -202,6 +204,8 @@ class _Reader:
             headings[number] = _class_name(entry.get("supercategory"))
         if not found:
             raise self._error("there are no categories")
+        names = Counter(category.name for category in found.values())
+        self.ids_of_names = {c.name: c.id for c in found.values() if names[c.name] == 1}
         return self._without_headings(list(found.values()), headings)
 
     def _without_headings(self, found: list[Category], headings: Mapping[int, str]) -> list[Category]:
@@ -284,8 +288,14 @@ class _Reader:
         name = next(
             (entry[key] for key in _NAME_KEYS if isinstance(entry.get(key), str) and entry[key].strip()), ""
         )
-        path = self.files.find(name) if self.files is not None and name else None
-        if self.files is None or path is None:
+        if self.files is None or not name:
+            return name
+        if is_file(self.files.folder / name):
+            plain = str(PurePath(name))
+            self.counts["names_found_otherwise"] += plain != name
+            return plain
+        path = self.files.find(name)
+        if path is None:
             return name
         found = path.relative_to(self.files.folder) if path.is_relative_to(self.files.folder) else path
         self.counts["names_found_otherwise"] += str(found) != name
@@ -294,7 +304,7 @@ class _Reader:
     def _size(self, entry: Mapping[str, Any], name: str) -> tuple[int, int]:
         """Return height and width, from the file if the entry has none."""
         height, width = (self._whole(entry.get(side)) for side in ("height", "width"))
-        if height is not None and width is not None and min(height, width) >= 1:
+        if height is not None and width is not None and min(height, width) >= 1 > max(height, width) // _MOST:
             return height, width
         size = stored_size(self.files.folder / name) if self.files is not None else None
         if size is None:
@@ -308,20 +318,20 @@ class _Reader:
         """Read an annotation; None if it has no place or its class is unknown."""
         what = f"annotation {entry.get('id', position)}"
         box = self._box(entry, what, image)
-        category = self._number_in(entry, "category_id")
+        category = self._class_of(entry)
         if box is not None and category not in labels:
             self.counts["unknown_class"] += 1
         if box is None or category not in labels:
             return None
         _, _, w, h = box
         area = number(entry.get("area"))
-        flags = [flag(entry.get(name)) for name in ("iscrowd", "ignore")]
-        if None in flags:
+        is_crowd, is_ignored = flag(entry.get("iscrowd")), flag(entry.get("ignore"))
+        if is_crowd is None or is_ignored is None:
             raise self._error(
                 f"{what} has iscrowd {_shown(entry.get('iscrowd'))} and ignore "
                 f"{_shown(entry.get('ignore'))}, where 0 or 1 is expected"
             )
-        return Annotation(box, area if area and area > 0 else w * h, labels[category], any(flags))
+        return Annotation(box, area if area and area > 0 else w * h, labels[category], is_crowd or is_ignored)
 
     def _box(
         self, entry: Mapping[str, Any], what: str, image: _Image | None
@@ -340,7 +350,7 @@ class _Reader:
             raise self._error(
                 f"{what} has the box {_shown(said)}, which is not four numbers x, y, width, height"
             )
-        self.counts["numbers_as_text"] += any(isinstance(part, str) for part in said)
+        self.counts["numbers_as_text"] += str in map(type, said)
         return box
 
     def _is_usable(self, annotation: Annotation, width: int, height: int) -> bool:
@@ -356,6 +366,13 @@ class _Reader:
         self.counts["crowd"] += annotation.crowd
         self.counts["clipped"] += beyond and not annotation.crowd
         return True
+
+    def _class_of(self, entry: Mapping[str, Any]) -> int:
+        """Return the id of an annotation's class, which may be called by its name."""
+        said = entry.get("category_id")
+        if isinstance(said, str) and whole_number(said) is None:
+            return self.ids_of_names.get(_class_name(said), _NO_ID)
+        return self._number_in(entry, "category_id")
 
     def _number_in(self, entry: Mapping[str, Any], name: str) -> int:
         """Return the id that an entry refers to; -1 for none, which no list has."""
@@ -383,6 +400,8 @@ class _Reader:
 _ROUNDING = 0.01
 """Pixels a box may lie beyond its image before it counts as clipped."""
 _NO_ID = -(2**63)
+_MOST = 2**31
+"""Pixels of a side, which no image has."""
 _NAME_KEYS = ("file_name", "filename", "coco_url", "path")
 """Where the name of a file may stand, the likeliest first."""
 

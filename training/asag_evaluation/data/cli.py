@@ -8,7 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from asag_deploy.command_line import ALL_FINE, SOME_FAILED, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_PIXELS,
+    SOME_FAILED,
+    OneSentenceParser,
+    exit_code,
+    printable,
+    progress,
+    whole_number,
+)
 from asag_deploy.errors import DataError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
@@ -43,9 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     scenes = commands.add_parser("scenes", help="generate scenes of drawn objects")
     add = scenes.add_argument
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    add("--count", type=int, default=1000, metavar="N", help="how many (default: 1000)")
-    add("--seed", type=int, default=0, metavar="S", help="another seed, other scenes (default: 0)")
-    add("--size", type=int, default=320, metavar="PIXELS", help="width and height (default: 320)")
+    add("--count", type=whole_number(1), default=1000, metavar="N", help="how many (default: 1000)")
+    add(
+        "--seed", type=whole_number(0), default=0, metavar="S", help="another seed, other scenes (default: 0)"
+    )
+    add(
+        "--size",
+        type=whole_number(1, MOST_PIXELS),
+        default=320,
+        metavar="PIXELS",
+        help="width and height (default: 320)",
+    )
     add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
     scenes.set_defaults(run=_scenes)
 
@@ -99,10 +116,10 @@ def _check(options: argparse.Namespace) -> int:
     dataset = CocoDataset.open(options.data, options.split, orientation=options.orientation)
     print(f"{options.data} {options.split}: {dataset.counts.describe()}")
     for remark in dataset.remarks(None):
-        print(remark)
+        print(printable(remark))
     labels = Counter(int(label) for record in dataset.records for label in record.labels)
     for label, category in enumerate(dataset.categories):
-        print(f"  {category.id:>4} {category.name}: {labels[label]}")
+        print(printable(f"  {category.id:>4} {category.name}: {labels[label]}"))
     damaged = 0
     with progress(total=len(dataset), unit="image") as bar:
         for index in range(len(dataset)):
@@ -111,7 +128,7 @@ def _check(options: argparse.Namespace) -> int:
             except DataError as error:
                 damaged += 1
                 if damaged <= _MOST_REPORTED:
-                    bar.write(f"{PROGRAM}: {error}", file=sys.stderr)
+                    bar.write(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
             bar.update()
     print(f"{damaged} images cannot be read" if damaged else "all images can be read")
     return SOME_FAILED if damaged or dataset.doubts else ALL_FINE

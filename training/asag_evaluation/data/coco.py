@@ -21,7 +21,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError
 from asag_deploy.images.reading import RgbImage, read_image
 from asag_evaluation.data.annotations import AnnotationFile, Counts, ImageRecord, read_annotations
-from asag_evaluation.data.image_files import ImageFiles, stored_size
+from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
 from asag_evaluation.data.orientation import OrientationChoice, OrientationRule, SizedImage, Survey
 
 TRAIN_SPLIT, VAL_SPLIT = "train2017", "val2017"
@@ -197,6 +197,14 @@ class CocoDataset:
             )
         return self.subset(good)
 
+    def left_out_of_training(self, *, min_side: int = 32) -> str:
+        """Say how many images `for_training` leaves out, and why; empty if none."""
+        empty = sum(not len(record.boxes) for record in self.records)
+        used = sum(_is_worth_training_on(record, min_side) for record in self.records)
+        small = len(self) - empty - used
+        why = [f"{empty} without objects"] * bool(empty) + [f"{small} under {min_side} pixels"] * bool(small)
+        return f"left out: {', '.join(why)}" if why else ""
+
     def ground_truth(self) -> dict[str, Any]:
         """Return everything but the images as the content of a COCO file, for evaluation.
 
@@ -223,7 +231,7 @@ class CocoDataset:
     def _check_images(self, annotation_file: Path) -> None:
         if not self.image_dir.is_dir():
             raise DataError(f"there is no image folder '{self.image_dir}', for '{annotation_file}'")
-        missing = [r.file_name for r in self.records if not (self.image_dir / r.file_name).is_file()]
+        missing = [r.file_name for r in self.records if not is_file(self.image_dir / r.file_name)]
         if missing:
             raise DataError(
                 f"{len(missing)} of the {len(self)} images in '{annotation_file}' are missing from "

@@ -15,11 +15,16 @@ from asag_deploy.atomic import atomic_write_text
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
+from asag_evaluation.data.values import number as measure_of
+from asag_evaluation.data.written import check_ours
 
 CROWDHUMAN_CATEGORIES: tuple[Category, ...] = (Category(id=1, name="person"),)
 """The one class of CrowdHuman."""
 
 _PERSON = CROWDHUMAN_CATEGORIES[0]
+
+
+_DESCRIPTION = "CrowdHuman, whole bodies"
 
 
 def convert_crowdhuman(
@@ -36,6 +41,8 @@ def convert_crowdhuman(
     unless it is that folder.  Image ids are numbered from 1 in the order of the file.  Raises DataError for a
     file that is missing or malformed and for images that are, OutputError if nothing can be written.
     """
+    file = output_dir / "annotations" / f"instances_{split}.json"
+    check_ours(file, _DESCRIPTION)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, record in enumerate(_records(odgt), start=1):
@@ -47,12 +54,11 @@ def convert_crowdhuman(
     if not images:
         raise DataError(f"'{odgt}' holds no images: download it again")
     content = {
-        "info": {"description": "CrowdHuman, whole bodies"},
+        "info": {"description": _DESCRIPTION},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": _PERSON.id, "name": _PERSON.name}],
     }
-    file = output_dir / "annotations" / f"instances_{split}.json"
     atomic_write_text(file, json.dumps(content))
     _link(output_dir / split, image_dir)
     return file
@@ -89,7 +95,7 @@ def _size(image: Path, odgt: Path) -> dict[str, int]:
 
 def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, Any]:
     try:
-        x, y, w, h = (float(value) for value in box["fbox"])
+        x, y, w, h = (_measure(value) for value in box["fbox"])
         ignored = box.get("tag") != "person" or box.get("extra", {}).get("ignore", 0) == 1
         visible = box.get("vbox")
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -105,6 +111,13 @@ def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, A
         "area": w * h,
         "iscrowd": int(ignored),
     }
+
+
+def _measure(value: Any) -> float:
+    found = measure_of(value)
+    if found is None:
+        raise ValueError("it is no number")
+    return found
 
 
 def _link(link: Path, image_dir: Path) -> None:

@@ -41,12 +41,8 @@ class ImageFiles:
     def find(self, name: str) -> Path | None:
         """Return the file of a name, or None if there is none, or more than one alike."""
         for candidate in _candidates(name):
-            try:
-                path = self.folder / candidate
-                if path.is_file():
-                    return path
-            except (OSError, ValueError):  # ValueError: a name with a null character
-                continue
+            if is_file(self.folder / candidate):
+                return self.folder / candidate
         if not self.folder.is_dir():
             return None
         for candidate in _candidates(name):
@@ -63,6 +59,14 @@ class ImageFiles:
                 key = _alike(path.relative_to(self.folder).as_posix())
                 self._alike[key] = None if key in self._alike else path
         return self._alike
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is such a file; no name that a file system refuses is one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name; one with a null character
+        return False
 
 
 def stored_size(path: Path) -> StoredSize | None:

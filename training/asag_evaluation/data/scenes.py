@@ -37,6 +37,7 @@ from asag_evaluation.data.shapes import (
     outline_mask,
     paint,
 )
+from asag_evaluation.data.written import check_ours
 
 Kind = Literal["large", "mixed", "tiny"]
 KINDS: tuple[Kind, ...] = ("large", "mixed", "tiny")
@@ -97,6 +98,9 @@ def draw(height: int, width: int, seed: int, number: int = 0, kind: Kind | None 
     )
 
 
+_DESCRIPTION = "generated scenes"
+
+
 def write_scenes(
     output_dir: Path,
     *,
@@ -122,6 +126,7 @@ def write_scenes(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     file = output_dir / "annotations" / f"instances_{split}.json"
+    check_ours(file, _DESCRIPTION)
     with atomic_directory(output_dir / split, overwrite=False, marker="") as folder:
         for number in range(count):
             scene = draw(size, size, seed, number)
@@ -132,7 +137,7 @@ def write_scenes(
             annotations += _annotations(scene, number + 1, len(annotations) + 1)
             progress(number + 1)
         content = {
-            "info": {"description": f"{count} generated scenes, seed {seed}"},
+            "info": {"description": f"{count} {_DESCRIPTION}, seed {seed}"},
             "images": images,
             "annotations": annotations,
             "categories": [{"id": category.id, "name": category.name} for category in SCENE_CATEGORIES],

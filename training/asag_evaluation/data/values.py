@@ -11,17 +11,28 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+_NUMBERS = {int, float}
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
 
+_LARGEST = 1e12
+"""Beyond this no measure is meant, and products of two are still numbers in float32."""
+_LARGEST_WHOLE = 2**63
+"""Where what counts in 64 bits ends."""
+
+
 def is_plain_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether a JSON value is a finite number, or a whole one that 64 bits hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST_WHOLE < value < _LARGEST_WHOLE
 
 
 def whole_number(value: Any) -> int | None:
     """Return 12 for 12, 12.0, "12" and "12.0"; None for what is no whole number."""
+    if type(value) is int:  # nearly all of them, in files with millions
+        return value if -_LARGEST_WHOLE < value < _LARGEST_WHOLE else None
     if isinstance(value, str):
         text = value.strip()
         return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
@@ -29,21 +40,21 @@ def whole_number(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number, written as one or as text; None for anything else."""
+    """Return a measure, written as a number or as text; None for what is none, or beyond all measure."""
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
-    return float(value) if is_plain_number(value) else None
+    return float(value) if is_plain_number(value) and abs(value) <= _LARGEST else None
 
 
 def flag(value: Any) -> bool | None:
     """Return whether a flag is set; one that is absent or null is not.  None for what is no flag."""
-    if value is None:
+    if value is None or value is False or (type(value) is int and value == 0):
         return False
-    if isinstance(value, bool):
-        return value
+    if value is True:
+        return True
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower())
     return bool(value) if is_plain_number(value) and value in (0, 1) else None
@@ -53,6 +64,9 @@ def box_of(value: Any) -> tuple[float, float, float, float] | None:
     """Return x, y, width, height; None for what is no list of four finite numbers."""
     if not isinstance(value, list) or len(value) != 4:
         return None
+    # A sum that is not itself holds a NaN, which no comparison finds.
+    if {*map(type, value)} <= _NUMBERS and max(map(abs, value)) <= _LARGEST and sum(value) == sum(value):
+        return float(value[0]), float(value[1]), float(value[2]), float(value[3])
     x, y, w, h = (number(part) for part in value)
     return None if x is None or y is None or w is None or h is None else (x, y, w, h)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asag_deploy.errors import CheckpointError, ConfigError
+from asag_deploy.errors import CheckpointError, ConfigError, first_line
 from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
 
 _DEEPEST = 4
@@ -84,6 +84,16 @@ def find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice = "
     """
     if choice not in WEIGHTS_CHOICES:
         raise ConfigError(f"unknown weights '{choice}'; choose {' or '.join(WEIGHTS_CHOICES)}")
+    try:
+        return _find_weights(path, content, root, choice)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise CheckpointError(
+            f"'{path}' holds tensors of a kind that cannot be read ({first_line(error)}): save its weights "
+            "as plain float32 tensors, where it was made"
+        ) from error
+
+
+def _find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice) -> Weights:
     groups = [group for keys, found in _dictionaries(content, ()) for group in _split(keys, found, root)]
     if not groups:
         raise CheckpointError(f"'{path}' is not a checkpoint: it holds no named weights{_instead(content)}")
@@ -102,6 +112,13 @@ def find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice = "
         notes.append(f"averaged weights (EMA) were taken, from {taken.name}")
     elif (taken.keys, taken.prefix) not in _USUAL:
         notes.append(f"weights were taken from {taken.name}")
+    rivals = [
+        each.name
+        for each in known
+        if each.averaged == taken.averaged and each is not taken and len(each.tensors) == len(taken.tensors)
+    ]
+    if rivals:
+        notes.append(f"weights are not those of {' or '.join(rivals)}, which holds as many as {taken.name}")
     if beside is not None:
         other = "averaged weights (EMA)" if beside is average else "weights"
         notes.append(
@@ -140,9 +157,8 @@ def _dictionaries(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[s
     if any(isinstance(name, str) and _is_weight(value) for name, value in content.items()):
         yield keys, content
     for name, value in content.items():
-        never = isinstance(name, str) and name.lower().startswith(_NEVER_WEIGHTS)
-        if isinstance(value, Mapping) and isinstance(name, str) and not never:
-            yield from _dictionaries(value, (*keys, name))
+        if isinstance(value, Mapping) and not str(name).lower().startswith(_NEVER_WEIGHTS):
+            yield from _dictionaries(value, (*keys, str(name)))
 
 
 def _is_weight(value: Any) -> bool:
@@ -200,6 +216,8 @@ def _as_tensor(path: Path, name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     tensor: Tensor = value
+    if tensor.is_nested:
+        raise CheckpointError(f"'{path}' is not a checkpoint of weights: '{name}' is a nested tensor")
     if tensor.is_meta:
         raise CheckpointError(
             f"'{path}' holds the shapes of weights but no values ('{name}' is a meta tensor)"

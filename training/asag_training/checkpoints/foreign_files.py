@@ -82,11 +82,14 @@ def what_archive(path: Path) -> str | None:
     return "a zip archive that torch.save did not write: it holds no weights that are known here"
 
 
-def what_folder(folder: Path) -> str:
-    """Say what a folder holds, and what to give instead."""
-    names = sorted(path.name for path in folder.iterdir())
+def what_shards(folder: Path) -> str | None:
+    """Say which tool's checkpoint in shards a folder holds, and what to do; None if none."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:  # whoever opens it says why
+        return None
     if "manifest.json" in names:
-        return "a bundle, which holds graphs and no weights to read: give the checkpoint it was exported from"
+        return None
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
         return (
             "a distributed checkpoint in shards: make one file of it with "
@@ -94,6 +97,17 @@ def what_folder(folder: Path) -> str:
         )
     if any(name.startswith(("zero_pp_rank", "global_step", "mp_rank", "bf16_zero")) for name in names):
         return "a checkpoint of DeepSpeed in shards: make one file of it with the zero_to_fp32.py in it"
+    return None
+
+
+def what_folder(folder: Path) -> str:
+    """Say what a folder holds, and what to give instead."""
+    names = sorted(path.name for path in folder.iterdir())
+    if "manifest.json" in names:
+        return "a bundle, which holds graphs and no weights to read: give the checkpoint it was exported from"
+    shards = what_shards(folder)
+    if shards is not None:
+        return shards
     if "saved_model.pb" in names:
         return "a TensorFlow model: it holds no PyTorch weights"
     if "data.pkl" in names or (folder / "archive" / "data.pkl").exists():

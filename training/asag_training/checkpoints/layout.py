@@ -88,16 +88,23 @@ def infer_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | 
     A published variant where one fits; otherwise the settings that are published for as many anchors, with
     what the shapes tell changed in them.  `data_set` is what it was trained on [dataset_file], if known.
     """
-    try:
-        config = _custom_config(found, crowdhuman=data_set == "crowdhuman")
-        if expected_layout(config) != found:
-            return None
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError):
-        return None  # a tensor lacks, or its shape is no network's
+    config = nearest_config(found, data_set=data_set)
+    if config is None or expected_layout(config) != found:
+        return None
     for published in VARIANTS.values():
         possible = data_set in (None, "crowdhuman") or not published.variant.endswith("crowdhuman")
         if possible and all(getattr(published, name) == getattr(config, name) for name in _SHOWN_BY_SHAPES):
             return published.with_changes(heads=config.heads)
+    return config
+
+
+def nearest_config(found: Layout, *, data_set: str | None = None) -> AsagConfig | None:
+    """Return the settings that a few tensors' shapes tell, whether or not the others fit; None if none do."""
+    try:
+        config = _custom_config(found, crowdhuman=data_set == "crowdhuman")
+        expected_layout(config)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError):
+        return None  # a tensor lacks, or its shape is no network's
     return config
 
 

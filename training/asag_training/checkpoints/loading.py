@@ -22,6 +22,7 @@ from asag_training.checkpoints.layout import (
     infer_config,
     layout_of,
     mismatch,
+    nearest_config,
 )
 from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.other_detectors import other_detector
@@ -210,6 +211,9 @@ def _why_none_fits(path: Path, found: Layout, names: Iterable[str]) -> str:
         return f"'{path}' holds a ResNet and no ASAG network: it can only be a backbone's initial weights"
     heads = count_heads(found) or 1
     layouts = {name: expected_layout(config.with_changes(heads=heads)) for name, config in VARIANTS.items()}
+    own = nearest_config(found)
+    if own is not None:
+        layouts[own.variant] = expected_layout(own)
     nearest = min(layouts, key=lambda name: len(found.items() ^ layouts[name].items()))
     lacking = sum(name not in found for name in layouts[nearest])
     other = other_detector(names) if lacking else None

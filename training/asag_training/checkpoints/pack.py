@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from asag_deploy.atomic import check_spares
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_training.settings import WEIGHTS_CHOICES
 
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    check_spares(options.output, options.checkpoint)
     from asag_training.checkpoints.checkpoint import change_settings
     from asag_training.checkpoints.loading import load_checkpoint
     from asag_training.checkpoints.native import save_checkpoint

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import pathlib
+import pickle
 import re
 import warnings
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints.foreign_files import HEAD_BYTES, what_archive, what_else, what_folder
+from asag_training.checkpoints.pickles import longest_word
 
 
 class Unread:
@@ -40,12 +42,19 @@ class _AsDict:
         return OrderedDict[Any, Any]()
 
 
+class _AsList:
+    """Stands for another kind of list, and becomes a plain one."""
+
+    def __new__(cls, *given: object) -> Any:
+        return []
+
+
 # What checkpoints hold besides tensors and plain values.  None of these can do anything: a Namespace only
 # takes attributes, a NumPy scalar or array (a metric) is a few bytes, a path only text.  NumPy 2 renamed the
 # module of its own.  Paths are read as such that touch no disk, whatever system they were written on.
 _SCALAR = np.float64(0).__reduce__()[0]
 _ARRAY = np.zeros(1).__reduce__()[0]
-_NUMPY_TYPES = "?bBhHiIlLqQefdgFDGSUmM"
+_NUMPY_TYPES = "?bBhHiIlLqQefdgFDGSUmMVO"
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     torch.torch_version.TorchVersion,
@@ -65,9 +74,10 @@ _HARMLESS: list[Any] = [
     *(
         (kind, f"{module}.{kind.__name__}")
         for module in ("builtins", "__builtin__")
-        for kind in (bool, int, float, str, list, tuple, dict)
+        for kind in (bool, int, float, complex, str, list, tuple, dict, set, frozenset, range, slice)
     ),
     (_AsDict, "collections.defaultdict"),
+    (_AsList, "collections.deque"),
 ]
 # Settings and records of other tools.  Nothing of them is needed but what a dictionary holds, and the
 # libraries themselves are never imported.
@@ -92,6 +102,7 @@ _ALLOWED = [*_HARMLESS, *((_AsDict, name) for name in _DICTIONARIES), *((Unread,
 _ZIP, _PICKLE = b"PK", b"\x80"
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _INDEX = "weight_map"
+_SHARD = ".distcp"
 _SHARDED = ("torch.distributed.", "deepspeed.")
 
 
@@ -116,6 +127,10 @@ def read_weight_file(path: Path) -> WeightFile:
         what = what_archive(path)
         if what is not None:
             raise CheckpointError(f"'{path}' is no checkpoint but {what}")
+        if path.suffix == _SHARD:
+            raise CheckpointError(
+                f"'{path}' is one part of a checkpoint in shards: give the folder, to see how"
+            )
         return WeightFile(content=_read_torch(path, mmap=True), metadata=None)
     if start.startswith(_PICKLE):
         return WeightFile(content=_read_torch(path, mmap=False), metadata=None)
@@ -140,14 +155,21 @@ def _start(path: Path) -> bytes:
             start = file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint file '{path}'") from None
-    except OSError as error:
-        raise CheckpointError(f"the checkpoint '{path}' cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"the checkpoint '{path}' cannot be read: {reason}") from None
     if not start:
         raise CheckpointError(f"the checkpoint '{path}' is empty; copy or download it again")
     return start
 
 
 def _read_torch(path: Path, *, mmap: bool) -> Any:
+    length = longest_word(path)
+    if length is not None:
+        raise CheckpointError(
+            f"'{path}' is damaged, or no checkpoint: it has a text of {length} characters without a space; "
+            "copy or download it again, or save its weights alone, where it was made"
+        )
     try:
         # What torch warns of here (old formats) is dealt with below or of no concern to the user.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_ALLOWED):
@@ -156,6 +178,13 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         code = _GLOBAL.search(str(error))
         if code is not None:
             raise CheckpointError(_refused_class(path, code[1])) from None
+        if mmap and isinstance(
+            error, pickle.UnpicklingError
+        ):  # of a whole archive, whose checksums are right
+            raise CheckpointError(
+                f"'{path}' holds more than weights and plain values, which is not read: save its weights "
+                "alone, with torch.save(model.state_dict(), ...), where it was made"
+            ) from None
         raise CheckpointError(
             f"'{path}' is not a checkpoint, or is truncated or damaged: copy or download it again"
         ) from error
@@ -196,18 +225,15 @@ def _read_index(path: Path) -> WeightFile:
         ) from None
     tensors: dict[str, Any] = {}
     for place in places:
-        part = read_weight_file(place)
-        if not isinstance(part.content, Mapping):
-            raise CheckpointError(f"'{place}', which '{path}' lists, holds no named weights")
-        tensors |= part.content
+        if not _start(place)[8:9] == b"{":
+            raise CheckpointError(f"'{place}', which '{path}' lists, is no safetensors file: copy it again")
+        tensors |= _read_safetensors(place).content
     return WeightFile(content=tensors, metadata=None)
 
 
 def as_float32(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies that do not depend on the file any more (CheckpointError if a value is not finite)."""
     for name, tensor in weights.items():
-        if not tensor.numel():
-            continue
         extremes = torch.stack(torch.aminmax(tensor))  # much faster than asking every value
         if not torch.isfinite(extremes.float()).all():
             raise CheckpointError(

@@ -5,6 +5,7 @@ PyTorch is one more backend: the stages of a network run under the loop that bun
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,20 +35,27 @@ def checkpoint_predictor(
     shorter_side: int | None = None,
     longer_side: int | None = None,
     device: str = "cpu",
+    classes: Callable[[], Sequence[Category]] | None = None,
     note: Callable[[str], object] = lambda sentence: None,
 ) -> Predictor:
     """Load a checkpoint's file.
 
     options: their backend, threads and requests are not looked at.  head: one of the parallel decoders; None
     for the main one.  weights: see `load_checkpoint`.  preprocessing: None for what the file says, if it
-    does.  shorter_side, longer_side: in pixels, instead of those in it, of which all else stays.  note: told
-    in sentences what was taken and assumed.
+    does.  shorter_side, longer_side: in pixels, instead of those in it, of which all else stays.  classes:
+    asked for those of the data where the file names none; they are taken if they are as many.  note: told in
+    sentences what was taken and assumed.
     Raises CheckpointError, and ConfigError for an unknown head, mode, level or device.
     """
     check_device(device)
     checkpoint = load_checkpoint(path, weights=weights)
     for sentence in (*checkpoint.notes, *checkpoint.assumed):
         note(sentence)
+    if not checkpoint.named and classes is not None:
+        found = tuple(classes())
+        if len(found) == checkpoint.config.num_classes:
+            checkpoint = dataclasses.replace(checkpoint, categories=found)
+            note(f"its {len(found)} classes are taken for those of the data, in the order of their ids")
     said = preprocessing or checkpoint.preprocessing or Preprocessing()
     checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
     return network_predictor(

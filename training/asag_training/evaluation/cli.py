@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, progress
+from asag_deploy.command_line import (
+    ALL_FINE,
+    MOST_PIXELS,
+    OneSentenceParser,
+    exit_code,
+    progress,
+    whole_number,
+)
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
+from asag_training.checkpoints.foreign_files import what_shards
 
 if TYPE_CHECKING:
     from asag_evaluation.predictor import Predictor
@@ -42,12 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     add("--split", default=VAL_SPLIT, metavar="NAME", help=f"which part of it (default: {VAL_SPLIT})")
     add_orientation_option(parser)
-    add("--limit", type=int, metavar="N", help="measure on the first N images only")
+    add("--limit", type=whole_number(1), metavar="N", help="measure on the first N images only")
     add("--output-dir", type=Path, metavar="DIR", help="write the figures, the detections and plots to DIR")
-    add("--batch", type=int, default=1, metavar="N", help="images to run at once (default: 1)")
+    add("--batch", type=whole_number(1), default=1, metavar="N", help="images to run at once (default: 1)")
     add("--quiet", action="store_true", help="print no table")
     add_detector_options(parser)
-    add = parser.add_argument_group("for a checkpoint, which PyTorch runs").add_argument
+    add = parser.add_argument_group(
+        "for a checkpoint", "PyTorch runs it: its backend is torch, and its mode exact if none is given."
+    ).add_argument
     add("--head", metavar="HEAD", help="which decoder (default: main)")
     add(
         "--weights",
@@ -55,8 +65,18 @@ def _parser() -> argparse.ArgumentParser:
         help="which of a file's weights: those that were trained, or their average, EMA (default: model)",
     )
     said = "(default: what the checkpoint says; if it says nothing"
-    add("--shorter-side", type=int, metavar="PIXELS", help=f"images' shorter side {said}, 800)")
-    add("--longer-side", type=int, metavar="PIXELS", help=f"the most their longer side may be {said}, 1333)")
+    add(
+        "--shorter-side",
+        type=whole_number(1, MOST_PIXELS),
+        metavar="PIXELS",
+        help=f"images' shorter side {said}, 800)",
+    )
+    add(
+        "--longer-side",
+        type=whole_number(1, MOST_PIXELS),
+        metavar="PIXELS",
+        help=f"the most their longer side may be {said}, 1333)",
+    )
     add(
         "--device",
         default="cpu",
@@ -111,6 +131,9 @@ def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Pr
         side = getattr(options, name)
         if side is not None and side < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {side} is no image size: expected 1 pixel or more")
+    shards = what_shards(path) if path.is_dir() else None
+    if shards is not None:
+        raise CheckpointError(f"'{path}' is {shards}")
     if not path.is_dir():
         return _checkpoint_predictor(path, chosen, options, note)
     of_checkpoints = (options.head, options.weights, options.shorter_side, options.longer_side)
@@ -146,6 +169,7 @@ def _checkpoint_predictor(
         shorter_side=options.shorter_side,
         longer_side=options.longer_side,
         device=options.device,
+        classes=lambda: CocoDataset.open(options.data, options.split).categories,
         note=note,
     )
 

@@ -16,6 +16,7 @@ import torch
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import OutputError, TrainingError
 from asag_evaluation.data.coco import CocoDataset
+from asag_training.checkpoints.pickles import longest_word
 
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.pt"
 
@@ -63,6 +64,8 @@ def reading_state(
     """
     path = folder / STATE
     try:
+        if longest_word(path) is not None:
+            raise ValueError("a text that no run has saved")
         state = torch.load(path, map_location=device, weights_only=True)
         other = differences(state["run"], identity, defaults)
         if not other:

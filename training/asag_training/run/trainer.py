@@ -136,9 +136,10 @@ class Trainer:
             self._roll_back()
             if self._torn:
                 return
-            save_checkpoint(self.output_dir / LAST, self.checkpoint())
             parts = {name: part.state_dict() for name, part in self._parts().items()}
+            # First, so that a run that is killed in between can be resumed.
             write_state(self.output_dir, self._identity(), self.position, parts | {"made": self._made()})
+            save_checkpoint(self.output_dir / LAST, self.checkpoint())
 
     def save_evaluated(self, ap: float | None) -> None:
         """Save after an evaluation, and write `best.safetensors` if none was better before.

@@ -1,9 +1,10 @@
-"""What libjpeg complains of while it decodes: the only sign that it made up a part of a picture.
+"""What decoders complain of: the only sign that libjpeg made up a part of a picture.
 
-libjpeg mends damaged data as well as it can and says so on C's standard error stream; OpenCV neither passes
-that on nor stops.  So that stream is another one while a JPEG is decoded.  It hands what the decoding thread
-writes to Python, and everything else to the standard error that was there.  Python's own `sys.stderr` has
-nothing to do with it.  Where the C library has no such streams (other than glibc), nothing is heard.
+libjpeg mends damaged data as well as it can and says so on C's standard error stream, where libpng writes
+as well; OpenCV neither passes that on nor stops.  So that stream is another one while an image is decoded.
+It hands what the decoding thread writes to Python, and everything else to the standard error that was there.
+Python's own `sys.stderr` has nothing to do with it.  Where the C library has no such streams (other than
+glibc), nothing is heard.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import cv2
+import numpy as np
 
 _STDERR = 2
 _UNBUFFERED = 2
@@ -43,7 +47,7 @@ class _Listening:
 
 
 @contextmanager
-def libjpeg_log() -> Iterator[list[bytes]]:
+def decoder_log() -> Iterator[list[bytes]]:
     """Collect what this thread writes to C's standard error stream."""
     thread = threading.get_ident()
     heard: list[bytes] = []
@@ -56,9 +60,31 @@ def libjpeg_log() -> Iterator[list[bytes]]:
         yield heard
     finally:
         with _Listening.lock:
-            del _Listening.heard[thread]
+            _Listening.heard.pop(thread, None)
             if place is not None and not _Listening.heard:
                 place.value = _Listening.before
+
+
+def _forget_other_threads() -> None:
+    """Begin anew in a forked process, which has none of the threads that were listening."""
+    _Listening.lock = threading.Lock()
+    place = _stderr_pointer()
+    if _Listening.heard and place is not None:
+        place.value = _Listening.before
+    _Listening.heard.clear()
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)
+
+
+def jpeg_complaint(data: bytes) -> str | None:
+    """Decode a JPEG for nothing but what libjpeg finds wrong with it; None if that is nothing."""
+    with decoder_log() as heard:
+        try:
+            cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            return None
+    return jpeg_damage(heard, data)
 
 
 def jpeg_damage(heard: list[bytes], data: bytes) -> str | None:
@@ -86,9 +112,11 @@ def _write(cookie: int | None, text: int, size: int) -> int:
     """Stand in for the stream's `write`."""
     written = ctypes.string_at(text, size)
     heard = _Listening.heard.get(threading.get_ident())
-    if heard is None:
-        return os.write(_STDERR, written)
-    heard.append(written)
+    if heard is not None:
+        heard.append(written)
+    else:
+        with suppress(OSError):  # it may be closed
+            os.write(_STDERR, written)
     return size
 
 

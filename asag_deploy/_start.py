@@ -1,0 +1,35 @@
+"""The first moments of a program of this project, while it is importing: a signal then ends it in silence.
+
+There is nothing to keep yet.  Once the program runs, `interruption` says what a signal does.  Where the
+package is imported by another program, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from pathlib import PurePath
+from types import FrameType
+
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _is_ours(arguments: list[str]) -> bool:
+    """Tell whether Python was called with one of the project's programs, installed or by `-m`."""
+    if PurePath(sys.argv[0] if sys.argv else "").name.startswith("asag-"):
+        return True
+    modules = [after for option, after in itertools.pairwise(arguments) if option == "-m"]
+    return bool(modules) and modules[0].startswith("asag_")
+
+
+if _is_ours(sys.orig_argv) and threading.current_thread() is threading.main_thread():
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(_number) in _DEFAULTS:
+            signal.signal(_number, _end)

@@ -1,0 +1,72 @@
+"""Looking at the texts in what torch.save wrote, before PyTorch reads it."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+_LONGEST_WORD = 8192
+_LARGEST_PICKLE = 64 * 2**20
+_PICKLES = 5
+"""As many begin a file in PyTorch's old format; after them come the weights."""
+_BYTES = "latin1"
+_WORD = re.compile(r"\S+")
+
+
+def longest_word(path: Path) -> int | None:
+    """Return how long the longest text without a space is in a file's pickles, if it is longer than usual.
+
+    Where such a text stands in the place of something else, PyTorch says so in a message that it then goes
+    through in time that grows with the square of the text's length: a damaged file of some megabytes would
+    take it days.  Nobody who saves weights writes such texts, but for bytes, which pickles write as one.
+    """
+    found = 0
+    # A damaged pickle is PyTorch's to refuse: it reads no further than this does.
+    with suppress(Exception):
+        for stream in _pickles(path):
+            for text in _texts(stream):
+                if len(text) > _LONGEST_WORD:
+                    found = max([found, *(len(word) for word in _WORD.findall(text))])
+    return found if found > _LONGEST_WORD else None
+
+
+def _texts(stream: IO[bytes]) -> Iterator[str]:
+    """Yield every text of a pickle but those that stand for bytes, which the name of their coding follows."""
+    known: dict[int, str] = {}
+    before: str | None = None
+    latest: str | None = None
+    try:
+        for instruction, argument, _ in pickletools.genops(stream):
+            if isinstance(argument, int) and instruction.name in ("BINPUT", "LONG_BINPUT"):
+                if latest is not None:
+                    known[argument] = latest
+                continue
+            if isinstance(argument, int) and instruction.name in ("BINGET", "LONG_BINGET"):
+                latest = known.get(argument)
+            else:
+                latest = argument if isinstance(argument, str) else None
+            if latest is not None:
+                if before is not None and latest != _BYTES:
+                    yield before
+                before = latest
+    finally:
+        if before is not None:
+            yield before
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.filename.endswith("data.pkl") and member.file_size <= _LARGEST_PICKLE:
+                    yield io.BytesIO(archive.read(member))
+        return
+    with path.open("rb") as file:
+        for _ in range(_PICKLES):
+            yield file
