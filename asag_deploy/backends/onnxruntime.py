@@ -27,6 +27,7 @@ from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.loop.stages import Array, Stage
 from asag_deploy.scratch import path_in_utf8
@@ -213,7 +214,12 @@ class _OrtStage:
             raise BackendError(
                 f"ONNX Runtime failed in the graph '{self._name}': {first_line(error)}"
             ) from error
-        outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        made = binding.get_outputs()
+        if len(made) != len(self._outputs):  # it leaves out what it takes for optional
+            raise BackendError(
+                f"the graph '{self._name}' gave {len(made)} of {len(self._outputs)} outputs; {export_again()}"
+            )
+        outputs = dict(zip(self._outputs, made, strict=True))
         given = {name: tuple(inputs[name].shape()) for name in self._inputs}
         check_shapes(self._graph, given, {name: tuple(array.shape()) for name, array in outputs.items()})
         return outputs

@@ -185,6 +185,10 @@ class ResultWriter:
         if frame.source.kind == "image":
             write_picture(path, picture)
             return
+        with held_back():  # so that a video has a frame, and every frame is whole
+            self._add_frame(frame, picture, path)
+
+    def _add_frame(self, frame: Frame, picture: RgbImage, path: Path) -> None:
         if self._video is None or self._video_source != frame.source:
             self._end_video()
             height, width = picture.shape[:2]

@@ -238,9 +238,13 @@ def read_sidecar(path: Path, again: str) -> Sidecar:
         raise EngineStaleError(f"'{path}' is not JSON; {again}") from None
     _check_version(data, path, again)
     try:
-        return cast(Sidecar, read_fields(Sidecar, data))
+        sidecar = cast(Sidecar, read_fields(Sidecar, data))
+        for each in sidecar.recipe.inputs:
+            if not len(each.least) == len(each.usual) == len(each.most):
+                raise FieldError(f"the shapes of the input '{each.name}' have different numbers of sides")
     except FieldError as error:
         raise EngineStaleError(f"in '{path}', {error}; {again}") from None
+    return sidecar
 
 
 def sidecar_to_json(sidecar: Sidecar) -> str:

@@ -36,6 +36,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 _UNTIL_THE_END = 10
 """One run in so many is left to end."""
 _MOST_PROBLEMS = 20
+_OF_LIBRARIES = (".cache", ".config", "torchinductor_", "pymp-")
+"""Caches, and the sockets of Python's multiprocessing, which are small and have no lock to tell by."""
 _PATIENCE_S = 120.0
 _REPORTED_EVERY_S = 30.0
 
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Kill; return 0 if nothing was lost and nothing was left half done, 1 otherwise."""
     options = _parser().parse_args(argv)
     chosen = options.jobs.split(",")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in its background
     outcomes: dict[str, Outcome] = {}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
@@ -176,14 +179,15 @@ def _look(job: Job, place: Place, outcome: Outcome, where: str) -> None:
 
 
 def _hidden(place: Place, job: Job) -> list[str]:
-    """Return what is hidden where the job writes, and in its scratch, but for caches."""
+    """Return what is hidden where the job writes, and in its scratch, but for what libraries keep there."""
     found = [*place.of(job.name).rglob(".*"), *place.scratch.glob("*"), *place.scratch.glob(".*")]
-    return [str(path.relative_to(place.folder)) for path in found if path.name not in (".cache", ".config")]
+    return [str(path.relative_to(place.folder)) for path in found if not path.name.startswith(_OF_LIBRARIES)]
 
 
 def _write_report(options: argparse.Namespace, outcomes: dict[str, Outcome], seconds: float) -> None:
     content = {
-        "command": f"python tests/endurance/kill.py --moments {options.moments} --seed {options.seed}",
+        "command": f"python tests/endurance/kill.py --moments {options.moments} --seed {options.seed} "
+        f"--jobs {options.jobs}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seconds": round(seconds),
         "jobs": {name: vars(outcome) for name, outcome in outcomes.items()},

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from asag_deploy.bundle.manifest import Category
+from asag_deploy.detect.coco_ids import annotated_ids
+from asag_deploy.images.sources import list_sources
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from endurance.damage import damaged_json
@@ -41,7 +44,7 @@ _ODGT_VALUES = ("person", "mask", 1, 0, [1, 2, 3, 4], ["a", 1, 2, 3], {"ignore":
 
 @contextmanager
 def open_annotations(folder: Path) -> Iterator[Target]:
-    """`coco` or `odgt`, and on the next lines the file."""
+    """`coco`, `odgt` or `ids` (of results, by names in it), and on the next lines the file."""
     file = write_coco(
         folder / "data",
         [
@@ -70,8 +73,18 @@ def open_annotations(folder: Path) -> Iterator[Target]:
         finally:
             shutil.rmtree(folder / "out", ignore_errors=True)
 
+    sources = list_sources([str(pictures)]).sources
+    classes = [Category(id=1, name="ball"), Category(id=2, name="cup")]
+
+    def run_ids(data: bytes) -> None:
+        file.write_bytes(data)
+        ids = annotated_ids(file, sources, classes)
+        json.dumps([ids.image(source, i) for i, source in enumerate(sources)]).encode()
+        json.dumps(ids.said).encode()
+
     inputs, run = one_of_parts(
         {
+            "ids": (damaged_json([coco], values=_COCO_VALUES), run_ids),
             "coco": (damaged_json([coco], values=_COCO_VALUES), run_coco),
             "odgt": (damaged_json([_crowd()], values=_ODGT_VALUES, lines=True), run_odgt),
         }

@@ -294,13 +294,14 @@ def _measure_growth(plan: Plan, loaded: _Loaded) -> None:
 
 def _describe(chosen: BundleOnBackend) -> BundleResult:
     manifest = chosen.bundle.manifest
+    passed = manifest.parity.get("passed")
     return BundleResult(
         variant=manifest.variant,
         head=manifest.head,
         precision=manifest.precision,
         computed_in=chosen.precision,
         trained=manifest.trained,
-        parity_passed=manifest.parity.get("passed"),
+        parity_passed=passed if isinstance(passed, bool) else None,
         mode=chosen.options.mode or manifest.probing.mode,
         deepest_level=manifest.probing.levels[-1].level if manifest.probing.levels else FIRST_LEVEL,
         shorter_side=manifest.preprocessing.shorter_side,

@@ -74,7 +74,7 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             preprocessing=said.preprocessing,
             assumed=(PREPARATION_ASSUMED,) if said.preprocessing is None else (),
         )
-    except (KeyError, TypeError, ValueError, FieldError, CheckpointError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, FieldError, CheckpointError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}): copy it again") from error
 
 

@@ -48,6 +48,8 @@ _COUNTS = (
     "anchor_cap",
 )
 _LIMITS = ("max_patches", "max_detections")
+_MOST, _MOST_LAYERS, _LARGEST_LIMIT = 65_536, 256, 2**31 - 1
+"""Beyond these a damaged file speaks: building such a network would never end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +125,13 @@ class AsagConfig(Settings):
         for name, choices in _CHOICES.items():
             self._require(getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}", name)
         for name in _COUNTS:
-            self._require(getattr(self, name) >= 1, "at least 1", name)
+            self._require(1 <= getattr(self, name) <= _MOST, f"1 to {_MOST}", name)
+        layers = self.heads * self.decoder_layers
+        self._require(layers <= _MOST_LAYERS, f"{_MOST_LAYERS} layers at most", "heads", "decoder_layers")
         for name in _LIMITS:
             value = getattr(self, name)
-            self._require(value is None or value >= 1, "at least 1, or None", name)
+            possible = value is None or 1 <= value <= _LARGEST_LIMIT
+            self._require(possible, f"1 to {_LARGEST_LIMIT}, or None", name)
         for divisor in ("attention_heads", "groups"):
             number = getattr(self, divisor)
             self._require(self.hidden_dim % number == 0, f"a multiple of {divisor} ({number})", "hidden_dim")
