@@ -173,9 +173,9 @@ def _edit_value(draw: DrawFn, places: list[tuple[Any, Any]], values: Sequence[An
     )
     own = container[key]
     if kind == "near" and type(own) in (int, float):
-        container[key] = draw(
-            st.sampled_from((-own, own + 1, own - 1, own * 2, own * 10**6, float(own), str(own)))
-        )
+        near = [-own, own + 1, own - 1, own * 2, own * 10**6, str(own)]
+        near += [float(own)] if abs(own) < 2**1000 else []
+        container[key] = draw(st.sampled_from(near))
     elif kind in ("replace", "near"):
         container[key] = copy.deepcopy(draw(st.sampled_from((*EXTREMES, *values))))
     elif kind == "delete":

@@ -15,8 +15,8 @@ from hypothesis.errors import HypothesisException
 
 from endurance.judging import CORPUS, Finding, Judge
 
-_BATCH = 400
-"""Inputs that hypothesis draws before it forgets them: it remembers all of a run."""
+_BATCH = 100
+"""Inputs that hypothesis draws before it forgets them: it remembers all of a run, megabytes each."""
 _SHRINK_SECONDS = 40.0
 _PACKED = ".xz"
 _LARGE = 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ def reading_state(
     try:
         if longest_word(path) is not None:
             raise ValueError("a text that no run has saved")
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch warns of is damage
+            state = torch.load(path, map_location=device, weights_only=True)
         other = differences(state["run"], identity, defaults)
         if not other:
             yield state
