@@ -72,6 +72,9 @@ def exit_code(
         try:
             return _exit_code(program, command, codes)
         except KeyboardInterrupt:
+            # Where it came within an `exec` of a text, as dataclasses do, `python -m` would end by SIGINT,
+            # whatever the exit code: the next one makes Python forget it.
+            exec("")
             return interruption.exit_code
 
 

@@ -90,6 +90,7 @@ COMMANDS: list[tuple[list[str], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_command_says_which_extra_it_takes(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     found = run([command for command, _ in COMMANDS], folder)
@@ -106,6 +107,7 @@ def test_a_command_says_which_extra_it_takes(folder: Path) -> None:
     assert made == {"a.json", "scenes"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 def test_an_extra_that_is_half_there(folder: Path) -> None:
     torch = ["torch", "torchgen", "mpmath", "sympy", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,17 @@ def test_a_program_that_a_signal_ends(number: signal.Signals, capsys: pytest.Cap
     assert kept == ["what was done"]
     assert signal.getsignal(number) == before
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_exit_code_is_that_of_the_signal_wherever_it_came(tmp_path: Path) -> None:
+    """Python itself ends by SIGINT if the KeyboardInterrupt passed through a text that was executed."""
+    (tmp_path / "tool.py").write_text(
+        "import signal, sys\n"
+        "from asag_deploy.command_line import exit_code\n"
+        "sys.exit(exit_code('tool', lambda: exec('signal.raise_signal(signal.SIGTERM)')))\n"
+    )
+    python = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    assert subprocess.run([sys.executable, "-m", "tool"], env=python).returncode == 128 + signal.SIGTERM
 
 
 def test_what_is_held_back_ends_first() -> None:
