@@ -16,6 +16,7 @@ import pytest
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.limits import Limits
+from asag_deploy.serving.server import listen
 from support.served import IMAGE, SECONDS, GatedDetector, Served, in_threads, png, serving, until
 from support.tiny_bundle import picture
 
@@ -91,6 +92,18 @@ def test_clients_that_have_gone_are_not_computed(detector: GatedDetector) -> Non
             threads[0].join(SECONDS)
         assert results == [200]
     assert detector.calls == 2
+
+
+def test_a_burst_of_clients_that_have_gone_takes_no_place(detector: GatedDetector) -> None:
+    """They have sent and gone before the server looks at any of them."""
+    listener = listen("127.0.0.1", 0)
+    for _ in range(60):
+        with socket.create_connection(listener.getsockname()) as gone:
+            gone.sendall(WHOLE)
+    with socket.create_connection(listener.getsockname(), timeout=SECONDS) as last:
+        last.sendall(WHOLE)
+        with serving(detector, listener=listener, queue=4):
+            assert answer(last)[0] == 200
 
 
 def test_a_client_that_goes_while_it_sends_frees_its_place(detector: GatedDetector) -> None:
