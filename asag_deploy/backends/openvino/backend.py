@@ -258,7 +258,7 @@ def _read_graph(path: Path) -> Model:
 
 
 def _convert(path: Path) -> Model:
-    """Read a file as ONNX alone; `Core.read_model` also tries every other format, which complain on stderr."""
+    """Read a file as ONNX alone; `Core.read_model` also tries other formats, which complain on stderr."""
     from openvino.frontend import FrontEndManager
 
     reader = FrontEndManager().load_by_framework("onnx")
