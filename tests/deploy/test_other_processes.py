@@ -71,7 +71,7 @@ def test_a_copy_detects_the_same(detector: Detector, travel: Callable[[Detector]
 def test_another_process_detects_the_same(detector: Detector) -> None:
     """It starts with nothing of this one, and sends the detections back."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(detect, detector, IMAGE).result(SECONDS)
+        found = pool.submit(detector, IMAGE, channel_order="rgb").result(SECONDS)
     assert same(found, detect(detector, IMAGE))
 
 

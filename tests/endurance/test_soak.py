@@ -31,3 +31,13 @@ def test_growth_is_seen(kib_each: int, flat: bool) -> None:
     watched = sum_up(samples)
     assert watched.flat is flat
     assert watched.slope_kib_per_1000 == pytest.approx(1000 * kib_each, abs=50)
+
+
+@pytest.mark.parametrize(("descriptors", "threads"), [(1, 0), (0, 1)])
+def test_descriptors_and_threads_that_are_left_are_seen(descriptors: int, threads: int) -> None:
+    """One for a hundred pictures."""
+    samples = [
+        Sample(done, 100_000, 10 + done % 5 + done // 100 * descriptors, 4 + done // 100 * threads)
+        for done in range(0, 3000, 10)
+    ]
+    assert not sum_up(samples).flat

@@ -19,6 +19,8 @@ _WARM_UP = 1 / 3
 _MAY_GROW_KIB = 4096
 """Growth from the middle to the last third that is taken for noise of the allocator."""
 
+_MAY_GROW = 2
+
 
 class Sample(NamedTuple):
     """What a process held at one moment."""
@@ -46,11 +48,18 @@ class Watched:
     """Fewest and most after the warm-up."""
     threads: tuple[int, int]
     """Fewest and most after the warm-up."""
+    descriptors_grown: float
+    threads_grown: float
+    """How many more in the last third than in the middle one, the medians."""
 
     @property
     def flat(self) -> bool:
-        """Whether memory has stopped growing."""
-        return self.at_the_end_kib - self.after_warm_up_kib < _MAY_GROW_KIB
+        """Whether memory, descriptors and threads have stopped growing.
+
+        How many there are changes from moment to moment, with the files that are being read and written.
+        """
+        memory = self.at_the_end_kib - self.after_warm_up_kib
+        return memory < _MAY_GROW_KIB and max(self.descriptors_grown, self.threads_grown) <= _MAY_GROW
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -115,6 +124,8 @@ def sum_up(samples: Sequence[Sample]) -> Watched:
         most_kib=max(s.resident_kib for s in samples),
         descriptors=_range([s.descriptors for s in warm]),
         threads=_range([s.threads for s in warm]),
+        descriptors_grown=_grown([s.descriptors for s in middle], [s.descriptors for s in last]),
+        threads_grown=_grown([s.threads for s in middle], [s.threads for s in last]),
     )
 
 
@@ -126,6 +137,10 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def _grown(middle: Sequence[int], last: Sequence[int]) -> float:
+    return statistics.median(last) - statistics.median(middle)
 
 
 def _range(values: Sequence[int]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError
+from asag_deploy.scratch import path_in_utf8
 from asag_training.checkpoints.foreign_files import HEAD_BYTES, what_archive, what_else, what_folder
 from asag_training.checkpoints.pickles import longest_word, newer_protocol
 
@@ -174,8 +175,12 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         )
     try:
         # What torch warns of here (old formats) is dealt with below or of no concern to the user.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            torch.serialization.safe_globals(_ALLOWED),
+            path_in_utf8(path) as known,
+        ):
+            return torch.load(known, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged files make torch raise nearly anything
         code = _GLOBAL.search(str(error))
         if code is not None:
@@ -217,7 +222,7 @@ def _refused_class(path: Path, name: str) -> str:
 
 def _read_safetensors(path: Path) -> WeightFile:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with path_in_utf8(path) as known, safe_open(known, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             return WeightFile(content=tensors, metadata=file.metadata() or {})
     except (SafetensorError, ValueError, KeyError, AttributeError) as error:
