@@ -26,6 +26,22 @@ def file_in_memory() -> Iterator[Path]:
 
 
 @contextmanager
+def path_in_utf8(path: Path) -> Iterator[Path]:
+    """Give a path to a file that libraries find which take no names but those in UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(path, os.O_RDONLY)
+    else:
+        yield path
+        return
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Give an empty folder that only this user reads, and that is gone in the end.
 

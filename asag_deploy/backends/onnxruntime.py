@@ -30,6 +30,7 @@ from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.loop.stages import Array, Stage
+from asag_deploy.scratch import path_in_utf8
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
@@ -125,7 +126,8 @@ class OnnxRuntime:
         on_gpu: list[str | tuple[str, dict[str, str]]] = [(_PROVIDERS["cuda"], dict(options))]
         providers = [*(on_gpu if self.device == "cuda" else []), _PROVIDERS["cpu"]]
         try:
-            session = onnxruntime.InferenceSession(path, _session_options(threads), providers=providers)
+            with path_in_utf8(path) as known:
+                session = onnxruntime.InferenceSession(known, _session_options(threads), providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no other base
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_why_not_loaded(error)}"

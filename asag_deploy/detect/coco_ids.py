@@ -6,11 +6,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import ConfigError
+from asag_deploy.images.file_names import alike, meant_names, said_name
 from asag_deploy.images.sources import Source
 
 ImageId = int | str
@@ -111,44 +113,73 @@ class _Names:
 
     def __init__(self, file: Path, images: Sequence[Any]) -> None:
         self._file = file
-        self._by_path: dict[tuple[str, ...], set[ImageId]] = defaultdict(set)
-        self._by_name: dict[str, set[ImageId]] = defaultdict(set)
-        for index, image in enumerate(images):
-            name = image.get("file_name") if isinstance(image, dict) else None
-            number = image.get("id") if isinstance(image, dict) else None
-            if not isinstance(name, str) or not name:
-                raise ConfigError(f"'{file}': images[{index}] has no 'file_name'")
-            if isinstance(number, float) and number.is_integer():
-                number = int(number)
-            if isinstance(number, bool) or not isinstance(number, int | str):
-                raise ConfigError(f"'{file}': images[{index}], '{name}', has no 'id' that is a number")
-            parts = _parts(name)
-            self._by_path[parts].add(number)
-            self._by_name[parts[-1] if parts else name].add(number)
+        self._images = [self._image(index, image) for index, image in enumerate(images)]
+        self._exact = _Index((_parts(name), number) for name, number in self._images)
 
     def find(self, source: Source) -> ImageId | None:
         """Return the id of the image that a source is, or None; ConfigError if it could be several."""
         parts = _parts(str(Path(source.name).absolute()))
-        for start in range(len(parts)):
-            if found := self._by_path.get(parts[start:]):
-                return self._only(source, found)
-        found = self._by_name.get(parts[-1])
-        return self._only(source, found) if found else None
-
-    def _only(self, source: Source, found: Iterable[ImageId]) -> ImageId:
-        first, *others = sorted(found, key=str)
-        if others:
+        found = self._exact.find(parts) or self._alike.find(_alike_parts("/".join(parts)))
+        if len(found) > 1:
+            first, second, *_ = sorted(found, key=str)
             raise ConfigError(
-                f"'{source.name}' could be any of {1 + len(others)} images of '{self._file}' (ids {first}, "
-                f"{others[0]}): name its file with the folders that 'file_name' has"
+                f"'{source.name}' could be any of {len(found)} images of '{self._file}' (ids {first}, "
+                f"{second}): name its file with the folders that 'file_name' has"
             )
-        return first
+        return next(iter(found), None)
+
+    def _image(self, index: int, image: Any) -> tuple[str, ImageId]:
+        name = said_name(image) if isinstance(image, dict) else ""
+        if not name:
+            raise ConfigError(f"'{self._file}': images[{index}] has no 'file_name'")
+        number = _id_of(image)
+        if number is None:
+            raise ConfigError(f"'{self._file}': images[{index}], '{name}', has no 'id' that is a number")
+        return name, number
+
+    @cached_property
+    def _alike(self) -> _Index:
+        """The images by all that may be meant by their names, for those that are not called so exactly."""
+        spelled = (
+            ({_alike_parts(meant) for meant in meant_names(name)}, number) for name, number in self._images
+        )
+        return _Index((parts, number) for meant, number in spelled for parts in meant)
+
+
+class _Index:
+    """Ids by path, and by base name."""
+
+    def __init__(self, images: Iterable[tuple[tuple[str, ...], ImageId]]) -> None:
+        self._by_path: dict[tuple[str, ...], set[ImageId]] = defaultdict(set)
+        self._by_name: dict[str, set[ImageId]] = defaultdict(set)
+        for parts, number in images:
+            if parts:
+                self._by_path[parts].add(number)
+                self._by_name[parts[-1]].add(number)
+
+    def find(self, parts: tuple[str, ...]) -> set[ImageId]:
+        """Return the ids of a path as far as it goes, else of its base name."""
+        tails = (parts[start:] for start in range(len(parts)))
+        found = next((self._by_path[tail] for tail in tails if tail in self._by_path), None)
+        return found or self._by_name.get(parts[-1], set())
+
+
+def _id_of(entry: Any) -> ImageId | None:
+    """Return the id of an entry, a whole number also where it is written as 12.0; None if it has none."""
+    number = entry.get("id") if isinstance(entry, dict) else None
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if isinstance(number, int | str) and not isinstance(number, bool) else None
 
 
 def _parts(name: str) -> tuple[str, ...]:
     """Return the parts of a path, whichever way its slashes lean."""
     path = name if name.startswith("/") else name.replace("\\", "/")
     return tuple(part for part in PurePosixPath(path).parts if part not in ("/", "."))
+
+
+def _alike_parts(name: str) -> tuple[str, ...]:
+    return _parts(alike(name))
 
 
 def _refuse_twice(file: Path, ids: dict[Source, ImageId]) -> None:
@@ -168,17 +199,17 @@ def _categories(
     """Return the file's id of each of the bundle's, and the names that it does not know."""
     if not isinstance(listed, list) or not listed:
         return None, []
-    by_name: dict[str, ImageId] = {}
+    by_name: dict[str, set[ImageId]] = defaultdict(set)
     for index, entry in enumerate(listed):
         name = entry.get("name") if isinstance(entry, dict) else None
-        number = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or isinstance(number, bool) or not isinstance(number, int | str):
+        number = _id_of(entry)
+        if not isinstance(name, str) or number is None:
             raise ConfigError(f"'{file}': categories[{index}] has no 'name' and 'id'")
-        if by_name.setdefault(_plain(name), number) != number:
-            raise ConfigError(
-                f"'{file}': two categories are called '{name}', so classes cannot be told apart"
-            )
-    mapping = {one.id: by_name[_plain(one.name)] for one in categories if _plain(one.name) in by_name}
+        by_name[_plain(name)].add(number)
+    mapping = {}
+    for one in categories:
+        if found := by_name.get(_plain(one.name)):
+            mapping[one.id] = _only_category(file, one, found)
     unknown = [one.name for one in categories if one.id not in mapping]
     if not mapping:
         raise ConfigError(
@@ -186,6 +217,18 @@ def _categories(
             "it belongs to another data set"
         )
     return mapping, unknown
+
+
+def _only_category(file: Path, category: Category, found: set[ImageId]) -> ImageId:
+    """Return the id of those of its name that is its own, else the only one."""
+    if category.id in found:
+        return category.id
+    first, *others = found
+    if others:
+        raise ConfigError(
+            f"'{file}': two categories are called '{category.name}', so classes cannot be told apart"
+        )
+    return first
 
 
 def _plain(name: str) -> str:

@@ -18,7 +18,7 @@ from asag_deploy.images.addresses import as_file, is_address, is_live, normal, w
 from asag_deploy.images.formats import image_header
 from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, quiet_opencv, read_image
-from asag_deploy.images.video_containers import container_of
+from asag_deploy.images.video_containers import container_of, holds_pictures
 from asag_deploy.images.videos import Video
 
 
@@ -31,18 +31,20 @@ def _suffix(path: Path) -> str:
 
 
 IMAGE_SUFFIXES = _suffixes(
-    "apng avif bmp dib gif heic heif jfif jp2 jpe jpeg jpg pam pbm pgm png pnm ppm tif tiff webp"
+    "apng avif avifs bmp dib gif heic heif j2c j2k jfi jfif jif jp2 jpc jpe jpeg jpf jpg jpx pam pbm pgm png "
+    "pnm ppm ras sr tif tiff webp"
 )
 VIDEO_SUFFIXES = _suffixes(
-    "3g2 3gp 3gpp asf avi divx f4v flv gxf h264 hevc ivf m1v m2ts m2v m4v mj2 mjpeg mjpg mk3d mkv mov mp4 "
-    "mp4v mpe mpeg mpg mpv mxf nut ogm ogv qt rm rmvb vob webm wmv wtv xvid y4m"
+    "360 3g2 3gp 3gpp asf avi dav divx dvr-ms evo f4v flv gxf h264 hevc insv ismv ivf lrv m1v m2p m2ts m2v "
+    "m4v mj2 mjpeg mjpg mk3d mkv mov mp2v mp4 mp4v mpe mpeg mpg mpv mpv2 mxf nsv nut obu ogm ogv qt rm rmvb "
+    "vob vro webm wmv wtv xvid y4m"
 )
 _SHARED_SUFFIXES = _suffixes(
     "264 265 amv avc bik dat dv h265 m2t mod mts ogg ogx smk tod tp trp ts vid video"
 )
 """Suffixes of videos and of other things (TypeScript, music, data): in a folder the content decides."""
 
-_MAY_HAVE_SEVERAL = _suffixes("apng avif gif png tif tiff webp")
+_MAY_HAVE_SEVERAL = _suffixes("apng avif avifs gif png tif tiff webp")
 Kind = Literal["image", "animation", "pages", "video", "camera"]
 _CAMERA = "camera:"
 
@@ -236,9 +238,9 @@ def _known_files(paths: Sequence[Path], otherwise: str) -> list[Source]:
 def _is_known(path: Path) -> bool:
     suffix = _suffix(path)
     if suffix in _SHARED_SUFFIXES:
-        return path.is_file() and container_of(path) is not None
+        return path.is_file() and holds_pictures(path)
     if not suffix:
-        return path.is_file() and (container_of(path) is not None or _begins_as_image(path))
+        return path.is_file() and (holds_pictures(path) or _begins_as_image(path))
     return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
 
 

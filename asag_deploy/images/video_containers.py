@@ -36,6 +36,9 @@ Bytes = bytes | mmap.mmap
 
 _STILL_BRANDS = frozenset(b"avif avis heic heix heim heis hevc hevx mif1 msf1 crx".split())
 """Images that lie in the boxes of an MP4 file."""
+_SOUND_BRANDS = frozenset((b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B "))
+_PICTURES_IN_OGG = rb"\x80theora|BBCD\x00|OVP80|\x01video"
+"""Theora, Dirac, VP8, OGM: how the first page of such a stream begins; these pages come before all others."""
 _ASF_HEADER = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
 _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 _MXF_KEY = bytes.fromhex("060E2B34")
@@ -50,6 +53,19 @@ def container_of(file: Path) -> Container | None:
             return container_of_bytes(opened.read(_HEAD))
     except OSError:
         return None
+
+
+def holds_pictures(file: Path) -> bool:
+    """Tell by its first bytes whether a file is a video, and not only sound in a video's container."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_HEAD)
+    except OSError:
+        return False
+    container = container_of_bytes(head)
+    if container == "ogg":
+        return re.search(_PICTURES_IN_OGG, head) is not None
+    return container is not None and not (container == "mp4" and head[8:12] in _SOUND_BRANDS)
 
 
 def container_of_bytes(head: bytes) -> Container | None:

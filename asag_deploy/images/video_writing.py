@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from contextlib import ExitStack
 from fractions import Fraction
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
+_OF_THE_DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}
+)
+"""Errors that have nothing to do with the encoder."""
 _TICK = Fraction(1, 60_000)
 """Divides the frames of all usual rates, and is as fine as MPEG-4 part 2 can be."""
 _ENCODERS = {
@@ -114,7 +119,7 @@ class VideoFile:
             try:
                 return self._open_with(name, options)
             except (OSError, ValueError, self._av.error.FFmpegError) as error:
-                if isinstance(error, PermissionError | FileNotFoundError):
+                if getattr(error, "errno", None) in _OF_THE_DISK:
                     raise
                 problem = error
         width, height = self._size

@@ -23,6 +23,7 @@ from asag_deploy.images.video_containers import Condition, condition, container_
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 _OPEN_S, _READ_S = 15.0, 30.0
@@ -38,6 +39,8 @@ _ZEROS = re.compile(rb"\x00{256,}(?=[^\x00\x01])")
 """A hole in a packet: no entropy coder writes this, and stuffing ends with a start code or the packet."""
 _UNSTUFFED = frozenset({"vp8", "vp9", "av1"})
 """Codecs that put nothing behind a frame."""
+_WITH_OPACITY = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders of opacity, for codecs whose usual ones overlook it."""
 _ONE_BY_ONE = frozenset({"vp9", "av1"})
 """Codecs of which every packet gives a frame."""
 _HIGH_DEFINITION = 720
@@ -96,7 +99,8 @@ class Video:
         except BaseException:
             self._container.close()
             raise
-        self._stream.thread_type = "AUTO"
+        self._decoder = self._pick_decoder()
+        self._decoder.thread_type = "AUTO"
         self.problem: str | None = None
         """Once all frames are read: one sentence if the video did not give what it promises."""
 
@@ -142,7 +146,7 @@ class Video:
                 continue
             if joints.is_one(packet):  # the decoder would drop what it still holds
                 yield from self._decoded(None, clock, tally)
-                self._stream.codec_context.flush_buffers()
+                self._decoder.flush_buffers()
             yield from self._decoded(packet, clock, tally)
         self.problem = self._verdict(tally, broken)
 
@@ -150,7 +154,7 @@ class Video:
         if packet is not None:
             clock.expect(packet)
         try:
-            frames = self._stream.decode(packet)
+            frames = self._decoder.decode(packet)
         except (ValueError, self._av.error.FFmpegError):
             tally.note_packet(packet, bad=True)
             clock.forget()
@@ -196,6 +200,15 @@ class Video:
             reason = f"'{self._name}' holds video in a way that PyAV cannot decode; convert it to H.264"
             raise SourceError(self._if_cut() or reason)
         return stream
+
+    def _pick_decoder(self) -> VideoCodecContext:
+        """Take the stream's own decoder, unless that overlooks the opacity that the stream has."""
+        usual = self._stream.codec_context
+        name = _WITH_OPACITY.get(usual.codec.canonical_name)
+        if name is not None and self._stream.metadata.get("alpha_mode") == "1":
+            with contextlib.suppress(ValueError):  # this PyAV was built without it
+                return cast("VideoCodecContext", self._av.CodecContext.create(name, "r"))
+        return usual
 
     def _what_else(self) -> str:
         streams = self._container.streams

@@ -33,7 +33,7 @@ def test_converts(tmp_path: Path) -> None:
             "ID": "a,1",
             "gtboxes": [
                 person([-5, 3, 20, 30], extra={"box_id": 0}),
-                person([20, 3, 20, 30], extra={"ignore": 1}),
+                person([20, 3, 20, 30], extra={"ignore": "1"}),
                 {"tag": "mask", "fbox": [1, 2, 3, 4]},
             ],
         },

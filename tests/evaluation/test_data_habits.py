@@ -29,7 +29,7 @@ def _open(root: Path, **changes: Any) -> CocoDataset:
 @pytest.mark.parametrize(
     ("given", "is_crowd"),
     [("0", False), ("1", True), (0.0, False), (True, True), (False, False), (None, False), ("false", False),
-     ("True", True), (1, True)],
+     ("True", True), (1, True), ("", False), ("0.0", False), ("None", False), ("1.0", True)],
 )  # fmt: skip
 def test_whether_an_object_is_a_crowd_is_read_as_it_is_meant(
     tmp_path: Path, given: Any, is_crowd: bool
@@ -39,10 +39,18 @@ def test_whether_an_object_is_a_crowd_is_read_as_it_is_meant(
     assert [a["iscrowd"] for a in dataset.ground_truth()["annotations"]] == [int(is_crowd)]
 
 
-@pytest.mark.parametrize("given", ["maybe", 2, [], "", -1])
+@pytest.mark.parametrize("given", ["maybe", 2, [], "-", -1])
 def test_what_is_no_flag_is_refused_with_its_annotation(tmp_path: Path, given: Any) -> None:
     with pytest.raises(DataError, match=r"annotation 17 has iscrowd .* where 0 or 1 is expected"):
         _open(tmp_path, annotations=[box(1, [5, 6, 10, 20], id=17, iscrowd=given)])
+
+
+@pytest.mark.parametrize("spelling", ["isCrowd", "is_crowd"])
+def test_a_crowd_is_one_in_other_spellings(tmp_path: Path, spelling: str) -> None:
+    annotation = {"image_id": 1, "category_id": 3, "bbox": [5, 6, 10, 20]}
+    assert _open(tmp_path, annotations=[{**annotation, spelling: "true"}]).counts.crowd == 1
+    with pytest.raises(DataError, match="annotation 0 has iscrowd 'maybe'"):
+        _open(tmp_path, annotations=[{**annotation, spelling: "maybe"}])
 
 
 def test_objects_to_be_ignored_are_not_learnt_from(tmp_path: Path) -> None:
@@ -180,6 +188,12 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
         ('[{"id": 1, "data": {}, "annotations": []}]', "it is Label Studio's JSON"),
         ("file,xmin,ymin,xmax,ymax,class\n", "it is a table with commas"),
         ("", "it is empty"),
+        ('{"images": [1, 2, 3, 4, 5, 6], "annota', "is not valid JSON"),
+        ('{"images": []}\nthe end', "is not valid JSON"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a Git LFS pointer"),
+        ("<!DOCTYPE html><html><p>not found", "it is a web page"),
+        ("PK\x03\x04", "is compressed: unpack it"),
+        ('{"annotations": [{"image_id": 1, "segments_info": []}]}', "it is COCO's panoptic form"),
         ("[" * 100_000, "is not valid JSON"),
     ],
 )
@@ -191,16 +205,31 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path, content:
 
 
 @pytest.mark.parametrize(
-    ("boxes", "doubt"),
+    ("annotations", "doubt"),
     [
-        ([[10, 10, 50, 38], [30, 5, 59, 39]], "2 of 2 boxes in .* as x1, y1, x2, y2"),
-        ([[0.1, 0.1, 0.5, 0.5], [0, 0.2, 1, 0.3]], "all 2 boxes in .* relative to the image"),
+        (
+            [box(1, [10, 10, 50, 38]), box(1, [30, 5, 59, 39])],
+            "2 of 2 boxes in .* as x1, y1, x2, y2",
+        ),
+        (
+            [box(1, [0.1, 0.1, 0.5, 0.5]), box(1, [0, 0.2, 1, 0.3])],
+            "all 2 boxes in .* relative to the image",
+        ),
+        (
+            [{**box(1, [5, 6, 10, 20]), "attributes": {"rotation": turn}} for turn in (0, "30.5", 180)],
+            "1 of 3 boxes in .* are said to be turned",
+        ),
+        ([box(1, [0, 0, 0, 0])], "none of the 1 annotations in .* is an object"),
+        (
+            [{**box(1, [5, 6, 10, 20]), "image_id": "1.png"}] * 2,
+            "none of the 2 annotations in .* is an object",
+        ),
     ],
 )
 def test_boxes_of_another_kind_are_doubted(
-    tmp_path: Path, boxes: list[list[float]], doubt: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, annotations: list[dict[str, Any]], doubt: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _file(tmp_path, annotations=[box(1, xywh) for xywh in boxes])
+    _file(tmp_path, annotations=annotations)
     (said,) = CocoDataset.open(tmp_path).doubts
     assert main(["check", str(tmp_path)]) == 1
     assert said in capsys.readouterr().out

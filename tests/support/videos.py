@@ -70,6 +70,17 @@ def write_video(
     return path
 
 
+def write_sound(path: Path, kind: str = "ogg", codec: str = "libopus") -> Path:
+    """A file of silence."""
+    with av.open(path, "w", format=kind) as container:
+        sound: Any = container.add_stream(codec, rate=48000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 48000
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    return path
+
+
 def stored(path: Path) -> tuple[list[float], Any]:
     """The times of a video's frames in seconds, and its stream."""
     with av.open(path) as container:

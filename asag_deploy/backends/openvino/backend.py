@@ -32,7 +32,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
-from asag_deploy.scratch import file_in_memory, scratch_folder
+from asag_deploy.scratch import file_in_memory, path_in_utf8, scratch_folder
 from asag_deploy.telemetry import silent_openvino
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ def _read_graph(path: Path) -> Model:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.optimized_model_filepath = str(inlined)
         options.log_severity_level = 3
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with path_in_utf8(path) as known:
+            onnxruntime.InferenceSession(known, options, providers=["CPUExecutionProvider"])
         return _convert(inlined)
 
 

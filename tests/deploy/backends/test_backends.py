@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +101,14 @@ def test_graph_that_is_no_onnx(
         open_network(backend, broken)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", ""), "libraries have nothing to add"
+
+
+def test_a_bundle_whose_name_is_not_utf8(bundle: Bundle, backend: str, tmp_path: Path) -> None:
+    if backend in SIMULATED:
+        pytest.skip("engines are read by this project itself")
+    folder = tmp_path / os.fsdecode(b"b\xff\xe9")
+    shutil.copytree(bundle.graph_path("decoder").parent, folder)
+    open_network(backend, Bundle.open(folder)).close()
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,21 @@ def test_numbers_of_file_names_if_all_have_one() -> None:
         ("./a.jpg", "a.jpg"),
         ("/elsewhere/val2017/a.jpg", "here/a.jpg"),
         ("val2017/a.jpg", "a.jpg"),
+        ("caf\u00e9.jpg", "in/cafe\u0301.jpg"),
+        ("IMG_1.JPG", "in/img_1.jpg"),
+        ("https://host/val/a%20b.jpg?size=2", "in/a b.jpg"),
     ],
 )
 def test_by_file_name(tmp_path: Path, listed: str, given: str) -> None:
     assert ids_of(tmp_path, [(listed, 42), ("other.jpg", 1)], [given]) == [42]
+
+
+def test_by_address_where_there_is_no_file_name(tmp_path: Path) -> None:
+    """As LVIS has it."""
+    file = tmp_path / "lvis.json"
+    file.write_text(json.dumps({"images": [{"coco_url": "http://host/val2017/a.jpg", "id": 42}]}))
+    source = image_source("a.jpg")
+    assert annotated_ids(file, [source], CATEGORIES).image(source, 0) == 42
 
 
 def test_ids_as_the_file_writes_them(tmp_path: Path) -> None:
@@ -103,6 +114,13 @@ def test_categories_by_name(tmp_path: Path) -> None:
     ids = annotated_ids(file, [source], CATEGORIES)
     assert ids.categories == {0: 3, 1: 10}
     assert ids.said == ()
+    alike = [
+        ("car", 0.0),
+        ("Car", 9),
+        ("traffic light", "7"),
+    ]  # as the bundle's are, whose ids tell them apart
+    ids = annotated_ids(annotation_file(tmp_path, [("a.jpg", 5)], alike), [source], CATEGORIES)
+    assert ids.categories == {0: 0, 1: "7"}
     ids = annotated_ids(annotation_file(tmp_path, [("a.jpg", 5)], [("car", 3)]), [source], CATEGORIES)
     assert ids.categories == {0: 3}
     assert "1 of the bundle's 2 classes are not in" in ids.said[0]

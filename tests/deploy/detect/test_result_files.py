@@ -249,6 +249,15 @@ def test_video_of_an_impossible_size(tmp_path: Path) -> None:
     assert files_in(tmp_path) == []
 
 
+def test_video_on_a_disk_that_is_full_before_it_begins(tmp_path: Path) -> None:
+    with (
+        small_files_only(1),
+        pytest.raises(OutputError, match=r"could not write '.*v\.mp4': file too large$"),
+    ):
+        VideoFile(tmp_path / "v.mp4", height=24, width=32)
+    assert files_in(tmp_path) == []
+
+
 def test_video_is_dropped_by_an_exception(tmp_path: Path) -> None:
     def fail() -> None:
         with VideoFile(tmp_path / "v.mp4", height=24, width=32) as video:

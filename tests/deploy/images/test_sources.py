@@ -15,7 +15,7 @@ from PIL import Image
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images.sources import Failure, Frame, Source, count_frames, iter_frames, list_sources
-from support.videos import write_video
+from support.videos import write_sound, write_video
 
 
 def write_image(path: Path, colour: tuple[int, int, int] = (200, 100, 50)) -> Path:
@@ -286,6 +286,8 @@ def test_videos_are_known_by_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "module.ts").write_text("export const G = 'G';\n" * 200)
     (tmp_path / "tune.mod").write_bytes(b"M.K." * 500)
     (tmp_path / "types.mts").write_text("G" * 2000)
+    for name in ("music.ogg", "voice"):
+        write_sound(tmp_path / name)
     found = list_sources([str(tmp_path)]).sources
     names = ["a.3gp", "a.TS", "a.flv", "a.m2ts", "a.mts", "a.mxf", "a.ogv", "types.mts"]
     assert [Path(source.name).name for source in found if source.kind == "video"] == names[:-1]

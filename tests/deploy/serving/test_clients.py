@@ -286,9 +286,13 @@ def test_too_many_connections(detector: GatedDetector) -> None:
 def test_an_answer_that_is_not_read(detector: GatedDetector) -> None:
     """It is thrown away, with the connection."""
     requests = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 200
-    with serving(detector, answer_seconds=0.2) as server, connect(server) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        connection.settimeout(SECONDS)
+    listener, connection = listen("127.0.0.1", 0), socket.socket()
+    # What the system buffers for both takes thousands of answers to fill.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    connection.settimeout(SECONDS)
+    with serving(detector, answer_seconds=0.2, listener=listener) as server, connection:
+        connection.connect((server.host, server.port))
         with pytest.raises(ConnectionError):  # as soon as it is cut
             _send_on(connection, requests)
         until(lambda: not server.server.server_state.connections)

@@ -169,6 +169,15 @@ def test_own_file_holds_everything(tmp_path: Path) -> None:
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_files_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    own = tmp_path / os.fsdecode(b"own\xff.safetensors")
+    checkpoint = tiny_checkpoint()
+    save_checkpoint(own, checkpoint)
+    assert same(load_checkpoint(own), checkpoint)
+    public = save_public(tmp_path / os.fsdecode(b"public\xff.pth"), random_state(tiny_config()))
+    assert load_checkpoint(public, variant=tiny_config()).config == tiny_config()
+
+
 def test_half_the_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = tiny_checkpoint()
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"

@@ -42,6 +42,8 @@ def read_content(path: Path) -> Mapping[str, Any]:
 
 
 def _no_json(path: Path, data: bytes, error: Exception) -> str:
+    if data.startswith((b"\x1f\x8b", b"PK\3\4", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return f"annotation file '{path}' is compressed: unpack it"
     other = other_text(data[:_BEGINNING].decode(json.detect_encoding(data), errors="replace"))
     if other is not None:
         return f"'{path}' is not a COCO annotation file: {other}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError
+from asag_deploy.images.file_names import said_name
 from asag_evaluation.data.annotation_file import read_content
 from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
 from asag_evaluation.data.values import box_around, box_of, flag, number, whole_number
@@ -232,11 +233,12 @@ class _Reader:
             if image is None:
                 self.counts["unknown_image"] += 1
             elif annotation is not None:
-                doubts.look_at(annotation.xywh, image.height, image.width)
+                doubts.look_at(annotation.xywh, image.height, image.width, _turn(entry))
                 if self._is_usable(annotation, image.width, image.height):
                     objects[image.image_id].append(annotation)
         records = tuple(_record(image, objects[image.image_id]) for image in images.values())
-        return records, doubts.sentences(str(self.path))
+        dropped = len(self.content["annotations"]) if not any(objects.values()) else 0
+        return records, doubts.sentences(str(self.path), dropped)
 
     def _is_repeated(self, entry: Mapping[str, Any], seen: dict[Any, Mapping[str, Any]]) -> bool:
         """Tell whether an annotation of this id and content was there before."""
@@ -285,9 +287,7 @@ class _Reader:
 
     def _file_name(self, entry: Mapping[str, Any]) -> str:
         """Return the name of a file that is there, else what the entry says; empty if it says none."""
-        name = next(
-            (entry[key] for key in _NAME_KEYS if isinstance(entry.get(key), str) and entry[key].strip()), ""
-        )
+        name = said_name(entry)
         if self.files is None or not name:
             return name
         if is_file(self.files.folder / name):
@@ -325,10 +325,11 @@ class _Reader:
             return None
         _, _, w, h = box
         area = number(entry.get("area"))
-        is_crowd, is_ignored = flag(entry.get("iscrowd")), flag(entry.get("ignore"))
+        said = entry["iscrowd"] if "iscrowd" in entry else _crowd_otherwise(entry)
+        is_crowd, is_ignored = flag(said), flag(entry.get("ignore"))
         if is_crowd is None or is_ignored is None:
             raise self._error(
-                f"{what} has iscrowd {_shown(entry.get('iscrowd'))} and ignore "
+                f"{what} has iscrowd {_shown(said)} and ignore "
                 f"{_shown(entry.get('ignore'))}, where 0 or 1 is expected"
             )
         return Annotation(box, area if area and area > 0 else w * h, labels[category], is_crowd or is_ignored)
@@ -402,39 +403,47 @@ _ROUNDING = 0.01
 _NO_ID = -(2**63)
 _MOST = 2**31
 """Pixels of a side, which no image has."""
-_NAME_KEYS = ("file_name", "filename", "coco_url", "path")
-"""Where the name of a file may stand, the likeliest first."""
 
 
 class _Doubts:
     """Boxes that look as if they were something else than x, y, width, height in pixels."""
 
     def __init__(self) -> None:
-        self._boxes = self._beyond = self._as_corners = self._relative = 0
+        self._boxes = self._beyond = self._as_corners = self._relative = self._turned = 0
 
-    def look_at(self, xywh: tuple[float, float, float, float], height: int, width: int) -> None:
-        """Take note of a box."""
+    def look_at(self, xywh: tuple[float, float, float, float], height: int, width: int, turn: float) -> None:
+        """Take note of a box, and of the degrees by which it is said to be turned."""
         x, y, w, h = xywh
         self._boxes += 1
         self._beyond += x + w > width + 1 or y + h > height + 1
         self._as_corners += 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
-        self._relative += max(xywh) <= 1 and min(xywh) >= 0 and min(height, width) > 1
+        self._turned += turn != 0
+        self._relative += 0 < max(xywh) <= 1 and min(xywh) >= 0 and min(height, width) > 1
 
-    def sentences(self, where: str) -> tuple[str, ...]:
-        """Return what there is to doubt."""
+    def sentences(self, where: str, dropped: int) -> tuple[str, ...]:
+        """Return what there is to doubt; `dropped`: the number of annotations, if none of them is left."""
+        found = []
+        if dropped:
+            found.append(
+                f"none of the {dropped} annotations in '{where}' is an object with a box, of an image and a "
+                "class that the file lists: look at how ids and boxes are written"
+            )
+        if self._turned:
+            found.append(
+                f"{self._turned} of {self._boxes} boxes in '{where}' are said to be turned, and are read as "
+                "if they were not: replace them by upright boxes around their objects"
+            )
         if self._boxes and self._relative == self._boxes:
-            doubt = (
+            found.append(
                 f"all {self._boxes} boxes in '{where}' lie between 0 and 1: if they are relative to the "
                 "image, multiply them by its width and height"
             )
-            return (doubt,)
-        if self._beyond and self._as_corners == self._boxes:
-            doubt = (
+        elif self._beyond and self._as_corners == self._boxes:
+            found.append(
                 f"{self._beyond} of {self._boxes} boxes in '{where}' reach beyond their image, and none "
                 "would as x1, y1, x2, y2: if they are that, write x, y, width, height"
             )
-            return (doubt,)
-        return ()
+        return tuple(found)
 
 
 def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
@@ -448,6 +457,18 @@ def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
         labels=np.array([annotation.label for annotation in objects], dtype=np.int64),
         annotations=tuple(annotations),
     )
+
+
+def _turn(entry: Mapping[str, Any]) -> float:
+    """Return the degrees by which a box is turned, which CVAT writes as an attribute; 0 for half turns."""
+    attributes = entry.get("attributes")
+    turn = number(attributes.get("rotation")) if isinstance(attributes, dict) else None
+    return 0.0 if turn is None or turn % 180 == 0 else turn
+
+
+def _crowd_otherwise(entry: Mapping[str, Any]) -> Any:
+    """Return what an annotation says of being a crowd in other spellings of `iscrowd`."""
+    return next((entry[key] for key in ("isCrowd", "is_crowd", "IsCrowd") if key in entry), None)
 
 
 def _class_name(value: Any) -> str:

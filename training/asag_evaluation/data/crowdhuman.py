@@ -15,6 +15,7 @@ from asag_deploy.atomic import atomic_write_text
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
+from asag_evaluation.data.values import flag
 from asag_evaluation.data.values import number as measure_of
 from asag_evaluation.data.written import check_ours
 
@@ -96,12 +97,14 @@ def _size(image: Path, odgt: Path) -> dict[str, int]:
 def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, Any]:
     try:
         x, y, w, h = (_measure(value) for value in box["fbox"])
-        ignored = box.get("tag") != "person" or box.get("extra", {}).get("ignore", 0) == 1
+        ignored = flag(box.get("extra", {}).get("ignore"))
         visible = box.get("vbox")
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(
             f"'{odgt}' has a box without four numbers in fbox, {box!r:.60}: download it again"
         ) from None
+    if ignored is None:
+        raise DataError(f"'{odgt}' has a box whose 'ignore' is neither 0 nor 1, {box!r:.60}: mend it")
     return {
         "id": number,
         "image_id": image_id,
@@ -109,7 +112,7 @@ def _annotation(box: Any, image_id: int, number: int, odgt: Path) -> dict[str, A
         "bbox": [x, y, w, h],
         "bbox_vis": visible,
         "area": w * h,
-        "iscrowd": int(ignored),
+        "iscrowd": int(ignored or box.get("tag") != "person"),
     }
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import mmap
-import unicodedata
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
 
+from asag_deploy.images.file_names import alike, meant_names
 from asag_deploy.images.formats import image_header
 
 
@@ -40,13 +38,13 @@ class ImageFiles:
 
     def find(self, name: str) -> Path | None:
         """Return the file of a name, or None if there is none, or more than one alike."""
-        for candidate in _candidates(name):
+        for candidate in meant_names(name):
             if is_file(self.folder / candidate):
                 return self.folder / candidate
         if not self.folder.is_dir():
             return None
-        for candidate in _candidates(name):
-            found = self._files_alike().get(_alike(candidate))
+        for candidate in meant_names(name):
+            found = self._files_alike().get(alike(candidate))
             if found is not None:
                 return found
         return None
@@ -56,7 +54,7 @@ class ImageFiles:
         if self._alike is None:
             self._alike = {}
             for path in sorted(self.folder.rglob("*")):
-                key = _alike(path.relative_to(self.folder).as_posix())
+                key = alike(path.relative_to(self.folder).as_posix())
                 self._alike[key] = None if key in self._alike else path
         return self._alike
 
@@ -79,21 +77,3 @@ def stored_size(path: Path) -> StoredSize | None:
     if header is None or min(header.height, header.width) < 1:
         return None
     return StoredSize(header.height, header.width, header.orientation)
-
-
-def _candidates(name: str) -> Iterator[str]:
-    """Yield what may be meant by a name, the likeliest first, each once."""
-    seen = set()
-    address = urlsplit(name).path if "://" in name else name
-    for spelled in (name, address, unquote(address)):
-        plain = spelled.replace("\\", "/") if "\\" in spelled else spelled
-        parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
-        whole = [spelled, plain] if "://" not in spelled else []
-        for candidate in (*whole, *("/".join(parts[i:]) for i in range(len(parts)))):
-            if candidate and candidate not in seen:
-                seen.add(candidate)
-                yield candidate
-
-
-def _alike(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()

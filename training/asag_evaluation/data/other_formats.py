@@ -17,11 +17,15 @@ _KEYS = (
     ({"database", "version"}, "ActivityNet's JSON", "convert it to COCO"),
 )
 
+_PANOPTIC = "it is COCO's panoptic form, without objects: take the file of instances of the same images"
+
 
 def other_object(content: Mapping[str, Any]) -> str | None:
     """Return what a JSON object is, and what to do, if it is known and not COCO's."""
-    if isinstance(content.get("annotations"), list):
-        return None
+    annotations = content.get("annotations")
+    if isinstance(annotations, list):
+        first = annotations[0] if annotations and isinstance(annotations[0], dict) else {}
+        return _PANOPTIC if "segments_info" in first and "bbox" not in first else None
     return next((f"it is {name}: {remedy}" for keys, name, remedy in _KEYS if keys <= content.keys()), None)
 
 
@@ -44,18 +48,22 @@ def other_text(text: str) -> str | None:
     start = text.lstrip("\ufeff \t\r\n")[:4096]
     if not start:
         return "it is empty: write it again"
+    if start.startswith("version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: get that with `git lfs pull`"
+    if start.lower().startswith(("<!doctype html", "<html")):
+        return "it is a web page: download the file itself"
     if start.startswith("<"):
         kind = "Pascal VOC's XML of one image" if "<annotation" in start else "XML, perhaps CVAT's"
         return f"it is {kind}: {_EXPORT}"
     lines = start.splitlines()
-    if len(lines) > 1 and lines[0].startswith("{") and lines[0].rstrip().endswith("}"):
+    if [line[:1] for line in lines[:2]] == ["{", "{"] and lines[0].rstrip().endswith("}"):
         if '"gtboxes"' in lines[0]:
             return "it is CrowdHuman's .odgt: convert it with `asag-data crowdhuman`"
         return "it holds one JSON object a line, where COCO has one object in all: convert it"
     parts = lines[0].split()
     if len(parts) >= 5 and all(_is_number(part) for part in parts):
         return f"it is YOLO's text of one image: {_EXPORT}, or convert the whole data set"
-    if lines[0].count(",") >= 4:
+    if lines[0].count(",") >= 4 and not start.startswith(("{", "[")):
         return f"it is a table with commas (CSV): {_EXPORT}"
     return None
 

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 _NUMBERS = {int, float}
-_FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
+_FLAGS = {
+    **dict.fromkeys(("", "0", "0.0", "false", "no", "none", "null"), False),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
+}
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
 
@@ -50,7 +53,7 @@ def number(value: Any) -> float | None:
 
 
 def flag(value: Any) -> bool | None:
-    """Return whether a flag is set; one that is absent or null is not.  None for what is no flag."""
+    """Return whether a flag is set; one that is absent, null or empty is not.  None for what is no flag."""
     if value is None or value is False or (type(value) is int and value == 0):
         return False
     if value is True:
