@@ -40,8 +40,11 @@ if IS_WORKER:
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts tests and what they start, even if a shell runs the suite in its background."""
+    """Signals reach tests and what they start, even under `nohup` or in the background of a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str | None:

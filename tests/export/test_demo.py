@@ -86,4 +86,4 @@ def test_a_second_demo_takes_the_scenes_of_the_first(demo_run: DemoRun, tmp_path
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--scenes", "some"]) == 2
-    assert capsys.readouterr().err.startswith("demo: error: argument --scenes: invalid int value")
+    assert capsys.readouterr().err.startswith("demo: error: --scenes is some; it must be a whole number")
