@@ -119,11 +119,16 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_chunks(data: Any) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Yield the kind of each chunk, where its content begins, its size, and whether all of it is there."""
+    """Yield the kind of each chunk, where its content begins, its size, and whether all of it is there.
+
+    What programs put behind the last one is none.
+    """
     position = len(PNG_SIGNATURE)
     while position + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, position)
         yield kind, position + 8, size, position + 12 + size <= len(data)
+        if kind == b"IEND":
+            return
         position += 12 + size
 
 
@@ -296,7 +301,7 @@ def boxes(data: Any) -> tuple[list[tuple[bytes, int, int]], bool]:
             elif size == 0:
                 size = end - position
             if size < head or position + size > end:
-                complete = complete and not is_top
+                complete = complete and (not is_top or _has_picture(found))
                 break
             found.append((kind, position + head, size - head))
             if kind in _BOXES_OF_BOXES and len(found) < 10_000:
@@ -304,5 +309,11 @@ def boxes(data: Any) -> tuple[list[tuple[bytes, int, int]], bool]:
                 pending.append((position + head + skipped, position + size, False))
             position += size
         else:
-            complete = complete and (not is_top or position == end)
+            complete = complete and (not is_top or position == end or _has_picture(found))
     return found, complete
+
+
+def _has_picture(found: list[tuple[bytes, int, int]]) -> bool:
+    """Tell whether a whole picture is among whole boxes, so that what follows is another program's."""
+    kinds = {kind for kind, _, _ in found}
+    return b"jp2c" in kinds or (b"mdat" in kinds and bool(kinds & {b"meta", b"moov"}))

@@ -223,23 +223,32 @@ def _avi_condition(data: Bytes) -> Condition:
         if inner is not None and inner < 0x7FFFFFFF:
             if movie + inner > len(data) + 1:
                 return "cut"
-            is_damaged |= not _are_chunks(data, movie + 4, movie + inner)
+            end = movie + inner
+            last = _after_chunks(data, movie + 4, end)
+            if end - last >= 8:
+                behind = data[max(last, end - _HEAD) : end + 8]  # the index, if the part goes on there
+                if any(data[last : min(end, last + _HEAD)]):
+                    is_damaged = True
+                elif end <= position + size and not any(behind):
+                    return "cut"  # room that was made for what never came
         position += 8 + size + size % 2
     if position > len(data) + 16 and position < 0x7FFFFFFF:
         return "cut"
     return "damaged" if is_damaged else "whole"
 
 
-def _are_chunks(data: Bytes, position: int, end: int) -> bool:
-    """Tell whether chunks, each with a name and a length, go from one place to the other."""
+def _after_chunks(data: Bytes, position: int, end: int) -> int:
+    """Go through chunks, each with a name and a length; return the place behind the last, `end` at most."""
     while position + 8 <= end:
         if not _is_name(data[position : position + 4]):
             if not _is_name(data[position - 1 : position + 3]):
-                return not any(data[position:end][:_HEAD])  # padding
+                return position
             position -= 1  # some programs leave out the byte that makes a length even
         (size,) = unpack_from("<I", data, position + 4)
+        if data[position : position + 4] != b"LIST" and position + size > end + 8:
+            return position
         position += 12 if data[position : position + 4] == b"LIST" else 8 + size + size % 2
-    return position <= end + 8
+    return position
 
 
 def _is_name(letters: bytes) -> bool:
@@ -315,8 +324,15 @@ def _asf_condition(data: Bytes) -> Condition:
     is_broadcast = unpack_from("<I", data, place + 88)[0] & 1
     if is_broadcast:
         return "whole"
-    data_size = unpack_from("<Q", data, header_size + 16)[0] if header_size + 24 <= len(data) else 1 << 62
-    return _cut_if(header_size + data_size > len(data))
+    if header_size + 50 > len(data):
+        return "cut"
+    (data_size,) = unpack_from("<Q", data, header_size + 16)
+    if header_size + data_size > len(data):
+        return "cut"
+    (packets,) = unpack_from("<Q", data, header_size + 40)
+    (packet_size,) = unpack_from("<I", data, place + 92)
+    last = header_size + 50 + max(packets - 1, 0) * packet_size
+    return _cut_if(packets > 0 and not any(data[last : last + packet_size]))
 
 
 def _ogg_condition(data: Bytes) -> Condition:

@@ -57,6 +57,15 @@ def test_half_a_file_is_refused(kind: str, capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_stands_behind_a_whole_image_does_no_harm(kind: str) -> None:
+    """Padding of cards and servers, a line's end, the film of a phone's photograph."""
+    data = FORMATS[kind]()
+    whole = decode_image(data, "whole")
+    for behind in (bytes(300), b"\r\n", FORMATS["JPEG"](), struct.pack(">I4s", 9999, b"free")):
+        assert (decode_image(data + behind, "longer") == whole).all(), behind[:8]
+
+
 def _changed(data: bytes, how: str, seed: int) -> bytes:
     """Change a tenth of a file somewhere behind its head."""
     rng = np.random.default_rng(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -84,6 +86,24 @@ def test_how_many_of_how_many(tmp_path: Path) -> None:
         frames, problem = read(path)
         assert 3 < len(frames) < 17
         assert problem == f"'clip' broke off after {len(frames)} of 20 frames"
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("avi", "mjpeg"), ("wmv", "wmv2")])
+def test_room_that_nothing_came_into(tmp_path: Path, suffix: str, codec: str) -> None:
+    """Downloads make room for a file first, so that zeros stand for what they have not reached."""
+    path = write_video(tmp_path / f"a.{suffix}", codec, frames=8)
+    data = path.read_bytes()
+    assert condition(path) == "whole"
+    if suffix == "avi":
+        fifth = [match.start() for match in re.finditer(b"00dc", data)][4]
+    else:
+        (header,) = struct.unpack_from("<Q", data, 16)
+        fifth = header + 50 + 3200 * (len(data) // 3200 // 2)
+    path.write_bytes(data[:fifth] + bytes(len(data) - fifth))
+    frames, problem = read(path)
+    assert 0 < len(frames) < 8
+    assert problem is not None
+    assert "broke off after" in problem
 
 
 @pytest.mark.parametrize("options", [{"live": "1"}, {"cluster_size_limit": "2000"}])

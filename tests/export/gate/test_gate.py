@@ -178,6 +178,17 @@ def test_every_output_is_judged(model: Asag, stage: str, output: str, change: An
     assert f"{stage}.{output}" in failed(report)
 
 
+@pytest.mark.parametrize(("side", "passes"), [(2, True), (200, False)])
+def test_boxes_are_as_right_as_pixels_can_be(
+    model: Asag, monkeypatch: pytest.MonkeyPatch, side: int, passes: bool
+) -> None:
+    """A ten thousandth of an image's side is a lot, but not of 2 pixels: coordinates are rounded by more."""
+    monkeypatch.setattr("asag_export.gate.gate._SIZES", (((side, side),),))
+    for output in ("boxes", "proposal_boxes"):
+        report = judge(model, Tampered(model, "decoder", output, add(1e-4)))
+        assert (f"decoder.{output}" not in failed(report)) == passes
+
+
 @pytest.mark.usefixtures("few_cases")
 def test_one_failure_is_one_too_many(model: Asag) -> None:
     """The stage is right whenever it is asked again."""

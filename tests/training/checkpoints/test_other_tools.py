@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import io
 import json
@@ -24,8 +25,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError
-from asag_training.checkpoints import load_backbone, load_checkpoint
+from asag_training.checkpoints import load_backbone, load_checkpoint, save_checkpoint
 from asag_training.checkpoints.pack import main as pack
 from asag_training.network.model import Asag
 from support.checkpoint_files import random_state, tiny_config
@@ -107,6 +109,7 @@ CONTAINERS: dict[str, Callable[[State], Any]] = {
     },
     "mmdet": lambda s: {"meta": {"epoch": 3, "classes": ("a", "b", "c")}, "state_dict": s, "optimizer": {}},
     "deepspeed": lambda s: {"module": s, "dp_world_size": 2, "ds_version": "0.17"},
+    "states in a tuple": lambda s: (s, {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}),
     "nested": lambda s: {"checkpoint": {"weights": {"model": s}}},
     "numpy": lambda s: {"model": {name: tensor.numpy() for name, tensor in s.items()}},
     "parameters": lambda s: {name: torch.nn.Parameter(tensor) for name, tensor in s.items()},
@@ -241,6 +244,10 @@ def test_safetensors_of_others(tmp_path: Path, state: State) -> None:
         json.dumps({"metadata": {}, "weight_map": {n: f for f, part in parts.items() for n in part}})
     )
     assert_holds(index, state)
+    torch.save({name: state[name] for name in parts["b.safetensors"]}, tmp_path / "b.bin")
+    index.write_text(index.read_text().replace("b.safetensors", "b.bin"))
+    assert_holds(index, state)
+    index.write_text(index.read_text().replace("b.bin", "b.safetensors"))
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"there is no checkpoint file '.*b\.safetensors'"):
         load_checkpoint(index)
@@ -296,8 +303,10 @@ OTHERS = {
     "npz": (zipped("a.npy"), "an archive of NumPy arrays"),
     "zip of a file": (zipped("folder/model.pth"), "a zip archive: unpack it first"),
     "word document": (zipped("[Content_Types].xml"), "a zip archive that torch.save did not write"),
-    "json": (b'{"a": 1}', "JSON, and no index of safetensors files"),
-    "plain pickle": (pickle.dumps({"a": [1]}), "truncated or damaged"),
+    "json": (b'{"a": 1}', "JSON, and no index of weight files"),
+    "plain pickle": (pickle.dumps({"a": [1]}, protocol=2), "a pickle that torch.save did not write"),
+    "newer pickle": (pickle.dumps({"a": [1]}, protocol=4), "saved in pickle protocol 4"),
+    "damaged pickle": (pickle.dumps({"a": [1]}, protocol=2)[:-4], "truncated or damaged"),
 }
 
 
@@ -322,6 +331,42 @@ def test_what_a_folder_can_be(tmp_path: Path, names: list[str], message: str) ->
     for name in names:
         (tmp_path / name).touch()
     assert message in refusal(tmp_path)
+
+
+def test_newer_pickles_are_named(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "file.pth", pickle_protocol=4)
+    assert "saved in pickle protocol 4" in refusal(tmp_path / "file.pth")
+
+
+def test_averages_without_names_are_pointed_out(tmp_path: Path, state: State) -> None:
+    shadow = [tensor + 1 for tensor in state.values()]
+    torch.save({"model": state, "ema": {"decay": 0.9, "shadow_params": shadow}}, tmp_path / "file.pth")
+    (note,) = assert_holds(tmp_path / "file.pth", state)
+    assert "in 'ema.shadow_params', which are a list without names" in note
+    assert "'ema.shadow_params'" in refusal(tmp_path / "file.pth", variant=CONFIG, weights="ema")
+
+
+def test_the_state_of_a_run_is_named(tmp_path: Path, state: State) -> None:
+    """It does not say to others how images are prepared; what lies beside it does."""
+    content = {"run": {}, "position": {}, "made": {}, "model": state}
+    torch.save(content, tmp_path / "state.pt")
+    assert "give last.safetensors or best.safetensors beside it" in refusal(tmp_path / "state.pt")
+
+
+def test_stored_anew_a_checkpoint_says_no_more_than_before(tmp_path: Path, state: State) -> None:
+    """Classes that nobody named have no names either; and equal checkpoints are equal files."""
+    torch.save(state, tmp_path / "file.pth")
+    unnamed = load_checkpoint(tmp_path / "file.pth")
+    assert not unnamed.named
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for file in files:
+        save_checkpoint(file, unnamed)
+    again = load_checkpoint(files[0])
+    assert (again.named, again.assumed, again.categories) == (False, unnamed.assumed, unnamed.categories)
+    assert len({file.read_bytes() for file in files}) == 1
+    names = tuple(Category(id=i, name=name) for i, name in enumerate("abcdefg"[: len(again.categories)]))
+    save_checkpoint(files[0], dataclasses.replace(again, categories=names, named=True))
+    assert load_checkpoint(files[0]).named
 
 
 def test_whole_modules_are_named(tmp_path: Path) -> None:

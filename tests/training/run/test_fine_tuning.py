@@ -196,13 +196,14 @@ def test_what_the_weights_rely_on_stays(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The activation, mean and deviation that they were trained with, unless others are asked for by name."""
-    source = checkpoint_of(["dog", "cat"], activation="relu")
+    source = checkpoint_of(["dog", "cat"], activation="relu", score_low=0.2)
     own = Preprocessing(shorter_side=64, longer_side=64, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     save_checkpoint(tmp_path / "own.safetensors", dataclasses.replace(source, preprocessing=own))
     options = ("--init", str(tmp_path / "own.safetensors"), "--set", "preprocessing.std=[7,7,7]")
     assert train(data, tmp_path / "run", *options) == 0
     output = capsys.readouterr().out
     assert "network.activation is relu, as the checkpoint has it" in output
+    assert f"not the checkpoint's: network.score_low is {NETWORK.score_low}, not 0.2\n" in output
     assert (
         "preprocessing.std is (7, 7, 7), though the checkpoint was trained with (4, 5, 6)"
         in output.replace(".0", "")

@@ -23,6 +23,8 @@ PREPARATION_ASSUMED = (
     f"{_USUAL.longer_side} pixels and ImageNet's mean and deviation are assumed"
 )
 """What `Checkpoint.assumed` holds where there is no `preprocessing`."""
+CLASSES_UNNAMED = "it does not name its classes: they are class_0 and so on"
+"""What it holds where classes are not `named`."""
 
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"

@@ -21,6 +21,8 @@ from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
 
 _DEEPEST = 4
 """Dictionaries within dictionaries are looked into so far."""
+_IN_A_LIST = 16
+"""Lists of so many at most: of the states of a network and its optimiser."""
 _NEVER_WEIGHTS = ("optimizer", "optim", "scheduler", "scaler", "args", "hyper_parameters", "loops")
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|(?<=\.)module\."
@@ -100,7 +102,12 @@ def _find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice) -
     known = [group for group in groups if any(root(name) >= 0 for name in group.tensors)] or groups
     plain = _largest([group for group in known if not group.averaged])
     average = _largest([group for group in known if group.averaged])
+    nameless = None if average is not None else _nameless_average(content, ())
     if choice == "ema" and average is None:
+        if nameless is not None:
+            raise CheckpointError(
+                f"'{path}' {nameless}: give the model those, where it was made, and save it"
+            )
         raise CheckpointError(
             f"'{path}' holds no averaged weights (EMA) but those of {plain and plain.name}: take the model's"
         )
@@ -125,6 +132,8 @@ def _find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice) -
             f"there are {other} too, in {beside.name}: `--weights {'ema' if beside is average else 'model'}` "
             "takes them"
         )
+    if nameless is not None:
+        notes.append(f"it {nameless}")
     found = dict(taken.tensors)
     if taken is average and plain is not None:
         lacking = {name: plain.tensors[name] for name in plain.tensors if name not in found}
@@ -152,13 +161,33 @@ def settings_of(content: Any, *names: str) -> Mapping[str, Any]:
 
 def _dictionaries(content: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     """Yield every dictionary that holds tensors by name, outermost first."""
+    if isinstance(content, (list, tuple)) and len(content) <= _IN_A_LIST:
+        content = {str(place): value for place, value in enumerate(content) if isinstance(value, Mapping)}
     if not isinstance(content, Mapping) or len(keys) > _DEEPEST:
         return
     if any(isinstance(name, str) and _is_weight(value) for name, value in content.items()):
         yield keys, content
     for name, value in content.items():
-        if isinstance(value, Mapping) and not str(name).lower().startswith(_NEVER_WEIGHTS):
+        if isinstance(value, (Mapping, list, tuple)) and not str(name).lower().startswith(_NEVER_WEIGHTS):
             yield from _dictionaries(value, (*keys, str(name)))
+
+
+def _nameless_average(content: Any, keys: tuple[str, ...]) -> str | None:
+    """Say where averaged weights are that are a list, as some tools keep them; None if there are none."""
+    if not isinstance(content, Mapping) or len(keys) > _DEEPEST:
+        return None
+    for name, value in content.items():
+        within = (*keys, str(name))
+        listed = isinstance(value, (list, tuple)) and value and all(map(_is_weight, value))
+        if listed and _AVERAGED.search(".".join(within)):
+            return (
+                f"has averaged weights (EMA) in '{'.'.join(within)}', which are a list without names and "
+                "cannot be taken"
+            )
+        found = _nameless_average(value, within)
+        if found is not None:
+            return found
+    return None
 
 
 def _is_weight(value: Any) -> bool:

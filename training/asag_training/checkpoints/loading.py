@@ -13,7 +13,7 @@ import numpy as np
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
-from asag_training.checkpoints.checkpoint import PREPARATION_ASSUMED, Checkpoint, select_head
+from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, PREPARATION_ASSUMED, Checkpoint, select_head
 from asag_training.checkpoints.containers import find_weights, settings_of
 from asag_training.checkpoints.layout import (
     Layout,
@@ -27,7 +27,13 @@ from asag_training.checkpoints.layout import (
 from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.other_detectors import other_detector
 from asag_training.checkpoints.reading import as_float32, read_weight_file
-from asag_training.network.config import VARIANTS, AsagConfig, default_categories, variant_config
+from asag_training.network.config import (
+    VARIANTS,
+    AsagConfig,
+    are_made_up,
+    default_categories,
+    variant_config,
+)
 from asag_training.settings import WeightsChoice
 
 _SETTINGS_IN_ARGS = {
@@ -41,6 +47,8 @@ _SETTINGS_IN_ARGS = {
 
 _NAMES = re.compile(r"(?:^|(?<=\.))(?=(?:backbone|neck|anchor_generator|rpn|decoder)\.)")
 """Where the name begins that the network has for a tensor."""
+_OF_A_RUN = frozenset(("run", "position", "made"))
+"""What else lies beside the weights in a run's `state.pt`."""
 _CLASS_KEYS = ("classes", "CLASSES", "class_names", "names", "categories")
 
 
@@ -84,6 +92,11 @@ def _public_checkpoint(
     path: Path, content: Any, variant: str | AsagConfig | None, choice: WeightsChoice
 ) -> Checkpoint:
     """Read {'model': weights, 'args': options, 'epoch': ...} or its like, or the weights themselves."""
+    if isinstance(content, Mapping) and content.keys() >= _OF_A_RUN:
+        raise CheckpointError(
+            f"'{path}' is the state that a training run goes on from with --resume: give last.safetensors or "
+            "best.safetensors beside it, which say what the classes are and how images are prepared"
+        )
     found = find_weights(path, content, _root, choice)
     layout = layout_of(found.tensors)
     options = settings_of(content, "args", "hyper_parameters", "hparams", "config", "cfg")
@@ -97,8 +110,7 @@ def _public_checkpoint(
             notes += _other_settings(_with_options(path, config, options), config)
     names = _class_names(content, config.num_classes)
     categories = default_categories(config) if names is None else _categories(names)
-    named = names is not None or not categories[0].name.startswith("class_")
-    unnamed = () if named else ("it does not name its classes: they are class_0 and so on",)
+    named = names is not None or not are_made_up(categories)
     return Checkpoint(
         config=config,
         state=as_float32(path, found.tensors),
@@ -106,7 +118,7 @@ def _public_checkpoint(
         epoch=_epoch(content),
         named=named,
         notes=notes,
-        assumed=(PREPARATION_ASSUMED, *unnamed),
+        assumed=(PREPARATION_ASSUMED, *(() if named else (CLASSES_UNNAMED,))),
     )
 
 

@@ -19,13 +19,14 @@ from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError, FieldError
 from asag_deploy.typed_json import read_fields
-from asag_training.checkpoints.checkpoint import PREPARATION_ASSUMED, Checkpoint
+from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, PREPARATION_ASSUMED, Checkpoint
 from asag_training.checkpoints.reading import WeightFile, as_float32
-from asag_training.network.config import AsagConfig
+from asag_training.network.config import AsagConfig, are_made_up
 from asag_training.settings import check_preprocessing
 
 FORMAT_VERSION = 1
 _VERSION_KEY = "asag_format_version"
+_METADATA = "__metadata__"
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, half: bool = False) -> None:
@@ -40,7 +41,18 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, half: bool = Fa
     }
     with atomic_write(path) as unfinished:
         # Not safetensors' own save_file, which leaves a file that only its owner can read.
-        unfinished.write_bytes(save(state, _metadata(checkpoint, state)))
+        unfinished.write_bytes(_ordered(save(state, _metadata(checkpoint, state))))
+
+
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, so that equal checkpoints are equal files;
+    safetensors itself puts them in another order every time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header[_METADATA] = dict(sorted(header[_METADATA].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:]))
 
 
 def is_native(file: WeightFile) -> bool:
@@ -64,6 +76,8 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
         if _checksum(file.content) != metadata["checksum"]:
             raise ValueError("the weights are not those that were saved")
         said = _read_metadata(metadata)
+        named = not are_made_up(said.categories)
+        assumed = (said.preprocessing is None and PREPARATION_ASSUMED, not named and CLASSES_UNNAMED)
         return Checkpoint(
             config=said.config,
             state=as_float32(path, file.content),
@@ -72,7 +86,8 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             head=said.head,
             epoch=said.epoch,
             preprocessing=said.preprocessing,
-            assumed=(PREPARATION_ASSUMED,) if said.preprocessing is None else (),
+            named=named,
+            assumed=tuple(sentence for sentence in assumed if sentence),
         )
     except (KeyError, TypeError, ValueError, RecursionError, FieldError, CheckpointError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}): copy it again") from error

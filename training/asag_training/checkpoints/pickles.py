@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import pickletools
 import re
 import zipfile
@@ -16,6 +17,7 @@ _LARGEST_PICKLE = 64 * 2**20
 _PICKLES = 5
 """As many begin a file in PyTorch's old format; after them come the weights."""
 _BYTES = "latin1"
+_PROTOCOL = 2
 _WORD = re.compile(r"\S+")
 
 
@@ -34,6 +36,15 @@ def longest_word(path: Path) -> int | None:
                 if len(text) > _LONGEST_WORD:
                     found = max([found, *(len(word) for word in _WORD.findall(text))])
     return found if found > _LONGEST_WORD else None
+
+
+def newer_protocol(path: Path) -> int | None:
+    """Return pickle's protocol in which a file was saved, if it is above 2, torch.save's own."""
+    with suppress(Exception):  # whoever reads it says what is wrong with it
+        for stream in _pickles(path):
+            first = stream.read(2)
+            return first[1] if first[:1] == pickle.PROTO and first[1] > _PROTOCOL else None
+    return None
 
 
 def _texts(stream: IO[bytes]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from asag_deploy.errors import CheckpointError
 from asag_deploy.scratch import path_in_utf8
 from asag_training.checkpoints.foreign_files import HEAD_BYTES, what_archive, what_else, what_folder
-from asag_training.checkpoints.pickles import longest_word
+from asag_training.checkpoints.pickles import longest_word, newer_protocol
 
 
 class Unread:
@@ -102,6 +102,8 @@ _OBJECTS = (
 _ALLOWED = [*_HARMLESS, *((_AsDict, name) for name in _DICTIONARIES), *((Unread, name) for name in _OBJECTS)]
 _ZIP, _PICKLE = b"PK", b"\x80"
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
+_NOT_TORCHS = "magic number"
+"""In what PyTorch says of other pickles."""
 _INDEX = "weight_map"
 _SHARD = ".distcp"
 _SHARDED = ("torch.distributed.", "deepspeed.")
@@ -118,7 +120,7 @@ class WeightFile:
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Read a PyTorch or safetensors file, or the parts that a safetensors index lists.
+    """Read a PyTorch or safetensors file, or the parts that an index lists.
 
     Which of them it is shows in its first bytes, not in its name.  Raises CheckpointError for anything else,
     saying what it is, and for a file that is missing, damaged, or would run code.
@@ -183,6 +185,17 @@ def _read_torch(path: Path, *, mmap: bool) -> Any:
         code = _GLOBAL.search(str(error))
         if code is not None:
             raise CheckpointError(_refused_class(path, code[1])) from None
+        protocol = newer_protocol(path)
+        if protocol is not None:
+            raise CheckpointError(
+                f"'{path}' was saved in pickle protocol {protocol}, and only 2, torch.save's own, is read: "
+                "save it again where it was made, with torch.save(torch.load(...), ...)"
+            ) from None
+        if _NOT_TORCHS in str(error).lower():
+            raise CheckpointError(
+                f"'{path}' is a pickle that torch.save did not write: save its weights with it, as tensors "
+                "by name, where it was made"
+            ) from None
         if mmap and isinstance(
             error, pickle.UnpicklingError
         ):  # of a whole archive, whose checksums are right
@@ -226,13 +239,17 @@ def _read_index(path: Path) -> WeightFile:
         places = [path.parent / Path(name).name for name in files]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
-            f"'{path}' is not a checkpoint but JSON, and no index of safetensors files: give the weights"
+            f"'{path}' is not a checkpoint but JSON, and no index of weight files: give the weights"
         ) from None
     tensors: dict[str, Any] = {}
     for place in places:
-        if not _start(place)[8:9] == b"{":
-            raise CheckpointError(f"'{place}', which '{path}' lists, is no safetensors file: copy it again")
-        tensors |= _read_safetensors(place).content
+        start = _start(place)
+        if start[8:9] != b"{" and start.lstrip().startswith(b"{"):
+            raise CheckpointError(f"'{place}', which '{path}' lists, is no part but an index: copy it again")
+        part = read_weight_file(place).content
+        if not isinstance(part, Mapping):
+            raise CheckpointError(f"'{place}', which '{path}' lists, holds no named weights: copy it again")
+        tensors |= part
     return WeightFile(content=tensors, metadata=None)
 
 

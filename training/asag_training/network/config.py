@@ -5,6 +5,7 @@ Names follow the paper; where the official checkpoints use another word for the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -226,4 +227,13 @@ def default_categories(config: AsagConfig) -> tuple[Category, ...]:
         return COCO_CATEGORIES
     if config.num_classes == 1 and config.variant.endswith("crowdhuman"):
         return CROWDHUMAN_CATEGORIES
-    return tuple(Category(id=i, name=f"class_{i}") for i in range(config.num_classes))
+    return _made_up(config.num_classes)
+
+
+def are_made_up(categories: Sequence[Category]) -> bool:
+    """Return whether nobody has named these classes: they are `class_0`, `class_1`, ..."""
+    return tuple(categories) == _made_up(len(categories))
+
+
+def _made_up(count: int) -> tuple[Category, ...]:
+    return tuple(Category(id=i, name=f"class_{i}") for i in range(count))

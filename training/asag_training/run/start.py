@@ -18,6 +18,9 @@ from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
 
 T = TypeVar("T")
 
+_OF_THE_DATA = ("variant", "num_classes", "heads")
+"""Settings of a network that say nothing of how it computes."""
+
 
 class Start(NamedTuple):
     """The beginning of a run."""
@@ -61,9 +64,23 @@ def start(
     model = Asag(recipe.network)
     if init is not None and initial is not None:
         notes += start_from(model, categories, initial, init)
+        notes += _other_settings(recipe, initial, named)
     if backbone is not None:
         notes += load_backbone(model, backbone)
     return Start(recipe, model, tuple(f"from '{init or backbone}': {sentence}" for sentence in notes))
+
+
+def _other_settings(recipe: Recipe, initial: Checkpoint, named: Sequence[str]) -> list[str]:
+    """Say which settings of the network, of those that decide no shape, are the recipe's and were others."""
+    if initial.preprocessing is None:  # then it is not ours, and does not say its settings
+        return []
+    ours, theirs = recipe.network.to_dict(), initial.config.to_dict()
+    differing = [
+        f"network.{name} is {ours[name]}, not {theirs[name]}"
+        for name in ours
+        if name not in _OF_THE_DATA and f"network.{name}" not in named and ours[name] != theirs[name]
+    ]
+    return [f"settings are the recipe's, not the checkpoint's: {', '.join(differing)}"] if differing else []
 
 
 def _as_it_was_trained(recipe: Recipe, initial: Checkpoint, named: Sequence[str], notes: list[str]) -> Recipe:
