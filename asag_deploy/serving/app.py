@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +46,8 @@ _log = logging.getLogger("asag_deploy.serving")
 _BODY_NAME = "request body"
 _RETRY_SECONDS = "1"
 _LINGER_SECONDS = 2.0
+_PATIENCE_SECONDS = 0.2
+"""How long a request waits for a place: those before it may be of clients that are just seen to have gone."""
 _HEALTH = "/health"
 _EXCHANGE = "asag.exchange"
 
@@ -107,6 +109,7 @@ class _Service:
         self._backend = backend
         self._threshold = threshold
         self._in_hand = 0  # touched by the event loop's thread alone
+        self._places = asyncio.Semaphore(limits.requests + limits.queue)
         self._turns = asyncio.Semaphore(limits.requests)
         self._pool = ThreadPoolExecutor(limits.requests, thread_name_prefix="asag-serve")
 
@@ -137,7 +140,7 @@ class _Service:
         """Detect in the image file that the body is; answer with its `Detections.to_json`."""
         threshold = threshold_of(request, self._threshold)
         try:
-            with self._place():
+            async with self._place():
                 data = await body_of(request, self._limits)
                 return _json(await self._detect(request, data, threshold))
         except ClientGone:
@@ -189,21 +192,24 @@ class _Service:
         image = decode_image(data, _BODY_NAME, max_pixels=most)
         return self._detector(image, channel_order="rgb").filter(threshold).to_json()
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
         """Take one of the places that there are, before the body is read, so that memory is bounded too."""
-        places = self._limits.requests + self._limits.queue
-        if self._in_hand >= places:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:
             raise RefusedError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"the server is busy with {self._in_hand} images, which is all it takes; try again soon",
                 {"Retry-After": _RETRY_SECONDS},
-            )
+            ) from None
         self._in_hand += 1
         try:
             yield
         finally:
             self._in_hand -= 1
+            self._places.release()
 
 
 def _guarded(app: App) -> App:

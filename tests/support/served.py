@@ -82,8 +82,9 @@ class Client:
 class Served(Client):
     """A server in a thread of this process."""
 
-    def __init__(self, detector: ServedDetector, limits: Limits, grace_seconds: int) -> None:
-        listener = listen("127.0.0.1", 0)
+    def __init__(
+        self, detector: ServedDetector, limits: Limits, grace_seconds: int, listener: socket.socket
+    ) -> None:
         super().__init__(listener)
         app = make_app(detector, limits, backend="onnxruntime", threshold=0.3)
         self.server = make_server(app, limits, grace_seconds=grace_seconds)
@@ -92,9 +93,15 @@ class Served(Client):
 
 
 @contextmanager
-def serving(detector: ServedDetector, *, grace_seconds: int = 20, **limits: Any) -> Iterator[Served]:
+def serving(
+    detector: ServedDetector,
+    *,
+    grace_seconds: int = 20,
+    listener: socket.socket | None = None,
+    **limits: Any,
+) -> Iterator[Served]:
     """Serve until the block ends."""
-    served = Served(detector, Limits(**limits), grace_seconds)
+    served = Served(detector, Limits(**limits), grace_seconds, listener or listen("127.0.0.1", 0))
     try:
         yield served
     finally:

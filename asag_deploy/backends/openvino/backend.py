@@ -117,7 +117,7 @@ class OpenVino:
         if cached is not None:
             return cached
         try:
-            model = _break_ties_by_index(_read_graph(core, path))
+            model = _break_ties_by_index(_read_graph(path))
             if self.precision == "bf16":
                 model = _mixed_precision(core, model)
             compiled = core.compile_model(model, _DEVICE, config)
@@ -242,12 +242,12 @@ def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> Compil
         return None
 
 
-def _read_graph(core: Core, path: Path) -> Model:
+def _read_graph(path: Path) -> Model:
     """Read an ONNX graph; ONNX Runtime, which is always there, inlines its functions."""
     import onnxruntime
 
     with contextlib.suppress(Exception):  # functions, or a broken file: ONNX Runtime tells which
-        return core.read_model(path)
+        return _convert(path)
     with file_in_memory() as inlined:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -255,7 +255,15 @@ def _read_graph(core: Core, path: Path) -> Model:
         options.log_severity_level = 3
         with path_in_utf8(path) as known:
             onnxruntime.InferenceSession(known, options, providers=["CPUExecutionProvider"])
-        return core.read_model(inlined)
+        return _convert(inlined)
+
+
+def _convert(path: Path) -> Model:
+    """Read a file as ONNX alone; `Core.read_model` also tries other formats, which complain on stderr."""
+    from openvino.frontend import FrontEndManager
+
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(path))
 
 
 def _break_ties_by_index(model: Model) -> Model:

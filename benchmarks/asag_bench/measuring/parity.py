@@ -10,6 +10,7 @@ from pathlib import Path
 from asag_deploy.backends import check_backend, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
+from asag_deploy.errors import ConfigError
 from asag_deploy.loop.contract import check_stages
 from asag_export.gate.gate import Limits, run_gate
 from asag_export.gate.parity import ParityReport
@@ -29,12 +30,18 @@ def judge(
     checkpoint: what it was exported from, and `weights` which of those in it; None for the weights that
     `asag-export --untrained` draws.
 
-    Raises BundleError, CheckpointError or BackendError if one cannot be used.
+    Raises BundleError, CheckpointError or BackendError if one cannot be used, ConfigError where a trained
+    bundle's checkpoint is not given.
     """
     check_backend(backend)
     bundle = Bundle.open(path)
     check_stages(bundle)
     manifest = bundle.manifest
+    if checkpoint is None and manifest.trained:
+        raise ConfigError(
+            f"the weights of '{path}' are trained ones: give the checkpoint it was exported from, with "
+            "--checkpoint"
+        )
     whole = (
         untrained_checkpoint(manifest.variant)
         if checkpoint is None

@@ -91,13 +91,16 @@ def test_library_that_is_not_installed(bundle: Bundle, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("backend", ON_THE_CPU)
-def test_graph_that_is_no_onnx(bundle: Bundle, backend: str, tmp_path: Path) -> None:
+def test_graph_that_is_no_onnx(
+    bundle: Bundle, backend: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     if BACKENDS[backend].problem() is not None:
         pytest.skip(str(BACKENDS[backend].problem()))
     broken = replace_graph(bundle, "decoder", b"no graph", tmp_path / "bundle")
     with pytest.raises(BackendError, match=rf"'{backend}' could not load '.*decoder\.onnx'") as error:
         open_network(backend, broken)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", ""), "libraries have nothing to add"
 
 
 def test_a_bundle_whose_name_is_not_utf8(bundle: Bundle, backend: str, tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read: list[Path] = []
     original = openvino._read_graph
 
-    def spy(core: Any, path: Path) -> Any:
+    def spy(path: Path) -> Any:
         read.append(path)
-        return original(core, path)
+        return original(path)
 
     monkeypatch.setattr(openvino, "_read_graph", spy)
     return read

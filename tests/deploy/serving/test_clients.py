@@ -16,6 +16,7 @@ import pytest
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.limits import Limits
+from asag_deploy.serving.server import listen
 from support.served import IMAGE, SECONDS, GatedDetector, Served, in_threads, png, serving, until
 from support.tiny_bundle import picture
 
@@ -91,6 +92,18 @@ def test_clients_that_have_gone_are_not_computed(detector: GatedDetector) -> Non
             threads[0].join(SECONDS)
         assert results == [200]
     assert detector.calls == 2
+
+
+def test_a_burst_of_clients_that_have_gone_takes_no_place(detector: GatedDetector) -> None:
+    """They have sent and gone before the server looks at any of them."""
+    listener = listen("127.0.0.1", 0)
+    for _ in range(60):
+        with socket.create_connection(listener.getsockname()) as gone:
+            gone.sendall(WHOLE)
+    with socket.create_connection(listener.getsockname(), timeout=SECONDS) as last:
+        last.sendall(WHOLE)
+        with serving(detector, listener=listener, queue=4):
+            assert answer(last)[0] == 200
 
 
 def test_a_client_that_goes_while_it_sends_frees_its_place(detector: GatedDetector) -> None:
@@ -273,9 +286,13 @@ def test_too_many_connections(detector: GatedDetector) -> None:
 def test_an_answer_that_is_not_read(detector: GatedDetector) -> None:
     """It is thrown away, with the connection."""
     requests = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 200
-    with serving(detector, answer_seconds=0.2) as server, connect(server) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        connection.settimeout(SECONDS)
+    listener, connection = listen("127.0.0.1", 0), socket.socket()
+    # What the system buffers for both takes thousands of answers to fill.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    connection.settimeout(SECONDS)
+    with serving(detector, answer_seconds=0.2, listener=listener) as server, connection:
+        connection.connect((server.host, server.port))
         with pytest.raises(ConnectionError):  # as soon as it is cut
             _send_on(connection, requests)
         until(lambda: not server.server.server_state.connections)

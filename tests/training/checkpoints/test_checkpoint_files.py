@@ -85,7 +85,7 @@ def test_class_of_another_project_is_named(tmp_path: Path) -> None:
         (b"these are not the weights you are looking for", "neither a PyTorch nor a safetensors file"),
         (b"PK\x03\x04 and then nothing", "truncated or damaged"),
         (b"\x80\x02}", "truncated or damaged"),
-        (pickle.dumps({"model": 1}), "truncated or damaged"),
+        (pickle.dumps({"model": 1}, protocol=4), "saved in pickle protocol 4"),
         (b"\x10\0\0\0\0\0\0\0{}", "truncated or damaged"),
         (b"\xff\xff\xff\xff\xff\xff\xff\xff{", "truncated or damaged"),
     ],

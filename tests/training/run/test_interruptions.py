@@ -118,6 +118,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return folder, lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "part"), [(each, part) for each, parts in LINES.items() for part in parts]
 )
