@@ -191,8 +191,11 @@ def _matroska_condition(data: Bytes) -> Condition:
         if after > len(data):
             if data[position]:
                 return "cut"
-            # No element begins with a zero: something was lost there, or all that follows is padding.
-            return "damaged" if any(data[position : position + _HEAD]) else "whole"
+            # No element begins with a zero: something was lost there, or all that follows is padding, which
+            # no segment has that says how long it is.
+            if any(data[position : position + _HEAD]):
+                return "damaged"
+            return "cut" if is_closed else "whole"
         if kind in (_SEGMENT, _CLUSTER):
             if size is not None and after + size > len(data):
                 return "cut"

@@ -460,7 +460,7 @@ def _has_hole(packet: Any, stream: VideoStream) -> bool:
     if codec not in _NO_LONG_ZEROS or packet.size < 256:
         return False
     content = bytes(packet)
-    if codec in _UNSTUFFED and content.endswith(bytes(256)):
+    if not any(content) or (codec in _UNSTUFFED and content.endswith(bytes(256))):
         return True
     return _ZEROS.search(content) is not None
 
