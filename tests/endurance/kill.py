@@ -191,7 +191,7 @@ def _hidden(place: Place, job: Job) -> list[str]:
 def _write_report(options: argparse.Namespace, outcomes: dict[str, Outcome], seconds: float) -> None:
     content = {
         "command": f"python tests/endurance/kill.py --moments {options.moments} --seed {options.seed} "
-        f"--jobs {options.jobs}",
+        f"--jobs {options.jobs}" + (f" --seconds {options.seconds:g}" if options.seconds < math.inf else ""),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seconds": round(seconds),
         "jobs": {name: vars(outcome) for name, outcome in outcomes.items()},
