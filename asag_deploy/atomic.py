@@ -180,6 +180,14 @@ def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> 
         return os.path.realpath(one) == os.path.realpath(other)
 
 
+def real_path(path: Path) -> Path:
+    """Return the absolute path behind all links, as far as it is there; links in a circle stay as they are.
+
+    `Path.resolve` fails on such links, as Python 3.11 and 3.12 have it.
+    """
+    return Path(os.path.realpath(path))
+
+
 def is_stdout(path: str | os.PathLike[str] | None) -> bool:
     """Tell whether what is written to `path` comes out where this program prints, so that it must not."""
     if path is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
-from asag_deploy.atomic import atomic_write
+from asag_deploy.atomic import atomic_write, real_path
 from asag_deploy.detect.coco_ids import CocoIds, made_ids
 from asag_deploy.detections import Detections
 from asag_deploy.errors import AsagError, ConfigError, OutputError
@@ -261,13 +261,13 @@ def _check_outputs(outputs: Sequence[Path], sources: Sequence[Source], inputs: S
     """Refuse to write over what is read, into the bundle, or twice into one file, links or not."""
     read = {_identity(Path(source.name)): source.name for source in sources if source.is_file}
     read |= {_identity(path): str(path) for path in inputs if not path.is_dir()}
-    folders = [path.resolve() for path in inputs if path.is_dir()]
+    folders = [real_path(path) for path in inputs if path.is_dir()]
     written: dict[object, Path] = {}
     for path in outputs:
         identity = _identity(path)
         if identity in read:
             raise ConfigError(f"'{path}' is one of the sources: write the results to another folder")
-        if any(folder in path.resolve().parents for folder in folders):
+        if any(folder in real_path(path).parents for folder in folders):
             raise ConfigError(f"'{path}' lies in the bundle, which stays as it is: choose another place")
         if path.is_dir():
             raise OutputError(f"could not write '{path}': it is a folder")
@@ -294,7 +294,7 @@ def _check_is_list(path: Path) -> None:
 
 def _identity(path: Path) -> object:
     """Return the same for two paths exactly if they lead to the same file."""
-    resolved = path.resolve()  # also through folders that are yet to be made
+    resolved = real_path(path)  # also through folders that are yet to be made
     try:
         found = resolved.stat()
     except (OSError, ValueError):

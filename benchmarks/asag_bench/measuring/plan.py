@@ -8,6 +8,7 @@ from pathlib import Path
 
 from asag_bench.measuring.machine import WARM
 from asag_bench.result import Options
+from asag_deploy.atomic import real_path
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detector_options import DetectorOptions
@@ -42,7 +43,7 @@ class Plan:
     def __post_init__(self) -> None:
         options = self.options
         options.detector()
-        places = [bundle.resolve() for bundle in self.bundles]
+        places = [real_path(bundle) for bundle in self.bundles]
         for bundle, place in zip(self.bundles, places, strict=True):
             if places.count(place) > 1:
                 raise ConfigError(f"the bundle '{bundle}' is given twice: name each once")
@@ -129,7 +130,7 @@ def _labels(bundles: Sequence[Bundle]) -> list[str]:
     by_precision: list[str] = [bundle.manifest.precision for bundle in bundles]
     if len(set(by_precision)) == len(bundles):
         return by_precision
-    by_folder = [bundle.path.resolve().name for bundle in bundles]
+    by_folder = [real_path(bundle.path).name for bundle in bundles]
     if len(set(by_folder)) == len(bundles):
         return by_folder
     return [str(bundle.path) for bundle in bundles]

@@ -363,6 +363,9 @@ def test_sources_are_never_overwritten(tmp_path: Path) -> None:
         ResultWriter([source], json_file=tmp_path / "link")
     with pytest.raises(ConfigError, match="same file"):
         ResultWriter([source], json_file=tmp_path / "r", coco_file=tmp_path / "t.json")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OutputError, match="too many levels of symbolic links"):
+        ResultWriter([source], json_file=tmp_path / "circle")
     ResultWriter([source], json_file=Path("/dev/null"), coco_file=Path("/dev/null")).__exit__(
         None, None, None
     )

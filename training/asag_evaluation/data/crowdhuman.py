@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from asag_deploy.atomic import atomic_write_text
+from asag_deploy.atomic import atomic_write_text, real_path
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError, OutputError
 from asag_deploy.images.reading import read_image
@@ -124,8 +124,8 @@ def _measure(value: Any) -> float:
 
 
 def _link(link: Path, image_dir: Path) -> None:
-    target = image_dir.resolve()
-    if link.resolve() == target:
+    target = real_path(image_dir)
+    if real_path(link) == target:
         return
     try:
         link.symlink_to(target, target_is_directory=True)
