@@ -416,8 +416,8 @@ def _contradictions(result: Result) -> Iterator[str]:
             where = f"of '{name}' on the pictures '{group.title}'"
             if not found.ms.keys() >= wanted:
                 yield f"`ms` {where} lacks some of {', '.join(sorted(wanted))}"
-            if min([*found.ms.values(), found.times_as_fast.median], default=0) <= 0:
-                yield f"a time or a speed {where} is not above 0"
+            if min(found.ms.values(), default=0) <= 0 or found.times_as_fast.median < 0:
+                yield f"a time {where} is not above 0, or a speed below it"
             shares = found.share_of_total, found.share_of_backbone_and_neck
             if any(share and not share.keys() >= found.phases_ms.keys() for share in shares):
                 yield f"the shares {where} are of other phases than its times"

@@ -159,7 +159,7 @@ def test_engines_that_cannot_be_built_are_refused_before_the_export(
     for options, message in (
         (["--format", "engine"], "unknown format 'engine'; choose one of onnx, tensorrt-rtx, tensorrt"),
         (["--gpu", "sm86"], "--gpu is for engines; give --format tensorrt-rtx too"),
-        (["--format", "tensorrt-rtx", "--max-batch", "0"], "batches of 1 and take at most 0"),
+        (["--format", "tensorrt-rtx", "--max-batch", "0"], "--max-batch is 0; it must be"),
         (["--format", "tensorrt"], "tensorrt is not installed; install it with `pip install tensorrt`"),
     ):
         if "tensorrt" in options:

@@ -7,6 +7,7 @@ ratios.  Rows that either run calls unstable claim nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,4 +108,8 @@ def _graphs(result: Result) -> dict[str, dict[str, str]]:
 
 
 def _apart(one: float, other: float) -> float:
-    return max(one, other) / min(one, other) - 1
+    """Return by how much the larger figure is above the smaller, as a fraction of that."""
+    least, most = sorted((one, other))
+    if least <= 0:  # a speed that is rounded to nothing
+        return 0.0 if most <= 0 else math.inf
+    return most / least - 1

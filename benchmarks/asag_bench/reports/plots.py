@@ -170,7 +170,10 @@ def images_per_second(result: Result, runner: str) -> float:
     for group in result.smallest_batch:
         if not group.manual_stop:
             count = result.input.exit_levels.get(group.images, 0)
-            seconds += count / group.runners[runner].images_per_second
+            speed = group.runners[runner].images_per_second
+            if speed <= 0:  # rounded to nothing
+                return 0.0
+            seconds += count / speed
             pictures += count
     return pictures / seconds
 

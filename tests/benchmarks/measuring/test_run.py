@@ -283,26 +283,26 @@ def test_pictures_of_one_shape(bundle: Bundle, photos: Path, tmp_path: Path) -> 
 
 
 def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) -> None:
-    """The second only says that it is in half precision, which is what the result goes by."""
-    half = shutil.copytree(bundle.path, tmp_path / "half")
-    manifest = half / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
+    """The second only says that it is quantised, which is what the result goes by."""
+    other_bundle = shutil.copytree(bundle.path, tmp_path / "int8")
+    manifest = other_bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"fp32"', '"int8"'))
     write_coco(tmp_path / "data", **two_scenes(bundle))
-    arguments = [str(bundle.path), str(half), "--data", str(tmp_path / "data"), *QUICK[:-1]]
+    arguments = [str(bundle.path), str(other_bundle), "--data", str(tmp_path / "data"), *QUICK[:-1]]
     assert main([*arguments, "--output-dir", str(tmp_path / "out"), "--no-plots"]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
-    names = ["onnxruntime fp32", "onnxruntime fp16"]
+    names = ["onnxruntime fp32", "onnxruntime int8"]
     assert list(found["bundles"]) == names
     assert list(found["accuracy"]) == names
-    assert [found["bundles"][name]["computed_in"] for name in names] == ["fp32", "fp16"]
+    assert [found["bundles"][name]["computed_in"] for name in names] == ["fp32", "int8"]
     for group in found["strata"]:
         assert set(names) <= set(group["subjects"])
         one, other = (group["subjects"][name] for name in names)
         assert one["calls"] == other["calls"]
         assert other["after_the_neck"]["median"] > -1
     text = markdown(found)
-    assert "- onnxruntime fp16: times as fast as onnxruntime fp32: P5 " in text
-    assert "fp32, fp16" in text.splitlines()[0]
+    assert "- onnxruntime int8: times as fast as onnxruntime fp32: P5 " in text
+    assert "fp32, int8" in text.splitlines()[0]
 
 
 def test_six_layers_are_said_to_be_random(

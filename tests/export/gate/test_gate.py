@@ -18,7 +18,7 @@ from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_deploy.errors import BackendError
+from asag_deploy.errors import BundleCorruptError
 from asag_deploy.loop.stages import LevelOutputs
 from asag_deploy.loop.stopping import StopRule
 from asag_export.gate import gate
@@ -361,5 +361,7 @@ def test_decoder_for_fewer_levels_is_refused(
 ) -> None:
     content = half_bundle.graph_path("decoder").read_bytes()
     swapped = replace_graph(small_bundle, "decoder", content, tmp_path / "swapped")
-    with pytest.raises(BackendError, match="ONNX Runtime failed in the graph 'decoder'"):
+    with pytest.raises(
+        BundleCorruptError, match=r"decoder\.onnx' is not the graph that manifest\.json describes"
+    ):
         judge_bundle(model, swapped)

@@ -346,7 +346,7 @@ def test_pictures_in_which_a_trained_network_finds_nothing(
         ((), "there is nothing to calibrate on; give --images PATH or --data DIR"),
         (("--images", "x", "--activations", "int4"), "unknown activations 'int4'; choose one of int8, uint8"),
         (("--images", "x", "--limit", "0"), "--limit is 0"),
-        (("--images", "x", "--backend", "gpu"), "unknown backend 'gpu'; choose one of onnxruntime"),
+        (("--data", "x", "--backend", "gpu"), "unknown backend 'gpu'; choose one of onnxruntime"),
         (("--data", "nowhere"), "there is no data folder 'nowhere'"),
     ],
 )
