@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, ImageError
 from asag_deploy.images.reading import checked_header, decode_image
-from asag_deploy.serving.limits import Limits, RefusedError
+from asag_deploy.serving.limits import NOT_INSTALLED, Limits, RefusedError
 from asag_deploy.serving.requests import (
     ClientGone,
     Exchange,
@@ -80,9 +80,7 @@ def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshol
         from starlette.exceptions import HTTPException
         from starlette.routing import Route
     except ImportError:
-        raise ConfigError(
-            "serving needs the packages starlette and uvicorn: pip install 'asag-deploy[serve]'"
-        ) from None
+        raise ConfigError(NOT_INSTALLED) from None
     service = _Service(detector, limits, backend, threshold)
     app = Starlette(
         routes=[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.connections import connection_class
-from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
+from asag_deploy.serving.limits import MOST_HEADER_BYTES, NOT_INSTALLED, Limits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -63,9 +63,7 @@ def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Serv
 
         http = connection_class(limits)
     except ImportError:
-        raise ConfigError(
-            "serving needs the packages starlette and uvicorn: pip install 'asag-deploy[serve]'"
-        ) from None
+        raise ConfigError(NOT_INSTALLED) from None
     return uvicorn.Server(
         uvicorn.Config(
             app,

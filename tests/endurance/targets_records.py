@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +17,11 @@ from asag_bench.reports.page import page, read_results
 from asag_bench.reports.report import markdown
 from asag_bench.result import read_result
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.engines.shapes import Batches, profile
-from asag_deploy.engines.sidecar import Recipe, Sidecar, check, engine_folder, engine_path, sidecar_to_json
+from asag_deploy.engines.sidecar import check
 from endurance.damage import damaged_bytes, damaged_json
 from endurance.judging import ROOT, Target, WrongError
 from endurance.targets import Part, one_of_parts
+from support.engine_files import CONTENT, VERSION, put, recipe
 from support.tiny_bundle import make_bundle
 
 _RESULTS = ROOT / "benchmarks" / "results"
@@ -45,41 +44,8 @@ def open_records(folder: Path) -> Iterator[Target]:
 
 def _sidecar(folder: Path) -> Part:
     bundle = make_bundle(folder)
-    graph = bundle.manifest.graph("decoder")
-    content = b"an engine"
-    recipe = Recipe(
-        producer="asag-deploy 0.1.0",
-        format="tensorrt-rtx",
-        sdk_version="1.7.1.116",
-        stage="decoder",
-        graph_sha256=graph.sha256,
-        precision="fp32",
-        tf32=False,
-        capabilities=("sm86",),
-        compatibility="none",
-        version_compatible=False,
-        device=None,
-        optimization_level=None,
-        plugins=(),
-        user_allocation=True,
-        auxiliary_streams=0,
-        canvas=None,
-        inputs=profile(graph, bundle.manifest, Batches(most=2)),
-        outputs=graph.outputs,
-    )
-    sidecar = Sidecar(
-        recipe=recipe,
-        engine_sha256=hashlib.sha256(content).hexdigest(),
-        engine_bytes=len(content),
-        capturable=True,
-        host_memory=False,
-        layers={"fp16": 3},
-    )
-    path = engine_path(engine_folder(bundle, "tensorrt-rtx", "sm86"), "decoder")
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    beside = path.with_suffix(".json")
-    beside.write_text("{}")
+    beside = put(bundle, recipe(bundle)).with_suffix(".json")
+    valid = json.loads(beside.read_text())
 
     def run(data: bytes) -> None:
         beside.write_bytes(data)
@@ -87,15 +53,15 @@ def _sidecar(folder: Path) -> Part:
             bundle,
             "decoder",
             engine_format="tensorrt-rtx",
-            sdk_version="1.7.1.116",
+            sdk_version=VERSION,
             capability="sm86",
             device="a GPU",
         )
         found.sidecar.check_shapes({each.name: (1, 2, 3, 4) for each in found.sidecar.recipe.inputs})
-        if found.content != content:
+        if found.content != CONTENT:
             raise WrongError("another engine")
 
-    return damaged_json([json.loads(sidecar_to_json(sidecar))], values=["sm86", "1.8", "ampere_plus"]), run
+    return damaged_json([valid], values=["sm86", "1.8", "ampere_plus"]), run
 
 
 def _cache(folder: Path) -> Part:

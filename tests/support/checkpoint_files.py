@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from asag_deploy.bundle.manifest import Category
-from asag_training.checkpoints import Checkpoint
+from asag_deploy.errors import CheckpointError
+from asag_training.checkpoints import Checkpoint, load_checkpoint
 from asag_training.network.config import AsagConfig, DecoderType
 from asag_training.network.model import Asag
 
@@ -93,3 +95,13 @@ def save_public(path: Path, state: dict[str, Tensor], *, legacy: bool = False, *
     }
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
+
+
+def refusal(path: Path, **options: Any) -> str:
+    """What is said of a file that is refused: one line that names it."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path.name in message
+    return message

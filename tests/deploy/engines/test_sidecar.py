@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,65 +11,14 @@ from typing import Any
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.engines.shapes import Batches, profile
 from asag_deploy.engines.sidecar import (
     Format,
-    Recipe,
-    Sidecar,
     check,
-    engine_folder,
-    engine_path,
     is_current,
     read_sidecar,
-    sidecar_to_json,
 )
 from asag_deploy.errors import EngineError, EngineMissingError, EngineStaleError, EngineUnfitError
-
-CONTENT = b"an engine"
-VERSION = "1.7.1.116"
-
-
-def recipe(bundle: Bundle, **changes: Any) -> Recipe:
-    graph = bundle.manifest.graph("decoder")
-    made = Recipe(
-        producer="asag-deploy 0.1.0",
-        format="tensorrt-rtx",
-        sdk_version=VERSION,
-        stage="decoder",
-        graph_sha256=graph.sha256,
-        precision="fp32",
-        tf32=False,
-        capabilities=("sm86",),
-        compatibility="none",
-        version_compatible=False,
-        device=None,
-        optimization_level=None,
-        plugins=(),
-        user_allocation=True,
-        auxiliary_streams=0,
-        canvas=None,
-        inputs=profile(graph, bundle.manifest, Batches(most=2)),
-        outputs=graph.outputs,
-    )
-    return dataclasses.replace(made, **changes)
-
-
-def put(bundle: Bundle, made: Recipe, *, folder: str | None = None) -> Path:
-    """Write an engine and its sidecar; returns the engine's path."""
-    target = folder or "+".join(made.capabilities)
-    path = engine_path(engine_folder(bundle, made.format, target), "decoder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(CONTENT)
-    sidecar = Sidecar(
-        recipe=made,
-        engine_sha256=hashlib.sha256(CONTENT).hexdigest(),
-        engine_bytes=len(CONTENT),
-        capturable=True,
-        host_memory=False,
-        layers={"fp16": 3},
-    )
-    path.with_suffix(".json").write_text(sidecar_to_json(sidecar))
-    return path
+from support.engine_files import CONTENT, VERSION, put, recipe
 
 
 def checked(bundle: Bundle, capability: str = "sm86", version: str = VERSION, **options: Any) -> Path:

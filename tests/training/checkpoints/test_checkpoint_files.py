@@ -26,17 +26,14 @@ from asag_training.checkpoints import (
     select_head,
 )
 from asag_training.checkpoints.pack import main as pack
-from support.checkpoint_files import CATEGORIES, random_state, save_public, tiny_checkpoint, tiny_config
-
-
-def refusal(path: Path, **options: Any) -> str:
-    """What is said of a file that is refused: one line that names it."""
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert path.name in message
-    return message
+from support.checkpoint_files import (
+    CATEGORIES,
+    random_state,
+    refusal,
+    save_public,
+    tiny_checkpoint,
+    tiny_config,
+)
 
 
 class Hostile:

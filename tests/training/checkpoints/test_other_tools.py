@@ -30,7 +30,7 @@ from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints import load_backbone, load_checkpoint, save_checkpoint
 from asag_training.checkpoints.pack import main as pack
 from asag_training.network.model import Asag
-from support.checkpoint_files import random_state, tiny_config
+from support.checkpoint_files import random_state, refusal, tiny_config
 
 State = dict[str, Tensor]
 
@@ -58,15 +58,6 @@ def assert_holds(path: Path, state: State, **options: Any) -> tuple[str, ...]:
     assert all(torch.equal(found.state[name], tensor) for name, tensor in state.items())
     assert all("\n" not in note for note in found.notes)
     return found.notes
-
-
-def refusal(path: Path, **options: Any) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert path.name in message
-    return message
 
 
 PREFIXES = (
