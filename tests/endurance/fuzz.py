@@ -79,6 +79,8 @@ class Run:
     """What became of one target."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """What the hunting itself had of the processors: less than `seconds` where they are shared."""
     executions: int = 0
     slices: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -107,9 +109,10 @@ def _slice(name: str, run: Run, options: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         state = Path(folder)
-        begin = time.monotonic()
+        begin, cpu_begin = time.monotonic(), _cpu_seconds_of_children()
         code = _run_child(name, state, seconds, options.seed + 10**6 * run.slices)
         run.seconds += time.monotonic() - begin
+        run.cpu_seconds += _cpu_seconds_of_children() - cpu_begin
         run.slices += 1
         told = _read_told(state)
         run.executions += told["executions"]
@@ -143,6 +146,11 @@ def _run_child(name: str, state: Path, seconds: float, seed: int) -> int:
             stderr=stderr,
             check=False,
         ).returncode
+
+
+def _cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _read_told(state: Path) -> dict[str, Any]:
@@ -240,6 +248,7 @@ def _write_report(options: argparse.Namespace, runs: dict[str, Run], seconds: fl
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "packages": packages,
         "seed": options.seed,
@@ -247,6 +256,7 @@ def _write_report(options: argparse.Namespace, runs: dict[str, Run], seconds: fl
         "targets": {
             name: {
                 "seconds": round(run.seconds),
+                "cpu_seconds": round(run.cpu_seconds),
                 "inputs": run.executions,
                 "outcomes": dict(run.outcomes.most_common()),
                 "found": run.findings,
