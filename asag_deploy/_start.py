@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 import threading
-from pathlib import PurePath
+from pathlib import Path
 from types import FrameType
 
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+_SCRIPTS = ("training/train.py", "benchmarks", "benchmarks/__main__.py")
+"""What is run from a clone without an installation, as `python benchmarks`."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -22,8 +24,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _is_ours(arguments: list[str]) -> bool:
-    """Tell whether Python was called with one of the project's programs, installed or by `-m`."""
-    if PurePath(sys.argv[0] if sys.argv else "").name.startswith("asag-"):
+    """Tell whether Python was called with one of the project's programs: installed, by `-m` or a script."""
+    called = Path(sys.argv[0] if sys.argv else "")
+    if called.name.startswith("asag-"):
+        return True
+    clone = Path(os.path.realpath(__file__)).parent.parent
+    if Path(os.path.realpath(called)) in [clone / script for script in _SCRIPTS]:
         return True
     modules = [after for option, after in itertools.pairwise(arguments) if option == "-m"]
     return bool(modules) and modules[0].startswith("asag_")
