@@ -36,6 +36,7 @@ MOST_THREADS = 1024
 MOST_PIXELS = 65_535
 """Of a side of an image."""
 MOST_SECONDS = 30 * 24 * 3600.0
+_MEMORY = "/dev/shm"
 
 _WRONG_NUMBER = re.compile(r"argument (?:-\w/)?(--[\w-]+): is ")
 
@@ -127,11 +128,15 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
 
 
 def _settle_on_a_temporary_folder() -> None:
-    """Let libraries that only ask for the folder's name, as PyTorch does, go on where nothing is writable."""
+    """Let libraries have one in memory where no usual place can be written, as in a read-only container.
+
+    Those that only ask for its name, as PyTorch does, go on where nothing is writable at all.
+    """
     try:
         tempfile.gettempdir()
     except OSError:
-        tempfile.tempdir = str(Path(os.environ.get("TMPDIR") or "/tmp").absolute())
+        named = str(Path(os.environ.get("TMPDIR") or "/tmp").absolute())
+        tempfile.tempdir = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else named
 
 
 def _output_fails() -> OSError | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import ConfigError
-from asag_deploy.scratch import scratch_folder
+from asag_deploy.errors import ConfigError, OutputError, first_line
 from asag_evaluation.metrics.anchors import LEVELS
 
 if TYPE_CHECKING:
@@ -24,21 +25,37 @@ _COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f")
 
 
 def check_plots(extra: str = "evaluate") -> type[Figure]:
-    """Import matplotlib and return its type of figures; ConfigError if it is missing, naming the extra.
+    """Import matplotlib and return its type of figures.
 
-    Raises OutputError where there is no folder for its list of fonts, not even for a moment.
+    Raises ConfigError if it is missing, naming the extra, or cannot be used as it is set up here; OutputError
+    where there is no folder for its list of fonts, not even for a moment.
     """
     try:
-        from matplotlib.figure import Figure
+        with _without_word():
+            from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError(
             f"plots need matplotlib: install it with `pip install 'asag-deploy[{extra}]'`"
         ) from None
-    except OSError:  # it finds no folder that it can write
-        with scratch_folder() as folder:
-            os.environ["MPLCONFIGDIR"] = str(folder)
-            from matplotlib.figure import Figure
+    except OSError as error:
+        raise OutputError(
+            "plots need a folder for matplotlib's list of fonts: set TMPDIR to one that can be written"
+        ) from error
+    except ValueError as error:  # such as a backend in MPLBACKEND that there is not
+        raise ConfigError(f"plots need matplotlib, which cannot be used here: {first_line(error)}") from error
     return Figure
+
+
+@contextmanager
+def _without_word() -> Iterator[None]:
+    """Keep matplotlib from telling that it takes a folder for the moment where its own cannot be written."""
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:
