@@ -17,7 +17,7 @@ from asag_deploy.errors import ImageError
 from asag_deploy.images.containers import gif_whole_part, png_whole_part, webp_whole_part
 from asag_deploy.images.decoder_log import decoder_log
 from asag_deploy.images.formats import image_header
-from asag_deploy.images.header import Header
+from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.reading import (
     MAX_PIXELS,
     RgbImage,
@@ -27,7 +27,6 @@ from asag_deploy.images.reading import (
     quiet_opencv,
     read_bytes,
     scaled,
-    truncated,
     turned,
 )
 from asag_deploy.images.tiff import decode_page, tiff_pages
