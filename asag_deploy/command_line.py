@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import os
 import re
@@ -49,6 +50,14 @@ class OneSentenceParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **given})
         program = self.prog.split()[0]
         self.add_argument("--version", action="version", version=f"{program} {__version__}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse `--option=--`, which argparse takes for an empty list until Python 3.12."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"argument {word.partition('=')[0]}: expected a value, not '--'")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage and exiting."""

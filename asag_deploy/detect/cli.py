@@ -96,8 +96,10 @@ class Options:
 
 def parse_arguments(argv: Sequence[str] | None) -> Options:
     """Read the command line (ConfigError if it makes no sense; SystemExit after --help)."""
-    parsed = _parser().parse_intermixed_args(argv)
-    first, *sources = parsed.paths or [None]
+    words = sys.argv[1:] if argv is None else list(argv)
+    end = words.index("--") if "--" in words else len(words)  # which argparse loses amid intermixed ones
+    parsed = _parser().parse_intermixed_args(words[:end])
+    first, *sources = [*parsed.paths, *words[end + 1 :]] or [None]
     return Options(
         bundle=None if first is None else Path(first),
         sources=tuple(sources),

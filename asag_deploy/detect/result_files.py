@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +16,20 @@ from typing import NoReturn, Self
 from asag_deploy.atomic import atomic_write, real_path
 from asag_deploy.detect.coco_ids import CocoIds, made_ids
 from asag_deploy.detections import Detections
-from asag_deploy.errors import AsagError, ConfigError, OutputError
+from asag_deploy.errors import AsagError, ConfigError, OutputError, SourceError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.images.sources import Frame, Source
-from asag_deploy.images.video_writing import VideoFile
+from asag_deploy.images.video_writing import VideoFile, is_own_video
 from asag_deploy.images.videos import import_av
-from asag_deploy.images.writing import PICTURE_SUFFIXES, write_picture
+from asag_deploy.images.writing import PICTURE_SUFFIXES, is_own_picture, write_picture
 from asag_deploy.interruption import held_back
+from asag_deploy.replacing import check_own_file
 
 _LONGEST_NAME = 255
 """Bytes that a file's name may have."""
+_LONGEST_START = 2**16
+"""Bytes that the first of a list of results goes on for at most until its image's id."""
+_OWN = "what asag-detect wrote"
 
 
 class JsonList:
@@ -108,7 +114,8 @@ class ResultWriter:
 
     As a context manager it completes its files even when one of the project's own exceptions or Ctrl-C ends
     the stream, because what was found until then is worth having; any other exception drops them.
-    Raises ConfigError if an output would overwrite a source, OutputError if one cannot be written.
+    Raises ConfigError if an output would overwrite a source, OutputError if one would replace what no run
+    of ours wrote, or cannot be written.
     """
 
     def __init__(
@@ -137,8 +144,7 @@ class ResultWriter:
         files = [file for file in (json_file, coco_file) if file is not None]
         pictures = [path for source, path in self._pictures.items() if source.kind != "pages"]
         _check_outputs([*pictures, *files], sources, inputs)
-        for file in files:
-            _check_is_list(file)
+        _check_replaced(self._pictures, files)
         if any(source.kind == "camera" for source in self._pictures):  # which may be read without PyAV
             import_av("writing annotated videos")
         with ExitStack() as stack:
@@ -276,20 +282,31 @@ def _check_outputs(outputs: Sequence[Path], sources: Sequence[Source], inputs: S
         written[identity] = path
 
 
-def _check_is_list(path: Path) -> None:
-    """Refuse to replace a file that is no list of results, such as an annotation file or a picture."""
-    if not path.is_file() or path.parts[:2] in (("/", "dev"), ("/", "proc")):
-        return  # a pipe, or what some other program has open
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096).lstrip()
-    except OSError:
-        return  # writing will tell
-    if start and not start.startswith(b"["):
-        raise ConfigError(
-            f"'{path}' is there and holds something else than results, so it is not replaced: choose another "
-            "name, or remove it"
-        )
+def _check_replaced(pictures: Mapping[Source, Path], lists: Sequence[Path]) -> None:
+    """Refuse to replace what no run of ours made, such as an annotation file or a photograph."""
+    for path in lists:
+        check_own_file(path, _is_list_of_results, "results")
+    for source, path in pictures.items():
+        if source.kind == "pages":
+            for page in sorted(path.glob(f"page-*{glob.escape(_picture_suffix(source))}")):
+                check_own_file(page, is_own_picture, _OWN)
+        elif source.kind == "image":
+            check_own_file(path, is_own_picture, _OWN)
+        else:
+            check_own_file(path, _is_own_video, _OWN)
+
+
+def _is_list_of_results(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_START).lstrip()
+    first = start[1:].lstrip()
+    return start.startswith(b"[") and (first[:1] in (b"", b"]") or b'"image_id"' in first)
+
+
+def _is_own_video(path: Path) -> bool:
+    with contextlib.suppress(SourceError):  # without PyAV there is no writing either
+        return is_own_video(path)
+    return True
 
 
 def _identity(path: Path) -> object:

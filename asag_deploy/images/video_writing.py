@@ -43,6 +43,21 @@ _GROWING = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 """While it is written a video consists of fragments, so that what is on disk plays at any time."""
 _FINISHED = {"movflags": "faststart"}
 _BT709, _LIMITED = 1, 1
+_MARK = {"comment": "made by asag-deploy"}
+"""Names what made the video, by which it is known again."""
+
+
+def is_own_video(path: Path) -> bool:
+    """Tell whether a file was written by `VideoFile`.
+
+    Raises SourceError where PyAV is not installed.
+    """
+    av = import_av(f"writing video '{path}'")
+    try:
+        with av.open(f"file:{path}") as container:
+            return bool(container.metadata.items() >= _MARK.items())
+    except (OSError, ValueError, av.error.FFmpegError):
+        return False
 
 
 class VideoFile:
@@ -130,6 +145,7 @@ class VideoFile:
 
     def _open_with(self, encoder: str, options: dict[str, str]) -> tuple[OutputContainer, VideoStream]:
         container = self._av.open(f"file:{self._temporary}", "w", format="mp4", options=_GROWING)
+        container.metadata.update(_MARK)
         try:
             stream = cast("VideoStream", container.add_stream(encoder, rate=25, options=dict(options)))
             context = stream.codec_context
@@ -198,6 +214,7 @@ class VideoFile:
             self._av.open(f"file:{self._temporary}") as fragments,
             self._av.open(f"file:{copy}", "w", format="mp4", options=_FINISHED) as whole,
         ):
+            whole.metadata.update(_MARK)
             stream = whole.add_stream_from_template(fragments.streams.video[0])
             for packet in fragments.demux(video=0):
                 if packet.size:

@@ -14,6 +14,7 @@ from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.timing import AGREEMENT
 from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
+from asag_bench.reports.report import FIGURES
 from asag_bench.result import Options, json_text, read_result
 from asag_bench.runners.references import REFERENCES
 from asag_deploy.atomic import atomic_write_text, check_spares, check_writable, check_writable_file
@@ -33,6 +34,7 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
+from asag_deploy.replacing import check_own_file, check_own_folder, is_json_with
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.settings import WEIGHTS_CHOICES
 
@@ -187,7 +189,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def _run(options: argparse.Namespace) -> int:
     from asag_bench.measuring.run import run
-    from asag_bench.reports.report import on_screen, write_report
+    from asag_bench.reports.report import check_report, on_screen, write_report
     from asag_evaluation.plots import check_plots
 
     plan = plan_of(options)
@@ -195,6 +197,7 @@ def _run(options: argparse.Namespace) -> int:
     if plots:
         check_plots("bench")
     if options.output_dir is not None:
+        check_report(options.output_dir)
         check_writable(options.output_dir)  # before what takes minutes
     result = run(plan)
     if options.output_dir is not None:
@@ -258,6 +261,8 @@ def _throughput(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     if options.output_dir is not None:
+        is_own = is_json_with("command", "machine", "bundle")
+        check_own_folder(options.output_dir, ("throughput.json", "throughput.md"), is_own, FIGURES)
         check_writable(options.output_dir)
     result = measure(plan)
     if options.output_dir is not None:
@@ -336,7 +341,7 @@ def _parity(options: argparse.Namespace) -> int:
     from asag_bench.measuring.parity import judge
     from asag_export.gate.parity import format_report
 
-    _check_output(options)
+    _check_output(options, "passed", "stages", "runs")
     report = judge(options.bundle, options.backend, options.checkpoint, options.weights)
     if options.output is not None:
         atomic_write_text(options.output, json.dumps(report.to_dict(), indent=1) + "\n")
@@ -405,7 +410,7 @@ def _training_step(options: argparse.Namespace) -> int:
         threads=options.threads,
         device=options.device,
     )
-    _check_output(options)
+    _check_output(options, "command", "machine")
     text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
     if options.output is not None:
         atomic_write_text(options.output, text + "\n")
@@ -439,7 +444,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         shape=_shape(options.shape),
         repeats=options.repeats,
     )
-    _check_output(options)
+    _check_output(options, "machine")
     result: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
@@ -521,8 +526,10 @@ def _gpu_archive(options: argparse.Namespace) -> int:
     return ALL_FINE
 
 
-def _check_output(options: argparse.Namespace) -> None:
-    """Raise OutputError, before what takes minutes, if `--output` cannot be written or is what is read."""
+def _check_output(options: argparse.Namespace, *keys: str) -> None:
+    """Raise OutputError, before what takes minutes, if `--output` cannot be written or is what is read, or a
+    file that is no JSON object with these keys."""
+    check_own_file(options.output, is_json_with(*keys), FIGURES)
     check_writable_file(options.output)
     if options.output is not None:
         check_spares(options.output, getattr(options, "checkpoint", None))

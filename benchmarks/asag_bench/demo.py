@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.run import run
-from asag_bench.reports.report import on_screen, write_report
+from asag_bench.reports.report import check_report, on_screen, write_report
 from asag_bench.result import Options
 from asag_deploy.backends import BACKENDS
 from asag_evaluation.data.coco import VAL_SPLIT
@@ -33,6 +33,7 @@ def bench_demo(output_dir: Path, *, scenes: int, duration: float, command: str) 
     Raises what exporting and measuring do.
     """
     check_plots("bench")
+    check_report(output_dir)
     print(f"1. Exporting the network to {output_dir / 'bundle'}", flush=True)
     export_bundle(load_checkpoint(CHECKPOINT), output_dir / "bundle", overwrite=True)
     data = output_dir / f"scenes-{scenes}"

@@ -27,7 +27,8 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detections import Detections
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.images.writing import write_picture
+from asag_deploy.images.writing import is_own_picture, write_picture
+from asag_deploy.replacing import check_own_file
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
 from asag_evaluation.data.scenes import KINDS, write_scenes
 
@@ -46,6 +47,7 @@ _WAYS: dict[str, dict[str, Any]] = {
     "stop at P4": {"max_level": "P4"},
     "stop at P5": {"max_level": "P5"},
 }
+_GALLERY = "gallery.jpg"
 _THRESHOLD = 0.5
 """Of the detections that are drawn."""
 _ENLARGED = 2
@@ -71,11 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(output_dir: Path, count: int) -> int:
-    from asag_evaluation.report import table, write_report
+    from asag_evaluation.report import check_report, table, write_report
     from asag_export.bundle_export import export_bundle
     from asag_export.gate.parity import format_report
     from asag_training.checkpoints import load_checkpoint
 
+    check_own_file(output_dir / _GALLERY, is_own_picture, "the demo's pictures")
+    check_report(output_dir / "evaluation")
     checkpoint = load_checkpoint(CHECKPOINT)
     print(f"1. Exporting {checkpoint.config.variant} to {output_dir / 'bundle'}", flush=True)
     start = time.perf_counter()
@@ -96,7 +100,7 @@ def _demo(output_dir: Path, count: int) -> int:
     print("\n5. In detail, exactly:\n")
     print("   " + table(measured["exact"]).replace("\n", "\n   "))
     write_report(measured["exact"], output_dir / "evaluation", name=f"{checkpoint.config.variant}, exact")
-    print(f"\nPictures: {output_dir / 'gallery.jpg'}, plots: {output_dir / 'evaluation'}")
+    print(f"\nPictures: {output_dir / _GALLERY}, plots: {output_dir / 'evaluation'}")
     return ALL_FINE
 
 
@@ -146,7 +150,7 @@ def _write_gallery(detector: Detector, dataset: CocoDataset, output_dir: Path) -
     """Write one picture: the first scene of each kind, its detections above and its probing below."""
     columns = [_column(detector, sample) for sample in _first_of_each_kind(dataset)]
     if columns:
-        write_picture(output_dir / "gallery.jpg", np.hstack(columns))
+        write_picture(output_dir / _GALLERY, np.hstack(columns))
 
 
 def _first_of_each_kind(dataset: CocoDataset) -> list[Sample]:

@@ -87,6 +87,16 @@ def test_options_are_not_abbreviated() -> None:
         parser.parse_args(["--num", "1"])
 
 
+def test_two_dashes_are_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = OneSentenceParser(prog="tool")
+    parser.add_argument("--number", type=int)
+    parser.add_argument("words", nargs="*")
+    for parse in (parser.parse_args, parser.parse_intermixed_args):
+        with pytest.raises(ConfigError, match="argument --number: expected a value, not '--'"):
+            parse(["--number=--"])
+    assert parser.parse_args(["--number=1", "--", "--x=--"]).words == ["--x=--"]
+
+
 def test_every_tool_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     parser = OneSentenceParser(prog="tool sub")
     assert exit_code("tool", lambda: int(parser.parse_args(["--version"]).number)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from asag_bench.gpu_machine.fatbin import has_gpu_code, prune
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import BackendError, ConfigError, first_line
+from asag_deploy.replacing import check_own_file
 from asag_deploy.scratch import scratch_folder
 
 MIB = 2**20
@@ -52,8 +54,9 @@ def make_archive(
     gpu: the compute capability to carry code for, such as 90.
 
     Raises ConfigError if archive and tree together are above the limit, or a wheel cannot be used;
-    BackendError if pip fails.
+    BackendError if pip fails; OutputError if `output` is there and no such archive, or cannot be written.
     """
+    check_own_file(output, _is_archive, "packages for a GPU machine")
     with scratch_folder() as folder:
         files = list(wheels) or _download(folder / "wheels", python)
         for file in files:
@@ -111,6 +114,15 @@ def _download(folder: Path, python: str) -> list[Path]:
             reason = next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
             raise BackendError(f"pip could not download {name}: {reason}; give --wheel FILE instead")
     return sorted(folder.glob("*.whl"))
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        with tarfile.open(path, "r:xz") as file:
+            first = file.next()
+    except (tarfile.TarError, EOFError, lzma.LZMAError):
+        return False
+    return first is not None and first.name.startswith(f"{_FOLDER}/")
 
 
 def _unpack(wheel: Path, folder: Path, gpu: int) -> None:

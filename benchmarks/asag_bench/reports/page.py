@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,16 @@ from asag_bench.reports.report import markdown
 from asag_bench.result import Machine, Result, is_result, parse_machine, parse_result
 from asag_deploy.atomic import atomic_write, atomic_write_text
 from asag_deploy.errors import FieldError, SourceError
+from asag_deploy.replacing import check_own_file
 from asag_evaluation.plots import check_plots
 
 RESULTS = Path("benchmarks/results")
 PLOT = Path("docs/benchmark.png")
 PAGE = "README.md"
+_WRITTEN_BY = "Written by `asag-bench page` from the JSON files beside it."
+_FINGERPRINT = re.compile(rb"tEXtDescription\0[0-9a-f]{64}")
+_NEAR = 4096
+"""Bytes from the start of a file that it is known by."""
 _PYTORCH = "torch"
 
 
@@ -42,9 +48,12 @@ class Recorded:
 def write_page(folder: Path, plot: Path) -> list[str]:
     """Write the page into the folder, and the plot; return what was done, in lines.
 
-    Raises SourceError for a folder without results, ConfigError if plots cannot be drawn.
+    Raises SourceError for a folder without results, ConfigError if plots cannot be drawn, OutputError where
+    something else stands in the place of the page or the plot.
     """
     results = read_results(folder)
+    check_own_file(folder / PAGE, _is_page, "the page of recorded results")
+    check_own_file(plot, _is_plot, "the plot of recorded results")
     atomic_write_text(folder / PAGE, page(results))
     done = [f"wrote {folder / PAGE}, of {len(results)} files"]
     speed, accuracy = (None if name is None else results[name].result for name in shown(results))
@@ -54,6 +63,14 @@ def write_page(folder: Path, plot: Path) -> list[str]:
             draw_summary(speed, accuracy, temporary, fingerprint(results))
         done.append(f"wrote {plot}")
     return done
+
+
+def _is_page(path: Path) -> bool:
+    return _WRITTEN_BY.encode() in path.read_bytes()[:_NEAR]
+
+
+def _is_plot(path: Path) -> bool:
+    return _FINGERPRINT.search(path.read_bytes()[:_NEAR]) is not None
 
 
 def read_results(folder: Path) -> dict[str, Recorded]:
@@ -80,8 +97,7 @@ def _read(path: Path) -> Recorded:
 def page(results: Mapping[str, Recorded]) -> str:
     """Return the page, in Markdown."""
     ours = {name: recorded.result for name, recorded in results.items() if recorded.result is not None}
-    lines = ["# Recorded results", ""]
-    lines += ["Written by `asag-bench page` from the JSON files beside it."]
+    lines = ["# Recorded results", "", _WRITTEN_BY]
     lines += ["`asag-bench` explains itself in [benchmarks/README.md](../README.md).", ""]
     if ours:
         lines += ["![Speed by exit level, and accuracy](../../docs/benchmark.png)", ""]

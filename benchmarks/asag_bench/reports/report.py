@@ -10,9 +10,19 @@ from asag_bench.reports.columns import on_screen as table_on_screen
 from asag_bench.reports.plots import write_plots
 from asag_bench.result import Headline, Result, Spread, json_text
 from asag_deploy.atomic import atomic_write_text
+from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_evaluation.plots import check_plots
 
 _PARITY = {True: "parity passed", False: "parity NOT PASSED", None: "no parity report"}
+
+
+FIGURES = "figures of asag-bench"
+_FILES = ("result.json", "result.md", "latency.png", "stages.png", "speed_accuracy.png")
+
+
+def check_report(output_dir: Path) -> None:
+    """Raise OutputError if `write_report` would replace what it has not written."""
+    check_own_folder(output_dir, _FILES, is_json_with("command", "machine", "strata"), FIGURES)
 
 
 def write_report(result: Result, output_dir: Path, *, plots: bool) -> None:

@@ -81,8 +81,7 @@ def test_the_headline(result: dict[str, Any]) -> None:
     assert own["times_as_fast"]["P5"] == first["onnxruntime"]["times_as_fast_as_the_reference"]
     assert found["subjects"]["unsplit"]["times_as_fast"]["P5"] == {"median": 1, "p25": 1, "p75": 1}
     assert set(own["after_the_neck"]) == {"P5", "P4", "P3", "worst"}
-    rounds = [ms for window in first["onnxruntime"]["windows_ms"] for ms in window]
-    assert own["after_the_neck"]["P5"]["median"] < max(rounds) / first["onnxruntime"]["backbone_and_neck_ms"]
+    assert own["after_the_neck"]["P5"] == first["onnxruntime"]["after_the_neck"]
     assert own["probing_costs"]["median"] > -1
     assert own["loop_ms"] == max(
         group["subjects"]["onnxruntime"]["phases_ms"]["loop"]

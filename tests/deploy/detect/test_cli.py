@@ -509,5 +509,8 @@ def test_options_are_checked_where_they_are_made() -> None:
     good = cli.parse_arguments(["bundle", "a", "b"])
     assert good.sources == ("a", "b")
     assert good.threshold == 0.3
+    dashed = cli.parse_arguments(["--batch", "2", "--", "bundle", "-a.jpg", "--b"])
+    assert dashed.sources == ("-a.jpg", "--b")
+    assert dashed.batch == 2
     with pytest.raises(ConfigError, match="--batch"):
         cli.parse_arguments(["bundle", "a", "--batch", "-2"])

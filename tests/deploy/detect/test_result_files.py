@@ -381,12 +381,12 @@ def test_sources_are_never_overwritten(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["a.png"]
 
 
-@pytest.mark.parametrize("content", [b'{"images": []}', b"\x89PNG", b"notes"])
+@pytest.mark.parametrize("content", [b'{"images": []}', b"\x89PNG", b"notes", b'[{"name": "x"}]', b"[1, 2]"])
 def test_what_holds_no_results_is_not_replaced(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "instances.json"
     file.write_bytes(content)
     for outputs in ({"json_file": file}, {"coco_file": file}):
-        with pytest.raises(ConfigError, match="holds something else than results"):
+        with pytest.raises(OutputError, match="holds something else than results"):
             ResultWriter([], **outputs)  # type: ignore[arg-type]
     assert file.read_bytes() == content
     for earlier in (b"", b"\n[\n]\n"):
@@ -394,6 +394,39 @@ def test_what_holds_no_results_is_not_replaced(tmp_path: Path, content: bytes) -
         with ResultWriter([], json_file=file):
             pass
         assert json.loads(file.read_bytes()) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "a.bmp", "a.tif", "a.avi", "a.gif"])
+def test_only_what_a_run_of_ours_wrote_is_replaced(tmp_path: Path, name: str) -> None:
+    kind: Any = {"a.avi": "video", "a.gif": "animation"}.get(name, "image")
+    source = Source(name=name, kind=kind)
+    out = plan_pictures([source], tmp_path)[source]
+    photo = cv2.imencode(".png", picture())[1].tobytes()
+    for foreign in (photo, b"\0" * 10_000):
+        out.write_bytes(foreign)
+        with pytest.raises(OutputError, match="holds something else than what asag-detect wrote"):
+            ResultWriter([source], output_dir=tmp_path)
+        assert out.read_bytes() == foreign
+    out.write_bytes(b"")
+    for _ in range(2):
+        with ResultWriter([source], output_dir=tmp_path) as writer:
+            writer.add(frame(source), make_detections())
+    assert files_in(tmp_path) == [out.name]
+
+
+def test_pages_of_another_program_are_not_replaced(tmp_path: Path) -> None:
+    source = Source(name="a.tif", kind="pages")
+    page = plan_pictures([source], tmp_path)[source] / "page-2.tif"
+    page.parent.mkdir()
+    page.write_bytes(b"II*\0 a scan")
+    with pytest.raises(OutputError, match=r"page-2\.tif' is there and holds something else"):
+        ResultWriter([source], output_dir=tmp_path)
+    page.unlink()
+    for _ in range(2):
+        with ResultWriter([source], output_dir=tmp_path) as writer:
+            writer.add(frame(source), make_detections())
+            writer.add(frame(source, 1), make_detections())
+    assert files_in(tmp_path) == ["page-1.tif", "page-2.tif"]
 
 
 def test_second_file_that_cannot_be_opened_drops_the_first(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from asag_training.settings import check_preprocessing
 FORMAT_VERSION = 1
 _VERSION_KEY = "asag_format_version"
 _METADATA = "__metadata__"
+_LONGEST_HEADER = 100_000_000
+"""Bytes, as safetensors has it."""
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, half: bool = False) -> None:
@@ -58,6 +60,19 @@ def _ordered(content: bytes) -> bytes:
 def is_native(file: WeightFile) -> bool:
     """Return whether the file was written by `save_checkpoint`."""
     return file.metadata is not None and _VERSION_KEY in file.metadata
+
+
+def is_native_file(path: Path) -> bool:
+    """Return whether a file, of whatever kind, was written by `save_checkpoint`."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start = file.read(min(length, _LONGEST_HEADER))
+    try:
+        header = json.loads(start)
+    except (ValueError, RecursionError):
+        return False
+    metadata = header.get(_METADATA) if isinstance(header, dict) else None
+    return isinstance(metadata, dict) and _VERSION_KEY in metadata
 
 
 def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:

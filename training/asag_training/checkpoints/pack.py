@@ -14,6 +14,7 @@ from pathlib import Path
 
 from asag_deploy.atomic import check_spares
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
+from asag_deploy.replacing import check_own_file
 from asag_training.settings import WEIGHTS_CHOICES
 
 
@@ -51,8 +52,9 @@ def _run(options: argparse.Namespace) -> int:
     check_spares(options.output, options.checkpoint)
     from asag_training.checkpoints.checkpoint import change_settings
     from asag_training.checkpoints.loading import load_checkpoint
-    from asag_training.checkpoints.native import save_checkpoint
+    from asag_training.checkpoints.native import is_native_file, save_checkpoint
 
+    check_own_file(options.output, is_native_file, "a checkpoint of asag-train's")
     checkpoint = load_checkpoint(options.checkpoint, weights=options.weights)
     save_checkpoint(options.output, change_settings(checkpoint, options.changes), half=True)
     for sentence in checkpoint.notes:
