@@ -18,7 +18,7 @@ from asag_deploy.images.addresses import as_file, is_address, is_live, normal, w
 from asag_deploy.images.formats import image_header
 from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, quiet_opencv, read_image
-from asag_deploy.images.video_containers import container_of, holds_pictures
+from asag_deploy.images.video_containers import MJPEG_SUFFIXES, container_of, holds_pictures
 from asag_deploy.images.videos import Video
 
 
@@ -255,7 +255,7 @@ def _file(path: Path) -> Source:
 
 def _holds_image(path: Path) -> bool:
     """Tell whether a file with a video's suffix is an image; a row of JPEG images is a video."""
-    return _suffix(path) not in (".mjpeg", ".mjpg") and _begins_as_image(path)
+    return _suffix(path) not in MJPEG_SUFFIXES and _begins_as_image(path)
 
 
 def _begins_as_image(path: Path) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images.reading import RgbImage, as_rgb
-from asag_deploy.images.video_containers import Condition, condition, container_of
+from asag_deploy.images.video_containers import Condition, condition, container_of, is_row_of_jpegs
 
 if TYPE_CHECKING:
     import av
@@ -50,6 +50,8 @@ _HIGHEST_RATE = 480
 """Frames a second; more is the clock of a file whose frames come as they like."""
 _COUNT_FROM_ZERO = frozenset({"flv", "nut"})
 """Formats whose length counts from their clock's zero, not from their first frame."""
+_STAMPED_IN_ORDER = frozenset({"avi", "asf", "mxf"})
+"""Formats that stamp packets in the order of decoding, or say no more than their place in an even row."""
 _TOLD_LENGTH = frozenset({"flv", "nut", "rm", "wtv", "gxf"})
 """Formats of files that tell a length, while their parts do not tell whether all are there."""
 
@@ -173,8 +175,11 @@ class Video:
     def _open(self) -> InputContainer:
         av = self._av
         if isinstance(self._address, Path):
+            # libavformat takes a row of JPEG images for a single one.
+            kind = "mjpeg" if self._address.is_file() and is_row_of_jpegs(self._address) else None
             # The prefix keeps a name such as `concat:a` or `-` from meaning something else.
-            return cast("InputContainer", av.open(f"file:{self._address}", metadata_errors="replace"))
+            opened = av.open(f"file:{self._address}", format=kind, metadata_errors="replace")
+            return cast("InputContainer", opened)
         options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
         opened = av.open(
             self._address, options=options, timeout=(_OPEN_S, _READ_S), metadata_errors="replace"
@@ -341,16 +346,17 @@ class _Clock:
         self._start = _start(container, stream)
         self._base = stream.time_base
         self._may_jump = bool(container.format.flags & 0x0200)  # AVFMT_TS_DISCONT
-        # AVI stores no stamps, only which place of an even row each packet has, in the order of decoding.
-        self._has_places = container.format.name == "avi"
+        self._has_places = container.format.name in _STAMPED_IN_ORDER
+        self._by_dts = container.format.name != "mxf"  # which has both for MPEG-2
         self._places: list[float] = []
         self._last: float | None = None
         self._shift = 0.0
 
     def expect(self, packet: Any) -> None:
         """Note the time of a packet whose frame comes later."""
-        if self._has_places and packet.size and packet.dts is not None:
-            heappush(self._places, float(packet.dts * packet.time_base))
+        stamp = packet.dts if packet.pts is None or self._by_dts else packet.pts
+        if self._has_places and packet.size and stamp is not None:
+            heappush(self._places, float(stamp * packet.time_base))
 
     def forget(self) -> None:
         """Take note that a packet gives no frame."""

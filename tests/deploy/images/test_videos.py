@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import sys
@@ -17,11 +18,12 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images.video_containers import condition, container_of
 from asag_deploy.images.videos import Video, VideoFrame
-from support.videos import write_sound, write_video
+from support.videos import noise, write_sound, write_video
 
 WHOLE = [
     ("mp4", "libx264", 2), ("mp4", "mpeg4", 0), ("mp4", "libvpx-vp9", 0), ("mov", "mjpeg", 0),
@@ -30,7 +32,9 @@ WHOLE = [
     ("webm", "libvpx-vp9", 0), ("avi", "mpeg4", 2), ("avi", "mjpeg", 0), ("avi", "rawvideo", 0),
     ("mpg", "mpeg1video", 0), ("mpg", "mpeg2video", 2), ("vob", "mpeg2video", 0), ("ts", "libx264", 2),
     ("m2ts", "mpeg2video", 0), ("flv", "flv", 0), ("flv", "libx264", 2), ("wmv", "wmv2", 0),
-    ("asf", "msmpeg4v3", 0), ("ogv", "libvpx", 0), ("y4m", "rawvideo", 0), ("ivf", "libvpx", 0),
+    ("wmv", "libx264", 2),
+    ("mxf", "mpeg2video", 2), ("mxf", "libx264", 2), ("asf", "msmpeg4v3", 0),
+    ("ogv", "libvpx", 0), ("y4m", "rawvideo", 0), ("ivf", "libvpx", 0),
     ("dv", "dvvideo", 0), ("mjpeg", "mjpeg", 0), ("h264", "libx264", 2),
 ]  # fmt: skip
 """Containers and codecs with the number of B-frames."""
@@ -52,7 +56,7 @@ def times(path: Path) -> list[float]:
 @pytest.mark.parametrize(("suffix", "codec", "b_frames"), WHOLE)
 def test_whole_and_cut(tmp_path: Path, suffix: str, codec: str, b_frames: int) -> None:
     """Every frame of a whole file comes at its time without a word; of a cut one, those before, with one."""
-    rate = 25 if suffix in ("mpg", "vob", "dv", *WITHOUT_TIMES) else 10
+    rate = 25 if suffix in ("mpg", "vob", "dv", "mxf", *WITHOUT_TIMES) else 10
     path = write_video(tmp_path / f"whole.{suffix}", codec, frames=6, b_frames=b_frames, rate=rate)
     assert (container_of(path) is not None) == (suffix != "mjpeg")
     frames, problem = read(path)
@@ -200,6 +204,14 @@ def test_addresses(tmp_path: Path) -> None:
         ("flv", "flv", bytes(3000)),
         ("ts", "mpeg2video", b"\x47\x1f\xff\x10" + b"\xff" * 184),
         ("ogv", "libvpx", bytes(3000)),
+        *(
+            (*kind, behind)
+            for kind in (("mp4", "mpeg4"), ("flv", "flv"), ("mpg", "mpeg2video"), ("ogv", "libvpx"))
+            for behind in (b"\n", b"\r\n--the end of a form, as browsers send it--\r\n")
+        ),
+        ("mxf", "mpeg2video", b"\n"),
+        ("ts", "mpeg2video", b"\xff" * 500),
+        ("mjpeg", "mjpeg", b"\n--the end of a form--\n"),
     ],
 )
 def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: str, behind: bytes) -> None:
@@ -208,6 +220,18 @@ def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: st
     path.write_bytes(path.read_bytes() + behind)
     frames, problem = read(path)
     assert (len(frames), problem) == (4, None)
+
+
+def test_a_row_of_jpeg_images_is_a_video(tmp_path: Path) -> None:
+    """As FFmpeg, cameras and `cat` write it; libavformat by itself takes it for one image."""
+    row = io.BytesIO()
+    for index in range(3):
+        Image.fromarray(noise(24, 32, index)).save(row, format="JPEG")
+    path = tmp_path / "a.mjpg"
+    path.write_bytes(row.getvalue())
+    assert times(path) == [0, 0.04, 0.08]
+    path.write_bytes(row.getvalue()[:-400])
+    assert "broke off after" in str(read(path)[1])
 
 
 def test_a_recording_that_begins_between_key_frames_is_whole(tmp_path: Path) -> None:
