@@ -44,6 +44,9 @@ _SHARED_SUFFIXES = _suffixes(
 )
 """Suffixes of videos and of other things (TypeScript, music, data): in a folder the content decides."""
 
+_PLAYLISTS = _suffixes("m3u8")
+"""Lists of videos, which are one together; in a folder the videos themselves lie beside them."""
+
 _MAY_HAVE_SEVERAL = _suffixes("apng avif avifs gif png tif tiff webp")
 Kind = Literal["image", "animation", "pages", "video", "camera"]
 _CAMERA = "camera:"
@@ -247,7 +250,7 @@ def _is_known(path: Path) -> bool:
 def _file(path: Path) -> Source:
     """Take a file for what it holds, whatever it is called; what holds neither, for what it is called."""
     suffix = _suffix(path)
-    is_video = suffix in VIDEO_SUFFIXES or (suffix in _SHARED_SUFFIXES and path.is_fifo())
+    is_video = suffix in VIDEO_SUFFIXES | _PLAYLISTS or (suffix in _SHARED_SUFFIXES and path.is_fifo())
     if path.is_file():
         is_video = container_of(path) is not None or (is_video and not _holds_image(path))
     return Source(name=str(path), kind="video" if is_video else "image")

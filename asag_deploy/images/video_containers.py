@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from struct import unpack_from
@@ -45,6 +46,8 @@ _MXF_KEY = bytes.fromhex("060E2B34")
 _TS_SIZES = (188, 192, 204)
 _HEAD = 4096
 _JPEG = b"\xff\xd8\xff"
+_PARTS_OF_JPEG = rb"(\r?\n)?--.{0,500}image/jpeg"
+"""What a camera sends to browsers, kept as it came: images between lines of a form."""
 MJPEG_SUFFIXES = (".mjpeg", ".mjpg")
 
 
@@ -92,7 +95,7 @@ def condition(file: Path) -> Condition:
     with file.open("rb") as opened:
         if not (head := opened.read(_HEAD)):
             return "whole"
-        is_mjpeg = head.startswith(_JPEG)
+        is_mjpeg = head.startswith(_JPEG) or re.match(_PARTS_OF_JPEG, head, re.DOTALL) is not None
         check = _mjpeg_condition if is_mjpeg else _CHECKS.get(container_of_bytes(head) or "other")
         if check is None:
             return "whole"
@@ -286,10 +289,19 @@ def _flv_condition(data: Bytes) -> Condition:
     position = int.from_bytes(data[5:9], "big") + 4
     while position + 11 <= len(data):
         if data[position] & 0x1F not in _FLV_TAGS:
-            return "damaged" if _has_flv_tag(data, position) else "whole"
+            if position >= _flv_length(data):
+                return "damaged" if _has_flv_tag(data, position) else "whole"
+            return "damaged" if any(data[position : position + _HEAD]) else "cut"
         position += 11 + int.from_bytes(data[position + 1 : position + 4], "big") + 4
     begins_another = position < len(data) and data[position] & 0x1F in _FLV_TAGS
     return _cut_if(len(data) < position - 4 or begins_another)
+
+
+def _flv_length(data: Bytes) -> int:
+    """Return how many bytes a file says it has; 0 if it says nothing."""
+    said = re.search(rb"\x00\x08filesize\x00(.{8})", data[: 1 << 16], re.DOTALL)
+    length: float = unpack_from(">d", said[1])[0] if said else 0.0
+    return int(length) if 0 < length < 2**63 else 0
 
 
 def _has_flv_tag(data: Bytes, position: int) -> bool:
@@ -327,7 +339,7 @@ def _mpegts_condition(data: Bytes) -> Condition:
     start, size = layout
     starts = data[start::size]
     count, rest = divmod(len(data) - (start - 4 if size == 192 and start >= 4 else start), size)
-    if starts[: max(starts.rfind(b"\x47") + 1, count - _HEAD // size)].rstrip(b"\x00").strip(b"\x47"):
+    if starts[:count].rstrip(b"\x00").strip(b"\x47"):
         return "damaged"
     return _cut_if(rest > 0 and (len(starts) == count or starts[count] == 0x47))
 
@@ -369,6 +381,10 @@ def _asf_condition(data: Bytes) -> Condition:
         return "cut"
     (packets,) = unpack_from("<Q", data, header_size + 40)
     (packet_size,) = unpack_from("<I", data, place + 92)
+    if packets > 0 and packet_size > 0 and data[header_size + 50] & 0x80:
+        starts = data[header_size + 50 :: packet_size][:packets]
+        if min(starts.rstrip(b"\x00"), default=0x80) < 0x80:
+            return "damaged"
     last = header_size + 50 + max(packets - 1, 0) * packet_size
     return _cut_if(packets > 0 and not any(data[last : last + packet_size]))
 
@@ -390,8 +406,20 @@ def _ogg_condition(data: Bytes) -> Condition:
         if flags & 4:
             del next_page[serial]
         lengths = data[position + 27 : position + 27 + data[position + 26]]
-        position += 27 + data[position + 26] + sum(lengths)
+        start, position = position, position + 27 + data[position + 26] + sum(lengths)
+        if position <= len(data) and _ogg_sum(data[start:position]) != data[start + 22 : start + 26]:
+            return "damaged"
     return _cut_if(position > len(data) or bool(next_page))
+
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_sum(page: bytes) -> bytes:
+    """Return the check sum of a page, which is zlib's of mirrored bits, from 0 on."""
+    mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
+    value = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return value.to_bytes(4, "big").translate(_MIRRORED)
 
 
 def _mxf_condition(data: Bytes) -> Condition:

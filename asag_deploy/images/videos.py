@@ -43,6 +43,8 @@ _WITH_OPACITY = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders of opacity, for codecs whose usual ones overlook it."""
 _ONE_BY_ONE = frozenset({"vp9", "av1"})
 """Codecs of which every packet gives a frame."""
+_MAY_END_WITH_NOTHING = frozenset({"mpeg4", "vp8", "theora"})
+"""Codecs whose last packet may say no more than that nothing has changed."""
 _HIGH_DEFINITION = 720
 """Lines from which on colours that say nothing are BT.709's; players do so."""
 _MICROSECONDS = 1_000_000
@@ -130,7 +132,12 @@ class Video:
         """Yield the frames in the order they are shown in."""
         clock = _Clock(self._container, self._stream)
         codec = self._stream.codec_context.codec.canonical_name
-        tally = _Tally(lenient=self._format() in _STARTS_ANYWHERE, one_by_one=codec in _ONE_BY_ONE)
+        lenient = self._format() in _STARTS_ANYWHERE
+        tally = _Tally(
+            lenient=lenient,
+            one_by_one=codec in _ONE_BY_ONE,
+            ends_with_last=not lenient and codec not in _MAY_END_WITH_NOTHING,
+        )
         broken: str | None = None
         joints = _Joints(self._stream)
         packets = self._container.demux()
@@ -233,7 +240,12 @@ class Video:
         return max(duration / _MICROSECONDS - skipped, 0.0)
 
     def _ends_so(self, error: Exception) -> bool:
-        """Tell whether a server that does not say how long a file is has just ended it."""
+        """Tell whether a server that does not say how long a file is has just ended it.
+
+        Of images between the lines of a form, too, only their last one tells.
+        """
+        if self._format() == "mpjpeg" and not self._live:
+            return isinstance(error, self._av.error.InvalidDataError)
         return getattr(error, "errno", None) == errno.EIO and not self._live and self._container.size <= 0
 
     def _verdict(self, tally: _Tally, broken: str | None) -> str | None:
@@ -401,10 +413,14 @@ def _start(container: InputContainer, stream: VideoStream) -> float | None:
 class _Tally:
     """Counts what came and what was bad of it."""
 
-    def __init__(self, *, lenient: bool, one_by_one: bool) -> None:
+    def __init__(self, *, lenient: bool, one_by_one: bool, ends_with_last: bool) -> None:
         self.frames = 0
         self._packets = 0
         self._one_by_one = one_by_one
+        self._ends_with_last = ends_with_last
+        self._waiting: list[int] = []
+        """Stamps of packets that no frame has come of yet.
+        Of the last ones, which a decoder with threads holds, PyAV does not say that they are damaged."""
         self.end: float | None = None
         """Seconds at which the last packet of any stream ends."""
         self.last_is_cut = False
@@ -417,7 +433,7 @@ class _Tally:
     @property
     def damaged(self) -> int:
         swallowed = max(self._packets - self.frames, 0) if self._one_by_one else 0
-        return max(self._bad_packets, self._bad_frames, swallowed)
+        return max(self._bad_packets, self._bad_frames, swallowed, len(self._waiting))
 
     @property
     def typical_gap(self) -> float:
@@ -442,6 +458,8 @@ class _Tally:
         if packet is not None and packet.size:
             self.last_is_cut = packet.is_corrupt
             self._packets += not packet.is_discard
+            if self._ends_with_last and packet.pts is not None and not packet.is_discard:
+                heappush(self._waiting, packet.pts)
         if bad and self._begun:
             self._bad_packets += 1
 
@@ -452,6 +470,8 @@ class _Tally:
 
     def note_frame(self, frame: Any, time: float) -> None:
         self.frames += 1
+        while self._waiting and (frame.pts is None or self._waiting[0] <= frame.pts):
+            heappop(self._waiting)
         self.last_is_damaged = frame.is_corrupt
         if not frame.is_corrupt:
             self._begun = True

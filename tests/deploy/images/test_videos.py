@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from asag_deploy.errors import SourceError
+from asag_deploy.images.sources import list_sources
 from asag_deploy.images.video_containers import condition, container_of
 from asag_deploy.images.videos import Video, VideoFrame
 from support.videos import noise, write_sound, write_video
@@ -210,7 +211,6 @@ def test_addresses(tmp_path: Path) -> None:
             for behind in (b"\n", b"\r\n--the end of a form, as browsers send it--\r\n")
         ),
         ("mxf", "mpeg2video", b"\n"),
-        ("ts", "mpeg2video", b"\xff" * 500),
         ("mjpeg", "mjpeg", b"\n--the end of a form--\n"),
     ],
 )
@@ -222,16 +222,60 @@ def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: st
     assert (len(frames), problem) == (4, None)
 
 
-def test_a_row_of_jpeg_images_is_a_video(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "between", [b"", b"--part\r\nContent-type: image/jpeg\r\nContent-length: %d\r\n\r\n"]
+)
+def test_a_row_of_jpeg_images_is_a_video(tmp_path: Path, between: bytes) -> None:
     """As FFmpeg, cameras and `cat` write it; libavformat by itself takes it for one image."""
     row = io.BytesIO()
     for index in range(3):
-        Image.fromarray(noise(24, 32, index)).save(row, format="JPEG")
+        image = io.BytesIO()
+        Image.fromarray(noise(24, 32, index)).save(image, format="JPEG")
+        row.write(between and between % len(image.getvalue()))
+        row.write(image.getvalue() + b"\r\n" * bool(between))
     path = tmp_path / "a.mjpg"
     path.write_bytes(row.getvalue())
     assert times(path) == [0, 0.04, 0.08]
     path.write_bytes(row.getvalue()[:-400])
     assert "broke off after" in str(read(path)[1])
+
+
+def test_a_playlist_is_a_video(tmp_path: Path) -> None:
+    """By its name; a folder has its parts themselves."""
+    options = {"hls_time": "0.3", "hls_list_size": "0"}
+    path = write_video(tmp_path / "list.m3u8", "libx264", frames=9, options=options)
+    assert [source.kind for source in list_sources([str(path)]).sources] == ["video"]
+    assert times(path) == pytest.approx([i / 10 for i in range(9)], abs=0.001)
+    parts = list_sources([str(tmp_path)]).sources
+    assert {Path(source.name).suffix for source in parts} == {".ts"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "begin", "size"),
+    [
+        ("mp4", "libx264", 0.95, 1.0),  # where a decoder with threads says nothing of what it cannot decode
+        ("flv", "libx264", 0.95, 1.0),
+        ("wmv", "wmv2", 0.5, 0.2),
+        ("ogv", "libvpx", 0.5, 0.1),
+    ],
+)
+@pytest.mark.parametrize("filling", [b"\0", b"\x5a"])
+def test_what_was_lost_of_a_file_that_keeps_its_length(
+    tmp_path: Path, suffix: str, codec: str, begin: float, size: float, filling: bytes
+) -> None:
+    options = {"movflags": "faststart"} if suffix == "mp4" else {}
+    b_frames = 2 if codec == "libx264" else 0
+    path = write_video(
+        tmp_path / f"a.{suffix}", codec, frames=20, rate=25, b_frames=b_frames, options=options
+    )
+    data = path.read_bytes()
+    first = int(len(data) * begin)
+    hole = min(int(len(data) * size), len(data) - first)
+    path.write_bytes(data[:first] + filling * hole + data[first + hole :])
+    frames, problem = read(path)
+    assert 0 < len(frames) <= 20
+    assert problem is not None
+    assert "is damaged" in problem or "broke off" in problem
 
 
 def test_a_recording_that_begins_between_key_frames_is_whole(tmp_path: Path) -> None:
