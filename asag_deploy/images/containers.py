@@ -143,22 +143,8 @@ def png_damage(data: bytes) -> str | None:
     return None
 
 
-def png_whole_part(data: bytes, frames: int) -> bytes:
-    """Return the file up to the end of so many frames, with their number and a proper end."""
-    kept = [data[: len(PNG_SIGNATURE)]]
-    begun = 0
-    for kind, start, size, whole in png_chunks(data):
-        begun += kind == b"fcTL"
-        if not whole or begun > frames or kind == b"IEND":
-            break
-        if kind == b"acTL":  # with one frame it would be no animation, and the picture that stands in for one
-            kept.append(_png_chunk(kind, struct.pack(">II", max(frames, 2), 0)))
-        else:
-            kept.append(data[start - 8 : start + size + 4])
-    return b"".join([*kept, _png_chunk(b"IEND", b"")])
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk with its length and check sum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 

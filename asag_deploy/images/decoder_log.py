@@ -20,6 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+_opencv_log: Any = getattr(cv2.utils, "logging", cv2)
+_SILENT = 0
 _STDERR = 2
 _UNBUFFERED = 2
 
@@ -63,6 +65,31 @@ def decoder_log() -> Iterator[list[bytes]]:
             _Listening.heard.pop(thread, None)
             if place is not None and not _Listening.heard:
                 place.value = _Listening.before
+
+
+class _Quiet:
+    """How many callers want OpenCV silent, and the log level that the last of them restores."""
+
+    lock = threading.Lock()
+    depth = 0
+    level = 0
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV's own log off the terminal; errors come as exceptions instead.  Safe across threads."""
+    with _Quiet.lock:
+        _Quiet.depth += 1
+        if _Quiet.depth == 1:
+            _Quiet.level = _opencv_log.getLogLevel()
+            _opencv_log.setLogLevel(_SILENT)
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.depth -= 1
+            if _Quiet.depth == 0:
+                _opencv_log.setLogLevel(_Quiet.level)
 
 
 def _forget_other_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
-from asag_deploy.images.containers import gif_whole_part, png_whole_part, webp_whole_part
-from asag_deploy.images.decoder_log import decoder_log
+from asag_deploy.images.apng import apng_frames
+from asag_deploy.images.containers import gif_whole_part, webp_whole_part
+from asag_deploy.images.decoder_log import decoder_log, quiet_opencv
 from asag_deploy.images.formats import image_header
 from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.reading import (
@@ -24,7 +26,6 @@ from asag_deploy.images.reading import (
     as_rgb,
     checked_header,
     decode_image,
-    quiet_opencv,
     read_bytes,
     scaled,
     turned,
@@ -33,7 +34,7 @@ from asag_deploy.images.tiff import decode_page, tiff_pages
 
 _MOST_AT_ONCE = 2**27
 """Bytes of decoded frames that are held at a time."""
-_SHORTEST_MS, _INSTEAD_MS = 10, 100
+_SHORTEST_S, _INSTEAD_S = 0.01, 0.1
 """Frames that are to be shown for less than browsers can are shown for a tenth of a second by them."""
 
 
@@ -110,20 +111,28 @@ def _pages(data: bytes, header: Header, name: str, max_pixels: int) -> Iterator[
 
 
 def _animation(data: bytes, header: Header, name: str) -> Iterator[ImageFrame]:
-    whole = data if header.complete else _WHOLE_PARTS[header.format](data, header.whole_frames)
+    frames = apng_frames(data) if header.format == "png" else _frames_by_opencv(data, header)
+    done = 0
+    for frame, seconds in itertools.islice(frames, header.whole_frames):
+        shown = _INSTEAD_S if seconds <= _SHORTEST_S else seconds
+        image = turned(as_rgb(scaled(frame, header.bits), "bgr"), header.orientation)
+        yield ImageFrame(index=done, image=image, seconds=shown)
+        done += 1
+    if done < header.frames or not header.complete:
+        raise ImageError(_broke_off(name, done, header.frames if done < header.frames else None))
+
+
+def _frames_by_opencv(data: bytes, header: Header) -> Iterator[tuple[NDArray[Any], float]]:
+    whole = data if header.complete else _WHOLE_PARTS[header.format](data)
     window = max(1, _MOST_AT_ONCE // (4 * max(header.height * header.width, 1)))
     done = 0
     while done < header.whole_frames:
         frames, durations = _some_frames(whole, done, min(window, header.whole_frames - done))
-        for frame, duration in zip(frames, durations, strict=True):
-            shown = _INSTEAD_MS if duration <= _SHORTEST_MS else duration
-            image = turned(as_rgb(scaled(frame, header.bits), "bgr"), header.orientation)
-            yield ImageFrame(index=done, image=image, seconds=shown / 1000)
-            done += 1
         if not frames:
-            break
-    if done < header.frames or not header.complete:
-        raise ImageError(_broke_off(name, done, header.frames if done < header.frames else None))
+            return
+        for frame, milliseconds in zip(frames, durations, strict=True):
+            yield frame, milliseconds / 1000
+        done += len(frames)
 
 
 def _some_frames(data: bytes, start: int, count: int) -> tuple[list[NDArray[Any]], list[int]]:
@@ -147,10 +156,9 @@ def _broke_off(name: str, done: int, declared: int | None) -> str:
     return f"image '{name}' broke off after {done}{of} {frames}: copy or download it again"
 
 
-_WHOLE_PARTS: dict[str, Callable[[bytes, int], bytes]] = {
-    "gif": lambda data, count: gif_whole_part(data),
-    "webp": lambda data, count: webp_whole_part(data),
-    "png": png_whole_part,
-    "avif": lambda data, count: data,
+_WHOLE_PARTS: dict[str, Callable[[bytes], bytes]] = {
+    "gif": gif_whole_part,
+    "webp": webp_whole_part,
+    "avif": lambda data: data,
 }
 """How what is left of a file that ends early becomes one that ends properly."""

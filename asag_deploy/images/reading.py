@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import ConfigError, ImageError
+from asag_deploy.images.apng import grey_key, without_animation
 from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
-from asag_deploy.images.containers import png_chunks, png_damage
-from asag_deploy.images.decoder_log import decoder_log, jpeg_damage
+from asag_deploy.images.containers import png_damage
+from asag_deploy.images.decoder_log import decoder_log, jpeg_damage, quiet_opencv
 from asag_deploy.images.formats import image_header, unread_format
 from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.jpeg2000 import said_to_be_rgb
@@ -30,8 +28,6 @@ ImageLike = str | os.PathLike[str] | NDArray[Any]
 """A path, or an array as `as_rgb` takes it."""
 
 # OpenCV 5 has moved getLogLevel and setLogLevel there; their numbers are the same.
-_opencv_log: Any = getattr(cv2.utils, "logging", cv2)
-_SILENT = 0
 
 MAX_PIXELS = 2**29
 """What is decoded at most: 536 million pixels, which are 1.6 GB."""
@@ -125,31 +121,6 @@ def load(image: ImageLike, channel_order: ChannelOrder) -> RgbImage:
     return as_rgb(image, channel_order)
 
 
-class _Quiet:
-    """How many callers want OpenCV silent, and the log level that the last of them restores."""
-
-    lock = threading.Lock()
-    depth = 0
-    level = 0
-
-
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV's own log off the terminal; errors come as exceptions instead.  Safe across threads."""
-    with _Quiet.lock:
-        _Quiet.depth += 1
-        if _Quiet.depth == 1:
-            _Quiet.level = _opencv_log.getLogLevel()
-            _opencv_log.setLogLevel(_SILENT)
-    try:
-        yield
-    finally:
-        with _Quiet.lock:
-            _Quiet.depth -= 1
-            if _Quiet.depth == 0:
-                _opencv_log.setLogLevel(_Quiet.level)
-
-
 def read_bytes(file: Path) -> bytes:
     """Read a file (ImageError if that is not possible)."""
     try:
@@ -204,7 +175,9 @@ def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"image '{name}' holds {image.dtype} values; convert it to 8 or 16 bits a channel")
     if header.format == "png" and image.ndim == 2:
-        _clear_key(image, data)
+        key = grey_key(data)
+        if key is not None:
+            image[image == key] = np.iinfo(image.dtype).max  # transparent, which OpenCV overlooks
     image = scaled(image, header.bits)
     if as_stored is not None:
         return cast(RgbImage, cv2.cvtColor(image[..., ::-1][..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB))
@@ -213,7 +186,7 @@ def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:
 
 def _imdecode(data: bytes, header: Header) -> tuple[NDArray[Any] | None, str | None]:
     """Decode; also return what is wrong with a JPEG whose damage the decoder has mended."""
-    buffer = np.frombuffer(data, dtype=np.uint8)
+    buffer = np.frombuffer(without_animation(data) if header.format == "png" else data, dtype=np.uint8)
     try:
         with decoder_log() as complaints:
             # Only IMREAD_UNCHANGED keeps opacity, and it leaves the orientation to us.
@@ -229,19 +202,6 @@ def scaled(image: NDArray[Any], bits: int | None) -> NDArray[Any]:
         return image
     eight = cv2.convertScaleAbs(image, alpha=255 / ((1 << bits) - 1))
     return eight.reshape(image.shape)
-
-
-def _clear_key(image: NDArray[Any], data: bytes) -> None:
-    """Make the one value white that a grey PNG declares transparent, which OpenCV overlooks."""
-    stretch = 1
-    for kind, start, size, _ in png_chunks(data):
-        if kind == b"IHDR":
-            stretch = {1: 255, 2: 85, 4: 17}.get(data[start + 8], 1)
-        elif kind == b"tRNS" and size == 2:
-            key = int.from_bytes(data[start : start + 2], "big") * stretch
-            image[image == key] = np.iinfo(image.dtype).max
-        elif kind == b"IDAT":
-            return
 
 
 def turned(image: RgbImage, orientation: int) -> RgbImage:

@@ -15,9 +15,10 @@ import cv2
 
 from asag_deploy.errors import AsagError, SourceError
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
+from asag_deploy.images.decoder_log import quiet_opencv
 from asag_deploy.images.formats import image_header
 from asag_deploy.images.frames import count_image_frames, read_frames
-from asag_deploy.images.reading import RgbImage, as_rgb, quiet_opencv, read_image
+from asag_deploy.images.reading import RgbImage, as_rgb, read_image
 from asag_deploy.images.video_containers import MJPEG_SUFFIXES, container_of, holds_pictures
 from asag_deploy.images.videos import Video
 

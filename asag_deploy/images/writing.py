@@ -12,7 +12,8 @@ from cv2.typing import MatLike
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import OutputError
-from asag_deploy.images.reading import RgbImage, quiet_opencv
+from asag_deploy.images.decoder_log import quiet_opencv
+from asag_deploy.images.reading import RgbImage
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Formats that pictures are written in."""

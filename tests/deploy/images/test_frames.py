@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +16,9 @@ from PIL import Image
 
 from asag_deploy.errors import ImageError
 from asag_deploy.images import frames as frames_module
-from asag_deploy.images.frames import count_image_frames, decode_frames, read_frames
+from asag_deploy.images.containers import PNG_SIGNATURE, png_chunk, png_chunks
+from asag_deploy.images.frames import ImageFrame, count_image_frames, decode_frames, read_frames
+from asag_deploy.images.reading import decode_image
 
 _DURATIONS = [100, 200, 300, 400]
 
@@ -79,6 +84,98 @@ def test_every_frame_is_given_as_it_is_shown(
         assert np.abs(frame.image - picture).max() <= 1
     lengths = [None] * 4 if kind == "TIFF" else [ms / 1000 for ms in _DURATIONS[: len(expected)]]
     assert [frame.seconds for frame in frames] == lengths
+
+
+@pytest.mark.parametrize(
+    ("mode", "disposal", "blending"),
+    [
+        *(("RGBA", disposal, blending) for disposal in (0, 1, 2) for blending in (0, 1)),
+        *(
+            (mode, 0, blending) for mode in ("RGB", "P") for blending in (0, 1)
+        ),  # whose background FFmpeg fills
+    ],
+)
+def test_animated_png_is_composed_as_it_says(tmp_path: Path, mode: str, disposal: int, blending: int) -> None:
+    """FFmpeg says how."""
+    rng = np.random.default_rng(3)
+    places = [(0, 0, 32, 24), (3, 5, 20, 10), (8, 0, 24, 12), (0, 9, 10, 15)]
+    pieces = [rng.integers(0, 256, (h, w, 4), dtype=np.uint8) for _, _, w, h in places]
+    palette = Image.fromarray(pieces[0], "RGBA").convert("RGB").quantize(40)
+    head, parts = b"", list[bytes]()
+    for number, (piece, (left, top, width, height)) in enumerate(zip(pieces, places, strict=True)):
+        picture = Image.fromarray(piece, "RGBA").convert("RGB" if mode == "P" else mode)
+        stream = io.BytesIO()
+        (picture.quantize(palette=palette) if mode == "P" else picture).save(stream, format="PNG")
+        still = stream.getvalue()
+        found = {kind: still[start : start + size] for kind, start, size, _ in png_chunks(still)}
+        if not parts:
+            head = png_chunk(b"IHDR", found[b"IHDR"]) + png_chunk(b"acTL", struct.pack(">II", 4, 0))
+            head += png_chunk(b"PLTE", found[b"PLTE"]) if mode == "P" else b""
+        order = max(2 * number - 1, 0)
+        control = struct.pack(">IIIIIHHBB", order, width, height, left, top, 1, 10, disposal, blending)
+        parts.append(png_chunk(b"fcTL", control))
+        data = found[b"IDAT"]
+        parts.append(
+            png_chunk(b"fdAT", struct.pack(">I", order + 1) + data) if number else png_chunk(b"IDAT", data)
+        )
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG_SIGNATURE + head + b"".join(parts) + png_chunk(b"IEND", b""))
+    with av.open(path, format="apng") as container:
+        expected = [frame.to_ndarray(format="rgba").astype(float) for frame in container.decode(video=0)]
+    frames = [frame.image for frame in read_frames(path)]
+    assert len(frames) == len(expected) == 4
+    for frame, pixels in zip(frames, expected, strict=True):
+        opacity = pixels[..., 3:] / 255
+        assert np.abs(frame - (pixels[..., :3] * opacity + 255 * (1 - opacity))).max() <= 3
+
+
+def _apng(control: bytes, compressed: bytes, *, bits: int = 8, key: bytes = b"") -> bytes:
+    """Two grey frames of 4 x 3 pixels: the first is whole, the second as given."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 3, bits, 0, 0, 0, 0)),
+        (b"acTL", struct.pack(">II", 2, 0)),
+        *([(b"tRNS", key)] if key else []),
+        (b"fcTL", struct.pack(">IIIIIHHBB", 0, 4, 3, 0, 0, 1, 10, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(3 * (1 + 4 * bits // 8)))),
+        (b"fcTL", control),
+        (b"fdAT", struct.pack(">I", 2) + compressed),
+        (b"IEND", b""),
+    ]
+    return PNG_SIGNATURE + b"".join(png_chunk(kind, content) for kind, content in chunks)
+
+
+def test_animated_png_of_16_bits_and_with_a_transparent_grey() -> None:
+    control = struct.pack(">IIIIIHHBB", 1, 2, 1, 1, 2, 1, 0, 0, 1)
+    row = zlib.compress(b"\0" + struct.pack(">HH", 0x8000, 0xFFFF))
+    first, second = decode_frames(_apng(control, row, bits=16), "a.png")
+    assert (first.seconds, second.seconds) == (0.1, 0.1)  # browsers show a hundredth as long as that
+    assert not first.image.any()
+    assert second.image[2, :, 0].tolist() == [0, 128, 255, 0]
+    grey = zlib.compress(b"\0" + bytes([7, 9]))
+    _, second = decode_frames(_apng(control, grey, key=struct.pack(">H", 7)), "a.png")
+    assert second.image[2, :, 0].tolist() == [0, 0, 9, 0]  # 7 is transparent, and lies over black
+    first, second = decode_frames(_apng(control, grey, key=struct.pack(">H", 0)), "a.png")
+    assert first.image.min() == 255
+    assert second.image[2, :, 0].tolist() == [255, 7, 9, 255]
+
+
+@pytest.mark.parametrize(
+    ("control", "compressed"),
+    [
+        (struct.pack(">IIIIIHHBB", 1, 2, 1, 3, 2, 1, 10, 0, 0), zlib.compress(bytes(3))),  # beyond the right
+        (struct.pack(">IIIIIHHBB", 1, 2**31, 2**31, 0, 0, 1, 10, 0, 0), zlib.compress(bytes(3))),
+        (struct.pack(">IIIIIHHBB", 1, 0, 1, 0, 0, 1, 10, 0, 0), zlib.compress(bytes(3))),
+        (struct.pack(">IIIIIHHBB", 1, 2, 1, 1, 2, 1, 10, 0, 0), b"no zlib"),
+        (b"too short", zlib.compress(bytes(3))),
+    ],
+)
+def test_a_damaged_frame_of_an_animated_png_is_missed(control: bytes, compressed: bytes) -> None:
+    data = _apng(control, compressed)
+    assert decode_image(data, "a.png").shape == (3, 4, 3)
+    frames = list[ImageFrame]()
+    with pytest.raises(ImageError, match=r"'a\.png' broke off after 1 of 2 frames"):
+        frames.extend(decode_frames(data, "a.png"))
+    assert len(frames) == 1
 
 
 @pytest.mark.parametrize(("kind", "how", "skipped"), _ANIMATIONS)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from asag_deploy.errors import ConfigError, ImageError
-from asag_deploy.images.reading import as_rgb, decode_image, load, quiet_opencv, read_image
+from asag_deploy.images.decoder_log import quiet_opencv
+from asag_deploy.images.reading import as_rgb, decode_image, load, read_image
 from support.image_writers import png, tiff
 
 
