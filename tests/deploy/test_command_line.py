@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -152,3 +153,30 @@ def test_the_middle_of_a_long_message_is_left_out() -> None:
 def test_names_are_printed_in_one_line(text: str, shown: str) -> None:
     assert printable(text) == shown
     shown.encode()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
+    """No file of results gets the number of one, where libraries write warnings, and nothing is mixed up."""
+    script = (
+        "import sys\n"
+        "from asag_deploy.command_line import exit_code, progress\n"
+        "def command():\n"
+        "    with open('results', 'wb') as file, progress(total=1, unit='image') as bar:\n"
+        "        assert file.fileno() > 2\n"
+        "        print('found', flush=True)\n"
+        "        bar.update()\n"
+        "        print('a note', file=sys.stderr)\n"
+        "    return 0\n"
+        "sys.exit(exit_code('tool', command))\n"
+    )
+    (tmp_path / "asag-tool").write_text(script)
+    ended = subprocess.run(
+        ["bash", "-c", f"exec '{sys.executable}' asag-tool {closed}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    found, said = "found\n" * (closed == "2>&-"), "a note\n" * (closed == ">&-")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, found, said)

@@ -14,6 +14,7 @@ import pytest
 from asag_deploy import interruption
 from asag_deploy.command_line import exit_code
 from asag_deploy.interruption import Interruption, held_back
+from support.every_program import PROGRAMS
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -46,6 +47,19 @@ def test_the_exit_code_is_that_of_the_signal_wherever_it_came(tmp_path: Path) ->
     )
     python = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     assert subprocess.run([sys.executable, "-m", "tool"], env=python).returncode == 128 + signal.SIGTERM
+
+
+ROOT = Path(__file__).parents[2]
+BY_MODULE = [("-m", PROGRAMS[name]) for name in ("asag-detect", "demo", "asag-bench")]
+
+
+@pytest.mark.parametrize("words", [*BY_MODULE, ("training/train.py",), ("benchmarks",)], ids="-".join)
+def test_a_signal_while_a_program_imports(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    packages = [tmp_path, *(ROOT / name for name in (".", "training", "export", "benchmarks"))]
+    python = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, packages))}
+    ended = subprocess.run([sys.executable, *words, "--help"], env=python, cwd=ROOT, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, b"", b"")
 
 
 def test_what_is_held_back_ends_first() -> None:

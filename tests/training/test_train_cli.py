@@ -217,7 +217,7 @@ def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_killed_run_loses_nothing(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     """With workers, in a process group of its own that gets the signal as a whole, as from a terminal.
 

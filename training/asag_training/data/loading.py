@@ -132,7 +132,8 @@ class TrainingLoader:
     """Augmented batches, epoch by epoch.
 
     `workers` processes prepare them, or this one if 0; they live until the loader is dropped, or this process
-    ends, however it ends.  Ctrl-C, which a terminal sends to them too, they leave to this process.
+    ends, however it ends.  What a terminal sends to them too, by Ctrl-C or when it is closed, they leave to
+    this process.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class TrainingLoader:
         Raises DataError at the batch that holds an image which cannot be read.
         """
         self._order.seek(number, start)
-        with _without_ctrl_c():
+        with _without_the_terminal():
             batches = iter(self._loader)
         for batch in batches:
             if isinstance(batch, DataError):
@@ -212,11 +213,12 @@ class _Collate:
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Let the processes that the body starts never see SIGINT, not even while they import; this one may."""
-    resource_tracker.ensure_running()  # which unblocks it when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _without_the_terminal() -> Iterator[None]:
+    """Let the processes that the body starts never see SIGINT or SIGHUP, not even while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # which unblocks SIGINT when it has started, and heeds none itself
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
