@@ -141,10 +141,15 @@ class Video:
         broken: str | None = None
         joints = _Joints(self._stream)
         packets = self._container.demux()
+        flushed = False
         while True:
             try:
                 packet = next(packets)
             except StopIteration:
+                break
+            except IndexError:  # at the end, where a stream has begun that was not there when it was opened
+                if not flushed:
+                    yield from self._decoded(None, clock, tally)
                 break
             except (OSError, ValueError, self._av.error.FFmpegError) as error:
                 broken = None if self._ends_so(error) else _reason(error)
@@ -157,6 +162,7 @@ class Video:
                 yield from self._decoded(None, clock, tally)
                 self._decoder.flush_buffers()
             yield from self._decoded(packet, clock, tally)
+            flushed = packet.size == 0 and packet.dts is None
         self.problem = self._verdict(tally, broken)
 
     def _decoded(self, packet: Any, clock: _Clock, tally: _Tally) -> Iterator[VideoFrame]:
