@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from asag_deploy import extras
 from asag_deploy._version import __version__
-from asag_deploy.errors import AsagError, ConfigError, first_line
+from asag_deploy.errors import AsagError, ConfigError, OutputError, first_line
 from asag_deploy.interruption import Interruption
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -80,12 +80,27 @@ def exit_code(
     """
     with Interruption() as interruption:
         try:
-            return _exit_code(program, command, codes)
+            return _exit_code(program, lambda: _uncovered(command, interruption), codes)
         except KeyboardInterrupt:
             # Where it came within an `exec` of a text, as dataclasses do, `python -m` would end by SIGINT,
             # whatever the exit code: the next one makes Python forget it.
             exec("")
             return interruption.exit_code
+
+
+def _uncovered(command: Callable[[], int], interruption: Interruption) -> int:
+    """Run a command; raise KeyboardInterrupt where a library has made another exception of it.
+
+    PyTorch does, while it traces.  What could not be written in the end remains an error.
+    """
+    try:
+        return command()
+    except OutputError:
+        raise
+    except (AsagError, ImportError):
+        if interruption.was_raised:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[AsagError], int]) -> int:

@@ -1,7 +1,7 @@
 """Formats of plain pixels, BMP and Netpbm's, as far as OpenCV reads them otherwise than they are meant.
 
-OpenCV takes the fourth byte of a BMP for opacity where no mask says so, misreads the headers of OS/2, and
-reads Netpbm's values as if the largest were always 255 or 65535.
+OpenCV takes the fourth byte of a BMP for opacity where no mask says so, misreads the headers of OS/2, loses
+its place in run lengths, and reads Netpbm's values as if the largest were always 255 or 65535.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
 from asag_deploy.images.depth import to_8_bits
-from asag_deploy.images.header import Header
+from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.opacity import blend_onto_white
 
 _CORE_HEADER = 12
 """The length of OS/2's header."""
 _PLAIN, _RLE8, _RLE4, _MASKS, _MASKS_WITH_OPACITY = 0, 1, 2, 3, 6
+_END_OF_ROW, _END, _STEP = 0, 1, 2
+"""What a pair of bytes in run lengths means that begins with 0; more is the length of a row of pixels."""
 _MASKS_OF_16_BITS = (0x7C00, 0x03E0, 0x001F, 0)
 _MASKS_OF_32_BITS = (0xFF0000, 0xFF00, 0xFF, 0)
 
@@ -47,26 +49,32 @@ class _Bmp:
     def row_bytes(self) -> int:
         return (self.width * self.bits + 31) // 32 * 4
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether its rows are run lengths."""
+        return (self.compression, self.bits) in ((_RLE8, 8), (_RLE4, 4))
+
 
 def bmp_header(data: bytes) -> Header:
-    """Read the headers, and whether all rows are there; run lengths say that themselves when decoded."""
+    """Read the headers, and whether all rows are there; run lengths tell that when they are decoded."""
     bmp = _bmp(data)
     if bmp is None:
         return Header(format="bmp", height=0, width=0, complete=False)
-    needed = bmp.pixels + bmp.row_bytes * bmp.height
-    packed = bmp.compression in (_RLE8, _RLE4)
-    complete = data[-2:] == b"\0\1" or b"\0\1" in data[bmp.pixels :] if packed else len(data) >= needed
+    needed = 0 if bmp.is_packed else bmp.row_bytes * bmp.height
+    complete = len(data) >= bmp.pixels + needed
     return Header(format="bmp", height=bmp.height, width=bmp.width, complete=complete)
 
 
 def decode_bmp(data: bytes, name: str) -> NDArray[np.uint8] | None:
-    """Decode as uint8 (H, W, 3) RGB on white; None where OpenCV is right about the file.
+    """Decode as uint8 (H, W, 3) RGB on white; None for headers that make no sense.
 
     Raises ImageError for what is no picture.
     """
     bmp = _bmp(data)
-    if bmp is None or bmp.compression in (_RLE8, _RLE4):
+    if bmp is None:
         return None
+    if bmp.is_packed:
+        return _from_runs(data, bmp, name)
     if bmp.compression not in (_PLAIN, _MASKS, _MASKS_WITH_OPACITY) or bmp.bits not in (
         1,
         2,
@@ -147,15 +155,70 @@ def _channel(values: NDArray[Any], mask: int) -> NDArray[np.uint8]:
 
 
 def _through_palette(data: bytes, rows: NDArray[np.uint8], bmp: _Bmp, name: str) -> NDArray[np.uint8]:
-    start, count, each = bmp.palette
-    if start + count * each > len(data):
-        raise ImageError(f"image '{name}' is damaged: its palette is not all there")
-    colours = np.frombuffer(data, np.uint8, count * each, start).reshape(count, each)[:, 2::-1]
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[:count] = colours
+    palette = _palette(data, bmp, name)
     single = np.unpackbits(rows, axis=1)[:, : bmp.width * bmp.bits].reshape(bmp.height, bmp.width, bmp.bits)
     indices = np.packbits(single, axis=2)[..., 0] >> (8 - bmp.bits)
     return cast("NDArray[np.uint8]", palette[indices])
+
+
+def _palette(data: bytes, bmp: _Bmp, name: str) -> NDArray[np.uint8]:
+    """Return (256, 3) RGB; colours that there are none of are black."""
+    start, count, each = bmp.palette
+    if start + count * each > len(data):
+        raise ImageError(f"image '{name}' is damaged: its palette is not all there")
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[:count] = np.frombuffer(data, np.uint8, count * each, start).reshape(count, each)[:, 2::-1]
+    return palette
+
+
+def _from_runs(data: bytes, bmp: _Bmp, name: str) -> NDArray[np.uint8]:
+    palette = _palette(data, bmp, name)
+    indices = _unpacked(data, bmp)
+    if indices is None:
+        raise ImageError(truncated(name))
+    image = np.empty((bmp.height, bmp.width, 3), dtype=np.uint8)
+    for y, row in enumerate(indices if bmp.top_down else indices[::-1]):
+        image[y] = palette[row]
+    return image
+
+
+def _unpacked(data: bytes, bmp: _Bmp) -> NDArray[np.uint8] | None:
+    """Unpack run lengths to indices (H, W), in the order of the file; None if they end early.
+
+    Pixels that they step over are 0.  Each pair of bytes is a run, or after a 0 what else there is to do.
+    """
+    indices = np.zeros((bmp.height, bmp.width), dtype=np.uint8)
+    x, y, position = 0, 0, bmp.pixels
+    while y < bmp.height:
+        if position + 2 > len(data):
+            return indices if (x, y) == (bmp.width, bmp.height - 1) else None
+        count, what = data[position], data[position + 1]
+        position += 2
+        if count:
+            run = bytes([what]) if bmp.bits == 8 else bytes([what >> 4, what & 15])
+            x = _put(indices[y], x, (run * count)[:count])
+        elif what == _END_OF_ROW:
+            x, y = 0, y + 1
+        elif what == _END:
+            break
+        elif what == _STEP:
+            right, down = (*data[position : position + 2], 0, 0)[:2]
+            x, y, position = min(x + right, bmp.width), y + down, position + 2
+        else:
+            size = (what * bmp.bits + 7) // 8
+            literal = data[position : position + size]
+            if bmp.bits == 4:
+                literal = bytes(half for byte in literal for half in (byte >> 4, byte & 15))
+            x = _put(indices[y], x, literal[:what])
+            position += size + size % 2
+    return indices
+
+
+def _put(row: NDArray[np.uint8], x: int, values: bytes) -> int:
+    """Put values into a row from `x` on, as far as it goes, and return where they end."""
+    end = min(x + len(values), len(row))
+    row[x:end] = np.frombuffer(values, dtype=np.uint8, count=end - x)
+    return end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,16 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from asag_deploy.images.header import Header, exif_orientation
+from asag_deploy.images.header import Header, exif_orientation, stated, xmp_orientation
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HARMLESS = frozenset(b"tEXt zTXt iTXt tIME iCCP pHYs gAMA cHRM sRGB sBIT bKGD hIST sPLT cICP".split())
 """Parts of a PNG that the pixels do not depend on."""
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers that begin a frame and say its size; those between define tables."""
+_XMP_HEADING = b"http://ns.adobe.com/xap/1.0/\0"
+_LONGEST_TEXT = 1 << 20
+"""Bytes that are unpacked of a text in a PNG at most."""
 _BOXES_OF_BOXES = frozenset({b"meta", b"iprp", b"ipco", b"moov", b"trak", b"mdia", b"minf", b"stbl", b"jp2h"})
 
 
@@ -27,7 +30,9 @@ def jpeg_header(data: Any) -> Header:
     scan itself the two bytes can mean nothing else.
     """
     height = width = 0
-    orientation, complete, damage = 1, False, None
+    exif: int | None = None
+    xmp: int | None = None
+    complete, damage = False, None
     position = 2
     while position + 4 <= len(data):
         marker = data[position + 1]
@@ -50,18 +55,27 @@ def jpeg_header(data: Any) -> Header:
         segment = data[position + 4 : position + 2 + length]
         if marker in _JPEG_FRAMES and len(segment) >= 5:
             height, width = struct.unpack_from(">HH", segment, 1)
-        elif marker == 0xE1 and segment[:6] == b"Exif\0\0" and orientation == 1:
-            orientation = exif_orientation(segment)
+        elif marker == 0xE1 and segment.startswith(b"Exif\0\0") and exif is None:
+            exif = exif_orientation(segment)
+        elif marker == 0xE1 and segment.startswith(_XMP_HEADING) and xmp is None:
+            xmp = xmp_orientation(segment)
         position += 2 + length
     return Header(
-        format="jpeg", height=height, width=width, orientation=orientation, complete=complete, damage=damage
+        format="jpeg",
+        height=height,
+        width=width,
+        orientation=stated(exif, xmp),
+        complete=complete,
+        damage=damage,
     )
 
 
 def png_header(data: Any) -> Header:
     """Walk through the chunks."""
     height = width = drawn = 0
-    orientation, declared, complete = 1, 1, False
+    declared, complete = 1, False
+    exif: int | None = None
+    in_text: int | None = None
     frame_open = False
     for kind, start, size, whole in png_chunks(data):
         if not whole:
@@ -69,7 +83,9 @@ def png_header(data: Any) -> Header:
         if kind == b"IHDR" and size >= 8:
             width, height = struct.unpack_from(">II", data, start)
         elif kind == b"eXIf":
-            orientation = exif_orientation(data[start : start + size])
+            exif = exif_orientation(data[start : start + size])
+        elif kind in _TEXTS and in_text is None:
+            in_text = _orientation_in_text(kind, data[start : start + size])
         elif kind == b"acTL" and size >= 4:
             declared = max(1, struct.unpack_from(">I", data, start)[0])
         elif kind == b"fcTL":
@@ -82,11 +98,39 @@ def png_header(data: Any) -> Header:
         format="png",
         height=height,
         width=width,
-        orientation=orientation,
+        orientation=stated(exif, in_text),
         frames=declared,
         whole_frames=whole_frames,
         complete=complete,
     )
+
+
+_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
+
+
+def _orientation_in_text(kind: bytes, content: bytes) -> int | None:
+    """Return the orientation in XMP, or in EXIF that older programs write as hexadecimal text; else None."""
+    keyword, _, rest = content.partition(b"\0")
+    if keyword not in (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1"):
+        return None
+    is_packed = kind == b"zTXt"
+    if kind == b"iTXt":  # flag and method of compression, language, translated keyword
+        is_packed, rest = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]
+    elif is_packed:
+        rest = rest[1:]
+    if is_packed:
+        try:
+            rest = zlib.decompressobj().decompress(rest, _LONGEST_TEXT)
+        except zlib.error:
+            return None
+    if keyword.startswith(b"XML"):
+        return xmp_orientation(rest)
+    digits = b"".join(rest.split()[2:])  # after its name and length
+    try:
+        profile = bytes.fromhex(digits.decode("ascii"))
+    except ValueError:
+        return None
+    return xmp_orientation(profile) if profile.startswith(_XMP_HEADING) else exif_orientation(profile)
 
 
 def png_damage(data: bytes) -> str | None:
@@ -179,10 +223,11 @@ def _after_blocks(data: Any, position: int) -> int:
 def webp_header(data: Any) -> Header:
     """Walk through the chunks of the RIFF container."""
     height = width = frames = whole_frames = 0
-    orientation = 1
+    exif: int | None = None
+    xmp: int | None = None
     complete = len(data) >= 12 and struct.unpack_from("<I", data, 4)[0] + 8 <= len(data)
     for kind, start, size, whole in _riff_chunks(data):
-        content = data[start : start + min(size, 4096 if kind != b"EXIF" else size)]
+        content = data[start : start + min(size, size if kind in (b"EXIF", b"XMP ") else 4096)]
         if kind == b"VP8X" and len(content) >= 10:
             width, height = (1 + int.from_bytes(content[i : i + 3], "little") for i in (4, 7))
         elif kind == b"VP8 " and not width and len(content) >= 10:
@@ -193,12 +238,14 @@ def webp_header(data: Any) -> Header:
         elif kind == b"ANMF":
             frames, whole_frames = frames + 1, whole_frames + whole
         elif kind == b"EXIF":
-            orientation = exif_orientation(content)
+            exif = exif_orientation(content)
+        elif kind == b"XMP ":
+            xmp = xmp_orientation(content)
     return Header(
         format="webp",
         height=height,
         width=width,
-        orientation=orientation,
+        orientation=stated(exif, xmp),
         frames=max(frames if complete else whole_frames, 1),
         whole_frames=whole_frames if frames else int(complete),
         complete=complete,

@@ -19,7 +19,7 @@ from asag_deploy.images.apng import apng_frames
 from asag_deploy.images.containers import gif_whole_part, webp_whole_part
 from asag_deploy.images.decoder_log import decoder_log, quiet_opencv
 from asag_deploy.images.formats import image_header
-from asag_deploy.images.header import Header
+from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.reading import (
     MAX_PIXELS,
     RgbImage,
@@ -28,7 +28,6 @@ from asag_deploy.images.reading import (
     decode_image,
     read_bytes,
     scaled,
-    truncated,
     turned,
 )
 from asag_deploy.images.tiff import decode_page, tiff_pages

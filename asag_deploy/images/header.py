@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,14 +33,19 @@ class Header:
     """What is wrong with it otherwise, as far as can be told without decoding."""
 
 
-def exif_orientation(exif: bytes) -> int:
-    """Return the orientation (1 to 8) that EXIF data states in its first directory; 1 if it states none.
+def truncated(name: str) -> str:
+    """Say that the end of a file is missing."""
+    return f"image '{name}' is truncated: its end is missing, so copy or download it again"
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation (1 to 8) that EXIF data states in its first directory; None if it states none.
 
     exif: from its byte order mark (`II` or `MM`) on; a heading `Exif` before it is stepped over.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     if exif[:2] not in (b"II", b"MM"):
-        return 1
+        return None
     order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
 
     def number(offset: int, size: int) -> int:
@@ -51,4 +57,18 @@ def exif_orientation(exif: bytes) -> int:
             # A LONG instead of the SHORT that the standard asks for is what some programs write.
             value = number(entry + 8, {1: 1, 4: 4}.get(number(entry + 2, 2), 2))
             return value if 1 <= value <= 8 else 1
-    return 1
+    return None
+
+
+def xmp_orientation(xmp: bytes) -> int | None:
+    """Return the orientation (1 to 8) that an XMP packet states as an attribute or element; None for none."""
+    found = _IN_XMP.search(xmp)
+    return int(found[1]) if found is not None else None
+
+
+_IN_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\s*["'<]""")
+
+
+def stated(exif: int | None, xmp: int | None) -> int:
+    """Return the orientation that counts: that of EXIF where it states one, as viewers and Pillow hold it."""
+    return exif if exif is not None else xmp or 1

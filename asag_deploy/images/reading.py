@@ -16,7 +16,7 @@ from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
 from asag_deploy.images.containers import png_damage
 from asag_deploy.images.decoder_log import decoder_log, jpeg_damage, quiet_opencv
 from asag_deploy.images.formats import image_header, unread_format
-from asag_deploy.images.header import Header
+from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.jpeg2000 import said_to_be_rgb
 from asag_deploy.images.opacity import blend_onto_white
 from asag_deploy.images.tiff import decode_page, tiff_pages
@@ -135,11 +135,6 @@ def read_bytes(file: Path) -> bytes:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def truncated(name: str) -> str:
-    """Say that the end of a file is missing."""
-    return f"image '{name}' is truncated: its end is missing, so copy or download it again"
 
 
 def _no_image(data: bytes, name: str) -> str:

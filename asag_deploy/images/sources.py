@@ -19,7 +19,7 @@ from asag_deploy.images.decoder_log import quiet_opencv
 from asag_deploy.images.formats import image_header
 from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, read_image
-from asag_deploy.images.video_containers import container_of, holds_pictures
+from asag_deploy.images.video_containers import MJPEG_SUFFIXES, container_of, holds_pictures
 from asag_deploy.images.videos import Video
 
 
@@ -44,6 +44,9 @@ _SHARED_SUFFIXES = _suffixes(
     "264 265 amv avc bik dat dv h265 m2t mod mts ogg ogx smk tod tp trp ts vid video"
 )
 """Suffixes of videos and of other things (TypeScript, music, data): in a folder the content decides."""
+
+_PLAYLISTS = _suffixes("m3u8")
+"""Lists of videos, which are one together; in a folder the videos themselves lie beside them."""
 
 _MAY_HAVE_SEVERAL = _suffixes("apng avif avifs gif png tif tiff webp")
 Kind = Literal["image", "animation", "pages", "video", "camera"]
@@ -248,7 +251,7 @@ def _is_known(path: Path) -> bool:
 def _file(path: Path) -> Source:
     """Take a file for what it holds, whatever it is called; what holds neither, for what it is called."""
     suffix = _suffix(path)
-    is_video = suffix in VIDEO_SUFFIXES or (suffix in _SHARED_SUFFIXES and path.is_fifo())
+    is_video = suffix in VIDEO_SUFFIXES | _PLAYLISTS or (suffix in _SHARED_SUFFIXES and path.is_fifo())
     if path.is_file():
         is_video = container_of(path) is not None or (is_video and not _holds_image(path))
     return Source(name=str(path), kind="video" if is_video else "image")
@@ -256,7 +259,7 @@ def _file(path: Path) -> Source:
 
 def _holds_image(path: Path) -> bool:
     """Tell whether a file with a video's suffix is an image; a row of JPEG images is a video."""
-    return _suffix(path) not in (".mjpeg", ".mjpg") and _begins_as_image(path)
+    return _suffix(path) not in MJPEG_SUFFIXES and _begins_as_image(path)
 
 
 def _begins_as_image(path: Path) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
 from asag_deploy.images.depth import to_8_bits
-from asag_deploy.images.header import ORIENTATION_TAG, Header
+from asag_deploy.images.header import ORIENTATION_TAG, Header, xmp_orientation
 from asag_deploy.images.opacity import blend_onto_white
 from asag_deploy.images.tiff_pieces import (
     DEFLATE,
@@ -47,7 +47,7 @@ _WHOLE_NUMBERS = {1: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u
 )
 (_OFFSETS, _SAMPLES, _ROWS, _SIZES, _PLANES, _PREDICTOR) = (273, 277, 278, 279, 284, 317)
 (_COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES) = (320, 322, 323, 324, 325)
-(_SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _JPEG_TABLES, _DNG) = (330, 332, 338, 339, 347, 50706)
+(_SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _JPEG_TABLES, _XMP, _DNG) = (330, 332, 338, 339, 347, 700, 50706)
 
 _NONE = 1
 _BYTEWISE = (_NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS)
@@ -62,7 +62,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2
 _KNOWN = frozenset(
     (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _OFFSETS, _SAMPLES, _ROWS,
      _SIZES, _PLANES, _PREDICTOR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES,
-     _SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _JPEG_TABLES, _DNG, ORIENTATION_TAG)
+     _SUBDIRECTORIES, _INKS, _EXTRA, _KIND, _JPEG_TABLES, _XMP, _DNG, ORIENTATION_TAG)
 )  # fmt: skip
 
 
@@ -96,7 +96,9 @@ class Page:
 
     @property
     def orientation(self) -> int:
-        """As in EXIF, 1 to 8."""
+        """As in EXIF, 1 to 8; that of XMP where the directory states none."""
+        if ORIENTATION_TAG not in self.tags and _XMP in self.tags:
+            return xmp_orientation(self.tags[_XMP].tobytes()) or 1
         value = self.tag(ORIENTATION_TAG, 1)
         return value if 1 <= value <= 8 else 1
 
@@ -216,6 +218,13 @@ def _refuse_strange(page: Page, name: str) -> None:
     if kind != 1 or bits > 16:
         said = {2: "int", 3: "float", 5: "complex int", 6: "complex float"}.get(kind, "uint")
         raise ImageError(f"image '{name}' holds {said}{bits} values; convert it to 8 or 16 bits a channel")
+    has_opacity = photometric in (_WHITE_IS_ZERO, _GREY) and page.tag(_SAMPLES, 1) > 1
+    if compression in _OF_LIBTIFF and (has_opacity or photometric in (_CIELAB, _ICCLAB)):
+        said = "grey with opacity" if has_opacity else "Lab colours"
+        raise ImageError(
+            f"image '{name}' is a TIFF of {said} compressed with {_OF_LIBTIFF[compression]}, which OpenCV "
+            "reads as something else: save it with LZW or Deflate"
+        )
     if photometric not in _COLOUR_SAMPLES and photometric != _YCBCR:
         raise ImageError(
             f"image '{name}' is a TIFF in colours of an unusual kind (photometric interpretation "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from struct import unpack_from
@@ -44,6 +45,10 @@ _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 _MXF_KEY = bytes.fromhex("060E2B34")
 _TS_SIZES = (188, 192, 204)
 _HEAD = 4096
+_JPEG = b"\xff\xd8\xff"
+_PARTS_OF_JPEG = rb"(\r?\n)?--.{0,500}image/jpeg"
+"""What a camera sends to browsers, kept as it came: images between lines of a form."""
+MJPEG_SUFFIXES = (".mjpeg", ".mjpg")
 
 
 def container_of(file: Path) -> Container | None:
@@ -90,7 +95,7 @@ def condition(file: Path) -> Condition:
     with file.open("rb") as opened:
         if not (head := opened.read(_HEAD)):
             return "whole"
-        is_mjpeg = head.startswith(b"\xff\xd8\xff")
+        is_mjpeg = head.startswith(_JPEG) or re.match(_PARTS_OF_JPEG, head, re.DOTALL) is not None
         check = _mjpeg_condition if is_mjpeg else _CHECKS.get(container_of_bytes(head) or "other")
         if check is None:
             return "whole"
@@ -99,6 +104,14 @@ def condition(file: Path) -> Condition:
                 return check(data)
             except (struct.error, IndexError, OverflowError):  # a header that ends early, or makes no sense
                 return "cut"
+
+
+def is_row_of_jpegs(file: Path) -> bool:
+    """Tell by name and first bytes whether a file is a video of JPEG images one behind the other."""
+    if file.suffix.lower() not in MJPEG_SUFFIXES:
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(_JPEG)) == _JPEG
 
 
 def whole_mp4(file: Path) -> int:
@@ -151,13 +164,23 @@ def _boxes(data: Bytes) -> list[tuple[bytes, int]]:
     return found
 
 
+_PARTS_OF_MP4 = frozenset(
+    b"ftyp styp moov moof mdat free skip wide pnot udta uuid meta mfra sidx ssix prft emsg".split()
+)
+
+
 def _mp4_condition(data: Bytes) -> Condition:
     boxes = _boxes(data)
     if not boxes:
         return "whole"
-    end = boxes[-1][1]
-    fragment = boxes[-1][0] == b"moof"  # its pictures come next
-    return _cut_if(end > len(data) or fragment or (0 < len(data) - end < 8 and any(data[end : len(data)])))
+    kinds = {kind for kind, end in boxes if end <= len(data)}
+    last, end = boxes[-1]
+    if {b"moov", b"mdat"} <= kinds and last not in _PARTS_OF_MP4:
+        return "whole"  # what comes behind is another program's
+    fragment = last == b"moof"  # its pictures come next
+    # A box begins with its length, of which the first byte is 0.
+    begins_another = 0 < len(data) - end < 8 and data[end] == 0 and any(data[end : len(data)])
+    return _cut_if(end > len(data) or fragment or begins_another)
 
 
 def _ebml_number(data: Bytes, position: int, keep_marker: bool) -> tuple[int | None, int]:
@@ -258,14 +281,37 @@ def _is_name(letters: bytes) -> bool:
     return all(0x20 <= letter < 0x7F for letter in letters)
 
 
+_FLV_TAGS = (8, 9, 15, 18)
+
+
 def _flv_condition(data: Bytes) -> Condition:
     """Go from tag to tag; behind each stands how long it was."""
     position = int.from_bytes(data[5:9], "big") + 4
     while position + 11 <= len(data):
-        if data[position] & 0x1F not in (8, 9, 15, 18):
-            return "damaged" if any(data[position : position + _HEAD]) else "whole"
+        if data[position] & 0x1F not in _FLV_TAGS:
+            if position >= _flv_length(data):
+                return "damaged" if _has_flv_tag(data, position) else "whole"
+            return "damaged" if any(data[position : position + _HEAD]) else "cut"
         position += 11 + int.from_bytes(data[position + 1 : position + 4], "big") + 4
-    return _cut_if(len(data) < position - 4 or 0 < len(data) - position < 11)
+    begins_another = position < len(data) and data[position] & 0x1F in _FLV_TAGS
+    return _cut_if(len(data) < position - 4 or begins_another)
+
+
+def _flv_length(data: Bytes) -> int:
+    """Return how many bytes a file says it has; 0 if it says nothing."""
+    said = re.search(rb"\x00\x08filesize\x00(.{8})", data[: 1 << 16], re.DOTALL)
+    length: float = unpack_from(">d", said[1])[0] if said else 0.0
+    return int(length) if 0 < length < 2**63 else 0
+
+
+def _has_flv_tag(data: Bytes, position: int) -> bool:
+    """Tell whether another whole tag comes behind this place."""
+    for match in re.finditer(rb"[\x08\x09\x0f\x12].{7}\x00\x00\x00", data[position:], re.DOTALL):
+        start = position + match.start()
+        length = 11 + int.from_bytes(data[start + 1 : start + 4], "big")
+        if data[start + length : start + length + 4] == length.to_bytes(4, "big"):
+            return True
+    return False
 
 
 def _ts_layout(head: Bytes) -> tuple[int, int] | None:
@@ -315,8 +361,9 @@ def _mpegps_condition(data: Bytes) -> Condition:
             position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
         else:
             return "whole"
-    rest = data[position:] if position <= len(data) else None
-    return _cut_if(rest is None or (rest != b"\x00\x00\x01\xb9" and any(rest)))
+    rest = data[position:]
+    begins_another = len(rest) in (1, 2, 3, 5) or rest != b"\x00\x00\x01\xb9"
+    return _cut_if(position > len(data) or (begins_another and any(rest) and not any(rest[:2])))
 
 
 def _asf_condition(data: Bytes) -> Condition:
@@ -334,6 +381,10 @@ def _asf_condition(data: Bytes) -> Condition:
         return "cut"
     (packets,) = unpack_from("<Q", data, header_size + 40)
     (packet_size,) = unpack_from("<I", data, place + 92)
+    if packets > 0 and packet_size > 0 and data[header_size + 50] & 0x80:
+        starts = data[header_size + 50 :: packet_size][:packets]
+        if min(starts.rstrip(b"\x00"), default=0x80) < 0x80:
+            return "damaged"
     last = header_size + 50 + max(packets - 1, 0) * packet_size
     return _cut_if(packets > 0 and not any(data[last : last + packet_size]))
 
@@ -343,7 +394,8 @@ def _ogg_condition(data: Bytes) -> Condition:
     position, next_page = 0, dict[bytes, int]()
     while position < len(data):
         if data[position : position + 4] != b"OggS"[: len(data) - position]:
-            return "damaged" if any(data[position : position + _HEAD]) else "whole"
+            # Where every stream has ended, it is another program's.
+            return "damaged" if next_page and any(data[position : position + _HEAD]) else "whole"
         if position + 27 > len(data):
             return "cut"
         flags, serial = data[position + 5], data[position + 14 : position + 18]
@@ -354,8 +406,20 @@ def _ogg_condition(data: Bytes) -> Condition:
         if flags & 4:
             del next_page[serial]
         lengths = data[position + 27 : position + 27 + data[position + 26]]
-        position += 27 + data[position + 26] + sum(lengths)
+        start, position = position, position + 27 + data[position + 26] + sum(lengths)
+        if position <= len(data) and _ogg_sum(data[start:position]) != data[start + 22 : start + 26]:
+            return "damaged"
     return _cut_if(position > len(data) or bool(next_page))
+
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_sum(page: bytes) -> bytes:
+    """Return the check sum of a page, which is zlib's of mirrored bits, from 0 on."""
+    mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
+    value = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return value.to_bytes(4, "big").translate(_MIRRORED)
 
 
 def _mxf_condition(data: Bytes) -> Condition:
@@ -370,7 +434,7 @@ def _mxf_condition(data: Bytes) -> Condition:
             length = int.from_bytes(data[position : position + digits], "big")
             position += digits
         position += length
-    return _cut_if(position > len(data) or any(data[position:]))
+    return _cut_if(position > len(data) or data[position : position + 2] == _MXF_KEY[:2])
 
 
 def _y4m_condition(data: Bytes) -> Condition:
@@ -414,9 +478,11 @@ def _y4m_frame(width: int, height: int, colours: str) -> int | None:
 
 def _ivf_condition(data: Bytes) -> Condition:
     position = unpack_from("<H", data, 6)[0] if len(data) >= 32 else 32
-    while position + 12 <= len(data):
+    left = unpack_from("<I", data, 24)[0] or -1  # some programs leave the number of frames open
+    while position + 12 <= len(data) and left:
         position += 12 + unpack_from("<I", data, position)[0]
-    return _cut_if(position != len(data))
+        left -= 1
+    return _cut_if(position > len(data) or (position != len(data) and left != 0))
 
 
 def _dv_condition(data: Bytes) -> Condition:
@@ -426,8 +492,7 @@ def _dv_condition(data: Bytes) -> Condition:
 
 def _mjpeg_condition(data: Bytes) -> Condition:
     """Tell whether the last of a row of JPEG images lacks its end marker."""
-    tail = data[max(0, len(data) - _HEAD) :].rstrip(b"\x00\r\n")
-    return _cut_if(not tail.endswith(b"\xff\xd9"))
+    return _cut_if(data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xd8\xff"))
 
 
 _CHECKS: dict[Container, Callable[[Bytes], Condition]] = {

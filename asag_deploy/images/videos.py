@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images.reading import RgbImage, as_rgb
-from asag_deploy.images.video_containers import Condition, condition, container_of
+from asag_deploy.images.video_containers import Condition, condition, container_of, is_row_of_jpegs
 
 if TYPE_CHECKING:
     import av
@@ -43,6 +43,8 @@ _WITH_OPACITY = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders of opacity, for codecs whose usual ones overlook it."""
 _ONE_BY_ONE = frozenset({"vp9", "av1"})
 """Codecs of which every packet gives a frame."""
+_MAY_END_WITH_NOTHING = frozenset({"mpeg4", "vp8", "theora"})
+"""Codecs whose last packet may say no more than that nothing has changed."""
 _HIGH_DEFINITION = 720
 """Lines from which on colours that say nothing are BT.709's; players do so."""
 _MICROSECONDS = 1_000_000
@@ -50,6 +52,8 @@ _HIGHEST_RATE = 480
 """Frames a second; more is the clock of a file whose frames come as they like."""
 _COUNT_FROM_ZERO = frozenset({"flv", "nut"})
 """Formats whose length counts from their clock's zero, not from their first frame."""
+_STAMPED_IN_ORDER = frozenset({"avi", "asf", "mxf"})
+"""Formats that stamp packets in the order of decoding, or say no more than their place in an even row."""
 _TOLD_LENGTH = frozenset({"flv", "nut", "rm", "wtv", "gxf"})
 """Formats of files that tell a length, while their parts do not tell whether all are there."""
 
@@ -128,14 +132,24 @@ class Video:
         """Yield the frames in the order they are shown in."""
         clock = _Clock(self._container, self._stream)
         codec = self._stream.codec_context.codec.canonical_name
-        tally = _Tally(lenient=self._format() in _STARTS_ANYWHERE, one_by_one=codec in _ONE_BY_ONE)
+        lenient = self._format() in _STARTS_ANYWHERE
+        tally = _Tally(
+            lenient=lenient,
+            one_by_one=codec in _ONE_BY_ONE,
+            ends_with_last=not lenient and codec not in _MAY_END_WITH_NOTHING,
+        )
         broken: str | None = None
         joints = _Joints(self._stream)
         packets = self._container.demux()
+        flushed = False
         while True:
             try:
                 packet = next(packets)
             except StopIteration:
+                break
+            except IndexError:  # at the end, where a stream has begun that was not there when it was opened
+                if not flushed:
+                    yield from self._decoded(None, clock, tally)
                 break
             except (OSError, ValueError, self._av.error.FFmpegError) as error:
                 broken = None if self._ends_so(error) else _reason(error)
@@ -148,6 +162,7 @@ class Video:
                 yield from self._decoded(None, clock, tally)
                 self._decoder.flush_buffers()
             yield from self._decoded(packet, clock, tally)
+            flushed = packet.size == 0 and packet.dts is None
         self.problem = self._verdict(tally, broken)
 
     def _decoded(self, packet: Any, clock: _Clock, tally: _Tally) -> Iterator[VideoFrame]:
@@ -173,8 +188,11 @@ class Video:
     def _open(self) -> InputContainer:
         av = self._av
         if isinstance(self._address, Path):
+            # libavformat takes a row of JPEG images for a single one.
+            kind = "mjpeg" if self._address.is_file() and is_row_of_jpegs(self._address) else None
             # The prefix keeps a name such as `concat:a` or `-` from meaning something else.
-            return cast("InputContainer", av.open(f"file:{self._address}", metadata_errors="replace"))
+            opened = av.open(f"file:{self._address}", format=kind, metadata_errors="replace")
+            return cast("InputContainer", opened)
         options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
         opened = av.open(
             self._address, options=options, timeout=(_OPEN_S, _READ_S), metadata_errors="replace"
@@ -228,7 +246,12 @@ class Video:
         return max(duration / _MICROSECONDS - skipped, 0.0)
 
     def _ends_so(self, error: Exception) -> bool:
-        """Tell whether a server that does not say how long a file is has just ended it."""
+        """Tell whether a server that does not say how long a file is has just ended it.
+
+        Of images between the lines of a form, too, only their last one tells.
+        """
+        if self._format() == "mpjpeg" and not self._live:
+            return isinstance(error, self._av.error.InvalidDataError)
         return getattr(error, "errno", None) == errno.EIO and not self._live and self._container.size <= 0
 
     def _verdict(self, tally: _Tally, broken: str | None) -> str | None:
@@ -341,16 +364,17 @@ class _Clock:
         self._start = _start(container, stream)
         self._base = stream.time_base
         self._may_jump = bool(container.format.flags & 0x0200)  # AVFMT_TS_DISCONT
-        # AVI stores no stamps, only which place of an even row each packet has, in the order of decoding.
-        self._has_places = container.format.name == "avi"
+        self._has_places = container.format.name in _STAMPED_IN_ORDER
+        self._by_dts = container.format.name != "mxf"  # which has both for MPEG-2
         self._places: list[float] = []
         self._last: float | None = None
         self._shift = 0.0
 
     def expect(self, packet: Any) -> None:
         """Note the time of a packet whose frame comes later."""
-        if self._has_places and packet.size and packet.dts is not None:
-            heappush(self._places, float(packet.dts * packet.time_base))
+        stamp = packet.dts if packet.pts is None or self._by_dts else packet.pts
+        if self._has_places and packet.size and stamp is not None:
+            heappush(self._places, float(stamp * packet.time_base))
 
     def forget(self) -> None:
         """Take note that a packet gives no frame."""
@@ -395,10 +419,14 @@ def _start(container: InputContainer, stream: VideoStream) -> float | None:
 class _Tally:
     """Counts what came and what was bad of it."""
 
-    def __init__(self, *, lenient: bool, one_by_one: bool) -> None:
+    def __init__(self, *, lenient: bool, one_by_one: bool, ends_with_last: bool) -> None:
         self.frames = 0
         self._packets = 0
         self._one_by_one = one_by_one
+        self._ends_with_last = ends_with_last
+        self._waiting: list[int] = []
+        """Stamps of packets that no frame has come of yet.
+        Of the last ones, which a decoder with threads holds, PyAV does not say that they are damaged."""
         self.end: float | None = None
         """Seconds at which the last packet of any stream ends."""
         self.last_is_cut = False
@@ -411,7 +439,7 @@ class _Tally:
     @property
     def damaged(self) -> int:
         swallowed = max(self._packets - self.frames, 0) if self._one_by_one else 0
-        return max(self._bad_packets, self._bad_frames, swallowed)
+        return max(self._bad_packets, self._bad_frames, swallowed, len(self._waiting))
 
     @property
     def typical_gap(self) -> float:
@@ -436,6 +464,8 @@ class _Tally:
         if packet is not None and packet.size:
             self.last_is_cut = packet.is_corrupt
             self._packets += not packet.is_discard
+            if self._ends_with_last and packet.pts is not None and not packet.is_discard:
+                heappush(self._waiting, packet.pts)
         if bad and self._begun:
             self._bad_packets += 1
 
@@ -446,6 +476,8 @@ class _Tally:
 
     def note_frame(self, frame: Any, time: float) -> None:
         self.frames += 1
+        while self._waiting and (frame.pts is None or self._waiting[0] <= frame.pts):
+            heappop(self._waiting)
         self.last_is_damaged = frame.is_corrupt
         if not frame.is_corrupt:
             self._begun = True

@@ -73,9 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcomes[name] = Outcome()
             _kill_again_and_again(JOBS[name], place, outcomes[name], options)
             _write_report(options, outcomes, time.monotonic() - begin)
-    for name, outcome in outcomes.items():
-        for problem in outcome.problems:
-            print(f"{name}: {problem}", file=sys.stderr)
     print(f"report: {options.report}")
     return 1 if any(outcome.problems for outcome in outcomes.values()) else 0
 
@@ -99,7 +96,9 @@ def _kill_again_and_again(job: Job, place: Place, outcome: Outcome, options: arg
     begin = shown = time.monotonic()
     _run_to_the_end(job, place, outcome)
     outcome.length_s = time.monotonic() - begin
+    told = 0
     while outcome.moments < options.moments and not outcome.problems[_MOST_PROBLEMS:]:
+        told = _tell_from(told, job, outcome)
         if time.monotonic() - begin > options.seconds:
             break
         number = SIGNALS[outcome.moments % len(SIGNALS)]
@@ -114,6 +113,14 @@ def _kill_again_and_again(job: Job, place: Place, outcome: Outcome, options: arg
                 f"{dict(outcome.exit_codes)}, {len(outcome.problems)} problems",
                 flush=True,
             )
+    _tell_from(told, job, outcome)
+
+
+def _tell_from(told: int, job: Job, outcome: Outcome) -> int:
+    """Print the problems but for the first `told`; return how many there are."""
+    for problem in outcome.problems[told:]:
+        print(f"{job.name}: {problem}", file=sys.stderr, flush=True)
+    return len(outcome.problems)
 
 
 def _one_moment(job: Job, place: Place, outcome: Outcome, number: signal.Signals, after_s: float) -> None:

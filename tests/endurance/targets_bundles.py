@@ -54,7 +54,11 @@ def open_manifests(folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def open_graphs(folder: Path) -> Iterator[Target]:
-    """`BACKEND/STAGE`, and on the next line a graph, whose checksum is made right."""
+    """`BACKEND/STAGE`, and on the next line a graph, whose checksum is made right.
+
+    OpenVINO only loads it: it does not check what a graph computes while it runs, and one that splits along
+    another axis, say, writes beyond its memory.
+    """
     bundle = make_bundle(folder / "bundle")
     for backend in _BACKENDS:  # undamaged it has to work
         use(bundle.path, backend)
@@ -65,7 +69,10 @@ def open_graphs(folder: Path) -> Iterator[Target]:
             for other, content in originals.items():
                 bundle.graph_path(other).write_bytes(content)
             put_graph(bundle, name, data)
-            use(bundle.path, backend)
+            if backend == "openvino":
+                Detector.load(bundle.path, backend=backend, threads=1).close()
+            else:
+                use(bundle.path, backend)
 
         return damaged_messages([onnx.load_from_string(originals[name])]), run
 

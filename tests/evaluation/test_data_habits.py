@@ -77,6 +77,15 @@ def test_numbers_as_text_and_with_a_point_are_numbers(tmp_path: Path) -> None:
     assert "6 numbers as text" in dataset.counts.describe()
 
 
+@pytest.mark.parametrize("said", ["[5, 6.5, 10, 20]", "5,6.5,10,20", "(5.0, 6.5, 10.0, 20.0)"])
+def test_a_box_written_as_one_text_is_read(tmp_path: Path, said: str) -> None:
+    """As tables with a column of boxes become JSON."""
+    dataset = _open(tmp_path, annotations=[{**box(1, [0, 0, 1, 1]), "bbox": said}])
+    assert (dataset[0].boxes.tolist(), dataset.counts.numbers_as_text) == ([[5, 6.5, 15, 26.5]], 1)
+    with pytest.raises(DataError, match="annotation 17 has the box '5,6,10'"):
+        _open(tmp_path, annotations=[{**box(1, [0, 0, 1, 1], id=17), "bbox": "5,6,10"}])
+
+
 def test_boxes_that_are_missing_are_drawn_around_outlines(tmp_path: Path) -> None:
     runs = {"size": [40, 60], "counts": [40 * 7 + 5, 10, 30, 10, 40 * 51 - 15]}
     dataset = _open(
@@ -154,6 +163,14 @@ def test_what_stands_in_the_file_twice_is_taken_once_or_refused(tmp_path: Path) 
         _open(tmp_path, images=[image, {**image, "id": 2, "file_name": ".\\1.png"}])
 
 
+def test_a_list_that_stands_in_the_file_twice_is_refused(tmp_path: Path) -> None:
+    """Of which readers of JSON keep the last in silence."""
+    file = _file(tmp_path)
+    file.write_text(f'{file.read_text().rstrip()[:-1]}, "annotations": []}}')
+    with pytest.raises(DataError, match="has two lists of annotations, of which only one would count"):
+        CocoDataset.open(tmp_path)
+
+
 def test_a_heading_that_is_listed_as_a_class_is_none(tmp_path: Path) -> None:
     classes = [
         {"id": 0, "name": "cells", "supercategory": "none"},
@@ -175,6 +192,9 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
     file = _file(tmp_path, categories=[{"id": 3, "name": "B\u00e4lle"}])
     file.write_text(file.read_text(), encoding=encoding)
     assert CocoDataset.open(tmp_path).categories[0].name == "B\u00e4lle"
+    file.write_bytes(b'{"images": [], "categories": [{"id": 1, "name": "B\xe4lle"}]}')
+    with pytest.raises(DataError, match=r"is not written in UTF-8 .*: save it in that encoding"):
+        CocoDataset.open(tmp_path)
 
 
 @pytest.mark.parametrize(

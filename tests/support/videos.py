@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 TICK = Fraction(1, 1000)
 _FORMATS = {
-    "m2ts": "mpegts", "m4v": "mp4", "mkv": "matroska", "mpg": "mpeg", "mts": "mpegts", "ogv": "ogg",
-    "ts": "mpegts", "wmv": "asf", "y4m": "yuv4mpegpipe",
+    "m2ts": "mpegts", "m3u8": "hls", "m4v": "mp4", "mkv": "matroska", "mpg": "mpeg", "mts": "mpegts",
+    "ogv": "ogg", "ts": "mpegts", "wmv": "asf", "y4m": "yuv4mpegpipe",
 }  # fmt: skip
 """What libavformat calls the containers of these suffixes; others are called alike."""
 _COLOURS = {"mjpeg": "yuvj420p", "prores": "yuv422p10le", "qtrle": "rgb24"}

@@ -169,6 +169,8 @@ def test_lab_is_converted_with_the_white_of_paper() -> None:
         (lambda: tiff(RGB.astype(np.int16), 2, tags={339: [2] * 3}), "holds int16 values"),
         (lambda: tiff(RGB.astype(np.uint32), 2), "holds uint32 values"),
         (lambda: tiff(RGB, 2, tags={259: [50000]}), "compressed with Zstandard"),
+        (lambda: tiff(GREY_OPACITY, 1, tags={259: [7], **_UNASSOCIATED}), "grey with opacity .* JPEG"),
+        (lambda: tiff(RGB, 8, tags={259: [7]}), "Lab colours compressed with JPEG"),
         (lambda: tiff(GREY, 32803), "is a camera's raw file"),
         (lambda: tiff(GREY, 1, tags={254: [1], 330: [8]}), "is a camera's raw file"),
         (lambda: tiff(RGB, 10), "colours of an unusual kind"),
@@ -260,6 +262,31 @@ BMPS: dict[str, tuple[Callable[[], bytes], NDArray[Any], int]] = {
 def test_bmp(kind: str) -> None:
     write, expected, tolerance = BMPS[kind]
     assert _difference(decode_image(write(), kind), expected) <= tolerance
+
+
+def _run_lengths(runs: bytes, bits: int) -> bytes:
+    """A BMP of 9 x 4 pixels, packed."""
+    colours = bytes(i * 37 % 256 for i in range(4 << bits))
+    data = bytearray(bmp(np.frombuffer(runs, np.uint8)[None], bits, width=9, palette=colours))
+    struct.pack_into("<i", data, 22, 4)
+    struct.pack_into("<I", data, 30, 1 if bits == 8 else 2)
+    return bytes(data)
+
+
+_RUNS = {
+    8: "050c 0422 0000  0005 0102030405 00  0004 4e000000 0000  0307 0002 0201 0263 0000  0a01 0001",
+    4: "0512 0434 0000  0005 123450 00  0004 7800 0000  0367 0002 0201 0299 0000  0a01 0001",
+}
+
+
+@pytest.mark.parametrize("bits", _RUNS)
+def test_run_lengths_of_a_bmp(bits: int) -> None:
+    """Runs, pixels as they are, the end of a row, a step to the right and on, and a run that is too long."""
+    runs = bytes.fromhex(_RUNS[bits])
+    data = _run_lengths(runs, bits)
+    np.testing.assert_array_equal(decode_image(data, "runs.bmp"), _shown(data))
+    with pytest.raises(ImageError, match="is truncated"):
+        decode_image(_run_lengths(runs[:-6], bits), "cut.bmp")
 
 
 _PAM = "P7\nWIDTH 60\nHEIGHT 40\nDEPTH {}\nMAXVAL {}\nTUPLTYPE {}\nENDHDR\n"

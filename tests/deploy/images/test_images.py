@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.decoder_log import quiet_opencv
@@ -346,3 +346,52 @@ def test_a_tiff_is_turned_once(scene: NDArray[np.uint8], orientation: int, deep:
     upright = np.asarray(ImageOps.exif_transpose(picture))
     np.testing.assert_array_equal(decode_image(plain, "a.tif"), upright)
     np.testing.assert_array_equal(decode_image(plain, "a.tif", upright=False), scene)
+
+
+_XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description%s '
+    b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/">%s</rdf:Description></rdf:RDF></x:xmpmeta>'
+)
+_AS_ATTRIBUTE = _XMP % (b' tiff:Orientation="6"', b"")
+_AS_ELEMENT = _XMP % (b"", b"<tiff:Orientation>6</tiff:Orientation>")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("xmp", [_AS_ATTRIBUTE, _AS_ELEMENT])
+@pytest.mark.parametrize("stated", [None, 1, 8])
+def test_orientation_in_xmp_counts_where_exif_states_none(
+    tmp_path: Path, scene: NDArray[np.uint8], suffix: str, xmp: bytes, stated: int | None
+) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a maker"
+    if stated is not None:
+        exif[0x0112] = stated
+    picture = Image.fromarray(scene)
+    if suffix == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode(), zip=stated is None)
+        picture.save(tmp_path / "o.png", exif=exif, pnginfo=info)
+    elif suffix == "tif":
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags.tagtype[700], tags[700] = 1, xmp
+        if stated is not None:
+            tags[0x0112] = stated
+        picture.save(tmp_path / "o.tif", tiffinfo=tags)
+    else:
+        picture.save(tmp_path / f"o.{suffix}", exif=exif, xmp=xmp)
+    found = read_image(tmp_path / f"o.{suffix}")
+    with Image.open(tmp_path / f"o.{suffix}") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored)).astype(int)
+    assert found.shape == expected.shape == (scene if stated == 1 else np.rot90(scene)).shape
+    assert np.abs(found - expected).max() <= 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_orientation_that_a_png_holds_as_text(scene: NDArray[np.uint8], packed: bool) -> None:
+    """As ImageMagick and others wrote it before PNG had a place for it."""
+    exif = b"Exif\0\0" + _exif(6, "<", 3)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n", zip=packed)
+    stream = io.BytesIO()
+    Image.fromarray(scene).save(stream, format="PNG", pnginfo=info)
+    np.testing.assert_array_equal(decode_image(stream.getvalue(), "o.png"), np.rot90(scene, -1))

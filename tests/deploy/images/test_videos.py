@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import sys
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image
 
 from asag_deploy.errors import SourceError
+from asag_deploy.images.sources import list_sources
 from asag_deploy.images.video_containers import condition, container_of
 from asag_deploy.images.videos import Video, VideoFrame
-from support.videos import write_sound, write_video
+from support.videos import noise, write_sound, write_video
 
 WHOLE = [
     ("mp4", "libx264", 2), ("mp4", "mpeg4", 0), ("mp4", "libvpx-vp9", 0), ("mov", "mjpeg", 0),
@@ -30,7 +33,9 @@ WHOLE = [
     ("webm", "libvpx-vp9", 0), ("avi", "mpeg4", 2), ("avi", "mjpeg", 0), ("avi", "rawvideo", 0),
     ("mpg", "mpeg1video", 0), ("mpg", "mpeg2video", 2), ("vob", "mpeg2video", 0), ("ts", "libx264", 2),
     ("m2ts", "mpeg2video", 0), ("flv", "flv", 0), ("flv", "libx264", 2), ("wmv", "wmv2", 0),
-    ("asf", "msmpeg4v3", 0), ("ogv", "libvpx", 0), ("y4m", "rawvideo", 0), ("ivf", "libvpx", 0),
+    ("wmv", "libx264", 2),
+    ("mxf", "mpeg2video", 2), ("mxf", "libx264", 2), ("asf", "msmpeg4v3", 0),
+    ("ogv", "libvpx", 0), ("y4m", "rawvideo", 0), ("ivf", "libvpx", 0),
     ("dv", "dvvideo", 0), ("mjpeg", "mjpeg", 0), ("h264", "libx264", 2),
 ]  # fmt: skip
 """Containers and codecs with the number of B-frames."""
@@ -52,7 +57,7 @@ def times(path: Path) -> list[float]:
 @pytest.mark.parametrize(("suffix", "codec", "b_frames"), WHOLE)
 def test_whole_and_cut(tmp_path: Path, suffix: str, codec: str, b_frames: int) -> None:
     """Every frame of a whole file comes at its time without a word; of a cut one, those before, with one."""
-    rate = 25 if suffix in ("mpg", "vob", "dv", *WITHOUT_TIMES) else 10
+    rate = 25 if suffix in ("mpg", "vob", "dv", "mxf", *WITHOUT_TIMES) else 10
     path = write_video(tmp_path / f"whole.{suffix}", codec, frames=6, b_frames=b_frames, rate=rate)
     assert (container_of(path) is not None) == (suffix != "mjpeg")
     frames, problem = read(path)
@@ -200,6 +205,13 @@ def test_addresses(tmp_path: Path) -> None:
         ("flv", "flv", bytes(3000)),
         ("ts", "mpeg2video", b"\x47\x1f\xff\x10" + b"\xff" * 184),
         ("ogv", "libvpx", bytes(3000)),
+        *(
+            (*kind, behind)
+            for kind in (("mp4", "mpeg4"), ("flv", "flv"), ("mpg", "mpeg2video"), ("ogv", "libvpx"))
+            for behind in (b"\n", b"\r\n--the end of a form, as browsers send it--\r\n")
+        ),
+        ("mxf", "mpeg2video", b"\n"),
+        ("mjpeg", "mjpeg", b"\n--the end of a form--\n"),
     ],
 )
 def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: str, behind: bytes) -> None:
@@ -208,6 +220,62 @@ def test_what_stands_behind_a_whole_video(tmp_path: Path, suffix: str, codec: st
     path.write_bytes(path.read_bytes() + behind)
     frames, problem = read(path)
     assert (len(frames), problem) == (4, None)
+
+
+@pytest.mark.parametrize(
+    "between", [b"", b"--part\r\nContent-type: image/jpeg\r\nContent-length: %d\r\n\r\n"]
+)
+def test_a_row_of_jpeg_images_is_a_video(tmp_path: Path, between: bytes) -> None:
+    """As FFmpeg, cameras and `cat` write it; libavformat by itself takes it for one image."""
+    row = io.BytesIO()
+    for index in range(3):
+        image = io.BytesIO()
+        Image.fromarray(noise(24, 32, index)).save(image, format="JPEG")
+        row.write(between and between % len(image.getvalue()))
+        row.write(image.getvalue() + b"\r\n" * bool(between))
+    path = tmp_path / "a.mjpg"
+    path.write_bytes(row.getvalue())
+    assert times(path) == [0, 0.04, 0.08]
+    path.write_bytes(row.getvalue()[:-400])
+    assert "broke off after" in str(read(path)[1])
+
+
+def test_a_playlist_is_a_video(tmp_path: Path) -> None:
+    """By its name; a folder has its parts themselves."""
+    options = {"hls_time": "0.3", "hls_list_size": "0"}
+    path = write_video(tmp_path / "list.m3u8", "libx264", frames=9, options=options)
+    assert [source.kind for source in list_sources([str(path)]).sources] == ["video"]
+    assert times(path) == pytest.approx([i / 10 for i in range(9)], abs=0.001)
+    parts = list_sources([str(tmp_path)]).sources
+    assert {Path(source.name).suffix for source in parts} == {".ts"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "begin", "size"),
+    [
+        ("mp4", "libx264", 0.95, 1.0),  # where a decoder with threads says nothing of what it cannot decode
+        ("flv", "libx264", 0.95, 1.0),
+        ("wmv", "wmv2", 0.5, 0.2),
+        ("ogv", "libvpx", 0.5, 0.1),
+    ],
+)
+@pytest.mark.parametrize("filling", [b"\0", b"\x5a"])
+def test_what_was_lost_of_a_file_that_keeps_its_length(
+    tmp_path: Path, suffix: str, codec: str, begin: float, size: float, filling: bytes
+) -> None:
+    options = {"movflags": "faststart"} if suffix == "mp4" else {}
+    b_frames = 2 if codec == "libx264" else 0
+    path = write_video(
+        tmp_path / f"a.{suffix}", codec, frames=20, rate=25, b_frames=b_frames, options=options
+    )
+    data = path.read_bytes()
+    first = int(len(data) * begin)
+    hole = min(int(len(data) * size), len(data) - first)
+    path.write_bytes(data[:first] + filling * hole + data[first + hole :])
+    frames, problem = read(path)
+    assert 0 < len(frames) <= 20
+    assert problem is not None
+    assert "is damaged" in problem or "broke off" in problem
 
 
 def test_a_recording_that_begins_between_key_frames_is_whole(tmp_path: Path) -> None:
@@ -407,3 +475,33 @@ def test_any_bytes_give_frames_or_a_sentence(tmp_path: Path, suffix: str, codec:
         except SourceError as error:
             frames, problem = [], str(error)
         assert frames or problem
+
+
+class LateStream:
+    """A container in which a stream begins late: PyAV raises IndexError when it comes to its end.
+
+    Whether it does depends on what lies in the memory behind the streams that it knows.
+    """
+
+    def __init__(self, container: Any, *, flushed: bool) -> None:
+        self.container = container
+        self.flushed = flushed
+
+    def demux(self) -> Any:
+        for packet in self.container.demux():
+            if packet.size == 0 and packet.dts is None and not self.flushed:
+                break
+            yield packet
+        raise IndexError("list index out of range")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.container, name)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_stream_that_begins_late(tmp_path: Path, flushed: bool) -> None:
+    write_video(tmp_path / "a.mp4", "libx264", b_frames=2, frames=8)
+    with Video("clip", tmp_path / "a.mp4") as video:
+        video._container = LateStream(video._container, flushed=flushed)  # type: ignore[assignment]
+        assert len(list(video.frames())) == 8
+        assert video.problem is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import gzip
 import io
 import json
@@ -136,9 +137,19 @@ AVERAGED: dict[str, Callable[[State, State], Any]] = {
     "model_ema": lambda s, e: {"model": s, "model_ema": e},
     "ema module": lambda s, e: {"ema": {"module": e, "updates": 9}, "model": s},
     "timm": lambda s, e: {"state_dict_ema": e, "state_dict": s},
-    "mmengine": lambda s, e: {
+    "ema_state_dict": lambda s, e: {
         "state_dict": s,
         "ema_state_dict": {"steps": torch.tensor(3), **named(e, "module.")},
+    },
+    "mmengine, which swaps them": lambda s, e: {
+        "meta": {"mmengine_version": "0.10.4", "epoch": 3},
+        "state_dict": e,
+        "ema_state_dict": {"steps": torch.tensor(3), **named(s, "module.")},
+    },
+    "Lightning, which saves the average": lambda s, e: {
+        "state_dict": named(e, "model."),
+        "current_model_state": named(s, "model."),
+        "averaging_state": {"n_averaged": torch.tensor(3)},
     },
     "torch": lambda s, e: {
         "model": s,
@@ -358,6 +369,35 @@ def test_stored_anew_a_checkpoint_says_no_more_than_before(tmp_path: Path, state
     names = tuple(Category(id=i, name=name) for i, name in enumerate("abcdefg"[: len(again.categories)]))
     save_checkpoint(files[0], dataclasses.replace(again, categories=names, named=True))
     assert load_checkpoint(files[0]).named
+
+
+class Settings:
+    """What a run's own code leaves in its checkpoints."""
+
+    def __init__(self) -> None:
+        self.lr = 1
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("1 + 1",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_of_unknown_classes_are_passed_over(
+    tmp_path: Path, state: State, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.ckpt"
+    when = datetime.datetime(2024, 5, 6, tzinfo=datetime.UTC)
+    schedule = torch.optim.lr_scheduler.StepLR
+    beside = {"settings": Settings(), "kind": schedule, "args": types.SimpleNamespace(lr=1, when=when)}
+    torch.save({"model": state, **beside}, path, _use_new_zipfile_serialization=not legacy)
+    for each in (Settings, schedule):
+        monkeypatch.setattr(each, "__init__", lambda *given: pytest.fail("code was run"))
+    notes = assert_holds(path, state)
+    assert any(f"objects of {__name__}.Settings and 1 other kinds were passed over" in note for note in notes)
+    torch.save({"model": state, "settings": Hostile()}, path, _use_new_zipfile_serialization=not legacy)
+    assert "(eval), which is never run" in refusal(path)
 
 
 def test_whole_modules_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,28 @@ def read_content(path: Path) -> Mapping[str, Any]:
     other = other_object(content)
     if other is not None:
         raise DataError(f"'{path}' is not a COCO annotation file: {other}")
+    repeated = _list_there_twice(data)
+    if repeated is not None:
+        raise DataError(
+            f"annotation file '{path}' has two lists of {repeated}, of which only one would count: join them"
+        )
     return content
+
+
+_LISTS = ("images", "annotations", "categories")
+
+
+def _list_there_twice(data: bytes) -> str | None:
+    """Return which of COCO's lists an object has twice, of which JSON readers keep the last."""
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        keys = Counter(key for key, _ in pairs)
+        found.extend(key for key in _LISTS if keys[key] > 1)
+
+    if any(data.count(f'"{key}"'.encode()) > 1 for key in _LISTS):
+        json.loads(data, object_pairs_hook=note)
+    return found[0] if found else None
 
 
 def _no_json(path: Path, data: bytes, error: Exception) -> str:
@@ -47,6 +69,8 @@ def _no_json(path: Path, data: bytes, error: Exception) -> str:
     other = other_text(data[:_BEGINNING].decode(json.detect_encoding(data), errors="replace"))
     if other is not None:
         return f"'{path}' is not a COCO annotation file: {other}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"annotation file '{path}' is not written in UTF-8 ({error}): save it in that encoding"
     return f"annotation file '{path}' is not valid JSON ({error}): copy it again"
 
 

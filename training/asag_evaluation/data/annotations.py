@@ -351,7 +351,7 @@ class _Reader:
             raise self._error(
                 f"{what} has the box {_shown(said)}, which is not four numbers x, y, width, height"
             )
-        self.counts["numbers_as_text"] += str in map(type, said)
+        self.counts["numbers_as_text"] += isinstance(said, str) or str in map(type, said)
         return box
 
     def _is_usable(self, annotation: Annotation, width: int, height: int) -> bool:

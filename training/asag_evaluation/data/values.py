@@ -64,7 +64,9 @@ def flag(value: Any) -> bool | None:
 
 
 def box_of(value: Any) -> tuple[float, float, float, float] | None:
-    """Return x, y, width, height; None for what is no list of four finite numbers."""
+    """Return x, y, width, height, of a list or its text; None for what is no list of four finite numbers."""
+    if isinstance(value, str):
+        value = value.strip("[]() \t\n").split(",")
     if not isinstance(value, list) or len(value) != 4:
         return None
     # A sum that is not itself holds a NaN, which no comparison finds.

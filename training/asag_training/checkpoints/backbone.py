@@ -28,7 +28,7 @@ def load_backbone(model: Asag, path: str | Path) -> tuple[str, ...]:
     fit and the depth that would.
     """
     path = Path(path)
-    found = find_weights(path, read_weight_file(path).content, _root)
+    found = find_weights(path, read_weight_file(path), _root)
     weights = {
         _PREFIX + name: tensor for name, tensor in found.tensors.items() if not name.startswith(_CLASSIFIER)
     }

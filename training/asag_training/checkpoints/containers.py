@@ -6,6 +6,7 @@ or between those of the tensors (`module.`, `_orig_mod.`), and keep averaged wei
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError, ConfigError, first_line
+from asag_training.checkpoints.pickles import refused_class
+from asag_training.checkpoints.reading import WeightFile
 from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
 
 _DEEPEST = 4
@@ -61,10 +64,12 @@ class _Group:
     prefix: str
     tensors: Mapping[str, Any]
     names: tuple[str, ...]
+    swapped: bool = False
+    """Whether it is averaged if its name says that it is not, and the other way round."""
 
     @property
     def averaged(self) -> bool:
-        return bool(_AVERAGED.search(".".join((*self.keys, self.prefix))))
+        return bool(_AVERAGED.search(".".join((*self.keys, self.prefix)))) != self.swapped
 
     @property
     def name(self) -> str:
@@ -76,7 +81,7 @@ class _Group:
         )
 
 
-def find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice = "model") -> Weights:
+def find_weights(path: Path, file: WeightFile, root: Root, choice: WeightsChoice = "model") -> Weights:
     """Return the weights in what a file holds, under the network's own names.
 
     root: knows the network's names.  choice: which of those that were trained and their average (EMA) to
@@ -87,7 +92,7 @@ def find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice = "
     if choice not in WEIGHTS_CHOICES:
         raise ConfigError(f"unknown weights '{choice}'; choose {' or '.join(WEIGHTS_CHOICES)}")
     try:
-        return _find_weights(path, content, root, choice)
+        return _find_weights(path, file, root, choice)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise CheckpointError(
             f"'{path}' holds tensors of a kind that cannot be read ({first_line(error)}): save its weights "
@@ -95,8 +100,16 @@ def find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice = "
         ) from error
 
 
-def _find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice) -> Weights:
-    groups = [group for keys, found in _dictionaries(content, ()) for group in _split(keys, found, root)]
+def _find_weights(path: Path, file: WeightFile, root: Root, choice: WeightsChoice) -> Weights:
+    content = file.content
+    swapped = _swapped(content)
+    groups = [
+        dataclasses.replace(group, swapped=group.keys[:1] in swapped)
+        for keys, found in _dictionaries(content, ())
+        for group in _split(keys, found, root)
+    ]
+    if not groups and file.unread:
+        raise CheckpointError(refused_class(path, file.unread[0]))
     if not groups:
         raise CheckpointError(f"'{path}' is not a checkpoint: it holds no named weights{_instead(content)}")
     known = [group for group in groups if any(root(name) >= 0 for name in group.tensors)] or groups
@@ -115,6 +128,9 @@ def _find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice) -
     assert taken is not None, "there is a group, and it is averaged or not"
     beside = plain if taken is average else average
     notes = []
+    if file.unread:
+        others = f" and {len(file.unread) - 1} other kinds" if len(file.unread) > 1 else ""
+        notes.append(f"objects of {file.unread[0]}{others} were passed over, for no code in a file is run")
     if taken is average:
         notes.append(f"averaged weights (EMA) were taken, from {taken.name}")
     elif (taken.keys, taken.prefix) not in _USUAL:
@@ -145,6 +161,21 @@ def _find_weights(path: Path, content: Any, root: Root, choice: WeightsChoice) -
             )
     tensors, more = _as_tensors(path, found)
     return Weights(tensors=tensors, names=taken.names, notes=(*notes, *more))
+
+
+def _swapped(content: Any) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of dictionaries that hold the average if their names do not say so, and the reverse.
+
+    Some tools put the average where everybody looks for weights, and those that were trained beside it:
+    Lightning's WeightAveraging, and OpenMMLab's EMAHook, which calls them `ema_state_dict`.
+    """
+    if not isinstance(content, Mapping):
+        return ()
+    if {"state_dict", "current_model_state", "averaging_state"} <= content.keys():
+        return (("state_dict",),)
+    meta = content.get("meta")
+    is_openmmlab = isinstance(meta, Mapping) and "mmengine_version" in meta
+    return (("state_dict",), ("ema_state_dict",)) if is_openmmlab and "ema_state_dict" in content else ()
 
 
 def settings_of(content: Any, *names: str) -> Mapping[str, Any]:

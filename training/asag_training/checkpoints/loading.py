@@ -26,7 +26,7 @@ from asag_training.checkpoints.layout import (
 )
 from asag_training.checkpoints.native import is_native, native_checkpoint
 from asag_training.checkpoints.other_detectors import other_detector
-from asag_training.checkpoints.reading import as_float32, read_weight_file
+from asag_training.checkpoints.reading import WeightFile, as_float32, read_weight_file
 from asag_training.network.config import (
     VARIANTS,
     AsagConfig,
@@ -84,20 +84,21 @@ def load_checkpoint(
             notes = _other_settings(checkpoint.config, config) if isinstance(variant, str) else ()
             checkpoint = dataclasses.replace(checkpoint, config=config, notes=checkpoint.notes + notes)
     else:
-        checkpoint = _public_checkpoint(path, file.content, variant, weights)
+        checkpoint = _public_checkpoint(path, file, variant, weights)
     return checkpoint if head is None else select_head(checkpoint, head)
 
 
 def _public_checkpoint(
-    path: Path, content: Any, variant: str | AsagConfig | None, choice: WeightsChoice
+    path: Path, file: WeightFile, variant: str | AsagConfig | None, choice: WeightsChoice
 ) -> Checkpoint:
     """Read {'model': weights, 'args': options, 'epoch': ...} or its like, or the weights themselves."""
+    content = file.content
     if isinstance(content, Mapping) and content.keys() >= _OF_A_RUN:
         raise CheckpointError(
             f"'{path}' is the state that a training run goes on from with --resume: give last.safetensors or "
             "best.safetensors beside it, which say what the classes are and how images are prepared"
         )
-    found = find_weights(path, content, _root, choice)
+    found = find_weights(path, file, _root, choice)
     layout = layout_of(found.tensors)
     options = settings_of(content, "args", "hyper_parameters", "hparams", "config", "cfg")
     notes = found.notes

@@ -1,4 +1,4 @@
-"""Looking at the texts in what torch.save wrote, before PyTorch reads it."""
+"""Looking at the texts and names in what torch.save wrote."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ _PICKLES = 5
 """As many begin a file in PyTorch's old format; after them come the weights."""
 _BYTES = "latin1"
 _PROTOCOL = 2
+_SHARDED = ("torch.distributed.", "deepspeed.")
+_PROGRAMS = frozenset(
+    "builtins __builtin__ os posix nt sys subprocess socket shutil runpy importlib code pty ctypes".split()  # noqa: SIM905
+)
+"""Modules that no checkpoint has objects of, but for those that are known to be harmless."""
 _WORD = re.compile(r"\S+")
 
 
@@ -45,6 +50,24 @@ def newer_protocol(path: Path) -> int | None:
             first = stream.read(2)
             return first[1] if first[:1] == pickle.PROTO and first[1] > _PROTOCOL else None
     return None
+
+
+def is_never_read(name: str) -> bool:
+    """Tell whether a file is refused for what it names: a part of a checkpoint in shards, or a program."""
+    return name.startswith(_SHARDED) or name.partition(".")[0] in _PROGRAMS
+
+
+def refused_class(path: Path, name: str) -> str:
+    """Say that a file cannot be read because of a class or function that its pickle names."""
+    if name.startswith(_SHARDED):
+        return (
+            f"'{path}' is one part of a checkpoint in shards ({name}): gather the whole state dict in one "
+            "process, and save that"
+        )
+    return (
+        f"'{path}' holds pickled code ({name}), which is never run: save its weights alone, "
+        f"with torch.save(model.state_dict(), ...), where it was made"
+    )
 
 
 def _texts(stream: IO[bytes]) -> Iterator[str]:

@@ -8,9 +8,10 @@ import json
 import pathlib
 import pickle
 import re
+import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from asag_deploy.errors import CheckpointError
 from asag_deploy.scratch import path_in_utf8
 from asag_training.checkpoints.foreign_files import HEAD_BYTES, what_archive, what_else, what_folder
-from asag_training.checkpoints.pickles import longest_word, newer_protocol
+from asag_training.checkpoints.pickles import is_never_read, longest_word, newer_protocol, refused_class
 
 
 class Unread:
@@ -62,6 +63,8 @@ _HARMLESS: list[Any] = [
     datetime.datetime,
     datetime.date,
     datetime.timedelta,
+    datetime.timezone,
+    types.SimpleNamespace,
     np.dtype,
     np.ndarray,
     *dict.fromkeys(type(np.dtype(kind)) for kind in _NUMPY_TYPES),
@@ -106,7 +109,8 @@ _NOT_TORCHS = "magic number"
 """In what PyTorch says of other pickles."""
 _INDEX = "weight_map"
 _SHARD = ".distcp"
-_SHARDED = ("torch.distributed.", "deepspeed.")
+_MOST_UNKNOWN = 32
+"""Kinds of objects that nobody knows here and are passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +121,8 @@ class WeightFile:
     """A .safetensors file's tensors by name, or whatever was saved in a .pth file."""
     metadata: Mapping[str, str] | None
     """Of a .safetensors file; None for a .pth file."""
+    unread: tuple[str, ...] = ()
+    """The names of classes of which it holds objects that were passed over."""
 
 
 def read_weight_file(path: Path) -> WeightFile:
@@ -134,9 +140,9 @@ def read_weight_file(path: Path) -> WeightFile:
             raise CheckpointError(
                 f"'{path}' is one part of a checkpoint in shards: give the folder, to see how"
             )
-        return WeightFile(content=_read_torch(path, mmap=True), metadata=None)
+        return _read_torch(path, mmap=True)
     if start.startswith(_PICKLE):
-        return WeightFile(content=_read_torch(path, mmap=False), metadata=None)
+        return _read_torch(path, mmap=False)
     if start[8:9] == b"{":
         return _read_safetensors(path)
     what = what_else(start)
@@ -166,58 +172,63 @@ def _start(path: Path) -> bytes:
     return start
 
 
-def _read_torch(path: Path, *, mmap: bool) -> Any:
+def _read_torch(path: Path, *, mmap: bool) -> WeightFile:
+    """Read what torch.save wrote, with stand-ins for objects of classes that are not known here.
+
+    They are as harmless as all else: nothing is imported or called, and whatever they hold is passed over.
+    """
     length = longest_word(path)
     if length is not None:
         raise CheckpointError(
             f"'{path}' is damaged, or no checkpoint: it has a text of {length} characters without a space; "
             "copy or download it again, or save its weights alone, where it was made"
         )
-    try:
-        # What torch warns of here (old formats) is dealt with below or of no concern to the user.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            torch.serialization.safe_globals(_ALLOWED),
-            path_in_utf8(path) as known,
-        ):
-            return torch.load(known, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # damaged files make torch raise nearly anything
-        code = _GLOBAL.search(str(error))
-        if code is not None:
-            raise CheckpointError(_refused_class(path, code[1])) from None
-        protocol = newer_protocol(path)
-        if protocol is not None:
-            raise CheckpointError(
-                f"'{path}' was saved in pickle protocol {protocol}, and only 2, torch.save's own, is read: "
-                "save it again where it was made, with torch.save(torch.load(...), ...)"
-            ) from None
-        if _NOT_TORCHS in str(error).lower():
-            raise CheckpointError(
-                f"'{path}' is a pickle that torch.save did not write: save its weights with it, as tensors "
-                "by name, where it was made"
-            ) from None
-        if mmap and isinstance(
-            error, pickle.UnpicklingError
-        ):  # of a whole archive, whose checksums are right
-            raise CheckpointError(
-                f"'{path}' holds more than weights and plain values, which is not read: save its weights "
-                "alone, with torch.save(model.state_dict(), ...), where it was made"
-            ) from None
-        raise CheckpointError(
-            f"'{path}' is not a checkpoint, or is truncated or damaged: copy or download it again"
-        ) from error
+    unread: list[str] = []
+    while True:
+        try:
+            content = _load_torch(path, mmap, unread)
+        except Exception as error:  # damaged files make torch raise nearly anything
+            code = _GLOBAL.search(str(error))
+            if code is None or is_never_read(code[1]) or code[1] in unread or len(unread) == _MOST_UNKNOWN:
+                name = unread[0] if unread else code and code[1]
+                raise CheckpointError(_why_unread(path, error, mmap, name)) from error
+            unread.append(code[1])
+        else:
+            return WeightFile(content=content, metadata=None, unread=tuple(unread))
 
 
-def _refused_class(path: Path, name: str) -> str:
-    if name.startswith(_SHARDED):
+def _load_torch(path: Path, mmap: bool, unread: Sequence[str]) -> Any:
+    stand_ins: list[Any] = [(type("Unread", (Unread,), {}), name) for name in unread]
+    # What torch warns of here (old formats) is dealt with below or of no concern to the user.
+    with (
+        warnings.catch_warnings(action="ignore"),
+        torch.serialization.safe_globals([*_ALLOWED, *stand_ins]),
+        path_in_utf8(path) as known,
+    ):
+        return torch.load(known, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _why_unread(path: Path, error: Exception, mmap: bool, name: str | None) -> str:
+    """Say why PyTorch cannot read a file; `name`: of the first class in it that is not known here."""
+    if name is not None:
+        return refused_class(path, name)
+    protocol = newer_protocol(path)
+    if protocol is not None:
         return (
-            f"'{path}' is one part of a checkpoint in shards ({name}): gather the whole state dict in one "
-            "process, and save that"
+            f"'{path}' was saved in pickle protocol {protocol}, and only 2, torch.save's own, is read: "
+            "save it again where it was made, with torch.save(torch.load(...), ...)"
         )
-    return (
-        f"'{path}' holds pickled code ({name}), which is never run: save its weights alone, "
-        f"with torch.save(model.state_dict(), ...), where it was made"
-    )
+    if _NOT_TORCHS in str(error).lower():
+        return (
+            f"'{path}' is a pickle that torch.save did not write: save its weights with it, as tensors "
+            "by name, where it was made"
+        )
+    if mmap and isinstance(error, pickle.UnpicklingError):  # of a whole archive, whose checksums are right
+        return (
+            f"'{path}' holds more than weights and plain values, which is not read: save its weights "
+            "alone, with torch.save(model.state_dict(), ...), where it was made"
+        )
+    return f"'{path}' is not a checkpoint, or is truncated or damaged: copy or download it again"
 
 
 def _read_safetensors(path: Path) -> WeightFile:
