@@ -31,7 +31,7 @@ _LEAST_CONTRAST = 2.0
 
 
 def image_files(arguments: Sequence[str]) -> list[Path]:
-    """List the image files of folders, globs and paths; raises SourceError if one of these has none to give."""
+    """List the image files of folders, globs and paths; raises SourceError if one of these gives none."""
     listing = list_sources(arguments)
     if listing.failures:
         raise SourceError(listing.failures[0].message)
