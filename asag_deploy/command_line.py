@@ -114,10 +114,9 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
     except ImportError as error:
-        sentence = extras.missing(error, program)
-        if sentence is None:
+        if extras.is_own(error):
             raise
-        print(f"{program}: error: {sentence}", file=sys.stderr)
+        print(f"{program}: error: {printable(extras.missing(error, program))}", file=sys.stderr)
         code = NOTHING_DONE
     except SystemExit as stop:
         code = int(stop.code or ALL_FINE)

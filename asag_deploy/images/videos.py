@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import SourceError
+from asag_deploy.extras import missing
 from asag_deploy.images.reading import RgbImage, as_rgb
 from asag_deploy.images.video_containers import Condition, condition, container_of, is_row_of_jpegs
 
@@ -74,8 +75,8 @@ def import_av(purpose: str) -> ModuleType:
     """Import PyAV; raises SourceError, which says that it is for `purpose`, where it is not installed."""
     try:
         import av
-    except ImportError:
-        raise SourceError(f"{purpose} needs the package av: pip install 'asag-deploy[video]'") from None
+    except ImportError as error:
+        raise SourceError(missing(error, purpose=purpose)) from None
     return av
 
 

@@ -24,7 +24,12 @@ raise SystemExit(exit_code("tool", command))
     ("variable", "value", "code", "said"),
     [
         ("MPLCONFIGDIR", "/proc/nowhere", 0, ""),
-        ("MPLBACKEND", "nonsense", 2, "tool: error: plots need matplotlib, which cannot be used here: Key "),
+        (
+            "MPLBACKEND",
+            "nonsense",
+            2,
+            "tool: error: drawing plots needs matplotlib, which cannot be used",
+        ),
     ],
 )
 def test_matplotlib_of_this_machine(variable: str, value: str, code: int, said: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import ConfigError, OutputError, first_line
+from asag_deploy.extras import missing
 from asag_evaluation.metrics.anchors import LEVELS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _LEVEL_TITLES = {"P5": "P5 and P6", "P4": "P4 to P6", "P3": "P3 to P6"}
 _COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f")
 
 
-def check_plots(extra: str = "evaluate") -> type[Figure]:
+def check_plots(program: str = "asag-eval") -> type[Figure]:
     """Import matplotlib and return its type of figures.
 
     Raises ConfigError if it is missing, naming the extra, or cannot be used as it is set up here; OutputError
@@ -33,16 +34,16 @@ def check_plots(extra: str = "evaluate") -> type[Figure]:
     try:
         with _without_word():
             from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            f"plots need matplotlib: install it with `pip install 'asag-deploy[{extra}]'`"
-        ) from None
+    except ImportError as error:
+        raise ConfigError(missing(error, program, purpose="drawing plots")) from None
     except OSError as error:
         raise OutputError(
-            "plots need a folder for matplotlib's list of fonts: set TMPDIR to one that can be written"
+            "drawing plots needs a folder for the list of fonts: set TMPDIR to one that can be written"
         ) from error
     except ValueError as error:  # such as a backend in MPLBACKEND that there is not
-        raise ConfigError(f"plots need matplotlib, which cannot be used here: {first_line(error)}") from error
+        raise ConfigError(
+            f"drawing plots needs matplotlib, which cannot be used here: {first_line(error)}"
+        ) from error
     return Figure
 
 

@@ -171,7 +171,8 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        exists = isinstance(error, FileExistsError)
+        reason = "it is a file" if exists else (error.strerror or str(error)).lower()
         raise OutputError(f"could not make the folder '{folder}' ({reason}): give another") from error
     if options.resume and trainer.resume():
         return True
