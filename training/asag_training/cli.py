@@ -140,6 +140,7 @@ def _train(options: argparse.Namespace, process: Process) -> None:
         options.output_dir,
         seed=options.seed,
         data=data_in_words(training, options.orientation),
+        validation=data_in_words(validation, options.orientation),
         process=process,
     )
     resumed = _open_output(options, trainer)
