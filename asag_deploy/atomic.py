@@ -300,6 +300,8 @@ def _as_output_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
+        if isinstance(error, FileExistsError) and error.filename is not None:
+            reason = f"'{error.filename}' is no folder"
         raise OutputError(f"could not write '{path}': {reason}") from error
 
 

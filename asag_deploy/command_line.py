@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from asag_deploy import extras
 from asag_deploy._version import __version__
-from asag_deploy.errors import AsagError, ConfigError, first_line
+from asag_deploy.errors import AsagError, ConfigError, OutputError, first_line
 from asag_deploy.interruption import Interruption
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -36,6 +36,7 @@ MOST_THREADS = 1024
 MOST_PIXELS = 65_535
 """Of a side of an image."""
 MOST_SECONDS = 30 * 24 * 3600.0
+_MEMORY = "/dev/shm"
 
 _WRONG_NUMBER = re.compile(r"argument (?:-\w/)?(--[\w-]+): is ")
 
@@ -79,12 +80,27 @@ def exit_code(
     """
     with Interruption() as interruption:
         try:
-            return _exit_code(program, command, codes)
+            return _exit_code(program, lambda: _uncovered(command, interruption), codes)
         except KeyboardInterrupt:
             # Where it came within an `exec` of a text, as dataclasses do, `python -m` would end by SIGINT,
             # whatever the exit code: the next one makes Python forget it.
             exec("")
             return interruption.exit_code
+
+
+def _uncovered(command: Callable[[], int], interruption: Interruption) -> int:
+    """Run a command; raise KeyboardInterrupt where a library has made another exception of it.
+
+    PyTorch does, while it traces.  What could not be written in the end remains an error.
+    """
+    try:
+        return command()
+    except OutputError:
+        raise
+    except (AsagError, ImportError):
+        if interruption.was_raised:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[AsagError], int]) -> int:
@@ -98,10 +114,9 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
     except ImportError as error:
-        sentence = extras.missing(error, program)
-        if sentence is None:
+        if extras.is_own(error):
             raise
-        print(f"{program}: error: {sentence}", file=sys.stderr)
+        print(f"{program}: error: {printable(extras.missing(error, program))}", file=sys.stderr)
         code = NOTHING_DONE
     except SystemExit as stop:
         code = int(stop.code or ALL_FINE)
@@ -127,11 +142,15 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
 
 
 def _settle_on_a_temporary_folder() -> None:
-    """Let libraries that only ask for the folder's name, as PyTorch does, go on where nothing is writable."""
+    """Let libraries have one in memory where no usual place can be written, as in a read-only container.
+
+    Those that only ask for its name, as PyTorch does, go on where nothing is writable at all.
+    """
     try:
         tempfile.gettempdir()
     except OSError:
-        tempfile.tempdir = str(Path(os.environ.get("TMPDIR") or "/tmp").absolute())
+        named = str(Path(os.environ.get("TMPDIR") or "/tmp").absolute())
+        tempfile.tempdir = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else named
 
 
 def _output_fails() -> OSError | None:

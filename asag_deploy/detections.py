@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Category, distinct_names
 from asag_deploy.errors import ConfigError, ImageError
+from asag_deploy.extras import missing
 from asag_deploy.images.drawing import draw_caption, draw_detections, draw_trace, trace_caption
 from asag_deploy.images.reading import ChannelOrder, ImageLike, load
 from asag_deploy.images.writing import write_picture
@@ -173,10 +174,8 @@ class Detections:
         """
         try:
             import supervision
-        except ImportError:
-            raise ConfigError(
-                "to_supervision() needs the package supervision: pip install 'asag-deploy[supervision]'"
-            ) from None
+        except ImportError as error:
+            raise ConfigError(missing(error, purpose="to_supervision()")) from None
         return supervision.Detections(
             xyxy=self.xyxy.copy(),
             confidence=self.confidence.copy(),

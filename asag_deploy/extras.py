@@ -47,10 +47,19 @@ def install(module: str, program: str = "") -> str:
     return f"`pip install {package}`" if extra is None else f"`pip install 'asag-deploy[{extra}]'`"
 
 
-def missing(error: ImportError, program: str = "") -> str | None:
-    """Say in one sentence which package an import failed for; None if it is one of this project's modules."""
+def missing(error: ImportError, program: str = "", *, purpose: str = "this") -> str:
+    """Say in one sentence which package an import failed for, and what installs it.
+
+    purpose: what needs it, as the sentence begins.
+    """
     package = (error.name or "").partition(".")[0]
-    if not package or package.startswith("asag_"):
-        return None
-    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be used ({error.msg})"
-    return f"this needs the package {package}, which {what}: install it with {install(package, program)}"
+    said = next(iter(error.msg.splitlines()), "")
+    if not package:
+        return f"{purpose} needs a package that cannot be used here: {said}"
+    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be used ({said})"
+    return f"{purpose} needs the package {package}, which {what}: install it with {install(package, program)}"
+
+
+def is_own(error: ImportError) -> bool:
+    """Tell whether an import failed for one of this project's modules, which no installation mends."""
+    return (error.name or "").startswith("asag_")

@@ -34,6 +34,8 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The signal that came first, if one did."""
+        self.was_raised = False
+        """Whether KeyboardInterrupt has been raised, whatever became of it."""
         self._held = 0
         self._taken = False
         """Whether it has been raised, or is not to be."""
@@ -103,7 +105,7 @@ class Interruption:
 
     def _raise(self) -> None:
         if self.signal is not None and not self._held and not self._taken and _in_main_thread():
-            self._taken = True
+            self._taken = self.was_raised = True
             raise KeyboardInterrupt
 
 

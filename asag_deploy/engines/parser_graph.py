@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from asag_deploy.engines.matmul_as_conv import bodies, spell_out_products
 from asag_deploy.errors import BackendError, BundleCorruptError
+from asag_deploy.extras import missing
 
 if TYPE_CHECKING:
     import onnx
@@ -46,10 +47,8 @@ def require_onnx() -> None:
     """Raise BackendError if the package `onnx` is not installed, which rewriting a graph takes."""
     try:
         import onnx  # noqa: F401 (only whether it is there)
-    except ImportError:
-        raise BackendError(
-            "building engines needs the package onnx; install it with `pip install 'asag-deploy[engines]'`"
-        ) from None
+    except ImportError as error:
+        raise BackendError(missing(error, "asag-build", purpose="building engines")) from None
 
 
 def for_parser(content: bytes, *, name: str, plugins: Collection[Plugin], turing: bool) -> bytes:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import SourceError
+from asag_deploy.extras import missing
 from asag_deploy.images.reading import RgbImage, as_rgb
 from asag_deploy.images.video_containers import Condition, condition, container_of, is_row_of_jpegs
 
@@ -74,8 +75,8 @@ def import_av(purpose: str) -> ModuleType:
     """Import PyAV; raises SourceError, which says that it is for `purpose`, where it is not installed."""
     try:
         import av
-    except ImportError:
-        raise SourceError(f"{purpose} needs the package av: pip install 'asag-deploy[video]'") from None
+    except ImportError as error:
+        raise SourceError(missing(error, purpose=purpose)) from None
     return av
 
 
@@ -141,10 +142,15 @@ class Video:
         broken: str | None = None
         joints = _Joints(self._stream)
         packets = self._container.demux()
+        flushed = False
         while True:
             try:
                 packet = next(packets)
             except StopIteration:
+                break
+            except IndexError:  # at the end, where a stream has begun that was not there when it was opened
+                if not flushed:
+                    yield from self._decoded(None, clock, tally)
                 break
             except (OSError, ValueError, self._av.error.FFmpegError) as error:
                 broken = None if self._ends_so(error) else _reason(error)
@@ -157,6 +163,7 @@ class Video:
                 yield from self._decoded(None, clock, tally)
                 self._decoder.flush_buffers()
             yield from self._decoded(packet, clock, tally)
+            flushed = packet.size == 0 and packet.dts is None
         self.problem = self._verdict(tally, broken)
 
     def _decoded(self, packet: Any, clock: _Clock, tally: _Tally) -> Iterator[VideoFrame]:

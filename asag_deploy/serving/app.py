@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, ImageError
+from asag_deploy.extras import missing
 from asag_deploy.images.reading import checked_header, decode_image
-from asag_deploy.serving.limits import NOT_INSTALLED, Limits, RefusedError
+from asag_deploy.serving.limits import Limits, RefusedError
 from asag_deploy.serving.requests import (
     ClientGone,
     Exchange,
@@ -79,8 +80,8 @@ def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshol
         from starlette.applications import Starlette
         from starlette.exceptions import HTTPException
         from starlette.routing import Route
-    except ImportError:
-        raise ConfigError(NOT_INSTALLED) from None
+    except ImportError as error:
+        raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
     service = _Service(detector, limits, backend, threshold)
     app = Starlette(
         routes=[

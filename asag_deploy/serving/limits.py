@@ -14,8 +14,6 @@ MOST_HEADERS = 100
 LONGEST_TARGET = 2048
 """Bytes of a request's path and parameters; a longer one is refused with 414."""
 
-NOT_INSTALLED = "serving needs the packages starlette and uvicorn: pip install 'asag-deploy[serve]'"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

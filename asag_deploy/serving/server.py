@@ -11,8 +11,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
+from asag_deploy.extras import missing
 from asag_deploy.serving.connections import connection_class
-from asag_deploy.serving.limits import MOST_HEADER_BYTES, NOT_INSTALLED, Limits
+from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
 
 if TYPE_CHECKING:
     import uvicorn
@@ -62,8 +63,8 @@ def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Serv
         import uvicorn
 
         http = connection_class(limits)
-    except ImportError:
-        raise ConfigError(NOT_INSTALLED) from None
+    except ImportError as error:
+        raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
     return uvicorn.Server(
         uvicorn.Config(
             app,

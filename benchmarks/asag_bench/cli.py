@@ -195,7 +195,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = plan_of(options)
     plots = options.output_dir is not None and not options.no_plots
     if plots:
-        check_plots("bench")
+        check_plots("asag-bench")
     if options.output_dir is not None:
         check_report(options.output_dir)
         check_writable(options.output_dir)  # before what takes minutes

@@ -32,7 +32,7 @@ def bench_demo(output_dir: Path, *, scenes: int, duration: float, command: str) 
 
     Raises what exporting and measuring do.
     """
-    check_plots("bench")
+    check_plots("asag-bench")
     check_report(output_dir)
     print(f"1. Exporting the network to {output_dir / 'bundle'}", flush=True)
     export_bundle(load_checkpoint(CHECKPOINT), output_dir / "bundle", overwrite=True)

@@ -88,6 +88,8 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(OutputError, match="could not write"), atomic_write(tmp_path / "a" / "b"):
         pytest.fail("the body must not run")
+    with pytest.raises(OutputError, match="a' is no folder"):
+        check_writable(tmp_path / "a")
 
 
 def test_directory_appears_at_the_end(tmp_path: Path) -> None:

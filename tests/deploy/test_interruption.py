@@ -13,6 +13,7 @@ import pytest
 
 from asag_deploy import interruption
 from asag_deploy.command_line import exit_code
+from asag_deploy.errors import BackendError, ExportError, OutputError
 from asag_deploy.interruption import Interruption, held_back
 from support.every_program import PROGRAMS
 
@@ -36,6 +37,34 @@ def test_a_program_that_a_signal_ends(number: signal.Signals, capsys: pytest.Cap
     assert kept == ["what was done"]
     assert signal.getsignal(number) == before
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [ExportError("traceback"), ImportError("half of it"), BackendError("")])
+def test_a_library_that_makes_an_interruption_an_error(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch does, while it traces."""
+
+    def command() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            raise error from None
+        return 0
+
+    assert exit_code("tool", command) == 143
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_cannot_be_written_after_an_interruption_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise OutputError("no space left")
+
+    assert exit_code("tool", command) == 2
+    assert capsys.readouterr().err == "tool: error: no space left\n"
 
 
 def test_the_exit_code_is_that_of_the_signal_wherever_it_came(tmp_path: Path) -> None:

@@ -156,6 +156,14 @@ class TestCommand:
         assert problem in line
         assert "Traceback" not in error
 
+    def test_a_training_run(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "best.safetensors").touch()
+        assert main([str(tmp_path), "--data", str(data)]) == 2
+        assert (
+            f"give the checkpoint file in it, such as '{tmp_path}/best.safetensors'"
+            in capsys.readouterr().err
+        )
+
     def test_no_torch_is_needed(self, bundle: Path, data: Path, tmp_path: Path) -> None:
         checkpoint = tmp_path / "c.safetensors"
         checkpoint.touch()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import ConfigError
-from asag_deploy.scratch import scratch_folder
+from asag_deploy.errors import ConfigError, OutputError, first_line
+from asag_deploy.extras import missing
 from asag_evaluation.metrics.anchors import LEVELS
 
 if TYPE_CHECKING:
@@ -23,22 +25,38 @@ _LEVEL_TITLES = {"P5": "P5 and P6", "P4": "P4 to P6", "P3": "P3 to P6"}
 _COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f")
 
 
-def check_plots(extra: str = "evaluate") -> type[Figure]:
-    """Import matplotlib and return its type of figures; ConfigError if it is missing, naming the extra.
+def check_plots(program: str = "asag-eval") -> type[Figure]:
+    """Import matplotlib and return its type of figures.
 
-    Raises OutputError where there is no folder for its list of fonts, not even for a moment.
+    Raises ConfigError if it is missing, naming the extra, or cannot be used as it is set up here; OutputError
+    where there is no folder for its list of fonts, not even for a moment.
     """
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            f"plots need matplotlib: install it with `pip install 'asag-deploy[{extra}]'`"
-        ) from None
-    except OSError:  # it finds no folder that it can write
-        with scratch_folder() as folder:
-            os.environ["MPLCONFIGDIR"] = str(folder)
+        with _without_word():
             from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(missing(error, program, purpose="drawing plots")) from None
+    except OSError as error:
+        raise OutputError(
+            "drawing plots needs a folder for the list of fonts: set TMPDIR to one that can be written"
+        ) from error
+    except ValueError as error:  # such as a backend in MPLBACKEND that there is not
+        raise ConfigError(
+            f"drawing plots needs matplotlib, which cannot be used here: {first_line(error)}"
+        ) from error
     return Figure
+
+
+@contextmanager
+def _without_word() -> Iterator[None]:
+    """Keep matplotlib from telling that it takes a folder for the moment where its own cannot be written."""
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:

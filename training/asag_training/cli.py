@@ -140,6 +140,7 @@ def _train(options: argparse.Namespace, process: Process) -> None:
         options.output_dir,
         seed=options.seed,
         data=data_in_words(training, options.orientation),
+        validation=data_in_words(validation, options.orientation),
         process=process,
     )
     resumed = _open_output(options, trainer)
@@ -171,7 +172,8 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        exists = isinstance(error, FileExistsError)
+        reason = "it is a file" if exists else (error.strerror or str(error)).lower()
         raise OutputError(f"could not make the folder '{folder}' ({reason}): give another") from error
     if options.resume and trainer.resume():
         return True

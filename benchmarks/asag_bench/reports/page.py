@@ -58,7 +58,7 @@ def write_page(folder: Path, plot: Path) -> list[str]:
     done = [f"wrote {folder / PAGE}, of {len(results)} files"]
     speed, accuracy = (None if name is None else results[name].result for name in shown(results))
     if speed is not None:
-        check_plots("bench")
+        check_plots("asag-bench")
         with atomic_write(plot) as temporary:
             draw_summary(speed, accuracy, temporary, fingerprint(results))
         done.append(f"wrote {plot}")

@@ -30,7 +30,7 @@ def write_plots(result: Result, output_dir: Path) -> list[Path]:
 
     Raises OutputError if a file cannot be written.
     """
-    figure_type = check_plots("bench")
+    figure_type = check_plots("asag-bench")
     drawings: dict[str, Callable[[Axes, Result], None]] = {
         "latency.png": _latency,
         "stages.png": _stages,
@@ -56,7 +56,7 @@ def draw_summary(speed: Result, accuracy: Result | None, path: Path, fingerprint
 
     The file carries `fingerprint` as its description.
     """
-    figure_type = check_plots("bench")
+    figure_type = check_plots("asag-bench")
     bars = max(6.4, 1.0 + 0.9 * len(speed.headline.runners))
     widths = [bars] if accuracy is None else [bars, 5.0]
     figure = figure_type(figsize=(sum(widths), 4.6), layout="constrained")

@@ -33,7 +33,7 @@ def write_report(result: Result, output_dir: Path, *, plots: bool) -> None:
     for name, text in (("result.json", json_text(result)), ("result.md", markdown(result))):
         atomic_write_text(output_dir / name, text)
     if plots:
-        check_plots("bench")
+        check_plots("asag-bench")
         write_plots(result, output_dir)
 
 

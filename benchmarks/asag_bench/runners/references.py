@@ -17,6 +17,7 @@ from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Precision,
 from asag_deploy.cuda import why_no_cuda
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.extras import missing
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.kernels import LIBRARY_VARIABLE, cuda_library_path
 from asag_deploy.loop.loop import LoopChoice
@@ -217,9 +218,8 @@ def _need(*modules: str) -> None:
     """Raise ConfigError for what is not installed."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"this reference needs {module}: install it with `pip install 'asag-deploy[bench]'`"
-            )
+            absent = ModuleNotFoundError(name=module)
+            raise ConfigError(missing(absent, "asag-bench", purpose="this reference"))
 
 
 def _compile(network: Network) -> None:

@@ -31,8 +31,11 @@ _LEAST_CONTRAST = 2.0
 
 
 def image_files(arguments: Sequence[str]) -> list[Path]:
-    """List the image files of folders, globs and paths; raises SourceError if there are none."""
-    files = [Path(source.name) for source in list_sources(arguments).sources if source.kind == "image"]
+    """List the image files of folders, globs and paths; raises SourceError if one of these gives none."""
+    listing = list_sources(arguments)
+    if listing.failures:
+        raise SourceError(listing.failures[0].message)
+    files = [Path(source.name) for source in listing.sources if source.kind == "image"]
     if not files:
         raise SourceError(
             f"there are no images in {', '.join(arguments)}, only videos or cameras; "

@@ -14,7 +14,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError, DataError
-from asag_deploy.extras import install
+from asag_deploy.extras import missing
 from asag_deploy.loop.stages import FEATURES
 from asag_evaluation.data.coco import CocoDataset
 
@@ -157,9 +157,7 @@ def _average_precision(
     try:
         from asag_evaluation.evaluate import evaluate
     except ImportError as error:
-        raise BackendError(
-            f"measuring AP needs the package {error.name}; install it with {install(error.name or '')}"
-        ) from None
+        raise BackendError(missing(error, "asag-quantize", purpose="measuring AP")) from None
     with Detector.load(bundle, backend=backend) as detector:
         found = evaluate(detector, data, on_image=lambda sample, detections: on_image()).coco.ap
     if found is None:

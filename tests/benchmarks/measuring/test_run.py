@@ -427,7 +427,7 @@ def test_plots_without_their_library(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([str(bundle.path), "--output-dir", str(tmp_path / "out")]) == 2
-    assert "plots need matplotlib" in capsys.readouterr().err
+    assert "drawing plots needs the package matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

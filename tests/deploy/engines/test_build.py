@@ -260,7 +260,7 @@ def test_a_graph_that_was_changed_since(bundle: Bundle, rtx: RecordedModule) -> 
 
 def test_without_onnx(bundle: Bundle, rtx: RecordedModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(BackendError, match=r"needs the package onnx; .*asag-deploy\[engines\]"):
+    with pytest.raises(BackendError, match=r"needs the package onnx, .*asag-deploy\[engines\]"):
         build_engines(bundle, BuildOptions(gpus=("sm86",)))
 
 

@@ -475,3 +475,33 @@ def test_any_bytes_give_frames_or_a_sentence(tmp_path: Path, suffix: str, codec:
         except SourceError as error:
             frames, problem = [], str(error)
         assert frames or problem
+
+
+class LateStream:
+    """A container in which a stream begins late: PyAV raises IndexError when it comes to its end.
+
+    Whether it does depends on what lies in the memory behind the streams that it knows.
+    """
+
+    def __init__(self, container: Any, *, flushed: bool) -> None:
+        self.container = container
+        self.flushed = flushed
+
+    def demux(self) -> Any:
+        for packet in self.container.demux():
+            if packet.size == 0 and packet.dts is None and not self.flushed:
+                break
+            yield packet
+        raise IndexError("list index out of range")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.container, name)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_stream_that_begins_late(tmp_path: Path, flushed: bool) -> None:
+    write_video(tmp_path / "a.mp4", "libx264", b_frames=2, frames=8)
+    with Video("clip", tmp_path / "a.mp4") as video:
+        video._container = LateStream(video._container, flushed=flushed)  # type: ignore[assignment]
+        assert len(list(video.frames())) == 8
+        assert video.problem is None

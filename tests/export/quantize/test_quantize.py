@@ -318,6 +318,8 @@ def test_unsuitable_pictures(
     damaged = fill(tmp_path / "damaged", [draw_doodles(*SHAPE, seed) for seed in range(8)])
     (damaged / "3.png").write_bytes(b"no picture")
     assert "3.png" in ask(damaged)
+    lost = ["--images", str(tmp_path / "empty"), str(tmp_path / "plain")]
+    assert f"'{tmp_path / 'empty'}' holds no images" in refused(small_bundle, tmp_path / "out", capsys, *lost)
 
 
 def test_pictures_in_which_a_trained_network_finds_nothing(

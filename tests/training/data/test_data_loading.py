@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.errors import ConfigError, DataError
+from asag_deploy.errors import ConfigError, DataError, TrainingError
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.loading import Batch, EpochBatches, TrainingLoader, collate
 from asag_training.data.transforms import Augmentation
@@ -136,3 +139,10 @@ def test_workers_change_nothing_and_report_damage(tmp_path: Path) -> None:
     for damaged in (with_worker, loader(tmp_path)):
         with pytest.raises(DataError, match=r"^'[^\n]*3\.png' is damaged[^\n]*$"):
             list(damaged.epoch(2))
+
+
+def test_where_no_processes_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path, [box(1, [5, 5, 20, 20])], shapes=[(40, 60)])
+    monkeypatch.setattr(forkserver, "ensure_running", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    with pytest.raises(TrainingError, match=r"can be started on this machine \(read-only, .*: --workers 0 "):
+        next(loader(tmp_path, workers=1).epoch(0))

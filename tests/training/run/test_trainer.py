@@ -265,6 +265,33 @@ def test_another_run_is_not_resumed(data: Path, tmp_path: Path) -> None:
     assert equal(weights(other), before)
 
 
+def test_a_best_of_other_images_is_not_compared_with(data: Path, tmp_path: Path) -> None:
+    run = saved_run(data, tmp_path / "run")
+
+    def again(validation: str) -> Trainer:
+        return Trainer(
+            run.recipe,
+            Asag(run.recipe.network),
+            run.categories,
+            tmp_path / "run",
+            seed=0,
+            validation=validation,
+        )
+
+    before = again("5 images")
+    before.resume()
+    before.save_evaluated(0.75)
+    same, other = again("5 images"), again("9 images")
+    assert same.resume()
+    assert (same.position.best, same.changed) == (0.75, ())
+    assert other.resume()
+    assert other.changed == (
+        "the best AP begins anew: 0.750 was measured on 5 images, now it is measured on 9 images",
+    )
+    other.save_evaluated(0.5)
+    assert (other.position.best, other.position.best_on) == (0.5, "9 images")
+
+
 @pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "other content", "missing weights"])
 def test_a_damaged_state(data: Path, tmp_path: Path, damage: str) -> None:
     saved_run(data, tmp_path / "run")

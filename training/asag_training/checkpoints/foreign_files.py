@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HEAD_BYTES = 512
@@ -82,14 +83,8 @@ def what_archive(path: Path) -> str | None:
     return "a zip archive that torch.save did not write: it holds no weights that are known here"
 
 
-def what_shards(folder: Path) -> str | None:
-    """Say which tool's checkpoint in shards a folder holds, and what to do; None if none."""
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except OSError:  # whoever opens it says why
-        return None
-    if "manifest.json" in names:
-        return None
+def _what_shards(names: Sequence[str]) -> str | None:
+    """Say which tool's checkpoint in shards a folder of these files is, and what to do; None if none."""
     if ".metadata" in names or any(name.endswith(".distcp") for name in names):
         return (
             "a distributed checkpoint in shards: make one file of it with "
@@ -101,11 +96,21 @@ def what_shards(folder: Path) -> str | None:
 
 
 def what_folder(folder: Path) -> str:
-    """Say what a folder holds, and what to give instead."""
-    names = sorted(path.name for path in folder.iterdir())
-    if "manifest.json" in names:
+    """Say what a folder holds that is given for a checkpoint, and what to give instead."""
+    if (folder / "manifest.json").exists():
         return "a bundle, which holds graphs and no weights to read: give the checkpoint it was exported from"
-    shards = what_shards(folder)
+    return what_checkpoints(folder) or "a directory; give the checkpoint file in it"
+
+
+def what_checkpoints(folder: Path) -> str | None:
+    """Say which checkpoints a folder that is no bundle holds, and what to give instead; None if none."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:  # whoever opens it says why
+        return None
+    if "manifest.json" in names:
+        return None
+    shards = _what_shards(names)
     if shards is not None:
         return shards
     if "saved_model.pb" in names:
@@ -118,5 +123,5 @@ def what_folder(folder: Path) -> str:
         if name.endswith((".safetensors", ".index.json", ".pth", ".pt", ".ckpt", ".bin"))
     ]
     if not files:
-        return "a directory; give the checkpoint file in it"
+        return None
     return f"a directory; give the checkpoint file in it, such as '{folder / files[0]}'"

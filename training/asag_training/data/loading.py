@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import NamedTuple
 
 import cv2
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.errors import ConfigError, DataError
+from asag_deploy.errors import ConfigError, DataError, TrainingError
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
 from asag_training.losses.targets import Targets
@@ -170,10 +170,13 @@ class TrainingLoader:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from its batch number `start` on.
 
-        Raises DataError at the batch that holds an image which cannot be read.
+        Raises DataError at the batch that holds an image which cannot be read, TrainingError where this
+        machine lets no processes be started.
         """
         self._order.seek(number, start)
         with _without_the_terminal():
+            if self._loader.num_workers:
+                _check_processes()
             batches = iter(self._loader)
         for batch in batches:
             if isinstance(batch, DataError):
@@ -222,6 +225,19 @@ def _without_the_terminal() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_processes() -> None:
+    """Start what DataLoader is about to, which would leave a traceback of its own if it could not."""
+    try:
+        multiprocessing.get_context("forkserver").Lock()
+        forkserver.ensure_running()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise TrainingError(
+            f"no processes that read images can be started on this machine ({reason}, as where neither "
+            "/dev/shm nor TMPDIR can be written): --workers 0 takes none"
+        ) from error
 
 
 def _start_worker(number: int) -> None:

@@ -21,7 +21,7 @@ from asag_deploy.detector_options import DetectorOptions, add_detector_options, 
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
-from asag_training.checkpoints.foreign_files import what_shards
+from asag_training.checkpoints.foreign_files import what_checkpoints
 
 if TYPE_CHECKING:
     from asag_evaluation.predictor import Predictor
@@ -131,9 +131,9 @@ def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Pr
         side = getattr(options, name)
         if side is not None and side < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {side} is no image size: expected 1 pixel or more")
-    shards = what_shards(path) if path.is_dir() else None
-    if shards is not None:
-        raise CheckpointError(f"'{path}' is {shards}")
+    checkpoints = what_checkpoints(path) if path.is_dir() else None
+    if checkpoints is not None:
+        raise CheckpointError(f"'{path}' is {checkpoints}")
     if not path.is_dir():
         return _checkpoint_predictor(path, chosen, options, note)
     of_checkpoints = (options.head, options.weights, options.shorter_side, options.longer_side)

@@ -36,6 +36,8 @@ class Position:
     """Epochs that were done when the network was last evaluated."""
     best: float = -1.0
     """The best AP so far; -1 before there is one."""
+    best_on: str | None = None
+    """What that was measured on, in words."""
 
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:

@@ -60,12 +60,14 @@ class Trainer:
         *,
         seed: int,
         data: str | None = None,
+        validation: str | None = None,
         process: Process | None = None,
         interruption: Interruption | None = None,
     ) -> None:
         """Train `model`, which has the recipe's network and as many classes as `categories`.
 
         `output_dir` must exist; `data` says what it is trained on, and is the same when a run is resumed;
+        `validation` what it is evaluated on: with another, the best AP begins anew;
         `interruption`, the program's if not given, is held back while an update is made or a file is written.
         """
         self.recipe, self.categories, self.output_dir, self.seed = recipe, categories, output_dir, seed
@@ -80,7 +82,7 @@ class Trainer:
         self.position = Position()
         self.changed: tuple[str, ...] = ()
         """Sentences about what was otherwise where the resumed run was saved."""
-        self._data = data
+        self._data, self._validation = data, validation
         self._before: dict[str, Tensor] | None = None
         self._torn = False
         self._step: nn.Module = _Step(self.model, recipe)
@@ -150,7 +152,7 @@ class Trainer:
         with self.interruption.held_back():
             self.position = replace(self.position, evaluated=self.position.epoch)
             if improved and ap is not None:
-                self.position = replace(self.position, best=ap)
+                self.position = replace(self.position, best=ap, best_on=self._validation)
                 if self.process.is_main:
                     save_checkpoint(self.output_dir / BEST, self.checkpoint())
             self.save()
@@ -172,7 +174,15 @@ class Trainer:
                 f"the run was saved otherwise ({difference}): numbers can differ in their last digits"
                 for difference in differences(state["made"], self._made(), {})
             )
+        self._forget_another_best()
         return True
+
+    def _forget_another_best(self) -> None:
+        before, best = self.position.best_on, self.position.best
+        if best >= 0 and before != self._validation:
+            self.position = replace(self.position, best=-1.0, best_on=None)
+            measured = f"{best:.3f} was measured on {before}, now it is measured on {self._validation}"
+            self.changed += (f"the best AP begins anew: {measured}",)
 
     def checkpoint(self) -> Checkpoint:
         """Return the network as it is, ready to be exported."""

@@ -1,0 +1,39 @@
+"""Plots on machines where matplotlib finds no folder of its own, or is told what it does not know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPT = """
+import tempfile
+from asag_deploy.command_line import exit_code
+tempfile._candidate_tempdir_list = lambda: ["/proc"]  # as in a read-only container without /tmp
+def command():
+    from asag_evaluation.plots import check_plots
+    check_plots()
+    return 0
+raise SystemExit(exit_code("tool", command))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "said"),
+    [
+        ("MPLCONFIGDIR", "/proc/nowhere", 0, ""),
+        (
+            "MPLBACKEND",
+            "nonsense",
+            2,
+            "tool: error: drawing plots needs matplotlib, which cannot be used",
+        ),
+    ],
+)
+def test_matplotlib_of_this_machine(variable: str, value: str, code: int, said: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), variable: value}
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr[: len(said) or None]) == (code, "", said)
+    assert done.stderr.count("\n") == bool(said)
