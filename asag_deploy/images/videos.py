@@ -36,7 +36,7 @@ _STARTS_ANYWHERE = frozenset(
 _NO_LONG_ZEROS = frozenset(
     "vp8 vp9 av1 h264 hevc mpeg4 mpeg2video mpeg1video h263 flv1 msmpeg4v3 wmv2 wmv3 vc1".split()  # noqa: SIM905
 )
-_ZEROS = re.compile(rb"\x00{256,}(?=[^\x00\x01])")
+_ZEROS = re.compile(rb"\x00{256,}")
 """A hole in a packet: no entropy coder writes this, and stuffing ends with a start code or the packet."""
 _UNSTUFFED = frozenset({"vp8", "vp9", "av1"})
 """Codecs that put nothing behind a frame."""
@@ -495,7 +495,8 @@ def _has_hole(packet: Any, stream: VideoStream) -> bool:
     content = bytes(packet)
     if not any(content) or (codec in _UNSTUFFED and content.endswith(bytes(256))):
         return True
-    return _ZEROS.search(content) is not None
+    ends = (match.end() for match in _ZEROS.finditer(content))
+    return any(end < len(content) and content[end] != 1 for end in ends)
 
 
 def _as_shown(frame: av.VideoFrame, stream: VideoStream) -> RgbImage:
