@@ -74,9 +74,9 @@ def atomic_directory(
     """Give a temporary directory to fill; on success it becomes `path`.
 
     A directory that is already there is replaced if it is empty, or if `overwrite` is set, it holds a file
-    called `marker`, and no file but that and `parts` (patterns of paths, such as `engines/*`): by that we
-    know our own, so that a mistyped path never costs somebody their files.  One that cannot be renamed, such
-    as a mount point or the working directory, is filled where it is, the marker last.
+    called `marker` (none is, if that is empty), and no file but that and `parts` (patterns of paths, such as
+    `engines/*`): by that we know our own, so that a mistyped path never costs somebody their files.  One that
+    cannot be renamed, such as a mount point or the working directory, is filled where it is, the marker last.
     Raises OutputError where it may not be replaced (before anything is built), or if anything, the body
     included, meets an OSError.
     """
@@ -119,9 +119,9 @@ def check_replaceable(
     if not _content(final):
         return
     if not (final / marker).is_file():
+        what = f"files but no {marker}" if marker else "files"
         raise OutputError(
-            f"'{shown}' holds files but no {marker}, so it is not replaced; "
-            "choose a new or an empty directory"
+            f"'{shown}' holds {what}, so it is not replaced; choose a new or an empty directory"
         )
     if not overwrite:
         raise OutputError(f"'{shown}' already exists; choose another directory, or ask to overwrite it")

@@ -44,12 +44,14 @@ _WRONG_NUMBER = re.compile(r"argument (?:-\w/)?(--[\w-]+): is ")
 class OneSentenceParser(argparse.ArgumentParser):
     """Report a bad command line like the project's other errors: in one sentence, without the usage.
 
-    Options cannot be abbreviated, so that a new one never changes what an old command means.
+    Options cannot be abbreviated, so that a new one never changes what an old command means.  Paths cannot be
+    empty.
     """
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **given})
         program = self.prog.split()[0]
+        self.register("type", Path, _path)
         self.add_argument("--version", action="version", version=f"{program} {__version__}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -64,6 +66,13 @@ class OneSentenceParser(argparse.ArgumentParser):
         """Raise ConfigError instead of printing the usage and exiting."""
         said = _WRONG_NUMBER.sub(r"\1 is ", message)
         raise ConfigError(f"{said} (see {self.prog.split()[0]} --help)")
+
+
+def _path(text: str) -> Path:
+    """Read a path; an empty one, as of a variable that is not set, would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names nothing")
+    return Path(text)
 
 
 def exit_code(

@@ -126,6 +126,11 @@ def test_directory_is_not_replaced(tmp_path: Path, overwrite: bool, file: str, m
     target = _directory(tmp_path / "bundle", file, "old")
     with pytest.raises(OutputError, match=message), atomic_directory(target, overwrite=overwrite, marker="m"):
         pytest.fail("the body must not run")
+    with (
+        pytest.raises(OutputError, match="holds files, so"),
+        atomic_directory(target, overwrite=True, marker=""),
+    ):
+        pytest.fail("the body must not run")
     assert contents(tmp_path) == {f"bundle/{file}": "old"}
 
 

@@ -81,6 +81,15 @@ def test_a_bad_command_line_is_an_error() -> None:
     assert parser.parse_args(["--number", "1"]) == argparse.Namespace(number=1)
 
 
+def test_paths_are_not_empty() -> None:
+    parser = OneSentenceParser(prog="tool")
+    commands = parser.add_subparsers()
+    commands.add_parser("sub").add_argument("--output-dir", type=Path)
+    assert parser.parse_args(["sub", "--output-dir", "."]).output_dir == Path()
+    with pytest.raises(ConfigError, match="argument --output-dir: an empty path names nothing"):
+        parser.parse_args(["sub", "--output-dir", ""])
+
+
 def test_options_are_not_abbreviated() -> None:
     parser = OneSentenceParser(prog="tool")
     parser.add_argument("--number", type=int)
