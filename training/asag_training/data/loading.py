@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -242,6 +243,8 @@ def _check_processes() -> None:
 
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # Where the training ends while it fetches a batch, what serves that here has nobody left to tell.
+    sys.excepthook = lambda *error: None
     threading.Thread(target=_end_with_the_training, daemon=True).start()
 
 
