@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -82,12 +82,12 @@ def exit_code(
 
     What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
     what `codes` says of its type, or 2; so do a package that is not installed, a file or a system that fails,
-    and memory that runs out.  Ctrl-C gives 130, SIGTERM
-    143 and SIGHUP 129, each after the command has kept what it keeps at a KeyboardInterrupt.  A reader of the
-    output that has gone, such as `head`, gives 2, and so does an output that takes no more.  argparse's own
+    and memory that runs out.  Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129, each after the command has kept
+    what it keeps at a KeyboardInterrupt.  A reader of the output that has gone, such as `head`, gives 2, and
+    so does an output that takes no more; messages on stderr that nobody takes stop nothing.  argparse's own
     exits, after --help or --version, are taken as they are.
     """
-    with Interruption() as interruption:
+    with _messages(), Interruption() as interruption:
         try:
             return _exit_code(program, lambda: _uncovered(command, interruption), codes)
         except KeyboardInterrupt:
@@ -148,6 +148,48 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     # What is still buffered would fail again when Python ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NOTHING_DONE
+
+
+class _Messages(io.TextIOWrapper):
+    """What stderr takes, as long as it takes anything; a gone reader or a full disk costs no results."""
+
+    def write(self, text: str, /) -> int:
+        with self._dropping():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+_kept: list[_Messages] = []
+"""Those that loggers may still write to; one that nobody holds would close stderr."""
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    """Print messages so that they stop nothing, on the stderr that the program was started with."""
+    before = sys.stderr
+    if before is not sys.__stderr__ or not isinstance(before, io.TextIOWrapper):
+        yield
+        return
+    messages = _Messages(
+        before.buffer, encoding=before.encoding, errors=before.errors, line_buffering=True, write_through=True
+    )
+    sys.stderr = messages
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        _kept.append(messages)
 
 
 def _settle_on_a_temporary_folder() -> None:

@@ -101,6 +101,7 @@ class Interruption:
         if self._requests >= _REQUESTS_THAT_INSIST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            os._exit(128 + number)  # as the first process of a container, which that does not end
         self._raise()
 
     def _raise(self) -> None:

@@ -73,6 +73,28 @@ def test_a_reader_that_has_gone() -> None:
     assert errors == ""
 
 
+@pytest.mark.parametrize(("error", "code"), [("", 0), ("raise ConfigError('bad')", 2)])
+@pytest.mark.parametrize("stderr", ["> >(true)", ">/dev/full"])
+def test_messages_that_nobody_takes_stop_nothing(stderr: str, error: str, code: int) -> None:
+    script = (
+        "import os, sys, time\n"
+        "from asag_deploy.command_line import exit_code\n"
+        "from asag_deploy.errors import ConfigError\n"
+        "def command():\n"
+        "    time.sleep(0.3)\n"
+        "    for _ in range(3):\n"
+        "        print('a note', file=sys.stderr)\n"
+        "    print('found', flush=True)\n"
+        f"    {error}\n"
+        "    return 0\n"
+        "sys.exit(exit_code('tool', command))\n"
+    )
+    ended = subprocess.run(
+        ["bash", "-c", f'exec "$0" -c "$1" 2{stderr}', sys.executable, script], capture_output=True
+    )
+    assert (ended.returncode, ended.stdout) == (code, b"found\n")
+
+
 def test_a_bad_command_line_is_an_error() -> None:
     parser = OneSentenceParser(prog="tool sub")
     parser.add_argument("--number", type=int)

@@ -158,6 +158,21 @@ def test_who_insists_ends_the_program() -> None:
     assert ended.stdout.splitlines() == ["as `timeout` sends it", "asked again"]
 
 
+def test_who_insists_ends_the_first_process_of_a_container() -> None:
+    script = (
+        "import os, signal\n"
+        "from asag_deploy.interruption import Interruption\n"
+        "os.kill = lambda *_: None  # the system does nothing to that process\n"
+        "with Interruption() as interrupted, interrupted.ignored():\n"
+        "    for _ in range(3):\n"
+        "        interrupted._first_s = 0.0\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGTERM, b"", b"")
+
+
 def test_a_signal_that_is_to_be_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
