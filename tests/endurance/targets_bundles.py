@@ -56,7 +56,7 @@ def open_graphs(folder: Path) -> Iterator[Target]:
     """`onnxruntime/STAGE`, and on the next line a graph, whose checksum is made right.
 
     OpenVINO is left out: it does not check what a graph computes, neither when it compiles nor when it runs.
-    One that divides by zero ends the process, and one that splits along another axis writes beyond its memory.
+    One that divides by zero ends the process; one that splits along another axis writes beyond its memory.
     """
     bundle = make_bundle(folder / "bundle")
     use(bundle.path)  # undamaged it has to work
