@@ -274,14 +274,14 @@ def _run_lengths(runs: bytes, bits: int) -> bytes:
 
 
 _RUNS = {
-    8: "050c 0422 0000  0005 0102030405 00  0004 4e000000 0000  0307 0002 0201 0263 0000  0a01 0001",
-    4: "0512 0434 0000  0005 123450 00  0004 7800 0000  0367 0002 0201 0299 0000  0a01 0001",
+    8: "050c 0522 0000  0005 0102030405 00  0004 4e000000 0000  0307 0002 0201 0263 0000  0a01 0001",
+    4: "0512 0534 0000  0005 123450 00  0004 7800 0000  0367 0002 0201 0299 0000  0a01 0001",
 }
 
 
 @pytest.mark.parametrize("bits", _RUNS)
 def test_run_lengths_of_a_bmp(bits: int) -> None:
-    """Runs, pixels as they are, the end of a row, a step to the right and on, and a run that is too long."""
+    """Runs, pixels as they are, the end of a row, a step to the right and on; runs that are too long."""
     runs = bytes.fromhex(_RUNS[bits])
     data = _run_lengths(runs, bits)
     np.testing.assert_array_equal(decode_image(data, "runs.bmp"), _shown(data))

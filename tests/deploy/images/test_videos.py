@@ -230,7 +230,7 @@ def test_a_row_of_jpeg_images_is_a_video(tmp_path: Path, between: bytes) -> None
     row = io.BytesIO()
     for index in range(3):
         image = io.BytesIO()
-        Image.fromarray(noise(24, 32, index)).save(image, format="JPEG")
+        Image.fromarray(noise(48, 64, index)).save(image, format="JPEG")
         row.write(between and between % len(image.getvalue()))
         row.write(image.getvalue() + b"\r\n" * bool(between))
     path = tmp_path / "a.mjpg"
@@ -238,6 +238,26 @@ def test_a_row_of_jpeg_images_is_a_video(tmp_path: Path, between: bytes) -> None
     assert times(path) == [0, 0.04, 0.08]
     path.write_bytes(row.getvalue()[:-400])
     assert "broke off after" in str(read(path)[1])
+
+
+@pytest.mark.parametrize("suffix", ["wmv", "mxf"])
+def test_stamps_in_the_order_of_decoding(tmp_path: Path, suffix: str) -> None:
+    """As these containers have them: the times of frames that lean on later ones neither jump nor stand."""
+
+    def lean_on_later_ones(stream: VideoStream) -> None:
+        stream.codec_context.gop_size = 30
+        stream.codec_context.options = {"b-adapt": "0"}
+
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        "libx264",
+        frames=9,
+        b_frames=2,
+        rate=25,
+        picture=lambda height, width, index: np.full((height, width, 3), 20 * index, np.uint8),
+        prepare=lean_on_later_ones,
+    )
+    assert times(path) == pytest.approx([i / 25 for i in range(9)], abs=0.0015)
 
 
 def test_a_playlist_is_a_video(tmp_path: Path) -> None:
