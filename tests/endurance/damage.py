@@ -209,7 +209,16 @@ def damaged_messages(seeds: Sequence[Any]) -> SearchStrategy[bytes]:
         try:
             message = ParseDict(draw(changed(plain)), kind(), ignore_unknown_fields=True)
             return bytes(message.SerializeToString())
-        except (ParseError, ValueError, TypeError, AttributeError, RecursionError, SystemError):
+        except (
+            ParseError,
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            SystemError,
+        ):
             return draw(raw)
 
     return damaged()
