@@ -261,11 +261,16 @@ def _tidy(model: ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[Tensor
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress chatter and other libraries' warnings off the user's screen."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
+    """Keep the exporter's progress chatter and other libraries' warnings off the user's screen.
+
+    So too the stack that PyTorch logs of whatever ends its tracing, such as Ctrl-C, which is raised as well.
+    """
+    least = {"torch.onnx": logging.ERROR, "torch.__trace": logging.ERROR}
+    least["torch._subclasses"] = logging.CRITICAL
+    loggers = [logging.getLogger(name) for name in least]
     levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for logger, level in zip(loggers, least.values(), strict=True):
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

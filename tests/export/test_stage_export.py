@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -13,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing, Probing, TensorSpec
@@ -20,7 +23,7 @@ from asag_deploy.engines.adapter import open_library
 from asag_deploy.errors import ConfigError, ExportError
 from asag_export.choices import DEFAULT_OPSET, OPSETS
 from asag_export.onnx_operators import DOMAIN
-from asag_export.stage_export import check, export_stage, prepare_for_export
+from asag_export.stage_export import _quiet, check, export_stage, prepare_for_export
 from asag_training.checkpoints import select_head
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -259,3 +262,29 @@ def test_graph_that_is_no_valid_onnx() -> None:
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "broken", [], [output]))
     with pytest.raises(ExportError, match="the exported graph 'backbone' is not valid ONNX"):
         check(model, "backbone")
+
+
+@torch.library.custom_op("asag_tests::interrupted", mutates_args=())
+def interrupted(image: torch.Tensor) -> torch.Tensor:
+    return image.clone()
+
+
+@interrupted.register_fake
+def _(image: torch.Tensor) -> torch.Tensor:
+    raise TypeError("which is what becomes of Ctrl-C amid PyTorch's own calls")
+
+
+def test_pytorch_logs_nothing_of_what_ends_its_tracing() -> None:
+    said = Mock(spec=logging.Handler, level=logging.NOTSET)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(said)
+    try:
+        with FakeTensorMode():
+            with _quiet(), pytest.raises(TypeError, match="Ctrl-C"):
+                interrupted(torch.zeros(1))
+            said.handle.assert_not_called()
+            with pytest.raises(TypeError, match="Ctrl-C"):
+                interrupted(torch.zeros(1))
+            said.handle.assert_called()
+    finally:
+        logger.removeHandler(said)
