@@ -23,7 +23,7 @@ _MARK = struct.pack("<2sHLHHHLLL", b"II", 42, 8, 1, 305, 2, len(_SOFTWARE), 26, 
 _WITH_EXIF = (".jpg", ".jpeg", ".png")
 """What every OpenCV that is taken writes EXIF into; behind the others' end the mark bothers no reader."""
 _NEAR = 4096
-"""Bytes from an end of the file that the mark lies within."""
+"""Bytes from the start of a file that EXIF lies within."""
 
 
 def write_picture(path: str | os.PathLike[str], picture: RgbImage) -> None:
