@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import Mock
@@ -146,3 +148,43 @@ def test_where_no_processes_can_be_started(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(forkserver, "ensure_running", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
     with pytest.raises(TrainingError, match=r"can be started on this machine \(read-only, .*: --workers 0 "):
         next(loader(tmp_path, workers=1).epoch(0))
+
+
+_INTERRUPTED = """
+import os, signal, sys, time
+from multiprocessing import forkserver
+from pathlib import Path
+from asag_deploy.interruption import Interruption
+from asag_evaluation.data.coco import CocoDataset
+from asag_training.data.loading import TrainingLoader
+from asag_training.data.transforms import Augmentation
+
+class SlowToArrive(CocoDataset):
+    def __setstate__(self, state):
+        time.sleep(2)
+        self.__dict__.update(state)
+
+def interrupt_once(descriptor, read=forkserver.read_signed):
+    forkserver.read_signed = read
+    os.kill(os.getpid(), signal.SIGTERM)
+    return read(descriptor)
+
+if __name__ == "__main__":
+    forkserver.read_signed = interrupt_once
+    data = CocoDataset.open(Path(sys.argv[1]))
+    data.__class__ = SlowToArrive
+    try:
+        with Interruption():
+            next(TrainingLoader(data, Augmentation(), batch_size=2, seed=4, workers=1).epoch(0))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_an_interruption_while_workers_start_leaves_no_traceback(tmp_path: Path) -> None:
+    """A worker that nobody knows reads what it is given when that is gone with the process that trains."""
+    write_coco(tmp_path, [box(1, [5, 5, 20, 20])], shapes=[(40, 60)])
+    script = tmp_path / "interrupted.py"
+    script.write_text(_INTERRUPTED)
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, DataError, TrainingError
+from asag_deploy.interruption import held_back
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
 from asag_training.losses.targets import Targets
@@ -175,7 +176,8 @@ class TrainingLoader:
         machine lets no processes be started.
         """
         self._order.seek(number, start)
-        with _without_the_terminal():
+        # One that is interrupted while it starts is known to nobody: it would outlive its semaphores.
+        with held_back(), _without_the_terminal():
             if self._loader.num_workers:
                 _check_processes()
             batches = iter(self._loader)
