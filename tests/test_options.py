@@ -50,6 +50,20 @@ def test_no_option_takes_any_number() -> None:
         assert action.type not in (int, float), (program, words, action.option_strings)
 
 
+def test_no_path_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    of_paths = re.compile(r"\b(DIR|FILE|PATH|BUNDLE|BUNDLE_OR_CHECKPOINT)\b")
+    seen = 0
+    for program, words, _, action in options():
+        if action.metavar is None or not of_paths.search(str(action.metavar)):
+            continue
+        seen += 1
+        sources = action.dest in ("paths", "images")  # or cameras and addresses; they are read elsewhere
+        assert action.type is Path or sources, (program, words, action.option_strings)
+    assert seen > 30
+    assert importlib.import_module(PROGRAMS["asag-detect"]).main(["", "a.jpg"]) == 2
+    assert "argument BUNDLE: an empty path names nothing" in capsys.readouterr().err
+
+
 def test_help_tells_the_truth() -> None:
     for program, words, parser, action in options():
         if action.help is None or action.help == argparse.SUPPRESS:

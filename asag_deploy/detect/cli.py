@@ -100,6 +100,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
     end = words.index("--") if "--" in words else len(words)  # which argparse loses amid intermixed ones
     parsed = _parser().parse_intermixed_args(words[:end])
     first, *sources = [*parsed.paths, *words[end + 1 :]] or [None]
+    if first == "":
+        raise ConfigError(f"argument BUNDLE: an empty path names nothing (see {PROGRAM} --help)")
     return Options(
         bundle=None if first is None else Path(first),
         sources=tuple(sources),

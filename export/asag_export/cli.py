@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asag_deploy.bundle.manifest import Preprocessing
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", metavar="FILE", help="a .pth in the public layout, or a .safetensors file"
+        "--checkpoint", metavar="FILE", type=Path, help="a .pth in the public layout, or a .safetensors file"
     )
     source.add_argument(
         "--untrained",
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="random weights, to try or time a variant without a checkpoint",
     )
     add("--variant", metavar="NAME", help="e.g. asag-a-r50-100; inferred from the file if not given")
-    add("--output-dir", metavar="DIR", required=True, help="where the bundle is written")
+    add("--output-dir", metavar="DIR", type=Path, required=True, help="where the bundle is written")
     add("--head", metavar="NAME", help="main (default), aux_0, aux_1 or aux_2")
     add(
         "--weights",

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
-    add("--output-dir", metavar="DIR", required=True, help="where the INT8 bundle is written")
+    add("--output-dir", metavar="DIR", type=Path, required=True, help="where the INT8 bundle is written")
     add("--images", metavar="PATH", nargs="+", help="folders, globs or files to calibrate on")
     add("--data", metavar="DIR", type=Path, help="a data set in COCO layout: AP before and after is measured")
     add("--calibration-split", metavar="NAME", help=f"default {TRAIN_SPLIT}")
