@@ -74,8 +74,8 @@ class Job:
 def program(name: str | Path, *arguments: str | Path) -> list[str]:
     """Return the command that starts one of the project's programs.
 
-    Its warnings are errors, but for one that Python shows nobody: where an interruption comes while it imports
-    a module, the file of that module stays open until it is collected.
+    Its warnings are errors, but for one that Python shows nobody: where an interruption comes while a module
+    is imported, the file of that module stays open until it is collected.
     """
     warnings = ("-W", "error", "-W", "ignore::ResourceWarning")
     return [sys.executable, *warnings, "-m", _PROGRAMS[str(name)], *map(str, arguments)]

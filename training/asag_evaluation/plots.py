@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,17 +60,13 @@ def _without_word() -> Iterator[None]:
 
 
 def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:
-    """Write `precision_recall.png`, `exit_levels.png` and `anchors_objects.png`, and return their paths.
+    """Write the `PLOTS`, and return their paths.
 
     Raises ConfigError if matplotlib is missing, OutputError if a file cannot be written.
     """
     figure_type = check_plots()
     paths = []
-    for file, draw in (
-        ("precision_recall.png", _precision_recall),
-        ("exit_levels.png", _exit_levels),
-        ("anchors_objects.png", _anchors_objects),
-    ):
+    for file, draw in PLOTS.items():
         figure = figure_type(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         draw(axes, evaluation)
@@ -117,3 +113,11 @@ def _anchors_objects(axes: Axes, evaluation: Evaluation) -> None:
         axes.plot(ends, slope * ends + offset, color=_COLOURS[1], label=f"correlation {correlation:.2f}")
         axes.legend(frameon=False)
     axes.set(xlabel="objects", ylabel="anchors", ylim=(0, None))
+
+
+PLOTS: dict[str, Callable[[Axes, Evaluation], None]] = {
+    "precision_recall.png": _precision_recall,
+    "exit_levels.png": _exit_levels,
+    "anchors_objects.png": _anchors_objects,
+}
+"""Each plot's file, and what draws it."""

@@ -10,6 +10,7 @@ from asag_deploy.atomic import atomic_write_text, check_writable
 from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_evaluation.evaluate import Evaluation
 from asag_evaluation.metrics.coco import CocoMetrics
+from asag_evaluation.plots import PLOTS, check_plots, write_plots
 
 _PRECISIONS = {
     "AP": "ap",
@@ -27,10 +28,7 @@ _RECALLS = {
     "medium": "ar_medium",
     "large": "ar_large",
 }
-_FILES = (
-    *("evaluation.json", "detections.json"),
-    *("precision_recall.png", "exit_levels.png", "anchors_objects.png"),
-)
+_FIGURES, _DETECTIONS = "evaluation.json", "detections.json"
 _WIDTH = 8
 _MOST_CLASSES = 20
 
@@ -73,10 +71,9 @@ def table(evaluation: Evaluation) -> str:
 def check_report(output_dir: Path | None) -> None:
     """Raise OutputError or ConfigError now if `write_report` could not write in the end, or would replace
     what it has not written (None: is not to write)."""
-    from asag_evaluation.plots import check_plots  # not at the top: needs matplotlib
-
     if output_dir is not None:
-        check_own_folder(output_dir, _FILES, is_json_with("name", "coco"), "an evaluation")
+        files = (_FIGURES, _DETECTIONS, *PLOTS)
+        check_own_folder(output_dir, files, is_json_with("name", "coco"), "an evaluation")
         check_writable(output_dir)
         check_plots()
 
@@ -87,11 +84,9 @@ def write_report(evaluation: Evaluation, output_dir: Path, *, name: str) -> list
     `name` says what was evaluated.  Raises OutputError if a file cannot be written, ConfigError if the plots'
     library is missing.
     """
-    from asag_evaluation.plots import write_plots  # not at the top: needs matplotlib
-
     files = {
-        output_dir / _FILES[0]: {"name": name, **evaluation.to_dict()},
-        output_dir / _FILES[1]: evaluation.results,
+        output_dir / _FIGURES: {"name": name, **evaluation.to_dict()},
+        output_dir / _DETECTIONS: evaluation.results,
     }
     for path, content in files.items():
         atomic_write_text(path, json.dumps(content, allow_nan=False, indent=1))

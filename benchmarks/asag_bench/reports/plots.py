@@ -26,19 +26,15 @@ _WIDTH = 0.8
 
 
 def write_plots(result: Result, output_dir: Path) -> list[Path]:
-    """Write `latency.png`, `stages.png` and, where accuracy was measured, `speed_accuracy.png`.
+    """Write the `PLOTS`, without that of accuracy where none was measured, and return their paths.
 
     Raises OutputError if a file cannot be written.
     """
     figure_type = check_plots("asag-bench")
-    drawings: dict[str, Callable[[Axes, Result], None]] = {
-        "latency.png": _latency,
-        "stages.png": _stages,
-    }
-    if result.has_accuracy:
-        drawings["speed_accuracy.png"] = draw_speed_accuracy
     paths = []
-    for file, draw in drawings.items():
+    for file, draw in PLOTS.items():
+        if draw is draw_speed_accuracy and not result.has_accuracy:
+            continue
         height = 2 + 0.22 * len(_bars(result)) if draw is _stages else 4.5
         figure = figure_type(figsize=(9, height), layout="constrained")
         axes = figure.subplots()
@@ -187,3 +183,11 @@ def _open_box(axes: Axes) -> None:
 def _colour(index: int) -> str:
     """Return the colour of the runner or phase with that number."""
     return _COLOURS[index % len(_COLOURS)]
+
+
+PLOTS: dict[str, Callable[[Axes, Result], None]] = {
+    "latency.png": _latency,
+    "stages.png": _stages,
+    "speed_accuracy.png": draw_speed_accuracy,
+}
+"""Each plot's file, and what draws it."""

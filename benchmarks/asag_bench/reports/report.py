@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asag_bench.reports.columns import in_markdown, latency_rows, percent, phase_rows, times
 from asag_bench.reports.columns import on_screen as table_on_screen
-from asag_bench.reports.plots import write_plots
+from asag_bench.reports.plots import PLOTS, write_plots
 from asag_bench.result import Headline, Result, Spread, json_text
 from asag_deploy.atomic import atomic_write_text
 from asag_deploy.replacing import check_own_folder, is_json_with
@@ -17,12 +17,14 @@ _PARITY = {True: "parity passed", False: "parity NOT PASSED", None: "no parity r
 
 
 FIGURES = "figures of asag-bench"
-_FILES = ("result.json", "result.md", "latency.png", "stages.png", "speed_accuracy.png")
+_RESULT, _PAGE = "result.json", "result.md"
 
 
 def check_report(output_dir: Path) -> None:
     """Raise OutputError if `write_report` would replace what it has not written."""
-    check_own_folder(output_dir, _FILES, is_json_with("command", "machine", "strata"), FIGURES)
+    check_own_folder(
+        output_dir, (_RESULT, _PAGE, *PLOTS), is_json_with("command", "machine", "strata"), FIGURES
+    )
 
 
 def write_report(result: Result, output_dir: Path, *, plots: bool) -> None:
@@ -30,7 +32,7 @@ def write_report(result: Result, output_dir: Path, *, plots: bool) -> None:
 
     Raises OutputError if a file cannot be written, ConfigError if plots cannot be drawn.
     """
-    for name, text in (("result.json", json_text(result)), ("result.md", markdown(result))):
+    for name, text in ((_RESULT, json_text(result)), (_PAGE, markdown(result))):
         atomic_write_text(output_dir / name, text)
     if plots:
         check_plots("asag-bench")

@@ -108,7 +108,9 @@ def test_a_bundle_whose_name_is_not_utf8(bundle: Bundle, backend: str, tmp_path:
         pytest.skip("engines are read by this project itself")
     folder = tmp_path / os.fsdecode(b"b\xff\xe9")
     shutil.copytree(bundle.graph_path("decoder").parent, folder)
-    open_network(backend, Bundle.open(folder)).close()
+    network = open_network(backend, Bundle.open(folder))
+    assert network.download(network.upload(np.arange(3))).tolist() == [0, 1, 2]
+    network.close()
 
 
 @pytest.mark.parametrize(
