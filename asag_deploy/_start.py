@@ -6,6 +6,7 @@ what a signal does.  Where the package is imported by another program, nothing i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -28,9 +29,10 @@ def _is_ours(arguments: list[str]) -> bool:
     called = Path(sys.argv[0] if sys.argv else "")
     if called.name.startswith("asag-"):
         return True
-    clone = Path(os.path.realpath(__file__)).parent.parent
-    if Path(os.path.realpath(called)) in [clone / script for script in _SCRIPTS]:
-        return True
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        clone = Path(os.path.realpath(__file__)).parent.parent
+        if Path(os.path.realpath(called)) in [clone / script for script in _SCRIPTS]:
+            return True
     modules = [after for option, after in itertools.pairwise(arguments) if option == "-m"]
     return bool(modules) and modules[0].startswith("asag_")
 
