@@ -1,20 +1,25 @@
 """The first moments of a program of this project, while it is importing.
 
-A signal then ends it in silence: there is nothing to keep yet.  Once the program runs, `interruption` says
-what a signal does.  Where the package is imported by another program, nothing is changed.
+A signal then ends it in silence: there is nothing to keep yet.  A package that cannot be imported is one
+sentence.  Once the program runs, `interruption` says what a signal does, and `command_line` what an
+exception.  Where the package is imported by another program, nothing is changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+
+from asag_deploy import extras
 
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+_NOTHING_DONE = 2
 _SCRIPTS = ("training/train.py", "benchmarks", "benchmarks/__main__.py")
 """What is run from a clone without an installation, as `python benchmarks`."""
 
@@ -23,16 +28,34 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _is_ours(arguments: list[str]) -> bool:
-    """Tell whether Python was called with one of the project's programs: installed, by `-m` or a script."""
+def _name_if_ours(arguments: list[str]) -> str | None:
+    """Return what one of the project's programs was called by: its name, a script, or its module after `-m`.
+
+    None where Python runs something else.
+    """
     called = Path(sys.argv[0] if sys.argv else "")
     if called.name.startswith("asag-"):
-        return True
-    clone = Path(os.path.realpath(__file__)).parent.parent
-    if Path(os.path.realpath(called)) in [clone / script for script in _SCRIPTS]:
-        return True
+        return called.name
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        clone = Path(os.path.realpath(__file__)).parent.parent
+        if Path(os.path.realpath(called)) in [clone / script for script in _SCRIPTS]:
+            return called.name
     modules = [after for option, after in itertools.pairwise(arguments) if option == "-m"]
-    return bool(modules) and modules[0].startswith("asag_")
+    return modules[0] if modules and modules[0].startswith("asag_") else None
+
+
+def _say_what_is_missing(program: str) -> None:
+    """Let a program that cannot be imported for want of a package end with a sentence, and 2."""
+    before = sys.excepthook
+
+    def end(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not isinstance(error, ImportError) or extras.is_own(error):
+            before(kind, error, traceback)
+            return
+        print(f"{program}: error: {extras.missing(error, program)}", file=sys.stderr, flush=True)
+        os._exit(_NOTHING_DONE)
+
+    sys.excepthook = end
 
 
 def _open_what_is_closed() -> None:
@@ -50,8 +73,10 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (it stays)
 
 
-if _is_ours(sys.orig_argv) and threading.current_thread() is threading.main_thread():
+_program = _name_if_ours(sys.orig_argv)
+if _program is not None and threading.current_thread() is threading.main_thread():
     for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(_number) in _DEFAULTS:
             signal.signal(_number, _end)
     _open_what_is_closed()
+    _say_what_is_missing(_program)

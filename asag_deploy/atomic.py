@@ -100,7 +100,7 @@ def atomic_directory(
                 if stays:
                     _move_into(final, hidden.path, marker)
                 else:
-                    _move_into_place(hidden.path, final)
+                    _move_into_place(hidden.path, final, marker)
         finally:
             with held_back():
                 if hidden is not None:
@@ -327,7 +327,7 @@ def _stays(final: Path) -> bool:
     if not final.is_dir():
         return False
     parent_takes_it = os.access(final.parent, os.W_OK | os.X_OK)
-    return final.is_mount() or not parent_takes_it or is_same_file(final, Path.cwd())
+    return final.is_mount() or not parent_takes_it or is_same_file(final, os.curdir)
 
 
 def _move_into(final: Path, temporary: Path, marker: str) -> None:
@@ -342,8 +342,11 @@ def _move_into(final: Path, temporary: Path, marker: str) -> None:
         entry.rename(final / entry.name)
 
 
-def _move_into_place(temporary: Path, final: Path) -> None:
-    """Rename; what was there before then has the temporary name, or is gone."""
+def _move_into_place(temporary: Path, final: Path, marker: str) -> None:
+    """Rename; what was there before then has the temporary name, or is gone.
+
+    A directory of a container's image cannot be renamed, but what lies in it can be replaced.
+    """
     if not final.exists() or not any(final.iterdir()):
         _hand_on(final, temporary)
         temporary.rename(final)
@@ -352,7 +355,13 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     if _exchange(temporary, final):
         return
     aside = _aside(final)
-    final.rename(aside)
+    try:
+        final.rename(aside)
+    except OSError as error:
+        if error.errno not in _NO_RENAMING:
+            raise
+        _move_into(final, temporary, marker)
+        return
     try:
         temporary.rename(final)
     except BaseException:

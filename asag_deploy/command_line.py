@@ -38,6 +38,13 @@ MOST_PIXELS = 65_535
 MOST_SECONDS = 30 * 24 * 3600.0
 _MEMORY = "/dev/shm"
 
+_NO_THREAD = "can't start new thread"
+"""As Python says it; it has no exception of its own for that."""
+_MORE_THREADS = (
+    "no more threads can be started here: allow more processes (`ulimit -u`, a container's --pids-limit) or "
+    "more memory"
+)
+
 _WRONG_NUMBER = re.compile(r"argument (?:-\w/)?(--[\w-]+): is ")
 
 
@@ -81,11 +88,11 @@ def exit_code(
     """Run a command and return its exit code.
 
     What `command` returns, if nothing stops it.  An AsagError is printed to stderr as one sentence and gives
-    what `codes` says of its type, or 2; so do a package that is not installed, a file or a system that fails,
-    and memory that runs out.  Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129, each after the command has kept
-    what it keeps at a KeyboardInterrupt.  A reader of the output that has gone, such as `head`, gives 2, and
-    so does an output that takes no more; messages on stderr that nobody takes stop nothing.  argparse's own
-    exits, after --help or --version, are taken as they are.
+    what `codes` says of its type, or 2; so do a package that is not installed, a file or a system that
+    fails, and memory or threads that run out.  Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129, each after the
+    command has kept what it keeps at a KeyboardInterrupt.  A reader of the output that has gone, such as
+    `head`, gives 2, and so does an output that takes no more; messages on stderr that nobody takes stop
+    nothing.  argparse's own exits, after --help or --version, are taken as they are.
     """
     with _messages(), Interruption() as interruption:
         try:
@@ -120,34 +127,47 @@ def _exit_code(program: str, command: Callable[[], int], codes: Mapping[type[Asa
     try:
         code = command()
     except AsagError as error:
-        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        _say(program, str(error))
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), NOTHING_DONE)
     except ImportError as error:
         if extras.is_own(error):
             raise
-        print(f"{program}: error: {printable(extras.missing(error, program))}", file=sys.stderr)
-        code = NOTHING_DONE
+        code = _say(program, extras.missing(error, program))
     except SystemExit as stop:
         code = int(stop.code or ALL_FINE)
     except OSError as error:
         problem = error if isinstance(error, BrokenPipeError) else _output_fails()
-        if problem is None:
-            place = "" if error.filename is None else f"'{error.filename}': "
-            reason = first_line(error) if error.strerror is None else error.strerror.lower()
-            print(f"{program}: error: {place}{reason}", file=sys.stderr)
-            code = NOTHING_DONE
+        code = _say(program, _what_failed(error)) if problem is None else NOTHING_DONE
     except MemoryError:
-        print(f"{program}: error: this machine has not enough memory for it", file=sys.stderr)
-        code = NOTHING_DONE
+        code = _say(program, "this machine has not enough memory for it")
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        code = _say(program, _MORE_THREADS)
     problem = problem or _output_fails()
     if problem is None:
         return code
     if not isinstance(problem, BrokenPipeError):
         reason = (problem.strerror or str(problem)).lower()
-        print(f"{program}: error: could not write the output: {reason}", file=sys.stderr)
+        _say(program, f"could not write the output: {reason}")
     # What is still buffered would fail again when Python ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NOTHING_DONE
+
+
+def _say(program: str, problem: str) -> int:
+    print(f"{program}: error: {printable(problem)}", file=sys.stderr)
+    return NOTHING_DONE
+
+
+def _what_failed(error: OSError) -> str:
+    if error.filename is None and isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()  # noqa: PTH109 (which Path's fails as)
+        except FileNotFoundError:
+            return "the working directory is gone: change to another, or give paths from the root"
+    place = "" if error.filename is None else f"'{error.filename}': "
+    return place + (first_line(error) if error.strerror is None else error.strerror.lower())
 
 
 class _Messages(io.TextIOWrapper):

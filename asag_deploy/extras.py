@@ -33,6 +33,13 @@ _BROUGHT = {
     "video": ("av",),
 }
 """By extra, the modules that it brings, as pyproject.toml has it."""
+_ALWAYS = {
+    "cv2": "opencv-python-headless",
+    "numpy": "numpy",
+    "onnxruntime": "onnxruntime",
+    "tqdm": "tqdm",
+}
+"""What everything needs: by module, what pip calls it."""
 
 
 def install(module: str, program: str = "") -> str:
@@ -43,8 +50,10 @@ def install(module: str, program: str = "") -> str:
     package = module.partition(".")[0]
     of_program = _OF_PROGRAM.get(program, ())
     bring_it = [extra for extra in (*of_program, *_BROUGHT) if package in _BROUGHT[extra]]
-    extra = next(iter((*bring_it, *of_program)), None)
-    return f"`pip install {package}`" if extra is None else f"`pip install 'asag-deploy[{extra}]'`"
+    own = () if package in _ALWAYS else of_program
+    extra = next(iter((*bring_it, *own)), None)
+    wanted = _ALWAYS.get(package, package) if extra is None else f"'asag-deploy[{extra}]'"
+    return f"`pip install {wanted}`"
 
 
 def missing(error: ImportError, program: str = "", *, purpose: str = "this") -> str:
@@ -52,12 +61,24 @@ def missing(error: ImportError, program: str = "", *, purpose: str = "this") -> 
 
     purpose: what needs it, as the sentence begins.
     """
-    package = (error.name or "").partition(".")[0]
+    package = (error.name or _raised_in(error)).partition(".")[0]
     said = next(iter(error.msg.splitlines()), "")
     if not package:
         return f"{purpose} needs a package that cannot be used here: {said}"
-    what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be used ({said})"
-    return f"{purpose} needs the package {package}, which {what}: install it with {install(package, program)}"
+    needs, pip = f"{purpose} needs the package {package}, which", install(package, program)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{needs} is not installed: install it with {pip}"
+    again = pip.replace("pip install", "pip install --force-reinstall")
+    return f"{needs} cannot be used ({said}): install it anew with {again}"
+
+
+def _raised_in(error: ImportError) -> str:
+    """Return the module that has raised an error which names none, as some do of a library that they lack."""
+    frame, name = error.__traceback__, ""
+    while frame is not None:
+        name = frame.tb_frame.f_globals.get("__name__", "")
+        frame = frame.tb_next
+    return "" if name.startswith(("asag_", "__main__")) else name
 
 
 def is_own(error: ImportError) -> bool:

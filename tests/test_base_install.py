@@ -108,6 +108,45 @@ def test_a_command_says_which_extra_it_takes(folder: Path) -> None:
     assert made == {"a.json", "scenes"}
 
 
+@pytest.mark.parametrize(
+    ("package", "code", "said"),
+    [
+        (
+            "cv2",
+            "raise ImportError('libGL.so.1: cannot open shared object file', name='cv2')",
+            (
+                "cv2, which cannot be used (libGL.so.1: cannot open shared object file): install it anew "
+                "with `pip install --force-reinstall opencv-python-headless`"
+            ),
+        ),
+        (
+            "numpy",
+            "raise ImportError('multiarray failed to import')",
+            (
+                "numpy, which cannot be used (multiarray failed to import): install it anew with "
+                "`pip install --force-reinstall numpy`"
+            ),
+        ),
+        (
+            "tqdm",
+            "import nowhere",
+            "nowhere, which is not installed: install it with `pip install nowhere`",
+        ),
+    ],
+)
+def test_a_package_of_the_base_that_cannot_be_imported(
+    package: str, code: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(code)
+    (tmp_path / "asag-tool").write_text("from asag_deploy.detect.cli import main\nmain(['--help'])\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "asag-tool"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"asag-tool: error: this needs the package {said}\n"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 def test_an_extra_that_is_half_there(folder: Path) -> None:

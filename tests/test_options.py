@@ -64,6 +64,13 @@ def test_no_path_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument BUNDLE: an empty path names nothing" in capsys.readouterr().err
 
 
+def test_whatever_takes_a_checkpoint_asks_which_of_its_weights() -> None:
+    taking = [parser for *_, parser, action in options() if "--checkpoint" in action.option_strings]
+    assert len(taking) > 3
+    for parser in taking:
+        assert "--weights" in parser._option_string_actions, parser.prog
+
+
 def test_help_tells_the_truth() -> None:
     for program, words, parser, action in options():
         if action.help is None or action.help == argparse.SUPPRESS:

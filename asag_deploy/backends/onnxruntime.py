@@ -127,7 +127,12 @@ class OnnxRuntime:
         providers = [*(on_gpu if self.device == "cuda" else []), _PROVIDERS["cpu"]]
         try:
             with path_in_utf8(path) as known:
-                session = onnxruntime.InferenceSession(known, _session_options(threads), providers=providers)
+                session = onnxruntime.InferenceSession(
+                    known,
+                    _session_options(threads),
+                    providers=providers,
+                    enable_fallback=0,  # which would print on stdout, amid the results, before it tries
+                )
         except Exception as error:  # ONNX Runtime's exceptions have no other base
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_why_not_loaded(error)}"

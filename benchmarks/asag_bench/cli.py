@@ -422,6 +422,7 @@ def _add_loop(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--variant", default="asag-a-r50-100", metavar="NAME", help="random weights (default: %(default)s)")
     add("--checkpoint", type=Path, metavar="FILE", help="trained weights instead")
+    _add_weights(parser)
     add("--precision", choices=("fp16", "fp32"), default="fp16", help="default: %(default)s")
     add("--shape", default="800x1088", metavar="HxW", help="of the image (default: %(default)s)")
     add(
@@ -440,6 +441,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
     plan = LoopPlan(
         variant=options.variant,
         checkpoint=options.checkpoint,
+        weights=options.weights,
         precision=options.precision,
         shape=_shape(options.shape),
         repeats=options.repeats,

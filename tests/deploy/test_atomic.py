@@ -179,6 +179,30 @@ def test_directory_comes_back_if_the_last_rename_fails(
     assert contents(tmp_path) == {"bundle/m": "old"}
 
 
+def test_a_directory_of_a_containers_image_is_filled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overlay file systems do not rename a directory that comes from a lower layer."""
+    target = _directory(tmp_path / "bundle", "m", "old")
+    (target / "parts").mkdir()
+    (target / "parts" / "old").touch()
+    rename = Path.rename
+
+    def across_layers(self: Path, to: Path) -> Path:
+        if self == target:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(self, to)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", across_layers)
+    with atomic_directory(target, overwrite=True, marker="m", parts=("parts/*",)) as temporary:
+        (temporary / "m").write_text("new")
+        (temporary / "parts").mkdir()
+        (temporary / "parts" / "new").write_text("more")
+    assert contents(tmp_path) == {"bundle/m": "new", "bundle/parts/new": "more"}
+    assert names(tmp_path) == ["bundle"]
+
+
 def test_directory_comes_back_after_a_kill_between_two_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

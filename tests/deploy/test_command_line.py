@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -53,6 +54,51 @@ def test_other_ends(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_nobody_meant_to_raise_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code("tool", raises(ZeroDivisionError()))
+
+
+def test_threads_that_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    def command() -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "_start_new_thread", refuse)
+            patch.setattr(threading, "_start_joinable_thread", refuse, raising=False)  # since Python 3.13
+            threading.Thread(target=print).start()
+        return 0
+
+    assert exit_code("tool", command) == 2
+    assert capsys.readouterr().err.startswith("tool: error: no more threads can be started here: allow")
+
+
+def test_the_working_directory_may_be_gone(tmp_path: Path) -> None:
+    """Whatever is named from the root is found; else a sentence says why nothing is."""
+    script = (
+        "import os, sys\n"
+        "folder = sys.argv.pop()\n"
+        "os.chdir(folder)\n"
+        "os.rmdir(folder)\n"
+        "sys.argv[0] = 'program.py'\n"
+        "from asag_deploy.atomic import atomic_directory, atomic_write_text\n"
+        "from asag_deploy.command_line import exit_code\n"
+        "atomic_write_text(folder + '-file', 'results')\n"
+        "with atomic_directory(folder + '-made', overwrite=True, marker=''):\n"
+        "    pass\n"
+        "with atomic_directory(folder + '-made', overwrite=True, marker=''):\n"
+        "    pass\n"
+        "sys.exit(exit_code('tool', os.getcwd))\n"
+    )
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, gone], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("tool: error: the working directory is gone: change to another")
+    assert {path.name for path in tmp_path.iterdir()} == {"gone-file", "gone-made"}
 
 
 def test_a_reader_that_has_gone() -> None:

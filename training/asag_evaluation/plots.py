@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,17 +25,18 @@ if TYPE_CHECKING:
     from asag_evaluation.evaluate import Evaluation
 
 _LEVEL_TITLES = {"P5": "P5 and P6", "P4": "P4 to P6", "P3": "P3 to P6"}
+_BACKEND = "MPLBACKEND"
 _COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f")
 
 
 def check_plots(program: str = "asag-eval") -> type[Figure]:
     """Import matplotlib and return its type of figures.
 
-    Raises ConfigError if it is missing, naming the extra, or cannot be used as it is set up here; OutputError
+    Raises ConfigError if it is missing, naming the extra, or cannot be used as it is installed; OutputError
     where there is no folder for its list of fonts, not even for a moment.
     """
     try:
-        with _without_word():
+        with _without_word(), _whatever_backend():
             from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(missing(error, program, purpose="drawing plots")) from None
@@ -40,7 +44,7 @@ def check_plots(program: str = "asag-eval") -> type[Figure]:
         raise OutputError(
             "drawing plots needs a folder for the list of fonts: set TMPDIR to one that can be written"
         ) from error
-    except ValueError as error:  # such as a backend in MPLBACKEND that there is not
+    except ValueError as error:
         raise ConfigError(
             f"drawing plots needs matplotlib, which cannot be used here: {first_line(error)}"
         ) from error
@@ -57,6 +61,25 @@ def _without_word() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _whatever_backend() -> Iterator[None]:
+    """Let the body import matplotlib whatever backend MPLBACKEND names: figures in files need none of them.
+
+    Notebooks name theirs to the programs that are started in them, whose Python may not have it.
+    """
+    named = None if "matplotlib" in sys.modules else os.environ.pop(_BACKEND, None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ[_BACKEND] = named
+    if named:
+        import matplotlib
+
+        with contextlib.suppress(ValueError):  # for a program around this one that shows figures
+            matplotlib.rcParams["backend"] = named
 
 
 def write_plots(evaluation: Evaluation, output_dir: Path, *, name: str) -> list[Path]:

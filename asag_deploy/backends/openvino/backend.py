@@ -254,7 +254,9 @@ def _read_graph(path: Path) -> Model:
         options.optimized_model_filepath = str(inlined)
         options.log_severity_level = 3
         with path_in_utf8(path) as known:
-            onnxruntime.InferenceSession(known, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                known, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         return _convert(inlined)
 
 

@@ -48,6 +48,7 @@ from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stages import Array, LevelOutputs
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES, FAST_MIN_SELECTED, StopRule
 from asag_deploy.timing import since
+from asag_training.settings import WeightsChoice
 
 OUTPUTS = ("logits", "boxes", "anchors")
 WARM_UPS = 20
@@ -66,6 +67,8 @@ class LoopPlan:
     variant: str = "asag-a-r50-100"
     """With random weights, unless there is a checkpoint."""
     checkpoint: Path | None = None
+    weights: WeightsChoice = "model"
+    """Which of the checkpoint's."""
     precision: Precision = "fp16"
     shape: tuple[int, int] = (800, 1088)
     repeats: int = 100
@@ -90,8 +93,11 @@ def measure_plan(plan: LoopPlan, note: Note) -> None:
     from asag_training.checkpoints import load_checkpoint, untrained_checkpoint
     from asag_training.network.stage_plan import probing_plan
 
-    path = plan.checkpoint
-    checkpoint = untrained_checkpoint(plan.variant) if path is None else load_checkpoint(path)
+    checkpoint = (
+        untrained_checkpoint(plan.variant)
+        if plan.checkpoint is None
+        else load_checkpoint(plan.checkpoint, weights=plan.weights)
+    )
     probing = probing_plan(checkpoint.config)
     for name, value in {
         "machine": to_json(describe_machine()) | {"gpu": torch.cuda.get_device_name()},

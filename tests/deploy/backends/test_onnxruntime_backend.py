@@ -57,8 +57,20 @@ def test_cuda_provider_without_a_device(bundle: Bundle, monkeypatch: pytest.Monk
     )
 
 
+def test_a_session_that_cannot_be_made_prints_nothing_amid_results(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_threads(*_: object) -> None:
+        raise RuntimeError("pthread_create failed, error code: 11")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", no_threads)
+    with pytest.raises(BackendError, match=r"'onnxruntime' could not load .* pthread_create failed"):
+        open_network("onnxruntime", bundle)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_cuda_that_falls_back_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fall_back(path: object, options: object, *, providers: list[Any]) -> object:
+    def fall_back(path: object, options: object, *, providers: list[Any], **_: object) -> object:
         assert [providers[0][0], *providers[1:]] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
         return session(path, options, providers=["CPUExecutionProvider"])
 

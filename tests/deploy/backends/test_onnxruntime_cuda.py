@@ -110,7 +110,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     made = Gpu()
     monkeypatch.setattr(Value, "gpu", made, raising=False)
 
-    def open_session(path: object, options: object, *, providers: list[Any]) -> object:
+    def open_session(path: object, options: object, *, providers: list[Any], **_: object) -> object:
         if providers == ["CPUExecutionProvider"]:
             return Session(path, options, providers=providers)
         made.options.append(providers)
@@ -236,7 +236,7 @@ def test_without_channels_last_where_they_cannot_be(
     """ONNX Runtime either raises, or falls back to the CPU without a word."""
     on_gpu = onnxruntime.InferenceSession
 
-    def refuse(path: object, options: object, *, providers: list[Any]) -> object:
+    def refuse(path: object, options: object, *, providers: list[Any], **_: object) -> object:
         if "prefer_nhwc" not in providers[0][1] or "backbone" not in str(path):
             return on_gpu(path, options, providers=providers)
         if silently:
@@ -253,7 +253,7 @@ def test_without_channels_last_where_they_cannot_be(
 def test_a_float16_graph_that_cannot_be_loaded_at_all(
     gpu: Gpu, half: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: object, options: object, *, providers: list[Any]) -> object:
+    def refuse(path: object, options: object, *, providers: list[Any], **_: object) -> object:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
