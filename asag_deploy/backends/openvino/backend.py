@@ -253,6 +253,7 @@ def _read_graph(path: Path) -> Model:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.optimized_model_filepath = str(inlined)
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # nothing is run
         with path_in_utf8(path) as known:
             onnxruntime.InferenceSession(
                 known, options, providers=["CPUExecutionProvider"], enable_fallback=0
