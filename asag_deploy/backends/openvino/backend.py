@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
 from asag_deploy.backends.declared import UNKNOWN, check_declared
+from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
@@ -140,7 +141,7 @@ def _core() -> Core:
     with silent_openvino():
         import openvino
 
-    return openvino.Core()
+    return kept_in_forks(openvino.Core())
 
 
 class OpenVinoArray:
