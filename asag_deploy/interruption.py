@@ -1,20 +1,23 @@
 """Ctrl-C, SIGTERM and SIGHUP, which end a program without losing what it has done.
 
 The first of them raises KeyboardInterrupt in the main thread, whatever it is, so that all of them end a
-program in the same way.  What must not be left half done is held back from it.  Those that follow raise
-nothing, so that what saves the work is not interrupted in its turn; but whoever insists ends the program on
-the spot.  What it then leaves hidden, the next run removes (see `leftovers`).
+program in the same way.  What must not be left half done is held back from it.  So is an import: libraries
+in C++ end the process where one of their modules fails in the middle.  Raised where Python can only print an
+exception, such as in a finaliser, it is raised once more.  The signals that follow raise nothing, so that
+what saves the work is not interrupted in its turn; but whoever insists ends the program on the spot.  What
+it then leaves hidden, the next run removes (see `leftovers`).
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -22,6 +25,9 @@ _SAME_REQUEST_S = 1.0
 """Signals that come so soon after the first are the same request: `timeout` sends two, a terminal with
 `torchrun` three."""
 _REQUESTS_THAT_INSIST = 3
+_AGAIN_S = 0.05
+"""After this time, what could not be raised is tried again."""
+_IMPORT = "<frozen importlib._bootstrap>"
 
 
 class Interruption:
@@ -42,6 +48,8 @@ class Interruption:
         self._requests = 0
         self._first_s = 0.0
         self._before: dict[int, Any] = {}
+        self._entered_in: CodeType | None = None
+        self._hook_before = sys.unraisablehook
 
     @property
     def exit_code(self) -> int:
@@ -50,16 +58,20 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if _in_main_thread():
-            before = {number: signal.getsignal(number) for number in _SIGNALS}
-            for number, handler in before.items():
-                if handler not in (signal.SIG_IGN, None):  # None: not set by Python
+            for number in _SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not set by Python
                     self._before[number] = signal.signal(number, self._receive)
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._try_again)
+            self._entered_in = sys._getframe(1).f_code
+            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
             _active.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self in _active:
             _active.remove(self)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = self._hook_before
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -102,12 +114,35 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             os._exit(128 + number)  # as the first process of a container, which that does not end
-        self._raise()
+        self._raise(frame)
 
-    def _raise(self) -> None:
-        if self.signal is not None and not self._held and not self._taken and _in_main_thread():
-            self._taken = self.was_raised = True
-            raise KeyboardInterrupt
+    def _try_again(self, number: int, frame: FrameType | None) -> None:
+        self._raise(frame)
+
+    def _raise(self, frame: FrameType | None = None) -> None:
+        if self.signal is None or self._held or self._taken or not _in_main_thread():
+            return
+        if self._imports(frame):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
+        self._taken = self.was_raised = True
+        raise KeyboardInterrupt
+
+    def _imports(self, frame: FrameType | None) -> bool:
+        """Return whether a module is being imported, by whatever this has been entered for."""
+        while frame is not None and frame.f_code is not self._entered_in:
+            if frame.f_code.co_filename == _IMPORT:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _unraisable(self, raised: sys.UnraisableHookArgs) -> None:
+        """Raise again, and later, what was raised where it ends nothing."""
+        if self.was_raised and issubclass(raised.exc_type, KeyboardInterrupt):
+            self._taken = False
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            self._hook_before(raised)
 
 
 _active: list[Interruption] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -86,7 +86,7 @@ def annotated_ids(file: Path, sources: Sequence[Source], categories: Sequence[Ca
             f"{len(missing)} of {len(sources)} sources are not listed in '{file}', {_beginning(missing)}: "
             "they get no COCO results"
         )
-    mapping, unknown = _categories(file, content.get("categories"), categories)
+    mapping, unknown = _categories(file, content, categories)
     if unknown:
         said.append(
             f"{len(unknown)} of the bundle's {len(categories)} classes are not in '{file}', such as "
@@ -194,9 +194,13 @@ def _refuse_twice(file: Path, ids: dict[Source, ImageId]) -> None:
 
 
 def _categories(
-    file: Path, listed: Any, categories: Sequence[Category]
+    file: Path, content: Mapping[str, Any], categories: Sequence[Category]
 ) -> tuple[dict[int, ImageId] | None, list[str]]:
-    """Return the file's id of each of the bundle's, and the names that it does not know."""
+    """Return the file's id of each of the bundle's, and the names that it does not know.
+
+    Of several of one name those count that have objects: Roboflow lists the project's name as a class too.
+    """
+    listed = content.get("categories")
     if not isinstance(listed, list) or not listed:
         return None, []
     by_name: dict[str, set[ImageId]] = defaultdict(set)
@@ -206,10 +210,11 @@ def _categories(
         if not isinstance(name, str) or number is None:
             raise ConfigError(f"'{file}': categories[{index}] has no 'name' and 'id'")
         by_name[_plain(name)].add(number)
+    used = _used_categories(content.get("annotations"))
     mapping = {}
     for one in categories:
         if found := by_name.get(_plain(one.name)):
-            mapping[one.id] = _only_category(file, one, found)
+            mapping[one.id] = _only_category(file, one, (found & used) or found)
     unknown = [one.name for one in categories if one.id not in mapping]
     if not mapping:
         raise ConfigError(
@@ -217,6 +222,12 @@ def _categories(
             "it belongs to another data set"
         )
     return mapping, unknown
+
+
+def _used_categories(annotations: Any) -> set[ImageId]:
+    entries = annotations if isinstance(annotations, list) else []
+    said = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
+    return {number for number in said if isinstance(number, int | str)}
 
 
 def _only_category(file: Path, category: Category, found: set[ImageId]) -> ImageId:

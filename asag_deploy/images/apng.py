@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.images.composing import Left, Piece, as_bgra, composed
 from asag_deploy.images.containers import PNG_SIGNATURE, png_chunk, png_chunks
 from asag_deploy.images.decoder_log import decoder_log, quiet_opencv
 
 _OF_ANIMATIONS = (b"acTL", b"fcTL", b"fdAT")
 _OF_COLOURS = (b"PLTE", b"tRNS")
 _CONTROL = struct.Struct(">IIIIIHHBB")
-_CLEARED, _AS_BEFORE = 1, 2
+_LEFT_BEHIND: dict[int, Left] = {1: "cleared", 2: "as before"}
 _OVER = 1
 _DELAYS_ARE_OF = 100
 """A second has so many, where the file says 0."""
@@ -58,20 +59,16 @@ def apng_frames(data: bytes) -> Iterator[tuple[NDArray[Any], float]]:
     if len(head) < 8:
         return
     width, height = struct.unpack_from(">II", head)
-    canvas: NDArray[Any] | None = None
+    yield from composed(_decoded_pieces(head, colours, pieces), height, width)
+
+
+def _decoded_pieces(head: bytes, colours: list[tuple[bytes, bytes]], pieces: list[_Piece]) -> Iterator[Piece]:
     for piece in pieces:
         pixels = _decoded(piece, head, colours)
-        right, bottom = piece.left + piece.width, piece.top + piece.height
-        if pixels is None or right > width or bottom > height:
+        if pixels is None:
             return
-        if canvas is None:
-            canvas = np.zeros((height, width, 4), pixels.dtype)
-        region = canvas[piece.top : bottom, piece.left : right]
-        before = region.copy()
-        region[:] = _over(region, pixels) if piece.blending == _OVER else pixels
-        yield canvas.copy(), piece.seconds
-        if piece.disposal in (_CLEARED, _AS_BEFORE):
-            region[:] = 0 if piece.disposal == _CLEARED else before
+        behind = _LEFT_BEHIND.get(piece.disposal, "stays")
+        yield Piece(pixels, piece.left, piece.top, piece.seconds, behind, piece.blending == _OVER)
 
 
 def _parts(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], list[_Piece]]:
@@ -113,16 +110,11 @@ def _decoded(piece: _Piece, head: bytes, colours: list[tuple[bytes, bytes]]) -> 
         return None
     if pixels is None or pixels.shape[:2] != (piece.height, piece.width):
         return None
-    opaque = _most(pixels)
-    if pixels.ndim == 2:
-        whole = np.dstack([pixels, pixels, pixels, np.full_like(pixels, opaque)])
-        key = grey_key(png)
-        if key is not None:
-            whole[pixels == key] = 0
-        return whole
-    if pixels.shape[2] == 3:
-        return np.dstack([pixels, np.full_like(pixels[..., 0], opaque)])
-    return pixels
+    whole = as_bgra(pixels)
+    key = grey_key(png) if pixels.ndim == 2 else None
+    if key is not None:
+        whole[pixels == key] = 0
+    return whole
 
 
 def grey_key(data: bytes) -> int | None:
@@ -136,20 +128,3 @@ def grey_key(data: bytes) -> int | None:
         elif kind == b"IDAT":
             break
     return None
-
-
-def _over(below: NDArray[Any], above: NDArray[Any]) -> NDArray[Any]:
-    """Put BGRA pixels onto others."""
-    most = _most(above)
-    share = above[..., 3:].astype(np.float32) / most
-    rest = below[..., 3:].astype(np.float32) / most * (1 - share)
-    opacity = share + rest
-    with np.errstate(invalid="ignore", divide="ignore"):
-        colour = (above[..., :3] * share + below[..., :3] * rest) / opacity
-    joined = np.concatenate([np.where(opacity > 0, colour, 0), opacity * most], axis=2)
-    rounded: NDArray[Any] = np.rint(joined).astype(above.dtype)
-    return rounded
-
-
-def _most(pixels: NDArray[Any]) -> int:
-    return 65_535 if pixels.dtype == np.uint16 else 255

@@ -162,64 +162,6 @@ def png_chunks(data: Any) -> Iterator[tuple[bytes, int, int, bool]]:
         position += 12 + size
 
 
-def gif_header(data: Any) -> Header:
-    """Walk through the blocks of pictures and extensions to the trailer."""
-    width, height = struct.unpack_from("<HH", data, 6) if len(data) >= 10 else (0, 0)
-    kinds = [kind for kind, _ in _gif_blocks(data)]
-    frames = kinds.count("picture")
-    return Header(
-        format="gif",
-        height=height,
-        width=width,
-        frames=max(frames, 1),
-        whole_frames=frames,
-        complete="trailer" in kinds and frames > 0,
-    )
-
-
-def gif_whole_part(data: bytes) -> bytes:
-    """Return the file up to its last whole picture, ended properly."""
-    ends = [position for kind, position in _gif_blocks(data) if kind == "picture"]
-    return data[: ends[-1]] + b";" if ends else data
-
-
-def _gif_blocks(data: Any) -> Iterator[tuple[str, int]]:
-    """Yield each whole block's kind (`picture`, `extension`, `trailer`) and where it ends."""
-    if len(data) < 13:
-        return
-    position = 13 + _gif_colours(data[10])
-    while position < len(data):
-        kind = data[position]
-        if kind == 0x3B:
-            yield "trailer", position + 1
-            return
-        if kind == 0x21:
-            start = position + 2
-        elif kind == 0x2C and position + 10 < len(data):
-            start = position + 11 + _gif_colours(data[position + 9])
-        else:
-            return
-        position = _after_blocks(data, start)
-        if position < 0:
-            return
-        yield ("picture" if kind == 0x2C else "extension"), position
-
-
-def _gif_colours(flags: int) -> int:
-    """Return the bytes of the colour table that follows, if the flags say that one does."""
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _after_blocks(data: Any, position: int) -> int:
-    """Step over sub-blocks to behind the empty one that ends them; -1 if the file ends before."""
-    while position < len(data):
-        size = data[position]
-        position += size + 1
-        if size == 0:
-            return position
-    return -1
-
-
 def webp_header(data: Any) -> Header:
     """Walk through the chunks of the RIFF container."""
     height = width = frames = whole_frames = 0

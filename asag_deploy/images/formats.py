@@ -10,11 +10,11 @@ from asag_deploy.images.bitmaps import bmp_header, pnm_header
 from asag_deploy.images.containers import (
     PNG_SIGNATURE,
     avif_header,
-    gif_header,
     jpeg_header,
     png_header,
     webp_header,
 )
+from asag_deploy.images.gif import gif_header
 from asag_deploy.images.header import Header
 from asag_deploy.images.jpeg2000 import CODESTREAM, jpeg2000_header
 from asag_deploy.images.tiff import tiff_header

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import ImageError
 from asag_deploy.images.apng import apng_frames
-from asag_deploy.images.containers import gif_whole_part, webp_whole_part
+from asag_deploy.images.containers import webp_whole_part
 from asag_deploy.images.decoder_log import decoder_log, quiet_opencv
 from asag_deploy.images.formats import image_header
+from asag_deploy.images.gif import gif_frames
 from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.reading import (
     MAX_PIXELS,
@@ -111,7 +112,8 @@ def _pages(data: bytes, header: Header, name: str, max_pixels: int) -> Iterator[
 
 
 def _animation(data: bytes, header: Header, name: str) -> Iterator[ImageFrame]:
-    frames = apng_frames(data) if header.format == "png" else _frames_by_opencv(data, header)
+    own = _COMPOSED_HERE.get(header.format)
+    frames = _frames_by_opencv(data, header) if own is None else own(data)
     done = 0
     for frame, seconds in itertools.islice(frames, header.whole_frames):
         shown = _INSTEAD_S if seconds <= _SHORTEST_S else seconds
@@ -156,8 +158,11 @@ def _broke_off(name: str, done: int, declared: int | None) -> str:
     return f"image '{name}' broke off after {done}{of} {frames}: copy or download it again"
 
 
+_COMPOSED_HERE: dict[str, Callable[[bytes], Iterator[tuple[NDArray[Any], float]]]] = {
+    "gif": gif_frames,
+    "png": apng_frames,
+}
 _WHOLE_PARTS: dict[str, Callable[[bytes], bytes]] = {
-    "gif": gif_whole_part,
     "webp": webp_whole_part,
     "avif": lambda data: data,
 }

@@ -16,6 +16,7 @@ from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
 from asag_deploy.images.containers import png_damage
 from asag_deploy.images.decoder_log import decoder_log, jpeg_damage, quiet_opencv
 from asag_deploy.images.formats import image_header, unread_format
+from asag_deploy.images.gif import gif_frames
 from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.jpeg2000 import said_to_be_rgb
 from asag_deploy.images.opacity import blend_onto_white
@@ -155,8 +156,17 @@ def _decode(data: bytes, header: Header, name: str) -> RgbImage:
         return decode_page(data, tiff_pages(data)[0], name)
     if header.format == "pnm":
         return decode_pnm(data, name)
+    if header.format == "gif":
+        return _first_of_gif(data, name)
     plain = decode_bmp(data, name) if header.format == "bmp" else None
     return _decode_by_opencv(data, header, name) if plain is None else plain
+
+
+def _first_of_gif(data: bytes, name: str) -> RgbImage:
+    first = next(gif_frames(data), None)
+    if first is None:
+        raise ImageError(f"image '{name}' is damaged: copy or download it again")
+    return as_rgb(first[0], "bgr")
 
 
 def _decode_by_opencv(data: bytes, header: Header, name: str) -> RgbImage:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,76 @@ def test_a_library_that_makes_an_interruption_an_error(
 
     assert exit_code("tool", command) == 143
     assert capsys.readouterr() == ("", "")
+
+
+def _until_interrupted() -> int:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        time.sleep(0.01)
+    return 0
+
+
+def test_a_module_is_imported_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where one in C++ fails in the middle, some end the process."""
+    body = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nat_its_end = True\n"
+    (tmp_path / "interrupts_its_import.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def command() -> int:
+        importlib.import_module("interrupts_its_import")
+        return _until_interrupted()
+
+    assert exit_code("tool", command) == 143
+    assert sys.modules.pop("interrupts_its_import").at_its_end
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_program_that_is_run_by_an_import_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs_a_program.py").write_text(
+        "import os, signal\nfrom asag_deploy.command_line import exit_code\n"
+        "code = exit_code('tool', lambda: os.kill(os.getpid(), signal.SIGINT) or 0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module("runs_a_program").code == 130
+    del sys.modules["runs_a_program"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interruption_in_a_finaliser_is_not_lost(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python can only print what is raised there."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def command() -> int:
+        referred, weak = {1}, []
+        weak.append(weakref.ref(referred, lambda _: signal.raise_signal(number)))
+        del referred
+        Finalised()
+        return _until_interrupted()
+
+    assert exit_code("tool", command) == 128 + number
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_else_a_finaliser_raises_is_printed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[sys.UnraisableHookArgs] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+
+    class Finalised:
+        def __del__(self) -> None:
+            raise ValueError
+
+    with Interruption():
+        Finalised()
+    assert [raised.exc_type for raised in printed] == [ValueError]
 
 
 def test_what_cannot_be_written_after_an_interruption_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,7 +152,7 @@ def _one_moment(job: Job, place: Place, outcome: Outcome, number: signal.Signals
     if code == -number and number != signal.SIGKILL:
         outcome.before_the_program += 1
     elif code not in (0, -number, 128 + number):
-        outcome.problems.append(f"{where}: exit code {code}: {said[-500:]}")
+        outcome.problems.append(f"{where}: exit code {code}: {said[:2000]} ... {said[-500:]}")
     elif "Traceback" in said:
         outcome.problems.append(f"{where}: {said[-1500:]}")
     if number != signal.SIGKILL and code != -number:

@@ -148,9 +148,9 @@ def _run(place: Path) -> str:
     if not (run / "state.pt").exists():
         return "absent"
     step = torch.load(run / "state.pt", weights_only=True)["position"]["step"]
-    for file in run.glob("*.safetensors"):
+    for file in run.glob("[!.]*.safetensors"):
         safetensors.numpy.load_file(file)
-    for file in run.glob("*.csv"):
+    for file in run.glob("[!.]*.csv"):
         with file.open(newline="") as lines:
             list(csv.reader(lines))
     return "begun" if step else "at the start"

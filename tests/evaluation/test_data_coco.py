@@ -169,7 +169,10 @@ class TestRefusals:
             ([], "it holds a list"),
             ({}, "it has no list of categories"),
             ({"categories": []}, "there are no categories"),
-            ({"categories": [{"id": "one", "name": "a"}]}, "category 0 has the id 'one', which is no number"),
+            (
+                {"categories": [{"id": "one", "name": "a"}]},
+                "category 0 has the id 'one', which is no whole number",
+            ),
             ({"categories": [{"id": 1, "name": " "}]}, r"category 0 \(id 1\) has no name"),
             (
                 {"categories": [*CATEGORIES, {"id": 7, "name": "mug"}]},

@@ -86,6 +86,15 @@ def test_a_box_written_as_one_text_is_read(tmp_path: Path, said: str) -> None:
         _open(tmp_path, annotations=[{**box(1, [0, 0, 1, 1], id=17), "bbox": "5,6,10"}])
 
 
+def test_a_box_that_says_what_it_is_is_taken_for_that(tmp_path: Path) -> None:
+    """Detectron2 says whether it is corners."""
+    said = [(0, [5, 6, 15, 26]), ("BoxMode.XYXY_ABS", [5, 6, 15, 26]), (1, [5, 6, 10, 20])]
+    dataset = _open(tmp_path, annotations=[{**box(1, xs), "bbox_mode": mode} for mode, xs in said])
+    assert dataset[0].boxes.tolist() == [[5, 6, 15, 26]] * 3
+    with pytest.raises(DataError, match="annotation 17 has a box of mode 4, where XYXY_ABS or XYWH_ABS"):
+        _open(tmp_path, annotations=[{**box(1, [5, 6, 10, 20], id=17), "bbox_mode": 4}])
+
+
 def test_boxes_that_are_missing_are_drawn_around_outlines(tmp_path: Path) -> None:
     runs = {"size": [40, 60], "counts": [40 * 7 + 5, 10, 30, 10, 40 * 51 - 15]}
     dataset = _open(
@@ -99,6 +108,10 @@ def test_boxes_that_are_missing_are_drawn_around_outlines(tmp_path: Path) -> Non
     )
     assert dataset[0].boxes.tolist() == [[5, 6, 21, 26], [7, 5, 9, 15]]
     assert (dataset.counts.boxes_from_outlines, dataset.counts.without_box) == (2, 2)
+    empty = {**box(1, [0, 0, 0, 0]), "segmentation": [[5, 6, 15, 6, 15, 26]]}
+    dataset = _open(tmp_path, annotations=[empty, {**empty, "segmentation": [[]]}])
+    assert dataset[0].boxes.tolist() == [[5, 6, 15, 26]]
+    assert (dataset.counts.boxes_from_outlines, dataset.counts.zero_sized) == (1, 1)
     with pytest.raises(DataError, match="annotation 5 has no box, and a segmentation that cannot be read"):
         _open(tmp_path, annotations=[{"id": 5, "image_id": 1, "category_id": 3, "segmentation": [["a", 2]]}])
 
@@ -208,8 +221,9 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
         ('[{"id": 1, "data": {}, "annotations": []}]', "it is Label Studio's JSON"),
         ("file,xmin,ymin,xmax,ymax,class\n", "it is a table with commas"),
         ("", "it is empty"),
-        ('{"images": [1, 2, 3, 4, 5, 6], "annota', "is not valid JSON"),
-        ('{"images": []}\nthe end', "is not valid JSON"),
+        ('{"images": [1, 2, 3, 4, 5, 6], "annotations": [', "is not valid JSON .* ends early, copy it again"),
+        ('{"images": []}\nthe end', "is not valid JSON .* mend it, or export it again"),
+        ('var data = {"images": [1, 2, 3, 4, 5, 6]};', "is not valid JSON"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a Git LFS pointer"),
         ("<!DOCTYPE html><html><p>not found", "it is a web page"),
         ("PK\x03\x04", "is compressed: unpack it"),
@@ -239,6 +253,7 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path, content:
             [{**box(1, [5, 6, 10, 20]), "attributes": {"rotation": turn}} for turn in (0, "30.5", 180)],
             "1 of 3 boxes in .* are said to be turned",
         ),
+        ([{**box(1, [5, 6, 10, 20]), "rotation": 30}], "1 of 1 boxes in .* are said to be turned"),
         ([box(1, [0, 0, 0, 0])], "none of the 1 annotations in .* is an object"),
         (
             [{**box(1, [5, 6, 10, 20]), "image_id": "1.png"}] * 2,
@@ -254,6 +269,25 @@ def test_boxes_of_another_kind_are_doubted(
     assert main(["check", str(tmp_path)]) == 1
     assert said in capsys.readouterr().out
     assert re.search(doubt, said)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "doubt"),
+    [
+        ([box(0, [5, 6, 10, 20]), box(1, [5, 6, 10, 20])], "name images 0 to 1, but 1 to 2 are listed"),
+        (
+            [box(2, [5, 6, 10, 20], 4), box(1, [5, 6, 10, 20], 8)],
+            "name classes 4 to 8, but 3 to 7 are listed",
+        ),
+        ([box(2, [5, 6, 10, 20], 3), box(1, [5, 6, 10, 20], 9)], None),  # a class that is left out
+    ],
+)
+def test_ids_that_count_from_another_number_are_doubted(
+    tmp_path: Path, annotations: list[dict[str, Any]], doubt: str | None
+) -> None:
+    write_coco(tmp_path, annotations, shapes=((40, 60), (40, 60)))
+    doubts = CocoDataset.open(tmp_path).doubts
+    assert any(doubt in said for said in doubts) if doubt else not doubts
 
 
 def test_counts_are_all_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

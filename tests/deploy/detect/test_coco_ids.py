@@ -124,6 +124,9 @@ def test_categories_by_name(tmp_path: Path) -> None:
     ids = annotated_ids(annotation_file(tmp_path, [("a.jpg", 5)], [("car", 3)]), [source], CATEGORIES)
     assert ids.categories == {0: 3}
     assert "1 of the bundle's 2 classes are not in" in ids.said[0]
+    file = annotation_file(tmp_path, [("a.jpg", 5)], [("car", 0), ("car", 9)])  # the first is a heading
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": [{"category_id": 9}, None]}))
+    assert annotated_ids(file, [source], CATEGORIES).categories == {0: 9}
     for categories, sentence in (
         ([("cow", 1)], "knows none of the bundle's 2 classes"),
         ([("car", 1), ("Car", 2)], "two categories are called"),

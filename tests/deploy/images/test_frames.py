@@ -129,6 +129,64 @@ def test_animated_png_is_composed_as_it_says(tmp_path: Path, mode: str, disposal
         assert np.abs(frame - (pixels[..., :3] * opacity + 255 * (1 - opacity))).max() <= 3
 
 
+_COLOURS = bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+_Control = tuple[int, int | None, int] | None
+"""Disposal, transparent colour and hundredths of a second; None where a picture is not preceded by any."""
+
+
+def _gif(*pictures: tuple[_Control, list[int], tuple[int, int, int, int]]) -> bytes:
+    """Write pictures, colours by number at left, top, width, height, into a GIF of 16 x 16 by hand."""
+    data = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0xF1, 0, 0) + _COLOURS
+    for control, pixels, place in pictures:
+        if control is not None:
+            disposal, transparent, delay = control
+            flags = disposal << 2 | (transparent is not None)
+            data += b"!\xf9\x04" + struct.pack("<BHBB", flags, delay, transparent or 0, 0)
+        codes = [code for pixel in pixels for code in (4, pixel)] + [5]  # each begins a dictionary anew
+        bits = sum(code << 3 * i for i, code in enumerate(codes))
+        packed = bits.to_bytes((3 * len(codes) + 7) // 8, "little")
+        parts = [packed[i : i + 255] for i in range(0, len(packed), 255)]
+        data += b"," + struct.pack("<HHHHB", *place, 0) + b"\x02"
+        data += b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+    return data + b";"
+
+
+_WHOLE, _MIDDLE, _CORNER = (0, 0, 16, 16), (4, 4, 8, 8), (0, 0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "seconds"),
+    [
+        # A picture that nothing is said of has no transparency, stays, and takes a tenth of a second.
+        ([(None, [0] * 256, _WHOLE), ((1, 0, 50), [0, 1] * 128, _WHOLE)], [0.1, 0.5]),
+        ([((1, 0, 70), [2, 0] * 128, _WHOLE), (None, [0, 3] * 128, _WHOLE)], [0.7, 0.1]),
+        (
+            [((2, None, 5), [1] * 256, _WHOLE), (None, [2] * 64, _MIDDLE), (None, [3] * 4, _CORNER)],
+            [0.05, 0.1, 0.1],
+        ),
+        # Where transparent pictures leave nothing, or paint nothing, there is nothing.
+        ([((1, 3, 50), [1] * 64, _MIDDLE), ((1, None, 50), [2] * 4, _CORNER)], [0.5, 0.5]),
+        ([((2, 3, 50), [1] * 256, _WHOLE), ((1, 3, 50), [2] * 64, _MIDDLE)], [0.5, 0.5]),
+        # Opaque ones leave the background's colour.
+        ([((2, None, 50), [1] * 64, _MIDDLE), ((3, 3, 50), [2] * 64, _MIDDLE)], [0.5, 0.5]),
+    ],
+)
+def test_animated_gif_is_composed_as_it_says(
+    tmp_path: Path, pictures: list[Any], seconds: list[float]
+) -> None:
+    """FFmpeg says how."""
+    path = tmp_path / "a.gif"
+    path.write_bytes(_gif(*pictures))
+    with av.open(path) as container:
+        expected = [frame.to_ndarray(format="rgba").astype(float) for frame in container.decode(video=0)]
+    frames = list(read_frames(path))
+    assert [frame.seconds for frame in frames] == seconds
+    for frame, pixels in zip(frames, expected, strict=True):
+        opacity = pixels[..., 3:] / 255
+        assert (frame.image == pixels[..., :3] * opacity + 255 * (1 - opacity)).all()
+    assert (decode_image(path.read_bytes(), path) == frames[0].image).all()
+
+
 def _apng(control: bytes, compressed: bytes, *, bits: int = 8, key: bytes = b"") -> bytes:
     """Two grey frames of 4 x 3 pixels: the first is whole, the second as given."""
     chunks = [

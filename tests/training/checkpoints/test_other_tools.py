@@ -133,8 +133,34 @@ def test_containers(tmp_path: Path, state: State, kind: str) -> None:
     assert classes == (["a", "b", "c"] if kind == "mmdet" else ["class_0", "class_1", "class_2"])
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"names": {2: "c", 0: "a", 1: "b"}},
+        {"id2label": {"10": "c", "9": "b", "1": "a"}},
+        {"hyper_parameters": {"class_names": ["a", "b", "c"]}},
+        {"args": argparse.Namespace(names={0: "a", 1: "b", 2: "c"})},
+    ],
+)
+def test_names_of_classes_are_in_the_order_of_their_numbers(
+    tmp_path: Path, state: State, said: dict[str, Any]
+) -> None:
+    torch.save({"model": state, **said}, tmp_path / "file.pth")
+    found = load_checkpoint(tmp_path / "file.pth", variant=CONFIG)
+    assert [category.name for category in found.categories] == ["a", "b", "c"]
+
+
 AVERAGED: dict[str, Callable[[State, State], Any]] = {
     "model_ema": lambda s, e: {"model": s, "model_ema": e},
+    "emaModel": lambda s, e: {"emaModel": e, "model": s},
+    "avg-model": lambda s, e: {"avg-model": e, "model": s},
+    "mmcv, which swaps them": lambda s, e: {
+        "meta": {"mmcv_version": "1.6.0"},
+        "state_dict": {
+            **{name: s[name] if "running_" in name else tensor for name, tensor in e.items()},
+            **{f"ema_{name.replace('.', '_')}": s[name] for name in s if "running_" not in name},
+        },
+    },
     "ema module": lambda s, e: {"ema": {"module": e, "updates": 9}, "model": s},
     "timm": lambda s, e: {"state_dict_ema": e, "state_dict": s},
     "ema_state_dict": lambda s, e: {
@@ -170,7 +196,7 @@ def test_averaged_weights(tmp_path: Path, state: State, average: State, kind: st
     path = tmp_path / "both.pth"
     torch.save(AVERAGED[kind](state, average), path)
     assert any("`--weights ema` takes them" in note for note in assert_holds(path, state))
-    if kind == "parameters only":
+    if kind in ("parameters only", "mmcv, which swaps them"):
         average = average | {name: tensor for name, tensor in state.items() if "running_" in name}
     notes = assert_holds(path, average, weights="ema")
     assert any("averaged weights (EMA) were taken" in note for note in notes)
@@ -181,6 +207,8 @@ def test_averaged_weights_alone_or_not_at_all(tmp_path: Path, state: State, aver
     for choice in ("model", "ema"):
         notes = assert_holds(tmp_path / "ema.pth", average, weights=choice)
         assert any("averaged weights (EMA) were taken" in note for note in notes)
+    torch.save({**named(average, "module."), "n_averaged": torch.tensor(3)}, tmp_path / "swa.pth")
+    assert any("averaged weights (EMA) were" in note for note in assert_holds(tmp_path / "swa.pth", average))
     torch.save({"model": state}, tmp_path / "model.pth")
     assert "holds no averaged weights (EMA)" in refusal(tmp_path / "model.pth", weights="ema")
 

@@ -71,7 +71,9 @@ def _no_json(path: Path, data: bytes, error: Exception) -> str:
         return f"'{path}' is not a COCO annotation file: {other}"
     if isinstance(error, UnicodeDecodeError):
         return f"annotation file '{path}' is not written in UTF-8 ({error}): save it in that encoding"
-    return f"annotation file '{path}' is not valid JSON ({error}): copy it again"
+    ends = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
+    remedy = "it ends early, copy it again" if ends else "mend it, or export it again"
+    return f"annotation file '{path}' is not valid JSON ({error}): {remedy}"
 
 
 _BEGINNING = 65536

@@ -192,7 +192,7 @@ class _Reader:
             number = self._whole(entry.get("id"))
             if number is None:
                 said = _shown(entry.get("id"))
-                raise self._error(f"category {position} has the id {said}, which is no number")
+                raise self._error(f"category {position} has the id {said}, which is {_NO_WHOLE}")
             if not name:
                 raise self._error(f"category {position} (id {number}) has no name")
             category = Category(id=number, name=name)
@@ -224,12 +224,16 @@ class _Reader:
         images = self._images()
         objects: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
         doubts = _Doubts()
+        used_images, used_classes = set[int](), set[int]()
         seen: dict[Any, Mapping[str, Any]] = {}
         for position, entry in self._entries("annotations"):
             if self._is_repeated(entry, seen):
                 continue
-            image = images.get(self._number_in(entry, "image_id"))
-            annotation = self._annotation(position, entry, labels, image)
+            image_id, class_id = self._number_in(entry, "image_id"), self._class_of(entry)
+            used_images.add(image_id)
+            used_classes.add(class_id)
+            image = images.get(image_id)
+            annotation = self._annotation(position, entry, labels.get(class_id), image)
             if image is None:
                 self.counts["unknown_image"] += 1
             elif annotation is not None:
@@ -238,7 +242,11 @@ class _Reader:
                     objects[image.image_id].append(annotation)
         records = tuple(_record(image, objects[image.image_id]) for image in images.values())
         dropped = len(self.content["annotations"]) if not any(objects.values()) else 0
-        return records, doubts.sentences(str(self.path), dropped)
+        shifted = (
+            _if_shifted("classes", used_classes, labels, str(self.path)),
+            _if_shifted("images", used_images, images, str(self.path)),
+        )
+        return records, (*doubts.sentences(str(self.path), dropped), *filter(None, shifted))
 
     def _is_repeated(self, entry: Mapping[str, Any], seen: dict[Any, Mapping[str, Any]]) -> bool:
         """Tell whether an annotation of this id and content was there before."""
@@ -278,7 +286,8 @@ class _Reader:
     def _image(self, position: int, entry: Mapping[str, Any]) -> _Image:
         image_id, name = self._whole(entry.get("id")), self._file_name(entry)
         if image_id is None:
-            raise self._error(f"image {position} has the id {_shown(entry.get('id'))}, which is no number")
+            said = _shown(entry.get("id"))
+            raise self._error(f"image {position} has the id {said}, which is {_NO_WHOLE}")
         if not name:
             raise self._error(f"image {position} (id {image_id}) has no file_name")
         height, width = self._size(entry, name)
@@ -313,15 +322,14 @@ class _Reader:
         return (size.height, size.width) if self.as_stored else size.upright
 
     def _annotation(
-        self, position: int, entry: Mapping[str, Any], labels: Mapping[int, int], image: _Image | None
+        self, position: int, entry: Mapping[str, Any], label: int | None, image: _Image | None
     ) -> Annotation | None:
         """Read an annotation; None if it has no place or its class is unknown."""
         what = f"annotation {entry.get('id', position)}"
         box = self._box(entry, what, image)
-        category = self._class_of(entry)
-        if box is not None and category not in labels:
+        if box is not None and label is None:
             self.counts["unknown_class"] += 1
-        if box is None or category not in labels:
+        if box is None or label is None:
             return None
         _, _, w, h = box
         area = number(entry.get("area"))
@@ -332,17 +340,19 @@ class _Reader:
                 f"{what} has iscrowd {_shown(said)} and ignore "
                 f"{_shown(entry.get('ignore'))}, where 0 or 1 is expected"
             )
-        return Annotation(box, area if area and area > 0 else w * h, labels[category], is_crowd or is_ignored)
+        return Annotation(box, area if area and area > 0 else w * h, label, is_crowd or is_ignored)
 
     def _box(
         self, entry: Mapping[str, Any], what: str, image: _Image | None
     ) -> tuple[float, float, float, float] | None:
         """Return x, y, width, height, around the outline if there is no box; None if there is neither."""
-        said = entry.get("bbox")
-        if said in (None, []):
+        said, outline = entry.get("bbox"), entry.get("segmentation")
+        if said in (None, [], [0, 0, 0, 0]):
             height, width = (0, 0) if image is None else (image.height, image.width)
-            around = box_around(entry.get("segmentation"), height, width)
-            if around is None and entry.get("segmentation") not in (None, []):
+            around = box_around(outline, height, width)
+            if around is None and said:
+                return 0.0, 0.0, 0.0, 0.0
+            if around is None and outline not in (None, []):
                 raise self._error(f"{what} has no box, and a segmentation that cannot be read")
             self.counts["without_box" if around is None else "boxes_from_outlines"] += 1
             return around
@@ -352,7 +362,19 @@ class _Reader:
                 f"{what} has the box {_shown(said)}, which is not four numbers x, y, width, height"
             )
         self.counts["numbers_as_text"] += isinstance(said, str) or str in map(type, said)
-        return box
+        return box if "bbox_mode" not in entry else self._from_mode(box, entry["bbox_mode"], what)
+
+    def _from_mode(
+        self, box: tuple[float, float, float, float], mode: Any, what: str
+    ) -> tuple[float, float, float, float]:
+        """Return x, y, width, height of a box that says what it is, as Detectron2 writes it."""
+        name = str(mode).rpartition(".")[2].upper()
+        if name in ("1", "XYWH_ABS"):
+            return box
+        if name not in ("0", "XYXY_ABS"):
+            raise self._error(f"{what} has a box of mode {_shown(mode)}, where XYXY_ABS or XYWH_ABS is read")
+        x1, y1, x2, y2 = box
+        return x1, y1, x2 - x1, y2 - y1
 
     def _is_usable(self, annotation: Annotation, width: int, height: int) -> bool:
         """Return whether any of it lies in the image; count what is odd."""
@@ -401,6 +423,7 @@ class _Reader:
 _ROUNDING = 0.01
 """Pixels a box may lie beyond its image before it counts as clipped."""
 _NO_ID = -(2**63)
+_NO_WHOLE = "no whole number that 64 bits hold"
 _MOST = 2**31
 """Pixels of a side, which no image has."""
 
@@ -446,6 +469,19 @@ class _Doubts:
         return tuple(found)
 
 
+def _if_shifted(what: str, used: set[int], listed: Mapping[int, Any], where: str) -> str | None:
+    """Say that annotations seem to count from 0 what is listed from 1, or the reverse; else None."""
+    used = used - {_NO_ID}
+    unlisted = used - listed.keys()
+    if not unlisted or not any({each + step for each in used} <= listed.keys() for step in (1, -1)):
+        return None
+    return (
+        f"the annotations in '{where}' name {what} {min(used)} to {max(used)}, but {min(listed)} to "
+        f"{max(listed)} are listed: if the two count differently, every object is of another one; number "
+        "them alike"
+    )
+
+
 def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
     objects = [annotation for annotation in annotations if not annotation.crowd]
     xywh = np.array([annotation.xywh for annotation in objects], dtype=np.float64).reshape(-1, 4)
@@ -460,9 +496,10 @@ def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
 
 
 def _turn(entry: Mapping[str, Any]) -> float:
-    """Return the degrees by which a box is turned, which CVAT writes as an attribute; 0 for half turns."""
+    """Return the degrees by which a box is turned, an attribute in CVAT's files; 0 for half turns."""
     attributes = entry.get("attributes")
-    turn = number(attributes.get("rotation")) if isinstance(attributes, dict) else None
+    places = (entry, attributes) if isinstance(attributes, dict) else (entry,)
+    turn = number(next((place["rotation"] for place in places if "rotation" in place), None))
     return 0.0 if turn is None or turn % 180 == 0 else turn
 
 

@@ -63,7 +63,7 @@ def other_text(text: str) -> str | None:
     parts = lines[0].split()
     if len(parts) >= 5 and all(_is_number(part) for part in parts):
         return f"it is YOLO's text of one image: {_EXPORT}, or convert the whole data set"
-    if lines[0].count(",") >= 4 and not start.startswith(("{", "[")):
+    if lines[0].count(",") >= 4 and not set(lines[0]) & set("{["):
         return f"it is a table with commas (CSV): {_EXPORT}"
     return None
 

@@ -30,9 +30,13 @@ _NEVER_WEIGHTS = ("optimizer", "optim", "scheduler", "scaler", "args", "hyper_pa
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|(?<=\.)module\."
 )
-_AVERAGED = re.compile(
-    r"(?:^|[._])(?:ema|averaged|average|swa|teacher|shadow|polyak)(?:[._]|$)", re.IGNORECASE
-)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_AVERAGED = frozenset(("ema", "averaged", "average", "avg", "swa", "teacher", "shadow", "polyak"))
+"""Words in the name of an average: `model_ema`, `emaModel`, `ema-model`."""
+_MMCV = "ema_"
+"""What mmcv puts before names, whose points it makes underscores."""
+_AVERAGED_MODEL, _HOW_MANY = "module.", "n_averaged"
+"""What torch.optim.swa_utils puts before names, and has beside them."""
 _COUNTERS = ("num_batches_tracked", "_extra_state")
 _STATISTICS = ("running_mean", "running_var")
 _USUAL = (((), ""), (("model",), ""))
@@ -66,10 +70,12 @@ class _Group:
     names: tuple[str, ...]
     swapped: bool = False
     """Whether it is averaged if its name says that it is not, and the other way round."""
+    counted: bool = False
+    """Whether a number beside it says of how many it is the average."""
 
     @property
     def averaged(self) -> bool:
-        return bool(_AVERAGED.search(".".join((*self.keys, self.prefix)))) != self.swapped
+        return (self.counted or _is_average(".".join((*self.keys, self.prefix)))) != self.swapped
 
     @property
     def name(self) -> str:
@@ -104,7 +110,7 @@ def _find_weights(path: Path, file: WeightFile, root: Root, choice: WeightsChoic
     content = file.content
     swapped = _swapped(content)
     groups = [
-        dataclasses.replace(group, swapped=group.keys[:1] in swapped)
+        dataclasses.replace(group, swapped=group.swapped or group.keys[:1] in swapped)
         for keys, found in _dictionaries(content, ())
         for group in _split(keys, found, root)
     ]
@@ -151,13 +157,17 @@ def _find_weights(path: Path, file: WeightFile, root: Root, choice: WeightsChoic
     if nameless is not None:
         notes.append(f"it {nameless}")
     found = dict(taken.tensors)
-    if taken is average and plain is not None:
-        lacking = {name: plain.tensors[name] for name in plain.tensors if name not in found}
-        lacking = {name: value for name, value in lacking.items() if name.endswith(_STATISTICS)}
+    if beside is not None:
+        lacking = {
+            name: value
+            for name, value in beside.tensors.items()
+            if name not in found and name.endswith(_STATISTICS)
+        }
         if lacking:
             found |= lacking
+            one, other = ("average", "model") if taken is average else ("model", "average")
             notes.append(
-                f"the average has no BatchNorm statistics, so {len(lacking)} tensors are the model's"
+                f"the {one} has no BatchNorm statistics, so {len(lacking)} tensors are the {other}'s"
             )
     tensors, more = _as_tensors(path, found)
     return Weights(tensors=tensors, names=taken.names, notes=(*notes, *more))
@@ -210,7 +220,7 @@ def _nameless_average(content: Any, keys: tuple[str, ...]) -> str | None:
     for name, value in content.items():
         within = (*keys, str(name))
         listed = isinstance(value, (list, tuple)) and value and all(map(_is_weight, value))
-        if listed and _AVERAGED.search(".".join(within)):
+        if listed and _is_average(".".join(within)):
             return (
                 f"has averaged weights (EMA) in '{'.'.join(within)}', which are a list without names and "
                 "cannot be taken"
@@ -244,7 +254,29 @@ def _split(keys: tuple[str, ...], found: Mapping[str, Any], root: Root) -> list[
     if not groups:
         weights = {name: value for name, value in others.items() if _is_weight(value)}
         return [_Group(keys, "", weights, names)] if weights else []
-    return [_Group(keys, prefix, tensors, names) for prefix, tensors in groups.items()]
+    split = []
+    for prefix, tensors in groups.items():
+        beside = _before_the_average(prefix, tensors, others)
+        swapped = bool(beside)
+        split.append(_Group(keys, prefix, tensors, names, swapped, _is_counted(prefix, found)))
+        split += [_Group(keys, _MMCV, beside, names, swapped)] if beside else []
+    return split
+
+
+def _before_the_average(
+    prefix: str, tensors: Mapping[str, Any], others: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the weights that were trained where mmcv has put the average in their place."""
+    flat = {name: _MMCV + (prefix + name).replace(".", "_") for name in tensors}
+    return {name: others[other] for name, other in flat.items() if other in others}
+
+
+def _is_average(name: str) -> bool:
+    return not _AVERAGED.isdisjoint(word.lower() for word in _WORD.findall(name))
+
+
+def _is_counted(prefix: str, found: Mapping[str, Any]) -> bool:
+    return prefix.endswith(_AVERAGED_MODEL) and prefix.removesuffix(_AVERAGED_MODEL) + _HOW_MANY in found
 
 
 def _largest(groups: list[_Group]) -> _Group | None:

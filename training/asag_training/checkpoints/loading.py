@@ -13,6 +13,7 @@ import numpy as np
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
+from asag_evaluation.data.values import whole_number
 from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, PREPARATION_ASSUMED, Checkpoint, select_head
 from asag_training.checkpoints.containers import find_weights, settings_of
 from asag_training.checkpoints.layout import (
@@ -49,7 +50,9 @@ _NAMES = re.compile(r"(?:^|(?<=\.))(?=(?:backbone|neck|anchor_generator|rpn|deco
 """Where the name begins that the network has for a tensor."""
 _OF_A_RUN = frozenset(("run", "position", "made"))
 """What else lies beside the weights in a run's `state.pt`."""
-_CLASS_KEYS = ("classes", "CLASSES", "class_names", "names", "categories")
+_CLASS_KEYS = ("classes", "CLASSES", "class_names", "names", "categories", "id2label")
+_OPTIONS = ("args", "hyper_parameters", "hparams", "config", "cfg")
+"""Where tools put the settings of a training."""
 
 
 def load_checkpoint(
@@ -100,7 +103,7 @@ def _public_checkpoint(
         )
     found = find_weights(path, file, _root, choice)
     layout = layout_of(found.tensors)
-    options = settings_of(content, "args", "hyper_parameters", "hparams", "config", "cfg")
+    options = settings_of(content, *_OPTIONS)
     notes = found.notes
     if variant is None:
         config = _infer(path, layout, found.names, options)
@@ -140,15 +143,26 @@ def _epoch(content: Any) -> int | None:
 def _class_names(content: Any, count: int) -> tuple[str, ...] | None:
     """Return the names of the classes if the file has so many, under a key that some tool uses."""
     meta = settings_of(content, "meta")
-    for place in (content, meta, settings_of(meta, "dataset_meta"), settings_of(content, "dataset_meta")):
+    sets = (settings_of(meta, "dataset_meta"), settings_of(content, "dataset_meta"))
+    for place in (content, meta, *sets, settings_of(content, *_OPTIONS)):
         for key in _CLASS_KEYS:
             names = place.get(key) if isinstance(place, Mapping) else None
-            names = list(names.values()) if isinstance(names, Mapping) else names
+            names = _in_order(names) if isinstance(names, Mapping) else names
             if not isinstance(names, (list, tuple)) or len(names) != count:
                 continue
             if all(isinstance(name, str) and name for name in names) and len(set(names)) == count:
                 return tuple(names)
     return None
+
+
+def _in_order(names: Mapping[Any, Any]) -> list[Any]:
+    """Return names by number in the order of the numbers, which may be text; none if they are no numbers."""
+    numbers = {whole_number(key): name for key, name in names.items()}
+    return (
+        []
+        if None in numbers
+        else [numbers[number] for number in sorted(numbers, key=lambda number: number or 0)]
+    )
 
 
 def _categories(names: tuple[str, ...]) -> tuple[Category, ...]:
