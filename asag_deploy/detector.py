@@ -78,7 +78,8 @@ class Detector:
     It may be called from several threads at once, and is a context manager that closes itself.  To another
     process it travels as the path of its bundle and the options of `load` (pickle, copy, multiprocessing),
     and is loaded there anew.  In a process that was forked it goes on with the caller's thread alone; but
-    a fork while OpenVINO detects in another thread may never end there, so start such processes by spawn.
+    a fork while OpenVINO detects in another thread, or has just done so, may never end there, so start such
+    processes by spawn.
     """
 
     _origin: _Origin | None = None

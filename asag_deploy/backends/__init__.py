@@ -6,6 +6,7 @@ file of its own and list it in `BACKENDS`.
 
 from __future__ import annotations
 
+from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Backend, Network
 from asag_deploy.backends.onnxruntime import OnnxRuntime
 from asag_deploy.backends.openvino.backend import OpenVino
@@ -54,4 +55,4 @@ def open_network(
     problem = BACKENDS[name].problem()
     if problem is not None:
         raise BackendError(f"the backend '{name}' cannot run on this machine: {problem}")
-    return BACKENDS[name].open(bundle, threads=threads, requests=requests)
+    return kept_in_forks(BACKENDS[name].open(bundle, threads=threads, requests=requests))

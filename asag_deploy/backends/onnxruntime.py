@@ -281,12 +281,22 @@ def threads_of_a_call(threads: int | None, requests: int) -> int | None:
     return max((threads or len(os.sched_getaffinity(0))) - requests + 1, 1)
 
 
+def _threads_by_default() -> int:
+    """Return 0, which is ONNX Runtime's choice, or as many as there are processors where some are not ours.
+
+    It would start a thread for each processor of the machine and bind it there, against `taskset`, and with a
+    line on stderr each where a container's --cpuset-cpus forbids it.
+    """
+    ours = len(os.sched_getaffinity(0))
+    return 0 if ours == os.cpu_count() else ours
+
+
 def _session_options(threads: int | None) -> SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or _threads_by_default()
     # Patterns are kept per input shape, and every image may bring another.
     options.enable_mem_pattern = False
     # Each session has its own threads, which by default go on spinning after a run and so take the cores

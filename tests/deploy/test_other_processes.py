@@ -105,6 +105,24 @@ def test_a_process_that_was_forked(detector: Detector) -> None:
     assert run.returncode == 0
 
 
+@pytest.mark.parametrize("end", ["pass", "detector.close()", "del detector"])
+def test_a_process_that_was_forked_ends_as_it_means_to(detector: Detector, end: str) -> None:
+    """Servers fork their workers, and each of these ends Python and gives back what it has."""
+    code = (
+        "import os, sys, numpy as np; from asag_deploy import Detector\n"
+        "image = np.full((640, 640, 3), 4, np.uint8)\n"
+        "detector = Detector.load(sys.argv[1], threads=4); detector(image)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        f"    detector(image); {end}; sys.exit(7)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    origin = detector._origin
+    assert origin is not None
+    run = subprocess.run([sys.executable, "-c", code, str(origin.path)], timeout=SECONDS, check=False)
+    assert run.returncode == 7
+
+
 def test_detectors_that_cannot_travel(bundle: Bundle) -> None:
     closed = Detector.load(bundle)
     closed.close()

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
 from asag_deploy.backends.declared import UNKNOWN, check_declared
+from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
@@ -140,7 +141,7 @@ def _core() -> Core:
     with silent_openvino():
         import openvino
 
-    return openvino.Core()
+    return kept_in_forks(openvino.Core())
 
 
 class OpenVinoArray:
@@ -253,6 +254,7 @@ def _read_graph(path: Path) -> Model:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.optimized_model_filepath = str(inlined)
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # nothing is run
         with path_in_utf8(path) as known:
             onnxruntime.InferenceSession(
                 known, options, providers=["CPUExecutionProvider"], enable_fallback=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,26 @@ def test_a_session_that_cannot_be_made_prints_nothing_amid_results(
     with pytest.raises(BackendError, match=r"'onnxruntime' could not load .* pthread_create failed"):
         open_network("onnxruntime", bundle)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("ours", "threads", "wanted"), [(4, None, 0), (1, None, 1), (3, None, 3), (3, 2, 2)])
+def test_only_processors_that_are_ours_get_threads(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, ours: int, threads: int | None, wanted: int
+) -> None:
+    """A container's --cpuset-cpus, or taskset, leaves some of those that the machine has."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(ours)))
+    told = []
+    session = onnxruntime.InferenceSession
+
+    def take_note(path: object, options: onnxruntime.SessionOptions, **rest: Any) -> object:
+        told.append(options.intra_op_num_threads)
+        options.intra_op_num_threads = 1
+        return session(path, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", take_note)
+    open_network("onnxruntime", bundle, threads=threads)
+    assert set(told) == {wanted}
 
 
 def test_cuda_that_falls_back_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
