@@ -47,7 +47,7 @@ def without_secrets(address: str) -> str:
 def as_file(argument: str) -> Path:
     """Return the path that an argument stands for, which may be a file:// address."""
     found = _SCHEME.match(argument)
-    if found is None or found[1].lower() != "file" or Path(argument).exists():
+    if found is None or found[1].lower() != "file":
         return Path(argument)
     rest = argument[found.end() :]
     return Path(

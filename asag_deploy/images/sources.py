@@ -69,7 +69,7 @@ class Source:
     @property
     def is_file(self) -> bool:
         """Whether it is a file here, and `name` its path."""
-        return self.address is None and not self.name.startswith(_CAMERA)
+        return self.address is None and self.kind != "camera"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,7 +173,7 @@ def _items(source: Source, number: int) -> Iterator[Frame | Failure]:
         return _image_frame(source, number)
     if source.kind in ("animation", "pages"):
         return _all_frames(source, number)
-    if source.name.startswith(_CAMERA):
+    if source.kind == "camera" and source.address is None:
         return _camera_frames(source, number)
     return _video_frames(source, number)
 
@@ -189,20 +189,28 @@ def _why_none(failures: Sequence[Failure]) -> str:
 def _expand(argument: str) -> list[Source]:
     if not argument:
         raise SourceError("a source is an empty name: name an image, folder, video or camera")
-    camera = argument.startswith(_CAMERA)
-    address = argument.removeprefix(_CAMERA)
-    if is_address(address):
-        return [_at(address)]
-    if camera:
+    path = Path(argument)
+    if not _is_there(path):  # a file may be called `udp:a.mp4`
+        address = argument.removeprefix(_CAMERA)
+        if is_address(address):
+            return [_at(address)]
         if not address:
             raise SourceError("'camera:' names no camera: write camera:0 for the first one")
-        return [Source(name=argument, kind="camera")]
-    path = as_file(argument)
+        if argument.startswith(_CAMERA):
+            return [Source(name=argument, kind="camera")]
+        path = as_file(argument)
     try:
         return _expand_path(path, argument)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise SourceError(f"'{path}' cannot be read: {reason.lower()}") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def _expand_path(path: Path, argument: str) -> list[Source]:
@@ -353,7 +361,11 @@ def _camera_frames(source: Source, first_number: int) -> Iterator[Frame | Failur
         why = f"'{name}' gives no pictures: check that it is connected and not in use"
         yield Failure(source=name, message=why)
     else:
-        yield Failure(source=name, message=f"'{name}' broke off after {index} frames", frames=index)
+        yield Failure(
+            source=name,
+            message=f"'{name}' broke off after {index} frame{'' if index == 1 else 's'}",
+            frames=index,
+        )
 
 
 @contextmanager

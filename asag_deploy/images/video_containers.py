@@ -106,6 +106,25 @@ def condition(file: Path) -> Condition:
                 return "cut"
 
 
+def list_condition(file: Path) -> Condition:
+    """Tell whether the parts that a playlist names are there, as far as they are files here.
+
+    A list of other lists, of which one is taken, names none.
+    """
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    if not any(line.startswith("#EXTINF") for line in lines):
+        return "whole"
+    parts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    are_there = [":" in part or "?" in part or _holds_something(file.parent / part) for part in parts]
+    if all(are_there):
+        return "whole"
+    return "damaged" if any(are_there[are_there.index(False) :]) else "cut"
+
+
+def _holds_something(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
 def is_row_of_jpegs(file: Path) -> bool:
     """Tell by name and first bytes whether a file is a video of JPEG images one behind the other."""
     if file.suffix.lower() not in MJPEG_SUFFIXES:

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from asag_deploy.errors import SourceError
 from asag_deploy.extras import missing
 from asag_deploy.images.reading import RgbImage, as_rgb
-from asag_deploy.images.video_containers import Condition, condition, container_of, is_row_of_jpegs
+from asag_deploy.images.video_containers import (
+    Condition,
+    condition,
+    container_of,
+    is_row_of_jpegs,
+    list_condition,
+)
 
 if TYPE_CHECKING:
     import av
@@ -55,7 +61,7 @@ _COUNT_FROM_ZERO = frozenset({"flv", "nut"})
 """Formats whose length counts from their clock's zero, not from their first frame."""
 _STAMPED_IN_ORDER = frozenset({"avi", "asf", "mxf"})
 """Formats that stamp packets in the order of decoding, or say no more than their place in an even row."""
-_TOLD_LENGTH = frozenset({"flv", "nut", "rm", "wtv", "gxf"})
+_TOLD_LENGTH = frozenset({"flv", "nut", "rm", "wtv", "gxf", "hls"})
 """Formats of files that tell a length, while their parts do not tell whether all are there."""
 
 
@@ -281,7 +287,8 @@ class Video:
             if not self._address.is_file():
                 return "whole"  # a pipe, which is empty now
             with contextlib.suppress(OSError, ValueError):  # it is gone meanwhile
-                state = condition(self._address)
+                is_list = self._format() == "hls"
+                state = list_condition(self._address) if is_list else condition(self._address)
                 if state != "whole":
                     return state
             if self._format() not in _TOLD_LENGTH:
@@ -292,7 +299,10 @@ class Video:
             return "whole"
         if not tally.typical_gap:
             return "whole"  # a single frame, which may be shown for long
-        missing = promised - (tally.end - self._begin())
+        shown = tally.end - self._begin()
+        if self._format() == "hls" and self._stream.average_rate:  # whose clock may begin anew in each part
+            shown = max(shown, float(tally.frames / self._stream.average_rate))
+        missing = promised - shown
         return "cut" if missing > max(0.1 * promised, 3 * tally.typical_gap) else "whole"
 
     def _begin(self) -> float:

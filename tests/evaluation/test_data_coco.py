@@ -91,6 +91,10 @@ def test_classes_of_a_checkpoint_decide_the_labels(tmp_path: Path) -> None:
     dataset = CocoDataset.open(tmp_path, categories=known)
     assert dataset.categories == known
     assert dataset[0].labels.tolist() == [1]
+    renumbered = (Category(id=0, name="cup"), Category(id=7, name="ball"))  # as another tool counts them
+    dataset = CocoDataset.open(tmp_path, categories=renumbered)
+    assert (dataset.categories, dataset[0].labels.tolist()) == (renumbered, [0])
+    assert [each["category_id"] for each in dataset.ground_truth()["annotations"]] == [0]
     with pytest.raises(DataError, match=r"has the class 'cup' \(id 7\), which is not among the 1 classes"):
         CocoDataset.open(tmp_path, categories=known[2:])
     with pytest.raises(DataError, match="class id 3 is 'ball', but in the network it is 'bowl'"):

@@ -75,6 +75,14 @@ def test_a_file_whose_name_looks_like_a_glob_or_a_camera(
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "0.png").rename("0")
     assert list_sources(["0"]).sources == (Source(name="0", kind="image"),)
+    clips = ["camera:0.avi", "camera:rtsp:a.avi", "udp:a.avi", "tcp:a.avi", "file:a.avi"]
+    for name in clips:
+        (tmp_path / name).write_bytes(write_avi(tmp_path / ".clip.avi", 2).read_bytes())
+    for arguments in (clips, ["."]):
+        found = [source for source in list_sources(arguments).sources if source.kind == "video"]
+        assert sorted(source.name for source in found) == sorted(clips)
+        assert all(source.is_file for source in found)
+        assert len(list(iter_frames(found))) == 2 * len(clips)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from PIL import Image
 
 from asag_deploy.errors import SourceError
 from asag_deploy.images import videos
-from asag_deploy.images.sources import list_sources
+from asag_deploy.images.sources import Failure, iter_frames, list_sources
 from asag_deploy.images.video_containers import condition, container_of
 from asag_deploy.images.videos import Video, VideoFrame
 from support.videos import noise, write_sound, write_video
@@ -278,6 +278,30 @@ def test_a_playlist_is_a_video(tmp_path: Path) -> None:
     assert times(path) == pytest.approx([i / 10 for i in range(9)], abs=0.001)
     parts = list_sources([str(tmp_path)]).sources
     assert {Path(source.name).suffix for source in parts} == {".ts"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "frames", "said"),
+    [
+        ("list2.ts", 6, "broke off after 6 of 9 frames"),
+        ("list1.ts", 7, "is damaged: a part of it is missing between its 7 frames"),
+    ],
+)
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_part_of_a_playlist_that_is_not_there_is_told(
+    tmp_path: Path, missing: str, frames: int, said: str, is_empty: bool
+) -> None:
+    options = {"hls_time": "0.3", "hls_list_size": "0"}
+    path = write_video(tmp_path / "list.m3u8", "libx264", frames=9, options=options)
+    choice = tmp_path / "choice.m3u8"
+    choice.write_text("#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=9\nlist.m3u8\n")
+    assert len(times(choice)) == 9
+    (tmp_path / missing).unlink()
+    if is_empty:
+        (tmp_path / missing).touch()
+    *found, failure = iter_frames(list_sources([str(path)]).sources)
+    assert isinstance(failure, Failure)
+    assert (len(found), failure.message) == (frames, f"'{path}' {said}")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def read_annotations(
 ) -> AnnotationFile:
     """Read a COCO annotation file.
 
-    Classes are labelled in the order of their ids; with `categories`, those of a checkpoint, in theirs.
+    Classes are labelled in the order of their ids; with `categories`, those of a checkpoint, in theirs, whose
+    names tell which is which, and whose ids take the place of the file's.
     `images` finds files whose names are written in another way, and gives sizes that are missing: those of
     the upright image, or `as_stored`.  Raises DataError for a file that is missing, malformed or of another
     kind, for records that cannot be read, and for classes that the checkpoint lacks.
@@ -144,6 +145,20 @@ def check_categories(found: Sequence[Category], known: Sequence[Category], where
                 f"in '{where}' class id {category.id} is '{category.name}', but in the network it is "
                 f"'{names[category.id]}': use a data set of the same classes"
             )
+
+
+def _labels(own: Sequence[Category], known: Sequence[Category], where: str) -> dict[int, int]:
+    """Return by its id in the file the label that a class has in a network.
+
+    It is known by its name, whatever its number, unless another has the same; DataError for one that is not.
+    """
+    by_name = {category.name: label for label, category in enumerate(known)}
+    counts = [Counter(category.name for category in categories) for categories in (own, known)]
+    if any(count[category.name] != 1 for category in own for count in counts):
+        check_categories(own, known, where)
+        by_id = {category.id: label for label, category in enumerate(known)}
+        return {category.id: by_id[category.id] for category in own}
+    return {category.id: by_name[category.name] for category in own}
 
 
 class _Image(NamedTuple):
@@ -172,10 +187,11 @@ class _Reader:
         own = self._categories()
         if categories is None:
             chosen = tuple(sorted(own, key=lambda category: category.id))
+            labels = {category.id: label for label, category in enumerate(chosen)}
         else:
             chosen = tuple(categories)
-            check_categories(own, chosen, str(self.path))
-        records, doubts = self._records({category.id: i for i, category in enumerate(chosen)})
+            labels = _labels(own, chosen, str(self.path))
+        records, doubts = self._records(labels)
         counted = Counts(
             images=len(records),
             objects=sum(len(record.boxes) for record in records),
