@@ -74,7 +74,9 @@ def _open_what_is_closed() -> None:
 
 
 _program = _name_if_ours(sys.orig_argv)
-if _program is not None and threading.current_thread() is threading.main_thread():
+IS_PROGRAM = _program is not None and threading.current_thread() is threading.main_thread()
+"""Whether this process is one of the project's programs, and not another that imports it."""
+if _program is not None and IS_PROGRAM:
     for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(_number) in _DEFAULTS:
             signal.signal(_number, _end)

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from asag_deploy import extras
+from asag_deploy._start import IS_PROGRAM
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, OutputError, first_line
-from asag_deploy.interruption import Interruption
+from asag_deploy.interruption import Interruption, end_without_what_is_left
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 """Exit codes; a program that a signal ends has 128 and the signal's number, see `interruption`."""
@@ -96,12 +97,15 @@ def exit_code(
     """
     with _messages(), Interruption() as interruption:
         try:
-            return _exit_code(program, lambda: _uncovered(command, interruption), codes)
+            code = _exit_code(program, lambda: _uncovered(command, interruption), codes)
         except KeyboardInterrupt:
             # Where it came within an `exec` of a text, as dataclasses do, `python -m` would end by SIGINT,
             # whatever the exit code: the next one makes Python forget it.
             exec("")
-            return interruption.exit_code
+            code = interruption.exit_code
+    if IS_PROGRAM:
+        end_without_what_is_left(code)
+    return code
 
 
 def _uncovered(command: Callable[[], int], interruption: Interruption) -> int:

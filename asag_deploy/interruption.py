@@ -10,6 +10,7 @@ it then leaves hidden, the next run removes (see `leftovers`).
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -143,6 +144,25 @@ class Interruption:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         else:
             self._hook_before(raised)
+
+
+_left_behind: list[threading.Thread] = []
+
+
+def leave_behind(thread: threading.Thread) -> None:
+    """Take note of a daemon thread that waits for what may never come, such as a video's next bytes."""
+    _left_behind[:] = [other for other in _left_behind if other.is_alive()]
+    _left_behind.append(thread)
+
+
+def end_without_what_is_left(code: int) -> None:
+    """Let the program end at once if such a thread is there, with this exit code.
+
+    It would go on in its library while that is taken down around it, and now and then end in a segmentation
+    fault.
+    """
+    if any(thread.is_alive() for thread in _left_behind):
+        atexit.register(os._exit, code)  # what is registered last is called first
 
 
 _active: list[Interruption] = []

@@ -37,6 +37,7 @@ from asag_deploy.images.reading import (
     read_image,
 )
 from asag_deploy.images.sources import Frame, Source, iter_frames, list_sources
+from asag_deploy.interruption import leave_behind
 from asag_deploy.processing.preprocess import resized_shape
 
 T = TypeVar("T")
@@ -242,6 +243,8 @@ def _run(work: _Work[T], items: Iterable[T]) -> Generator[tuple[T, Detections | 
         reader.stop()
         pool.shutdown(wait=True, cancel_futures=True)
         reader.join(_PATIENCE_S)
+        if reader.is_alive():
+            leave_behind(reader)
 
 
 def _outcome(result: Future[Detections | None]) -> Detections | Refusal | None:

@@ -569,6 +569,8 @@ def _head(file: Path) -> bytes:
 
 def _reason(error: Exception) -> str:
     """Return what went wrong without the address, which may hold a password."""
+    if type(error).__name__ == "ExitError":  # PyAV's, at the end of the time that it was given
+        return "nothing came in time"
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 

@@ -260,3 +260,27 @@ def test_the_library_heeds_no_signals() -> None:
     assert interruption.current().signal is None
     with held_back():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("name", ["asag-tool", "another"])
+def test_a_thread_that_waits_for_ever_is_left_behind_at_once(name: str, waits: bool, tmp_path: Path) -> None:
+    """Libraries are not taken down around it; a program of somebody else ends as it always does."""
+    (tmp_path / name).write_text(
+        "import atexit, sys, threading\n"
+        "from asag_deploy.command_line import exit_code\n"
+        "from asag_deploy.interruption import leave_behind\n"
+        f"thread = threading.Thread(target=lambda: {waits} and threading.Event().wait(), daemon=True)\n"
+        "def command():\n"
+        "    thread.start()\n"
+        f"    {waits} or thread.join()\n"
+        "    leave_behind(thread)\n"
+        "    print('found')\n"
+        "    return 1\n"
+        "atexit.register(print, 'taken down')\n"
+        "sys.exit(exit_code('tool', command))\n"
+    )
+    python = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, tmp_path / name], env=python, capture_output=True, text=True)
+    down = "taken down\n" * (name == "another" or not waits)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, f"found\n{down}", "")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from asag_deploy import pipeline
+from asag_deploy import interruption, pipeline
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import (
     AsagError,
@@ -292,6 +292,7 @@ def test_closing_does_not_wait_for_an_iterable_for_ever(monkeypatch: pytest.Monk
     assert waiting.wait(SOON)
     results.close()
     assert not ended.is_set()
+    assert any(thread.is_alive() for thread in interruption._left_behind)  # for the end of the program
     given_up.set()
     assert ended.wait(SOON)
     assert detector.batches == [[0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import struct
 import sys
 import threading
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from asag_deploy.errors import SourceError
+from asag_deploy.images import videos
 from asag_deploy.images.sources import Failure, iter_frames, list_sources
 from asag_deploy.images.video_containers import condition, container_of
 from asag_deploy.images.videos import Video, VideoFrame
@@ -176,6 +178,14 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(self.content[: len(self.content) // (2 if self.path == "/cut" else 1)])
 
     def log_message(self, *_: object) -> None: ...
+
+
+def test_an_address_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "_OPEN_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/clip.mp4"
+        with pytest.raises(SourceError, match="'clip' gives no pictures: nothing came in time; check the"):
+            Video("clip", address)
 
 
 def test_addresses(tmp_path: Path) -> None:
