@@ -32,8 +32,8 @@ def _suffix(path: Path) -> str:
 
 
 IMAGE_SUFFIXES = _suffixes(
-    "apng avif avifs bmp dib gif heic heif j2c j2k jfi jfif jif jp2 jpc jpe jpeg jpf jpg jpx pam pbm pgm png "
-    "pnm ppm ras sr tif tiff webp"
+    "apng avif avifs bmp dib gif heic heif j2c j2k jfi jfif jif jp2 jpc jpe jpeg jpf jpg jpx mpo pam pbm pgm "
+    "png pnm ppm ras sr tif tiff webp"
 )
 VIDEO_SUFFIXES = _suffixes(
     "360 3g2 3gp 3gpp asf avi dav divx dvr-ms evo f4v flv gxf h264 hevc insv ismv ivf lrv m1v m2p m2ts m2v "

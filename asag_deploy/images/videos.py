@@ -259,7 +259,8 @@ class Video:
         """
         if self._format() == "mpjpeg" and not self._live:
             return isinstance(error, self._av.error.InvalidDataError)
-        return getattr(error, "errno", None) == errno.EIO and not self._live and self._container.size <= 0
+        is_from_server = not isinstance(self._address, Path) and not self._live
+        return getattr(error, "errno", None) == errno.EIO and is_from_server and self._container.size <= 0
 
     def _verdict(self, tally: _Tally, broken: str | None) -> str | None:
         """Say in one sentence what is missing, if anything is."""
@@ -283,9 +284,7 @@ class Video:
     def _condition(self, tally: _Tally) -> Condition:
         if tally.last_is_cut:
             return "cut"
-        if isinstance(self._address, Path):
-            if not self._address.is_file():
-                return "whole"  # a pipe, which is empty now
+        if isinstance(self._address, Path) and self._address.is_file():
             with contextlib.suppress(OSError, ValueError):  # it is gone meanwhile
                 is_list = self._format() == "hls"
                 state = list_condition(self._address) if is_list else condition(self._address)
@@ -334,6 +333,8 @@ class Video:
             return f"video '{name}' does not exist"
         if isinstance(error, OSError) and not isinstance(error, ValueError):
             return f"video '{name}' cannot be read: {_reason(error)}"
+        if not address.is_file():  # a pipe, which is empty now
+            return f"video '{name}' has no frames that can be decoded; it ends early or is no video"
         with contextlib.suppress(OSError, ValueError):
             if address.stat().st_size == 0:
                 return f"video '{name}' is empty: the file has 0 bytes"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import socket
 import struct
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -268,6 +270,30 @@ def test_stamps_in_the_order_of_decoding(tmp_path: Path, suffix: str) -> None:
         prepare=lean_on_later_ones,
     )
     assert times(path) == pytest.approx([i / 25 for i in range(9)], abs=0.0015)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "part", "said"),
+    [
+        ("mkv", "mpeg4", 1.0, None),
+        ("mkv", "mpeg4", 0.5, r"'clip' broke off after \d+ of 30 frames"),
+        ("webm", "libvpx", 0.5, r"'clip' broke off after \d+ of 30 frames"),
+        ("mp4", "mpeg4", 0.5, "video 'clip' has no frames that can be decoded; it ends early or is no video"),
+    ],
+)
+def test_what_comes_through_a_pipe_is_held_against_its_header(
+    tmp_path: Path, suffix: str, codec: str, part: float, said: str | None
+) -> None:
+    whole = write_video(tmp_path / f"whole.{suffix}", codec, frames=30).read_bytes()
+    pipe = tmp_path / f"pipe.{suffix}"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as others:
+        others.submit(pipe.write_bytes, whole[: int(len(whole) * part)])
+        try:
+            _, problem = read(pipe)
+        except SourceError as error:
+            problem = str(error)
+    assert (problem, said) == (None, None) or re.fullmatch(said or "", problem or ""), problem
 
 
 def test_a_playlist_is_a_video(tmp_path: Path) -> None:
