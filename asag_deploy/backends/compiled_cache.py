@@ -140,6 +140,8 @@ def cache_folder() -> Path:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(shared) if shared else Path.home() / ".cache") / "asag-deploy"
+        return (
+            Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
+        ) / "asag-deploy"
     except RuntimeError:
         return _NOWHERE

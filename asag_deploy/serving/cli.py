@@ -20,7 +20,7 @@ from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import address_of, listen, make_server, run
+from asag_deploy.serving.server import address_of, allow_connections, listen, make_server, run
 
 PROGRAM = "asag-serve"
 _MEBIBYTE = 2**20
@@ -51,6 +51,7 @@ def _serve(options: argparse.Namespace) -> int:
         queue_seconds=options.queue_seconds,
         answer_seconds=options.answer_seconds,
     )
+    allow_connections(limits)
     with chosen.load(options.bundle) as detector:
         if not detector.manifest.trained:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)

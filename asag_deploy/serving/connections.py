@@ -17,7 +17,7 @@ from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
 if TYPE_CHECKING:
     import asyncio
 
-_BEYOND = 32
+BEYOND = 32
 """Connections over the limit that are still listened to, as one of them may ask for `/health`."""
 _SENTENCES = {
     HTTPStatus.REQUEST_TIMEOUT: "the head of the request did not arrive in time; send it again",
@@ -44,7 +44,7 @@ def connection_class(limits: Limits) -> type[asyncio.Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             crowd = len(self.connections)
-            if crowd > limits.connections + _BEYOND:
+            if crowd > limits.connections + BEYOND:
                 self._turn_away(HTTPStatus.SERVICE_UNAVAILABLE)
                 return
             if crowd > limits.connections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.extras import missing
-from asag_deploy.serving.connections import connection_class
+from asag_deploy.serving.connections import BEYOND, connection_class
 from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from asag_deploy.serving.app import App
 
 _BACKLOG = 128
+"""Connections that wait to be accepted; as many are accepted at once, before the first is turned away."""
 _LARGEST_PORT = 65535
+_OTHER_FILES = BEYOND + _BACKLOG + 64
+"""Open files beside the connections that are let in: the others, and what the server itself opens."""
 _IDLE_SECONDS = 5
 """How long a connection stays open without a request."""
 
@@ -31,6 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises ConfigError if the address cannot be had.
     """
+    if not host:  # a variable that is not set; it would be every address that the machine has
+        raise ConfigError("--host is empty; name the address to listen on (0.0.0.0 is all)")
     if not 0 <= port <= _LARGEST_PORT:
         raise ConfigError(f"--port is {port}; it must be from 0 to {_LARGEST_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -41,6 +47,25 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"could not listen on {host}, port {port}: {reason}; name another --host or --port"
         ) from None
+
+
+def allow_connections(limits: Limits) -> None:
+    """Let this process have as many open files as its connections take.
+
+    Raises ConfigError where the system allows fewer: the event loop would turn in circles once they are used.
+    """
+    wanted = limits.connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        most = hard - _OTHER_FILES
+        fewer = f", or give --connections {most} at most" if most > 0 else ""
+        raise ConfigError(
+            f"{limits.connections} connections take {wanted} open files, and {hard} are allowed here: allow "
+            f"more (`ulimit -n`){fewer}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def address_of(listener: socket.socket) -> str:
@@ -71,6 +96,7 @@ def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Serv
             http=http,
             ws="none",
             h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            backlog=_BACKLOG,
             timeout_keep_alive=_IDLE_SECONDS,
             proxy_headers=False,
             log_level="error",  # warnings are of what clients do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.serving import cli
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import address_of, listen, make_server
+from asag_deploy.serving.server import address_of, allow_connections, listen, make_server
 from support.served import IMAGE, SECONDS, Client, GatedDetector, Served, in_threads, png, serving, until
 from support.tiny_bundle import make_bundle, picture
 
@@ -268,6 +269,33 @@ def test_a_port_that_is_taken() -> None:
         assert address_of(taken) == f"http://127.0.0.1:{port}"
         with pytest.raises(ConfigError, match=rf"port {port}: .*another --host or --port"):
             listen("127.0.0.1", port)
+
+
+def test_a_host_that_is_not_set() -> None:
+    with pytest.raises(ConfigError, match="--host is empty; name the address"):
+        listen("", 0)
+
+
+@pytest.mark.parametrize(("connections", "then"), [(1000, 1224), (100, 1024)])
+def test_open_files_for_every_connection(
+    monkeypatch: pytest.MonkeyPatch, connections: int, then: int
+) -> None:
+    allowed = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: allowed[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: allowed.append(both))
+    allow_connections(Limits(connections=connections))
+    assert allowed[-1] == (then, 4096)
+
+
+@pytest.mark.parametrize(
+    ("hard", "remedy"),
+    [(400, r" \(`ulimit -n`\), or give --connections 176 at most"), (90, r" \(`ulimit -n`\)$")],
+)
+def test_fewer_open_files_than_connections(monkeypatch: pytest.MonkeyPatch, hard: int, remedy: str) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    sentence = f"300 connections take 524 open files, and {hard} are allowed here: allow more{remedy}"
+    with pytest.raises(ConfigError, match=sentence):
+        allow_connections(Limits(connections=300))
 
 
 WITHOUT_EXTRA = r"pip install 'asag-deploy\[serve\]'"
