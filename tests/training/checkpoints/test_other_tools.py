@@ -104,6 +104,11 @@ CONTAINERS: dict[str, Callable[[State], Any]] = {
     "states in a tuple": lambda s: (s, {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}),
     "nested": lambda s: {"checkpoint": {"weights": {"model": s}}},
     "numpy": lambda s: {"model": {name: tensor.numpy() for name, tensor in s.items()}},
+    "counted by thop": lambda s: {
+        **s,
+        **{f"{name.rpartition('.')[0]}.total_ops": torch.zeros(1, dtype=torch.float64) for name in s},
+        "total_params": torch.zeros(1, dtype=torch.float64),
+    },
     "parameters": lambda s: {name: torch.nn.Parameter(tensor) for name, tensor in s.items()},
     "beside": lambda s: {**s, "ema_updates": torch.tensor(7), "criterion.weight": torch.ones(4), "step": 3},
     "metrics": lambda s: {

@@ -37,7 +37,8 @@ _MMCV = "ema_"
 """What mmcv puts before names, whose points it makes underscores."""
 _AVERAGED_MODEL, _HOW_MANY = "module.", "n_averaged"
 """What torch.optim.swa_utils puts before names, and has beside them."""
-_COUNTERS = ("num_batches_tracked", "_extra_state")
+_COUNTERS = ("num_batches_tracked", "_extra_state", "total_ops", "total_params")
+"""What PyTorch, and thop where it has counted operations, keep in modules beside their weights."""
 _STATISTICS = ("running_mean", "running_var")
 _USUAL = (((), ""), (("model",), ""))
 """Where the public training script and a bare state dict have the weights."""
