@@ -138,10 +138,9 @@ def cache_folder() -> Path:
     own = os.environ.get("ASAG_CACHE_DIR")
     if own:
         return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
+    shared = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return (
-            Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
-        ) / "asag-deploy"
+        of_user = Path(shared) if Path(shared).is_absolute() else Path.home() / ".cache"
+        return of_user / "asag-deploy"
     except RuntimeError:
         return _NOWHERE

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing.util
 import subprocess
 import sys
+import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import Mock
@@ -148,6 +150,22 @@ def test_where_no_processes_can_be_started(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(forkserver, "ensure_running", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
     with pytest.raises(TrainingError, match=r"can be started on this machine \(read-only, .*: --workers 0 "):
         next(loader(tmp_path, workers=1).epoch(0))
+
+
+@pytest.mark.parametrize(("folder", "settled"), [("/tmp/a", []), (f"/tmp/{'a' * 76}", ["/tmp"])])
+def test_processes_meet_where_sockets_can_be_named(
+    folder: str, settled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders for what is temporary that schedulers give are long."""
+    write_coco(tmp_path, [box(1, [5, 5, 20, 20])], shapes=[(40, 60)])
+    made: list[str] = []
+    monkeypatch.setattr(multiprocessing.util, "get_temp_dir", lambda: made.append(tempfile.gettempdir()))
+    monkeypatch.setattr(forkserver, "ensure_running", Mock(side_effect=OSError(errno.EAGAIN, "enough")))
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    with pytest.raises(TrainingError, match="enough"):
+        next(loader(tmp_path, workers=1).epoch(0))
+    assert tempfile.gettempdir() == folder
+    assert made == settled
 
 
 _INTERRUPTED = """

@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from typing import NamedTuple
 
 import cv2
@@ -30,6 +31,9 @@ from asag_deploy.interruption import held_back
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
 from asag_training.losses.targets import Targets
+
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of a folder in which Python's processes can have sockets."""
 
 
 class Batch(NamedTuple):
@@ -230,10 +234,23 @@ def _without_the_terminal() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _settle_on_a_folder_for_sockets() -> None:
+    """Let the processes meet in /tmp where TMPDIR, such as a scheduler's, is too long for a socket's name."""
+    named = tempfile.gettempdir()
+    if len(os.fsencode(named)) <= _LONGEST_FOLDER:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()  # remembers what it has made
+    finally:
+        tempfile.tempdir = named
+
+
 def _check_processes() -> None:
     """Start what DataLoader is about to, which would leave a traceback of its own if it could not."""
     try:
         multiprocessing.get_context("forkserver").Lock()
+        _settle_on_a_folder_for_sockets()
         forkserver.ensure_running()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
