@@ -81,6 +81,8 @@ class Counts:
     """Annotations with neither a box nor an outline, as captions and keypoints are: dropped."""
     repeated: int = 0
     """Entries that stand in the file twice, alike to the letter: taken once."""
+    objects_of_one_box: int = 0
+    """Objects that have class and box of another one in their image: taken all the same."""
     numbers_as_text: int = 0
     """Numbers that were written as text: read as numbers."""
     boxes_from_outlines: int = 0
@@ -256,6 +258,8 @@ class _Reader:
                 doubts.look_at(annotation.xywh, image.height, image.width, _turn(entry))
                 if self._is_usable(annotation, image.width, image.height):
                     objects[image.image_id].append(annotation)
+        for found in objects.values():
+            self.counts["objects_of_one_box"] += len(found) - len({(each.xywh, each.label) for each in found})
         records = tuple(_record(image, objects[image.image_id]) for image in images.values())
         dropped = len(self.content["annotations"]) if not any(objects.values()) else 0
         shifted = (
@@ -514,8 +518,10 @@ def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
 def _turn(entry: Mapping[str, Any]) -> float:
     """Return the degrees by which a box is turned, an attribute in CVAT's files; 0 for half turns."""
     attributes = entry.get("attributes")
-    places = (entry, attributes) if isinstance(attributes, dict) else (entry,)
-    turn = number(next((place["rotation"] for place in places if "rotation" in place), None))
+    place = attributes if isinstance(attributes, dict) and "rotation" in attributes else entry
+    if "rotation" not in place:
+        return 0.0
+    turn = number(place["rotation"])
     return 0.0 if turn is None or turn % 180 == 0 else turn
 
 
