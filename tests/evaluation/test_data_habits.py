@@ -267,6 +267,10 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path, content:
             "1 of 3 boxes in .* are said to be turned",
         ),
         ([{**box(1, [5, 6, 10, 20]), "rotation": 30}], "1 of 1 boxes in .* are said to be turned"),
+        (
+            [box(1, [5, 6, 10, 20], area=area) for area in (1.0, 150, 9000)],
+            "2 of 3 objects in .* have an area that does not fit their box",
+        ),
         ([box(1, [0, 0, 0, 0])], "none of the 1 annotations in .* is an object"),
         (
             [{**box(1, [5, 6, 10, 20]), "image_id": "1.png"}] * 2,

@@ -255,7 +255,7 @@ class _Reader:
             if image is None:
                 self.counts["unknown_image"] += 1
             elif annotation is not None:
-                doubts.look_at(annotation.xywh, image.height, image.width, _turn(entry))
+                doubts.look_at(annotation, image.height, image.width, _turn(entry))
                 if self._is_usable(annotation, image.width, image.height):
                     objects[image.image_id].append(annotation)
         for found in objects.values():
@@ -449,14 +449,15 @@ _MOST = 2**31
 
 
 class _Doubts:
-    """Boxes that look as if they were something else than x, y, width, height in pixels."""
+    """Boxes and areas that look as if they were something else than they should be."""
 
     def __init__(self) -> None:
-        self._boxes = self._beyond = self._as_corners = self._relative = self._turned = 0
+        self._boxes = self._beyond = self._as_corners = self._relative = self._turned = self._areas = 0
 
-    def look_at(self, xywh: tuple[float, float, float, float], height: int, width: int, turn: float) -> None:
-        """Take note of a box, and of the degrees by which it is said to be turned."""
-        x, y, w, h = xywh
+    def look_at(self, annotation: Annotation, height: int, width: int, turn: float) -> None:
+        """Take note of a box, its area, and the degrees by which it is said to be turned."""
+        x, y, w, h = xywh = annotation.xywh
+        self._areas += annotation.area > 1.5 * w * h + 10 or annotation.area <= 1 < w * h / 16
         self._boxes += 1
         self._beyond += x + w > width + 1 or y + h > height + 1
         self._as_corners += 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
@@ -475,6 +476,11 @@ class _Doubts:
             found.append(
                 f"{self._turned} of {self._boxes} boxes in '{where}' are said to be turned, and are read as "
                 "if they were not: replace them by upright boxes around their objects"
+            )
+        if self._areas > 0.1 * self._boxes:
+            found.append(
+                f"{self._areas} of {self._boxes} objects in '{where}' have an area that does not fit their "
+                "box, and AP by size goes by it: leave areas out, and those of the boxes are taken"
             )
         if self._boxes and self._relative == self._boxes:
             found.append(
