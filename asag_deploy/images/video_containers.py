@@ -45,6 +45,8 @@ _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 _MXF_KEY = bytes.fromhex("060E2B34")
 _TS_SIZES = (188, 192, 204)
 _HEAD = 4096
+_PACK = b"\x00\x00\x01\xba"
+_BEGIN_DV_BLOCKS = bytes(byte for byte in range(256) if byte & 0x10)
 _JPEG = b"\xff\xd8\xff"
 _PARTS_OF_JPEG = rb"(\r?\n)?--.{0,500}image/jpeg"
 """What a camera sends to browsers, kept as it came: images between lines of a form."""
@@ -261,8 +263,9 @@ def _avi_condition(data: Bytes) -> Condition:
     position, is_damaged = 0, False
     while position + 12 <= len(data) and data[position : position + 4] == b"RIFF":
         (size,) = unpack_from("<I", data, position + 4)
-        movie = data.find(b"movi", position, position + (1 << 22))
+        movie = data.find(b"movi", position)
         inner = unpack_from("<I", data, movie - 4)[0] if movie > 0 else None
+        is_damaged = is_damaged or (inner is None and position == 0)
         if size == 0 or inner in (0, 4):
             return "cut"
         if inner is not None and inner < 0x7FFFFFFF:
@@ -363,11 +366,21 @@ def _mpegts_condition(data: Bytes) -> Condition:
     return _cut_if(rest > 0 and (len(starts) == count or starts[count] == 0x47))
 
 
+def _after_zeros(data: Bytes, position: int) -> int:
+    """Step over padding."""
+    found = re.compile(rb"[^\x00]").search(data, position)
+    return len(data) if found is None else found.start()
+
+
 def _mpegps_condition(data: Bytes) -> Condition:
     position = 0
     while position + 6 <= len(data):
         if data[position : position + 3] != b"\x00\x00\x01":
-            return "whole"  # padding, or damage in the middle
+            end = _after_zeros(data, position)
+            if data[end - 2 : end + 1] == b"\x00\x00\x01" and end - 2 > position:
+                position = end - 2
+                continue
+            return "damaged" if data.find(_PACK, position) >= 0 else "whole"
         kind = data[position + 3]
         if kind == 0xB9:
             return "whole"
@@ -377,7 +390,10 @@ def _mpegps_condition(data: Bytes) -> Condition:
             is_mpeg2 = data[position + 4] >> 6 == 1
             position += 14 + (data[position + 13] & 7) if is_mpeg2 else 12
         elif kind >= 0xBB:
-            position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
+            length = int.from_bytes(data[position + 4 : position + 6], "big")
+            if length == 0:
+                return "whole"  # where it ends is not said
+            position += 6 + length
         else:
             return "whole"
     rest = data[position:]
@@ -445,7 +461,7 @@ def _mxf_condition(data: Bytes) -> Condition:
     position = 0
     while position + 17 <= len(data):
         if data[position : position + 4] != _MXF_KEY:
-            return "whole"
+            return "damaged" if data.find(_MXF_KEY, position) >= 0 else "whole"
         length = data[position + 16]
         position += 17
         if length & 0x80:
@@ -505,7 +521,12 @@ def _ivf_condition(data: Bytes) -> Condition:
 
 
 def _dv_condition(data: Bytes) -> Condition:
-    """Tell whether whole frames fill the file; those of 50 megabits are twice as long."""
+    """Tell whether whole frames fill the file; those of 50 megabits are twice as long.
+
+    They consist of blocks of 80 bytes, the first of which never lacks one bit.
+    """
+    if data[::80].translate(None, _BEGIN_DV_BLOCKS):
+        return "damaged"
     return _cut_if(len(data) % (144_000 if data[3] & 0x80 else 120_000) != 0)
 
 

@@ -165,6 +165,28 @@ def test_a_hole_in_the_middle(tmp_path: Path, suffix: str, codec: str) -> None:
     assert "is damaged" in problem or "broke off" in problem
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "part"),
+    [
+        ("vob", "mpeg2video", b"\x00\x00\x01\xba"),
+        ("mxf", "mpeg2video", bytes.fromhex("060e2b34")),
+        ("dv", "dvvideo", b"\x1f\x07\x00\xbf"),
+        ("avi", "mpeg4", b"movi"),
+    ],
+)
+def test_a_hole_where_a_part_begins(tmp_path: Path, suffix: str, codec: str, part: bytes) -> None:
+    """FFmpeg goes on where it finds another; zeros that fill up the place before one are no hole."""
+    path = write_video(tmp_path / f"a.{suffix}", codec, frames=8, rate=25)
+    assert condition(path) == "whole"
+    data = path.read_bytes()
+    place = data.find(part) if suffix == "avi" else data.find(part, len(data) // 2)
+    path.write_bytes(data[:place] + bytes(600) + data[place + 600 :])
+    assert condition(path) == "damaged"
+    if suffix == "vob":
+        path.write_bytes(data[:place] + bytes(600) + data[place:])
+        assert condition(path) == "whole"
+
+
 class Server(BaseHTTPRequestHandler):
     """Sends a video whole; cut, under `/cut`; whole but without its length, under `/open`."""
 
