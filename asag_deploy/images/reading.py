@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +22,7 @@ from asag_deploy.images.header import Header, truncated
 from asag_deploy.images.jpeg2000 import said_to_be_rgb
 from asag_deploy.images.opacity import blend_onto_white
 from asag_deploy.images.tiff import decode_page, tiff_pages
+from asag_deploy.images.video_containers import container_of_bytes
 
 ChannelOrder = Literal["bgr", "rgb"]
 RgbImage = NDArray[np.uint8]
@@ -138,10 +140,20 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+_ENOUGH = 4096
+"""Bytes by which it is seen what a file is."""
+
+
 def _no_image(data: bytes, name: str) -> str:
     known = unread_format(data)
     if known is not None:
         return f"'{name}' is a {known} file, which OpenCV does not read: convert it to JPEG or PNG"
+    if container_of_bytes(data[:_ENOUGH]) is not None:
+        return f"'{name}' is a video and no image: asag-detect takes files, and pipes named like one (a.mkv)"
+    if data.startswith(b"version https://git-lfs"):
+        return f"'{name}' is a Git LFS pointer, not the image itself: get that with `git lfs pull`"
+    if re.match(rb"\s*(<!doctype html|<html)", data[:_ENOUGH], re.IGNORECASE):
+        return f"'{name}' is a web page, as a download leaves that was refused: download it again"
     return f"'{name}' {_DAMAGED}"
 
 

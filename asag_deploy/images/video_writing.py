@@ -72,6 +72,7 @@ class VideoFile:
         self._av = import_av(f"writing video '{path}'")
         self._path = Path(path)
         self._size = (width, height)
+        self._first = 0
         self._last: int | None = None
         self._gap = round(Fraction(1, 25) / _TICK)
         self._end: int | None = None
@@ -96,7 +97,9 @@ class VideoFile:
         or column twice, as the codec wants it even.
         """
         stamp = round(time / _TICK)
-        if self._last is not None:
+        if self._last is None:
+            self._first = stamp
+        else:
             stamp = max(stamp, self._last + 1)
             self._gap = stamp - self._last
         self._last = stamp
@@ -215,8 +218,12 @@ class VideoFile:
             self._av.open(f"file:{copy}", "w", format="mp4", options=_FINISHED) as whole,
         ):
             whole.metadata.update(_MARK)
-            stream = whole.add_stream_from_template(fragments.streams.video[0])
+            source = fragments.streams.video[0]
+            stream = whole.add_stream_from_template(source)
+            begin = round(self._first * _TICK / source.time_base)  # which fragments do not keep
             for packet in fragments.demux(video=0):
                 if packet.size:
+                    packet.pts += begin
+                    packet.dts += begin
                     packet.stream = stream
                     whole.mux_one(packet)

@@ -176,6 +176,19 @@ def test_what_stands_in_the_file_twice_is_taken_once_or_refused(tmp_path: Path) 
         _open(tmp_path, images=[image, {**image, "id": 2, "file_name": ".\\1.png"}])
 
 
+def test_objects_of_one_box_are_counted(tmp_path: Path) -> None:
+    """Of files that were joined, or of somebody who clicked twice."""
+    twice = [box(1, [5, 6, 10, 20], category, id=number) for number, category in enumerate((3, 3, 7))]
+    dataset = _open(tmp_path, annotations=twice)
+    assert (dataset.counts.objects, dataset.counts.objects_of_one_box) == (3, 1)
+
+
+def test_sizes_that_are_exchanged_are_called_so(tmp_path: Path) -> None:
+    dataset = _open(tmp_path, images=[{"id": 1, "file_name": "1.png", "height": 60, "width": 40}])
+    with pytest.raises(DataError, match=r"60 x 40 pixels, but .* for 40 x 60: exchange these two there"):
+        dataset[0]
+
+
 def test_a_list_that_stands_in_the_file_twice_is_refused(tmp_path: Path) -> None:
     """Of which readers of JSON keep the last in silence."""
     file = _file(tmp_path)
@@ -254,6 +267,10 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path, content:
             "1 of 3 boxes in .* are said to be turned",
         ),
         ([{**box(1, [5, 6, 10, 20]), "rotation": 30}], "1 of 1 boxes in .* are said to be turned"),
+        (
+            [box(1, [5, 6, 10, 20], area=area) for area in (1.0, 150, 9000)],
+            "2 of 3 objects in .* have an area that does not fit their box",
+        ),
         ([box(1, [0, 0, 0, 0])], "none of the 1 annotations in .* is an object"),
         (
             [{**box(1, [5, 6, 10, 20]), "image_id": "1.png"}] * 2,
@@ -296,7 +313,7 @@ def test_counts_are_all_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         tmp_path,
         annotations=[
             box(1, [5, 6, 10, 20], iscrowd="0"),
-            box(1, [5, 6, 10, 20], iscrowd="1"),
+            box(1, [5, 6, 10, 21], iscrowd="1"),
             box(9, [5, 6, 10, 20]),
             box(1, [5, 6, 10, 20], 99),
             box(1, None),

@@ -207,8 +207,10 @@ def test_video(tmp_path: Path, shape: tuple[int, int]) -> None:
     assert files_in(tmp_path) == ["v.mp4"]
 
 
-def test_times_are_kept(tmp_path: Path) -> None:
-    given = [0, 0.033, 0.1, 0.101, 1, 5]
+@pytest.mark.parametrize("begin", [0, 2])
+def test_times_are_kept(tmp_path: Path, begin: int) -> None:
+    """That of the first, too, before which there may be sound."""
+    given = [begin + time for time in (0, 0.033, 0.1, 0.101, 1, 5)]
     with VideoFile(tmp_path / "v.mp4", height=24, width=32) as video:
         for index, time in enumerate(given):
             video.add(noise(24, 32, index), time=time, duration=0.5)

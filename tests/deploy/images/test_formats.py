@@ -179,6 +179,9 @@ def test_lab_is_converted_with_the_white_of_paper() -> None:
         (lambda: b"\0\0\0\x20ftypheic" + bytes(20), "is a HEIC file"),
         (lambda: b"#?RADIANCE\n", "is a Radiance HDR file"),
         (lambda: b"8BPS\0\1", "is a Photoshop file"),
+        (lambda: b"\x1a\x45\xdf\xa3" + bytes(50), "is a video and no image"),
+        (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer"),
+        (lambda: b"\n<!DOCTYPE html><html>404", "is a web page"),
     ],
 )
 def test_what_is_no_picture_for_the_network_is_refused_in_a_sentence(

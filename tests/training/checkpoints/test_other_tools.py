@@ -155,6 +155,12 @@ def test_names_of_classes_are_in_the_order_of_their_numbers(
     assert [category.name for category in found.categories] == ["a", "b", "c"]
 
 
+def test_classes_of_one_name_are_told_apart_by_their_ids(tmp_path: Path, state: State) -> None:
+    torch.save({"model": state, "classes": ["a", "b", "a"]}, tmp_path / "file.pth")
+    found = load_checkpoint(tmp_path / "file.pth", variant=CONFIG)
+    assert [(category.id, category.name) for category in found.categories] == [(0, "a"), (1, "b"), (2, "a")]
+
+
 AVERAGED: dict[str, Callable[[State, State], Any]] = {
     "model_ema": lambda s, e: {"model": s, "model_ema": e},
     "emaModel": lambda s, e: {"emaModel": e, "model": s},

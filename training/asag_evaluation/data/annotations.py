@@ -81,6 +81,8 @@ class Counts:
     """Annotations with neither a box nor an outline, as captions and keypoints are: dropped."""
     repeated: int = 0
     """Entries that stand in the file twice, alike to the letter: taken once."""
+    objects_of_one_box: int = 0
+    """Objects that have class and box of another one in their image: taken all the same."""
     numbers_as_text: int = 0
     """Numbers that were written as text: read as numbers."""
     boxes_from_outlines: int = 0
@@ -253,9 +255,11 @@ class _Reader:
             if image is None:
                 self.counts["unknown_image"] += 1
             elif annotation is not None:
-                doubts.look_at(annotation.xywh, image.height, image.width, _turn(entry))
+                doubts.look_at(annotation, image.height, image.width, _turn(entry))
                 if self._is_usable(annotation, image.width, image.height):
                     objects[image.image_id].append(annotation)
+        for found in objects.values():
+            self.counts["objects_of_one_box"] += len(found) - len({(each.xywh, each.label) for each in found})
         records = tuple(_record(image, objects[image.image_id]) for image in images.values())
         dropped = len(self.content["annotations"]) if not any(objects.values()) else 0
         shifted = (
@@ -445,14 +449,15 @@ _MOST = 2**31
 
 
 class _Doubts:
-    """Boxes that look as if they were something else than x, y, width, height in pixels."""
+    """Boxes and areas that look as if they were something else than they should be."""
 
     def __init__(self) -> None:
-        self._boxes = self._beyond = self._as_corners = self._relative = self._turned = 0
+        self._boxes = self._beyond = self._as_corners = self._relative = self._turned = self._areas = 0
 
-    def look_at(self, xywh: tuple[float, float, float, float], height: int, width: int, turn: float) -> None:
-        """Take note of a box, and of the degrees by which it is said to be turned."""
-        x, y, w, h = xywh
+    def look_at(self, annotation: Annotation, height: int, width: int, turn: float) -> None:
+        """Take note of a box, its area, and the degrees by which it is said to be turned."""
+        x, y, w, h = xywh = annotation.xywh
+        self._areas += annotation.area > 1.5 * w * h + 10 or annotation.area <= 1 < w * h / 16
         self._boxes += 1
         self._beyond += x + w > width + 1 or y + h > height + 1
         self._as_corners += 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
@@ -471,6 +476,11 @@ class _Doubts:
             found.append(
                 f"{self._turned} of {self._boxes} boxes in '{where}' are said to be turned, and are read as "
                 "if they were not: replace them by upright boxes around their objects"
+            )
+        if self._areas > 0.1 * self._boxes:
+            found.append(
+                f"{self._areas} of {self._boxes} objects in '{where}' have an area that does not fit their "
+                "box, and AP by size goes by it: leave areas out, and those of the boxes are taken"
             )
         if self._boxes and self._relative == self._boxes:
             found.append(
@@ -514,8 +524,10 @@ def _record(image: _Image, annotations: Sequence[Annotation]) -> ImageRecord:
 def _turn(entry: Mapping[str, Any]) -> float:
     """Return the degrees by which a box is turned, an attribute in CVAT's files; 0 for half turns."""
     attributes = entry.get("attributes")
-    places = (entry, attributes) if isinstance(attributes, dict) else (entry,)
-    turn = number(next((place["rotation"] for place in places if "rotation" in place), None))
+    place = attributes if isinstance(attributes, dict) and "rotation" in attributes else entry
+    if "rotation" not in place:
+        return 0.0
+    turn = number(place["rotation"])
     return 0.0 if turn is None or turn % 180 == 0 else turn
 
 

@@ -251,9 +251,11 @@ class CocoDataset:
             raise DataError(f"{error} (image {record.image_id} of the data set)") from error
         if image.shape[:2] != (record.height, record.width):
             height, width = image.shape[:2]
+            is_exchanged = (height, width) == (record.width, record.height)
+            remedy = "exchange these two there" if is_exchanged else "use the image that was annotated"
             raise DataError(
                 f"image '{asked.path}' is {width} x {height} pixels, but its annotations are for "
-                f"{record.width} x {record.height}: use the image that was annotated"
+                f"{record.width} x {record.height}: {remedy}"
             )
         return image
 

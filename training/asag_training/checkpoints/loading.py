@@ -150,7 +150,7 @@ def _class_names(content: Any, count: int) -> tuple[str, ...] | None:
             names = _in_order(names) if isinstance(names, Mapping) else names
             if not isinstance(names, (list, tuple)) or len(names) != count:
                 continue
-            if all(isinstance(name, str) and name for name in names) and len(set(names)) == count:
+            if all(isinstance(name, str) and name for name in names):
                 return tuple(names)
     return None
 
