@@ -8,7 +8,6 @@ exception.  Where the package is imported by another program, nothing is changed
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import sys
@@ -20,6 +19,12 @@ from asag_deploy import extras
 
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _NOTHING_DONE = 2
+_INSTALLED = frozenset(
+    f"asag-{name}"
+    for name in ("bench", "build", "data", "detect", "eval", "export", "quantize", "serve", "train")
+)
+_PACKAGES = frozenset(f"asag_{name}" for name in ("bench", "deploy", "evaluation", "export", "training"))
+_OPTIONS_WITH_VALUES = ("-W", "-X", "--check-hash-based-pycs")
 _SCRIPTS = ("training/train.py", "benchmarks", "benchmarks/__main__.py")
 """What is run from a clone without an installation, as `python benchmarks`."""
 
@@ -34,14 +39,29 @@ def _name_if_ours(arguments: list[str]) -> str | None:
     None where Python runs something else.
     """
     called = Path(sys.argv[0] if sys.argv else "")
-    if called.name.startswith("asag-"):
+    if called.name in _INSTALLED:
         return called.name
+    module = _module_after_m(arguments)
+    if module is not None:
+        return module if module.partition(".")[0] in _PACKAGES else None
     with contextlib.suppress(OSError):  # the working directory may be gone
         clone = Path(os.path.realpath(__file__)).parent.parent
         if Path(os.path.realpath(called)) in [clone / script for script in _SCRIPTS]:
             return called.name
-    modules = [after for option, after in itertools.pairwise(arguments) if option == "-m"]
-    return modules[0] if modules and modules[0].startswith("asag_") else None
+    return None
+
+
+def _module_after_m(arguments: list[str]) -> str | None:
+    """Return the module that Python itself was told to run; an -m behind a script is the script's own."""
+    words = iter(arguments[1:])
+    for word in words:
+        if word == "-m":
+            return next(words, None)
+        if word in _OPTIONS_WITH_VALUES:
+            next(words, None)
+        elif not word.startswith("-") or word in ("-", "-c"):
+            break
+    return None
 
 
 def _say_what_is_missing(program: str) -> None:

@@ -138,13 +138,13 @@ def test_a_package_of_the_base_that_cannot_be_imported(
     package: str, code: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / f"{package}.py").write_text(code)
-    (tmp_path / "asag-tool").write_text("from asag_deploy.detect.cli import main\nmain(['--help'])\n")
+    (tmp_path / "asag-detect").write_text("from asag_deploy.detect.cli import main\nmain(['--help'])\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
-        [sys.executable, tmp_path / "asag-tool"], env=environment, capture_output=True, text=True
+        [sys.executable, tmp_path / "asag-detect"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == f"asag-tool: error: this needs the package {said}\n"
+    assert done.stderr == f"asag-detect: error: this needs the package {said}\n"
 
 
 @pytest.mark.slow

@@ -247,9 +247,9 @@ def test_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
         "    return 0\n"
         "sys.exit(exit_code('tool', command))\n"
     )
-    (tmp_path / "asag-tool").write_text(script)
+    (tmp_path / "asag-detect").write_text(script)
     ended = subprocess.run(
-        ["bash", "-c", f"exec '{sys.executable}' asag-tool {closed}"],
+        ["bash", "-c", f"exec '{sys.executable}' asag-detect {closed}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,

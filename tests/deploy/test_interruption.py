@@ -263,7 +263,7 @@ def test_the_library_heeds_no_signals() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-@pytest.mark.parametrize("name", ["asag-tool", "another"])
+@pytest.mark.parametrize("name", ["asag-detect", "another"])
 def test_a_thread_that_waits_for_ever_is_left_behind_at_once(name: str, waits: bool, tmp_path: Path) -> None:
     """Libraries are not taken down around it; a program of somebody else ends as it always does."""
     (tmp_path / name).write_text(
@@ -284,3 +284,28 @@ def test_a_thread_that_waits_for_ever_is_left_behind_at_once(name: str, waits: b
     ended = subprocess.run([sys.executable, tmp_path / name], env=python, capture_output=True, text=True)
     down = "taken down\n" * (name == "another" or not waits)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, f"found\n{down}", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (["asag-detect"], True),
+        (["-X", "utf8", "-m", "asag_training_of_mine"], False),
+        (["-W", "error", "-m", "asag_evaluation.started"], True),
+        (["another.py", "-m", "asag_evaluation"], False),
+        (["asag-of-mine.py"], False),
+    ],
+)
+def test_signals_of_other_programs_stay_theirs(words: list[str], ours: bool, tmp_path: Path) -> None:
+    """Whatever they are called, and whatever their own options say."""
+    text = "import signal, asag_deploy; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    for name in ("asag-detect", "asag_training_of_mine.py", "another.py", "asag-of-mine.py"):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "asag_evaluation").mkdir()
+    (tmp_path / "asag_evaluation" / "__init__.py").touch()
+    (tmp_path / "asag_evaluation" / "started.py").write_text(text)
+    python = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=python, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == f"{not ours}\n"

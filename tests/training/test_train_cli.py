@@ -263,6 +263,10 @@ def test_a_killed_run_loses_nothing(data: Path, tmp_path: Path, number: signal.S
             "a process that reads images has died",
         ),
         (
+            RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+            "or allow more (a container's --shm-size, `ulimit -n`); --resume goes on",
+        ),
+        (
             torch.OutOfMemoryError("CUDA out of memory"),
             "the GPU's memory ran out: raise optimisation.accumulate",
         ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import multiprocessing.util
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import Mock
@@ -166,6 +168,24 @@ def test_processes_meet_where_sockets_can_be_named(
         next(loader(tmp_path, workers=1).epoch(0))
     assert tempfile.gettempdir() == folder
     assert made == settled
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(tmp_path: Path) -> None:
+    """As where /dev/shm is a container's, of 64 MB: a queue drops what it cannot send."""
+    write_coco(tmp_path, [box(1, [5, 5, 20, 20])], shapes=[(40, 60)])
+    with_worker = loader(tmp_path, workers=1)
+    with_worker._loader.collate_fn = queue.Queue  # something that no process can send
+
+    def give_up() -> None:
+        for worker in with_worker._loader._iterator._workers:  # type: ignore[union-attr]
+            worker.kill()
+
+    patience = threading.Timer(60, give_up)
+    patience.start()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
+        next(with_worker.epoch(0))
+    patience.cancel()
 
 
 _INTERRUPTED = """

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import forkserver, queues, resource_tracker, util
 from typing import NamedTuple
 
 import cv2
@@ -262,9 +262,16 @@ def _check_processes() -> None:
 
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # It would print a traceback, drop the batch and let the training wait for it for ever.
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_without_room)  # type: ignore[attr-defined]
     # Where the training ends while it fetches a batch, what serves that here has nobody left to tell.
     sys.excepthook = lambda *error: None
     threading.Thread(target=_end_with_the_training, daemon=True).start()
+
+
+def _end_without_room(error: Exception, item: object) -> None:
+    """End a worker that cannot hand a batch over, for want of shared memory or of open files."""
+    os._exit(1)
 
 
 def _end_with_the_training() -> None:

@@ -209,6 +209,10 @@ def _has_lost_another(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
+_LOST_WORKER = ("DataLoader worker", "Too many open files", "items of ancdata")
+"""What PyTorch and Python say where a batch does not arrive."""
+
+
 def _explained(error: RuntimeError) -> TrainingError | None:
     """Say what a user can do about it; None if nothing."""
     if isinstance(error, torch.OutOfMemoryError):
@@ -216,9 +220,11 @@ def _explained(error: RuntimeError) -> TrainingError | None:
             "the GPU's memory ran out: raise optimisation.accumulate, or use smaller images; "
             "--resume goes on from what was saved"
         )
-    if "DataLoader worker" in str(error):
+    if any(words in str(error) for words in _LOST_WORKER):
         return TrainingError(
-            "a process that reads images has died, as it does when memory runs out: use fewer --workers; "
+            "a process that reads images has died, as it does when memory, shared memory or open files run "
+            "out: use fewer --workers (0 needs none of it), or allow more (a container's --shm-size, "
+            "`ulimit -n`); "
             "--resume goes on from what was saved"
         )
     return None
