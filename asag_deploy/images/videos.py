@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import SourceError
 from asag_deploy.extras import missing
+from asag_deploy.images.decoder_log import jpeg_complaint
 from asag_deploy.images.reading import RgbImage, as_rgb
 from asag_deploy.images.video_containers import (
     Condition,
@@ -501,9 +502,11 @@ class _Tally:
 def _has_hole(packet: Any, stream: VideoStream) -> bool:
     """Tell whether zeros lie where a download left a gap, which some decoders do not notice."""
     codec = stream.codec_context.codec.canonical_name
-    if codec not in _NO_LONG_ZEROS or packet.size < 256:
+    if packet.size < 256 or (codec not in _NO_LONG_ZEROS and codec != "mjpeg"):
         return False
     content = bytes(packet)
+    if codec == "mjpeg":  # where zeros may be a plain part of the picture
+        return _ZEROS.search(content) is not None and jpeg_complaint(content) is not None
     if not any(content) or (codec in _UNSTUFFED and content.endswith(bytes(256))):
         return True
     ends = (match.end() for match in _ZEROS.finditer(content))

@@ -150,6 +150,8 @@ def test_fragments(tmp_path: Path) -> None:
         ("mpg", "mpeg2video"),
         ("ogv", "libvpx"),
         ("flv", "flv"),
+        ("avi", "mjpeg"),
+        ("mov", "mjpeg"),
     ],
 )
 def test_a_hole_in_the_middle(tmp_path: Path, suffix: str, codec: str) -> None:
@@ -163,6 +165,18 @@ def test_a_hole_in_the_middle(tmp_path: Path, suffix: str, codec: str) -> None:
     assert 2 <= len(frames) <= 8
     assert problem is not None
     assert "is damaged" in problem or "broke off" in problem
+
+
+def test_plain_pictures_have_no_hole(tmp_path: Path) -> None:
+    """Though whole JPEG images of them may be zeros."""
+    path = write_video(
+        tmp_path / "a.avi",
+        "mjpeg",
+        picture=lambda height, width, _: np.zeros((height, width, 3), np.uint8),
+        size=(640, 480),
+    )
+    assert bytes(256) in path.read_bytes()
+    assert len(times(path)) == 6
 
 
 @pytest.mark.parametrize(
