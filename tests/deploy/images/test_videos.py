@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 import struct
 import sys
-import threading
 from collections.abc import Callable
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from asag_deploy.errors import SourceError
-from asag_deploy.images import videos
 from asag_deploy.images.sources import list_sources
 from asag_deploy.images.video_containers import condition, container_of
 from asag_deploy.images.videos import Video, VideoFrame
@@ -134,45 +130,6 @@ def test_fragments(tmp_path: Path) -> None:
     assert times(path) == pytest.approx([i / 10 for i in range(5)])
     path.write_bytes(data[: data.rfind(b"mdat") + 40])
     assert "broke off after" in str(read(path)[1])
-
-
-class Server(BaseHTTPRequestHandler):
-    """Sends a video whole; cut, under `/cut`; whole but without its length, under `/open`."""
-
-    content = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        if self.path != "/open":
-            self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        self.wfile.write(self.content[: len(self.content) // (2 if self.path == "/cut" else 1)])
-
-    def log_message(self, *_: object) -> None: ...
-
-
-def test_an_address_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(videos, "_OPEN_S", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/clip.mp4"
-        with pytest.raises(SourceError, match="'clip' gives no pictures: nothing came in time; check the"):
-            Video("clip", address)
-
-
-def test_addresses(tmp_path: Path) -> None:
-    options = {"movflags": "faststart"}
-    Server.content = write_video(tmp_path / "a.mp4", frames=12, b_frames=2, options=options).read_bytes()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name, whole in (("whole", True), ("open", True), ("cut", False)):
-            with Video("clip", f"http://127.0.0.1:{server.server_port}/{name}") as video:
-                frames = list(video.frames())
-            assert (len(frames) == 12) == whole
-            if whole:
-                assert video.problem is None
-            else:
-                assert str(video.problem).startswith(f"'clip' broke off after {len(frames)} of 12 frames")
-        server.shutdown()
 
 
 @pytest.mark.parametrize(
