@@ -142,13 +142,15 @@ def _reason(error: Exception) -> str:
 
 _ENOUGH = 4096
 """Bytes by which it is seen what a file is."""
+_SIGNED = 12
+"""Bytes that tell a video from an AVIF image."""
 
 
 def _no_image(data: bytes, name: str) -> str:
     known = unread_format(data)
     if known is not None:
         return f"'{name}' is a {known} file, which OpenCV does not read: convert it to JPEG or PNG"
-    if container_of_bytes(data[:_ENOUGH]) is not None:
+    if len(data) >= _SIGNED and container_of_bytes(data[:_ENOUGH]) is not None:
         return f"'{name}' is a video and no image: asag-detect takes files, and pipes named like one (a.mkv)"
     if data.startswith(b"version https://git-lfs"):
         return f"'{name}' is a Git LFS pointer, not the image itself: get that with `git lfs pull`"
