@@ -64,8 +64,8 @@ def test_threads_that_cannot_be_started(
 
     def command() -> int:
         with monkeypatch.context() as patch:
-            patch.setattr(threading, "_start_new_thread", refuse)
-            patch.setattr(threading, "_start_joinable_thread", refuse, raising=False)  # since Python 3.13
+            for starts in ("_start_new_thread", "_start_joinable_thread"):  # the latter since Python 3.13
+                patch.setattr(threading, starts, refuse, raising=False)
             threading.Thread(target=print).start()
         return 0
 
@@ -93,8 +93,9 @@ def test_the_working_directory_may_be_gone(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # -P: with the working directory in the search path, Python 3.13.0 itself fails at what a module lacks.
     ended = subprocess.run(
-        [sys.executable, "-c", script, gone], env=environment, capture_output=True, text=True
+        [sys.executable, "-P", "-c", script, gone], env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith("tool: error: the working directory is gone: change to another")
