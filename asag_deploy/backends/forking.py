@@ -27,9 +27,8 @@ def _keep() -> None:
     for reference in _held:
         thing = reference()
         if thing is not None:
-            ctypes.pythonapi.Py_IncRef(
-                ctypes.py_object(thing)
-            )  # for ever: as Python ends, it clears the rest
+            # A reference of Python's own would be cleared as Python ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 os.register_at_fork(after_in_child=_keep)

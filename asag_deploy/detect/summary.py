@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import mean, median
 
 from asag_deploy.detections import Detections
+from asag_deploy.errors import plural
 
 _TIMES_KEPT = 10_000
 """Times a phase that the summary is made of, the latest ones: a camera may run for days."""
@@ -38,7 +39,7 @@ class Summary:
         threshold: the least confidence of what was counted; batch: images a batch, which the times are of.
         """
         found = f": {counted(self.classes)}" if self.classes else ""
-        count = f"{_plural(self.images, 'image')}, {_plural(self.classes.total(), 'detection')}"
+        count = f"{plural(self.images, 'image')}, {plural(self.classes.total(), 'detection')}"
         lines = [
             f"{count} of confidence {threshold:g} or more{found}",
             f"exit levels: {', '.join(f'{level} {self.exits[level]}' for level in ('P5', 'P4', 'P3'))}",
@@ -60,7 +61,3 @@ class Summary:
 def counted(counts: Counter[str]) -> str:
     """Write counts of names, the most common first: '3 cow, 1 car'."""
     return ", ".join(f"{count} {name}" for name, count in counts.most_common())
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.errors import ImageError
+from asag_deploy.errors import ImageError, plural
 from asag_deploy.images.apng import apng_frames
 from asag_deploy.images.containers import webp_whole_part
 from asag_deploy.images.decoder_log import decoder_log, quiet_opencv
@@ -153,9 +153,8 @@ def _some_frames(data: bytes, start: int, count: int) -> tuple[list[NDArray[Any]
 def _broke_off(name: str, done: int, declared: int | None) -> str:
     if done == 0:
         return truncated(name)
-    of = f" of {declared}" if declared is not None else ""
-    frames = "frame" if (declared or done) == 1 else "frames"
-    return f"image '{name}' broke off after {done}{of} {frames}: copy or download it again"
+    frames = plural(done, "frame") if declared is None else f"{done} of {plural(declared, 'frame')}"
+    return f"image '{name}' broke off after {frames}: copy or download it again"
 
 
 _COMPOSED_HERE: dict[str, Callable[[bytes], Iterator[tuple[NDArray[Any], float]]]] = {

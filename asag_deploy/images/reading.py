@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.downloads import LFS_POINTER, is_web_page
 from asag_deploy.errors import ConfigError, ImageError
 from asag_deploy.images.apng import grey_key, without_animation
 from asag_deploy.images.bitmaps import decode_bmp, decode_pnm
@@ -152,9 +152,9 @@ def _no_image(data: bytes, name: str) -> str:
         return f"'{name}' is a {known} file, which OpenCV does not read: convert it to JPEG or PNG"
     if len(data) >= _SIGNED and container_of_bytes(data[:_ENOUGH]) is not None:
         return f"'{name}' is a video and no image: asag-detect takes files, and pipes named like one (a.mkv)"
-    if data.startswith(b"version https://git-lfs"):
+    if data.startswith(LFS_POINTER):
         return f"'{name}' is a Git LFS pointer, not the image itself: get that with `git lfs pull`"
-    if re.match(rb"\s*(<!doctype html|<html)", data[:_ENOUGH], re.IGNORECASE):
+    if is_web_page(data[:_ENOUGH]):
         return f"'{name}' is a web page, as a download leaves that was refused: download it again"
     return f"'{name}' {_DAMAGED}"
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import cv2
 
-from asag_deploy.errors import AsagError, SourceError
+from asag_deploy.errors import AsagError, SourceError, plural
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
 from asag_deploy.images.decoder_log import quiet_opencv
 from asag_deploy.images.formats import image_header
@@ -361,11 +361,8 @@ def _camera_frames(source: Source, first_number: int) -> Iterator[Frame | Failur
         why = f"'{name}' gives no pictures: check that it is connected and not in use"
         yield Failure(source=name, message=why)
     else:
-        yield Failure(
-            source=name,
-            message=f"'{name}' broke off after {index} frame{'' if index == 1 else 's'}",
-            frames=index,
-        )
+        message = f"'{name}' broke off after {plural(index, 'frame')}"
+        yield Failure(source=name, message=message, frames=index)
 
 
 @contextmanager

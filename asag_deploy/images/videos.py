@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.errors import SourceError
+from asag_deploy.errors import SourceError, plural
 from asag_deploy.extras import missing
 from asag_deploy.images.decoder_log import jpeg_complaint
 from asag_deploy.images.reading import RgbImage, as_rgb
@@ -267,7 +267,7 @@ class Video:
         """Say in one sentence what is missing, if anything is."""
         name, count = self._name, tally.frames
         if self._live:
-            what = f"broke off after {_plural(count)}" if count else "gives no pictures"
+            what = f"broke off after {plural(count, 'frame')}" if count else "gives no pictures"
             return f"'{name}' {what}" + (f": {broken}" if broken else "")
         state = "cut" if broken is not None else self._condition(tally)
         if state == "cut":
@@ -277,9 +277,10 @@ class Video:
         if not count:
             return f"video '{name}' has no frames that can be decoded; it is damaged or of another format"
         if tally.damaged:
-            return f"'{name}' is damaged: {tally.damaged} of its {_plural(count)} could not be decoded whole"
+            some = f"{tally.damaged} of its {plural(count, 'frame')}"
+            return f"'{name}' is damaged: {some} could not be decoded whole"
         if state == "damaged":
-            return f"'{name}' is damaged: a part of it is missing between its {_plural(count)}"
+            return f"'{name}' is damaged: a part of it is missing between its {plural(count, 'frame')}"
         return None
 
     def _condition(self, tally: _Tally) -> Condition:
@@ -311,10 +312,10 @@ class Video:
     def _how_many(self, tally: _Tally) -> str:
         promised = self.length
         if promised is None or promised <= tally.frames:
-            return _plural(tally.frames)
+            return plural(tally.frames, "frame")
         if not self._stream.frames and not tally.is_regular(self._stream.average_rate):
-            return _plural(tally.frames)
-        return f"{tally.frames} of {_plural(promised)}"
+            return plural(tally.frames, "frame")
+        return f"{tally.frames} of {plural(promised, 'frame')}"
 
     def _if_cut(self) -> str | None:
         """Say that a file that cannot be used ends early, if it does."""
@@ -575,7 +576,3 @@ def _reason(error: Exception) -> str:
     if type(error).__name__ == "ExitError":  # PyAV's, at the end of the time that it was given
         return "nothing came in time"
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
-
-
-def _plural(count: int) -> str:
-    return f"{count} frame{'' if count == 1 else 's'}"

@@ -265,8 +265,8 @@ def _quiet() -> Iterator[None]:
 
     So too the stack that PyTorch logs of whatever ends its tracing, such as Ctrl-C, which is raised as well.
     """
-    least = {"torch.onnx": logging.ERROR, "torch.__trace": logging.ERROR}
-    least["torch._subclasses"] = logging.CRITICAL
+    error, critical = logging.ERROR, logging.CRITICAL
+    least = {"torch.onnx": error, "torch.__trace": error, "torch._subclasses": critical}
     loggers = [logging.getLogger(name) for name in least]
     levels = [logger.level for logger in loggers]
     for logger, level in zip(loggers, least.values(), strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from asag_deploy.downloads import LFS_POINTER, is_web_page
+
 _EXPORT = "export it as COCO from the tool that wrote it"
 
 _KEYS = (
@@ -48,9 +50,9 @@ def other_text(text: str) -> str | None:
     start = text.lstrip("\ufeff \t\r\n")[:4096]
     if not start:
         return "it is empty: write it again"
-    if start.startswith("version https://git-lfs"):
+    if start.startswith(LFS_POINTER.decode()):
         return "it is a Git LFS pointer, not the file itself: get that with `git lfs pull`"
-    if start.lower().startswith(("<!doctype html", "<html")):
+    if is_web_page(start.encode(errors="replace")):
         return "it is a web page: download the file itself"
     if start.startswith("<"):
         kind = "Pascal VOC's XML of one image" if "<annotation" in start else "XML, perhaps CVAT's"

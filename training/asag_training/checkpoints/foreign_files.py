@@ -7,12 +7,14 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from asag_deploy.downloads import LFS_POINTER
+
 HEAD_BYTES = 512
 """As much of a file as `what_else` wants to see."""
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (
-        b"version https://git-lfs",
+        LFS_POINTER,
         "a pointer of Git LFS, not what it points to: run `git lfs pull` where it lies",
     ),
     (b"\x1f\x8b", "compressed by gzip: unpack it first, with `gunzip` or `tar -xzf`"),

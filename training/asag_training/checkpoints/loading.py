@@ -157,12 +157,8 @@ def _class_names(content: Any, count: int) -> tuple[str, ...] | None:
 
 def _in_order(names: Mapping[Any, Any]) -> list[Any]:
     """Return names by number in the order of the numbers, which may be text; none if they are no numbers."""
-    numbers = {whole_number(key): name for key, name in names.items()}
-    return (
-        []
-        if None in numbers
-        else [numbers[number] for number in sorted(numbers, key=lambda number: number or 0)]
-    )
+    numbered = {number: name for key, name in names.items() if (number := whole_number(key)) is not None}
+    return [numbered[number] for number in sorted(numbered)] if len(numbered) == len(names) else []
 
 
 def _categories(names: tuple[str, ...]) -> tuple[Category, ...]:
