@@ -45,14 +45,22 @@ _FEW = ("--limit", "2", "--warmup", "1")
 _WALL = "loops_wall_ms"
 """What the rows of an exit level have, and no other figure."""
 _COMPUTE = ("fp32", "bf16", "fp16")
+_SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 def plan(work: Work) -> list[Step]:
     """Return the steps, most valuable first; what takes engines is skipped on a GPU that has none."""
 
-    def step(name: str, limit: float, action: Callable[..., dict[str, Any]], *given: Any) -> Step:
+    def step(
+        name: str,
+        limit: float,
+        action: Callable[..., dict[str, Any]],
+        *given: Any,
+        needs: tuple[str, ...] = (),
+    ) -> Step:
         patience = 1 if work.gpu else _REHEARSAL
-        return Step(name=name, limit=limit * patience, action=partial(action, work, *given))
+        needed = tuple(dict.fromkeys(_made_for(work, need) for need in needs))
+        return Step(name=name, limit=limit * patience, action=partial(action, work, *given), needs=needed)
 
     files = gpu_tests()
     loops = [file for file in files if file.startswith(_LOOPS)]
@@ -63,29 +71,34 @@ def plan(work: Work) -> list[Step]:
         *(step(f"tests: {file}", 120, run_tests, file) for file in (_KERNELS, *loops)),
         step("both loops over PyTorch's stages", 120, time_loops, VARIANT),
         *(step(f"tests: {file}", 120, run_tests, file) for file in rest),
-        *(engine_step for name in ENGINES for engine_step in engine_steps(step, name)),
-        step("compute-sanitizer memcheck", 60, sanitize, "memcheck"),
-        step(f"parity of {CUDA}, float32", 60, judge, CUDA, SCENES),
-        step(f"parity of {CUDA}, float16", 60, judge, CUDA, SCENES_HALF),
-        step(f"AP of {CUDA}", 60, measure_ap, CUDA),
-        step(f"time {CUDA}, float32", 60, time_backends, CUDA, FULL),
-        step(f"time {CUDA}, float16", 60, time_backends, CUDA, HALF),
-        step("time PyTorch, eager and as graphs", 90, time_references, REFERENCES),
-        *(step(f"compute-sanitizer {t}", 60, sanitize, t) for t in ("racecheck", "initcheck", "synccheck")),
+        *(engine_step for name in ENGINES for engine_step in engine_steps(work, step, name)),
+        *(step(f"compute-sanitizer {tool}", 60, sanitize, tool) for tool in _SANITIZERS),
+        # These need nothing that is still being made.
         *(step(f"a training step in {compute}", 60, train, compute) for compute in _COMPUTE),
-        step("time PyTorch, compiled", 120, time_references, COMPILED),  # which takes longest, and says least
+        step(f"parity of {CUDA}, float32", 60, judge, CUDA, SCENES, needs=(SCENES,)),
+        step(f"parity of {CUDA}, float16", 60, judge, CUDA, SCENES_HALF, needs=(SCENES_HALF,)),
+        step(f"AP of {CUDA}", 60, measure_ap, CUDA, needs=(SCENES, DATA)),
+        step(f"time {CUDA}, float32", 60, time_backends, CUDA, FULL, needs=(FULL,)),
+        step(f"time {CUDA}, float16", 60, time_backends, CUDA, HALF, needs=(HALF,)),
+        step("time PyTorch, eager and as graphs", 90, time_references, REFERENCES, needs=(HALF,)),
+        # This takes longest, and says least.
+        step("time PyTorch, compiled", 120, time_references, COMPILED, needs=(HALF,)),
     ]
 
 
-def engine_steps(step: Callable[..., Step], backend: str) -> Iterator[Step]:
+def engine_steps(work: Work, step: Callable[..., Step], backend: str) -> Iterator[Step]:
     """Yield the steps of one library: engines are built, judged, and timed with both loops."""
-    yield step(f"engines of {backend}", 150, build_engines, backend)
-    yield step(f"parity of {backend}", 120, judge, backend, HALF)
-    yield step(f"time {backend}", 60, time_backends, backend, HALF, "host-loop", "device-loop")
+    served = (HALF,) if missing(work, backend) is None else ()
+    yield step(f"engines of {backend}", 150, build_engines, backend, needs=served)
+    yield step(f"parity of {backend}", 120, judge, backend, HALF, needs=served)
+    yield step(f"time {backend}", 60, time_backends, backend, HALF, "host-loop", "device-loop", needs=served)
 
 
-def begin(work: Work) -> None:
-    """Start what takes long and needs no GPU, but for what an earlier run left in the same folder."""
+def begin(work: Work, steps: Sequence[Step]) -> None:
+    """Start what takes long and needs no GPU, but for what an earlier run left in the same folder.
+
+    Only what the steps need is made, each on cores of its own.
+    """
     export = partial(work.python, "asag_export.cli", "--overwrite", "--quiet", "--keep-failed")
     demo = ("--checkpoint", CHECKPOINT)
     untrained = ("--untrained", "--variant", VARIANT)
@@ -97,14 +110,20 @@ def begin(work: Work) -> None:
         DATA: work.python("asag_evaluation.data.cli", "scenes", *scenes, "--output-dir", work.folder / DATA),
         FULL: export(*untrained, "--output-dir", work.folder / FULL),
     }
-    if work.gpu is None:  # the small network stands in for the large one
-        commands = {name: command for name, command in commands.items() if name not in (HALF, FULL)}
-    for name, command in commands.items():
-        folder = work.folder / name
-        if (folder / ("annotations" if name == DATA else "manifest.json")).exists():
-            continue
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
-        work.background[name] = work.start(command, beside=True)
+    needed = {name for step in steps for name in step.needs}
+    missing_ones = [name for name in commands if name in needed and not _is_made(work, name)]
+    for place, name in enumerate(missing_ones):
+        shutil.rmtree(work.folder / name, ignore_errors=True)  # of a run that was ended
+        work.background[name] = work.start(commands[name], beside=(place, len(missing_ones)))
+
+
+def _is_made(work: Work, name: str) -> bool:
+    return (work.folder / name / ("annotations" if name == DATA else "manifest.json")).exists()
+
+
+def _made_for(work: Work, name: str) -> str:
+    """Return what a step works with: without a GPU the small network stands in for the large one."""
+    return SCENES if work.gpu is None and name != DATA else name
 
 
 def gpu_tests() -> list[str]:
@@ -173,7 +192,7 @@ def judge(work: Work, backend: str, bundle: str, limit: float) -> dict[str, Any]
     backend = stand_in(work, backend)
     require(work, backend)
     end = time.monotonic() + limit
-    path = work.made(bundle if work.gpu else SCENES, limit)
+    path = work.made(_made_for(work, bundle), limit)
     output = work.folder / f"parity-{backend}-{bundle}.json"
     weights: list[str | Path] = ["--checkpoint", CHECKPOINT] if path.name in (SCENES, SCENES_HALF) else []
     command = work.asag_bench("parity", path, "--backend", backend, *weights)
@@ -206,7 +225,7 @@ def time_backends(work: Work, backend: str, bundle: str, *more: Any) -> dict[str
     options += ["--reference", ",".join(references)] if references else []
     options += ["--shape", SHAPE] if work.gpu else []
     options += ["--duration", str(_SECONDS_A_ROW if work.gpu else 1), *_few(work)]
-    path = work.made(bundle if work.gpu else SCENES, limit)
+    path = work.made(_made_for(work, bundle), limit)
     return work.bench([path, *options], end - time.monotonic(), [ONNXRUNTIME])
 
 
@@ -216,7 +235,7 @@ def time_references(work: Work, references: Sequence[str], limit: float) -> dict
     if work.gpu is None:
         references = ("torch",)  # on the CPU
     end = time.monotonic() + limit
-    bundle = work.made(HALF if work.gpu else SCENES, limit)
+    bundle = work.made(_made_for(work, HALF), limit)
     options: list[str | Path] = ["--backend", CUDA if on_gpu else "onnxruntime"]
     options += ["--reference", ",".join(references)]
     options += ["--shape", SHAPE] if work.gpu else ["--checkpoint", CHECKPOINT]

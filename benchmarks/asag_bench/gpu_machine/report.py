@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from asag_bench.gpu_machine.steps import Result
@@ -19,15 +20,26 @@ _PAGE = "page"
 
 
 def write_report(
-    folder: Path, machine: Mapping[str, Any], results: Sequence[Result], logs: Sequence[str]
+    folder: Path,
+    machine: Mapping[str, Any],
+    results: Sequence[Result],
+    logs: Sequence[str],
+    places: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write `gpu_machine.json`, `gpu_machine.md` and `gpu_machine.log`.  Raises OutputError."""
+    """Write `gpu_machine.json`, `gpu_machine.md` and `gpu_machine.log`.
+
+    places: folders of this machine, and what stands in the report in their stead.
+
+    Raises OutputError.
+    """
     report = {"machine": machine, "steps": [asdict(result) for result in results]}
     for suffix, text in (
         ("json", json.dumps(report, indent=1, default=str) + "\n"),
         ("md", page(machine, results)),
         ("log", "\n".join(logs)),
     ):
+        for place, name in places.items():
+            text = text.replace(place, name)
         with atomic_write(folder / f"{NAME}.{suffix}") as file:
             file.write_bytes(_cut(text, suffix))
 

@@ -17,7 +17,7 @@ from asag_bench.gpu_machine.archive import unpack_archive
 from asag_bench.gpu_machine.plan import begin, plan
 from asag_bench.gpu_machine.report import NAME, write_report
 from asag_bench.gpu_machine.steps import Result, Step, run_steps
-from asag_bench.gpu_machine.work import Work
+from asag_bench.gpu_machine.work import ROOT, Work
 from asag_bench.measuring.machine import describe_machine
 from asag_bench.result import to_json
 from asag_deploy.cuda import open_cuda, why_no_cuda
@@ -78,10 +78,10 @@ def _do(work: Work, machine: dict[str, Any], output: Path, steps: Sequence[Step]
     output.mkdir(parents=True, exist_ok=True)
 
     def report(results: Sequence[Result]) -> None:
-        write_report(output, machine, results, work.logs.parts)
+        write_report(output, machine, results, work.logs.parts, {str(work.folder): "WORK", str(ROOT): "."})
 
     report([])
-    begin(work)
+    begin(work, steps)
     try:
         results = run_steps(steps, end, report)
     finally:

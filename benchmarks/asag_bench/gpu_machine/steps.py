@@ -34,6 +34,8 @@ class Step:
     limit: float
     action: Callable[[float], dict[str, Any]]
     """Takes the seconds it has; gives plain JSON values, of which `detail` is a line for people."""
+    needs: tuple[str, ...] = ()
+    """What has to be made in the background for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,11 +55,15 @@ class Work:
             raise Skip(f"no GPU: {self.no_gpu}")
 
     def start(
-        self, command: Sequence[str | Path], *, packages: Sequence[str] = (), beside: bool = False
+        self,
+        command: Sequence[str | Path],
+        *,
+        packages: Sequence[str] = (),
+        beside: tuple[int, int] | None = None,
     ) -> Program:
         """Start a program in the tree; `packages` are carried ones that it is to have as well.
 
-        beside: on the cores that the steps leave, for what is made in the background.
+        beside: on the cores that the steps leave, as which of how many that are made in the background.
         """
         self._count += 1
         return start(
@@ -151,13 +155,17 @@ class Work:
         }
 
 
-def _cores(beside: bool) -> list[int]:
-    """Return half of the cores for the steps, or the other half for what is made beside them."""
+def _cores(beside: tuple[int, int] | None) -> list[int]:
+    """Return half of the cores for the steps, or a share of the other half for what is made beside them."""
     cores = sorted(os.sched_getaffinity(0))
     half = (len(cores) + 1) // 2
     if len(cores) == 1:
         return cores
-    return cores[half:] if beside else cores[:half]
+    if beside is None:
+        return cores[:half]
+    place, count = beside
+    left = cores[half:]
+    return left[place::count] or [left[place % len(left)]]
 
 
 def _medians(result: Result) -> str:

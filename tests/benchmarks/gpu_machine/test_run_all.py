@@ -62,9 +62,13 @@ class TestPlan:
             *("compile the kernels", "kernels against the CPU", "tests: tests/plugins/test_on_gpu.py"),
             *("both loops over PyTorch's stages", "tests: tests/export/test_engines_on_gpu.py"),
             "engines of tensorrt-rtx",
-            *("compute-sanitizer memcheck", "parity of onnxruntime-cuda, float32", "AP of onnxruntime-cuda"),
-            *("time onnxruntime-cuda, float16", "time PyTorch, eager and as graphs"),
-            *("compute-sanitizer racecheck", "a training step in fp16", "time PyTorch, compiled"),
+            *("compute-sanitizer memcheck", "compute-sanitizer racecheck", "a training step in fp16"),
+            *("parity of onnxruntime-cuda, float32", "AP of onnxruntime-cuda"),
+            *(
+                "time onnxruntime-cuda, float16",
+                "time PyTorch, eager and as graphs",
+                "time PyTorch, compiled",
+            ),
         ]
         assert [name for name in names if name in expected] == expected
         assert len(set(names)) == len(names)
@@ -135,7 +139,7 @@ class TestPlan:
         for step in plan.plan(here):
             assert run_step(step, 1000).state in ("failed", "skipped")
         monkeypatch.setattr(Work, "start", lambda self, command, **_: commands.append([*map(str, command)]))
-        plan.begin(here)
+        plan.begin(here, plan.plan(here))
         called: set[str] = set()
         for command in commands:
             if str(CLONE) in command:
@@ -156,9 +160,52 @@ class TestPlan:
         (tmp_path / plan.HALF).mkdir()
         (tmp_path / plan.HALF / "manifest.json").touch()
         (tmp_path / plan.DATA / "val2017").mkdir(parents=True)  # without its annotations
-        plan.begin(Work(folder=tmp_path, gpu="sm90"))
+        here = Work(folder=tmp_path, gpu="sm90")
+        plan.begin(here, plan.plan(here))
         assert sorted(started) == sorted([plan.SCENES, plan.SCENES_HALF, plan.DATA, plan.FULL])
         assert not (tmp_path / plan.DATA).exists()
+
+    @pytest.mark.parametrize(
+        ("gpu", "word", "made"),
+        [
+            ("sm90", "memcheck", []),
+            ("sm90", "AP of", [plan.SCENES, plan.DATA]),
+            ("sm90", "eager and as graphs", [plan.HALF]),
+            (None, "eager and as graphs", [plan.SCENES]),  # which stands in for the large network
+        ],
+    )
+    def test_only_what_the_steps_need_is_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: str | None, word: str, made: list[str]
+    ) -> None:
+        started: list[tuple[str, Any]] = []
+
+        def start(self: Work, command: Sequence[Any], beside: Any) -> None:
+            started.append((Path(command[-1]).name, beside))
+
+        monkeypatch.setattr(Work, "start", start)
+        here = Work(folder=tmp_path, gpu=gpu)
+        plan.begin(here, chosen(plan.plan(here), [word]))
+        assert started == [(name, (place, len(made))) for place, name in enumerate(made)]
+
+    def test_what_a_step_waits_for_is_what_it_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+
+        def made(self: Work, name: str, limit: float) -> Path:
+            asked.append(name)
+            return self.folder / name
+
+        monkeypatch.setattr(Work, "made", made)
+        monkeypatch.setattr(Work, "run", lambda *_: "")
+        monkeypatch.setattr(Work, "bench", lambda *_: {"result": {"accuracy": {}}, "detail": ""})
+        monkeypatch.setattr(plan, "missing", lambda work, backend: None)
+        for gpu in ("sm86", None):
+            for step in plan.plan(Work(folder=tmp_path, gpu=gpu)):
+                asked.clear()
+                run_step(step, 1000)
+                assert gpu is None or tuple(asked) == step.needs, step.name
+                assert set(asked) <= set(step.needs), step.name
 
     def test_the_kernels_own_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         commands: list[Sequence[Any]] = []
@@ -278,8 +325,10 @@ class TestWork:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 7})
         here = Work(folder=tmp_path, gpu=None)
         here.start(["a"])
-        here.start(["a"], beside=True)
-        assert cores == [[0, 1, 2], [3, 7]]
+        here.start(["a"], beside=(0, 1))
+        for place in range(3):
+            here.start(["a"], beside=(place, 3))
+        assert cores == [[0, 1, 2], [3, 7], [3], [7], [3]]
 
 
 @pytest.fixture(scope="module")

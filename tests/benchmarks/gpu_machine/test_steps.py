@@ -136,6 +136,13 @@ class TestReport:
         assert "- packages: numpy 2" in text
         assert text.endswith("## two\n\n## Table\n")
 
+    def test_folders_of_the_machine_are_not_in_it(self, tmp_path: Path) -> None:
+        results = [Result(name="one", state="passed", data={"page": "`asag-bench run /home/me/tree/x`"})]
+        write_report(tmp_path, {}, results, ["$ python /home/me/tree/benchmarks"], {"/home/me/tree": "."})
+        texts = [path.read_text() for path in tmp_path.iterdir()]
+        assert not any("/home/me" in text for text in texts)
+        assert any("$ python ./benchmarks" in text for text in texts)
+
     def test_no_file_is_too_large(self, tmp_path: Path) -> None:
         large = "x" * (MOST_BYTES + 10)
         result = Result(name="one", state="passed", data={"page": large})
