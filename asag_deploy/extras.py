@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _OF_PROGRAM = {
-    "asag-bench": ("bench", "export"),
+    "asag-bench": ("bench", "export", "peers"),
     "asag-build": ("engines",),
     "asag-eval": ("evaluate", "train"),
     "asag-export": ("export", "engines"),
@@ -27,6 +27,7 @@ _BROUGHT = {
     "engines": ("tensorrt_rtx", "onnx"),
     "gpu": ("cuda",),
     "openvino": ("openvino",),
+    "peers": ("transformers",),
     "serve": ("starlette", "uvicorn"),
     "supervision": ("supervision",),
     "tensorboard": ("tensorboard",),

@@ -87,29 +87,56 @@ def export_stage(
     inputs = stage_inputs(stage, config, probing, precision)
     outputs = stage_outputs(stage, config, probing, precision)
     arguments = tuple(_example(spec) for spec in inputs)
+    proto = export_module(
+        stage,
+        stage.name,
+        arguments,
+        inputs,
+        outputs,
+        opset=opset,
+        dynamic_shapes=_dynamic_axes(stage, inputs),
+    )
+    return proto, inputs, outputs
+
+
+def export_module(
+    module: nn.Module,
+    name: str,
+    arguments: tuple[Tensor, ...],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    *,
+    opset: int,
+    dynamic_shapes: tuple[object, ...] | None = None,
+) -> onnx.ModelProto:
+    """Export any module, traced with `arguments`, as a valid ONNX model.
+
+    name: what messages call it; dynamic_shapes: as `torch.onnx.export` takes them, None where every size is
+    that of the arguments.  Raises ExportError if the model cannot be made or is not valid ONNX.
+    """
     try:
         with _quiet():
             program = torch.onnx.export(
-                stage,
+                module,
                 arguments,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
-                dynamic_shapes=_dynamic_axes(stage, inputs),
+                dynamic_shapes=dynamic_shapes,
                 opset_version=opset,
                 dynamo=True,
                 optimize=False,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"PyTorch could not export the stage '{stage.name}': {error}") from error
+        raise ExportError(f"PyTorch could not export the stage '{name}': {error}") from error
     assert program is not None
     model = program.model
     _add_functions(model, opset)
     optimizer.optimize_ir(model, inline=False)
     _tidy(model, inputs, outputs)
     proto = ir.serde.serialize_model(model)
-    check(proto, stage.name)
-    return proto, inputs, outputs
+    check(proto, name)
+    return proto
 
 
 def check_opset(opset: int) -> None:

@@ -16,7 +16,7 @@ from asag_deploy.command_line import progress
 
 _PACKAGES = (
     *("asag-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "openvino"),
-    *("tensorrt-rtx", "tensorrt", "torch"),
+    *("tensorrt-rtx", "tensorrt", "torch", "transformers"),
 )
 WARM = 20
 """Pictures until buffers have grown to what they need."""

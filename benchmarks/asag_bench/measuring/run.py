@@ -25,10 +25,19 @@ from asag_bench.measuring.machine import (
     peak_resident_mib,
     resident_mib,
 )
-from asag_bench.measuring.plan import BundleOnBackend, Plan, bundles_on_backends, check_shape
+from asag_bench.measuring.plan import (
+    BFLOAT16,
+    BFLOAT16_BACKEND,
+    BundleOnBackend,
+    Plan,
+    bundles_on_backends,
+    check_shape,
+)
 from asag_bench.measuring.timing import Pyramid, group_result, measure
 from asag_bench.result import BundleResult, GroupResult, Input, Memory, Result, RunnerMemory
-from asag_bench.runners.references import check_references, is_random, open_reference, rule_of
+from asag_bench.runners.peer_runner import open_peer
+from asag_bench.runners.peers import PEERS, Peer
+from asag_bench.runners.references import check_references, has_six_layers, open_reference, rule_of
 from asag_bench.runners.runner import DetectorRunner, Runner, StoppedRunner
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
@@ -74,7 +83,7 @@ def run(plan: Plan) -> Result:
     if data is not None and plan.options.shape is not None:
         loaded.notes.append("pictures were resized to be timed; accuracy is of the pictures as they are")
     samples = _samples(plan, bundle, loaded.detectors[0], data)
-    _load_references(plan, chosen[0], loaded, samples)
+    _load_references(plan, chosen, loaded, samples)
     groups = _measure_all(plan, bundle, loaded, samples, baseline, _pyramids(chosen, loaded))
     peak = peak_resident_mib()
     agreement = measure_agreement(plan, chosen, loaded.detectors, samples)
@@ -119,7 +128,8 @@ def _open_bundles(paths: Sequence[Path]) -> tuple[list[Bundle], dict[Path, float
 
 def _baseline(plan: Plan, chosen: Sequence[BundleOnBackend]) -> str:
     """Return the runner to compare with: what was asked for, else PyTorch, else the first."""
-    names = [*(each.name for each in chosen), *plan.options.references]
+    references = (each.name for each in _named_references(plan, chosen))
+    names = [*(each.name for each in chosen), *references]
     if plan.baseline is None:
         return "torch" if "torch" in plan.options.references else names[0]
     if plan.baseline not in names:
@@ -148,7 +158,36 @@ def _memory(added_mib: float, load_s: float) -> RunnerMemory:
     return RunnerMemory(added_mib=round(added_mib, 1), load_s=round(load_s, 2))
 
 
-def _load_references(plan: Plan, first: BundleOnBackend, loaded: _Loaded, samples: Samples) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """A reference that is to be opened."""
+
+    name: str
+    """Of the runner."""
+    reference: str
+    beside: BundleOnBackend
+    """The bundle and the backend that it goes by."""
+
+
+def _named_references(plan: Plan, chosen: Sequence[BundleOnBackend]) -> list[_Reference]:
+    """Return what each reference is opened as: beside the first bundle, but a peer once on every backend."""
+    backends = {each.options.backend: each for each in reversed(chosen)}
+    of_backends = list(reversed(backends.values()))
+    found = []
+    for name in plan.options.references:
+        if name in PEERS and len(of_backends) > 1:
+            found += [
+                _Reference(name=f"{name} {each.options.backend}", reference=name, beside=each)
+                for each in of_backends
+            ]
+        else:
+            found.append(_Reference(name=name, reference=name, beside=chosen[0]))
+    return found
+
+
+def _load_references(
+    plan: Plan, chosen: Sequence[BundleOnBackend], loaded: _Loaded, samples: Samples
+) -> None:
     """Open the references.
 
     Each runner runs the worst image once, so that its memory is what it takes to work.
@@ -160,16 +199,34 @@ def _load_references(plan: Plan, first: BundleOnBackend, loaded: _Loaded, sample
         found = loaded.memory[detector.name]
         added = round(found.added_mib + resident_mib() - before, 1)
         loaded.memory[detector.name] = dataclasses.replace(found, added_mib=added)
-    for name in plan.options.references:
+    for each in _named_references(plan, chosen):
         before, start = resident_mib(), time.perf_counter()
-        network = loaded.detectors[0].network
-        runner = open_reference(name, first.bundle, network, first.options, plan.checkpoint, plan.weights)
+        runner = _open_reference(plan, each, loaded.detectors[0].network)
         seconds = since(start) / 1000
         _try_out(runner, worst)
         loaded.references.append(runner)
         loaded.memory[runner.name] = _memory(resident_mib() - before, seconds)
-        if is_random(name):
-            loaded.notes.append(f"{name} carries random weights: it is for speed and has no accuracy")
+        if has_six_layers(each.reference):
+            loaded.notes.append(f"{runner.name} carries random weights: it is for speed and has no accuracy")
+        if each.reference in PEERS:
+            loaded.notes.append(_note_on(each, PEERS[each.reference]))
+
+
+def _open_reference(plan: Plan, each: _Reference, network: Network) -> Runner:
+    """Open a reference; `network` is the first bundle's."""
+    bundle, options = each.beside.bundle, each.beside.options
+    if each.reference in PEERS:
+        return open_peer(each.reference, each.name, bundle, options)
+    return open_reference(each.reference, bundle, network, options, plan.checkpoint, plan.weights)
+
+
+def _note_on(each: _Reference, peer: Peer) -> str:
+    """Say how a peer is to be read."""
+    computed_in = BFLOAT16 if each.beside.options.backend == BFLOAT16_BACKEND else "fp32"
+    return (
+        f"{each.name} is {peer.title} with random weights, for speed alone: pictures stretched to "
+        f"{peer.side}x{peer.side}, computed in {computed_in}; published AP {peer.ap} on COCO ({peer.source})"
+    )
 
 
 def _try_out(runner: Runner, image: RgbImage) -> None:

@@ -6,7 +6,7 @@ No sample is ever left out.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -221,12 +221,19 @@ def _warm_up(
     spec: Preprocessing,
     count: int,
 ) -> None:
-    """Run each runner on each shape of batch `count` times; they are compiled and allocated for anew."""
-    shapes = {tuple(sorted(network_shape(image, spec) for image in images)): images for images in sets}
-    for images in shapes.values():
+    """Run each runner on every batch, and at least `count` times on each shape; never if `count` is 0.
+
+    A new shape is compiled and allocated for anew, and what compiles as it goes (torch.compile) does so for
+    other numbers of patches and anchors as well, which any picture may bring.
+    """
+    by_shape = defaultdict(list)
+    for images in sets:
+        by_shape[tuple(sorted(network_shape(image, spec) for image in images))].append(images)
+    for alike in by_shape.values():
+        calls = max(count, len(alike)) if count else 0
         for runner in runners:
-            for _ in range(count):
-                runner(images, group.max_level)
+            for number in range(calls):
+                runner(alike[number % len(alike)], group.max_level)
 
 
 def _time_pyramid(timings: Timings, pyramid: Pyramid | None, images: Sequence[RgbImage]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asag_bench.runners.peers import PEERS, describe
 from asag_bench.runners.runner import DetectorRunner, Run, Runner
 from asag_deploy.backends.network import Network
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
@@ -44,6 +45,7 @@ ON_CUDA = {
 SIX_LAYERS = ("adamixer-6", "sparse-rcnn-6")
 REFERENCES = {
     "torch": "the same network in PyTorch, eager",
+    "torch-bf16": "the same network in PyTorch, eager, under autocast to bfloat16",
     "torch-compile": "the same network in PyTorch, every stage through torch.compile",
     "unsplit": "the whole network as one graph without early stop, in the first backend",
     "always-probe": "the split loop, probing every level whether or not an anchor asks, in the first backend",
@@ -54,10 +56,18 @@ REFERENCES = {
     "torch-adamixer-6": "the six AdaMixer layers in PyTorch, eager",
     "torch-sparse-rcnn-6": "the six Sparse R-CNN layers in PyTorch, eager",
     **ON_CUDA,
+    **{name: describe(peer) for name, peer in PEERS.items()},
 }
+_RECOMPILATIONS = 100
 _LOOPS: dict[str, LoopChoice] = {"host-loop": "host", "device-loop": "device"}
 _IN_TORCH = "torch-"
-_FROM_CHECKPOINTS = ("torch", "torch-compile", *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS), *ON_CUDA)
+_FROM_CHECKPOINTS = (
+    "torch",
+    "torch-bf16",
+    "torch-compile",
+    *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS),
+    *ON_CUDA,
+)
 
 Rule = Callable[[Level | None], StopRule]
 
@@ -86,13 +96,15 @@ def check_references(names: Sequence[str], checkpoint: Path | None, manifest: Ma
                 f"the reference '{name}' needs the weights the bundle was exported from: "
                 "give --checkpoint FILE"
             )
+        if name in PEERS:
+            _need("torch", "onnxscript", "transformers")
         if name in ON_CUDA:
             _need("torch", "onnxscript")
             check_cuda_reference(name)
 
 
-def is_random(name: str) -> bool:
-    """Return whether a runner's weights are random, so that only its speed means anything."""
+def has_six_layers(name: str) -> bool:
+    """Return whether a reference is six decoder layers on the bundle's pyramid, in either form."""
     return name.removeprefix(_IN_TORCH) in SIX_LAYERS
 
 
@@ -118,7 +130,7 @@ def open_reference(
     checkpoint: Path | None,
     weights: WeightsChoice = "model",
 ) -> Runner:
-    """Open a reference, ready to be timed.
+    """Open a reference that is no peer, ready to be timed.
 
     network: the bundle as the backend of `options` runs it; weights: which of the checkpoint's.
 
@@ -135,12 +147,14 @@ def open_reference(
         return _Unsplit(bundle, options)
     if name in SIX_LAYERS:
         return _six_layers(name, bundle, options, checkpoint, weights)
-    if is_random(name):
+    if has_six_layers(name):
         return _six_layers_in_torch(name, bundle, options.threads, checkpoint, weights)
     loaded = _checkpoint(checkpoint, manifest, options.threads, weights)
     in_torch = open_on_cuda(name, loaded, manifest) if name in ON_CUDA else _torch_network(loaded, manifest)
     if name in ("torch-compile", COMPILED):
         _compile(in_torch)
+    if name == "torch-bf16":
+        _autocast(in_torch)
     loop: LoopChoice = "device" if name == DEVICE_LOOP else "host"
     return DetectorRunner(name, manifest, in_torch, rule, loop, deadline)
 
@@ -223,15 +237,33 @@ def _need(*modules: str) -> None:
 
 
 def _compile(network: Network) -> None:
+    """Compile each stage at its first call, for all sizes.
+
+    What a guard depends on makes it compile again: a level, one patch or several, sizes that are equal.  From
+    its limit on PyTorch would silently run the stage eagerly, so the limit is out of the way.
+    """
     import torch
+    import torch._dynamo.config
 
     from asag_training.network.stages import TorchNetwork
 
+    torch._dynamo.config.recompile_limit = _RECOMPILATIONS
     if isinstance(network, TorchNetwork):
         modules: dict[str, Any] = network.modules
         for name, stage in modules.items():
             # The network asks a stage for its interface, which a compiled one passes on to the original.
             modules[name] = torch.compile(stage, dynamic=True)
+
+
+def _autocast(network: Network) -> None:
+    """Run each stage under autocast to bfloat16 on the CPU; features pass from stage to stage in it."""
+    import torch
+
+    from asag_training.network.stages import TorchNetwork
+
+    assert isinstance(network, TorchNetwork)
+    for stage in network.modules.values():
+        stage.forward = torch.autocast("cpu", dtype=torch.bfloat16)(stage.forward)
 
 
 def why_not_on_cuda(name: str) -> str | None:
