@@ -68,10 +68,9 @@ def stretched(image: RgbImage, side: int) -> RgbImage:
 
 
 def open_peer(name: str, runner_name: str, bundle: Bundle, options: DetectorOptions) -> PeerRunner:
-    """Export a peer, and load it with the backend of `options`, in whose precision it computes.
+    """Open a peer on the backend of `options`, in whose precision it computes.
 
-    Raises BackendError if the backend cannot run it, ConfigError if a package is missing, ExportError if
-    PyTorch cannot export it.
+    Raises BackendError if the backend cannot run it; its first call raises what `export_peer` does.
     """
     if (options.backend or "").startswith(_OF_ENGINES):
         raise BackendError(
@@ -79,13 +78,11 @@ def open_peer(name: str, runner_name: str, bundle: Bundle, options: DetectorOpti
             "with onnxruntime, openvino or openvino-bf16"
         )
     from asag_bench.runners.graphs import several_graphs
-    from asag_bench.runners.peer_networks import build_peer, export_peer
-
-    peer, module = PEERS[name], build_peer(name)
+    from asag_bench.runners.peer_networks import export_peer
 
     def open_network(images: int) -> Network:
-        model = export_peer(peer, module, images, bundle.manifest.opset)
+        model = export_peer(name, images, bundle.manifest.opset)
         with scratch_folder() as folder:
             return options.open_network(several_graphs({GRAPH: model}, bundle, folder))
 
-    return PeerRunner(runner_name, peer, open_network)
+    return PeerRunner(runner_name, PEERS[name], open_network)
