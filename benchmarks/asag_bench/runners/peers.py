@@ -26,8 +26,10 @@ class Peer:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Of the channels R, G, B, which go from 0 to 1."""
+    ranks_queries: bool = False
+    """Whether a query has learned content by its rank, so that queries have to be chosen in order."""
     ap: float
-    """Published AP on COCO val2017, in percent, trained on nothing else that is labelled."""
+    """Published AP on COCO val2017, in percent."""
     parameters_m: float
     """Published number of parameters, in millions."""
     gflops: float | None
@@ -48,6 +50,7 @@ PEERS = {
         side=384,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        ranks_queries=True,
         ap=48.4,
         parameters_m=30.5,
         gflops=None,

@@ -232,7 +232,7 @@ def _need(*modules: str) -> None:
     """Raise ConfigError for what is not installed."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            absent = ModuleNotFoundError(name=module)
+            absent = ModuleNotFoundError(f"No module named '{module}'", name=module)
             raise ConfigError(missing(absent, "asag-bench", purpose="this reference"))
 
 

@@ -240,6 +240,18 @@ def test_each_shape_is_warmed_up() -> None:
     images = [picture(0, size=size) for size in ((64, 64), (64, 128), (64, 64))]
     measure(group_of(*images), [runner], batch=1, spec=SPEC, warmup=2, duration=1e-9)
     assert len(runner.calls) == 2 * 2
+    seen: list[int] = []
+
+    def note(images: Sequence[RgbImage], max_level: Level | None) -> Run:
+        seen.append(int(images[0][0, 0, 0]))
+        return Run(total_ms=1.0)
+
+    note.name = "notes"  # type: ignore[attr-defined]
+    shades = group_of(*(picture(shade) for shade in range(5)))
+    measure(shades, [note], batch=1, spec=SPEC, warmup=2, duration=1e-9)  # type: ignore[list-item]
+    assert seen == [0, 1, 2, 3, 4], "what compiles as it goes may do so for any picture"
+    measure(shades, [note], batch=1, spec=SPEC, warmup=0, duration=1e-9)  # type: ignore[list-item]
+    assert len(seen) == 5
 
 
 def test_pictures_from_a_folder(tmp_path: Path) -> None:

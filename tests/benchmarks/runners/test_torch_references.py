@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config
 
 from asag_bench.runners.references import open_reference
 from asag_bench.runners.runner import Runner
@@ -66,6 +67,22 @@ def test_eager(checkpoint: Checkpoint, file: Path) -> None:
     assert runner([draw_doodles(96, 128, 0)], "P5").exits == ("P5",)
 
 
+def test_autocast_computes_in_bfloat16_what_float32_finds(checkpoint: Checkpoint, file: Path) -> None:
+    exact: Any = reference("torch", bundle_of(checkpoint), file)
+    lower: Any = reference("torch-bf16", bundle_of(checkpoint), file)
+    image = torch.rand(1, 3, 96, 128)
+    given = {"image": image, "image_size": torch.tensor([[96, 128]])}
+    one, other = (runner.network.stage("backbone")(given) for runner in (exact, lower))
+    for feature in ("p2", "p5"):
+        assert (one[feature].dtype, other[feature].dtype) == (torch.float32, torch.bfloat16)
+        difference = (one[feature] - other[feature]).abs().max()
+        assert 0 < difference < 0.1 * one[feature].abs().max()
+    assert other["anchors"].dtype == torch.float32, "coordinates stay what they are"
+    run = lower([draw_doodles(96, 128, 0), draw_doodles(96, 96, 1)], None)
+    assert len(run.exits) == 2
+    assert np.isfinite(lower.detector()(draw_doodles(96, 128, 0), channel_order="rgb").xyxy).all()
+
+
 def test_weights_that_an_untrained_bundle_has(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,8 +107,10 @@ def test_every_stage_is_compiled(checkpoint: Checkpoint, file: Path, monkeypatch
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", fake_compile)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     runner = reference("torch-compile", bundle_of(checkpoint), file)
     assert compiled == ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
+    assert torch._dynamo.config.recompile_limit >= 100, "beyond it PyTorch goes on uncompiled, silently"
     image = draw_doodles(96, 128, 0)
     assert runner([image], "P5").exits == ("P5",)
 
