@@ -43,7 +43,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.command_line import progress
-from asag_deploy.errors import BackendError, ConfigError, first_line
+from asag_deploy.errors import AsagError, BackendError, ConfigError, first_line
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.contract import check_stages
 from asag_deploy.scratch import scratch_folder
@@ -234,7 +234,7 @@ def _try_out(runner: Runner, image: RgbImage) -> None:
     """Raise BackendError if a runner does not run, such as torch.compile without a C++ compiler."""
     try:
         runner([image], None)
-    except BackendError:
+    except AsagError:
         raise
     except Exception as error:  # PyTorch's compiler raises nearly anything
         reason = first_line(error)
