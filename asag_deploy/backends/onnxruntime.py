@@ -93,6 +93,8 @@ class OnnxRuntime:
 
         Raises BackendError if one cannot be loaded, BundleCorruptError if it is not what the manifest says.
         """
+        import onnxruntime
+
         if self.device == "cpu":
             threads = threads_of_a_call(threads, requests)
         names = [graph.name for graph in bundle.manifest.graphs]
@@ -101,6 +103,11 @@ class OnnxRuntime:
             sessions = dict(zip(names, opened, strict=True))
         for name, session in sessions.items():
             _check(bundle, name, session)
+        if self.device == "cuda":
+            # For each convolution and each way of fusing that cuDNN cannot do, the provider writes a red line
+            # and then takes another way: hundreds for a network in float16.  They go past the session's own
+            # logger to that of the process.  What really fails, from here on, comes as an exception.
+            onnxruntime.set_default_logger_severity(_NOTHING)
         return OrtNetwork(bundle.manifest.graphs, sessions, self.device)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:

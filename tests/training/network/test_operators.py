@@ -222,7 +222,7 @@ def test_fewer_anchors_than_slots() -> None:
 
 
 def test_what_is_compiled_is_not_taken_for_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch before 2.13 says of all that torch.compile traces that it is being exported, as is done here."""
+    """PyTorch before 2.13 says of all that torch.compile traces that it is exported; so it says here."""
     settings = PadSettings()
     _, anchors, keep, image_size, slots = next(
         given for given in naive.pad_inputs(settings) if given.keep.any()
