@@ -173,7 +173,7 @@ def sanitize(work: Work, tool: str, limit: float) -> dict[str, Any]:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise Skip("compute-sanitizer is not installed")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", _SANITIZER_FAILED, program]
+    command: list[str | Path] = [sanitizer, "--tool", tool, "--error-exitcode", _SANITIZER_FAILED, program]
     end = time.monotonic() + limit
     said, passed = [], True
     for part in _PARTS:
