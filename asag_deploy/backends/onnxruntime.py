@@ -96,6 +96,8 @@ class OnnxRuntime:
 
         Raises BackendError if one cannot be loaded, BundleCorruptError if it is not what the manifest says.
         """
+        import onnxruntime
+
         kernels = None
         workers = threads_of_an_operator(threads, requests)
         if self.device == "cpu":
@@ -115,6 +117,11 @@ class OnnxRuntime:
         with ThreadPoolExecutor() as pool:  # creating a session releases the interpreter lock
             opened = pool.map(open_stage, graphs)
             stages = {graph.name: stage for graph, stage in zip(graphs, opened, strict=True)}
+        if self.device == "cuda":
+            # For each convolution and each way of fusing that cuDNN cannot do, the provider writes a red line
+            # and then takes another way: hundreds for a network in float16.  They go past the session's own
+            # logger to that of the process.  What really fails, from here on, comes as an exception.
+            onnxruntime.set_default_logger_severity(_NOTHING)
         return OrtNetwork(stages, self.device)
 
     def _open_pieces(
