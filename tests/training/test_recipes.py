@@ -10,7 +10,7 @@ import pytest
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_training.network.config import default_preprocessing, variant_config
+from asag_training.network.config import own_preprocessing, variant_config
 from asag_training.recipes import RECIPES, Recipe, recipe
 from asag_training.settings import Optimisation, apply_changes
 
@@ -43,7 +43,7 @@ def test_published_recipes(name: str) -> None:
 def test_light_recipes_are_at_their_own_size(name: str) -> None:
     made = recipe(name)
     assert made.network == variant_config(name.removesuffix("-3x"))
-    assert made.preprocessing == default_preprocessing(made.network)
+    assert made.preprocessing == own_preprocessing(made.network)
     assert max(made.augmentation.shorter_sides) == made.preprocessing.shorter_side
     assert made.augmentation.longer_side == made.preprocessing.longer_side
     assert made.augmentation.crop is not None

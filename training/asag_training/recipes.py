@@ -10,7 +10,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.data.transforms import Augmentation, CropRecipe, multi_scale, standard
 from asag_training.losses.config import LossConfig
-from asag_training.network.config import AsagConfig, default_preprocessing, variant_config
+from asag_training.network.config import AsagConfig, own_preprocessing, variant_config
 from asag_training.settings import (
     Optimisation,
     Schedule,
@@ -69,7 +69,7 @@ def _light(variant: str, shorter_sides: tuple[int, ...], crop: CropRecipe) -> Ca
 
     def make() -> Recipe:
         network = variant_config(variant)
-        preprocessing = default_preprocessing(network)
+        preprocessing = own_preprocessing(network) or Preprocessing()
         return Recipe(
             network=network,
             schedule=SCHEDULES["3x"],

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_training.network.config import VARIANTS, AsagConfig, default_preprocessing, variant_config
+from asag_training.checkpoints import untrained_checkpoint
+from asag_training.network.config import VARIANTS, AsagConfig, own_preprocessing, variant_config
 
 NOT_ZERO = (
     *("attention_heads", "groups", "backbone_width", "hidden_dim", "ffn_dim", "dynamic_dim", "in_points"),
@@ -33,7 +33,7 @@ def test_published_variants() -> None:
     ]
     for name, config in published.items():
         assert config.variant == name
-        assert default_preprocessing(config) == Preprocessing()
+        assert own_preprocessing(config) is None
         assert config.decoder == ("adamixer" if name.startswith("asag-a") else "sparse-rcnn")
         assert config.backbone_depth == int(name.split("-")[2].removeprefix("r"))
         assert variant_config(name) is config
@@ -49,7 +49,9 @@ def test_published_variants() -> None:
 def test_light_variants(name: str, backbone: str, shorter: int, longer: int) -> None:
     config = variant_config(name)
     assert (config.variant, config.backbone, config.backbone_width) == (name, backbone, 32)
-    made = default_preprocessing(config)
+    made = untrained_checkpoint(name).preprocessing
+    assert made is not None
+    assert made == own_preprocessing(config)
     assert (made.shorter_side, made.longer_side) == (shorter, longer)
     assert longer % made.size_divisor == 0
 

@@ -262,10 +262,10 @@ def variant_config(name: str) -> AsagConfig:
         raise ConfigError(f"unknown variant '{name}'; the variants are {', '.join(VARIANTS)}") from None
 
 
-def default_preprocessing(config: AsagConfig) -> Preprocessing:
-    """Return how images are prepared for a variant: the published sizes, or those of a light network."""
+def own_preprocessing(config: AsagConfig) -> Preprocessing | None:
+    """Return how images are prepared for a light variant, or None: as they usually are."""
     if config.variant not in _SIDES:
-        return Preprocessing()
+        return None
     shorter, longer = _SIDES[config.variant]
     return Preprocessing(shorter_side=shorter, longer_side=longer)
 
