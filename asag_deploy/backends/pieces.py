@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +24,25 @@ CUT = frozenset({"decoder"})
 """Graphs that are cut where the operators are compiled for the CPU."""
 
 
+_whole: ContextVar[bool] = ContextVar("graphs run whole", default=False)
+
+
+@contextmanager
+def graphs_run_whole() -> Iterator[None]:
+    """Let networks that are opened meanwhile run their graphs whole, to compare them with those in pieces."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
 def kernels_for_cutting() -> CpuKernels | None:
-    """Return the operators if graphs can be cut at them here, else None.
+    """Return the operators if graphs can and may be cut at them here, else None.
 
     Raises BackendError for a library that cannot be used.
     """
-    return cpu_kernels() if can_cut() else None
+    return None if _whole.get() or not can_cut() else cpu_kernels()
 
 
 def why_no_pieces() -> Problem | None:

@@ -32,7 +32,7 @@ _NEAR = 4096
 """Bytes from the start of a file that it is known by."""
 _PYTORCH = "torch"
 _GPU_RUN = "python benchmarks gpu run"
-"""The command of a report, which itself holds those of its steps."""
+"""The command of a report that does not say with which options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,9 @@ def read_results(folder: Path) -> dict[str, Recorded]:
 def _read(path: Path) -> Recorded:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        command = _GPU_RUN if _is_report(data) else str(data["command"])
         machine = parse_machine(data["machine"])
+        typed = data["machine"].get("command", _GPU_RUN) if _is_report(data) else data["command"]
+        command = str(typed)
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, FieldError):
         raise SourceError(
             f"'{path}' is no result of this project's benchmarks; take it out of the folder, "

@@ -431,6 +431,7 @@ def test_a_whole_run_leaves_a_report(
     code = main(["gpu", "run", "--output-dir", str(output), "--work-dir", str(tmp_path / "work")])
     report = json.loads((output / "gpu_machine.json").read_text())
     assert report["machine"]["gpu"] == "Imaginary GPU (sm86)"
+    assert report["machine"]["command"].startswith("asag-bench gpu run --output-dir ")
     states = {found["name"]: found["state"] for found in report["steps"]}
     assert states["compile the kernels"] == ("failed" if fails else "passed")
     assert states["compute-sanitizer memcheck"] == "skipped"

@@ -196,12 +196,15 @@ def test_a_result_that_lacks_something_is_refused_by_name(result: dict[str, Any]
 
 def test_page_and_plot(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     older = {"command": "python -m other", "machine": result["machine"]}
-    report = {"machine": {**result["machine"], "gpu": "a GPU (sm86)"}, "steps": []}
-    folder, plot = write(tmp_path, a=older, b=result, c=report), tmp_path / "plot.png"
+    machine = {**result["machine"], "gpu": "a GPU (sm86)"}
+    report = {"machine": machine, "steps": []}
+    options = {"machine": {"command": "asag-bench gpu run --only loops", **machine}, "steps": []}
+    folder, plot = write(tmp_path, a=older, b=result, c=report, d=options), tmp_path / "plot.png"
     assert main(["page", "--results", str(folder), "--plot", str(plot)]) == 0
     text = (folder / "README.md").read_text()
     assert "| [a.json](a.json) | `python -m other` |" in text
     assert "| [c.json](c.json), [its page](c.md) | `python benchmarks gpu run` | a GPU (sm86) |" in text
+    assert "[its page](d.md) | `asag-bench gpu run --only loops` |" in text
     assert f"`{result['command']}`" in text
     assert "### Latency" in text
     assert "[b.json](b.json)" in text

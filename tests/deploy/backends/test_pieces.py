@@ -16,7 +16,12 @@ from onnx import TensorProto, helper
 
 from asag_deploy.backends import BACKENDS, Network, cutting, open_network
 from asag_deploy.backends.cutting import Plan, cut
-from asag_deploy.backends.pieces import StageInPieces, threads_of_an_operator, why_no_pieces
+from asag_deploy.backends.pieces import (
+    StageInPieces,
+    graphs_run_whole,
+    threads_of_an_operator,
+    why_no_pieces,
+)
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, FieldError
 from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
@@ -226,6 +231,9 @@ def test_without_the_operators_or_onnx_graphs_run_whole(
     compiled: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert why_no_pieces() is None
+    with graphs_run_whole():
+        whole = open_network("onnxruntime", small_bundle, threads=1)
+    assert not isinstance(whole.stage("decoder"), StageInPieces)
     with monkeypatch.context() as patch:
         patch.setattr("asag_deploy.backends.pieces.can_cut", lambda: False)
         network = open_network("onnxruntime", small_bundle, threads=1)
