@@ -11,11 +11,12 @@ SECONDS ?= 3600
 MOMENTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test fast others lint fuzz kill soak gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench kernels test fast others lint fuzz kill soak gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
 	@echo "make bench   what that network costs on this machine, beside others; results in bench-output/"
+	@echo "make kernels compile the decoder's operators for this CPU and install them in .venv; needs a C++ compiler"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
 	@echo "make others  the quick tests with the other versions of Python that are here"
@@ -32,6 +33,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/asag-bench demo --output-dir bench-output
+
+kernels: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ./plugins
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -161,6 +161,9 @@ def small_bundle(shared_bundle: Callable[..., Bundle]) -> Bundle:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ASAG_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["ASAG_CPU_KERNELS_LIBRARY"] = (
+        ""  # graphs run whole, but where a test has compiled the operators
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,14 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
+from asag_deploy.backends.cutting import cut
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
+from asag_deploy.backends.pieces import CUT, StageInPieces, kernels_for_cutting, threads_of_an_operator
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, Problem, first_line
+from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.stages import Array, Stage
-from asag_deploy.scratch import path_in_utf8
+from asag_deploy.scratch import file_in_memory, path_in_utf8
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
@@ -93,15 +96,54 @@ class OnnxRuntime:
 
         Raises BackendError if one cannot be loaded, BundleCorruptError if it is not what the manifest says.
         """
+        import onnxruntime
+
+        kernels = None
+        workers = threads_of_an_operator(threads, requests)
         if self.device == "cpu":
             threads = threads_of_a_call(threads, requests)
-        names = [graph.name for graph in bundle.manifest.graphs]
+            kernels = kernels_for_cutting()
+
+        def open_stage(graph: GraphSpec) -> Stage:
+            if kernels is not None and graph.name in CUT:
+                whole = self._open_pieces(bundle, graph, threads, kernels, workers)
+                if whole is not None:
+                    return whole
+            session = self._open_session(bundle, graph.name, threads)
+            _check(bundle, graph.name, session)
+            return _OrtStage(graph, session, self.device)
+
+        graphs = bundle.manifest.graphs
         with ThreadPoolExecutor() as pool:  # creating a session releases the interpreter lock
-            opened = pool.map(lambda name: self._open_session(bundle, name, threads), names)
-            sessions = dict(zip(names, opened, strict=True))
-        for name, session in sessions.items():
-            _check(bundle, name, session)
-        return OrtNetwork(bundle.manifest.graphs, sessions, self.device)
+            opened = pool.map(open_stage, graphs)
+            stages = {graph.name: stage for graph, stage in zip(graphs, opened, strict=True)}
+        if self.device == "cuda":
+            # For each convolution and each way of fusing that cuDNN cannot do, the provider writes a red line
+            # and then takes another way: hundreds for a network in float16.  They go past the session's own
+            # logger to that of the process.  What really fails, from here on, comes as an exception.
+            onnxruntime.set_default_logger_severity(_NOTHING)
+        return OrtNetwork(stages, self.device)
+
+    def _open_pieces(
+        self, bundle: Bundle, graph: GraphSpec, threads: int | None, kernels: CpuKernels, workers: int
+    ) -> Stage | None:
+        """Load a graph in pieces; None if it cannot be cut, or read."""
+        path = bundle.graph_path(graph.name)
+        try:
+            found = cut(path)
+        except Exception:  # of ONNX; ONNX Runtime says better what is wrong with the file
+            return None
+        if found is None:
+            return None
+        plan, models = found
+        check_declared(bundle, graph.name, plan.inputs, plan.outputs)
+        pieces = []
+        for content in models:
+            with file_in_memory() as file:
+                file.write_bytes(content)
+                session = self._session(file, threads, {})
+            pieces.append(_OrtStage(graph.name, session, self.device))
+        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=workers)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:
         """Open a graph; on a GPU, try float16 with channels last, which its convolutions are made for."""
@@ -148,13 +190,11 @@ class OnnxRuntime:
 class OrtNetwork(Network):
     """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
-    def __init__(
-        self, graphs: Sequence[GraphSpec], sessions: Mapping[str, InferenceSession], device: Device
-    ) -> None:
+    def __init__(self, stages: Mapping[str, Stage], device: Device) -> None:
         self._device = device
         self._lock = threading.Lock()
         self._constants: OrderedDict[tuple[Any, ...], OrtValue] = OrderedDict()
-        self._stages = {graph.name: _OrtStage(graph, sessions[graph.name], device) for graph in graphs}
+        self._stages = dict(stages)
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
@@ -190,12 +230,32 @@ class OrtNetwork(Network):
         return tuple(array.shape())
 
 
+class _Memory:
+    """ONNX Runtime's arrays on the CPU, where they lie (`asag_deploy.backends.pieces.HostMemory`)."""
+
+    def view(self, array: OrtValue) -> NDArray[Any]:
+        """Return the memory of an array."""
+        values: NDArray[Any] = array.numpy()
+        return values
+
+    def wrap(self, values: NDArray[Any]) -> OrtValue:
+        """Return an array of ONNX Runtime in this memory, to which it keeps a reference."""
+        from onnxruntime import OrtValue
+
+        return OrtValue.ortvalue_from_numpy(values, "cpu")
+
+    def shape(self, array: OrtValue) -> tuple[int, ...]:
+        """Return the shape of an array."""
+        return tuple(array.shape())
+
+
 class _OrtStage:
     """One session as a stage.  Bindings belong to a call, so that several threads can run it at once."""
 
-    def __init__(self, graph: GraphSpec, session: InferenceSession, device: Device) -> None:
-        self._graph = graph
-        self._name = graph.name
+    def __init__(self, graph: GraphSpec | str, session: InferenceSession, device: Device) -> None:
+        """Take a graph as the manifest has it, or the name of one of which this is a piece."""
+        self._graph = graph if isinstance(graph, GraphSpec) else None
+        self._name = graph.name if isinstance(graph, GraphSpec) else graph
         self._session = session
         self._device = device
         self._inputs = [node.name for node in session.get_inputs()]
@@ -225,8 +285,9 @@ class _OrtStage:
                 f"the graph '{self._name}' gave {len(made)} of {len(self._outputs)} outputs; {export_again()}"
             )
         outputs = dict(zip(self._outputs, made, strict=True))
-        given = {name: tuple(inputs[name].shape()) for name in self._inputs}
-        check_shapes(self._graph, given, {name: tuple(array.shape()) for name, array in outputs.items()})
+        if self._graph is not None:
+            given = {name: tuple(inputs[name].shape()) for name in self._inputs}
+            check_shapes(self._graph, given, {name: tuple(array.shape()) for name, array in outputs.items()})
         return outputs
 
 

@@ -15,6 +15,7 @@ from typing import get_args
 
 from asag_deploy._version import __version__
 from asag_deploy.backends import BACKENDS, Backend
+from asag_deploy.backends.pieces import why_no_pieces
 from asag_deploy.backends.tensorrt.device_loop import why_no_device_loop
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda import open_cuda, why_no_cuda
@@ -22,6 +23,7 @@ from asag_deploy.cuda.driver import find_gpus
 from asag_deploy.engines.sidecar import Format, built_engines
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, cuda_library_path, open_cuda_library
+from asag_deploy.kernels.cpu import cpu_library_path
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FEATURES = (
@@ -52,6 +54,8 @@ class MachineReport:
     """Cores this process may use."""
     cpu_features: tuple[str, ...]
     """Instruction sets that speed up networks, as the kernel names them."""
+    operators: str
+    """Whether the decoder's operators are compiled for the CPU, or why not."""
     gpus: str
     """Name, memory and driver of each GPU, or why there is none."""
     kernels: str
@@ -74,6 +78,7 @@ def machine() -> MachineReport:
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cores=_cores(),
         cpu_features=_cpu_features(),
+        operators=_operators(),
         gpus=_gpus(),
         kernels=_kernels(),
         device_loop=_device_loop(),
@@ -85,6 +90,7 @@ def describe(backends: Sequence[BackendReport], computer: MachineReport) -> str:
     lines = [
         f"asag-deploy {__version__} on {computer.system}",
         f"CPU  {computer.cores} cores, {' '.join(computer.cpu_features) or 'no special instruction sets'}",
+        f"compiled operators on the CPU  {computer.operators}",
         f"GPU  {computer.gpus}",
         f"GPU pre- and post-processing  {computer.kernels}",
         f"probing loop on the GPU  {computer.device_loop}",
@@ -152,6 +158,17 @@ def _cpu_features() -> tuple[str, ...]:
             wanted = _CPU_FEATURES if key.strip() == "flags" else _ARM_FEATURES
             return tuple(feature for feature in wanted if feature in flags)
     return ()
+
+
+def _operators() -> str:
+    """Say what backends on the CPU do about the compiled operators."""
+    try:
+        problem = why_no_pieces()
+        if problem is not None:
+            return f"not used, graphs run whole: {problem}"
+        return f"used by onnxruntime and openvino, from {cpu_library_path()}"
+    except Exception as error:  # whatever a broken library raises is the finding
+        return f"no: {first_line(error)}"
 
 
 def _gpus() -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 MAX_LEVELS = 4
 
 FLOAT32 = 0
 FLOAT16 = 1
 UINT8 = 2
+BFLOAT16 = 3
 
 _Int = ctypes.c_int32
 _Pointer = ctypes.c_void_p
@@ -102,3 +103,15 @@ class HostBlock(ctypes.Structure):
     """`AsagHostBlock`: how the host library executes a block of threads."""
 
     _fields_ = (("threads", _Int), ("seed", ctypes.c_uint32))
+
+
+class Cpu(ctypes.Structure):
+    """`AsagCpu`: threads, and the type of the result."""
+
+    _fields_ = _fields(_Int, "threads out_type")
+
+
+class TopK(ctypes.Structure):
+    """`AsagTopK`."""
+
+    _fields_ = (*_fields(_Pointer, "values largest indices"), *_fields(ctypes.c_int64, "rows count k"))

@@ -14,7 +14,7 @@ from asag_deploy.bundle.bundle import MANIFEST, Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest, ProbeLevel, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BundleCorruptError
-from asag_deploy.loop.stages import FEATURES, Counts
+from asag_deploy.loop.stages import FEATURES, Counts, features_among
 
 _DYNAMIC = "any size"
 _FREE = None
@@ -58,7 +58,9 @@ def stage_contracts(manifest: Manifest) -> dict[str, StageContract]:
     levels = manifest.probing.levels
     image = Want(_FLOAT, (_DYNAMIC, 3, _DYNAMIC, _DYNAMIC))
     sizes = Want(_INT, (_DYNAMIC, 2))
-    maps = {name: Want(feature, (_DYNAMIC, _FREE, _FREE, _FREE)) for name in FEATURES}
+    want = Want(feature, (_DYNAMIC, _FREE, _FREE, _FREE))
+    maps = dict.fromkeys(FEATURES, want)
+    given = features_among(tensor.name for tensor in manifest.graph("backbone").outputs)
     found = {
         "normalize": StageContract(
             inputs={"pixels": Want("uint8", (_DYNAMIC, _DYNAMIC, _DYNAMIC, 3)), "image_size": sizes},
@@ -69,12 +71,13 @@ def stage_contracts(manifest: Manifest) -> dict[str, StageContract]:
             inputs={"image": image, "image_size": sizes},
             needs=frozenset({"image"}),
             outputs={**maps, **_choice(last=not levels)},
+            extra=frozenset(FEATURES[:1]),
         ),
-        "decoder": _decoder(manifest, maps, sizes),
+        "decoder": _decoder(manifest, dict.fromkeys(given, want), sizes),
     }
     for level in levels:
         last = level is levels[-1]
-        found[f"probe_{level.level.lower()}"] = _probe(level, Want(feature, maps["p4"].shape), sizes, last)
+        found[f"probe_{level.level.lower()}"] = _probe(level, want, sizes, last)
     return found
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, ProbeLevel, Probing
-from asag_deploy.loop.stages import FEATURES, Array, Counts, Ints, LevelOutputs, Stages
+from asag_deploy.loop.stages import Array, Counts, Ints, LevelOutputs, Stages, features_among
 from asag_deploy.loop.stopping import Decisions, StopRule
 from asag_deploy.loop.trace import StopReason
 from asag_deploy.timing import Stopwatch
@@ -101,7 +101,7 @@ def detect(
     clock = Stopwatch()
     size = network.upload(image_size)
     outputs = network.stage("backbone")({"image": image, "image_size": size})
-    features = {name: outputs[name] for name in FEATURES}
+    features = {name: outputs[name] for name in features_among(outputs)}
     counts, asked = _report(network, probing, rule, 0, outputs, size)
     zeros = np.zeros_like(counts.selected)
     levels = [LevelRun.of(FIRST_LEVEL, (zeros + FIRST_PATCHES, zeros), (None, asked), counts, outputs)]

@@ -10,15 +10,17 @@ The stages, with B images, k patches per image (K at most), A anchors per patch,
 normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)
             -> image f32 (B, 3, H, W), zero outside image_size
 backbone    image, image_size
-            -> p2..p5 (B, h, w, C), anchors (B, N, 5), selected bool (B, N), counts i64 (B, 4)
+            -> p2..p5 (B, h, w, C), or p3..p5 of a light network, anchors (B, N, 5), selected bool (B, N),
+               counts i64 (B, 4)
 probe_p4    feature = p4, feature_size i64 (2,), image_size, patches = origins, patch_count i64 (B),
             slots i64 (k) = 0..k-1
             -> anchors (B, k*A, 5), selected (B, k*A), counts (B, 4)
 probe_p3    feature = p3, the others as above
             -> anchors (B, k*A, 5), counts (B, 4)
-decoder     p2..p5, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3, probed bool (B, levels),
-            image_size, query_slots i64 (Q) = 0..Q-1; without what belongs to levels the network cannot probe,
-            and without selected_* and probed where anchors that were probed stay
+decoder     the same maps, anchors_p5, selected_p5, anchors_p4, selected_p4, anchors_p3,
+            probed bool (B, levels), image_size, query_slots i64 (Q) = 0..Q-1; without what belongs to
+            levels the network cannot probe, and without selected_* and probed where anchors that were probed
+            stay
             -> logits (B, Q, classes), boxes (B, Q, 4), anchors (B, Q, 4), anchor_count i64 (B),
                det_scores (B, D), det_labels i64 (B, D), det_boxes (B, D, 4),
                proposal_scores (B, Q), proposal_boxes (B, Q, 4)
@@ -42,7 +44,7 @@ proposal_*     what the relation block made of the anchors, best class score and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -52,7 +54,7 @@ from asag_deploy.bundle.manifest import ProbeLevel, Probing
 from asag_deploy.loop.patch_nms import patch_nms
 
 FEATURES = ("p2", "p3", "p4", "p5")
-"""The feature maps that `backbone` puts out, the finest first."""
+"""The feature maps that `backbone` puts out, the finest first; light networks have no P2."""
 FEATURE_TENSORS = frozenset({*FEATURES, "feature"})
 """Every input and output of a stage that is a feature map."""
 
@@ -60,6 +62,12 @@ Array = Any
 """An array on a backend's device; only the backend knows what it is."""
 
 Ints = NDArray[np.int64]
+
+
+def features_among(names: Iterable[str]) -> tuple[str, ...]:
+    """Return which of `names`, a backbone's outputs, are feature maps, the finest first."""
+    given = frozenset(names)
+    return tuple(name for name in FEATURES if name in given)
 
 
 class Counts(NamedTuple):

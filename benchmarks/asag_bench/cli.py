@@ -487,6 +487,7 @@ def _gpu_run(options: argparse.Namespace) -> int:
         work_dir=options.work_dir,
         only=options.only,
         rehearse=options.rehearse,
+        command=options.command,
     )
     return SOME_FAILED if failed else ALL_FINE
 

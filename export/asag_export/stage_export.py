@@ -22,7 +22,7 @@ from asag_deploy.bundle.manifest import Precision, Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
 from asag_export.choices import OPSETS
 from asag_export.onnx_operators import DOMAIN, FUNCTIONS
-from asag_training.network.backbone import FrozenBatchNorm2d
+from asag_training.network.body import FrozenBatchNorm2d
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.operators import ONNX_VERSION

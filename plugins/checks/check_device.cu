@@ -1,9 +1,10 @@
 // Checks every kernel on the GPU against the same steps on the CPU, without Python; to be run by itself and under
 // compute-sanitizer (memcheck, racecheck, initcheck, synccheck):
 //
-//     asag_check_device
+//     asag_check_device [kernels | graph]
 //
-// Prints what differs and returns 1, or returns 0; 77 if there is no GPU.
+// `graph` is the loop as a CUDA graph with conditional nodes, `kernels` is all else; without a word it is both.
+// Prints what differs and returns 1, or returns 0; 77 if there is no GPU, 2 for another word.
 
 #include "checking.h"
 
@@ -210,15 +211,7 @@ void check_postprocess(int count, float nms_iou) {
     compare(counts, 0, name + ": counts");
 }
 
-}  // namespace
-
-int main() {
-    int devices = 0;
-    const cudaError_t status = cudaGetDeviceCount(&devices);
-    if (status != cudaSuccess || devices == 0) {
-        std::fprintf(stderr, "no GPU: %s\n", cudaGetErrorString(status));
-        return NO_GPU;
-    }
+void check_kernels() {
     check_roi_align<float>(64, "RoIAlign, float, 64 channels");
     check_roi_align<float>(5, "RoIAlign, float, 5 channels");
     check_roi_align<asag::Half>(64, "RoIAlign, half, 64 channels");
@@ -245,7 +238,26 @@ int main() {
     check_postprocess(100, -1);
     check_postprocess(100, 0.5f);
     check_postprocess(700, 0.3f);
-    check_conditional_graph();
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    const std::string part = count > 1 ? words[1] : "";
+    if (count > 2 || (count == 2 && part != "kernels" && part != "graph")) {
+        std::fprintf(stderr, "usage: asag_check_device [kernels | graph]\n");
+        return 2;
+    }
+    // By line, so that whatever ends the process, what it did last can be read.
+    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
+    int devices = 0;
+    const cudaError_t status = cudaGetDeviceCount(&devices);
+    if (status != cudaSuccess || devices == 0) {
+        std::fprintf(stderr, "no GPU: %s\n", cudaGetErrorString(status));
+        return NO_GPU;
+    }
+    if (part != "graph") check_kernels();
+    if (part != "kernels") check_conditional_graph();
     if (failures == 0) std::printf("the GPU computes what the CPU does\n");
     return failures == 0 ? 0 : 1;
 }

@@ -43,6 +43,8 @@ public:
 
     T* upload() {
         must(cudaMemcpy(device_, host.data(), bytes(), cudaMemcpyHostToDevice), "upload");
+        // It may come back before the last of it has arrived, for which streams that do not block do not wait.
+        must(cudaDeviceSynchronize(), "upload");
         return device_;
     }
 

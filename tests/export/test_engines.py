@@ -47,6 +47,10 @@ NARROWED = (
     ("asag-a-r50-300", "decoder"),
     ("asag-a-r101-100", "backbone"),
     ("asag-s-r50-100", "decoder"),
+    ("asag-a-lite-s", "backbone"),
+    ("asag-a-lite-s", "probe_p3"),
+    ("asag-a-lite-s", "decoder"),
+    ("asag-a-lite-m", "backbone"),
 )
 
 

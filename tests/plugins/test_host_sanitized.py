@@ -22,7 +22,9 @@ import sys
 import numpy as np
 from support import naive_operators as naive
 from asag_deploy import kernels
+from asag_deploy.kernels.cpu import BFLOAT16, CpuKernels
 
+cpu = CpuKernels(sys.argv[1])
 library = kernels.KernelLibrary(sys.argv[1], "host", threads=48, seed=5)
 
 
@@ -43,6 +45,15 @@ for height, width in [(203, 317), (7, 5), (33, 500)]:
         xy[1, :9] = rng.choice(wild, xy[1, :9].shape)
         out = np.empty((*xy.shape[:4], channels), dtype)
         call(kernels.pyramid_sample, features, xy, weight, out, strides=naive.STRIDES)
+        bits = [feature.astype(np.float32).view(np.uint32) for feature in features]
+        narrow = [(each >> 16).astype(np.uint16).view(BFLOAT16) for each in bits]
+        for maps in (features, narrow):
+            how = dict(strides=naive.STRIDES, out=maps[0].dtype, threads=3)
+            cpu.multiscale_roi_align(maps, boxes, **how)
+            cpu.pyramid_sample(maps, xy, weight, **how)
+
+for count, k in [(1, 1), (9, 9), (500, 7)]:
+    cpu.top_k(rng.choice(wild, (3, count)), k)
 
 for settings in (naive.NmsSettings(), naive.NmsSettings(stride=8, capacity=3, max_candidates=10)):
     options = settings._asdict()

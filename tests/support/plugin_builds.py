@@ -14,7 +14,7 @@ from asag_deploy.errors import BackendError
 
 BUILD_VARIABLE = "ASAG_KERNELS_BUILD"
 PLUGINS = Path(__file__).parents[2] / "plugins"
-HOST_SOURCES = ("src/host_api.cpp", "src/host_message.cpp", "src/checks.cpp")
+HOST_SOURCES = ("src/host_api.cpp", "src/cpu_api.cpp", "src/host_message.cpp", "src/checks.cpp")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 
@@ -76,7 +76,15 @@ def build_host_library(folder: Path, *, sanitized: bool = False) -> Path:
     if not library.exists():
         temporary = folder / f".{secrets.token_hex(4)}.so"
         warnings: tuple[str, ...] = WARNINGS
-        options = ["-std=c++17", "-O1", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC", "-shared"]
+        options = [
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-fvisibility=hidden",
+            "-fPIC",
+            "-shared",
+            "-pthread",
+        ]
         if sanitized:  # which makes g++ warn of what cannot be
             warnings = ()
             options += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]

@@ -17,7 +17,7 @@ from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
 
 _DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
-_BACKBONE = {"backbone_depth", "backbone_width"}
+_BACKBONE = {"backbone", "backbone_depth", "backbone_width", "separable_neck"}
 _RESULTS = {"num_classes", "anchor_cap", "max_detections", "detection_nms_iou"}
 OF_NO_MATTER = {
     "backbone": {*_DECODER, *_RESULTS, "max_patches"},

@@ -10,11 +10,13 @@ import pytest
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_training.network.config import variant_config
+from asag_training.network.config import own_preprocessing, variant_config
 from asag_training.recipes import RECIPES, Recipe, recipe
 from asag_training.settings import Optimisation, apply_changes
 
-PUBLISHED = [name for name in RECIPES if name not in ("scenes", "bccd")]
+SMALL = ("scenes", "bccd", "scenes-lite", "bccd-lite")
+LIGHT = ("asag-a-lite-s-3x", "asag-a-lite-m-3x")
+PUBLISHED = [name for name in RECIPES if name not in (*SMALL, *LIGHT)]
 
 
 def test_nine_models_were_published() -> None:
@@ -37,11 +39,24 @@ def test_published_recipes(name: str) -> None:
     assert (made.patches.denoising_queries > 0) == ("-dn-" in name)
 
 
-@pytest.mark.parametrize("name", ["scenes", "bccd"])
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_recipes_are_at_their_own_size(name: str) -> None:
+    made = recipe(name)
+    assert made.network == variant_config(name.removesuffix("-3x"))
+    assert made.preprocessing == own_preprocessing(made.network)
+    assert max(made.augmentation.shorter_sides) == made.preprocessing.shorter_side
+    assert made.augmentation.longer_side == made.preprocessing.longer_side
+    assert made.augmentation.crop is not None
+    assert made.optimisation.freeze_stem
+    assert made.schedule.epochs == 36
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_small_recipes_start_from_random_weights(name: str) -> None:
     made = recipe(name)
     assert not made.optimisation.freeze_stem
     assert made.network.backbone_width < 64
+    assert (made.network.backbone == "resnet") == (not name.endswith("lite"))
     assert max(made.augmentation.shorter_sides) <= made.preprocessing.longer_side
 
 

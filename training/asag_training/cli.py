@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train-split", default=TRAIN_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
     add_orientation_option(parser)
-    add("--backbone", type=Path, metavar="FILE", help="ResNet weights to start the backbone from")
+    add("--backbone", type=Path, metavar="FILE", help="ImageNet weights to start the backbone from")
     add(
         "--init",
         type=Path,

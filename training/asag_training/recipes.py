@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
-from asag_training.data.transforms import Augmentation, multi_scale, standard
+from asag_training.data.transforms import Augmentation, CropRecipe, multi_scale, standard
 from asag_training.losses.config import LossConfig
-from asag_training.network.config import AsagConfig, variant_config
+from asag_training.network.config import AsagConfig, own_preprocessing, variant_config
 from asag_training.settings import (
     Optimisation,
     Schedule,
@@ -58,6 +59,25 @@ def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callabl
             schedule=SCHEDULES[recipe],
             augmentation=standard() if recipe == "1x" else multi_scale(),
             patches=TrainingSettings(denoising_queries=200 if denoising else 0),
+        )
+
+    return make
+
+
+def _light(variant: str, shorter_sides: tuple[int, ...], crop: CropRecipe) -> Callable[[], Recipe]:
+    """Return the 3x recipe at the sizes of a light network, whose backbone starts from ImageNet weights."""
+
+    def make() -> Recipe:
+        network = variant_config(variant)
+        preprocessing = own_preprocessing(network) or Preprocessing()
+        return Recipe(
+            network=network,
+            schedule=SCHEDULES["3x"],
+            augmentation=Augmentation(
+                shorter_sides=shorter_sides, longer_side=preprocessing.longer_side, crop=crop
+            ),
+            patches=TrainingSettings(denoising_queries=0),
+            preprocessing=preprocessing,
         )
 
     return make
@@ -122,6 +142,34 @@ def _bccd() -> Recipe:
     )
 
 
+def _on_light_network(
+    of: Recipe, variant: str, shorter_sides: tuple[int, ...], preprocessing: Preprocessing
+) -> Recipe:
+    """Return a recipe for small data with the smaller of the light networks, on larger pictures."""
+    network = variant_config("asag-a-lite-s")
+    longer_side = preprocessing.longer_side
+    return dataclasses.replace(
+        of,
+        network=network.with_changes(variant=variant, num_classes=of.network.num_classes, heads=1),
+        augmentation=of.augmentation.with_changes(shorter_sides=shorter_sides, longer_side=longer_side),
+        preprocessing=preprocessing,
+    )
+
+
+def _scenes_lite() -> Recipe:
+    """Return the recipe for generated scenes of 512 pixels, from random weights."""
+    return _on_light_network(
+        _scenes(), "asag-a-lite-s-scenes", (512,), Preprocessing(shorter_side=512, longer_side=512)
+    )
+
+
+def _bccd_lite() -> Recipe:
+    """Return the recipe for the photographs of blood cells at their own size, 640x480."""
+    return _on_light_network(
+        _bccd(), "asag-a-lite-s-bccd", (416, 448, 480), Preprocessing(shorter_side=480, longer_side=640)
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "asag-a-r50-100-1x": _published("asag-a-r50-100", "1x"),
     "asag-a-r50-300-1x": _published("asag-a-r50-300", "1x"),
@@ -132,10 +180,22 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "asag-s-r50-300-3x": _published("asag-s-r50-300", "3x"),
     "asag-a-r50-100-dn-1x": _published("asag-a-r50-100", "1x", denoising=True),
     "asag-s-r50-crowdhuman": _published("asag-s-r50-crowdhuman", "crowdhuman"),
+    "asag-a-lite-s-3x": _light(
+        "asag-a-lite-s",
+        (416, 448, 480, 512),
+        CropRecipe(shorter_sides=(256, 320, 384), smallest=240, largest=384),
+    ),
+    "asag-a-lite-m-3x": _light(
+        "asag-a-lite-m",
+        (512, 544, 576, 608, 640),
+        CropRecipe(shorter_sides=(320, 400, 480), smallest=304, largest=480),
+    ),
     "scenes": _scenes,
     "bccd": _bccd,
+    "scenes-lite": _scenes_lite,
+    "bccd-lite": _bccd_lite,
 }
-"""Recipes by name: the published models', and two for small data."""
+"""Recipes by name: the published models', the light networks', and some for small data."""
 
 
 def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import importlib.util
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
+from asag_deploy.backends.cutting import Plan, cut
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
+from asag_deploy.backends.openvino.products import multiply_in_bfloat16
+from asag_deploy.backends.pieces import (
+    CUT,
+    FLOAT32,
+    StageInPieces,
+    kernels_for_cutting,
+    threads_of_an_operator,
+)
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
-from asag_deploy.errors import BackendError, Problem
+from asag_deploy.errors import BackendError, FieldError, Problem
+from asag_deploy.kernels.cpu import BFLOAT16, CpuKernels
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 from asag_deploy.scratch import file_in_memory, path_in_utf8, scratch_folder
 from asag_deploy.telemetry import silent_openvino
@@ -42,12 +52,13 @@ if TYPE_CHECKING:
 Precision = Literal["f32", "bf16"]
 
 _DEVICE = "CPU"
-_RECIPE = 2
+_RECIPE = 3
 """Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
-makes products with weights into layers of another type, which lose the mark."""
+makes products with weights into layers of another type, which lose the mark.  Cut into pieces, its products
+are in bfloat16 (`asag_deploy.backends.openvino.products`)."""
 _OUTPUT_SUFFIX = "/sink_port_0"
 _TYPES = {
     "f32": "float32",
@@ -90,14 +101,23 @@ class OpenVino:
         """
         core = _core()
         cache = CompiledCache.of_user(self._recipe(core))
-        names = [graph.name for graph in bundle.manifest.graphs]
+        graphs = bundle.manifest.graphs
+        kernels = kernels_for_cutting()
+        workers = threads_of_an_operator(threads, requests)
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
             config = _config(threads, requests)
-            loaded = pool.map(lambda name: self._load(core, cache, bundle, name, config), names)
-            models = dict(zip(names, loaded, strict=True))
-        for name, model in models.items():
-            check_declared(bundle, name, _specs(model.inputs), _specs(model.outputs))
-        return OpenVinoNetwork(bundle.manifest.graphs, models)
+
+            def open_stage(graph: GraphSpec) -> Stage:
+                if kernels is not None and graph.name in CUT:
+                    whole = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
+                    if whole is not None:
+                        return whole
+                model = self._load(core, cache, bundle, graph.name, config)
+                check_declared(bundle, graph.name, _specs(model.inputs), _specs(model.outputs))
+                return _OpenVinoStage(graph, model)
+
+            stages = list(pool.map(open_stage, graphs))
+        return OpenVinoNetwork({graph.name: stage for graph, stage in zip(graphs, stages, strict=True)})
 
     def _recipe(self, core: Core) -> str:
         """Name everything besides the graph that decides what compiling it gives."""
@@ -129,6 +149,82 @@ class OpenVino:
             ) from error
         return compiled
 
+    def _open_pieces(
+        self,
+        core: Core,
+        cache: CompiledCache,
+        bundle: Bundle,
+        graph: GraphSpec,
+        how: Mapping[str, Any],
+        kernels: CpuKernels,
+        threads: int,
+    ) -> Stage | None:
+        """Load a graph in pieces; None if it cannot be cut."""
+        path = bundle.graph_path(graph.name)
+        config = {"INFERENCE_PRECISION_HINT": "f32", **how}
+        try:
+            found = _cached_pieces(core, cache, graph.sha256, config)
+            if found is None:
+                found = self._compile_pieces(core, cache, path, graph.sha256, config)
+        except Exception as error:  # of OpenVINO or ONNX, which have no other base
+            raise BackendError(
+                f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
+            ) from error
+        if found is None:
+            return None
+        plan, models = found
+        check_declared(bundle, graph.name, plan.inputs, plan.outputs)
+        pieces = [_OpenVinoStage(graph.name, model) for model in models]
+        sampled = BFLOAT16 if self.precision == "bf16" else FLOAT32
+        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, sampled=sampled)
+
+    def _compile_pieces(
+        self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
+    ) -> tuple[Plan, list[CompiledModel]] | None:
+        found = cut(path)
+        if found is None:
+            return None
+        plan, models = found
+        narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
+        outputs = {spec.name for spec in plan.outputs}
+        compiled = []
+        for i, content in enumerate(models):
+            with file_in_memory() as file:
+                file.write_bytes(content)
+                model = _break_ties_by_index(_convert(file))
+            if self.precision == "bf16":
+                model = multiply_in_bfloat16(_taking_bfloat16(model, narrow), outputs)
+                narrow |= _in_bfloat16(model.outputs)
+            compiled.append(core.compile_model(model, _DEVICE, dict(config)))
+            cache.write(_piece_key(digest, i), compiled[-1].export_model().getvalue())
+        cache.write(_plan_key(digest), plan.to_json())
+        return plan, compiled
+
+
+def _cached_pieces(
+    core: Core, cache: CompiledCache, digest: str, config: Mapping[str, Any]
+) -> tuple[Plan, list[CompiledModel]] | None:
+    """Load the pieces that an earlier start compiled; None if one is not there."""
+    text = cache.read(_plan_key(digest))
+    if text is None:
+        return None
+    try:
+        plan = Plan.from_json(text)
+    except (ValueError, FieldError):  # of another release
+        return None
+    contents = (cache.read(_piece_key(digest, i)) for i in range(len(plan.pieces)))
+    models = [_import(core, content, dict(config)) for content in contents]
+    whole = [model for model in models if model is not None]
+    return (plan, whole) if len(whole) == len(models) else None
+
+
+def _plan_key(digest: str) -> str:
+    return f"{digest} plan"
+
+
+def _piece_key(digest: str, number: int) -> str:
+    return f"{digest} piece {number}"
+
 
 @functools.cache
 def _core() -> Core:
@@ -154,11 +250,37 @@ class OpenVinoArray:
         self._owner = owner  # the memory lives, and is not written to again, for as long as this does
 
 
+class _Memory:
+    """OpenVINO's arrays, where they lie (`asag_deploy.backends.pieces.HostMemory`)."""
+
+    def view(self, array: OpenVinoArray) -> NDArray[Any]:
+        """Return the memory of an array."""
+        import openvino
+
+        values: NDArray[Any] = array.tensor.data
+        if array.tensor.get_element_type() != openvino.Type.bf16:
+            return values
+        return values.view(BFLOAT16)  # OpenVINO calls the same bits float16
+
+    def wrap(self, values: NDArray[Any]) -> OpenVinoArray:
+        """Return an array of OpenVINO in this memory."""
+        import openvino
+
+        if values.dtype != BFLOAT16:
+            return OpenVinoArray(openvino.Tensor(values, shared_memory=True), values)
+        halves = values.view(np.float16)
+        return OpenVinoArray(openvino.Tensor(halves, halves.shape, openvino.Type.bf16), values)
+
+    def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
+        """Return the shape of an array."""
+        return tuple(array.tensor.get_shape())
+
+
 class OpenVinoNetwork(Network):
     """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
 
-    def __init__(self, graphs: Sequence[GraphSpec], models: Mapping[str, CompiledModel]) -> None:
-        self._stages = {graph.name: _OpenVinoStage(graph, models[graph.name]) for graph in graphs}
+    def __init__(self, stages: Mapping[str, Stage]) -> None:
+        self._stages = dict(stages)
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name` (KeyError if there is none)."""
@@ -184,9 +306,10 @@ class OpenVinoNetwork(Network):
 class _OpenVinoStage:
     """One compiled graph as a stage.  A call has its own request, so several threads can run it at once."""
 
-    def __init__(self, graph: GraphSpec, model: CompiledModel) -> None:
-        self._graph = graph
-        self._name = graph.name
+    def __init__(self, graph: GraphSpec | str, model: CompiledModel) -> None:
+        """Take a graph as the manifest has it, or the name of one of which this is a piece."""
+        self._graph = graph if isinstance(graph, GraphSpec) else None
+        self._name = graph.name if isinstance(graph, GraphSpec) else graph
         self._model = model
         self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
         self._outputs = [_own_name(port) for port in model.outputs]
@@ -206,8 +329,10 @@ class _OpenVinoStage:
         lease = _Lease()
         weakref.finalize(lease, self._idle.put, request).atexit = False
         outputs = {name: request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
-        taken = {name: tuple(tensor.get_shape()) for name, tensor in zip(self._inputs, given, strict=True)}
-        check_shapes(self._graph, taken, {name: tuple(array.get_shape()) for name, array in outputs.items()})
+        if self._graph is not None:
+            taken = {name: tuple(t.get_shape()) for name, t in zip(self._inputs, given, strict=True)}
+            made = {name: tuple(array.get_shape()) for name, array in outputs.items()}
+            check_shapes(self._graph, taken, made)
         return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
 
     def _request(self) -> InferRequest:
@@ -293,6 +418,25 @@ def _mixed_precision(core: Core, model: Model) -> Model:
         openvino.serialize(wrapped.build(), description, weights)
         description.write_bytes(keep_coordinates_precise(description.read_bytes()))
         return core.read_model(description, weights)
+
+
+def _in_bfloat16(ports: Sequence[Any]) -> set[str]:
+    """Return the names of the ports that give bfloat16."""
+    import openvino
+
+    return {name for port in ports if port.get_element_type() == openvino.Type.bf16 for name in port.names}
+
+
+def _taking_bfloat16(model: Model, names: Container[str]) -> Model:
+    """Let the inputs of these names be given in bfloat16."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    wrapped = PrePostProcessor(model)
+    for port in model.inputs:
+        if port.any_name in names and port.get_element_type() == openvino.Type.f32:
+            wrapped.input(port.any_name).tensor().set_element_type(openvino.Type.bf16)
+    return wrapped.build()
 
 
 def _cast(tensor: Tensor, kind: Any) -> Tensor:

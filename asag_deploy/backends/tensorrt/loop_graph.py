@@ -24,7 +24,7 @@ from asag_deploy.engines.shapes import MOST_SLOTS, PATCH_BUCKET, fixed_slots
 from asag_deploy.errors import BackendError
 from asag_deploy.kernels import KernelLibrary, add_decide, decide, patch_nms
 from asag_deploy.loop.probing import patch_limit, round_up, stage_name
-from asag_deploy.loop.stages import FEATURES, LevelOutputs
+from asag_deploy.loop.stages import FEATURES, LevelOutputs, features_among
 from asag_deploy.loop.stopping import StopRule
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class LoopGraph:
         size = within.blank("image_size")
         given = {"backbone": {"image": within.blank("image"), "image_size": size}}
         self._open("backbone", given["backbone"])
-        features = {name: within.blank(f"backbone/{name}") for name in FEATURES}
+        given_by_backbone = (tensor.name for tensor in self._stages["backbone"].outputs)
+        features = {name: within.blank(f"backbone/{name}") for name in features_among(given_by_backbone)}
         for level, slots in zip(self.levels, self.slots, strict=True):
             name, feature = stage_name(level), features[level.level.lower()]
             results.add(f"{name}/patch_count", (batch,), np.int64)

@@ -45,6 +45,8 @@ _FEW = ("--limit", "2", "--warmup", "1")
 _WALL = "loops_wall_ms"
 """What the rows of an exit level have, and no other figure."""
 _COMPUTE = ("fp32", "bf16", "fp16")
+_PARTS = ("kernels", "graph")
+"""Of the kernels' own check."""
 _SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -161,13 +163,30 @@ def check_kernels(work: Work, limit: float) -> dict[str, Any]:
 
 
 def sanitize(work: Work, tool: str, limit: float) -> dict[str, Any]:
-    """Run the kernels' own check under compute-sanitizer."""
+    """Run the kernels' own check under compute-sanitizer, one part after the other.
+
+    What the tool says of one part so stands, whatever ends the other.
+
+    Raises Failed, which tells what the tool found from a tool or a program that broke off.
+    """
     program = _checks(work)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise Skip("compute-sanitizer is not installed")
-    text = work.run([sanitizer, "--tool", tool, "--error-exitcode", _SANITIZER_FAILED, program], limit)
-    return {"detail": last_lines(text, 1)}
+    command: list[str | Path] = [sanitizer, "--tool", tool, "--error-exitcode", _SANITIZER_FAILED, program]
+    end = time.monotonic() + limit
+    said, passed = [], True
+    for part in _PARTS:
+        try:
+            words = last_lines(work.run([*command, part], end - time.monotonic()), 1).strip("= ")
+        except BackendError as error:
+            passed = False
+            found = f"ended with {_SANITIZER_FAILED}:" in str(error)
+            words = f"{'errors were found' if found else 'broke off, which is no finding'}: {error}"
+        said.append(f"{part}: {words}")
+    if not passed:
+        raise Failed("; ".join(said), {})
+    return {"detail": "; ".join(said)}
 
 
 def run_tests(work: Work, file: str, limit: float) -> dict[str, Any]:

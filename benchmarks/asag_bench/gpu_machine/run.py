@@ -37,11 +37,12 @@ def run_all(
     work_dir: Path | None = None,
     only: Sequence[str] = (),
     rehearse: bool = False,
+    command: str = "",
 ) -> bool:
     """Do all steps in so many seconds, and write the report; return whether one failed.
 
     carried: the archive of packages that the machine lacks.  only: words, of which a step's name has to hold
-    one.  rehearse: without a GPU, do whatever does not need one.
+    one.  rehearse: without a GPU, do whatever does not need one.  command: what was typed, for the report.
 
     Raises BackendError where there is nothing to check, ConfigError for options that make no sense.
     """
@@ -56,7 +57,7 @@ def run_all(
         folder.mkdir(parents=True, exist_ok=True)
         packages = unpack_archive(carried, folder) if carried else {}
         work = Work(folder=folder, gpu=None, no_gpu=str(problem or ""), packages=packages)
-        machine = to_json(describe_machine()) | _describe_gpu(work, problem)
+        machine = {"command": command} | to_json(describe_machine()) | _describe_gpu(work, problem)
         return _do(work, machine, output_dir, chosen(plan(work), only), end)
 
 

@@ -43,7 +43,7 @@ from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
 from asag_deploy.command_line import progress
-from asag_deploy.errors import AsagError, BackendError, ConfigError, first_line
+from asag_deploy.errors import AsagError, BackendError, ConfigError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.contract import check_stages
 from asag_deploy.scratch import scratch_folder
@@ -51,6 +51,8 @@ from asag_deploy.timing import since
 
 MOST_PICTURES = 100
 """Of a data set, to choose from."""
+_MOST_OF_A_CAUSE = 320
+"""Characters."""
 
 
 @dataclass(kw_only=True)
@@ -237,8 +239,20 @@ def _try_out(runner: Runner, image: RgbImage) -> None:
     except AsagError:
         raise
     except Exception as error:  # PyTorch's compiler raises nearly anything
-        reason = first_line(error)
+        reason = _why(error)
         raise BackendError(f"the reference '{runner.name}' does not run on this machine: {reason}") from error
+
+
+def _why(error: Exception) -> str:
+    """Return the first two lines of an error, the second of which is where PyTorch's compiler says the cause.
+
+    That may be a long call with its arguments: of it, the beginning and the end.
+    """
+    what, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    cause = rest[0] if rest else ""
+    if len(cause) > _MOST_OF_A_CAUSE:
+        cause = f"{cause[: _MOST_OF_A_CAUSE // 4]} ... {cause[-3 * _MOST_OF_A_CAUSE // 4 :]}"
+    return f"{what.rstrip(':')}: {cause}" if cause else what
 
 
 def _samples(plan: Plan, bundle: Bundle, runner: DetectorRunner, data: Any | None) -> Samples:

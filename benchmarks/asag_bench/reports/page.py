@@ -1,8 +1,8 @@
 """The page of recorded results, and the README's plot, made from the JSON files alone.
 
 Each result of `asag-bench run` among them becomes a section, in the order of their names; what else was
-measured is listed with its command.  The plot shows the first result that has PyTorch among its references,
-and beside it the first that has accuracies.
+measured, such as the reports of GPU machines, is listed with its command.  The plot shows the first result
+that has PyTorch among its references, and beside it the first that has accuracies.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _FINGERPRINT = re.compile(rb"tEXtDescription\0[0-9a-f]{64}")
 _NEAR = 4096
 """Bytes from the start of a file that it is known by."""
 _PYTORCH = "torch"
+_GPU_RUN = "python benchmarks gpu run"
+"""The command of a report that does not say with which options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,9 @@ def read_results(folder: Path) -> dict[str, Recorded]:
 def _read(path: Path) -> Recorded:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        command, machine = str(data["command"]), parse_machine(data["machine"])
+        machine = parse_machine(data["machine"])
+        typed = data["machine"].get("command", _GPU_RUN) if _is_report(data) else data["command"]
+        command = str(typed)
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, FieldError):
         raise SourceError(
             f"'{path}' is no result of this project's benchmarks; take it out of the folder, "
@@ -92,6 +96,11 @@ def _read(path: Path) -> Recorded:
         ) from None
     result = parse_result(data, path) if is_result(data) else None
     return Recorded(data=data, command=command, machine=machine, result=result)
+
+
+def _is_report(data: Mapping[str, Any]) -> bool:
+    """Tell whether it is a report of a GPU machine, whose page lies beside it."""
+    return "steps" in data
 
 
 def page(results: Mapping[str, Recorded]) -> str:
@@ -114,8 +123,11 @@ def page(results: Mapping[str, Recorded]) -> str:
             "| --- | --- | --- | --- |",
         ]
         for name, recorded in others.items():
-            where = f"{recorded.machine.processor}, {recorded.machine.cores} cores"
-            lines.append(f"| [{name}]({name}) | `{recorded.command}` | {where} | {recorded.machine.date} |")
+            where, file = f"{recorded.machine.processor}, {recorded.machine.cores} cores", f"[{name}]({name})"
+            if _is_report(recorded.data):
+                where = str(recorded.data["machine"].get("gpu", where))
+                file += f", [its page]({Path(name).with_suffix('.md')})"
+            lines.append(f"| {file} | `{recorded.command}` | {where} | {recorded.machine.date} |")
         lines += ["", "[benchmarks/README.md](../README.md) says what they show.", ""]
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from asag_bench.runners.patch_nms import patch_nms_model
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.bundle.manifest import GraphSpec, ProbeLevel, Probing, TensorSpec
 from asag_deploy.loop.probing import patch_limit, stage_name
-from asag_deploy.loop.stages import FEATURES
+from asag_deploy.loop.stages import features_among
 from asag_deploy.loop.stopping import StopRule
 
 PYRAMID, UNSPLIT = "pyramid", "unsplit"
@@ -32,7 +32,8 @@ RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
 def feature_pyramid(bundle: Bundle) -> ModelProto:
     """Cut out the part of the backbone graph that computes P2..P5, without the anchors of the first level."""
     whole = onnx.load(bundle.graph_path("backbone"))
-    return onnx.utils.Extractor(whole).extract_model(["image"], list(FEATURES))
+    features = features_among(tensor.name for tensor in bundle.manifest.graph("backbone").outputs)
+    return onnx.utils.Extractor(whole).extract_model(["image"], list(features))
 
 
 def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:
@@ -52,7 +53,7 @@ def unsplit_bundle(bundle: Bundle, folder: Path) -> Bundle:
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
     for name, part in parts.items():
-        nodes += [*_wires(name, probing, weights), *part.graph.node]
+        nodes += [*_wires(name, part, probing, weights), *part.graph.node]
         weights += part.graph.initializer
     last = parts["decoder"].graph
     outputs = [value for value in last.output if value.name.removeprefix("decoder/") in RESULTS]
@@ -87,7 +88,7 @@ def _step(level: ProbeLevel) -> str:
     return f"select_{level.level.lower()}"
 
 
-def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[NodeProto]:
+def _wires(name: str, part: ModelProto, probing: Probing, weights: list[TensorProto]) -> Iterable[NodeProto]:
     """Yield the nodes that give the part `name` its inputs; their constants are added to `weights`."""
 
     def constant(label: str, value: object, dtype: type = np.int64) -> str:
@@ -105,7 +106,8 @@ def _wires(name: str, probing: Probing, weights: list[TensorProto]) -> Iterable[
         return
     levels = [level.level.lower() for level in probing.levels]
     if name == "decoder":
-        yield from (same(f"backbone/{feature}", feature) for feature in FEATURES)
+        features = features_among(value.name.removeprefix("decoder/") for value in part.graph.input)
+        yield from (same(f"backbone/{feature}", feature) for feature in features)
         yield from (same(f"{_stage(level)}/anchors", f"anchors_{level}") for level in ("p5", *levels))
         yield from (same(f"{_stage(level)}/selected", f"selected_{level}") for level in ("p5", *levels)[:-1])
         constant("query_slots", np.arange(probing.anchor_cap))

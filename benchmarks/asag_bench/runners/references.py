@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asag_bench.runners.peers import PEERS, describe
 from asag_bench.runners.runner import DetectorRunner, Run, Runner
 from asag_deploy.backends.network import Network
+from asag_deploy.backends.pieces import graphs_run_whole
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Precision, Preprocessing, Probing
@@ -49,6 +50,7 @@ REFERENCES = {
     "torch-compile": "the same network in PyTorch, every stage through torch.compile",
     "unsplit": "the whole network as one graph without early stop, in the first backend",
     "always-probe": "the split loop, probing every level whether or not an anchor asks, in the first backend",
+    "whole-graphs": "the split loop without the operators compiled for the CPU, in the first backend",
     "host-loop": "the split loop, the host taking every stop decision, in the first backend",
     "device-loop": "the split loop as one CUDA graph that takes them on the GPU, in the first backend",
     "adamixer-6": "six AdaMixer layers over learned queries, random weights, in the first backend",
@@ -143,6 +145,10 @@ def open_reference(
         return DetectorRunner(name, manifest, network, _never_stops(rule), options.loop, deadline)
     if name in _LOOPS:
         return DetectorRunner(name, manifest, network, rule, _LOOPS[name], deadline)
+    if name == "whole-graphs":
+        with graphs_run_whole():
+            whole = options.open_network(bundle)
+        return DetectorRunner(name, manifest, whole, rule, options.loop, deadline)
     if name == "unsplit":
         return _Unsplit(bundle, options)
     if name in SIX_LAYERS:

@@ -23,16 +23,18 @@ from asag_deploy.bundle.manifest import Level, Manifest, Precision
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.reading import RgbImage
-from asag_deploy.loop.stages import FEATURES
+from asag_deploy.loop.stages import features_among
 from asag_deploy.processing.postprocess import detections_of
 from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 from asag_training.network import boxes as box_ops
 from asag_training.network.adamixer import AdaMixerDecoder
 from asag_training.network.config import VARIANTS, AsagConfig, DecoderType
-from asag_training.network.relation_block import PYRAMID_STRIDES, Proposals
+from asag_training.network.model import Asag
+from asag_training.network.pyramid import pyramid_strides, with_coarsest
+from asag_training.network.relation_block import Proposals
 from asag_training.network.sparse_rcnn import SparseRcnnDecoder
-from asag_training.network.stages import StageModule, best_detections
+from asag_training.network.stages import StageModule, best_detections, feature_maps
 
 if TYPE_CHECKING:
     from asag_training.checkpoints import Checkpoint
@@ -48,19 +50,20 @@ _HALF_PRECISION: Precision = "fp16"
 class SixLayerDecoder(StageModule):
     """Learned boxes and contents, and six decoder layers in sequence over them.
 
-    It takes the place of a bundle's `decoder`: P2..P5, each (B, h, w, C), and image_size (B, 2) in; logits
-    (B, Q, classes), boxes (B, Q, 4) cxcywh relative to the valid image, and the best detections, as
-    `asag_deploy.loop.stages` has them, out.
+    It takes the place of a bundle's `decoder`: P2..P5 or P3..P5, each (B, h, w, C), and image_size (B, 2)
+    in; logits (B, Q, classes), boxes (B, Q, 4) cxcywh relative to the valid image, and the best detections,
+    as `asag_deploy.loop.stages` has them, out.
     """
 
     name = "decoder"
-    inputs = (*FEATURES, "image_size")
     outputs = ("logits", "boxes", *_RESULTS)
     learned_boxes: Tensor
 
     def __init__(self, config: AsagConfig, queries: int) -> None:
         super().__init__()
         self.config = config
+        self.inputs = (*feature_maps(config), "image_size")
+        self.stride = pyramid_strides(config)[0]
         self.learned_content = nn.Embedding(queries, config.hidden_dim)
         self.register_buffer("learned_boxes", _spread_boxes(queries))
         decoder = AdaMixerDecoder if config.decoder == "adamixer" else SparseRcnnDecoder
@@ -72,11 +75,11 @@ class SixLayerDecoder(StageModule):
         content = self.learned_content.weight.expand(batch, -1, -1)
         boxes = self.learned_boxes.float().expand(batch, -1, -1)
         pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
-        xyzr = box_ops.xyxy_to_xyzr(pixels / PYRAMID_STRIDES[0])
+        xyzr = box_ops.xyxy_to_xyzr(pixels / self.stride)
         queries = boxes.shape[1]
         nobody = torch.zeros(batch, queries, queries, dtype=torch.bool, device=boxes.device)
         proposals = Proposals(content, boxes, xyzr, content)  # no decoder reads a proposal's logits
-        logits, boxes = self.decoder(0, features, proposals, image_size, nobody)[-1]
+        logits, boxes = self.decoder(0, with_coarsest(features), proposals, image_size, nobody)[-1]
         all_real = torch.ones(batch, queries, dtype=torch.bool, device=boxes.device)
         detections = best_detections(logits, boxes, all_real, self.config.detection_limit)
         return logits, boxes, *detections
@@ -87,14 +90,14 @@ class PyramidStage(StageModule):
 
     name = "backbone"
     inputs = ("image", "image_size")
-    outputs = FEATURES
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Asag) -> None:
         super().__init__()
         self.model = model
+        self.outputs = feature_maps(model.config)
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.features(image))  # type: ignore[operator]
+        return tuple(self.model.features(image))
 
 
 def six_layer_config(decoder: DecoderType, bundle: Bundle, checkpoint: Checkpoint | None) -> AsagConfig:
@@ -109,7 +112,8 @@ def six_layer_config(decoder: DecoderType, bundle: Bundle, checkpoint: Checkpoin
             f"how wide six decoder layers beside '{manifest.variant}' are to be is not known, for it is no "
             "published variant: give the checkpoint that the bundle was exported from with --checkpoint FILE"
         )
-    width = next(t.shape[-1] for t in manifest.graph("backbone").outputs if t.name == FEATURES[0])
+    outputs = {tensor.name: tensor for tensor in manifest.graph("backbone").outputs}
+    width = outputs[features_among(outputs)[0]].shape[-1]
     if width != own.hidden_dim:
         raise ConfigError(
             f"the bundle's features have {width} channels, but those of {own.variant} {own.hidden_dim}; "

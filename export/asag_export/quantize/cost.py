@@ -30,7 +30,7 @@ LEAST_SIGNAL_TO_NOISE = 10.0
 """Decibels below which a result is noise rather than rounded: a tensor's range was wrong."""
 
 RESULTS: dict[str, tuple[str, ...]] = {"backbone": FEATURES, "decoder": ("logits", "boxes")}
-"""What is compared of each quantised stage."""
+"""What is compared of each quantised stage, where it puts it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +118,12 @@ def signal_to_noise(
     It is the power of a result in `bundle` over the power of the difference.  The results are those of
     `RESULTS`; both stages are given the same inputs.
     """
-    names = RESULTS[stage]
+    outputs = {tensor.name for tensor in bundle.manifest.graph(stage).outputs}
+    names = tuple(name for name in RESULTS[stage] if name in outputs)
     before, after = open_network(None, bundle), open_network(None, quantized)
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for given in inputs:
-        expected, actual = (_results(network, stage, given) for network in (before, after))
+        expected, actual = (_results(network, stage, given, names) for network in (before, after))
         for name in names:
             signal[name] += float(np.square(expected[name], dtype=np.float64).sum())
             noise[name] += float(np.square(expected[name] - actual[name], dtype=np.float64).sum())
@@ -165,9 +166,11 @@ def _average_precision(
     return found
 
 
-def _results(network: Network, stage: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _results(
+    network: Network, stage: str, inputs: Mapping[str, NDArray[Any]], names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
     outputs = network.stage(stage)({name: network.upload(array) for name, array in inputs.items()})
-    return {name: network.download(outputs[name]) for name in RESULTS[stage]}
+    return {name: network.download(outputs[name]) for name in names}
 
 
 def _decibels(signal: float, noise: float) -> float:

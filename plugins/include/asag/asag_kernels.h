@@ -2,8 +2,8 @@
  *
  * `asag_cuda_*` take device pointers and a stream, launch one kernel and return at once; they neither allocate
  * nor synchronise, so they can be captured in a CUDA graph.  `asag_host_*` take host pointers and execute the
- * very same steps on the CPU, thread by thread.  The two live in two libraries: asag_kernels and
- * asag_kernels_host.
+ * very same steps on the CPU, thread by thread, for tests.  `asag_cpu_*` take host pointers and are made for speed on
+ * a CPU.  The first live in the library asag_kernels, the others in asag_kernels_host.
  *
  * Every function returns 0, or a negative AsagStatus for an argument that makes no sense (nothing was launched),
  * or a positive cudaError_t.  asag_message() says in one sentence what the status means.
@@ -27,11 +27,11 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 4
+#define ASAG_INTERFACE_VERSION 5
 #define ASAG_MAX_LEVELS 4
 
-/* Element types. */
-enum { ASAG_FLOAT32 = 0, ASAG_FLOAT16 = 1, ASAG_UINT8 = 2 };
+/* Element types; bfloat16 is for asag_cpu_* alone. */
+enum { ASAG_FLOAT32 = 0, ASAG_FLOAT16 = 1, ASAG_UINT8 = 2, ASAG_BFLOAT16 = 3 };
 
 /* Columns of the counts (B, 4) that an image has after each level of probing. */
 enum {
@@ -193,6 +193,28 @@ ASAG_API int asag_host_pad_anchors(const AsagPadAnchors* arguments, const AsagHo
 ASAG_API int asag_host_preprocess(const AsagPreprocess* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_postprocess(const AsagPostprocess* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_decide(const AsagDecide* arguments, const AsagHostBlock* block);
+
+/* How a CPU runs an operator: on how many threads (1 to 512), and the type of the result, which may be another float
+ * than the features'. */
+typedef struct AsagCpu {
+    int32_t threads;
+    int32_t out_type;
+} AsagCpu;
+
+/* The largest values of each row, the largest first, of equal ones the first; NaN counts as the smallest. */
+typedef struct AsagTopK {
+    const float* values; /* (rows, count) */
+    float* largest;      /* (rows, k) */
+    int64_t* indices;    /* (rows, k) */
+    int64_t rows;
+    int64_t count;
+    int64_t k; /* at most `count` */
+} AsagTopK;
+
+ASAG_API int asag_cpu_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const AsagCpu* how);
+ASAG_API int asag_cpu_pyramid_sample(const AsagPyramidSample* arguments, const AsagCpu* how);
+ASAG_API int asag_cpu_pad_anchors(const AsagPadAnchors* arguments, const AsagCpu* how);
+ASAG_API int asag_cpu_top_k(const AsagTopK* arguments, const AsagCpu* how);
 
 /* One sentence on a status.  For a negative one: on the last that this thread was given by this library. */
 ASAG_API const char* asag_message(int status);

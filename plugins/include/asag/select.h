@@ -7,11 +7,11 @@ namespace asag {
 
 constexpr int SELECT_THREADS = 512;
 constexpr int RADIX = 256;
+static_assert(RADIX <= SELECT_THREADS, "bins are counted where threads are");
 
 // Shared memory of everything below.
 struct SelectScratch {
-    int counts[2][SELECT_THREADS];
-    int histogram[RADIX];
+    int counts[2][SELECT_THREADS];  // of threads, or of bins
     uint32_t threshold;
     int wanted;
 };
@@ -92,24 +92,33 @@ ASAG_HD Cut find_cut(const Block& block, SelectScratch& scratch, int count, int 
     });
     ASAG_KEEP_LOOP for (int shift = 24; shift >= 0; shift -= 8) {
         const uint32_t prefix = block.read(scratch.threshold);
+        const int wanted = block.read(scratch.wanted);
         const uint32_t settled = shift == 24 ? 0u : ~0u << (shift + 8);
-        block.each([&](int thread) {
-            for (int bin = thread; bin < RADIX; bin += block.threads()) scratch.histogram[bin] = 0;
-        });
+        const auto each_bin = [&](const auto& step) {
+            block.each([&](int thread) {
+                for (int bin = thread; bin < RADIX; bin += block.threads()) step(bin);
+            });
+        };
+        int from = 0;
+        each_bin([&](int bin) { scratch.counts[from][bin] = 0; });
         block.each([&](int thread) {
             ASAG_KEEP_LOOP for (int i = thread; i < count; i += block.threads()) {
                 const uint32_t value = key(i);
                 if (value != 0 && ((value ^ prefix) & settled) == 0) {
-                    atomic_increment(&scratch.histogram[(value >> shift) & (RADIX - 1)]);
+                    atomic_increment(&scratch.counts[from][(value >> shift) & (RADIX - 1)]);
                 }
             }
         });
-        block.each([&](int thread) {
-            if (thread != 0) return;
-            int wanted = scratch.wanted, bin = RADIX - 1;
-            for (; bin > 0 && scratch.histogram[bin] < wanted; --bin) wanted -= scratch.histogram[bin];
+        // How many there are from each bin upwards: one thread that went from bin to bin would be waited for by all.
+        const auto from_bin = [&](int bin) { return bin < RADIX ? scratch.counts[from][bin] : 0; };
+        ASAG_KEEP_LOOP for (int distance = 1; distance < RADIX; distance *= 2) {
+            each_bin([&](int bin) { scratch.counts[from ^ 1][bin] = from_bin(bin) + from_bin(bin + distance); });
+            from ^= 1;
+        }
+        each_bin([&](int bin) {
+            if (from_bin(bin) < wanted || from_bin(bin + 1) >= wanted) return;
             scratch.threshold = prefix | (static_cast<uint32_t>(bin) << shift);
-            scratch.wanted = wanted;
+            scratch.wanted = wanted - from_bin(bin + 1);
         });
     }
     const Cut cut{block.read(scratch.threshold), block.read(scratch.wanted)};

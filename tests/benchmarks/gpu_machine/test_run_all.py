@@ -226,9 +226,34 @@ class TestPlan:
         monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path))
         plan.check_kernels(here, 60)
         assert commands == [["asag_check_device"]] * 2 + [["asag_check_plugins", "libnvinfer.so.10"]]
-        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-        plan.sanitize(here, "racecheck", 60)
-        assert commands[-1][:3] == ["compute-sanitizer", "--tool", "racecheck"]
+
+    @pytest.mark.parametrize(
+        ("code", "verdict"),
+        [(0, None), (9, "errors were found"), (6, "broke off, which is no finding")],
+    )
+    def test_a_sanitizer_that_breaks_off_has_found_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: str | None
+    ) -> None:
+        program, sanitizer = tmp_path / "kernels" / "asag_check_device", tmp_path / "sanitizer"
+        program.parent.mkdir()
+        program.touch()
+        sanitizer.write_text(
+            f"""#!/bin/sh
+            test "$*" = "--tool racecheck --error-exitcode 9 {program} $6" || exit 1
+            echo '========= 0 hazards'
+            if [ "$6" = graph ]; then exit {code}; fi
+            """
+        )
+        sanitizer.chmod(0o755)
+        monkeypatch.setattr(shutil, "which", lambda name: str(sanitizer))
+        here = Work(folder=tmp_path, gpu="sm86")
+        if verdict is None:
+            assert plan.sanitize(here, "racecheck", 60) == {"detail": "kernels: 0 hazards; graph: 0 hazards"}
+            return
+        with pytest.raises(Failed) as error:
+            plan.sanitize(here, "racecheck", 60)
+        ended = f"sanitizer ended with {code}: ========= 0 hazards"
+        assert str(error.value) == f"kernels: 0 hazards; graph: {verdict}: {ended}"
 
 
 FIGURES = {
@@ -406,6 +431,7 @@ def test_a_whole_run_leaves_a_report(
     code = main(["gpu", "run", "--output-dir", str(output), "--work-dir", str(tmp_path / "work")])
     report = json.loads((output / "gpu_machine.json").read_text())
     assert report["machine"]["gpu"] == "Imaginary GPU (sm86)"
+    assert report["machine"]["command"].startswith("asag-bench gpu run --output-dir ")
     states = {found["name"]: found["state"] for found in report["steps"]}
     assert states["compile the kernels"] == ("failed" if fails else "passed")
     assert states["compute-sanitizer memcheck"] == "skipped"

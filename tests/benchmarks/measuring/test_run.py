@@ -324,6 +324,32 @@ def test_six_layers_are_said_to_be_random(
     assert "adamixer-6, six layers with random weights: times as long as onnxruntime: P5 " in markdown(found)
 
 
+def test_a_reference_that_does_not_run_says_the_cause(
+    bundle: Bundle,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PyTorch's compiler says it in its second line, after the call with all of its arguments."""
+
+    class Broken:
+        name = "adamixer-6"
+
+        def __call__(self, images: Any, max_level: Any) -> Run:
+            raise RuntimeError(
+                f"making fake tensors\n\n  In call({'FakeTensor, ' * 99}): cpu is not cuda!\n  Hint"
+            )
+
+    monkeypatch.setattr(run, "open_reference", lambda *_, **__: Broken())
+    arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path / "out")]
+    assert main([*arguments, "--reference", "adamixer-6", *QUICK]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'adamixer-6' does not run on this machine: making fake tensors: In call(FakeTensor" in line
+    assert line.endswith("cpu is not cuda!")
+    assert len(line) < 500
+
+
 def test_precisions_of_one_bundle(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     arguments = [str(bundle.path), "--images", str(photos), "--output-dir", str(tmp_path), *QUICK]
     arguments += ["--no-plots", "--precision", "fp32", "--backend", "onnxruntime,onnxruntime"]

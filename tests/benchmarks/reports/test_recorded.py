@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from asag_bench.cli import main
+from asag_bench.gpu_machine.report import page as report_page
+from asag_bench.gpu_machine.steps import Result as Step
 from asag_bench.measuring.headline import headline
 from asag_bench.reports import compare, page
 from asag_bench.reports.plots import draw_summary, images_per_second
@@ -169,6 +171,13 @@ def test_a_recorded_result_is_read_as_it_was_written(file: Path) -> None:
     assert holds(to_json(parsed(data)), data) == []
 
 
+@pytest.mark.parametrize("file", sorted(RECORDED.glob("gpu-machine-*.json")), ids=lambda file: file.stem)
+def test_the_page_of_a_recorded_report_is_of_the_report(file: Path) -> None:
+    report = json.loads(file.read_text(encoding="utf-8"))
+    steps = [Step(**step) for step in report["steps"]]
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == report_page(report["machine"], steps)
+
+
 def holds(whole: Any, part: Any, path: str = "") -> list[str]:
     """The paths at which `part` is not what `whole` holds there."""
     if not isinstance(part, dict):
@@ -187,10 +196,15 @@ def test_a_result_that_lacks_something_is_refused_by_name(result: dict[str, Any]
 
 def test_page_and_plot(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     older = {"command": "python -m other", "machine": result["machine"]}
-    folder, plot = write(tmp_path, a=older, b=result), tmp_path / "plot.png"
+    machine = {**result["machine"], "gpu": "a GPU (sm86)"}
+    report = {"machine": machine, "steps": []}
+    options = {"machine": {"command": "asag-bench gpu run --only loops", **machine}, "steps": []}
+    folder, plot = write(tmp_path, a=older, b=result, c=report, d=options), tmp_path / "plot.png"
     assert main(["page", "--results", str(folder), "--plot", str(plot)]) == 0
     text = (folder / "README.md").read_text()
     assert "| [a.json](a.json) | `python -m other` |" in text
+    assert "| [c.json](c.json), [its page](c.md) | `python benchmarks gpu run` | a GPU (sm86) |" in text
+    assert "[its page](d.md) | `asag-bench gpu run --only loops` |" in text
     assert f"`{result['command']}`" in text
     assert "### Latency" in text
     assert "[b.json](b.json)" in text

@@ -8,10 +8,11 @@ import pytest
 
 from asag_bench.runners.references import open_reference
 from asag_bench.runners.runner import DetectorRunner
-from asag_deploy.backends import open_network
+from asag_deploy.backends import onnxruntime, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
 from support.simulated_gpu.fake_kernels import install_kernels
 from support.tiny_bundle import make_bundle, picture
@@ -44,6 +45,18 @@ def test_both_loops_stop_at_the_same_levels(
         assert (runner.name, run.exits) == (name, EXITS)
         assert ("probe_p3" in run.phases_ms) == stages  # the GPU runs them by itself
         assert [f.trace.exit_level for f in runner.detector()(IMAGES, channel_order="rgb")] == list(EXITS)
+
+
+def test_graphs_that_run_whole(
+    bundle: Bundle, host_library_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
+    asked: list[object] = []
+    monkeypatch.setattr(onnxruntime, "cut", asked.append)
+    assert reference("whole-graphs", bundle, "onnxruntime")(IMAGES, None).exits == EXITS
+    opened = len(asked)
+    open_network("onnxruntime", bundle)
+    assert (opened, len(asked)) == (1, 2)  # `reference` opens another network before, which may be cut
 
 
 def test_a_backend_on_the_cpu_has_one_loop(bundle: Bundle) -> None:

@@ -166,7 +166,7 @@ def test_half_precision(monkeypatch: pytest.MonkeyPatch, host_library_path: Path
     network.close()
 
 
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100"])
+@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-a-lite-s"])
 def test_the_kernels_take_the_place_of_the_operators(host_library_path: Path, variant: str) -> None:
     checkpoint: Checkpoint = small_checkpoint(variant)
     network = TorchNetwork(build_stages(build(checkpoint.config, checkpoint.state), PROBING))
@@ -176,7 +176,7 @@ def test_the_kernels_take_the_place_of_the_operators(host_library_path: Path, va
     with use_operators(KernelOperators(library, stream=lambda: 0)):
         found = detect(network, PROBING, StopRule(), image, SIZES)
     assert {"multiscale_roi_align", "pad_anchors"} <= set(library.calls)
-    assert ("pyramid_sample" in library.calls) == (variant == "asag-a-r50-100")
+    assert ("pyramid_sample" in library.calls) == (variant != "asag-s-r50-100")
     assert_same(network, expected, network, found, atol=2e-4)
     calls = len(library.calls)
     detect(network, PROBING, StopRule(), image, SIZES)

@@ -101,6 +101,32 @@ def test_cuda_that_falls_back_is_refused(bundle: Bundle, monkeypatch: pytest.Mon
         BACKENDS["onnxruntime-cuda"].open(bundle, threads=1)
 
 
+@pytest.mark.parametrize(("backend", "told"), [("onnxruntime", []), ("onnxruntime-cuda", [4])])
+def test_only_a_gpu_silences_what_is_no_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str, told: list[int]
+) -> None:
+    """The CUDA provider writes an error for each way of fusing a convolution that cuDNN does not have."""
+
+    class Session:
+        def __init__(self, path: str, options: object, *, providers: list[Any], **_: object) -> None:
+            self.asked_for = [each if isinstance(each, str) else each[0] for each in providers]
+            self.session = session(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            assert severities == []  # what keeps a session from the GPU is still written
+            return self.asked_for
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+    session = onnxruntime.InferenceSession
+    severities: list[int] = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severities.append)
+    BACKENDS[backend].open(bundle, threads=1)
+    assert severities == told
+
+
 def test_cuda_without_any_onnxruntime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(BackendError, match="not installed; install it with `pip install onnxruntime`"):

@@ -205,6 +205,13 @@ def output_of(graph: int, name: str) -> Callable[[dict[str, Any]], dict[str, Any
 NORMALIZE, BACKBONE, PROBE_P4, DECODER = 0, 1, 2, 4
 
 
+def take_p2_of_nobody(data: dict[str, Any]) -> None:
+    """Light networks have no P2; a decoder that wants it is another network's."""
+    p2 = output_of(BACKBONE, "p2")(data)
+    data["graphs"][BACKBONE]["outputs"].remove(p2)
+    data["graphs"][DECODER]["inputs"].append(p2)
+
+
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
@@ -213,6 +220,8 @@ NORMALIZE, BACKBONE, PROBE_P4, DECODER = 0, 1, 2, 4
             "'decoder' has no output 'det_boxes'",
         ),
         (lambda d: output_of(DECODER, "boxes")(d).update(name="logits"), "has no output 'boxes'"),
+        (lambda d: output_of(BACKBONE, "p3")(d).update(name="p1"), "'backbone' has no output 'p3'"),
+        (take_p2_of_nobody, "'decoder' takes 'p2', which nothing gives it"),
         (lambda d: output_of(PROBE_P4, "feature")(d).update(name="x"), "takes 'x', which nothing gives it"),
         (lambda d: output_of(PROBE_P4, "slots")(d).update(name="feature"), "has no input 'slots'"),
         (

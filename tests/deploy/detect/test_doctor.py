@@ -14,6 +14,7 @@ from asag_deploy.cuda.driver import Gpu
 from asag_deploy.detect import doctor
 from asag_deploy.errors import BackendError, Problem
 from asag_deploy.kernels import LIBRARY_VARIABLE
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
 from asag_deploy.processing.canvases import Canvas
 from support.simulated_gpu.fake_cuda import CudaError, FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda, write_engines
@@ -53,6 +54,14 @@ def test_every_backend_is_reported() -> None:
         assert report.problem == BACKENDS[name].problem(), name
 
 
+def test_compiled_operators(host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
+    assert doctor.machine().operators == f"used by onnxruntime and openvino, from {host_library_path}"
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "/no/such.so")
+    told = doctor.machine().operators
+    assert told.startswith("not used, graphs run whole: ASAG_CPU_KERNELS_LIBRARY is /no/such.so")
+
+
 def test_what_is_missing_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_on(monkeypatch, Problem("it is not installed", "install it"))
     text = doctor.describe([report], doctor.machine())
@@ -75,7 +84,8 @@ def test_table_has_a_line_for_each_backend() -> None:
     table = lines[lines.index("") + 1 :]
     assert [line.split()[0] for line in table] == ["backend", *(report.name for report in reports)]
     assert lines[1].startswith("CPU")
-    assert lines[2].startswith("GPU")
+    assert lines[2].startswith("compiled operators on the CPU  not used")
+    assert lines[3].startswith("GPU")
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,19 @@ def test_metadata_is_checked(tmp_path: Path, key: str, value: str, message: str)
     assert message in refusal(path)
 
 
+@pytest.mark.parametrize("length", [0xF080, int.from_bytes(b"PK\1", "little")])
+def test_a_header_whose_length_begins_as_another_kind_of_file(tmp_path: Path, length: int) -> None:
+    """The byte that pickles begin with, and the two that archives do."""
+    path, config = tmp_path / "own.safetensors", tiny_config(heads=1)
+    save_checkpoint(path, tiny_checkpoint(config=config, state=random_state(config)))
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end] + b" " * (length - len(content[8:end]))
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    assert len(header) == length
+    assert load_checkpoint(path).categories == CATEGORIES
+
+
 def test_settings_that_a_file_lacks_have_their_default(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     save_checkpoint(path, tiny_checkpoint())

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.checkpoints import load_backbone, load_checkpoint, select_head
+from asag_training.checkpoints.layout import expected_layout, infer_config
 from asag_training.network.config import AsagConfig, DecoderType, default_categories, variant_config
 from asag_training.network.model import Asag, build
 from support.checkpoint_files import (
@@ -308,6 +310,69 @@ def test_backbone_takes_torchvision_weights(tmp_path: Path) -> None:
         assert torch.equal(tensor, expected), name
 
 
+def timm_state(config: AsagConfig) -> dict[str, Tensor]:
+    """The backbone's weights with the classifier's, as timm has them."""
+    heads = {"conv_head.weight": torch.zeros(16, 24, 1, 1), "norm_head.running_mean": torch.zeros(16)}
+    heads |= {"classifier.weight": torch.zeros(10, 16), "classifier.bias": torch.zeros(10)}
+    heads |= {"blocks.4.0.conv.weight": torch.zeros(24, 32, 1, 1), "blocks.4.0.bn1.bias": torch.zeros(24)}
+    state = {name: tensor for name, tensor in torchvision_state(config).items() if not name.startswith("fc.")}
+    return {**state, **heads}
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv4-conv-small", "mobilenetv4-conv-medium"])
+@pytest.mark.parametrize("finest_map", ["P2", "P3"])
+def test_backbone_takes_timms_weights(tmp_path: Path, backbone: str, finest_map: str) -> None:
+    model = Asag(tiny_config(backbone=backbone, finest_map=finest_map))
+    neck = model.state_dict()["neck.inner_blocks.0.0.weight"].clone()
+    state = timm_state(model.config)
+    save_file(state, tmp_path / "model.safetensors")
+    load_backbone(model, tmp_path / "model.safetensors")
+    taken = {name for name in model.state_dict() if name.startswith("backbone")}
+    assert len(taken) == sum(
+        not name.endswith("tracked")
+        and not name.startswith(("blocks.4", "conv_head", "norm_head", "classifier"))
+        for name in state
+    )
+    for name in taken:
+        assert torch.equal(model.state_dict()[name], state[name.removeprefix("backbone.0.body.")]), name
+    assert torch.equal(model.state_dict()["neck.inner_blocks.0.0.weight"], neck)
+
+
+def test_backbone_of_another_kind(tmp_path: Path) -> None:
+    small, medium, resnet = (
+        tiny_config(**changes)
+        for changes in (
+            {"backbone": "mobilenetv4-conv-small", "backbone_width": 32},
+            {"backbone": "mobilenetv4-conv-medium", "backbone_width": 32},
+            {"backbone_width": 64},
+        )
+    )
+    path = tmp_path / "small.pth"
+    torch.save(timm_state(small), path)
+    message = refusal(lambda: load_backbone(Asag(medium), path))
+    assert "does not hold a MobileNetV4-Conv-Medium (missing: blocks.0.0.conv_exp.weight" in message
+    assert message.endswith("it is a MobileNetV4-Conv-Small")
+    message = refusal(lambda: load_backbone(Asag(resnet), path))
+    assert "does not hold a ResNet-50" in message
+    assert message.endswith("it is a MobileNetV4-Conv-Small")
+    assert "holds a MobileNetV4 and no ASAG network" in refusal(lambda: load_checkpoint(path))
+
+
+@pytest.mark.parametrize("variant", ["asag-a-lite-s", "asag-a-lite-m"])
+def test_light_network_is_recognised(variant: str) -> None:
+    for config, expected in (
+        (variant_config(variant).with_changes(heads=2), None),
+        (variant_config(variant).with_changes(heads=1, num_classes=3, finest_map="P2"), "custom"),
+    ):
+        found = infer_config(expected_layout(config))
+        assert found is not None
+        if expected is None:
+            assert found == config
+        else:
+            assert found.variant == f"asag-a-{config.backbone}-custom"
+            assert expected_layout(found) == expected_layout(config)
+
+
 def test_backbone_of_another_depth(tmp_path: Path) -> None:
     path = tmp_path / "resnet101.pth"
     torch.save(torchvision_state(tiny_config(backbone_depth=101)), path)
@@ -316,7 +381,7 @@ def test_backbone_of_another_depth(tmp_path: Path) -> None:
     assert message.endswith("it is a ResNet-101")
     torch.save({"layer1.weight": torch.zeros(3)}, path)
     assert refusal(lambda: load_backbone(Asag(tiny_config()), path)).endswith(
-        "no ResNet that the network can have"
+        "no backbone that the network can have"
     )
     torch.save(torchvision_state(tiny_config()), path)
     assert "holds a ResNet and no ASAG network" in refusal(lambda: load_checkpoint(path))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from asag_deploy.errors import ConfigError
-from asag_training.network.config import VARIANTS, AsagConfig, variant_config
+from asag_training.checkpoints import untrained_checkpoint
+from asag_training.network.config import VARIANTS, AsagConfig, own_preprocessing, variant_config
 
 NOT_ZERO = (
     *("attention_heads", "groups", "backbone_width", "hidden_dim", "ffn_dim", "dynamic_dim", "in_points"),
@@ -18,18 +19,41 @@ NOT_ZERO = (
 )
 
 
+LIGHT = ["asag-a-lite-s", "asag-a-lite-m"]
+
+
 def test_published_variants() -> None:
-    assert list(VARIANTS) == [
+    published = {name: config for name, config in VARIANTS.items() if name not in LIGHT}
+    assert list(VARIANTS) == [*published, *LIGHT]
+    assert list(published) == [
         f"asag-{decoder}-r{depth}-{setting}"
         for decoder in "as"
         for depth in (50, 101)
         for setting in ("100", "300", "crowdhuman")
     ]
-    for name, config in VARIANTS.items():
+    for name, config in published.items():
         assert config.variant == name
+        assert own_preprocessing(config) is None
         assert config.decoder == ("adamixer" if name.startswith("asag-a") else "sparse-rcnn")
         assert config.backbone_depth == int(name.split("-")[2].removeprefix("r"))
         assert variant_config(name) is config
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "shorter", "longer"),
+    [
+        ("asag-a-lite-s", "mobilenetv4-conv-small", 512, 864),
+        ("asag-a-lite-m", "mobilenetv4-conv-medium", 640, 1088),
+    ],
+)
+def test_light_variants(name: str, backbone: str, shorter: int, longer: int) -> None:
+    config = variant_config(name)
+    assert (config.variant, config.backbone, config.backbone_width) == (name, backbone, 32)
+    made = untrained_checkpoint(name).preprocessing
+    assert made is not None
+    assert made == own_preprocessing(config)
+    assert (made.shorter_side, made.longer_side) == (shorter, longer)
+    assert longer % made.size_divisor == 0
 
 
 @pytest.mark.parametrize(
@@ -107,6 +131,8 @@ def test_published_head_names() -> None:
     "change",
     [
         {"decoder": "detr"},
+        {"backbone": "mobilenetv4"},
+        {"finest_map": "P4"},
         {"backbone_depth": 34},
         {"activation": "tanh"},
         {"num_classes": 0},

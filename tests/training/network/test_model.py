@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from asag_deploy.errors import ConfigError
-from asag_training.network.backbone import FrozenBatchNorm2d, ResNet
+from asag_training.network.body import Body, FrozenBatchNorm2d
 from asag_training.network.config import Activation, variant_config
+from asag_training.network.mobilenet import MobileNet
 from asag_training.network.model import Asag, HeadOutput, build
+from asag_training.network.pyramid import pyramid_strides, with_coarsest
 from asag_training.network.relation_block import Proposals
+from asag_training.network.resnet import ResNet
 from support.small_network import small_config
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 LAYOUTS = sorted(path.stem.removeprefix("layout_") for path in REFERENCE.glob("layout_*.json"))
 DECODERS = ("asag-a-r50-100", "asag-s-r50-100")
+LIGHT = "asag-a-lite-s"
 
 IMAGE_SIZE = torch.tensor([[96, 128], [80, 70]])
 
@@ -37,7 +41,7 @@ def test_there_are_layouts() -> None:
     assert {layout[:6] for layout in LAYOUTS} == {"asag_a", "asag_s"}
 
 
-@pytest.fixture(params=DECODERS)
+@pytest.fixture(params=[*DECODERS, LIGHT])
 def model(request: pytest.FixtureRequest) -> Asag:
     return build(small_config(request.param)).requires_grad_(False)
 
@@ -138,6 +142,26 @@ def test_resnet(depth: int, blocks: tuple[int, ...]) -> None:
     assert shapes == [(1, 16, 17, 24), (1, 32, 9, 12), (1, 64, 5, 6), (1, 128, 3, 3)]
 
 
+@pytest.mark.parametrize("variant", [LIGHT, "asag-a-lite-m"])
+def test_light_networks_have_no_p2(variant: str) -> None:
+    model = build(small_config(variant, heads=1))
+    with torch.no_grad():
+        features = model.features(torch.randn(1, 3, 97, 64))
+    assert [tuple(feature.shape) for feature in features] == [(1, 13, 8, 32), (1, 7, 4, 32), (1, 4, 2, 32)]
+    four = with_coarsest(features)
+    assert torch.equal(four[3], features[2][:, ::2, ::2])
+    assert pyramid_strides(model.config) == (8, 16, 32, 64)
+    # An anchor is read from the map of its size, whatever the finest map is: 448 pixels from P5.
+    anchors = torch.tensor([[[32.0, 48.0, 448.0, 448.0]]])
+    all_valid = torch.ones(1, 1).bool()
+    before = model.relate(features, anchors, all_valid, IMAGE_SIZE[:1])[0].content
+    for i, matters in enumerate((False, False, True)):
+        changed = [*features]
+        changed[i] = features[i] + torch.randn_like(features[i])
+        after = model.relate(changed, anchors, all_valid, IMAGE_SIZE[:1])[0].content
+        assert torch.equal(after, before) != matters
+
+
 def test_network_over_resnet_101() -> None:
     model = build(small_config("asag-s-r101-300", heads=1))
     with torch.no_grad():
@@ -167,8 +191,8 @@ def test_batch_norm_that_learns_is_batch_norm() -> None:
     torch.testing.assert_close(ours.eval()(x), norm.eval()(x), atol=1e-5, rtol=1e-5)
 
 
-def test_training_folds_fixed_statistics_into_the_convolutions() -> None:
-    body = ResNet(26, width=4)
+@pytest.mark.parametrize("body", [ResNet(26, width=4), MobileNet("small", 8), MobileNet("medium", 8)])
+def test_training_folds_fixed_statistics_into_the_convolutions(body: Body) -> None:
     with torch.no_grad():
         for module in body.modules():
             if isinstance(module, FrozenBatchNorm2d):

@@ -219,3 +219,31 @@ def test_fewer_anchors_than_slots() -> None:
     )
     assert count.tolist() == [2]
     assert queries[0, :, 2].tolist() == [10, 10, *[60] * 7]
+
+
+def test_what_is_compiled_is_not_taken_for_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch before 2.13 says of all that torch.compile traces that it is exported; so it says here."""
+    settings = PadSettings()
+    _, anchors, keep, image_size, slots = next(
+        given for given in naive.pad_inputs(settings) if given.keep.any()
+    )
+    maps = [torch.from_numpy(each) for each in naive.pyramid(5, 64, 96, channels=6)]
+    boxes = torch.from_numpy(naive.roi_boxes(1, 64, 96))
+    xy, weight = (torch.from_numpy(each) for each in naive.sample_points(6, 64, 96, groups=3))
+    given = (torch.from_numpy(anchors), torch.from_numpy(keep), torch.from_numpy(image_size))
+
+    def all_of_them(slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        padded = pad_anchors(*given, slots, **settings._asdict())
+        return (
+            multiscale_roi_align(maps, boxes, STRIDES),
+            pyramid_sample(maps, xy, weight, STRIDES),
+            *padded,
+        )
+
+    expected = all_of_them(torch.arange(slots))
+    compiled = torch.compile(all_of_them, backend="eager", fullgraph=True)  # and traced when it is called
+    monkeypatch.setattr(torch.compiler, "_is_exporting_flag", True)
+    found = compiled(torch.arange(slots))
+    assert expected[-1].any()
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, equal_nan=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
-from asag_training.network.config import AsagConfig, default_categories, variant_config
+from asag_training.network.config import AsagConfig, default_categories, own_preprocessing, variant_config
 from asag_training.network.model import build
 from asag_training.settings import apply_changes
 
@@ -133,7 +133,11 @@ def untrained_checkpoint(variant: str | AsagConfig, seed: int = 0) -> Checkpoint
         for mlp in (model.anchor_generator.proj_all, model.anchor_generator.proj_patch):
             _spread(mlp.layers[-1])
     return Checkpoint(
-        config=config, state=model.state_dict(), categories=default_categories(config), trained=False
+        config=config,
+        state=model.state_dict(),
+        categories=default_categories(config),
+        trained=False,
+        preprocessing=own_preprocessing(config),
     )
 
 

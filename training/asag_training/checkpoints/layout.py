@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from asag_training.network.config import (
+    RESNET,
     VARIANTS,
     AsagConfig,
     DecoderType,
@@ -31,8 +32,11 @@ _NEAR, _COMPARED = 0.9, 500
 _SHOWN_BY_SHAPES = (
     *(
         "decoder",
+        "backbone",
         "backbone_depth",
         "backbone_width",
+        "separable_neck",
+        "finest_map",
         "num_classes",
         "hidden_dim",
         "ffn_dim",
@@ -44,6 +48,9 @@ _SHOWN_BY_SHAPES = (
 """The settings that make a published variant's layout; parallel decoders can have been left out."""
 _DEPTHS = {101: "layer3.22", 50: "layer3.5"}
 """By the block that no shallower ResNet has."""
+_BODY = "backbone.0.body."
+_DEPTH_OF_NONE = AsagConfig(variant="").backbone_depth
+"""The setting where there is no ResNet."""
 _HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series)\.(\d+)\.")
 
 
@@ -110,12 +117,16 @@ def nearest_config(found: Layout, *, data_set: str | None = None) -> AsagConfig 
 
 def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
     decoder: DecoderType = "adamixer" if _any(found, "decoder.bbox_head.") else "sparse-rcnn"
-    depth = next((depth for depth, last in _DEPTHS.items() if _any(found, f"backbone.0.body.{last}.")), 26)
     first_level_anchors = found["anchor_generator.proj_all.layers.2.weight"][0] // 5
     preset = asag_crowdhuman if crowdhuman else asag_100 if first_level_anchors == 50 else asag_300
     hidden_dim = found["neck.inner_blocks.0.0.weight"][0]
-    return preset(f"asag-{decoder[0]}-r{depth}-custom", decoder, depth).with_changes(
-        backbone_width=found["backbone.0.body.conv1.weight"][0],
+    backbone = _backbone_settings(found)
+    depth = backbone["backbone_depth"]
+    kind = f"r{depth}" if backbone["backbone"] == RESNET else backbone["backbone"]
+    return preset(f"asag-{decoder[0]}-{kind}-custom", decoder, depth).with_changes(
+        **backbone,
+        separable_neck="neck.layer_blocks.0.1.weight" in found,
+        finest_map="P2" if "neck.inner_blocks.3.0.weight" in found else "P3",
         num_classes=found["rpn.fc_cls.weight"][0],
         heads=count_heads(found),
         hidden_dim=hidden_dim,
@@ -127,6 +138,23 @@ def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
         patch_anchors=found["anchor_generator.proj_patch.layers.2.weight"][0] // 5,
         **(_adamixer_settings if decoder == "adamixer" else _sparse_rcnn_settings)(found, hidden_dim),
     )
+
+
+def _backbone_settings(found: Layout) -> dict[str, Any]:
+    stem = found.get(f"{_BODY}conv_stem.weight")
+    if stem is not None:
+        size = "medium" if f"{_BODY}blocks.0.0.conv_exp.weight" in found else "small"
+        return {
+            "backbone": f"mobilenetv4-conv-{size}",
+            "backbone_depth": _DEPTH_OF_NONE,
+            "backbone_width": stem[0],
+        }
+    depth = next((depth for depth, last in _DEPTHS.items() if _any(found, f"{_BODY}{last}.")), 26)
+    return {
+        "backbone": RESNET,
+        "backbone_depth": depth,
+        "backbone_width": found[f"{_BODY}conv1.weight"][0],
+    }
 
 
 def _adamixer_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:

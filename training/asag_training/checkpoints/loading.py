@@ -229,9 +229,15 @@ def _check_activation(path: Path, config: AsagConfig, options: Mapping[str, Any]
         )
 
 
+def _only_a_backbone(path: Path, kind: str) -> str:
+    return f"'{path}' holds a {kind} and no ASAG network: it can only be a backbone's initial weights"
+
+
 def _why_none_fits(path: Path, found: Layout, names: Iterable[str]) -> str:
     if "conv1.weight" in found and "layer1.0.conv1.weight" in found:
-        return f"'{path}' holds a ResNet and no ASAG network: it can only be a backbone's initial weights"
+        return _only_a_backbone(path, "ResNet")
+    if "conv_stem.weight" in found and "blocks.2.0.dw_start.conv.weight" in found:
+        return _only_a_backbone(path, "MobileNetV4")
     heads = count_heads(found) or 1
     layouts = {name: expected_layout(config.with_changes(heads=heads)) for name, config in VARIANTS.items()}
     own = nearest_config(found)

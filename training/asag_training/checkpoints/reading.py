@@ -104,6 +104,8 @@ _OBJECTS = (
 )
 _ALLOWED = [*_HARMLESS, *((_AsDict, name) for name in _DICTIONARIES), *((Unread, name) for name in _OBJECTS)]
 _ZIP, _PICKLE = b"PK", b"\x80"
+_SAFETENSORS = b"\0\0\0\0{"
+"""The upper half of the length of a header, and what the header begins with."""
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _NOT_TORCHS = "magic number"
 """In what PyTorch says of other pickles."""
@@ -132,6 +134,8 @@ def read_weight_file(path: Path) -> WeightFile:
     saying what it is, and for a file that is missing, damaged, or would run code.
     """
     start = _start(path)
+    if start[4:9] == _SAFETENSORS:  # first: the length of its header may begin as archives and pickles do
+        return _read_safetensors(path)
     if start.startswith(_ZIP):
         what = what_archive(path)
         if what is not None:

@@ -154,7 +154,8 @@ def _why_it_does_not_fit(
 
 
 _IN_SHAPES = (
-    *("decoder", "backbone_depth", "backbone_width", "decoder_layers", "hidden_dim", "ffn_dim"),
+    *("decoder", "backbone", "backbone_depth", "backbone_width", "separable_neck", "finest_map"),
+    *("decoder_layers", "hidden_dim", "ffn_dim"),
     *("attention_heads", "in_points", "out_points", "groups", "dynamic_dim", "patch_size", "compress_dim"),
     *("first_level_anchors", "patch_anchors"),
 )

@@ -21,7 +21,8 @@ from asag_training.network.layers import (
     tower,
 )
 from asag_training.network.operators import pyramid_sample
-from asag_training.network.relation_block import PYRAMID_STRIDES, Proposals, overlap_bias, xyzr_to_relative
+from asag_training.network.pyramid import pyramid_strides
+from asag_training.network.relation_block import Proposals, overlap_bias, xyzr_to_relative
 
 _LEVEL_TEMPERATURE = 2.0
 
@@ -61,6 +62,7 @@ class AdaptiveSamplingMixing(nn.Module):
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         self.groups, self.points = config.groups, config.in_points
+        self.strides = pyramid_strides(config)
         offsets = self.groups * self.points * 3
         self.sampling_offset_generator = nn.Sequential(nn.Linear(config.hidden_dim, offsets))
         self.norm = nn.LayerNorm(config.hidden_dim)
@@ -77,24 +79,25 @@ class AdaptiveSamplingMixing(nn.Module):
         nn.init.zeros_(self.adaptive_mixing.parameter_generator[0].get_parameter("weight"))
 
     def forward(self, features: list[Tensor], query: Tensor, xyzr: Tensor) -> Tensor:
-        """Sample features P2..P5 (B, h, w, C) for query (B, Q, C) around xyzr (B, Q, 4) -> (B, Q, C)."""
+        """Sample features, four maps (B, h, w, C), for query (B, Q, C) around xyzr (B, Q, 4) -> (B, Q, C)."""
         offset = self.sampling_offset_generator(query).float().unflatten(-1, (self.groups, self.points, 3))
         size = box_ops.xyzr_size(xyzr)[:, :, None, None]
-        xy = (xyzr[:, :, None, None, :2] + offset[..., :2] * size) * PYRAMID_STRIDES[0]
+        xy = (xyzr[:, :, None, None, :2] + offset[..., :2] * size) * self.strides[0]
         z = xyzr[:, :, None, None, 2] + offset[..., 2]
-        sampled = sample_3d(features, xy, z)
+        sampled = sample_3d(features, xy, z, self.strides)
         return self.norm(self.adaptive_mixing(sampled.to(query.dtype), query))  # type: ignore[no-any-return]
 
 
-def sample_3d(features: list[Tensor], xy: Tensor, z: Tensor) -> Tensor:
+def sample_3d(features: list[Tensor], xy: Tensor, z: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Sample the pyramid at points in space and scale; channel group g serves the points of group g.
 
-    features: P2..P5 (B, h, w, C); xy: (B, Q, G, P, 2) in pixels; z: (B, Q, G, P), where 0 is P2 and 3 is P5.
-    Levels are weighted by softmax of -(z - level)^2 / 2.  Returns (B, Q, G, P, C / G).
+    features: one (B, h, w, C) map for each of the strides; xy: (B, Q, G, P, 2) in pixels; z: (B, Q, G, P),
+    where 0 is the finest map and 1 the one above it.  Levels are weighted by softmax of -(z - level)^2 / 2.
+    Returns (B, Q, G, P, C / G).
     """
     level = torch.arange(len(features), dtype=torch.float32, device=z.device)
     weight = torch.softmax(-((z[..., None] - level) ** 2) / _LEVEL_TEMPERATURE, dim=-1)
-    return pyramid_sample(features, xy, weight, PYRAMID_STRIDES)
+    return pyramid_sample(features, xy, weight, strides)
 
 
 class AdaMixerStage(nn.Module):
@@ -138,6 +141,7 @@ class AdaMixerDecoder(nn.Module):
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         self.layers = config.decoder_layers
+        self.stride = pyramid_strides(config)[0]
         stages = config.heads * self.layers
         self.decoder_embedding = nn.Embedding(stages, config.hidden_dim)
         self.bbox_head = nn.ModuleList(AdaMixerStage(config) for _ in range(stages))
@@ -152,5 +156,5 @@ class AdaMixerDecoder(nn.Module):
         for stage in range(head * self.layers, (head + 1) * self.layers):
             query = content + self.decoder_embedding.weight[stage]
             logits, xyzr, content = self.bbox_head[stage](features, xyzr.detach(), query, blocked)
-            predicted.append((logits, xyzr_to_relative(xyzr, image_size)))
+            predicted.append((logits, xyzr_to_relative(xyzr, self.stride, image_size)))
         return predicted

@@ -9,16 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from asag_deploy.bundle.manifest import Category, Level
+from asag_deploy.bundle.manifest import Category, Level, Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.settings import Settings
 
 DecoderType = Literal["adamixer", "sparse-rcnn"]
+BackboneType = Literal["resnet", "mobilenetv4-conv-small", "mobilenetv4-conv-medium"]
 Activation = Literal["gelu", "relu", "silu"]
+FinestMap = Literal["P2", "P3"]
 
 MAIN_HEAD = "main"
+RESNET: BackboneType = "resnet"
+BACKBONES: tuple[BackboneType, ...] = get_args(BackboneType)
 BACKBONE_DEPTHS = (26, 50, 101)
 
 MANUAL_STOPS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("P4",), "p5-p6": ()}
@@ -26,7 +30,9 @@ MANUAL_STOPS: dict[str, tuple[Level, ...]] = {"p3-p6": ("P4", "P3"), "p4-p6": ("
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder": get_args(DecoderType),
+    "backbone": BACKBONES,
     "backbone_depth": BACKBONE_DEPTHS,
+    "finest_map": get_args(FinestMap),
     "activation": get_args(Activation),
 }
 _COUNTS = (
@@ -65,10 +71,16 @@ class AsagConfig(Settings):
     """The name it is exported under."""
     decoder: DecoderType = "adamixer"
     """ASAG-A ('adamixer') or ASAG-S ('sparse-rcnn')."""
+    backbone: BackboneType = RESNET
     backbone_depth: int = 50
-    """26, 50 or 101."""
+    """Of a ResNet: 26, 50 or 101."""
     backbone_width: int = 64
-    """Channels of the stem; 64 is the standard ResNet."""
+    """Channels of the stem; 64 is the standard ResNet, 32 the standard MobileNetV4."""
+    separable_neck: bool = False
+    """The neck's 3x3 convolutions are depthwise, with a 1x1 after each."""
+    finest_map: FinestMap = "P2"
+    """Of the four that boxes are read from: P2 to P5, or P3 to P6.  Beside a light backbone P2 costs as much
+    as all else."""
     num_classes: int = 80
     heads: int = 4
     """Parallel decoders: the main one and `heads - 1` auxiliary ones [num_decoder_layers]."""
@@ -196,6 +208,28 @@ def asag_crowdhuman(variant: str, decoder: DecoderType, backbone_depth: int) -> 
     )
 
 
+def asag_lite(variant: str, backbone: BackboneType) -> AsagConfig:
+    """Return a light network for pictures of 512 to 640 pixels, in which what is probed counts.
+
+    Patches are as large a part of such a picture as the published ones are of 800 pixels.
+    """
+    return AsagConfig(
+        variant=variant,
+        backbone=backbone,
+        backbone_width=32,
+        separable_neck=True,
+        finest_map="P3",
+        hidden_dim=128,
+        ffn_dim=512,
+        attention_heads=4,
+        activation="relu",
+        in_points=16,
+        out_points=32,
+        patch_size=10,
+        min_anchor_side=2.0,
+    )
+
+
 def _variants() -> dict[str, AsagConfig]:
     decoders: dict[str, DecoderType] = {"a": "adamixer", "s": "sparse-rcnn"}
     presets = {"100": asag_100, "300": asag_300, "crowdhuman": asag_crowdhuman}
@@ -205,11 +239,19 @@ def _variants() -> dict[str, AsagConfig]:
         for depth in (50, 101)
         for setting, preset in presets.items()
     ]
+    configs += [
+        asag_lite("asag-a-lite-s", "mobilenetv4-conv-small"),
+        asag_lite("asag-a-lite-m", "mobilenetv4-conv-medium").with_changes(hidden_dim=192, ffn_dim=768),
+    ]
     return {config.variant: config for config in configs}
 
 
 VARIANTS: dict[str, AsagConfig] = _variants()
-"""The published variants by name, e.g. `asag-a-r50-100`."""
+"""The published variants by name, e.g. `asag-a-r50-100`, and the light ones."""
+
+
+_SIDES = {"asag-a-lite-s": (512, 864), "asag-a-lite-m": (640, 1088)}
+"""Shorter and longest longer side of the images of light networks."""
 
 
 def variant_config(name: str) -> AsagConfig:
@@ -218,6 +260,14 @@ def variant_config(name: str) -> AsagConfig:
         return VARIANTS[name]
     except KeyError:
         raise ConfigError(f"unknown variant '{name}'; the variants are {', '.join(VARIANTS)}") from None
+
+
+def own_preprocessing(config: AsagConfig) -> Preprocessing | None:
+    """Return how images are prepared for a light variant, or None: as they usually are."""
+    if config.variant not in _SIDES:
+        return None
+    shorter, longer = _SIDES[config.variant]
+    return Preprocessing(shorter_side=shorter, longer_side=longer)
 
 
 def default_categories(config: AsagConfig) -> tuple[Category, ...]:

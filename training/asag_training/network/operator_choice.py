@@ -59,6 +59,15 @@ def use_operators(operators: Operators) -> Iterator[None]:
         _brought.reset(before)
 
 
+def being_exported() -> bool:
+    """Tell whether calls are to become nodes of the ONNX domain `asag`: in an export, not in torch.compile.
+
+    PyTorch before 2.13 says of all that torch.compile traces that it is being exported.  Such a node would
+    then be left out of what is compiled and run as it is, which gives zeros on the CPU.
+    """
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def operators_in_use() -> Operators | None:
     """Return what was brought; None for the references."""
     return None if torch.compiler.is_compiling() else _brought.get()

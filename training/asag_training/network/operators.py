@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from asag_training.network import boxes as box_ops
-from asag_training.network.operator_choice import operators_in_use
+from asag_training.network.operator_choice import being_exported, operators_in_use
 
 ONNX_VERSION = 1
 """Version of the operators in the ONNX domain `asag`."""
@@ -35,7 +35,7 @@ def multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Seq
     torchvision's roi_align with aligned=False: boxes are at least one cell wide, samples beyond (-1, size)
     are 0, the rest are clamped into the map.
     """
-    if torch.compiler.is_exporting():
+    if being_exported():
         return torch.onnx.ops.symbolic(
             "asag::MultiscaleRoIAlign",
             (*features, boxes),
@@ -58,7 +58,7 @@ def pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, strid
     Bilinear with zeros outside, cell centres at (i + 0.5) stride.  Returns (B, Q, G, P, C / G) in the
     features' type.
     """
-    if torch.compiler.is_exporting():
+    if being_exported():
         return torch.onnx.ops.symbolic(
             "asag::PyramidSample",
             (*features, xy, weight),
@@ -136,7 +136,7 @@ def pad_anchors(
     Returns queries float32 (B, Q, 4) cxcywh in pixels, padded with boxes that are the whole image, and counts
     int64 (B,): how many are real.
     """
-    if torch.compiler.is_exporting():
+    if being_exported():
         queries, count = torch.onnx.ops.symbolic_multi_out(
             "asag::PadAnchors",
             (anchors, keep, image_size, slots),

@@ -23,9 +23,7 @@ from asag_training.network.layers import (
     tower,
 )
 from asag_training.network.operators import ROI_SIZE, multiscale_roi_align
-
-PYRAMID_STRIDES = (4, 8, 16, 32)
-"""Pixels per cell of P2..P5."""
+from asag_training.network.pyramid import pyramid_strides
 
 
 class Proposals(NamedTuple):
@@ -36,7 +34,7 @@ class Proposals(NamedTuple):
     boxes: Tensor
     """(B, Q, 4) cxcywh relative to the valid image."""
     xyzr: Tensor
-    """(B, Q, 4) the same boxes as xyzr in cells of P2."""
+    """(B, Q, 4) the same boxes as xyzr in cells of the finest map."""
     content: Tensor
     """(B, Q, C) query features."""
 
@@ -48,9 +46,9 @@ def overlap_bias(xyzr: Tensor, tau: Tensor, blocked: Tensor) -> Tensor:
     return overlap[:, None] * tau.float().view(1, -1, 1, 1) + blocking_bias(blocked)
 
 
-def xyzr_to_relative(xyzr: Tensor, image_size: Tensor) -> Tensor:
-    """Convert (B, Q, 4) xyzr in cells of P2 to cxcywh relative to the valid image."""
-    pixels = box_ops.xyzr_to_xyxy(xyzr) * PYRAMID_STRIDES[0]
+def xyzr_to_relative(xyzr: Tensor, stride: int, image_size: Tensor) -> Tensor:
+    """Convert (B, Q, 4) xyzr in cells of `stride` pixels to cxcywh relative to the valid image."""
+    pixels = box_ops.xyzr_to_xyxy(xyzr) * stride
     return box_ops.xyxy_to_cxcywh(pixels / box_ops.whwh(image_size))
 
 
@@ -60,6 +58,7 @@ class RelationBlock(nn.Module):
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
+        self.strides = pyramid_strides(config)
         self.roi = nn.Linear(dim * ROI_SIZE**2, dim)
         self.tokens_norm1 = nn.LayerNorm(dim)
         self.tokens_proj = Mlp((dim, config.ffn_dim, dim), config.activation)
@@ -79,14 +78,14 @@ class RelationBlock(nn.Module):
     ) -> Proposals:
         """Turn anchors into proposals.
 
-        features: P2..P5, each (B, h, w, C); anchors: (B, Q, 4) cxcywh in pixels; blocked: bool (B, Q, Q),
-        which query (row) must not see which (column).
+        features: P2..P5 or P3..P6, each (B, h, w, C); anchors: (B, Q, 4) cxcywh in pixels; blocked: bool
+        (B, Q, Q), which query (row) must not see which (column).
         """
         boxes = box_ops.cxcywh_to_xyxy(anchors)
-        content = self._roi_content(multiscale_roi_align(features, boxes, PYRAMID_STRIDES))
+        content = self._roi_content(multiscale_roi_align(features, boxes, self.strides))
 
         with torch.no_grad():
-            xyzr = box_ops.xyxy_to_xyzr(boxes / PYRAMID_STRIDES[0])
+            xyzr = box_ops.xyxy_to_xyzr(boxes / self.strides[0])
             position = sine_embedding(xyzr, content.shape[-1])
         bias = overlap_bias(xyzr, self.iof_tau, blocked)
         content = content + position.to(content.dtype)
@@ -96,7 +95,7 @@ class RelationBlock(nn.Module):
         logits = self.fc_cls(run(self.cls_fcs, content)).float()
         delta = self.fc_reg(run(self.reg_fcs, content)).float()
         refined = box_ops.refine_xyzr(xyzr, delta)
-        return Proposals(logits, xyzr_to_relative(refined, image_size), refined, content)
+        return Proposals(logits, xyzr_to_relative(refined, self.strides[0], image_size), refined, content)
 
     def _roi_content(self, roi: Tensor) -> Tensor:
         """Turn RoI features (B, Q, 7, 7, C) into (B, Q, C)."""

@@ -22,7 +22,8 @@ from asag_training.network.layers import (
     tower,
 )
 from asag_training.network.operators import ROI_SIZE, multiscale_roi_align
-from asag_training.network.relation_block import PYRAMID_STRIDES, Proposals
+from asag_training.network.pyramid import pyramid_strides
+from asag_training.network.relation_block import Proposals
 
 _DELTA_SCALE = 2.0
 """Centre deltas are predicted at twice their size."""
@@ -95,6 +96,7 @@ class SparseRcnnDecoder(nn.Module):
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         self.layers = config.decoder_layers
+        self.strides = pyramid_strides(config)
         stages = config.heads * self.layers
         self.head_series = nn.ModuleList(SparseRcnnStage(config) for _ in range(stages))
         self.decoder_embedding = nn.Embedding(stages, config.hidden_dim)
@@ -109,7 +111,7 @@ class SparseRcnnDecoder(nn.Module):
         for stage in range(head * self.layers, (head + 1) * self.layers):
             boxes = boxes.detach()
             pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
-            roi = multiscale_roi_align(features, pixels, PYRAMID_STRIDES).flatten(2, 3)
+            roi = multiscale_roi_align(features, pixels, self.strides).flatten(2, 3)
             query = content + self.decoder_embedding.weight[stage]
             logits, boxes, content = self.head_series[stage](query, roi, boxes, blocked)
             predicted.append((logits, boxes))

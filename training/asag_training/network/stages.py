@@ -19,8 +19,14 @@ from asag_deploy.bundle.manifest import Level, Preprocessing, ProbeLevel, Probin
 from asag_deploy.loop.stages import FEATURES, PATCHES_COLUMN, LevelOutputs
 from asag_training.network import boxes as box_ops
 from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
+from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.operators import pad_anchors, patch_nms
+
+
+def feature_maps(config: AsagConfig) -> tuple[str, ...]:
+    """Name the maps that backbone and neck put out: `p2` to `p5`, or `p3` to `p5`."""
+    return FEATURES[FEATURES.index(config.finest_map.lower()) :]
 
 
 class StageModule(nn.Module):
@@ -87,7 +93,7 @@ class BackboneStage(SelectingStage):
         self.model, self.next_level = model, next_level
         self.floor = model.config.anchor_floor
         choice = ("counts",) if next_level is None else ("selected", "counts")
-        self.outputs = (*FEATURES, "anchors", *choice)
+        self.outputs = (*feature_maps(model.config), "anchors", *choice)
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
         features = self.model.features(image)
@@ -152,11 +158,12 @@ class DecoderStage(StageModule):
             selected = [f"selected_{('p5', 'p4')[i]}"] if self.replace else []
             anchors += [*selected, f"anchors_{level.lower()}"]
         probed = ("probed",) if self.levels and self.replace else ()
-        self.inputs = (*FEATURES, *anchors, *probed, "image_size", "query_slots")
+        self.maps = feature_maps(model.config)
+        self.inputs = (*self.maps, *anchors, *probed, "image_size", "query_slots")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.inputs, tensors, strict=True))
-        features = [named[name] for name in FEATURES]
+        features = [named[name] for name in self.maps]
         image_size = named["image_size"]
         queries, count = self.queries(named)
         valid = named["query_slots"] < count[:, None]

@@ -44,7 +44,7 @@ def start(
 ) -> Start:
     """Make the network of a recipe, for as many classes as `categories`, and give it what there is for it.
 
-    init: a checkpoint to start from, with any classes; weights: which of those in it; backbone: ResNet
+    init: a checkpoint to start from, with any classes; weights: which of those in it; backbone: ImageNet
     weights to start the backbone from; named: the settings that were asked for by name, which no checkpoint
     changes.
 

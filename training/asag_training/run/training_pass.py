@@ -135,7 +135,7 @@ def _predict_anchors(
         anchors=[first.anchors],
         passing=[generator.passes(first.anchors)],
     )
-    maps: dict[str, Tensor] = {"P4": features[2], "P3": features[1]}
+    maps: dict[str, Tensor] = {"P4": features[-2], "P3": features[-3]}
     for level in plan.levels:
         anchors, feature = found.anchors[-1], maps[level.level]
         selected = generator.select(anchors, level.level) & generates

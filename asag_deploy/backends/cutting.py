@@ -1,0 +1,232 @@
+"""Cutting a graph at the operators that are compiled for the CPU.
+
+What lies before, between and behind them stays a graph, a *piece*, that the backend's library runs.  A graph
+is cut when it is loaded, so that bundles know nothing of it; it takes the package `onnx`.
+
+    found = cut(path)     # None if it holds no such operator, or cannot be cut
+    if found is not None:
+        plan, models = found
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from asag_deploy.bundle.manifest import TensorSpec
+from asag_deploy.scratch import path_in_utf8
+from asag_deploy.typed_json import parse_json, read_fields
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+DOMAIN = "asag"
+TOP_K = "TopK"
+OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", "PadAnchors")
+"""Those of the domain `asag` that a cut is made at; `TOP_K` of rows is the standard operator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A graph of standard operators."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """An operator between two pieces."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, tuple[int, ...]]
+
+    @property
+    def samples(self) -> bool:
+        """Whether it gives what it has sampled from feature maps."""
+        return self.operator in ("MultiscaleRoIAlign", "PyramidSample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a graph is, cut: its interface, and what is run one after the other."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    pieces: tuple[Piece, ...]
+    calls: tuple[tuple[Call, ...], ...]
+    """Those that follow each piece; none follow the last."""
+
+    def to_json(self) -> bytes:
+        """Write it as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Plan:
+        """Read what `to_json` has written.  Raises ValueError or FieldError for anything else."""
+        return cast(Plan, read_fields(cls, parse_json(text)))
+
+
+def can_cut() -> bool:
+    """Return whether what cutting takes is installed."""
+    return importlib.util.find_spec("onnx") is not None
+
+
+def cut(path: Path) -> tuple[Plan, list[bytes]] | None:
+    """Cut the graph in a file; return the plan, and every piece as an ONNX model.
+
+    None if it holds none of the operators, or a value of a type that is not known.
+
+    Raises what `onnx` raises for a file that is no model.
+    """
+    import onnx
+
+    with path_in_utf8(path) as known:
+        model = onnx.load(known)
+    if not any(node.domain == DOMAIN and node.op_type in OPERATORS for node in model.graph.node):
+        return None
+    # Quantising leaves values without a type; finding them out takes as long as reading, so only where needed.
+    return _Cutter(model).cut() or _Cutter(onnx.shape_inference.infer_shapes(model)).cut()
+
+
+class _Cutter:
+    """A graph, and for each of its values behind how many cuts it lies."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model, self._graph = model, model.graph
+        self._given = {value.name for value in self._graph.input}
+        self._constants = {value.name: value for value in self._graph.initializer}
+        self._types: dict[str, ValueInfoProto] = {
+            value.name: value for value in (*self._graph.value_info, *self._graph.input, *self._graph.output)
+        }
+        self._nodes: list[NodeProto] = list(self._graph.node)
+        self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
+        self._is_call = [self._can_be_called(node) for node in self._nodes]
+        self._depth: dict[str, int] = {}
+        for i, node in enumerate(self._nodes):
+            before = max((self._depth.get(name, 0) for name in _reads(node)), default=0)
+            for name in node.output:
+                self._depth[name] = before + self._is_call[i]
+
+    def cut(self) -> tuple[Plan, list[bytes]] | None:
+        """Return the pieces and the calls between them; None where that cannot be."""
+        last = max(self._depth.values())
+        calls: list[list[Call]] = [[] for _ in range(last + 1)]
+        for node, called in zip(self._nodes, self._is_call, strict=True):
+            if called:
+                calls[self._depth[node.output[0]] - 1].append(_call(node))
+            elif node.domain == DOMAIN:
+                return None
+        pieces: list[Piece] = []
+        models: list[bytes] = []
+        for depth, outputs in enumerate(self._wanted()):
+            nodes, inputs = self._behind(outputs, depth)
+            if not {*inputs, *outputs} <= set(self._types):
+                return None
+            pieces.append(Piece(inputs=tuple(inputs), outputs=tuple(outputs)))
+            models.append(self._model_of(nodes, pieces[-1], f"{self._graph.name}_{depth}"))
+        plan = Plan(
+            inputs=tuple(map(_spec, self._graph.input)),
+            outputs=tuple(map(_spec, self._graph.output)),
+            pieces=tuple(pieces),
+            calls=tuple(tuple(of_piece) for of_piece in calls),
+        )
+        return plan, models
+
+    def _can_be_called(self, node: NodeProto) -> bool:
+        if node.domain == DOMAIN:
+            return node.op_type in OPERATORS
+        if node.op_type != TOP_K or node.domain:
+            return False
+        options = {attribute.name: attribute.i for attribute in node.attribute}
+        values = self._types.get(node.input[0])
+        rows = values is not None and len(values.type.tensor_type.shape.dim) == 2
+        largest = options.get("largest", 1) == 1 and options.get("sorted", 1) == 1
+        float32 = values is not None and values.type.tensor_type.elem_type == 1
+        return rows and largest and float32 and options.get("axis", -1) in (1, -1)
+
+    def _wanted(self) -> list[list[str]]:
+        """List what each piece has to give: inputs of calls, outputs, and what later pieces read."""
+        wanted: list[dict[str, None]] = [{} for _ in range(max(self._depth.values()) + 1)]
+
+        def want(name: str) -> None:
+            maker = self._maker.get(name)
+            if maker is not None and not self._is_call[maker]:
+                wanted[self._depth[name]][name] = None
+
+        for i, node in enumerate(self._nodes):
+            here = self._depth[node.output[0]]
+            for name in _reads(node):
+                # What no call has a part in is computed again where it is read: constants, most of it.
+                if self._is_call[i] or 0 < self._depth.get(name, 0) < here:
+                    want(name)
+        for value in self._graph.output:
+            want(value.name)
+        return [list(names) for names in wanted]
+
+    def _model_of(self, nodes: set[int], piece: Piece, name: str) -> bytes:
+        from onnx import helper
+
+        read = {name for i in nodes for name in self._nodes[i].input}
+        graph = helper.make_graph(
+            [self._nodes[i] for i in sorted(nodes)],
+            name,
+            [self._types[name] for name in piece.inputs],
+            [self._types[name] for name in piece.outputs],
+            [value for name, value in self._constants.items() if name in read],
+        )
+        standard = [entry for entry in self._model.opset_import if entry.domain != DOMAIN]
+        model = helper.make_model(graph, opset_imports=standard, ir_version=self._model.ir_version)
+        content: bytes = model.SerializeToString()
+        return content
+
+    def _behind(self, outputs: Iterable[str], depth: int) -> tuple[set[int], list[str]]:
+        """Find the nodes that compute these outputs, and what they read that comes from elsewhere."""
+        nodes: set[int] = set()
+        inputs: dict[str, None] = {}
+        front = list(outputs)
+        while front:
+            name = front.pop()
+            maker = self._maker.get(name)
+            if name in self._constants:
+                continue
+            if maker is None or self._is_call[maker] or 0 < self._depth[name] < depth:
+                inputs[name] = None
+            elif maker not in nodes:
+                nodes.add(maker)
+                front += _reads(self._nodes[maker])
+        return nodes, list(inputs)
+
+
+def _reads(node: NodeProto) -> list[str]:
+    """List the values that a node reads, also in graphs that it holds."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        names += [name for inner in _graphs(attribute) for each in inner.node for name in _reads(each)]
+    return names
+
+
+def _graphs(attribute: Any) -> list[GraphProto]:
+    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _call(node: NodeProto) -> Call:
+    attributes = {each.name: tuple(each.ints) or (int(each.i),) for each in node.attribute}
+    return Call(
+        operator=node.op_type, inputs=tuple(node.input), outputs=tuple(node.output), attributes=attributes
+    )
+
+
+def _spec(value: ValueInfoProto) -> TensorSpec:
+    from onnx import helper
+
+    tensor = value.type.tensor_type
+    shape = tuple(size.dim_param or int(size.dim_value) for size in tensor.shape.dim)
+    dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)

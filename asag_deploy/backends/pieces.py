@@ -1,0 +1,161 @@
+"""A stage in pieces: graphs that a library runs, and between them operators that are compiled for the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.backends.cutting import TOP_K, Call, Plan, can_cut
+from asag_deploy.backends.network import check_inputs, check_shapes
+from asag_deploy.bundle.manifest import GraphSpec
+from asag_deploy.errors import Problem
+from asag_deploy.kernels.buffers import Buffer
+from asag_deploy.kernels.cpu import MOST_THREADS, CpuKernels, cpu_kernels, why_no_cpu_kernels
+from asag_deploy.loop.stages import Array, Stage
+
+FLOAT32 = np.dtype(np.float32)
+CUT = frozenset({"decoder"})
+"""Graphs that are cut where the operators are compiled for the CPU."""
+
+
+_whole: ContextVar[bool] = ContextVar("graphs run whole", default=False)
+
+
+@contextmanager
+def graphs_run_whole() -> Iterator[None]:
+    """Let networks that are opened meanwhile run their graphs whole, to compare them with those in pieces."""
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def kernels_for_cutting() -> CpuKernels | None:
+    """Return the operators if graphs can and may be cut at them here, else None.
+
+    Raises BackendError for a library that cannot be used.
+    """
+    return None if _whole.get() or not can_cut() else cpu_kernels()
+
+
+def why_no_pieces() -> Problem | None:
+    """Say why graphs run whole here, and what to do; None if they are cut at the compiled operators."""
+    problem = why_no_cpu_kernels()
+    if problem is None and not can_cut():
+        return Problem("the package onnx is not installed", "install it with `pip install onnx`")
+    return problem
+
+
+def threads_of_an_operator(threads: int | None, requests: int) -> int:
+    """Return how many threads an operator uses if `requests` calls at once share `threads` (None: all)."""
+    return max(1, min((threads or len(os.sched_getaffinity(0))) // requests, MOST_THREADS))
+
+
+class HostMemory(Protocol):
+    """How a backend's arrays are reached on the host without a copy."""
+
+    def view(self, array: Array) -> Buffer | NDArray[Any]:
+        """Return the memory of an array, which lives as long as the array does."""
+        ...
+
+    def wrap(self, values: NDArray[Any]) -> Array:
+        """Return an array of the backend in this memory."""
+        ...
+
+    def shape(self, array: Array) -> tuple[int, ...]:
+        """Return an array's shape."""
+        ...
+
+
+class StageInPieces:
+    """A stage that was cut.  Safe to call from several threads at once."""
+
+    def __init__(
+        self,
+        graph: GraphSpec,
+        plan: Plan,
+        pieces: Sequence[Stage],
+        kernels: CpuKernels,
+        memory: HostMemory,
+        *,
+        threads: int,
+        sampled: np.dtype[Any] = FLOAT32,
+    ) -> None:
+        """Put a stage together.
+
+        threads: of each operator; sampled: the type of what is sampled from feature maps.
+        """
+        self._graph, self._plan, self._pieces = graph, plan, pieces
+        self._kernels, self._memory = kernels, memory
+        self._threads, self._sampled = threads, sampled
+        self._inputs = [spec.name for spec in plan.inputs]
+        self._operators: dict[str, Callable[[Call, list[Any]], Sequence[NDArray[Any]]]] = {
+            "MultiscaleRoIAlign": self._roi_align,
+            "PyramidSample": self._pyramid_sample,
+            "PadAnchors": self._pad_anchors,
+            TOP_K: self._top_k,
+        }
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run all pieces on those of `inputs` that the stage declares."""
+        check_inputs(self._graph.name, self._inputs, inputs)
+        values = {name: inputs[name] for name in self._inputs}
+        for piece, calls in zip(self._pieces, self._plan.calls, strict=True):
+            values.update(piece(values))
+            for call in calls:
+                given = [self._memory.view(values[name]) for name in call.inputs]
+                results = self._operators[call.operator](call, given)
+                values.update(
+                    (name, self._memory.wrap(result))
+                    for name, result in zip(call.outputs, results, strict=True)
+                )
+        outputs = {spec.name: values[spec.name] for spec in self._plan.outputs}
+        shape = self._memory.shape
+        check_shapes(
+            self._graph,
+            {name: shape(inputs[name]) for name in self._inputs},
+            {name: shape(array) for name, array in outputs.items()},
+        )
+        return outputs
+
+    def _roi_align(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        *features, boxes = given
+        return (
+            self._kernels.multiscale_roi_align(
+                features, boxes, strides=call.attributes["strides"], out=self._sampled, threads=self._threads
+            ),
+        )
+
+    def _pyramid_sample(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        *features, xy, weight = given
+        return (
+            self._kernels.pyramid_sample(
+                features,
+                xy,
+                weight,
+                strides=call.attributes["strides"],
+                out=self._sampled,
+                threads=self._threads,
+            ),
+        )
+
+    def _pad_anchors(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        anchors, keep, image_size, slots = given
+        return self._kernels.pad_anchors(
+            anchors,
+            keep,
+            image_size,
+            slots.shape[0],
+            **{name: value for name, (value,) in call.attributes.items()},
+        )
+
+    def _top_k(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        values, count = given
+        return self._kernels.top_k(values, int(np.asarray(count).reshape(-1)[0]))

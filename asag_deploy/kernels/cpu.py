@@ -1,0 +1,245 @@
+"""The decoder's operators on the CPU: `asag_cpu_*` of the library `asag_kernels_host`, called on arrays.
+
+Arrays are contiguous NumPy arrays or Buffers on the host.  NumPy does not know bfloat16; arrays of it have
+the type `BFLOAT16`.  All functions raise ConfigError for an array of the wrong shape or type, and
+BackendError where the library refuses.  Safe to call from several threads at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asag_deploy.errors import BackendError, ConfigError, Problem
+from asag_deploy.kernels import structures
+from asag_deploy.kernels.buffers import Arrays, Buffer, buffer_of, expect
+from asag_deploy.kernels.library import KernelLibrary
+
+CPU_LIBRARY_VARIABLE = "ASAG_CPU_KERNELS_LIBRARY"
+"""Environment variable with the path of the library, or empty for none."""
+PACKAGE = "asag_cpu_kernels"
+"""The package that holds the library, which is installed by a wheel of its own."""
+LIBRARY_NAME = "libasag_kernels_host.so"
+
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+"""The upper halves of float32 numbers."""
+ROI_SIZE = 7
+MOST_THREADS = 512
+"""That a call may use."""
+
+_TYPES = {
+    np.dtype(np.float32): structures.FLOAT32,
+    np.dtype(np.float16): structures.FLOAT16,
+    BFLOAT16: structures.BFLOAT16,
+}
+_ARGUMENTS: dict[str, type[ctypes.Structure]] = {
+    "multiscale_roi_align": structures.MultiscaleRoIAlign,
+    "pyramid_sample": structures.PyramidSample,
+    "pad_anchors": structures.PadAnchors,
+    "top_k": structures.TopK,
+}
+
+
+class CpuKernels:
+    """The operators, compiled for CPUs."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Load the library at `path`.  Raises BackendError if it is another, or of another interface."""
+        self.path = KernelLibrary(path, "host").path  # which also finds out whether it is the right one
+        library = ctypes.CDLL(str(self.path))
+        library.asag_message.restype = ctypes.c_char_p
+        library.asag_message.argtypes = [ctypes.c_int]
+        for name, structure in _ARGUMENTS.items():
+            function = getattr(library, f"asag_cpu_{name}")
+            function.argtypes = [ctypes.POINTER(structure), ctypes.POINTER(structures.Cpu)]
+            function.restype = ctypes.c_int
+        self._library = library
+
+    def multiscale_roi_align(
+        self, features: Arrays, boxes: Any, *, strides: Sequence[int], out: np.dtype[Any], threads: int
+    ) -> NDArray[Any]:
+        """Run RoIAlign 7x7, each box on the one level its area chooses (FPN).
+
+        features: (B, h, w, C) for each of 1 to 4 levels, float32, float16 or BFLOAT16; boxes: float32
+        (B, Q, 4) xyxy in pixels; strides: pixels per cell, each twice the one before.  Returns
+        (B, Q, 7, 7, C) of the type `out`: the features', or float32, or BFLOAT16 of float32.
+        """
+        maps = _maps(features, strides)
+        batch, *_, channels = maps[0].shape
+        box = expect("boxes", boxes, (batch, -1, 4), np.float32, on_device=False)
+        result = np.empty((*box.shape[:2], ROI_SIZE, ROI_SIZE, channels), dtype=out)
+        arguments = structures.MultiscaleRoIAlign(
+            _pyramid(maps, strides), box.pointer, result.ctypes.data, box.shape[1]
+        )
+        self._run("multiscale_roi_align", arguments, threads, out)
+        return result
+
+    def pyramid_sample(
+        self,
+        features: Arrays,
+        xy: Any,
+        weight: Any,
+        *,
+        strides: Sequence[int],
+        out: np.dtype[Any],
+        threads: int,
+    ) -> NDArray[Any]:
+        """Sample every level at the same points, and add them up by weight.
+
+        features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, P, 2) in pixels; weight: float32
+        (B, Q, G, P, levels).  Returns (B, Q, G, P, C / G) of the type `out`.
+        """
+        maps = _maps(features, strides)
+        batch, *_, channels = maps[0].shape
+        points = expect("xy", xy, (batch, -1, -1, -1, 2), np.float32, on_device=False)
+        shape = points.shape[:4]
+        weights = expect("weight", weight, (*shape, len(maps)), np.float32, on_device=False)
+        if shape[2] == 0 or channels % shape[2] != 0:
+            raise ConfigError(f"expected a number of groups that divides {channels} channels, got {shape[2]}")
+        result = np.empty((*shape, channels // shape[2]), dtype=out)
+        pointers = (points.pointer, weights.pointer, result.ctypes.data)
+        self._run(
+            "pyramid_sample",
+            structures.PyramidSample(_pyramid(maps, strides), *pointers, *shape[1:]),
+            threads,
+            out,
+        )
+        return result
+
+    def pad_anchors(
+        self, anchors: Any, keep: Any, image_size: Any, slots: int, *, first_level: int, floor: int, cap: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Gather the anchors that pass, by floor and cap, and pad them with the whole image.
+
+        anchors: float32 (B, N, 5) of all levels; keep: bool (B, N); image_size: int64 (B, 2) height, width.
+        Returns queries float32 (B, slots, 4) cxcywh in pixels, and how many are real int64 (B,).
+        """
+        anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, on_device=False)
+        batch, count, _ = anchor.shape
+        flags = expect("keep", keep, (batch, count), np.bool_, on_device=False)
+        sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=False)
+        queries = np.empty((batch, slots, 4), dtype=np.float32)
+        real = np.empty(batch, dtype=np.int64)
+        arguments = structures.PadAnchors(
+            *(buffer.pointer for buffer in (anchor, flags, sizes, buffer_of(queries), buffer_of(real))),
+            *(structures.FLOAT32, batch, count, slots, first_level, floor, cap),
+        )
+        self._run("pad_anchors", arguments, 1, np.dtype(np.float32))
+        return queries, real
+
+    def top_k(self, values: Any, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the k largest of each row of float32 (rows, n), best first, of equal ones the first.
+
+        Returns them and their indices, each (rows, k).
+        """
+        rows = expect("values", values, (-1, -1), np.float32, on_device=False)
+        largest = np.empty((rows.shape[0], k), dtype=np.float32)
+        indices = np.empty((rows.shape[0], k), dtype=np.int64)
+        arguments = structures.TopK(
+            rows.pointer, largest.ctypes.data, indices.ctypes.data, *rows.shape, largest.shape[1]
+        )
+        self._run("top_k", arguments, 1, np.dtype(np.float32))
+        return largest, indices
+
+    def _run(self, operator: str, arguments: ctypes.Structure, threads: int, out: np.dtype[Any]) -> None:
+        how = structures.Cpu(threads, _type_of(out))
+        status = getattr(self._library, f"asag_cpu_{operator}")(ctypes.byref(arguments), ctypes.byref(how))
+        if status != 0:
+            message: bytes = self._library.asag_message(status)
+            raise BackendError(f"the kernel {operator} failed: {message.decode(errors='replace')}")
+
+
+def cpu_kernels() -> CpuKernels | None:
+    """Return the operators as this machine has them compiled; None if it does not.
+
+    `ASAG_CPU_KERNELS_LIBRARY` names the library, or none if it is empty; else an installed package brings it.
+
+    Raises BackendError for a library that cannot be used.
+    """
+    path = cpu_library_path()
+    return None if path is None else _opened(path)
+
+
+def why_no_cpu_kernels() -> Problem | None:
+    """Say why the decoder's operators are not compiled here, and what to do; None if they are."""
+    if os.environ.get(CPU_LIBRARY_VARIABLE) == "":
+        return Problem(f"{CPU_LIBRARY_VARIABLE} is empty", "unset it to use the compiled operators")
+    try:
+        if cpu_kernels() is not None:
+            return None
+    except BackendError as error:
+        return Problem(str(error), f"set {CPU_LIBRARY_VARIABLE} to another library, or to nothing")
+    return Problem(
+        "the decoder's operators are not compiled for this machine",
+        "install its wheel, or build it as plugins/README.md says",
+    )
+
+
+def cpu_library_path() -> Path | None:
+    """Return the path of the library, or None if there is none.
+
+    Raises BackendError if the variable names no file.
+    """
+    value = os.environ.get(CPU_LIBRARY_VARIABLE)
+    if value == "":
+        return None
+    if value is not None:
+        path = Path(value)
+        if not path.is_file():
+            raise BackendError(
+                f"{CPU_LIBRARY_VARIABLE} is {value}, which is no file; set it to {LIBRARY_NAME}, or unset it"
+            )
+        return path
+    found = importlib.util.find_spec(PACKAGE)
+    places = [] if found is None else (found.submodule_search_locations or [])
+    files = (Path(place) / LIBRARY_NAME for place in places)
+    return next((file for file in files if file.is_file()), None)
+
+
+@functools.cache
+def _opened(path: Path) -> CpuKernels:
+    return CpuKernels(path)
+
+
+def _maps(features: Arrays, strides: Sequence[int]) -> list[Buffer]:
+    """Return the maps of a pyramid, if there are as many as strides and they go together."""
+    maps = [buffer_of(feature) for feature in features]
+    if not 1 <= len(maps) <= structures.MAX_LEVELS or len(maps) != len(strides):
+        raise ConfigError(
+            f"expected 1 to 4 feature maps and as many strides, got {len(maps)}, {len(strides)}"
+        )
+    batch, channels = (maps[0].shape[0], maps[0].shape[-1]) if maps[0].shape else (0, 0)
+    for i, level in enumerate(maps):
+        if level.dtype != maps[0].dtype or level.dtype not in _TYPES:
+            raise ConfigError(f"expected features of one type of float, got {level.dtype}")
+        if len(level.shape) != 4 or (level.shape[0], level.shape[3]) != (batch, channels):
+            raise ConfigError(
+                f"expected features[{i}] of shape ({batch}, h, w, {channels}), got {level.shape}"
+            )
+    return maps
+
+
+def _pyramid(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyramid:
+    batch, *_, channels = maps[0].shape
+    pyramid = structures.Pyramid(
+        levels=len(maps), batch=batch, channels=channels, type=_type_of(maps[0].dtype)
+    )
+    for i, (level, stride) in enumerate(zip(maps, strides, strict=True)):
+        pyramid.maps[i] = level.pointer
+        pyramid.heights[i], pyramid.widths[i] = level.shape[1:3]
+        pyramid.strides[i] = stride
+    return pyramid
+
+
+def _type_of(dtype: np.dtype[Any]) -> int:
+    if dtype not in _TYPES:
+        raise ConfigError(f"expected float32, float16 or bfloat16, got {dtype}")
+    return _TYPES[dtype]

@@ -1,0 +1,306 @@
+// asag_cpu_*: the operators of the decoder, made for speed on a CPU.
+//
+// Where they look and with which weights is computed by the same functions as on a GPU; only the loops differ: the
+// channels of a tap are the innermost one, which compilers turn into vector instructions, and queries are divided
+// among threads.  Features are read in the type they have; sums are float32.
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "asag/multiscale_roi_align.h"
+#include "asag/pyramid_sample.h"
+#include "checks.h"
+
+// One version of a function for each generation of vector instructions, chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
+#define ASAG_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define ASAG_VECTORISED
+#endif
+#define ASAG_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+using namespace asag;
+
+// The upper half of a float32.
+struct BFloat16 {
+    uint16_t bits;
+};
+
+ASAG_INLINE float widened(float value) { return value; }
+ASAG_INLINE float widened(Half value) { return to_float(value); }
+ASAG_INLINE float widened(BFloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+ASAG_INLINE void narrow(float value, float& out) { out = value; }
+ASAG_INLINE void narrow(float value, Half& out) { out = from_float<Half>(value); }
+// To nearest, ties to even; a NaN stays one.
+ASAG_INLINE void narrow(float value, BFloat16& out) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const uint32_t quiet = (bits >> 16) | 0x40u;
+    out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+constexpr int TILE = 512;  // channels that are summed up at a time
+
+template <class In>
+ASAG_INLINE void add_tap(float* sum, const In* tap, float weight, int count) {
+    for (int k = 0; k < count; ++k) sum[k] += weight * widened(tap[k]);
+}
+
+template <class Out>
+ASAG_INLINE void write(Out* out, const float* sum, int count) {
+    for (int k = 0; k < count; ++k) narrow(sum[k], out[k]);
+}
+
+// The queries `begin` to `end` of all images.
+template <class In, class Out>
+ASAG_INLINE void roi_align(const AsagMultiscaleRoIAlign& arguments, int64_t begin, int64_t end) {
+    const AsagPyramid& features = arguments.features;
+    const int channels = features.channels;
+    for (int64_t query = begin; query < end; ++query) {
+        const int64_t image = query / arguments.queries;
+        const float* box = arguments.boxes + query * 4;
+        const int level = roi_level(features, box);
+        const int stride = features.strides[level];
+        const int height = features.heights[level], width = features.widths[level];
+        RoiAxis columns[ROI_BINS];
+        for (int i = 0; i < ROI_BINS; ++i) columns[i] = roi_axis(box[0], box[2], stride, width, i);
+        const In* map = static_cast<const In*>(features.maps[level]) + image * height * width * channels;
+        Out* out = static_cast<Out*>(arguments.out) + query * ROI_BINS * ROI_BINS * channels;
+        for (int bin = 0; bin < ROI_BINS * ROI_BINS; ++bin) {
+            const RoiAxis row = roi_axis(box[1], box[3], stride, height, bin / ROI_BINS);
+            const RoiAxis& column = columns[bin % ROI_BINS];
+            for (int first = 0; first < channels; first += TILE) {
+                const int count = smaller(TILE, channels - first);
+                float sum[TILE];
+                std::fill(sum, sum + count, 0.0f);
+                for (int i = 0; i < ROI_TAPS; ++i) {
+                    const In* cells = map + static_cast<int64_t>(row.cell[i]) * width * channels + first;
+                    const float of_row = row.weight[i] * (1.0f / (ROI_SAMPLES * ROI_SAMPLES));
+                    for (int j = 0; j < ROI_TAPS; ++j) {
+                        const float weight = of_row * column.weight[j];
+                        if (weight == 0.0f) continue;  // of a sample outside; what is there need not be read
+                        add_tap(sum, cells + static_cast<int64_t>(column.cell[j]) * channels, weight, count);
+                    }
+                }
+                write(out + bin * channels + first, sum, count);
+            }
+        }
+    }
+}
+
+// Asks for `bytes` from an address on to be brought into the cache.
+ASAG_INLINE void prefetch(const void* address, int64_t bytes) {
+    constexpr int64_t LINE = 64;
+    const char* at = static_cast<const char*>(address);
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i);
+}
+
+// The queries `begin` to `end` of all images.  Points lie anywhere, so that their taps come from memory: those of a
+// whole tile are asked for before the first is used.
+template <class In, class Out>
+ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begin, int64_t end) {
+    const AsagPyramid& features = arguments.features;
+    const int channels = features.channels, groups = arguments.groups, levels = features.levels;
+    const int of_group = channels / groups;
+    SampleTaps taps[SAMPLE_TILE][ASAG_MAX_LEVELS];
+    for (int64_t set = begin * groups; set < end * groups; ++set) {  // the points of one query and group
+        const int64_t image = set / groups / arguments.queries;
+        const In* maps[ASAG_MAX_LEVELS];
+        for (int level = 0; level < levels; ++level) {
+            const int64_t cells = static_cast<int64_t>(features.heights[level]) * features.widths[level];
+            maps[level] = static_cast<const In*>(features.maps[level]) + image * cells * channels +
+                          (set % groups) * of_group;
+        }
+        for (int tile = 0; tile < arguments.points; tile += SAMPLE_TILE) {
+            const int count = smaller(SAMPLE_TILE, arguments.points - tile);
+            const int64_t first_point = set * arguments.points + tile;
+            for (int i = 0; i < count; ++i) {
+                const float* at = arguments.xy + (first_point + i) * 2;
+                for (int level = 0; level < levels; ++level) {
+                    taps[i][level] = sample_taps(
+                        at[0], at[1], arguments.weight[(first_point + i) * levels + level], features.strides[level],
+                        features.heights[level], features.widths[level]);
+                    for (int corner = 0; corner < 4; ++corner) {
+                        const int64_t cell = taps[i][level].cell[corner];
+                        prefetch(maps[level] + cell * channels, of_group * static_cast<int64_t>(sizeof(In)));
+                    }
+                }
+            }
+            for (int i = 0; i < count; ++i) {
+                Out* out = static_cast<Out*>(arguments.out) + (first_point + i) * of_group;
+                for (int first = 0; first < of_group; first += TILE) {
+                    const int width = smaller(TILE, of_group - first);
+                    float sum[TILE];
+                    std::fill(sum, sum + width, 0.0f);
+                    for (int level = 0; level < levels; ++level) {
+                        for (int corner = 0; corner < 4; ++corner) {
+                            const float weight = taps[i][level].weight[corner];
+                            if (weight == 0.0f) continue;
+                            const int64_t cell = taps[i][level].cell[corner];
+                            add_tap(sum, maps[level] + cell * channels + first, weight, width);
+                        }
+                    }
+                    write(out + first, sum, width);
+                }
+            }
+        }
+    }
+}
+
+// One function for each pair of types, since a template cannot be compiled for several processors.
+#define ASAG_RANGES(NAME, IN, OUT)                                                                              \
+    ASAG_VECTORISED void roi_align_##NAME(const AsagMultiscaleRoIAlign& arguments, int64_t begin, int64_t end) { \
+        roi_align<IN, OUT>(arguments, begin, end);                                                              \
+    }                                                                                                           \
+    ASAG_VECTORISED void pyramid_sample_##NAME(const AsagPyramidSample& arguments, int64_t begin, int64_t end) { \
+        pyramid_sample<IN, OUT>(arguments, begin, end);                                                         \
+    }
+
+ASAG_RANGES(float_float, float, float)
+ASAG_RANGES(float_bfloat, float, BFloat16)
+ASAG_RANGES(half_float, Half, float)
+ASAG_RANGES(half_half, Half, Half)
+ASAG_RANGES(bfloat_float, BFloat16, float)
+ASAG_RANGES(bfloat_bfloat, BFloat16, BFloat16)
+
+template <class Arguments>
+using Range = void (*)(const Arguments&, int64_t, int64_t);
+
+#define ASAG_CHOOSE(OPERATOR)                                                                 \
+    if (in == ASAG_FLOAT32 && out == ASAG_FLOAT32) return OPERATOR##_float_float;             \
+    if (in == ASAG_FLOAT32 && out == ASAG_BFLOAT16) return OPERATOR##_float_bfloat;           \
+    if (in == ASAG_FLOAT16 && out == ASAG_FLOAT32) return OPERATOR##_half_float;              \
+    if (in == ASAG_FLOAT16 && out == ASAG_FLOAT16) return OPERATOR##_half_half;               \
+    if (in == ASAG_BFLOAT16 && out == ASAG_FLOAT32) return OPERATOR##_bfloat_float;           \
+    if (in == ASAG_BFLOAT16 && out == ASAG_BFLOAT16) return OPERATOR##_bfloat_bfloat;         \
+    return nullptr;
+
+Range<AsagMultiscaleRoIAlign> range_of(const AsagMultiscaleRoIAlign&, int32_t in, int32_t out) {
+    ASAG_CHOOSE(roi_align)
+}
+
+Range<AsagPyramidSample> range_of(const AsagPyramidSample&, int32_t in, int32_t out) {
+    ASAG_CHOOSE(pyramid_sample)
+}
+
+// Calls work(begin, end) for equal parts of 0 to `count`, each on a thread of its own, the last on this one.
+template <class Work>
+void in_parallel(int64_t count, int threads, const Work& work) {
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count));
+    std::vector<std::thread> others;
+    int64_t begin = 0;
+    for (int64_t part = 1; part < parts; ++part) {
+        const int64_t end = count * part / parts;
+        try {
+            others.emplace_back([&work, begin, end] { work(begin, end); });
+        } catch (const std::system_error&) {
+            break;  // no more threads may be started: this one does the rest
+        }
+        begin = end;
+    }
+    work(begin, count);
+    for (std::thread& other : others) other.join();
+}
+
+int check(const AsagCpu* how) {
+    if (how == nullptr) return problem(ASAG_NULL_POINTER, "how is a null pointer; pass the address of an AsagCpu");
+    if (how->threads < 1 || how->threads > 512) {
+        return problem(ASAG_OUT_OF_RANGE, "threads is %d, expected 1 to 512", how->threads);
+    }
+    return ASAG_OK;
+}
+
+// Whether the arguments make sense, for features that may be bfloat16 as well, which is as large as float16.
+template <class Arguments>
+int check_pyramid(const Arguments* arguments) {
+    if (arguments == nullptr || arguments->features.type != ASAG_BFLOAT16) return asag::check(arguments);
+    Arguments other = *arguments;
+    other.features.type = ASAG_FLOAT16;
+    return asag::check(&other);
+}
+
+template <class Arguments>
+int run(const Arguments* arguments, const AsagCpu* how) {
+    int status = check(how);
+    if (status == ASAG_OK) status = check_pyramid(arguments);
+    if (status != ASAG_OK) return status;
+    const Range<Arguments> range = range_of(*arguments, arguments->features.type, how->out_type);
+    if (range == nullptr) {
+        return problem(
+            ASAG_BAD_TYPE, "features of type %d and a result of type %d do not go together; expected a result of the "
+            "same type, or float32, or bfloat16 of float32", arguments->features.type, how->out_type);
+    }
+    const int64_t queries = static_cast<int64_t>(arguments->features.batch) * arguments->queries;
+    try {
+        in_parallel(queries, how->threads, [&](int64_t begin, int64_t end) { range(*arguments, begin, end); });
+    } catch (const std::bad_alloc&) {
+        return problem(ASAG_NO_MEMORY, "no memory is left for the threads");
+    }
+    return ASAG_OK;
+}
+
+void top_k(const float* values, int64_t k, float* largest, int64_t* indices, std::vector<int64_t>& order) {
+    const auto key = [values](int64_t i) { return std::isnan(values[i]) ? -INFINITY : values[i]; };
+    const auto before = [&](int64_t a, int64_t b) { return key(a) != key(b) ? key(a) > key(b) : a < b; };
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::nth_element(order.begin(), order.begin() + k, order.end(), before);
+    std::sort(order.begin(), order.begin() + k, before);
+    for (int64_t i = 0; i < k; ++i) {
+        indices[i] = order[static_cast<size_t>(i)];
+        largest[i] = values[indices[i]];
+    }
+}
+
+}  // namespace
+
+int asag_cpu_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const AsagCpu* how) {
+    return run(arguments, how);
+}
+
+int asag_cpu_pyramid_sample(const AsagPyramidSample* arguments, const AsagCpu* how) { return run(arguments, how); }
+
+// It takes so little that threads would only cost: the steps of the GPU, one after the other.
+int asag_cpu_pad_anchors(const AsagPadAnchors* arguments, const AsagCpu* how) {
+    const int status = check(how);
+    if (status != ASAG_OK) return status;
+    const AsagHostBlock block{1, 0};
+    return asag_host_pad_anchors(arguments, &block);
+}
+
+int asag_cpu_top_k(const AsagTopK* arguments, const AsagCpu* how) {
+    const int status = check(how);
+    if (status != ASAG_OK) return status;
+    if (arguments == nullptr) return problem(ASAG_NULL_POINTER, "arguments is a null pointer");
+    const AsagTopK& a = *arguments;
+    if (a.rows < 0 || a.count < 0 || a.k < 0 || a.k > a.count) {
+        return problem(
+            ASAG_OUT_OF_RANGE, "k is %lld of %lld values in %lld rows, expected at most the values",
+            static_cast<long long>(a.k), static_cast<long long>(a.count), static_cast<long long>(a.rows));
+    }
+    if (a.rows == 0 || a.k == 0) return ASAG_OK;
+    if (a.values == nullptr || a.largest == nullptr || a.indices == nullptr) {
+        return problem(ASAG_NULL_POINTER, "values, largest or indices is a null pointer");
+    }
+    try {
+        std::vector<int64_t> order(static_cast<size_t>(a.count));
+        for (int64_t row = 0; row < a.rows; ++row) {
+            top_k(a.values + row * a.count, a.k, a.largest + row * a.k, a.indices + row * a.k, order);
+        }
+    } catch (const std::bad_alloc&) {
+        return problem(ASAG_NO_MEMORY, "no memory is left to sort %lld values", static_cast<long long>(a.count));
+    }
+    return ASAG_OK;
+}

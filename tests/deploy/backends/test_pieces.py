@@ -1,0 +1,274 @@
+"""A decoder that is cut at the operators compiled for the CPU finds what the whole one finds."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from asag_deploy.backends import BACKENDS, Network, cutting, open_network
+from asag_deploy.backends.cutting import Plan, cut
+from asag_deploy.backends.pieces import (
+    StageInPieces,
+    graphs_run_whole,
+    threads_of_an_operator,
+    why_no_pieces,
+)
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.errors import BackendError, FieldError
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
+from asag_deploy.loop.probing import detect
+from asag_deploy.loop.stopping import StopRule
+
+OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+CPU_BACKENDS = ["onnxruntime", pytest.param("openvino", marks=OPENVINO)]
+OUTPUTS = ("logits", "boxes", "anchors", "anchor_count", "det_scores", "det_labels", "det_boxes")
+
+
+@pytest.fixture
+def compiled(host_library_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The operators, found where backends look for them; and a cache of this test alone."""
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
+    monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+def run(network: Network, bundle: Bundle, *, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """What the network finds in a batch of two pictures, of which one is padded."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8)
+    pixels = pixels.repeat(32, axis=1).repeat(32, axis=2)
+    sizes = np.array([[160, 192], [130, 150]], dtype=np.int64)
+    given = {"pixels": network.upload(pixels), "image_size": network.upload(sizes)}
+    image = network.stage("normalize")(given)["image"]
+    probed = detect(network, bundle.manifest.probing, StopRule(max_patches=60), image, sizes)
+    assert len(probed.levels) == 3
+    return {name: network.download(probed.outputs[name]) for name in OUTPUTS}
+
+
+def without(monkeypatch: pytest.MonkeyPatch, name: str, bundle: Bundle) -> Network:
+    with monkeypatch.context() as patch:
+        patch.setenv(CPU_LIBRARY_VARIABLE, "")
+        return open_network(name, bundle, threads=1)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_pieces_find_what_the_whole_finds(
+    compiled: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    whole = without(monkeypatch, backend, small_bundle)
+    pieces = open_network(backend, small_bundle, threads=2)
+    assert isinstance(pieces.stage("decoder"), StageInPieces)
+    assert not isinstance(whole.stage("decoder"), StageInPieces)
+    expected, found = run(whole, small_bundle), run(pieces, small_bundle)
+    assert expected["anchor_count"].min() > 5
+    for name in OUTPUTS:
+        tolerance = 1e-3 if name == "anchors" else 1e-4  # anchors are in pixels
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_calls_from_several_threads(compiled: Path, small_bundle: Bundle, backend: str) -> None:
+    network = open_network(backend, small_bundle, threads=2, requests=2)
+    expected = [run(network, small_bundle, seed=seed) for seed in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: run(network, small_bundle, seed=i % 2), range(16)))
+    for i, outputs in enumerate(found):
+        for name in OUTPUTS:
+            np.testing.assert_allclose(outputs[name], expected[i % 2][name], rtol=1e-5, atol=1e-4)
+
+
+@OPENVINO
+def test_pieces_are_compiled_once(
+    compiled: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(open_network("openvino", small_bundle, threads=1), small_bundle)
+    entries = sorted(compiled.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(cutting, "_Cutter", None)  # so that it cannot be cut again
+        again = open_network("openvino", small_bundle, threads=1)
+    assert sorted(compiled.iterdir()) == entries
+    assert np.array_equal(run(again, small_bundle)["logits"], expected["logits"])
+    for entry in entries:  # whatever of it is damaged is made anew
+        content = entry.read_bytes()
+        entry.write_bytes(content[:-3])
+    again = open_network("openvino", small_bundle, threads=1)
+    assert isinstance(again.stage("decoder"), StageInPieces)
+    assert np.array_equal(run(again, small_bundle)["logits"], expected["logits"])
+
+
+@OPENVINO
+def test_products_are_in_bfloat16_and_coordinates_are_not(compiled: Path, small_bundle: Bundle) -> None:
+    missing = BACKENDS["openvino-bf16"].problem()
+    if missing is not None:
+        pytest.skip(str(missing))
+    exact = run(open_network("openvino", small_bundle, threads=1), small_bundle)
+    network = open_network("openvino-bf16", small_bundle, threads=1)
+    assert isinstance(network.stage("decoder"), StageInPieces)
+    # The network before the decoder is in bfloat16 as well: detections are as close as that allows.
+    found = run(network, small_bundle)
+    assert np.abs(found["det_scores"] - exact["det_scores"]).max() < 0.02
+    assert not np.array_equal(found["logits"], exact["logits"])
+
+
+@OPENVINO
+def test_only_large_products_and_what_moves_their_values_are_in_bfloat16() -> None:
+    """A layer with a bias, split, times another value; beside it coordinates, and a small layer."""
+    import openvino
+    from openvino import opset13 as operators
+
+    from asag_deploy.backends.openvino.products import multiply_in_bfloat16
+
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> Any:
+        return operators.constant(rng.normal(size=shape).astype(np.float32))
+
+    x = operators.parameter([-1, 8, 64], openvino.Type.f32, name="x")
+    y = operators.parameter([-1, 8, 32, 32], openvino.Type.f32, name="y")
+    weight, bias = weights(64, 1024), weights(1024)
+    layer = operators.add(operators.matmul(x, weight, False, False), bias)
+    moved = operators.reshape(layer, np.array([0, 0, 32, 32]), True)
+    product = operators.matmul(moved, y, False, False)
+    coordinates = operators.exp(operators.matmul(x, weights(64, 4), False, False))
+    outputs = {"layer": layer, "moved": moved, "product": product, "coordinates": coordinates}
+    results = []
+    for name, node in outputs.items():
+        node.output(0).set_names({name})
+        results.append(operators.result(node))
+    model = multiply_in_bfloat16(openvino.Model(results, [x, y], "model"), {"layer", "coordinates"})
+    kinds = {output.any_name: output.get_element_type().get_type_name() for output in model.outputs}
+    assert kinds == {"layer": "f32", "moved": "bf16", "product": "bf16", "coordinates": "f32"}
+    narrow = {
+        node.get_type_name()
+        for node in model.get_ordered_ops()
+        if node.get_output_size() and node.output(0).get_element_type() == openvino.Type.bf16
+    }
+    assert narrow <= {"Convert", "MatMul", "Add", "Reshape", "Result"}
+    converts = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convert"]
+    assert len(converts) == 5  # x, the weights, the bias and y rounded, and the layer's output widened
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    given = [
+        rng.normal(size=(2, 8, 64)).astype(np.float32),
+        rng.normal(size=(2, 8, 32, 32)).astype(np.float32),
+    ]
+    found, expected = compiled(given)["layer"], given[0] @ weight.data + bias.data
+    assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_plans_are_written_and_read(small_bundle: Bundle) -> None:
+    found = cut(small_bundle.graph_path("decoder"))
+    assert found is not None
+    plan, models = found
+    assert Plan.from_json(plan.to_json()) == plan
+    assert len(models) == len(plan.pieces) == len(plan.calls)
+    operators = [call.operator for calls in plan.calls for call in calls]
+    assert operators == ["PadAnchors", "MultiscaleRoIAlign", "PyramidSample", "TopK"]
+    declared = small_bundle.manifest.graph("decoder")
+    assert [spec.name for spec in plan.inputs] == [spec.name for spec in declared.inputs]
+    assert [spec.name for spec in plan.outputs] == [spec.name for spec in declared.outputs]
+    for content in models:
+        onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    with pytest.raises(FieldError):
+        Plan.from_json(b'{"pieces": []}')
+
+
+def test_weights_are_in_one_piece_each(small_bundle: Bundle) -> None:
+    path = small_bundle.graph_path("decoder")
+    found = cut(path)
+    assert found is not None
+    assert sum(map(len, found[1])) < 1.2 * path.stat().st_size
+
+
+def test_graphs_that_are_not_cut(small_bundle: Bundle, tmp_path: Path) -> None:
+    assert cut(small_bundle.graph_path("backbone")) is None
+    model = onnx.load(str(small_bundle.graph_path("decoder")))
+    for node in model.graph.node:
+        node.op_type = node.op_type.replace("PadAnchors", "OfALaterRelease")
+    onnx.save(model, str(tmp_path / "decoder.onnx"))
+    assert cut(tmp_path / "decoder.onnx") is None
+
+
+def test_values_without_a_type(small_bundle: Bundle, tmp_path: Path) -> None:
+    """As quantising leaves them."""
+    path = small_bundle.graph_path("decoder")
+    expected, model = cut(path), onnx.load(str(path))
+    del model.graph.value_info[:]
+    onnx.save(model, str(tmp_path / "decoder.onnx"))
+    found = cut(tmp_path / "decoder.onnx")
+    assert expected is not None
+    assert found is not None
+    assert found[0] == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_called"),
+    [({}, True), ({"axis": 1}, True), ({"axis": 0}, False), ({"largest": 0}, False), ({"sorted": 0}, False)],
+)
+def test_which_orders_are_called(tmp_path: Path, options: dict[str, Any], is_called: bool) -> None:
+    """Behind an operator of the project's own, for without one nothing is cut."""
+    inputs = [
+        helper.make_tensor_value_info("anchors", TensorProto.FLOAT, ["B", "N", 5]),
+        helper.make_tensor_value_info("keep", TensorProto.BOOL, ["B", "N"]),
+        helper.make_tensor_value_info("image_size", TensorProto.INT64, ["B", 2]),
+        helper.make_tensor_value_info("slots", TensorProto.INT64, ["Q"]),
+        helper.make_tensor_value_info("values", TensorProto.FLOAT, ["B", "N"]),
+        helper.make_tensor_value_info("k", TensorProto.INT64, [1]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", "Q", 4]),
+        helper.make_tensor_value_info("best", TensorProto.FLOAT, [None, None]),
+    ]
+    pad: dict[str, Any] = {"domain": "asag", "first_level": 1, "floor": 1, "cap": 1}
+    nodes = [
+        helper.make_node("PadAnchors", ["anchors", "keep", "image_size", "slots"], ["queries", "n"], **pad),
+        helper.make_node("TopK", ["values", "k"], ["best", "index"], **options),
+    ]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("asag", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), str(tmp_path / "graph.onnx"))
+    found = cut(tmp_path / "graph.onnx")
+    assert found is not None
+    called = {call.operator for calls in found[0].calls for call in calls}
+    assert called == ({"PadAnchors", "TopK"} if is_called else {"PadAnchors"})
+
+
+def test_without_the_operators_or_onnx_graphs_run_whole(
+    compiled: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert why_no_pieces() is None
+    with graphs_run_whole():
+        whole = open_network("onnxruntime", small_bundle, threads=1)
+    assert not isinstance(whole.stage("decoder"), StageInPieces)
+    with monkeypatch.context() as patch:
+        patch.setattr("asag_deploy.backends.pieces.can_cut", lambda: False)
+        network = open_network("onnxruntime", small_bundle, threads=1)
+        assert not isinstance(network.stage("decoder"), StageInPieces)
+        assert "package onnx is not installed" in str(why_no_pieces())
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "/no/such.so")
+    with pytest.raises(BackendError, match="which is no file"):
+        open_network("onnxruntime", small_bundle, threads=1)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_graph_that_is_no_graph(compiled: Path, small_bundle: Bundle, tmp_path: Path, backend: str) -> None:
+    """As where graphs run whole: one sentence that names the file."""
+    shutil.copytree(small_bundle.path, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    bundle.graph_path("decoder").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"could not load '.*decoder\.onnx'"):
+        open_network(backend, bundle, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("threads", "requests", "expected"), [(4, 1, 4), (4, 2, 2), (1, 3, 1), (1000, 1, 512)]
+)
+def test_threads_of_an_operator(threads: int, requests: int, expected: int) -> None:
+    assert threads_of_an_operator(threads, requests) == expected

@@ -1,0 +1,175 @@
+"""The operators made for speed on a CPU, against the PyTorch references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.kernels import cpu
+from asag_deploy.kernels.cpu import (
+    BFLOAT16,
+    CPU_LIBRARY_VARIABLE,
+    CpuKernels,
+    cpu_kernels,
+    why_no_cpu_kernels,
+)
+from asag_training.network import operators
+from support import naive_operators as naive
+from support.naive_operators import STRIDES
+
+FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
+TYPES = [
+    (FLOAT32, FLOAT32, 2e-6),
+    (FLOAT16, FLOAT32, 2e-6),
+    (BFLOAT16, FLOAT32, 2e-6),
+    (FLOAT16, FLOAT16, 2**-10),
+    (FLOAT32, BFLOAT16, 2**-7),
+    (BFLOAT16, BFLOAT16, 2**-7),
+]
+"""Of the features, of the result, and what rounding the result may change (values are about 1)."""
+SIZES = [(203, 317), (7, 5)]
+
+
+@pytest.fixture(scope="module")
+def kernels(host_library_path: Path) -> CpuKernels:
+    return CpuKernels(host_library_path)
+
+
+def narrowed(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype != BFLOAT16:
+        return values.astype(dtype)
+    return torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16).view(BFLOAT16)
+
+
+def widened(values: NDArray[Any]) -> NDArray[np.float32]:
+    if values.dtype != BFLOAT16:
+        return values.astype(np.float32)
+    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize(("of_features", "of_result", "tolerance"), TYPES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("channels", "threads"), [(5, 1), (64, 3)])
+def test_sampling_is_that_of_the_references(
+    kernels: CpuKernels,
+    of_features: np.dtype[Any],
+    of_result: np.dtype[Any],
+    tolerance: float,
+    height: int,
+    width: int,
+    channels: int,
+    threads: int,
+) -> None:
+    features = [narrowed(f, of_features) for f in naive.pyramid(0, height, width, channels=channels)]
+    maps = [torch.from_numpy(widened(feature)) for feature in features]
+    how: dict[str, Any] = {"strides": STRIDES, "out": of_result, "threads": threads}
+    boxes = naive.roi_boxes(1, height, width)
+    found = kernels.multiscale_roi_align(features, boxes, **how)
+    expected = operators.multiscale_roi_align(maps, torch.from_numpy(boxes), STRIDES).numpy()
+    assert found.dtype == of_result
+    np.testing.assert_allclose(widened(found), expected, rtol=tolerance, atol=2e-6)
+    xy, weight = naive.sample_points(2, height, width, groups=1)
+    found = kernels.pyramid_sample(features, xy, weight, **how)
+    expected = operators.pyramid_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight), STRIDES).numpy()
+    # PyTorch's grid_sample computes where to look less exactly.
+    np.testing.assert_allclose(widened(found), expected, rtol=tolerance, atol=2e-4)
+    assert np.abs(expected).max() > 0.5
+
+
+def test_more_threads_than_queries_and_none_at_all(kernels: CpuKernels) -> None:
+    features, boxes = naive.pyramid(3, 64, 96), naive.roi_boxes(4, 64, 96)
+    how: dict[str, Any] = {"strides": STRIDES, "out": FLOAT32}
+    one = kernels.multiscale_roi_align(features, boxes[:, :2].copy(), threads=1, **how)
+    many = kernels.multiscale_roi_align(features, boxes[:, :2].copy(), threads=512, **how)
+    assert np.array_equal(one, many)
+    assert kernels.multiscale_roi_align(features, boxes[:, :0].copy(), threads=2, **how).shape[1] == 0
+
+
+@pytest.mark.parametrize("settings", [naive.PadSettings(), naive.PadSettings(10, 9, 4)])
+def test_anchors_are_padded_as_by_the_reference(kernels: CpuKernels, settings: naive.PadSettings) -> None:
+    for inputs in naive.pad_inputs(settings):
+        anchors, keep = torch.from_numpy(inputs.anchors), torch.from_numpy(inputs.keep)
+        size, slots = torch.from_numpy(inputs.image_size), torch.arange(inputs.slots)
+        expected, count = operators.pad_anchors(anchors, keep, size, slots, *settings)
+        arrays = (inputs.anchors, inputs.keep, inputs.image_size)
+        queries, real = kernels.pad_anchors(*arrays, inputs.slots, **settings._asdict())
+        assert np.array_equal(real, count.numpy()), inputs.name
+        assert np.array_equal(queries, expected.numpy()), inputs.name
+
+
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (7, 7), (1000, 100), (5, 0)])
+def test_the_largest_of_rows(kernels: CpuKernels, count: int, k: int) -> None:
+    values = np.random.default_rng(0).integers(0, 40, (3, count)).astype(np.float32)  # with many ties
+    largest, indices = kernels.top_k(values, k)
+    expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(indices, expected)
+    assert np.array_equal(largest, np.take_along_axis(values, expected, axis=1))
+
+
+def test_nan_is_the_smallest(kernels: CpuKernels) -> None:
+    values = np.array([[np.nan, -np.inf, 1.0, np.nan, 2.0]], dtype=np.float32)
+    assert kernels.top_k(values, 5)[1].tolist() == [[4, 2, 0, 1, 3]]
+
+
+def test_what_makes_no_sense_is_said(kernels: CpuKernels) -> None:
+    features, boxes = naive.pyramid(0, 64, 96), naive.roi_boxes(0, 64, 96)
+    how: dict[str, Any] = {"strides": STRIDES, "out": FLOAT32, "threads": 1}
+    with pytest.raises(BackendError, match="features of type 0 and a result of type 1 do not go together"):
+        kernels.multiscale_roi_align(features, boxes, **how | {"out": FLOAT16})
+    with pytest.raises(BackendError, match="threads is 0, expected 1 to 512"):
+        kernels.multiscale_roi_align(features, boxes, **how | {"threads": 0})
+    with pytest.raises(BackendError, match=r"strides\[3\] is 31, expected 32"):
+        kernels.multiscale_roi_align(features, boxes, **how | {"strides": (4, 8, 16, 31)})
+    with pytest.raises(ConfigError, match="features of one type of float, got float64"):
+        kernels.multiscale_roi_align([f.astype(np.float64) for f in features], boxes, **how)
+    with pytest.raises(ConfigError, match="expected float32, float16 or bfloat16, got int64"):
+        kernels.multiscale_roi_align(features, boxes, **how | {"out": np.dtype(np.int64)})
+    with pytest.raises(ConfigError, match="4 feature maps and as many strides, got 3, 4"):
+        kernels.multiscale_roi_align(features[1:], boxes, **how)
+    with pytest.raises(ConfigError, match=r"features\[1\] of shape"):
+        kernels.multiscale_roi_align([features[0], features[1][:1].copy(), *features[2:]], boxes, **how)
+    xy, weight = naive.sample_points(2, 64, 96, groups=2)
+    with pytest.raises(ConfigError, match="divides 5 channels, got 2"):
+        kernels.pyramid_sample(features, xy, weight, **how)
+    with pytest.raises(BackendError, match="k is 3 of 2 values in 1 rows"):
+        kernels.top_k(np.zeros((1, 2), dtype=np.float32), 3)
+
+
+def test_where_the_library_is_found(
+    host_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "")
+    assert cpu_kernels() is None
+    assert "is empty" in str(why_no_cpu_kernels())
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
+    assert cpu_kernels() is cpu_kernels()
+    assert why_no_cpu_kernels() is None
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(tmp_path / "none.so"))
+    with pytest.raises(BackendError, match=r"none.so, which is no file; set it to libasag_kernels_host.so"):
+        cpu_kernels()
+    assert "which is no file" in str(why_no_cpu_kernels())
+    (tmp_path / "text.so").write_text("no library")
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(tmp_path / "text.so"))
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        cpu_kernels()
+
+
+def test_an_installed_package_brings_it(
+    host_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CPU_LIBRARY_VARIABLE)
+    monkeypatch.setattr(cpu, "PACKAGE", "asag_cpu_kernels_of_a_test")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cpu_kernels() is None
+    assert "install its wheel" in str(why_no_cpu_kernels())
+    (tmp_path / cpu.PACKAGE).mkdir()
+    (tmp_path / cpu.PACKAGE / cpu.LIBRARY_NAME).symlink_to(host_library_path)
+    found = cpu_kernels()
+    assert found is not None
+    assert found.path.parent.name == cpu.PACKAGE

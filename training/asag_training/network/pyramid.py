@@ -1,0 +1,66 @@
+"""The feature pyramid: the neck that makes its maps, and which of them boxes are read from.
+
+Maps travel channels-last, (B, h, w, C), the finest first.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asag_training.network.config import AsagConfig
+
+_LEVELS = 4
+"""As many maps, each half the size of the one before, are read from."""
+_STRIDES = {"P2": 4, "P3": 8}
+
+
+def pyramid_strides(config: AsagConfig) -> tuple[int, ...]:
+    """Return the pixels per cell of each map that boxes are read from: of P2 to P5, or of P3 to P6."""
+    return tuple(_STRIDES[config.finest_map] << i for i in range(_LEVELS))
+
+
+def with_coarsest(features: list[Tensor]) -> list[Tensor]:
+    """Return the four maps that boxes are read from; where P2 is missing, P6 is every second cell of P5."""
+    if len(features) == _LEVELS:
+        return features
+    return [*features, features[-1][:, ::2, ::2]]
+
+
+class FeaturePyramid(nn.Module):
+    """The neck: C2..C5 -> P2..P5, or C3..C5 -> P3..P5, each (B, channels, h, w).
+
+    Lateral 1x1 convolutions, top-down nearest upsampling, output 3x3 convolutions, which may be separable.
+    """
+
+    def __init__(self, channels_in: tuple[int, ...], config: AsagConfig) -> None:
+        super().__init__()
+        self.maps = _LEVELS if config.finest_map == "P2" else _LEVELS - 1
+        channels_in, channels = channels_in[-self.maps :], config.hidden_dim
+        # Sequential, because the official names have an index more than the layer.
+        self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(c, channels, 1)) for c in channels_in)
+        self.layer_blocks = nn.ModuleList(_output_layer(config) for _ in channels_in)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        features = features[-self.maps :]
+        above = self.inner_blocks[-1](features[-1])
+        outputs = [self.layer_blocks[-1](above)]
+        for i in range(len(features) - 2, -1, -1):
+            lateral = self.inner_blocks[i](features[i])
+            above = lateral + F.interpolate(above, size=lateral.shape[-2:], mode="nearest")
+            outputs.insert(0, self.layer_blocks[i](above))
+        return outputs
+
+
+def _output_layer(config: AsagConfig) -> nn.Sequential:
+    channels = config.hidden_dim
+    if not config.separable_neck:
+        return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.Conv2d(channels, channels, 1)
+    )
