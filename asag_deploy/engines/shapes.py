@@ -15,7 +15,7 @@ from asag_deploy.errors import BundleCorruptError, ConfigError
 from asag_deploy.loop.stopping import FAST_MAX_PATCHES
 from asag_deploy.processing.canvases import Canvas, round_up_to
 
-_FEATURE_LEVELS = (2, 3, 4, 5)
+_FEATURE_LEVELS = (2, 3, 4, 5, 6)
 _USUAL_ASPECT = 4 / 3
 _EVERY_SHAPE = ("normalize",)
 """Stages that do so little that an engine of one shape would be no faster."""

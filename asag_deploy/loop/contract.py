@@ -71,7 +71,7 @@ def stage_contracts(manifest: Manifest) -> dict[str, StageContract]:
             inputs={"image": image, "image_size": sizes},
             needs=frozenset({"image"}),
             outputs={**maps, **_choice(last=not levels)},
-            extra=frozenset(FEATURES[:1]),
+            extra=frozenset({FEATURES[0], FEATURES[-1]}),
         ),
         "decoder": _decoder(manifest, dict.fromkeys(given, want), sizes),
     }

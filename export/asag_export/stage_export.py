@@ -181,7 +181,7 @@ def _tensors(
         _spec("pixels", "uint8", "batch", "height", "width", 3),
         _spec("image", "float32", "batch", 3, "height", "width"),
         _spec("image_size", "int64", "batch", 2),
-        *(_spec(f"p{i}", feature, "batch", f"height_p{i}", f"width_p{i}", dim) for i in (2, 3, 4, 5)),
+        *(_spec(f"p{i}", feature, "batch", f"height_p{i}", f"width_p{i}", dim) for i in (2, 3, 4, 5, 6)),
         _spec("feature", feature, "batch", "height_feature", "width_feature", dim),
         _spec("feature_size", "int64", 2),
         _spec("patches", "int64", "batch", capacity.get(own_level, 0), 2),
@@ -239,7 +239,7 @@ def _example(spec: TensorSpec) -> Tensor:
     height, width = _EXAMPLE_SIZE
     sizes = {"batch": _EXAMPLE_BATCH, "height": height, "width": width, "patches": _EXAMPLE_PATCHES}
     sizes |= {"queries": _EXAMPLE_QUERIES, "anchors_p4": 40, "anchors_p3": 60}
-    for i in (2, 3, 4, 5):
+    for i in (2, 3, 4, 5, 6):
         sizes |= {f"height_p{i}": height >> i, f"width_p{i}": width >> i}
     sizes |= {"height_feature": height >> 3, "width_feature": width >> 3}
     shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]

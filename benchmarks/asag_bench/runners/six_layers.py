@@ -31,7 +31,7 @@ from asag_training.network import boxes as box_ops
 from asag_training.network.adamixer import AdaMixerDecoder
 from asag_training.network.config import VARIANTS, AsagConfig, DecoderType
 from asag_training.network.model import Asag
-from asag_training.network.pyramid import pyramid_strides, with_coarsest
+from asag_training.network.pyramid import pyramid_strides
 from asag_training.network.relation_block import Proposals
 from asag_training.network.sparse_rcnn import SparseRcnnDecoder
 from asag_training.network.stages import StageModule, best_detections, feature_maps
@@ -50,7 +50,7 @@ _HALF_PRECISION: Precision = "fp16"
 class SixLayerDecoder(StageModule):
     """Learned boxes and contents, and six decoder layers in sequence over them.
 
-    It takes the place of a bundle's `decoder`: P2..P5 or P3..P5, each (B, h, w, C), and image_size (B, 2)
+    It takes the place of a bundle's `decoder`: P2..P5 or P3..P6, each (B, h, w, C), and image_size (B, 2)
     in; logits (B, Q, classes), boxes (B, Q, 4) cxcywh relative to the valid image, and the best detections,
     as `asag_deploy.loop.stages` has them, out.
     """
@@ -79,7 +79,7 @@ class SixLayerDecoder(StageModule):
         queries = boxes.shape[1]
         nobody = torch.zeros(batch, queries, queries, dtype=torch.bool, device=boxes.device)
         proposals = Proposals(content, boxes, xyzr, content)  # no decoder reads a proposal's logits
-        logits, boxes = self.decoder(0, with_coarsest(features), proposals, image_size, nobody)[-1]
+        logits, boxes = self.decoder(0, features, proposals, image_size, nobody)[-1]
         all_real = torch.ones(batch, queries, dtype=torch.bool, device=boxes.device)
         detections = best_detections(logits, boxes, all_real, self.config.detection_limit)
         return logits, boxes, *detections

@@ -24,7 +24,7 @@ from asag_deploy.backends import open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.stages import FEATURES
+from asag_deploy.loop.stages import features_among
 from asag_deploy.processing.preprocess import make_batch
 from asag_evaluation.data.doodles import draw_doodles
 from asag_training.checkpoints import Checkpoint, save_checkpoint
@@ -124,8 +124,8 @@ def test_the_pyramid_is_the_bundles_own(graph: SixLayers, bundle: Bundle, checkp
     for any_network in (network, own, in_torch):
         given = {"image": any_network.upload(image), "image_size": any_network.upload(size)}
         features = any_network.stage("backbone")(given)
-        found.append({name: any_network.download(features[name]) for name in FEATURES})
-    for name in FEATURES:
+        found.append({name: any_network.download(features[name]) for name in features_among(features)})
+    for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
         np.testing.assert_allclose(found[0][name], found[2][name], atol=1e-3)
 

@@ -23,7 +23,7 @@ from asag_deploy.detector import Detector
 from asag_deploy.engines.sidecar import Format
 from asag_deploy.errors import BackendError, ConfigError, EngineUnfitError
 from asag_deploy.loop.probing import detect
-from asag_deploy.loop.stages import FEATURES
+from asag_deploy.loop.stages import features_among
 from asag_deploy.loop.stopping import StopRule
 from support.bundle_edits import edit_graph, replace_graph
 from support.simulated_gpu.fake_gpu import install_gpu, write_engines
@@ -208,7 +208,9 @@ def test_a_stage_leaves_its_inputs_alone(network: Network) -> None:
     before = image.copy()
     outputs = network.stage("backbone")({"image": network.upload(image), "image_size": network.upload(SIZES)})
     np.testing.assert_array_equal(image, before)
-    kept = {name: network.download(outputs[name]) for name in (*FEATURES, "anchors", "selected")}
+    kept = {
+        name: network.download(outputs[name]) for name in (*features_among(outputs), "anchors", "selected")
+    }
     inputs = probe_p4_inputs(network, outputs)
     origins = network.download(inputs["patches"])
     for _ in range(3):

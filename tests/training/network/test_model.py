@@ -14,7 +14,7 @@ from asag_training.network.body import Body, FrozenBatchNorm2d
 from asag_training.network.config import Activation, variant_config
 from asag_training.network.mobilenet import MobileNet
 from asag_training.network.model import Asag, HeadOutput, build
-from asag_training.network.pyramid import pyramid_strides, with_coarsest
+from asag_training.network.pyramid import map_of, pyramid_strides
 from asag_training.network.relation_block import Proposals
 from asag_training.network.resnet import ResNet
 from support.small_network import small_config
@@ -147,15 +147,16 @@ def test_light_networks_have_no_p2(variant: str) -> None:
     model = build(small_config(variant, heads=1))
     with torch.no_grad():
         features = model.features(torch.randn(1, 3, 97, 64))
-    assert [tuple(feature.shape) for feature in features] == [(1, 13, 8, 32), (1, 7, 4, 32), (1, 4, 2, 32)]
-    four = with_coarsest(features)
-    assert torch.equal(four[3], features[2][:, ::2, ::2])
+    shapes = [(1, 13, 8, 32), (1, 7, 4, 32), (1, 4, 2, 32), (1, 2, 1, 32)]
+    assert [tuple(feature.shape) for feature in features] == shapes
+    assert torch.equal(features[3], features[2][:, ::2, ::2])
+    assert map_of("P5", features, model.config) is features[2]
     assert pyramid_strides(model.config) == (8, 16, 32, 64)
     # An anchor is read from the map of its size, whatever the finest map is: 448 pixels from P5.
     anchors = torch.tensor([[[32.0, 48.0, 448.0, 448.0]]])
     all_valid = torch.ones(1, 1).bool()
     before = model.relate(features, anchors, all_valid, IMAGE_SIZE[:1])[0].content
-    for i, matters in enumerate((False, False, True)):
+    for i, matters in enumerate((False, False, True, False)):
         changed = [*features]
         changed[i] = features[i] + torch.randn_like(features[i])
         after = model.relate(changed, anchors, all_valid, IMAGE_SIZE[:1])[0].content

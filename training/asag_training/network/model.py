@@ -19,7 +19,7 @@ from asag_training.network.anchor_generator import AnchorGenerator
 from asag_training.network.backbone import Backbone
 from asag_training.network.config import AsagConfig
 from asag_training.network.layers import padding_blocked
-from asag_training.network.pyramid import FeaturePyramid, with_coarsest
+from asag_training.network.pyramid import FeaturePyramid
 from asag_training.network.relation_block import Proposals, RelationBlock
 from asag_training.network.sparse_rcnn import SparseRcnnDecoder
 
@@ -48,7 +48,7 @@ class Asag(nn.Module):
         self.decoder = decoder(config)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Compute P2..P5, or P3..P5, each channels-last (B, h, w, C), of normalised RGB (B, 3, H, W)."""
+        """Compute P2..P5, or P3..P6, each channels-last (B, h, w, C), of normalised RGB (B, 3, H, W)."""
         return [p.permute(0, 2, 3, 1) for p in self.neck(self.backbone(image))]
 
     def relate(
@@ -57,7 +57,7 @@ class Asag(nn.Module):
         """Turn anchors (B, Q, 4) cxcywh in pixels, of which `valid` (B, Q) are real, into proposals, and say
         who must not see whom (B, Q, Q)."""
         blocked = padding_blocked(valid)
-        return self.rpn(with_coarsest(features), anchors, image_size, blocked), blocked
+        return self.rpn(features, anchors, image_size, blocked), blocked
 
     def decode(
         self, head: str, features: list[Tensor], proposals: Proposals, blocked: Tensor, image_size: Tensor
@@ -71,7 +71,7 @@ class Asag(nn.Module):
     ) -> list[HeadOutput]:
         """Return the predictions of every layer of one of the parallel decoders, in sequence."""
         index = self.head_index(head)
-        predicted = self.decoder(index, with_coarsest(features), proposals, image_size, blocked)
+        predicted = self.decoder(index, features, proposals, image_size, blocked)
         return [HeadOutput(*of_layer) for of_layer in predicted]
 
     def head_index(self, head: str) -> int:

@@ -1,9 +1,11 @@
 """The feature pyramid: the neck that makes its maps, and which of them boxes are read from.
 
-Maps travel channels-last, (B, h, w, C), the finest first.
+The finest comes first.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,23 +22,22 @@ def pyramid_strides(config: AsagConfig) -> tuple[int, ...]:
     return tuple(_STRIDES[config.finest_map] << i for i in range(_LEVELS))
 
 
-def with_coarsest(features: list[Tensor]) -> list[Tensor]:
-    """Return the four maps that boxes are read from; where P2 is missing, P6 is every second cell of P5."""
-    if len(features) == _LEVELS:
-        return features
-    return [*features, features[-1][:, ::2, ::2]]
+def map_of(level: str, features: Sequence[Tensor], config: AsagConfig) -> Tensor:
+    """Return the map of a level, such as 'P5', among those of the neck."""
+    return features[int(level[1:]) - int(config.finest_map[1:])]
 
 
 class FeaturePyramid(nn.Module):
-    """The neck: C2..C5 -> P2..P5, or C3..C5 -> P3..P5, each (B, channels, h, w).
+    """The neck: C2..C5 -> P2..P5, or C3..C5 -> P3..P6, each (B, channels, h, w).
 
     Lateral 1x1 convolutions, top-down nearest upsampling, output 3x3 convolutions, which may be separable.
+    P6 is every second cell of P5.
     """
 
     def __init__(self, channels_in: tuple[int, ...], config: AsagConfig) -> None:
         super().__init__()
-        self.maps = _LEVELS if config.finest_map == "P2" else _LEVELS - 1
-        channels_in, channels = channels_in[-self.maps :], config.hidden_dim
+        self.first = 0 if config.finest_map == "P2" else 1
+        channels_in, channels = channels_in[self.first :], config.hidden_dim
         # Sequential, because the official names have an index more than the layer.
         self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(c, channels, 1)) for c in channels_in)
         self.layer_blocks = nn.ModuleList(_output_layer(config) for _ in channels_in)
@@ -47,13 +48,15 @@ class FeaturePyramid(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        features = features[-self.maps :]
+        features = features[self.first :]
         above = self.inner_blocks[-1](features[-1])
         outputs = [self.layer_blocks[-1](above)]
         for i in range(len(features) - 2, -1, -1):
             lateral = self.inner_blocks[i](features[i])
             above = lateral + F.interpolate(above, size=lateral.shape[-2:], mode="nearest")
             outputs.insert(0, self.layer_blocks[i](above))
+        if self.first:
+            outputs.append(outputs[-1][:, :, ::2, ::2])
         return outputs
 
 

@@ -22,11 +22,13 @@ from asag_training.network.anchor_generator import FIRST_LEVEL_PATCHES
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 from asag_training.network.operators import pad_anchors, patch_nms
+from asag_training.network.pyramid import map_of, pyramid_strides
 
 
 def feature_maps(config: AsagConfig) -> tuple[str, ...]:
-    """Name the maps that backbone and neck put out: `p2` to `p5`, or `p3` to `p5`."""
-    return FEATURES[FEATURES.index(config.finest_map.lower()) :]
+    """Name the maps that backbone and neck put out: `p2` to `p5`, or `p3` to `p6`."""
+    first = FEATURES.index(config.finest_map.lower())
+    return FEATURES[first : first + len(pyramid_strides(config))]
 
 
 class StageModule(nn.Module):
@@ -97,7 +99,8 @@ class BackboneStage(SelectingStage):
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
         features = self.model.features(image)
-        anchors = self.model.anchor_generator.first_level(features[-1], image_size).anchors
+        p5 = map_of("P5", features, self.model.config)
+        anchors = self.model.anchor_generator.first_level(p5, image_size).anchors
         return (*features, anchors, *self.choose(anchors))
 
 

@@ -25,6 +25,7 @@ from asag_training.network.config import AsagConfig
 from asag_training.network.layers import padding_blocked
 from asag_training.network.model import Asag, HeadOutput
 from asag_training.network.operators import pad_anchors, patch_nms
+from asag_training.network.pyramid import map_of
 from asag_training.network.stage_plan import probing_plan
 from asag_training.run.denoising import make_denoising
 from asag_training.run.patch_selection import P6_FLIPS, fill_up, spare_patches
@@ -125,7 +126,7 @@ def _predict_anchors(
     they may not, none gives way to a deeper level's.
     """
     config, generator = model.config, model.anchor_generator
-    first = generator.first_level(features[-1], image_size, flips=flips[1:])
+    first = generator.first_level(map_of("P5", features, model.config), image_size, flips=flips[1:])
     p5, p6 = first.raw[:, : len(QUADRANTS)], first.raw[:, len(QUADRANTS) :]
     found = _Anchors(
         levels=[
@@ -135,7 +136,7 @@ def _predict_anchors(
         anchors=[first.anchors],
         passing=[generator.passes(first.anchors)],
     )
-    maps: dict[str, Tensor] = {"P4": features[-2], "P3": features[-3]}
+    maps: dict[str, Tensor] = {level: map_of(level, features, model.config) for level in ("P4", "P3")}
     for level in plan.levels:
         anchors, feature = found.anchors[-1], maps[level.level]
         selected = generator.select(anchors, level.level) & generates
