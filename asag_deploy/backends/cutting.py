@@ -91,7 +91,7 @@ def cut(path: Path) -> tuple[Plan, list[bytes]] | None:
         model = onnx.load(known)
     if not any(node.domain == DOMAIN and node.op_type in OPERATORS for node in model.graph.node):
         return None
-    # Quantising leaves values without a type; finding them out takes as long as reading, so only where needed.
+    # Quantising leaves values without a type; they are found out only where that is needed, for it takes time.
     return _Cutter(model).cut() or _Cutter(onnx.shape_inference.infer_shapes(model)).cut()
 
 
