@@ -3,22 +3,24 @@
 What lies before, between and behind them stays a graph, a *piece*, that the backend's library runs.  A graph
 is cut when it is loaded, so that bundles know nothing of it; it takes the package `onnx`.
 
-    found = cut(path)     # None if it holds no such operator, or cannot be cut
-    if found is not None:
-        plan, models = found
+    with cut_into_files(path) as found:     # None if it holds no such operator, or cannot be cut
+        if found is not None:
+            plan, files = found
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from asag_deploy.bundle.manifest import TensorSpec
-from asag_deploy.scratch import path_in_utf8
+from asag_deploy.errors import Problem, first_line
+from asag_deploy.scratch import file_in_memory, path_in_utf8
 from asag_deploy.typed_json import parse_json, read_fields
 
 if TYPE_CHECKING:
@@ -74,25 +76,66 @@ class Plan:
 
 
 def can_cut() -> bool:
-    """Return whether what cutting takes is installed."""
+    """Return whether what cutting takes is installed; loading it would take longer than all the rest."""
     return importlib.util.find_spec("onnx") is not None
 
 
-def cut(path: Path) -> tuple[Plan, list[bytes]] | None:
-    """Cut the graph in a file; return the plan, and every piece as an ONNX model.
+def why_no_cutting() -> Problem | None:
+    """Say why no graph can be cut here, and what to do; None if graphs can be."""
+    if not can_cut():
+        return Problem("the package onnx is not installed", "install it with `pip install onnx`")
+    try:
+        import onnx  # noqa: F401
+    except (
+        Exception
+    ) as error:  # whatever keeps a package from being loaded, such as another of an old version
+        return Problem(
+            f"the package onnx cannot be loaded ({first_line(error)})",
+            "install it again with `pip install --force-reinstall onnx`",
+        )
+    return None
 
-    None if it holds none of the operators, or a value of a type that is not known.
 
-    Raises what `onnx` raises for a file that is no model.
+def cut(path: Path) -> tuple[Plan, Iterator[Iterator[bytes]]] | None:
+    """Cut the graph in a file; return the plan, and the parts of a file for every piece, an ONNX model.
+
+    None if it holds none of the operators, or something that pieces cannot have: a value of a type that is
+    not known, or another function.  None too for a file that `onnx` cannot read.
     """
-    import onnx
+    try:
+        import onnx
 
-    with path_in_utf8(path) as known:
-        model = onnx.load(known)
-    if not any(node.domain == DOMAIN and node.op_type in OPERATORS for node in model.graph.node):
+        with path_in_utf8(path) as known:
+            model = onnx.load(known)
+        if not any(node.domain == DOMAIN and node.op_type in OPERATORS for node in model.graph.node):
+            return None
+        found = _Cutter(model).cut()
+        if found is None:
+            # Quantising leaves values without a type; to find them takes as long as reading: only if needed.
+            found = _Cutter(onnx.shape_inference.infer_shapes(model)).cut()
+    except Exception:  # of onnx, of whatever version: who loads the graph whole says better what is wrong
         return None
-    # Quantising leaves values without a type; they are found out only where that is needed, for it takes time.
-    return _Cutter(model).cut() or _Cutter(onnx.shape_inference.infer_shapes(model)).cut()
+    return found
+
+
+@contextmanager
+def cut_into_files(path: Path) -> Iterator[tuple[Plan, list[Path]] | None]:
+    """Cut the graph in a file as `cut` does; give the plan, and a file in memory for every piece.
+
+    The graph itself is let go before: its weights are held once by then.
+    """
+    with ExitStack() as stack:
+        files: list[Path] = []
+        plan = None
+        found = cut(path)
+        if found is not None:
+            plan, models = found
+            for parts in models:
+                files.append(stack.enter_context(file_in_memory()))
+                with files[-1].open("wb") as stream:
+                    stream.writelines(parts)
+            del models, parts, found
+        yield None if plan is None else (plan, files)
 
 
 class _Cutter:
@@ -100,8 +143,10 @@ class _Cutter:
 
     def __init__(self, model: ModelProto) -> None:
         self._model, self._graph = model, model.graph
-        self._given = {value.name for value in self._graph.input}
-        self._constants = {value.name: value for value in self._graph.initializer}
+        given = {value.name for value in self._graph.input}
+        # An input may have a value of its own, which is not taken where another is given.
+        self._constants = {value.name: value for value in self._graph.initializer if value.name not in given}
+        self._functions = {(each.domain, each.name) for each in model.functions}
         self._types: dict[str, ValueInfoProto] = {
             value.name: value for value in (*self._graph.value_info, *self._graph.input, *self._graph.output)
         }
@@ -114,30 +159,37 @@ class _Cutter:
             for name in node.output:
                 self._depth[name] = before + self._is_call[i]
 
-    def cut(self) -> tuple[Plan, list[bytes]] | None:
+    def cut(self) -> tuple[Plan, Iterator[Iterator[bytes]]] | None:
         """Return the pieces and the calls between them; None where that cannot be."""
+        if not self._can_be_cut():
+            return None
         last = max(self._depth.values())
         calls: list[list[Call]] = [[] for _ in range(last + 1)]
         for node, called in zip(self._nodes, self._is_call, strict=True):
             if called:
                 calls[self._depth[node.output[0]] - 1].append(_call(node))
-            elif node.domain == DOMAIN:
-                return None
         pieces: list[Piece] = []
-        models: list[bytes] = []
+        nodes_of: list[set[int]] = []
         for depth, outputs in enumerate(self._wanted()):
             nodes, inputs = self._behind(outputs, depth)
             if not {*inputs, *outputs} <= set(self._types):
                 return None
             pieces.append(Piece(inputs=tuple(inputs), outputs=tuple(outputs)))
-            models.append(self._model_of(nodes, pieces[-1], f"{self._graph.name}_{depth}"))
+            nodes_of.append(nodes)
         plan = Plan(
             inputs=tuple(map(_spec, self._graph.input)),
             outputs=tuple(map(_spec, self._graph.output)),
             pieces=tuple(pieces),
             calls=tuple(tuple(of_piece) for of_piece in calls),
         )
-        return plan, models
+        return plan, self._models(nodes_of, pieces)
+
+    def _can_be_cut(self) -> bool:
+        """Tell whether all nodes are called or standard, and all outputs computed."""
+        ours = [node for node, called in zip(self._nodes, self._is_call, strict=True) if not called]
+        if any(node.domain == DOMAIN or (node.domain, node.op_type) in self._functions for node in ours):
+            return False
+        return all(value.name in self._maker for value in self._graph.output)
 
     def _can_be_called(self, node: NodeProto) -> bool:
         if node.domain == DOMAIN:
@@ -170,21 +222,29 @@ class _Cutter:
             want(value.name)
         return [list(names) for names in wanted]
 
-    def _model_of(self, nodes: set[int], piece: Piece, name: str) -> bytes:
+    def _models(self, nodes_of: Sequence[set[int]], pieces: Sequence[Piece]) -> Iterator[Iterator[bytes]]:
+        for i, (nodes, piece) in enumerate(zip(nodes_of, pieces, strict=True)):
+            yield self._parts_of(nodes, piece, f"{self._graph.name}_{i}")
+
+    def _parts_of(self, nodes: set[int], piece: Piece, name: str) -> Iterator[bytes]:
+        """Write a piece as a model: all but the weights, then these; parts of a message become one again."""
         from onnx import helper
 
-        read = {name for i in nodes for name in self._nodes[i].input}
         graph = helper.make_graph(
             [self._nodes[i] for i in sorted(nodes)],
             name,
             [self._types[name] for name in piece.inputs],
             [self._types[name] for name in piece.outputs],
-            [value for name, value in self._constants.items() if name in read],
         )
         standard = [entry for entry in self._model.opset_import if entry.domain != DOMAIN]
         model = helper.make_model(graph, opset_imports=standard, ir_version=self._model.ir_version)
-        content: bytes = model.SerializeToString()
-        return content
+        yield model.SerializeToString()
+        read = {name for i in nodes for name in _reads(self._nodes[i])}
+        for name, value in self._constants.items():
+            if name in read:
+                part = type(self._model)()
+                part.graph.initializer.append(value)
+                yield part.SerializeToString()
 
     def _behind(self, outputs: Iterable[str], depth: int) -> tuple[set[int], list[str]]:
         """Find the nodes that compute these outputs, and what they read that comes from elsewhere."""
@@ -205,10 +265,13 @@ class _Cutter:
 
 
 def _reads(node: NodeProto) -> list[str]:
-    """List the values that a node reads, also in graphs that it holds."""
+    """List the values that a node reads, also in graphs that it holds, which have values of their own."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
-        names += [name for inner in _graphs(attribute) for each in inner.node for name in _reads(each)]
+        for inner in _graphs(attribute):
+            own = {value.name for value in (*inner.input, *inner.initializer)}
+            own.update(name for each in inner.node for name in each.output)
+            names += [name for each in inner.node for name in _reads(each) if name not in own]
     return names
 
 

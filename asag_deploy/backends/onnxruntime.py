@@ -23,17 +23,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
-from asag_deploy.backends.cutting import cut
+from asag_deploy.backends.cutting import cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
-from asag_deploy.backends.pieces import CUT, StageInPieces, kernels_for_cutting, threads_of_an_operator
+from asag_deploy.backends.pieces import (
+    CUT,
+    StageInPieces,
+    kernels_for_cutting,
+    threads_of_an_operator,
+    warn_of_running_whole,
+)
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.stages import Array, Stage
-from asag_deploy.scratch import file_in_memory, path_in_utf8
+from asag_deploy.scratch import path_in_utf8
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue, SessionOptions
@@ -127,22 +133,18 @@ class OnnxRuntime:
     def _open_pieces(
         self, bundle: Bundle, graph: GraphSpec, threads: int | None, kernels: CpuKernels, workers: int
     ) -> Stage | None:
-        """Load a graph in pieces; None if it cannot be cut, or read."""
-        path = bundle.graph_path(graph.name)
+        """Load a graph in pieces; None if that cannot be."""
         try:
-            found = cut(path)
-        except Exception:  # of ONNX; ONNX Runtime says better what is wrong with the file
+            with cut_into_files(bundle.graph_path(graph.name)) as found:
+                if found is None:
+                    return None
+                plan, files = found
+                sessions = [self._session(file, threads, {}) for file in files]
+        except Exception as error:  # of ONNX or ONNX Runtime, which have no other base
+            warn_of_running_whole(graph.name, error)
             return None
-        if found is None:
-            return None
-        plan, models = found
         check_declared(bundle, graph.name, plan.inputs, plan.outputs)
-        pieces = []
-        for content in models:
-            with file_in_memory() as file:
-                file.write_bytes(content)
-                session = self._session(file, threads, {})
-            pieces.append(_OrtStage(graph.name, session, self.device))
+        pieces = [_OrtStage(graph.name, session, self.device) for session in sessions]
         return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=workers)
 
     def _open_session(self, bundle: Bundle, name: str, threads: int | None) -> InferenceSession:

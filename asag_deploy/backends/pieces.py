@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.cutting import TOP_K, Call, Plan, can_cut
+from asag_deploy.backends.cutting import TOP_K, Call, Plan, can_cut, why_no_cutting
 from asag_deploy.backends.network import check_inputs, check_shapes
 from asag_deploy.bundle.manifest import GraphSpec
-from asag_deploy.errors import Problem
+from asag_deploy.errors import Problem, first_line
 from asag_deploy.kernels.buffers import Buffer
 from asag_deploy.kernels.cpu import MOST_THREADS, CpuKernels, cpu_kernels, why_no_cpu_kernels
 from asag_deploy.loop.stages import Array, Stage
@@ -47,10 +48,14 @@ def kernels_for_cutting() -> CpuKernels | None:
 
 def why_no_pieces() -> Problem | None:
     """Say why graphs run whole here, and what to do; None if they are cut at the compiled operators."""
-    problem = why_no_cpu_kernels()
-    if problem is None and not can_cut():
-        return Problem("the package onnx is not installed", "install it with `pip install onnx`")
-    return problem
+    return why_no_cpu_kernels() or why_no_cutting()
+
+
+def warn_of_running_whole(name: str, error: Exception) -> None:
+    """Say that a graph which was cut could not be loaded in pieces, and so runs whole."""
+    warnings.warn(
+        f"the graph '{name}' runs whole, which is slower: {first_line(error)}", RuntimeWarning, stacklevel=3
+    )
 
 
 def threads_of_an_operator(threads: int | None, requests: int) -> int:

@@ -15,7 +15,7 @@ from typing import get_args
 
 from asag_deploy._version import __version__
 from asag_deploy.backends import BACKENDS, Backend
-from asag_deploy.backends.pieces import why_no_pieces
+from asag_deploy.backends.pieces import kernels_for_cutting, why_no_pieces
 from asag_deploy.backends.tensorrt.device_loop import why_no_device_loop
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda import open_cuda, why_no_cuda
@@ -23,7 +23,7 @@ from asag_deploy.cuda.driver import find_gpus
 from asag_deploy.engines.sidecar import Format, built_engines
 from asag_deploy.errors import BackendError, Problem, first_line
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, cuda_library_path, open_cuda_library
-from asag_deploy.kernels.cpu import cpu_library_path
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, cpu_library_path
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FEATURES = (
@@ -162,6 +162,13 @@ def _cpu_features() -> tuple[str, ...]:
 
 def _operators() -> str:
     """Say what backends on the CPU do about the compiled operators."""
+    try:
+        kernels_for_cutting()
+    except BackendError as error:
+        return (
+            f"no, and the backends that would use them do not start: {error}; or set "
+            f"{CPU_LIBRARY_VARIABLE} to nothing, to run graphs whole"
+        )
     try:
         problem = why_no_pieces()
         if problem is not None:

@@ -58,7 +58,12 @@ class CpuKernels:
         library.asag_message.restype = ctypes.c_char_p
         library.asag_message.argtypes = [ctypes.c_int]
         for name, structure in _ARGUMENTS.items():
-            function = getattr(library, f"asag_cpu_{name}")
+            function = getattr(library, f"asag_cpu_{name}", None)
+            if function is None:
+                raise BackendError(
+                    f"the kernels in {self.path} have no asag_cpu_{name}; build them again from the sources "
+                    "of this release"
+                )
             function.argtypes = [ctypes.POINTER(structure), ctypes.POINTER(structures.Cpu)]
             function.restype = ctypes.c_int
         self._library = library

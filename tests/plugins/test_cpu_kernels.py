@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from asag_deploy.errors import BackendError, ConfigError
-from asag_deploy.kernels import cpu
+from asag_deploy.kernels import cpu, structures
 from asag_deploy.kernels.cpu import (
     BFLOAT16,
     CPU_LIBRARY_VARIABLE,
@@ -173,3 +173,12 @@ def test_an_installed_package_brings_it(
     found = cpu_kernels()
     assert found is not None
     assert found.path.parent.name == cpu.PACKAGE
+
+
+def test_a_library_without_one_of_the_operators(
+    host_library_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a release between two interfaces."""
+    monkeypatch.setitem(cpu._ARGUMENTS, "other", structures.TopK)
+    with pytest.raises(BackendError, match="have no asag_cpu_other; build them again"):
+        CpuKernels(host_library_path)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.backends.cutting import Plan, cut
+from asag_deploy.backends.cutting import Plan, cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
@@ -37,6 +37,7 @@ from asag_deploy.backends.pieces import (
     StageInPieces,
     kernels_for_cutting,
     threads_of_an_operator,
+    warn_of_running_whole,
 )
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
@@ -159,7 +160,7 @@ class OpenVino:
         kernels: CpuKernels,
         threads: int,
     ) -> Stage | None:
-        """Load a graph in pieces; None if it cannot be cut."""
+        """Load a graph in pieces; None if that cannot be."""
         path = bundle.graph_path(graph.name)
         config = {"INFERENCE_PRECISION_HINT": "f32", **how}
         try:
@@ -167,9 +168,8 @@ class OpenVino:
             if found is None:
                 found = self._compile_pieces(core, cache, path, graph.sha256, config)
         except Exception as error:  # of OpenVINO or ONNX, which have no other base
-            raise BackendError(
-                f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
-            ) from error
+            warn_of_running_whole(graph.name, error)
+            return None
         if found is None:
             return None
         plan, models = found
@@ -181,19 +181,18 @@ class OpenVino:
     def _compile_pieces(
         self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
     ) -> tuple[Plan, list[CompiledModel]] | None:
-        found = cut(path)
-        if found is None:
-            return None
-        plan, models = found
+        with cut_into_files(path) as found:
+            if found is None:
+                return None
+            plan, files = found
+            graphs = [_break_ties_by_index(_convert(file)) for file in files]
         narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
         outputs = {spec.name for spec in plan.outputs}
         compiled = []
-        for i, content in enumerate(models):
-            with file_in_memory() as file:
-                file.write_bytes(content)
-                model = _break_ties_by_index(_convert(file))
+        for i, graph in enumerate(graphs):
+            model = graph
             if self.precision == "bf16":
-                model = multiply_in_bfloat16(_taking_bfloat16(model, narrow), outputs)
+                model = multiply_in_bfloat16(_taking_bfloat16(graph, narrow), outputs)
                 narrow |= _in_bfloat16(model.outputs)
             compiled.append(core.compile_model(model, _DEVICE, dict(config)))
             cache.write(_piece_key(digest, i), compiled[-1].export_model().getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -168,23 +169,28 @@ def test_plans_are_written_and_read(small_bundle: Bundle) -> None:
     assert found is not None
     plan, models = found
     assert Plan.from_json(plan.to_json()) == plan
-    assert len(models) == len(plan.pieces) == len(plan.calls)
+    contents = [b"".join(parts) for parts in models]
+    assert len(contents) == len(plan.pieces) == len(plan.calls)
     operators = [call.operator for calls in plan.calls for call in calls]
     assert operators == ["PadAnchors", "MultiscaleRoIAlign", "PyramidSample", "TopK"]
     declared = small_bundle.manifest.graph("decoder")
     assert [spec.name for spec in plan.inputs] == [spec.name for spec in declared.inputs]
     assert [spec.name for spec in plan.outputs] == [spec.name for spec in declared.outputs]
-    for content in models:
+    for content in contents:
         onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     with pytest.raises(FieldError):
         Plan.from_json(b'{"pieces": []}')
 
 
-def test_weights_are_in_one_piece_each(small_bundle: Bundle) -> None:
+def test_weights_are_in_one_piece_each_and_written_one_by_one(small_bundle: Bundle) -> None:
     path = small_bundle.graph_path("decoder")
     found = cut(path)
     assert found is not None
-    assert sum(map(len, found[1])) < 1.2 * path.stat().st_size
+    weights = [len(value.raw_data) for value in onnx.load(str(path)).graph.initializer]
+    sizes = [[len(part) for part in parts] for parts in found[1]]
+    assert sum(map(sum, sizes)) < 1.2 * path.stat().st_size
+    assert max(part for first, *others in sizes for part in others) < max(weights) + 1000
+    assert sum(first for first, *_ in sizes) < path.stat().st_size - sum(weights) + 10_000
 
 
 def test_graphs_that_are_not_cut(small_bundle: Bundle, tmp_path: Path) -> None:
@@ -213,7 +219,15 @@ def test_values_without_a_type(small_bundle: Bundle, tmp_path: Path) -> None:
     [({}, True), ({"axis": 1}, True), ({"axis": 0}, False), ({"largest": 0}, False), ({"sorted": 0}, False)],
 )
 def test_which_orders_are_called(tmp_path: Path, options: dict[str, Any], is_called: bool) -> None:
-    """Behind an operator of the project's own, for without one nothing is cut."""
+    nodes = [helper.make_node("TopK", ["values", "k"], ["best", "index"], **options)]
+    found = cut(behind_an_operator(tmp_path / "graph.onnx", nodes, "best"))
+    assert found is not None
+    called = {call.operator for calls in found[0].calls for call in calls}
+    assert called == ({"PadAnchors", "TopK"} if is_called else {"PadAnchors"})
+
+
+def behind_an_operator(file: Path, nodes: list[onnx.NodeProto], output: str, **options: Any) -> Path:
+    """Write a graph with an operator of the project's own, for without one nothing is cut, then `nodes`."""
     inputs = [
         helper.make_tensor_value_info("anchors", TensorProto.FLOAT, ["B", "N", 5]),
         helper.make_tensor_value_info("keep", TensorProto.BOOL, ["B", "N"]),
@@ -224,20 +238,75 @@ def test_which_orders_are_called(tmp_path: Path, options: dict[str, Any], is_cal
     ]
     outputs = [
         helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["B", "Q", 4]),
-        helper.make_tensor_value_info("best", TensorProto.FLOAT, [None, None]),
+        helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, None]),
     ]
     pad: dict[str, Any] = {"domain": "asag", "first_level": 1, "floor": 1, "cap": 1}
+    operator = helper.make_node(
+        "PadAnchors", ["anchors", "keep", "image_size", "slots"], ["queries", "n"], **pad
+    )
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [1, 1], [2.0])
+    graph = helper.make_graph([operator, *nodes], "graph", inputs, outputs, [weight])
+    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 20), ("asag", 1), ("own", 1))]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, **options), str(file))
+    return file
+
+
+def test_graphs_inside_nodes_keep_what_they_read_outside(tmp_path: Path) -> None:
+    inner = [helper.make_node("Mul", ["values", "weight"], ["product"])]
+    inner += [helper.make_node("Neg", ["product"], ["negative"])]
+    results = [helper.make_tensor_value_info("negative", TensorProto.FLOAT, [None, None])]
+    branch = helper.make_graph(inner, "branch", [], results)
     nodes = [
-        helper.make_node("PadAnchors", ["anchors", "keep", "image_size", "slots"], ["queries", "n"], **pad),
-        helper.make_node("TopK", ["values", "k"], ["best", "index"], **options),
+        helper.make_node("ReduceMax", ["keep_number"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["which"], to=TensorProto.BOOL),
+        helper.make_node("If", ["which"], ["chosen"], then_branch=branch, else_branch=branch),
     ]
-    graph = helper.make_graph(nodes, "graph", inputs, outputs)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("asag", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets), str(tmp_path / "graph.onnx"))
-    found = cut(tmp_path / "graph.onnx")
+    nodes.insert(0, helper.make_node("Cast", ["keep"], ["keep_number"], to=TensorProto.FLOAT))
+    found = cut(behind_an_operator(tmp_path / "graph.onnx", nodes, "chosen"))
     assert found is not None
-    called = {call.operator for calls in found[0].calls for call in calls}
-    assert called == ({"PadAnchors", "TopK"} if is_called else {"PadAnchors"})
+    plan, models = found
+    contents = [b"".join(parts) for parts in models]
+    at = next(i for i, piece in enumerate(plan.pieces) if "chosen" in piece.outputs)
+    piece = onnx.load_from_string(contents[at])
+    assert [value.name for value in piece.graph.initializer] == ["weight"]
+    assert {value.name for value in piece.graph.input} == {"values", "keep"}
+    onnx.checker.check_model(piece, full_check=True)
+
+
+def test_graphs_with_other_functions_or_outputs_that_nothing_computes_run_whole(tmp_path: Path) -> None:
+    def calling(operator: str) -> Path:
+        body = [helper.make_node("Neg", ["x"], ["y"])]
+        function = helper.make_function("own", "Own", ["x"], ["y"], body, [helper.make_opsetid("", 20)])
+        nodes = [helper.make_node(operator, ["values"], ["result"], domain="own" * (operator == "Own"))]
+        return behind_an_operator(tmp_path / "graph.onnx", nodes, "result", functions=[function])
+
+    assert cut(calling("Neg")) is not None
+    assert cut(calling("Own")) is None
+    assert cut(behind_an_operator(tmp_path / "graph.onnx", [], "weight")) is None
+
+
+def test_an_onnx_that_cannot_be_loaded(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = behind_an_operator(tmp_path / "graph.onnx", [helper.make_node("Neg", ["values"], ["y"])], "y")
+    assert cut(file) is not None
+    (tmp_path / "onnx.py").write_text("raise TypeError('Descriptors cannot be created directly')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnx"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cut(file) is None
+    assert "cannot be loaded (Descriptors cannot" in str(why_no_pieces())
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_pieces_that_cannot_be_loaded(
+    compiled: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(cutting._Cutter, "_parts_of", lambda *_: iter([b"no", b" graph"]))
+    with pytest.warns(RuntimeWarning, match="the graph 'decoder' runs whole, which is slower: "):
+        network = open_network(backend, small_bundle, threads=1)
+    assert not isinstance(network.stage("decoder"), StageInPieces)
+    run(network, small_bundle)
 
 
 def test_without_the_operators_or_onnx_graphs_run_whole(
@@ -248,7 +317,8 @@ def test_without_the_operators_or_onnx_graphs_run_whole(
         whole = open_network("onnxruntime", small_bundle, threads=1)
     assert not isinstance(whole.stage("decoder"), StageInPieces)
     with monkeypatch.context() as patch:
-        patch.setattr("asag_deploy.backends.pieces.can_cut", lambda: False)
+        for module in ("pieces", "cutting"):
+            patch.setattr(f"asag_deploy.backends.{module}.can_cut", lambda: False)
         network = open_network("onnxruntime", small_bundle, threads=1)
         assert not isinstance(network.stage("decoder"), StageInPieces)
         assert "package onnx is not installed" in str(why_no_pieces())
