@@ -43,7 +43,8 @@ def kernels_for_cutting() -> CpuKernels | None:
 
     Raises BackendError for a library that cannot be used.
     """
-    return None if _whole.get() or not can_cut() else cpu_kernels()
+    kernels = None if _whole.get() else cpu_kernels()
+    return kernels if kernels is not None and can_cut() else None
 
 
 def why_no_pieces() -> Problem | None:

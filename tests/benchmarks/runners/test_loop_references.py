@@ -8,7 +8,7 @@ import pytest
 
 from asag_bench.runners.references import open_reference
 from asag_bench.runners.runner import DetectorRunner
-from asag_deploy.backends import onnxruntime, open_network
+from asag_deploy.backends import cutting, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
@@ -52,7 +52,7 @@ def test_graphs_that_run_whole(
 ) -> None:
     monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
     asked: list[object] = []
-    monkeypatch.setattr(onnxruntime, "cut", asked.append)
+    monkeypatch.setattr(cutting, "cut", asked.append)
     assert reference("whole-graphs", bundle, "onnxruntime")(IMAGES, None).exits == EXITS
     opened = len(asked)
     open_network("onnxruntime", bundle)

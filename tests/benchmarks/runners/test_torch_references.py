@@ -107,12 +107,12 @@ def test_every_stage_is_compiled(checkpoint: Checkpoint, file: Path, monkeypatch
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", fake_compile)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    runner = reference("torch-compile", bundle_of(checkpoint), file)
-    assert compiled == ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
-    assert torch._dynamo.config.recompile_limit >= 100, "beyond it PyTorch goes on uncompiled, silently"
-    image = draw_doodles(96, 128, 0)
-    assert runner([image], "P5").exits == ("P5",)
+    with torch._dynamo.config.patch(recompile_limit=8):  # and as it was afterwards
+        runner = reference("torch-compile", bundle_of(checkpoint), file)
+        assert compiled == ["normalize", "backbone", "probe_p4", "probe_p3", "decoder"]
+        assert torch._dynamo.config.recompile_limit >= 100, "beyond it PyTorch goes on uncompiled, silently"
+        image = draw_doodles(96, 128, 0)
+        assert runner([image], "P5").exits == ("P5",)
 
 
 def test_another_network(checkpoint: Checkpoint, file: Path, tmp_path: Path) -> None:
