@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 SMALL_IMAGES = Preprocessing(shorter_side=160, longer_side=320)
 REFERENCE = Path(__file__).parent / "reference"
 
-NEED_PYTORCH = ("benchmarks", "export", "gpu", "training", "plugins/test_host_kernels.py")
+NEED_PYTORCH = (
+    *("benchmarks", "export", "gpu", "training"),
+    *("plugins/test_host_kernels.py", "plugins/test_cpu_kernels.py", "deploy/backends/test_pieces.py"),
+)
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 collect_ignore = [] if HAS_PYTORCH else list(NEED_PYTORCH)
 
