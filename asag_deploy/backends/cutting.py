@@ -86,9 +86,7 @@ def why_no_cutting() -> Problem | None:
         return Problem("the package onnx is not installed", "install it with `pip install onnx`")
     try:
         import onnx  # noqa: F401
-    except (
-        Exception
-    ) as error:  # whatever keeps a package from being loaded, such as another of an old version
+    except Exception as error:  # whatever keeps it from being loaded, such as another package's old version
         return Problem(
             f"the package onnx cannot be loaded ({first_line(error)})",
             "install it again with `pip install --force-reinstall onnx`",

@@ -112,9 +112,9 @@ class OnnxRuntime:
 
         def open_stage(graph: GraphSpec) -> Stage:
             if kernels is not None and graph.name in CUT:
-                whole = self._open_pieces(bundle, graph, threads, kernels, workers)
-                if whole is not None:
-                    return whole
+                in_pieces = self._open_pieces(bundle, graph, threads, kernels, workers)
+                if in_pieces is not None:
+                    return in_pieces
             session = self._open_session(bundle, graph.name, threads)
             _check(bundle, graph.name, session)
             return _OrtStage(graph, session, self.device)
@@ -245,10 +245,6 @@ class _Memory:
         from onnxruntime import OrtValue
 
         return OrtValue.ortvalue_from_numpy(values, "cpu")
-
-    def shape(self, array: OrtValue) -> tuple[int, ...]:
-        """Return the shape of an array."""
-        return tuple(array.shape())
 
 
 class _OrtStage:

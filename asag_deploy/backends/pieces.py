@@ -24,7 +24,6 @@ FLOAT32 = np.dtype(np.float32)
 CUT = frozenset({"decoder"})
 """Graphs that are cut where the operators are compiled for the CPU."""
 
-
 _whole: ContextVar[bool] = ContextVar("graphs run whole", default=False)
 
 
@@ -75,10 +74,6 @@ class HostMemory(Protocol):
         """Return an array of the backend in this memory."""
         ...
 
-    def shape(self, array: Array) -> tuple[int, ...]:
-        """Return an array's shape."""
-        ...
-
 
 class StageInPieces:
     """A stage that was cut.  Safe to call from several threads at once."""
@@ -123,12 +118,11 @@ class StageInPieces:
                     for name, result in zip(call.outputs, results, strict=True)
                 )
         outputs = {spec.name: values[spec.name] for spec in self._plan.outputs}
-        shape = self._memory.shape
-        check_shapes(
-            self._graph,
-            {name: shape(inputs[name]) for name in self._inputs},
-            {name: shape(array) for name, array in outputs.items()},
+        given_shapes, made_shapes = (
+            {name: tuple(self._memory.view(values[name]).shape) for name in names}
+            for names in (self._inputs, outputs)
         )
+        check_shapes(self._graph, given_shapes, made_shapes)
         return outputs
 
     def _roi_align(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:

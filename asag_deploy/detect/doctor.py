@@ -164,16 +164,15 @@ def _operators() -> str:
     """Say what backends on the CPU do about the compiled operators."""
     try:
         kernels_for_cutting()
+        problem = why_no_pieces()
+        if problem is not None:
+            return f"not used, graphs run whole: {problem}"
+        return f"used by onnxruntime and openvino, from {cpu_library_path()}"
     except BackendError as error:
         return (
             f"no, and the backends that would use them do not start: {error}; or set "
             f"{CPU_LIBRARY_VARIABLE} to nothing, to run graphs whole"
         )
-    try:
-        problem = why_no_pieces()
-        if problem is not None:
-            return f"not used, graphs run whole: {problem}"
-        return f"used by onnxruntime and openvino, from {cpu_library_path()}"
     except Exception as error:  # whatever a broken library raises is the finding
         return f"no: {first_line(error)}"
 

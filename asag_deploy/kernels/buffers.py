@@ -86,4 +86,7 @@ def is_contiguous(strides: Sequence[int] | None, shape: tuple[int, ...], itemsiz
     return True
 
 
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+"""The upper halves of float32 numbers, which NumPy has no type of its own for."""
+
 Arrays = Sequence[NDArray[Any] | Buffer | Any]

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import BackendError, ConfigError, Problem
 from asag_deploy.kernels import structures
-from asag_deploy.kernels.buffers import Arrays, Buffer, buffer_of, expect
+from asag_deploy.kernels.buffers import BFLOAT16, Arrays, Buffer, buffer_of, expect
 from asag_deploy.kernels.library import KernelLibrary
+from asag_deploy.kernels.operators import TYPES, pyramid_of
 
 CPU_LIBRARY_VARIABLE = "ASAG_CPU_KERNELS_LIBRARY"
 """Environment variable with the path of the library, or empty for none."""
@@ -29,17 +30,11 @@ PACKAGE = "asag_cpu_kernels"
 """The package that holds the library, which is installed by a wheel of its own."""
 LIBRARY_NAME = "libasag_kernels_host.so"
 
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
-"""The upper halves of float32 numbers."""
 ROI_SIZE = 7
 MOST_THREADS = 512
 """That a call may use."""
 
-_TYPES = {
-    np.dtype(np.float32): structures.FLOAT32,
-    np.dtype(np.float16): structures.FLOAT16,
-    BFLOAT16: structures.BFLOAT16,
-}
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
     "multiscale_roi_align": structures.MultiscaleRoIAlign,
     "pyramid_sample": structures.PyramidSample,
@@ -53,10 +48,9 @@ class CpuKernels:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Load the library at `path`.  Raises BackendError if it is another, or of another interface."""
-        self.path = KernelLibrary(path, "host").path  # which also finds out whether it is the right one
+        self._host = KernelLibrary(path, "host")  # which also finds out whether it is the right one
+        self.path = self._host.path
         library = ctypes.CDLL(str(self.path))
-        library.asag_message.restype = ctypes.c_char_p
-        library.asag_message.argtypes = [ctypes.c_int]
         for name, structure in _ARGUMENTS.items():
             function = getattr(library, f"asag_cpu_{name}", None)
             if function is None:
@@ -82,7 +76,7 @@ class CpuKernels:
         box = expect("boxes", boxes, (batch, -1, 4), np.float32, on_device=False)
         result = np.empty((*box.shape[:2], ROI_SIZE, ROI_SIZE, channels), dtype=out)
         arguments = structures.MultiscaleRoIAlign(
-            _pyramid(maps, strides), box.pointer, result.ctypes.data, box.shape[1]
+            pyramid_of(maps, strides), box.pointer, result.ctypes.data, box.shape[1]
         )
         self._run("multiscale_roi_align", arguments, threads, out)
         return result
@@ -113,7 +107,7 @@ class CpuKernels:
         pointers = (points.pointer, weights.pointer, result.ctypes.data)
         self._run(
             "pyramid_sample",
-            structures.PyramidSample(_pyramid(maps, strides), *pointers, *shape[1:]),
+            structures.PyramidSample(pyramid_of(maps, strides), *pointers, *shape[1:]),
             threads,
             out,
         )
@@ -158,8 +152,7 @@ class CpuKernels:
         how = structures.Cpu(threads, _type_of(out))
         status = getattr(self._library, f"asag_cpu_{operator}")(ctypes.byref(arguments), ctypes.byref(how))
         if status != 0:
-            message: bytes = self._library.asag_message(status)
-            raise BackendError(f"the kernel {operator} failed: {message.decode(errors='replace')}")
+            raise BackendError(f"the kernel {operator} failed: {self._host.message(status)}")
 
 
 def cpu_kernels() -> CpuKernels | None:
@@ -223,7 +216,7 @@ def _maps(features: Arrays, strides: Sequence[int]) -> list[Buffer]:
         )
     batch, channels = (maps[0].shape[0], maps[0].shape[-1]) if maps[0].shape else (0, 0)
     for i, level in enumerate(maps):
-        if level.dtype != maps[0].dtype or level.dtype not in _TYPES:
+        if level.dtype != maps[0].dtype or level.dtype not in _FLOATS:
             raise ConfigError(f"expected features of one type of float, got {level.dtype}")
         if len(level.shape) != 4 or (level.shape[0], level.shape[3]) != (batch, channels):
             raise ConfigError(
@@ -232,19 +225,7 @@ def _maps(features: Arrays, strides: Sequence[int]) -> list[Buffer]:
     return maps
 
 
-def _pyramid(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyramid:
-    batch, *_, channels = maps[0].shape
-    pyramid = structures.Pyramid(
-        levels=len(maps), batch=batch, channels=channels, type=_type_of(maps[0].dtype)
-    )
-    for i, (level, stride) in enumerate(zip(maps, strides, strict=True)):
-        pyramid.maps[i] = level.pointer
-        pyramid.heights[i], pyramid.widths[i] = level.shape[1:3]
-        pyramid.strides[i] = stride
-    return pyramid
-
-
 def _type_of(dtype: np.dtype[Any]) -> int:
-    if dtype not in _TYPES:
+    if dtype not in _FLOATS:
         raise ConfigError(f"expected float32, float16 or bfloat16, got {dtype}")
-    return _TYPES[dtype]
+    return TYPES[dtype]

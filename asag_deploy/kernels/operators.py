@@ -19,14 +19,16 @@ import numpy as np
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.kernels import structures
-from asag_deploy.kernels.buffers import Arrays, Buffer, buffer_of
+from asag_deploy.kernels.buffers import BFLOAT16, Arrays, Buffer, buffer_of
 from asag_deploy.kernels.library import KernelLibrary
 
-_TYPES = {
+TYPES = {
     np.dtype(np.float32): structures.FLOAT32,
     np.dtype(np.float16): structures.FLOAT16,
     np.dtype(np.uint8): structures.UINT8,
+    BFLOAT16: structures.BFLOAT16,
 }
+"""The types of elements, as the structures name them."""
 
 
 def multiscale_roi_align(
@@ -48,7 +50,7 @@ def multiscale_roi_align(
     box = library.expect("boxes", boxes, (batch, -1, 4), np.float32)
     queries = box.shape[1]
     result = library.expect("out", out, (batch, queries, 7, 7, channels), maps[0].dtype.type)
-    pyramid = _pyramid(maps, strides)
+    pyramid = pyramid_of(maps, strides)
     arguments = structures.MultiscaleRoIAlign(pyramid, box.pointer, result.pointer, queries)
     library.run("multiscale_roi_align", arguments, stream)
 
@@ -78,7 +80,7 @@ def pyramid_sample(
     width = channels // shape[2]
     result = library.expect("out", out, (*shape, width), maps[0].dtype.type)
     pointers = (points.pointer, weights.pointer, result.pointer)
-    arguments = structures.PyramidSample(_pyramid(maps, strides), *pointers, *shape[1:])
+    arguments = structures.PyramidSample(pyramid_of(maps, strides), *pointers, *shape[1:])
     library.run("pyramid_sample", arguments, stream)
 
 
@@ -111,7 +113,7 @@ def patch_nms(
     kept = library.expect("counts", counts, (batch, 4), np.int64)
     arguments = structures.PatchNMS(
         *(buffer.pointer for buffer in (anchor, flags, sizes, patches, kept)),
-        *(_TYPES[anchor.dtype], batch, count),
+        *(TYPES[anchor.dtype], batch, count),
         *(stride, patch_size, patches.shape[1], max_candidates, iou_threshold),
     )
     library.run("patch_nms", arguments, stream)
@@ -144,7 +146,7 @@ def pad_anchors(
     real = library.expect("counts", counts, (batch,), np.int64)
     arguments = structures.PadAnchors(
         *(buffer.pointer for buffer in (anchor, flags, sizes, result, real)),
-        *(_TYPES[anchor.dtype], batch, count, result.shape[1], first_level, floor, cap),
+        *(TYPES[anchor.dtype], batch, count, result.shape[1], first_level, floor, cap),
     )
     library.run("pad_anchors", arguments, stream)
 
@@ -175,7 +177,7 @@ def preprocess(
         height, width = slot.shape[1:]
     triple = ctypes.c_float * 3
     arguments = structures.Preprocess(
-        *(pixels.pointer, slot.pointer, *pixels.shape[:2], *new_shape, height, width, _TYPES[slot.dtype]),
+        *(pixels.pointer, slot.pointer, *pixels.shape[:2], *new_shape, height, width, TYPES[slot.dtype]),
         *(triple(*mean), triple(*deviation), int(channel_order == "bgr")),
     )
     library.run("preprocess", arguments, stream)
@@ -216,7 +218,7 @@ def postprocess(
     )
     arguments = structures.Postprocess(
         *(buffer.pointer for buffer in given),
-        *(_TYPES[score.dtype], batch, count, -1.0 if nms_iou is None else nms_iou),
+        *(TYPES[score.dtype], batch, count, -1.0 if nms_iou is None else nms_iou),
     )
     library.run("postprocess", arguments, stream)
 
@@ -306,7 +308,8 @@ def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> l
     ]
 
 
-def _pyramid(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyramid:
+def pyramid_of(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyramid:
+    """Describe maps (B, h, w, C) that go together, the finest first, with their pixels per cell."""
     per_level = ctypes.c_int32 * structures.MAX_LEVELS
     return structures.Pyramid(
         (ctypes.c_void_p * structures.MAX_LEVELS)(*(level.pointer for level in maps)),
@@ -316,5 +319,5 @@ def _pyramid(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyram
         len(maps),
         maps[0].shape[0],
         maps[0].shape[3],
-        _TYPES[maps[0].dtype],
+        TYPES[maps[0].dtype],
     )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.kernels import cpu, structures
+from asag_deploy.kernels.buffers import BFLOAT16
 from asag_deploy.kernels.cpu import (
-    BFLOAT16,
     CPU_LIBRARY_VARIABLE,
     CpuKernels,
     cpu_kernels,

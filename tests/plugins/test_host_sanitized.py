@@ -22,7 +22,8 @@ import sys
 import numpy as np
 from support import naive_operators as naive
 from asag_deploy import kernels
-from asag_deploy.kernels.cpu import BFLOAT16, CpuKernels
+from asag_deploy.kernels.buffers import BFLOAT16
+from asag_deploy.kernels.cpu import CpuKernels
 
 cpu = CpuKernels(sys.argv[1])
 library = kernels.KernelLibrary(sys.argv[1], "host", threads=48, seed=5)

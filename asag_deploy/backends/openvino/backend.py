@@ -42,7 +42,8 @@ from asag_deploy.backends.pieces import (
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, FieldError, Problem
-from asag_deploy.kernels.cpu import BFLOAT16, CpuKernels
+from asag_deploy.kernels.buffers import BFLOAT16
+from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 from asag_deploy.scratch import file_in_memory, path_in_utf8, scratch_folder
 from asag_deploy.telemetry import silent_openvino
@@ -110,9 +111,9 @@ class OpenVino:
 
             def open_stage(graph: GraphSpec) -> Stage:
                 if kernels is not None and graph.name in CUT:
-                    whole = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
-                    if whole is not None:
-                        return whole
+                    in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
+                    if in_pieces is not None:
+                        return in_pieces
                 model = self._load(core, cache, bundle, graph.name, config)
                 check_declared(bundle, graph.name, _specs(model.inputs), _specs(model.outputs))
                 return _OpenVinoStage(graph, model)
@@ -189,10 +190,9 @@ class OpenVino:
         narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
         outputs = {spec.name for spec in plan.outputs}
         compiled = []
-        for i, graph in enumerate(graphs):
-            model = graph
+        for i, model in enumerate(graphs):
             if self.precision == "bf16":
-                model = multiply_in_bfloat16(_taking_bfloat16(graph, narrow), outputs)
+                model = multiply_in_bfloat16(_with_bfloat16(model, inputs=narrow), outputs)
                 narrow |= _in_bfloat16(model.outputs)
             compiled.append(core.compile_model(model, _DEVICE, dict(config)))
             cache.write(_piece_key(digest, i), compiled[-1].export_model().getvalue())
@@ -269,10 +269,6 @@ class _Memory:
             return OpenVinoArray(openvino.Tensor(values, shared_memory=True), values)
         halves = values.view(np.float16)
         return OpenVinoArray(openvino.Tensor(halves, halves.shape, openvino.Type.bf16), values)
-
-    def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
-        """Return the shape of an array."""
-        return tuple(array.tensor.get_shape())
 
 
 class OpenVinoNetwork(Network):
@@ -405,16 +401,11 @@ def _break_ties_by_index(model: Model) -> Model:
 def _mixed_precision(core: Core, model: Model) -> Model:
     """Prepare a model for bfloat16: feature maps travel in it, coordinates stay in float32."""
     import openvino
-    from openvino.preprocess import PrePostProcessor
 
-    wrapped = PrePostProcessor(model)
-    for ports, wrap in ((model.inputs, wrapped.input), (model.outputs, wrapped.output)):
-        for port in ports:
-            if port.any_name in FEATURE_TENSORS and port.get_element_type() == openvino.Type.f32:
-                wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
+    prepared = _with_bfloat16(model, inputs=FEATURE_TENSORS, outputs=FEATURE_TENSORS)
     with scratch_folder() as folder, file_in_memory() as weights:
         description = folder / "graph.xml"  # OpenVINO insists on the suffix
-        openvino.serialize(wrapped.build(), description, weights)
+        openvino.serialize(prepared, description, weights)
         description.write_bytes(keep_coordinates_precise(description.read_bytes()))
         return core.read_model(description, weights)
 
@@ -426,15 +417,17 @@ def _in_bfloat16(ports: Sequence[Any]) -> set[str]:
     return {name for port in ports if port.get_element_type() == openvino.Type.bf16 for name in port.names}
 
 
-def _taking_bfloat16(model: Model, names: Container[str]) -> Model:
-    """Let the inputs of these names be given in bfloat16."""
+def _with_bfloat16(model: Model, *, inputs: Container[str], outputs: Container[str] = ()) -> Model:
+    """Let the inputs and outputs of these names be bfloat16 outside, where they are float32."""
     import openvino
     from openvino.preprocess import PrePostProcessor
 
     wrapped = PrePostProcessor(model)
-    for port in model.inputs:
-        if port.any_name in names and port.get_element_type() == openvino.Type.f32:
-            wrapped.input(port.any_name).tensor().set_element_type(openvino.Type.bf16)
+    sides = ((model.inputs, wrapped.input, inputs), (model.outputs, wrapped.output, outputs))
+    for ports, wrap, names in sides:
+        for port in ports:
+            if port.any_name in names and port.get_element_type() == openvino.Type.f32:
+                wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
     return wrapped.build()
 
 
