@@ -73,9 +73,7 @@ class Scene:
     kind: Kind
 
 
-def draw(
-    height: int, width: int, seed: int, number: int = 0, kinds: tuple[Kind, ...] = USUAL_KINDS
-) -> Scene:
+def draw(height: int, width: int, seed: int, number: int = 0, kinds: tuple[Kind, ...] = USUAL_KINDS) -> Scene:
     """Draw scene `number` of `seed`; the same arguments give the same scene.
 
     Its kind is one of `kinds`, each as likely as the others.  Raises ConfigError for pictures under 64 pixels
