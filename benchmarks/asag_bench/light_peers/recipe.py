@@ -22,6 +22,8 @@ SUMMARIES: dict[PeerName, str] = {
 """What each peer is, in a few words."""
 
 _RATES: dict[PeerName, float] = {"yolox-lite": 1e-3, "d-fine-lite": 5e-4}
+_NORMS: dict[PeerName, float] = {"yolox-lite": 10.0, "d-fine-lite": 0.1}
+"""Of gradients: the one's own recipe does not clip them, the other's does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class PeerRecipe(Settings):
     queries: int = 300
     """Of the DETR-like peer."""
     weight_decay: float = 1e-4
-    max_gradient_norm: float = 10.0
+    max_gradient_norm: float
 
     def __post_init__(self) -> None:
         self._require(self.peer in PEER_NAMES, f"one of {', '.join(PEER_NAMES)}", "peer")
@@ -79,6 +81,7 @@ def peer_recipe(peer: str, like: str) -> PeerRecipe:
         schedule=of.schedule,
         batch_size=of.optimisation.batch_size,
         lr=_RATES[known],
+        max_gradient_norm=_NORMS[known],
     )
 
 
