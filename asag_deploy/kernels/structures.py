@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 MAX_LEVELS = 4
 
 FLOAT32 = 0
 FLOAT16 = 1
 UINT8 = 2
 BFLOAT16 = 3
+
+GELU = 0
+RELU = 1
 
 _Int = ctypes.c_int32
 _Pointer = ctypes.c_void_p
@@ -115,3 +118,13 @@ class TopK(ctypes.Structure):
     """`AsagTopK`."""
 
     _fields_ = (*_fields(_Pointer, "values largest indices"), *_fields(ctypes.c_int64, "rows count k"))
+
+
+class AdaptiveMixing(ctypes.Structure):
+    """`AsagAdaptiveMixing`."""
+
+    _fields_ = (
+        *_fields(_Pointer, "sampled parameters out"),
+        *_fields(_Int, "batch queries groups points out_points channels activation"),
+        *_fields(_Int, "sampled_type parameters_type"),
+    )

@@ -176,8 +176,8 @@ class OpenVino:
         plan, models = found
         check_declared(bundle, graph.name, plan.inputs, plan.outputs)
         pieces = [_OpenVinoStage(graph.name, model) for model in models]
-        sampled = BFLOAT16 if self.precision == "bf16" else FLOAT32
-        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, sampled=sampled)
+        features = BFLOAT16 if self.precision == "bf16" else FLOAT32
+        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, features=features)
 
     def _compile_pieces(
         self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
@@ -187,7 +187,9 @@ class OpenVino:
                 return None
             plan, files = found
             graphs = [_break_ties_by_index(_convert(file)) for file in files]
-        narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
+        narrow = {
+            name for calls in plan.calls for call in calls for name in call.outputs if call.gives_features
+        }
         outputs = {spec.name for spec in plan.outputs}
         compiled = []
         for i, model in enumerate(graphs):
