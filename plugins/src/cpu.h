@@ -10,6 +10,10 @@
 
 #include "asag/platform.h"
 
+// Where versions of a function for several generations of x86 can be compiled; sanitizers know the plain one alone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__)
+#define ASAG_X86 1
+#endif
 #define ASAG_INLINE inline __attribute__((always_inline))
 
 namespace asag {

@@ -4,53 +4,16 @@
 // multiplied, normalised and activated, and the result is written once.  Rows are padded to whole vectors.
 
 #include <atomic>
-#include <cmath>
 #include <new>
 
 #include "checks.h"
-#include "cpu.h"
+#include "mixing.h"
 
 namespace {
 
 using namespace asag;
 
-constexpr int MOST_LANES = 16;
 constexpr int ROWS = 4;  // of a product that are summed up at a time
-constexpr float EPSILON = 1e-5f;  // of the normalisation, as PyTorch's
-
-// LANES numbers that one instruction works on.
-template <int LANES>
-struct Lanes {
-    typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-    typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(uint32_t))));
-    typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
-    static constexpr int WIDTH = LANES == MOST_LANES ? 4 : 2;  // vectors of a row that are summed up at a time
-};
-
-template <int LANES>
-using Floats = typename Lanes<LANES>::Floats;
-
-template <int LANES>
-ASAG_INLINE void load(Floats<LANES>& into, const float* from) {
-    std::memcpy(&into, from, sizeof into);
-}
-
-template <int LANES>
-ASAG_INLINE void store(float* into, const Floats<LANES>& from) {
-    std::memcpy(into, &from, sizeof from);
-}
-
-// As `narrow` does one by one.
-template <int LANES>
-ASAG_INLINE void store(BFloat16* into, const Floats<LANES>& from) {
-    typename Lanes<LANES>::Bits bits;
-    std::memcpy(&bits, &from, sizeof bits);
-    const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const auto quiet = (bits >> 16) | 0x40u;
-    const auto chosen = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
-    const auto halves = __builtin_convertvector(chosen, typename Lanes<LANES>::Halves);
-    std::memcpy(into, &halves, sizeof halves);
-}
 
 // The sizes of a product: `rows` x `depth` by `depth` x `stride`, of whose second factor and result rows are padded.
 struct Product {
@@ -99,122 +62,6 @@ ASAG_INLINE void multiply(float* out, const float* first, const float* second, c
     if (left == 1) multiply_columns<LANES, 1>(out + column, first, second + column, sizes);
 }
 
-// Rows of `columns` numbers, each `stride` after the one before.
-struct Rows {
-    float* values;
-    int count;
-    int columns;
-    int stride;
-
-    // What is not padded is one row.
-    Rows joined() const { return stride == columns ? Rows{values, 1, count * columns, count * columns} : *this; }
-};
-
-// The sum of (x - centre)^POWER over all numbers.
-template <int LANES, int POWER>
-ASAG_INLINE float sum_of(const Rows& rows, float centre) {
-    constexpr int SUMS = 4;  // at a time, for each waits for the one before
-    Floats<LANES> sums[SUMS] = {};
-    float rest = 0.0f;
-    for (int row = 0; row < rows.count; ++row) {
-        const float* values = rows.values + row * rows.stride;
-        int i = 0;
-        for (; i + SUMS * LANES <= rows.columns; i += SUMS * LANES) {
-            for (int j = 0; j < SUMS; ++j) {
-                Floats<LANES> x;
-                load<LANES>(x, values + i + j * LANES);
-                x -= centre;
-                sums[j] += POWER == 2 ? x * x : x;
-            }
-        }
-        for (; i < rows.columns; ++i) {
-            const float x = values[i] - centre;
-            rest += POWER == 2 ? x * x : x;
-        }
-    }
-    float each[LANES];
-    store<LANES>(each, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-    for (float sum : each) rest += sum;
-    return rest;
-}
-
-// What replaces x: x times the normal distribution's integral up to x.  That is 0.5 + y P(t), where y is x within what
-// of the integral is not yet 0 or 1 in float32, and t is y^2 moved to -1 to 1.  P was fitted for the least absolute error
-// (4e-8); the result is off by at most 8e-7, less than PyTorch's own in float32.  Several vectors go through the steps
-// together, since each step waits for the one before.
-template <int LANES, int COUNT>
-ASAG_INLINE void gelu(Floats<LANES> (&x)[COUNT]) {
-    constexpr float END = 5.5f;
-    constexpr float P[] = {0.12855193f,    -0.0641724765f,  0.0477369912f, -0.0387872681f,  0.0320817418f,
-                           -0.0261124689f, 0.0202879831f,   -0.0146713639f, 0.010468618f,   -0.00767467404f,
-                           0.00423638616f, -0.00122939807f, 0.00102383783f, -0.00136883033f, 0.000538080116f};
-    constexpr int DEGREE = sizeof P / sizeof P[0] - 1;
-    Floats<LANES> y[COUNT], t[COUNT], value[COUNT];
-    for (int j = 0; j < COUNT; ++j) {
-        y[j] = x[j] < -END ? Floats<LANES>{} - END : x[j];
-        y[j] = y[j] > END ? Floats<LANES>{} + END : y[j];
-        t[j] = y[j] * y[j] * (2.0f / (END * END)) - 1.0f;
-        value[j] = Floats<LANES>{} + P[DEGREE];
-    }
-    for (int i = DEGREE - 1; i >= 0; --i) {
-        for (int j = 0; j < COUNT; ++j) value[j] = value[j] * t[j] + P[i];
-    }
-    for (int j = 0; j < COUNT; ++j) x[j] *= y[j] * value[j] + 0.5f;
-}
-
-template <int LANES, int COUNT>
-ASAG_INLINE void activate(Floats<LANES> (&x)[COUNT], int activation) {
-    if (activation == ASAG_GELU) {
-        gelu<LANES, COUNT>(x);
-    } else {
-        for (int j = 0; j < COUNT; ++j) x[j] = x[j] < 0.0f ? Floats<LANES>{} : x[j];
-    }
-}
-
-// How all numbers are normalised, and what follows.
-struct Normal {
-    float mean;
-    float scale;
-    int activation;
-};
-
-// COUNT vectors of numbers.
-template <int LANES, int COUNT, class Out>
-ASAG_INLINE void finish(Out* out, const float* values, const Normal& how) {
-    Floats<LANES> x[COUNT];
-    for (int j = 0; j < COUNT; ++j) {
-        load<LANES>(x[j], values + j * LANES);
-        x[j] = (x[j] - how.mean) * how.scale;
-    }
-    activate<LANES, COUNT>(x, how.activation);
-    for (int j = 0; j < COUNT; ++j) store<LANES>(out + j * LANES, x[j]);
-}
-
-// Normalises all numbers together, and writes what the activation makes of them, in rows of `out_stride`.
-template <int LANES, class Out>
-ASAG_INLINE void normalise(Out* out, int out_stride, const Rows& rows, int activation) {
-    constexpr int WIDTH = Lanes<LANES>::WIDTH;
-    const float count = static_cast<float>(rows.count) * static_cast<float>(rows.columns);
-    const float mean = sum_of<LANES, 1>(rows, 0.0f) / count;
-    const float variance = sum_of<LANES, 2>(rows, mean) / count;
-    const Normal how{mean, 1.0f / std::sqrt(variance + EPSILON), activation};
-    for (int row = 0; row < rows.count; ++row) {
-        const float* values = rows.values + row * rows.stride;
-        Out* into = out + row * out_stride;
-        int i = 0;
-        for (; i + WIDTH * LANES <= rows.columns; i += WIDTH * LANES) finish<LANES, WIDTH>(into + i, values + i, how);
-        for (; i + LANES <= rows.columns; i += LANES) finish<LANES, 1>(into + i, values + i, how);
-        if (i < rows.columns) {
-            const size_t left = static_cast<size_t>(rows.columns - i);
-            float rest[LANES] = {};
-            Out last[LANES];
-            std::memcpy(rest, values + i, left * sizeof(float));
-            finish<LANES, 1>(last, rest, how);
-            std::memcpy(into + i, last, left * sizeof(Out));
-        }
-    }
-}
-
 // Copies `rows` rows of `columns` numbers that begin at element `first` of `from`, as float32 in rows of `stride`.
 template <class In>
 ASAG_INLINE void widen(float* into, int stride, const In* from, int rows, int columns) {
@@ -254,7 +101,6 @@ struct Layout {
     }
 };
 
-// The sets `begin` to `end`, each of one query and group; `memory` holds zeros in what is padding.
 template <int LANES>
 ASAG_INLINE void mix(const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     const Layout at(a);
@@ -284,13 +130,11 @@ ASAG_INLINE void mix(const AsagAdaptiveMixing& a, int out_type, float* memory, i
     }
 }
 
-using Mix = void (*)(const AsagAdaptiveMixing&, int, float*, int64_t, int64_t);
-
 void mix_anywhere(const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     mix<4>(a, out_type, memory, begin, end);
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef ASAG_X86
 
 __attribute__((target("avx2,fma"))) void mix_avx2(
     const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
@@ -302,19 +146,24 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) void mix_avx512(
     mix<16>(a, out_type, memory, begin, end);
 }
 
-// The version for this processor's vector instructions.
-Mix fastest() {
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 ? mix_avx512 : avx2 ? mix_avx2 : mix_anywhere;
-}
-
-#else
-
-Mix fastest() { return mix_anywhere; }
-
 #endif
+
+// The fastest way on this processor.
+Mixer mixer_for(const AsagAdaptiveMixing& a) {
+    if (a.sampled_type == ASAG_BFLOAT16 && a.parameters_type == ASAG_BFLOAT16) {
+        const Mixer mixer = mixer_by_tiles(a);
+        if (mixer.run != nullptr) return mixer;
+    }
+    const size_t memory = Layout(a).end;
+#ifdef ASAG_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        return {mix_avx512, memory};
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {mix_avx2, memory};
+#endif
+    return {mix_anywhere, memory};
+}
 
 }  // namespace
 
@@ -329,15 +178,14 @@ int asag_cpu_adaptive_mixing(const AsagAdaptiveMixing* arguments, const AsagCpu*
     if (sets == 0) return ASAG_OK;
     try {
         const size_t parts = static_cast<size_t>(std::min<int64_t>(how->threads, sets));
-        const size_t each = Layout(*arguments).end;
-        std::vector<float> memory(parts * each + MOST_LANES);
+        const Mixer mixer = mixer_for(*arguments);
+        std::vector<float> memory(parts * mixer.memory + MOST_LANES);
         constexpr uintptr_t LINE = MOST_LANES * sizeof(float);
         const uintptr_t misplaced = reinterpret_cast<uintptr_t>(memory.data()) % LINE;
         float* aligned = memory.data() + (misplaced == 0 ? 0 : (LINE - misplaced) / sizeof(float));
-        const Mix run = fastest();
         std::atomic<size_t> taken{0};
         in_parallel(sets, how->threads, [&](int64_t begin, int64_t end) {
-            run(*arguments, how->out_type, aligned + taken++ * each, begin, end);
+            mixer.run(*arguments, how->out_type, aligned + taken++ * mixer.memory, begin, end);
         });
     } catch (const std::bad_alloc&) {
         return problem(ASAG_NO_MEMORY, "no memory is left for the threads");

@@ -95,7 +95,7 @@ MIXED_SIZES = [
     (2, 3, 2, 5, 6, 7),
     (1, 5, 4, 32, 64, 128),
     (1, 2, 4, 16, 48, 32),
-    (1, 1, 3, 1, 1, 1),
+    (1, 1, 3, 1, 5, 1),
     (2, 2, 1, 7, 83, 9),
 ]
 """Batch, queries, groups, points, channels and points that come out."""
@@ -125,7 +125,10 @@ def test_mixing_is_that_of_the_reference(
     exact = naive.MixingInputs(widened(given[0]), widened(given[1]), inputs.out_points)
     expected = mixed_by_the_reference(exact, activation)
     rounding = 2**-8 if of_result == BFLOAT16 else 0
-    np.testing.assert_allclose(widened(found), expected, rtol=rounding, atol=2e-5)
+    # Where a processor multiplies bfloat16, what is between the two products is rounded to it.
+    between = 2e-2 if of_samples == of_parameters == BFLOAT16 else 5e-5
+    np.testing.assert_allclose(widened(found), expected, rtol=rounding, atol=between)
+    assert np.abs(expected).max() > 0.5
     alone = kernels.adaptive_mixing(*given, threads=1, **how)
     assert np.array_equal(found, alone)
 

@@ -148,9 +148,9 @@ def test_adaptive_mixing(activation: Activation, sizes: tuple[int, ...]) -> None
 
 def test_adaptive_mixing_has_gradients_to_samples_and_parameters() -> None:
     sampled, parameters, out_points = naive.mixing_inputs(1, 1, 2, 2, 4, 6, 5)
-    given = [torch.from_numpy(each).requires_grad_() for each in (sampled, parameters)]
-    out = adaptive_mixing(*given, out_points, "silu")
-    gradients = torch.autograd.grad(out.square().sum(), given)
+    samples, matrices = (torch.from_numpy(each).requires_grad_() for each in (sampled, parameters))
+    out = adaptive_mixing(samples, matrices, out_points, "silu")
+    gradients = torch.autograd.grad(out.square().sum(), (samples, matrices))
     assert all(gradient.any() for gradient in gradients)
 
 
