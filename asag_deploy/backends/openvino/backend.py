@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import threading
 import weakref
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ from asag_deploy.backends.pieces import (
     threads_of_an_operator,
     warn_of_running_whole,
 )
+from asag_deploy.backends.resident_memory import MappedFile
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, FieldError, Problem
@@ -54,13 +56,15 @@ if TYPE_CHECKING:
 Precision = Literal["f32", "bf16"]
 
 _DEVICE = "CPU"
-_RECIPE = 3
+_RECIPE = 4
 """Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark.  Cut into pieces, its products
 are in bfloat16 (`asag_deploy.backends.openvino.products`)."""
+_one_compiles = threading.Lock()
+"""Held while a graph is compiled, which takes several times its weights."""
 _OUTPUT_SUFFIX = "/sink_port_0"
 _TYPES = {
     "f32": "float32",
@@ -114,9 +118,10 @@ class OpenVino:
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces
-                model = self._load(core, cache, bundle, graph.name, config)
-                check_declared(bundle, graph.name, _specs(model.inputs), _specs(model.outputs))
-                return _OpenVinoStage(graph, model)
+                compiled = self._load(core, cache, bundle, graph.name, config)
+                ports = compiled.model.inputs, compiled.model.outputs
+                check_declared(bundle, graph.name, *map(_specs, ports))
+                return _OpenVinoStage(graph, compiled)
 
             stages = list(pool.map(open_stage, graphs))
         return OpenVinoNetwork({graph.name: stage for graph, stage in zip(graphs, stages, strict=True)})
@@ -131,25 +136,24 @@ class OpenVino:
 
     def _load(
         self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, how: Mapping[str, Any]
-    ) -> CompiledModel:
+    ) -> _Compiled:
         precision = "f32" if name in _COMPUTED_IN_FLOAT32 else self.precision
         config = {"INFERENCE_PRECISION_HINT": precision, **how}
         path = bundle.graph_path(name)
         digest = bundle.manifest.graph(name).sha256
-        cached = _import(core, cache.read(digest), config)
+        cached = _import(core, cache, digest, config)
         if cached is not None:
             return cached
         try:
-            model = _break_ties_by_index(_read_graph(path))
-            if self.precision == "bf16":
-                model = _mixed_precision(core, model)
-            compiled = core.compile_model(model, _DEVICE, config)
-            cache.write(digest, compiled.export_model().getvalue())
+            with _one_compiles:
+                model = _break_ties_by_index(_read_graph(path))
+                if self.precision == "bf16":
+                    model = _mixed_precision(core, model)
+                return _compile(core, cache, digest, model, config)
         except Exception as error:  # OpenVINO's and ONNX Runtime's exceptions have no other base
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
             ) from error
-        return compiled
 
     def _open_pieces(
         self,
@@ -167,7 +171,8 @@ class OpenVino:
         try:
             found = _cached_pieces(core, cache, graph.sha256, config)
             if found is None:
-                found = self._compile_pieces(core, cache, path, graph.sha256, config)
+                with _one_compiles:
+                    found = self._compile_pieces(core, cache, path, graph.sha256, config)
         except Exception as error:  # of OpenVINO or ONNX, which have no other base
             warn_of_running_whole(graph.name, error)
             return None
@@ -181,28 +186,27 @@ class OpenVino:
 
     def _compile_pieces(
         self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
-    ) -> tuple[Plan, list[CompiledModel]] | None:
+    ) -> tuple[Plan, list[_Compiled]] | None:
+        compiled = []
         with cut_into_files(path) as found:
             if found is None:
                 return None
             plan, files = found
-            graphs = [_break_ties_by_index(_convert(file)) for file in files]
-        narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
-        outputs = {spec.name for spec in plan.outputs}
-        compiled = []
-        for i, model in enumerate(graphs):
-            if self.precision == "bf16":
-                model = multiply_in_bfloat16(_with_bfloat16(model, inputs=narrow), outputs)
-                narrow |= _in_bfloat16(model.outputs)
-            compiled.append(core.compile_model(model, _DEVICE, dict(config)))
-            cache.write(_piece_key(digest, i), compiled[-1].export_model().getvalue())
+            narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
+            outputs = {spec.name for spec in plan.outputs}
+            for i, file in enumerate(files):
+                model = _break_ties_by_index(_convert(file))
+                if self.precision == "bf16":
+                    model = multiply_in_bfloat16(_with_bfloat16(model, inputs=narrow), outputs)
+                    narrow |= _in_bfloat16(model.outputs)
+                compiled.append(_compile(core, cache, _piece_key(digest, i), model, config))
         cache.write(_plan_key(digest), plan.to_json())
         return plan, compiled
 
 
 def _cached_pieces(
     core: Core, cache: CompiledCache, digest: str, config: Mapping[str, Any]
-) -> tuple[Plan, list[CompiledModel]] | None:
+) -> tuple[Plan, list[_Compiled]] | None:
     """Load the pieces that an earlier start compiled; None if one is not there."""
     text = cache.read(_plan_key(digest))
     if text is None:
@@ -211,8 +215,7 @@ def _cached_pieces(
         plan = Plan.from_json(text)
     except (ValueError, FieldError):  # of another release
         return None
-    contents = (cache.read(_piece_key(digest, i)) for i in range(len(plan.pieces)))
-    models = [_import(core, content, dict(config)) for content in contents]
+    models = [_import(core, cache, _piece_key(digest, i), config) for i in range(len(plan.pieces))]
     whole = [model for model in models if model is not None]
     return (plan, whole) if len(whole) == len(models) else None
 
@@ -237,6 +240,14 @@ def _core() -> Core:
         import openvino
 
     return kept_in_forks(openvino.Core())
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled graph, and the file whose constants it reads where they lie; None if it holds them."""
+
+    model: CompiledModel
+    file: MappedFile | None = None
 
 
 class OpenVinoArray:
@@ -301,11 +312,13 @@ class OpenVinoNetwork(Network):
 class _OpenVinoStage:
     """One compiled graph as a stage.  A call has its own request, so several threads can run it at once."""
 
-    def __init__(self, graph: GraphSpec | str, model: CompiledModel) -> None:
+    def __init__(self, graph: GraphSpec | str, compiled: _Compiled) -> None:
         """Take a graph as the manifest has it, or the name of one of which this is a piece."""
         self._graph = graph if isinstance(graph, GraphSpec) else None
         self._name = graph.name if isinstance(graph, GraphSpec) else graph
-        self._model = model
+        self._model, self._file = compiled.model, compiled.file
+        self._calls = 0
+        model = compiled.model
         self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
         self._outputs = [_own_name(port) for port in model.outputs]
         self._idle: SimpleQueue[InferRequest] = SimpleQueue()
@@ -321,6 +334,7 @@ class _OpenVinoStage:
             request.infer()
         except Exception as error:  # OpenVINO's exceptions have no other base
             raise BackendError(f"OpenVINO failed in the graph '{self._name}': {_reason(error)}") from error
+        self._spare_ram()
         lease = _Lease()
         weakref.finalize(lease, self._idle.put, request).atexit = False
         outputs = {name: request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
@@ -329,6 +343,16 @@ class _OpenVinoStage:
             made = {name: tuple(array.get_shape()) for name, array in outputs.items()}
             check_shapes(self._graph, taken, made)
         return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
+
+    def _spare_ram(self) -> None:
+        """Let the constants leave RAM after the first call, the second, the fourth and so on.
+
+        The first call with a size copies weights into the order its products want them in, and reads only
+        the copies from then on.
+        """
+        self._calls += 1
+        if self._file is not None and self._calls & (self._calls - 1) == 0:
+            self._file.leave_ram()
 
     def _request(self) -> InferRequest:
         try:
@@ -353,14 +377,28 @@ def _config(threads: int | None, requests: int) -> dict[str, Any]:
     return config
 
 
-def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> CompiledModel | None:
+def _compile(
+    core: Core, cache: CompiledCache, key: str, model: Model, config: Mapping[str, Any]
+) -> _Compiled:
+    """Compile a model, and put it into the cache; take it from there, where its weights are once."""
+    compiled = core.compile_model(model, _DEVICE, dict(config))
+    cache.write(key, compiled.export_model().getvalue())
+    return _import(core, cache, key, config) or _Compiled(compiled)
+
+
+def _import(core: Core, cache: CompiledCache, key: str, config: Mapping[str, Any]) -> _Compiled | None:
     """Load what an earlier start compiled; None if there is nothing, or OpenVINO does not take it."""
-    if content is None:
+    import openvino
+
+    file = cache.map(key)
+    if file is None:
         return None
     try:
-        return core.import_model(content, _DEVICE, config)
+        model = core.import_model(openvino.Tensor(file.content, shared_memory=True), _DEVICE, dict(config))
     except Exception:  # whatever is wrong with it, compiling makes another
         return None
+    file.leave_ram()
+    return _Compiled(model, file)
 
 
 def _read_graph(path: Path) -> Model:
