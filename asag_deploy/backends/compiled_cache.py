@@ -51,10 +51,12 @@ class CompiledCache:
         try:
             with file.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size - _DIGEST_BYTES
+                if size < 1:
+                    return None
                 mapped = MappedFile(stream, size)
                 stream.seek(size)
                 digest = stream.read()
-        except (OSError, ValueError):  # it is not there, or too short
+        except (OSError, ValueError):  # it is not there, or was cut since
             return None
         if hashlib.sha256(mapped.content.data).digest() != digest:
             return None

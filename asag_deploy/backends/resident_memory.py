@@ -16,7 +16,7 @@ class MappedFile:
     """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        """Map the first `size` bytes.  Raises OSError or ValueError if that cannot be."""
+        """Map the first `size` bytes, at least one.  Raises OSError or ValueError if there are fewer."""
         # Libraries insist on memory that may be written to.  What they wrote would be theirs alone.
         self._mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
         self.content: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(self._mapping, dtype=np.uint8)

@@ -295,7 +295,7 @@ def test_values_that_compiling_makes_one_keep_the_names_of_the_graph(tmp_path: P
     assert len(compiled.input(0).names) == 2
     spec = {name: TensorSpec(name=name, dtype="float32", shape=("n",)) for name in ("pixels", "image")}
     graph = GraphSpec(name="copies", file="", sha256="", inputs=(spec["pixels"],), outputs=(spec["image"],))
-    stage = openvino._OpenVinoStage(graph, compiled)
+    stage = openvino._OpenVinoStage(graph, openvino._Compiled(compiled))
     found = stage({"pixels": OpenVinoArray(library.Tensor(np.arange(3, dtype=np.float32)), None)})
     assert list(found) == ["image"]
     assert found["image"].tensor.data.tolist() == [0, 2, 4]
