@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
+import warnings
 import weakref
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ from asag_deploy.backends.cutting import Plan, cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
+from asag_deploy.backends.openvino.one_size import OF_ONE_SIZE, Shapes, StageOfOneSize
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.backends.openvino.products import multiply_in_bfloat16
 from asag_deploy.backends.pieces import (
@@ -116,7 +119,12 @@ class OpenVino:
                         return in_pieces
                 model = self._load(core, cache, bundle, graph.name, config)
                 check_declared(bundle, graph.name, _specs(model.inputs), _specs(model.outputs))
-                return _OpenVinoStage(graph, model)
+                stage = _OpenVinoStage(graph, model)
+                if graph.name not in OF_ONE_SIZE:
+                    return stage
+                return StageOfOneSize(
+                    stage, functools.partial(self._load_for, core, cache, bundle, graph, config)
+                )
 
             stages = list(pool.map(open_stage, graphs))
         return OpenVinoNetwork({graph.name: stage for graph, stage in zip(graphs, stages, strict=True)})
@@ -132,23 +140,62 @@ class OpenVino:
     def _load(
         self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, how: Mapping[str, Any]
     ) -> CompiledModel:
-        precision = "f32" if name in _COMPUTED_IN_FLOAT32 else self.precision
-        config = {"INFERENCE_PRECISION_HINT": precision, **how}
         path = bundle.graph_path(name)
-        digest = bundle.manifest.graph(name).sha256
-        cached = _import(core, cache.read(digest), config)
-        if cached is not None:
-            return cached
         try:
-            model = _break_ties_by_index(_read_graph(path))
-            if self.precision == "bf16":
-                model = _mixed_precision(core, model)
-            compiled = core.compile_model(model, _DEVICE, config)
-            cache.write(digest, compiled.export_model().getvalue())
+            return self._compiled(core, cache, path, bundle.manifest.graph(name), how)
         except Exception as error:  # OpenVINO's and ONNX Runtime's exceptions have no other base
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
             ) from error
+
+    def _load_for(
+        self,
+        core: Core,
+        cache: CompiledCache,
+        bundle: Bundle,
+        graph: GraphSpec,
+        how: Mapping[str, Any],
+        shapes: Shapes,
+    ) -> Stage | None:
+        """Load a graph for inputs of these shapes alone; None if that cannot be."""
+        path = bundle.graph_path(graph.name)
+        try:
+            return _OpenVinoStage(graph, self._compiled(core, cache, path, graph, how, shapes))
+        except Exception as error:  # whatever it is, the graph for any size is there
+            sizes = " and ".join("x".join(map(str, shape)) for shape in shapes.values())
+            warnings.warn(
+                f"the graph '{graph.name}' is not compiled for its inputs of {sizes}, and so is slower: "
+                f"{_reason(error)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+    def _compiled(
+        self,
+        core: Core,
+        cache: CompiledCache,
+        path: Path,
+        graph: GraphSpec,
+        how: Mapping[str, Any],
+        shapes: Shapes | None = None,
+    ) -> CompiledModel:
+        """Load a graph as it was compiled before, or compile it; for inputs of any shapes, or of these."""
+        precision = "f32" if graph.name in _COMPUTED_IN_FLOAT32 else self.precision
+        config = {"INFERENCE_PRECISION_HINT": precision, **how}
+        key = graph.sha256 if shapes is None else f"{graph.sha256} {sorted(shapes.items())}"
+        cached = _import(core, cache.read(key), config)
+        if cached is not None:
+            return cached
+        if shapes is not None and hashlib.sha256(path.read_bytes()).hexdigest() != graph.sha256:
+            raise OSError(f"'{path}' has changed since the bundle was opened")
+        model = _break_ties_by_index(_read_graph(path))
+        if self.precision == "bf16":
+            model = _mixed_precision(core, model)
+        if shapes is not None:
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+        compiled = core.compile_model(model, _DEVICE, config)
+        cache.write(key, compiled.export_model().getvalue())
         return compiled
 
     def _open_pieces(
@@ -329,6 +376,12 @@ class _OpenVinoStage:
             made = {name: tuple(array.get_shape()) for name, array in outputs.items()}
             check_shapes(self._graph, taken, made)
         return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
+
+    def shapes(self, inputs: Mapping[str, Array]) -> Shapes | None:
+        """Return the shapes of a call's inputs, or None if one is missing."""
+        if not self._inputs.keys() <= inputs.keys():
+            return None
+        return {name: tuple(inputs[name].tensor.get_shape()) for name in self._inputs}
 
     def _request(self) -> InferRequest:
         try:
