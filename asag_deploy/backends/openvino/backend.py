@@ -16,7 +16,7 @@ import hashlib
 import importlib.util
 import warnings
 import weakref
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from asag_deploy.backends.cutting import Plan, cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
+from asag_deploy.backends.openvino.integer_maps import SCALE, hand_out_integers, maps_for_the_decoder
 from asag_deploy.backends.openvino.one_size import OF_ONE_SIZE, Shapes, StageOfOneSize
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.backends.openvino.products import multiply_in_bfloat16
@@ -45,7 +46,7 @@ from asag_deploy.backends.pieces import (
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, FieldError, Problem
-from asag_deploy.kernels.buffers import BFLOAT16
+from asag_deploy.kernels.buffers import BFLOAT16, ScaledIntegers
 from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 from asag_deploy.scratch import file_in_memory, path_in_utf8, scratch_folder
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 Precision = Literal["f32", "bf16"]
 
 _DEVICE = "CPU"
-_RECIPE = 3
+_RECIPE = 4
 """Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
@@ -109,6 +110,7 @@ class OpenVino:
         graphs = bundle.manifest.graphs
         kernels = kernels_for_cutting()
         workers = threads_of_an_operator(threads, requests)
+        integers = maps_for_the_decoder(bundle.manifest) if kernels is not None else frozenset()
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
             config = _config(threads, requests)
 
@@ -117,14 +119,15 @@ class OpenVino:
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces
-                model = self._load(core, cache, bundle, graph.name, config)
+                load = functools.partial(
+                    self._compiled, core, cache, bundle.graph_path(graph.name), graph, config, integers
+                )
+                model = self._load(bundle, graph, load)
                 check_declared(bundle, graph.name, _specs(model.inputs), _specs(model.outputs))
                 stage = _OpenVinoStage(graph, model)
                 if graph.name not in OF_ONE_SIZE:
                     return stage
-                return StageOfOneSize(
-                    stage, functools.partial(self._load_for, core, cache, bundle, graph, config)
-                )
+                return StageOfOneSize(stage, functools.partial(_load_for, graph, load))
 
             stages = list(pool.map(open_stage, graphs))
         return OpenVinoNetwork({graph.name: stage for graph, stage in zip(graphs, stages, strict=True)})
@@ -137,39 +140,14 @@ class OpenVino:
         capabilities = sorted(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
         return f"{_RECIPE} {openvino.get_version()} {device} {' '.join(capabilities)} {self.precision}"
 
-    def _load(
-        self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, how: Mapping[str, Any]
-    ) -> CompiledModel:
-        path = bundle.graph_path(name)
+    def _load(self, bundle: Bundle, graph: GraphSpec, load: Callable[[], CompiledModel]) -> CompiledModel:
         try:
-            return self._compiled(core, cache, path, bundle.manifest.graph(name), how)
+            return load()
         except Exception as error:  # OpenVINO's and ONNX Runtime's exceptions have no other base
+            path = bundle.graph_path(graph.name)
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
             ) from error
-
-    def _load_for(
-        self,
-        core: Core,
-        cache: CompiledCache,
-        bundle: Bundle,
-        graph: GraphSpec,
-        how: Mapping[str, Any],
-        shapes: Shapes,
-    ) -> Stage | None:
-        """Load a graph for inputs of these shapes alone; None if that cannot be."""
-        path = bundle.graph_path(graph.name)
-        try:
-            return _OpenVinoStage(graph, self._compiled(core, cache, path, graph, how, shapes))
-        except Exception as error:  # whatever it is, the graph for any size is there
-            sizes = " and ".join("x".join(map(str, shape)) for shape in shapes.values())
-            warnings.warn(
-                f"the graph '{graph.name}' is not compiled for its inputs of {sizes}, and so is slower: "
-                f"{_reason(error)}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return None
 
     def _compiled(
         self,
@@ -178,18 +156,23 @@ class OpenVino:
         path: Path,
         graph: GraphSpec,
         how: Mapping[str, Any],
+        integers: Collection[str],
         shapes: Shapes | None = None,
     ) -> CompiledModel:
-        """Load a graph as it was compiled before, or compile it; for inputs of any shapes, or of these."""
+        """Load a graph as it was compiled before, or compile it.
+
+        integers: results that are handed out as such if they are; shapes: of the only inputs that it is for.
+        """
         precision = "f32" if graph.name in _COMPUTED_IN_FLOAT32 else self.precision
         config = {"INFERENCE_PRECISION_HINT": precision, **how}
-        key = graph.sha256 if shapes is None else f"{graph.sha256} {sorted(shapes.items())}"
+        key = f"{graph.sha256} {sorted(integers)} {shapes and sorted(shapes.items())}"
         cached = _import(core, cache.read(key), config)
         if cached is not None:
             return cached
         if shapes is not None and hashlib.sha256(path.read_bytes()).hexdigest() != graph.sha256:
             raise OSError(f"'{path}' has changed since the bundle was opened")
         model = _break_ties_by_index(_read_graph(path))
+        hand_out_integers(model, integers)
         if self.precision == "bf16":
             model = _mixed_precision(core, model)
         if shapes is not None:
@@ -247,6 +230,21 @@ class OpenVino:
         return plan, compiled
 
 
+def _load_for(graph: GraphSpec, load: Callable[[Shapes], CompiledModel], shapes: Shapes) -> Stage | None:
+    """Load a graph for inputs of these shapes alone; None if that cannot be."""
+    try:
+        return _OpenVinoStage(graph, load(shapes))
+    except Exception as error:  # whatever it is, the graph for any size is there
+        sizes = " and ".join("x".join(map(str, shape)) for shape in shapes.values())
+        warnings.warn(
+            f"the graph '{graph.name}' is not compiled for its inputs of {sizes}, and so is slower: "
+            f"{_reason(error)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
 def _cached_pieces(
     core: Core, cache: CompiledCache, digest: str, config: Mapping[str, Any]
 ) -> tuple[Plan, list[CompiledModel]] | None:
@@ -289,21 +287,25 @@ def _core() -> Core:
 class OpenVinoArray:
     """An array in OpenVINO's memory, or in a NumPy array's that OpenVINO reads in place."""
 
-    __slots__ = ("_owner", "tensor")
+    __slots__ = ("_owner", "scale", "tensor")
 
-    def __init__(self, tensor: Tensor, owner: object) -> None:
+    def __init__(self, tensor: Tensor, owner: object, scale: float | None = None) -> None:
+        """Take a tensor; scale: of its integers, by which they are what the array stands for."""
         self.tensor = tensor
+        self.scale = scale
         self._owner = owner  # the memory lives, and is not written to again, for as long as this does
 
 
 class _Memory:
     """OpenVINO's arrays, where they lie (`asag_deploy.backends.pieces.HostMemory`)."""
 
-    def view(self, array: OpenVinoArray) -> NDArray[Any]:
+    def view(self, array: OpenVinoArray) -> NDArray[Any] | ScaledIntegers:
         """Return the memory of an array."""
         import openvino
 
         values: NDArray[Any] = array.tensor.data
+        if array.scale is not None:
+            return ScaledIntegers(values=values, scale=array.scale)
         if array.tensor.get_element_type() != openvino.Type.bf16:
             return values
         return values.view(BFLOAT16)  # OpenVINO calls the same bits float16
@@ -338,7 +340,7 @@ class OpenVinoNetwork(Network):
 
     def download(self, array: OpenVinoArray) -> NDArray[Any]:
         """Copy an array to the host; bfloat16 comes as float32, for NumPy does not know it."""
-        return _to_numpy(array.tensor)
+        return _values_of(array)
 
     def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
         """Return the shape of an array."""
@@ -362,7 +364,7 @@ class _OpenVinoStage:
         check_inputs(self._name, self._inputs, inputs)
         try:
             request = self._request()
-            given = [_cast(inputs[name].tensor, kind) for name, kind in self._inputs.items()]
+            given = [_cast(_floats_of(inputs[name]), kind) for name, kind in self._inputs.items()]
             for index, tensor in enumerate(given):
                 request.set_input_tensor(index, tensor)
             request.infer()
@@ -371,11 +373,16 @@ class _OpenVinoStage:
         lease = _Lease()
         weakref.finalize(lease, self._idle.put, request).atexit = False
         outputs = {name: request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
+        scales = {
+            name.removesuffix(SCALE): float(outputs.pop(name).data[0])
+            for name in self._outputs
+            if name.endswith(SCALE)
+        }
         if self._graph is not None:
             taken = {name: tuple(t.get_shape()) for name, t in zip(self._inputs, given, strict=True)}
             made = {name: tuple(array.get_shape()) for name, array in outputs.items()}
             check_shapes(self._graph, taken, made)
-        return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
+        return {name: OpenVinoArray(tensor, lease, scales.get(name)) for name, tensor in outputs.items()}
 
     def shapes(self, inputs: Mapping[str, Array]) -> Shapes | None:
         """Return the shapes of a call's inputs, or None if one is missing."""
@@ -497,6 +504,19 @@ def _cast(tensor: Tensor, kind: Any) -> Tensor:
     return copy
 
 
+def _values_of(array: OpenVinoArray) -> NDArray[Any]:
+    if array.scale is None:
+        return _to_numpy(array.tensor)
+    return ScaledIntegers(values=array.tensor.data, scale=array.scale).to_float32()
+
+
+def _floats_of(array: OpenVinoArray) -> Tensor:
+    """Return the tensor of an array; of integers, what they stand for."""
+    import openvino
+
+    return array.tensor if array.scale is None else openvino.Tensor(_values_of(array))
+
+
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     import openvino
 
@@ -517,13 +537,15 @@ def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
             ),
         )
         for port in ports
+        if not _own_name(port).endswith(SCALE)
     ]
 
 
 def _dtype(port: Any) -> str:
-    """Name a port's type as NumPy does; feature maps that were given bfloat16 are float32 to the graph."""
+    """Name a port's type as NumPy does; feature maps of bfloat16 or integers are float32 to the graph."""
     name: str = port.get_element_type().get_type_name()
-    return "float32" if name == "bf16" else _TYPES.get(name, name)
+    is_map = _own_name(port) in FEATURE_TENSORS
+    return "float32" if name == "bf16" or (name == "i8" and is_map) else _TYPES.get(name, name)
 
 
 def _own_name(port: Any) -> str:
