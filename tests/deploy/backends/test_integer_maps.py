@@ -27,7 +27,7 @@ def quantised_map(folder: Path, zero_point: Any, scale: Any) -> Path:
         helper.make_node("Transpose", ["floats"], ["p3"], perm=[0, 2, 3, 1]),
         helper.make_node("Transpose", ["image"], ["p4"], perm=[0, 2, 3, 1]),
     ]
-    sides = ([1, 3, "h", "w"], [1, "h", "w", 3])
+    sides: list[list[int | str | None]] = [[1, 3, "h", "w"], [1, "h", "w", 3]]
     image, *maps = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, sides[name != "image"])
         for name in ("image", "p2", "p3", "p4")
