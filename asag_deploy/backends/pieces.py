@@ -16,7 +16,7 @@ from asag_deploy.backends.cutting import TOP_K, Call, Plan, can_cut, why_no_cutt
 from asag_deploy.backends.network import check_inputs, check_shapes
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import Problem, first_line
-from asag_deploy.kernels.buffers import Buffer
+from asag_deploy.kernels.buffers import Buffer, ScaledIntegers
 from asag_deploy.kernels.cpu import MOST_THREADS, CpuKernels, cpu_kernels, why_no_cpu_kernels
 from asag_deploy.loop.stages import Array, Stage
 
@@ -66,7 +66,7 @@ def threads_of_an_operator(threads: int | None, requests: int) -> int:
 class HostMemory(Protocol):
     """How a backend's arrays are reached on the host without a copy."""
 
-    def view(self, array: Array) -> Buffer | NDArray[Any]:
+    def view(self, array: Array) -> Buffer | NDArray[Any] | ScaledIntegers:
         """Return the memory of an array, which lives as long as the array does."""
         ...
 

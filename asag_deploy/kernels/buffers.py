@@ -92,6 +92,24 @@ def is_contiguous(strides: Sequence[int] | None, shape: tuple[int, ...], itemsiz
     return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScaledIntegers:
+    """A tensor of int8 in which each value stands for itself times `scale`."""
+
+    values: NDArray[np.int8]
+    scale: float
+    """More than 0."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the tensor."""
+        return self.values.shape
+
+    def to_float32(self) -> NDArray[np.float32]:
+        """Return what the values stand for."""
+        return np.multiply(self.values, np.float32(self.scale), dtype=np.float32)
+
+
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """The upper halves of float32 numbers, which NumPy has no type of its own for."""
 

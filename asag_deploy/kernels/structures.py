@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
-INTERFACE_VERSION = 6
+INTERFACE_VERSION = 7
 MAX_LEVELS = 4
 
 FLOAT32 = 0
@@ -109,9 +110,14 @@ class HostBlock(ctypes.Structure):
 
 
 class Cpu(ctypes.Structure):
-    """`AsagCpu`: threads, and the type of the result."""
+    """`AsagCpu`: threads, the type of the result, and what the integers of a map stand for."""
 
-    _fields_ = _fields(_Int, "threads out_type")
+    _fields_ = (*_fields(_Int, "threads out_type"), ("scales", ctypes.c_float * MAX_LEVELS))
+
+    @staticmethod
+    def scales_of(scales: Iterable[float]) -> ctypes.Array[ctypes.c_float]:
+        """Return the scales of the first levels; those of the others are 0."""
+        return (ctypes.c_float * MAX_LEVELS)(*scales)
 
 
 class TopK(ctypes.Structure):

@@ -3,6 +3,7 @@
 #include "checks.h"
 
 #include <climits>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 
@@ -257,7 +258,14 @@ int check(const AsagAdaptiveMixing* arguments) {
 int check(const AsagCpu* how) {
     if (how == nullptr) return problem(ASAG_NULL_POINTER, "how is a null pointer; pass the address of an AsagCpu");
     Checks checks;
-    return checks.range(how->threads, "threads", 1, 512).status;
+    if (checks.range(how->threads, "threads", 1, 512).status != ASAG_OK) return checks.status;
+    for (int level = 0; level < ASAG_MAX_LEVELS; ++level) {
+        const float scale = how->scales[level];
+        if (!(scale >= 0.0f && std::isfinite(scale))) {
+            return problem(ASAG_OUT_OF_RANGE, "scales[%d] is %g, expected a positive number or 0", level, scale);
+        }
+    }
+    return ASAG_OK;
 }
 
 int check_place(const void* graph, void* const* dependencies, size_t count, void* const* node) {

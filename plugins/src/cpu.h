@@ -24,6 +24,7 @@ struct BFloat16 {
 };
 
 ASAG_INLINE float widened(float value) { return value; }
+ASAG_INLINE float widened(int8_t value) { return value; }
 ASAG_INLINE float widened(Half value) { return to_float(value); }
 ASAG_INLINE float widened(BFloat16 value) {
     const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;

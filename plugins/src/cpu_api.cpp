@@ -37,39 +37,52 @@ ASAG_INLINE void write(Out* out, const float* sum, int count) {
     for (int k = 0; k < count; ++k) narrow(sum[k], out[k]);
 }
 
-// The queries `begin` to `end` of all images.
+// One box, which is looked for on a map of the type In, whose values are multiplied by `scale`.
 template <class In, class Out>
-ASAG_INLINE void roi_align(const AsagMultiscaleRoIAlign& arguments, int64_t begin, int64_t end) {
+ASAG_INLINE void roi_align_box(const AsagMultiscaleRoIAlign& arguments, int64_t query, int level, float scale) {
     const AsagPyramid& features = arguments.features;
     const int channels = features.channels;
-    for (int64_t query = begin; query < end; ++query) {
-        const int64_t image = query / arguments.queries;
-        const float* box = arguments.boxes + query * 4;
-        const int level = roi_level(features, box);
-        const int stride = features.strides[level];
-        const int height = features.heights[level], width = features.widths[level];
-        RoiAxis columns[ROI_BINS];
-        for (int i = 0; i < ROI_BINS; ++i) columns[i] = roi_axis(box[0], box[2], stride, width, i);
-        const In* map = static_cast<const In*>(features.maps[level]) + image * height * width * channels;
-        Out* out = static_cast<Out*>(arguments.out) + query * ROI_BINS * ROI_BINS * channels;
-        for (int bin = 0; bin < ROI_BINS * ROI_BINS; ++bin) {
-            const RoiAxis row = roi_axis(box[1], box[3], stride, height, bin / ROI_BINS);
-            const RoiAxis& column = columns[bin % ROI_BINS];
-            for (int first = 0; first < channels; first += TILE) {
-                const int count = smaller(TILE, channels - first);
-                float sum[TILE];
-                std::fill(sum, sum + count, 0.0f);
-                for (int i = 0; i < ROI_TAPS; ++i) {
-                    const In* cells = map + static_cast<int64_t>(row.cell[i]) * width * channels + first;
-                    const float of_row = row.weight[i] * (1.0f / (ROI_SAMPLES * ROI_SAMPLES));
-                    for (int j = 0; j < ROI_TAPS; ++j) {
-                        const float weight = of_row * column.weight[j];
-                        if (weight == 0.0f) continue;  // of a sample outside; what is there need not be read
-                        add_tap(sum, cells + static_cast<int64_t>(column.cell[j]) * channels, weight, count);
-                    }
+    const int64_t image = query / arguments.queries;
+    const float* box = arguments.boxes + query * 4;
+    const int stride = features.strides[level];
+    const int height = features.heights[level], width = features.widths[level];
+    const float of_sample = scale / (ROI_SAMPLES * ROI_SAMPLES);
+    RoiAxis columns[ROI_BINS];
+    for (int i = 0; i < ROI_BINS; ++i) columns[i] = roi_axis(box[0], box[2], stride, width, i);
+    const In* map = static_cast<const In*>(features.maps[level]) + image * height * width * channels;
+    Out* out = static_cast<Out*>(arguments.out) + query * ROI_BINS * ROI_BINS * channels;
+    for (int bin = 0; bin < ROI_BINS * ROI_BINS; ++bin) {
+        const RoiAxis row = roi_axis(box[1], box[3], stride, height, bin / ROI_BINS);
+        const RoiAxis& column = columns[bin % ROI_BINS];
+        for (int first = 0; first < channels; first += TILE) {
+            const int count = smaller(TILE, channels - first);
+            float sum[TILE];
+            std::fill(sum, sum + count, 0.0f);
+            for (int i = 0; i < ROI_TAPS; ++i) {
+                const In* cells = map + static_cast<int64_t>(row.cell[i]) * width * channels + first;
+                const float of_row = row.weight[i] * of_sample;
+                for (int j = 0; j < ROI_TAPS; ++j) {
+                    const float weight = of_row * column.weight[j];
+                    if (weight == 0.0f) continue;  // of a sample outside; what is there need not be read
+                    add_tap(sum, cells + static_cast<int64_t>(column.cell[j]) * channels, weight, count);
                 }
-                write(out + bin * channels + first, sum, count);
             }
+            write(out + bin * channels + first, sum, count);
+        }
+    }
+}
+
+// The queries `begin` to `end` of all images.
+template <class In, class Out>
+ASAG_INLINE void roi_align(
+    const AsagMultiscaleRoIAlign& arguments, const float* scales, int64_t begin, int64_t end) {
+    for (int64_t query = begin; query < end; ++query) {
+        const int level = roi_level(arguments.features, arguments.boxes + query * 4);
+        const float scale = scales[level];
+        if (scale == 0.0f) {
+            roi_align_box<In, Out>(arguments, query, level, 1.0f);
+        } else {
+            roi_align_box<int8_t, Out>(arguments, query, level, scale);
         }
     }
 }
@@ -81,22 +94,37 @@ ASAG_INLINE void prefetch(const void* address, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i);
 }
 
+// A map as the points of one group see it: where their channels of its first cell are, and what a value stands for.
+struct GroupMap {
+    const char* first;
+    int64_t cell_bytes;
+    float scale;  // of int8; 0 for a map of floats
+};
+
+template <class In>
+ASAG_INLINE GroupMap group_map(
+    const AsagPyramidSample& arguments, int64_t set, int level, float scale) {
+    const AsagPyramid& features = arguments.features;
+    const int64_t image = set / arguments.groups / arguments.queries;
+    const int64_t of_group = features.channels / arguments.groups;
+    const int64_t cells = static_cast<int64_t>(features.heights[level]) * features.widths[level];
+    const int64_t size = scale == 0.0f ? sizeof(In) : sizeof(int8_t);
+    const int64_t first = image * cells * features.channels + (set % arguments.groups) * of_group;
+    return {static_cast<const char*>(features.maps[level]) + first * size, features.channels * size, scale};
+}
+
 // The queries `begin` to `end` of all images.  Points lie anywhere, so that their taps come from memory: those of a
 // whole tile are asked for before the first is used.
 template <class In, class Out>
-ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begin, int64_t end) {
+ASAG_INLINE void pyramid_sample(
+    const AsagPyramidSample& arguments, const float* scales, int64_t begin, int64_t end) {
     const AsagPyramid& features = arguments.features;
-    const int channels = features.channels, groups = arguments.groups, levels = features.levels;
-    const int of_group = channels / groups;
+    const int groups = arguments.groups, levels = features.levels;
+    const int of_group = features.channels / groups;
     SampleTaps taps[SAMPLE_TILE][ASAG_MAX_LEVELS];
+    GroupMap maps[ASAG_MAX_LEVELS];
     for (int64_t set = begin * groups; set < end * groups; ++set) {  // the points of one query and group
-        const int64_t image = set / groups / arguments.queries;
-        const In* maps[ASAG_MAX_LEVELS];
-        for (int level = 0; level < levels; ++level) {
-            const int64_t cells = static_cast<int64_t>(features.heights[level]) * features.widths[level];
-            maps[level] = static_cast<const In*>(features.maps[level]) + image * cells * channels +
-                          (set % groups) * of_group;
-        }
+        for (int level = 0; level < levels; ++level) maps[level] = group_map<In>(arguments, set, level, scales[level]);
         for (int tile = 0; tile < arguments.points; tile += SAMPLE_TILE) {
             const int count = smaller(SAMPLE_TILE, arguments.points - tile);
             const int64_t first_point = set * arguments.points + tile;
@@ -106,9 +134,10 @@ ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begi
                     taps[i][level] = sample_taps(
                         at[0], at[1], arguments.weight[(first_point + i) * levels + level], features.strides[level],
                         features.heights[level], features.widths[level]);
+                    const GroupMap& map = maps[level];
                     for (int corner = 0; corner < 4; ++corner) {
                         const int64_t cell = taps[i][level].cell[corner];
-                        prefetch(maps[level] + cell * channels, of_group * static_cast<int64_t>(sizeof(In)));
+                        prefetch(map.first + cell * map.cell_bytes, map.cell_bytes / groups);
                     }
                 }
             }
@@ -119,11 +148,17 @@ ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begi
                     float sum[TILE];
                     std::fill(sum, sum + width, 0.0f);
                     for (int level = 0; level < levels; ++level) {
+                        const GroupMap& map = maps[level];
                         for (int corner = 0; corner < 4; ++corner) {
                             const float weight = taps[i][level].weight[corner];
                             if (weight == 0.0f) continue;
-                            const int64_t cell = taps[i][level].cell[corner];
-                            add_tap(sum, maps[level] + cell * channels + first, weight, width);
+                            const char* cell = map.first + taps[i][level].cell[corner] * map.cell_bytes;
+                            if (map.scale == 0.0f) {
+                                add_tap(sum, reinterpret_cast<const In*>(cell) + first, weight, width);
+                            } else {
+                                add_tap(
+                                    sum, reinterpret_cast<const int8_t*>(cell) + first, weight * map.scale, width);
+                            }
                         }
                     }
                     write(out + first, sum, width);
@@ -134,12 +169,14 @@ ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begi
 }
 
 // One function for each pair of types, since a template cannot be compiled for several processors.
-#define ASAG_RANGES(NAME, IN, OUT)                                                                              \
-    ASAG_VECTORISED void roi_align_##NAME(const AsagMultiscaleRoIAlign& arguments, int64_t begin, int64_t end) { \
-        roi_align<IN, OUT>(arguments, begin, end);                                                              \
-    }                                                                                                           \
-    ASAG_VECTORISED void pyramid_sample_##NAME(const AsagPyramidSample& arguments, int64_t begin, int64_t end) { \
-        pyramid_sample<IN, OUT>(arguments, begin, end);                                                         \
+#define ASAG_RANGES(NAME, IN, OUT)                                                                        \
+    ASAG_VECTORISED void roi_align_##NAME(                                                                \
+        const AsagMultiscaleRoIAlign& arguments, const float* scales, int64_t begin, int64_t end) {       \
+        roi_align<IN, OUT>(arguments, scales, begin, end);                                                \
+    }                                                                                                     \
+    ASAG_VECTORISED void pyramid_sample_##NAME(                                                           \
+        const AsagPyramidSample& arguments, const float* scales, int64_t begin, int64_t end) {            \
+        pyramid_sample<IN, OUT>(arguments, scales, begin, end);                                           \
     }
 
 ASAG_RANGES(float_float, float, float)
@@ -150,7 +187,7 @@ ASAG_RANGES(bfloat_float, BFloat16, float)
 ASAG_RANGES(bfloat_bfloat, BFloat16, BFloat16)
 
 template <class Arguments>
-using Range = void (*)(const Arguments&, int64_t, int64_t);
+using Range = void (*)(const Arguments&, const float* scales, int64_t, int64_t);
 
 #define ASAG_CHOOSE(OPERATOR)                                                                 \
     if (in == ASAG_FLOAT32 && out == ASAG_FLOAT32) return OPERATOR##_float_float;             \
@@ -191,7 +228,9 @@ int run(const Arguments* arguments, const AsagCpu* how) {
     }
     const int64_t queries = static_cast<int64_t>(arguments->features.batch) * arguments->queries;
     try {
-        in_parallel(queries, how->threads, [&](int64_t begin, int64_t end) { range(*arguments, begin, end); });
+        in_parallel(queries, how->threads, [&](int64_t begin, int64_t end) {
+            range(*arguments, how->scales, begin, end);
+        });
     } catch (const std::bad_alloc&) {
         return problem(ASAG_NO_MEMORY, "no memory is left for the threads");
     }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.kernels import cpu, structures
-from asag_deploy.kernels.buffers import BFLOAT16
+from asag_deploy.kernels.buffers import BFLOAT16, ScaledIntegers
 from asag_deploy.kernels.cpu import (
     CPU_LIBRARY_VARIABLE,
     CpuKernels,
@@ -166,6 +166,30 @@ def test_mixing_that_makes_no_sense_is_said(kernels: CpuKernels) -> None:
         kernels.adaptive_mixing(*arrays, **how | {"out": FLOAT16})
 
 
+@pytest.mark.parametrize("of_floats", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("integers", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_maps_of_integers_stand_for_their_values_times_a_scale(
+    kernels: CpuKernels, of_floats: np.dtype[Any], integers: tuple[int, ...]
+) -> None:
+    """Beside maps of floats, each with a scale of its own."""
+    floats = naive.pyramid(0, 203, 317, channels=64)
+    given: list[Any] = [narrowed(each, of_floats) for each in floats]
+    for level in integers:
+        scale = 0.01 * (level + 1)
+        values = np.clip(np.rint(floats[level] / scale), -128, 127).astype(np.int8)
+        given[level] = ScaledIntegers(values=values, scale=scale)
+    meant = [each.to_float32() if isinstance(each, ScaledIntegers) else widened(each) for each in given]
+    how: dict[str, Any] = {"strides": STRIDES, "out": of_floats, "threads": 2}
+    exact = how | {"out": FLOAT32}
+    tolerance: dict[str, Any] = {"rtol": 2e-6 if of_floats == FLOAT32 else 2**-7, "atol": 2e-6}
+    boxes = naive.roi_boxes(1, 203, 317)
+    found = widened(kernels.multiscale_roi_align(given, boxes, **how))
+    np.testing.assert_allclose(found, kernels.multiscale_roi_align(meant, boxes, **exact), **tolerance)
+    points = naive.sample_points(2, 203, 317, groups=1)
+    found = widened(kernels.pyramid_sample(given, *points, **how))
+    np.testing.assert_allclose(found, kernels.pyramid_sample(meant, *points, **exact), **tolerance)
+
+
 def test_more_threads_than_queries_and_none_at_all(kernels: CpuKernels) -> None:
     features, boxes = naive.pyramid(3, 64, 96), naive.roi_boxes(4, 64, 96)
     how: dict[str, Any] = {"strides": STRIDES, "out": FLOAT32}
@@ -210,6 +234,12 @@ def test_what_makes_no_sense_is_said(kernels: CpuKernels) -> None:
         kernels.multiscale_roi_align(features, boxes, **how | {"threads": 0})
     with pytest.raises(BackendError, match=r"strides\[3\] is 31, expected 32"):
         kernels.multiscale_roi_align(features, boxes, **how | {"strides": (4, 8, 16, 31)})
+    floats: Any = features[0]
+    with pytest.raises(ConfigError, match="features with a scale to be int8, got float32"):
+        kernels.multiscale_roi_align([ScaledIntegers(values=floats, scale=1), *features[1:]], boxes, **how)
+    endless = ScaledIntegers(values=features[1].astype(np.int8), scale=np.nan)
+    with pytest.raises(BackendError, match=r"scales\[1\] is nan, expected a positive number or 0"):
+        kernels.multiscale_roi_align([features[0], endless, *features[2:]], boxes, **how)
     with pytest.raises(ConfigError, match="features of one type of float, got float64"):
         kernels.multiscale_roi_align([f.astype(np.float64) for f in features], boxes, **how)
     with pytest.raises(ConfigError, match="expected float32, float16 or bfloat16, got int64"):

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 6
+#define ASAG_INTERFACE_VERSION 7
 #define ASAG_MAX_LEVELS 4
 
 /* Element types; bfloat16 is for asag_cpu_* alone. */
@@ -194,11 +194,13 @@ ASAG_API int asag_host_preprocess(const AsagPreprocess* arguments, const AsagHos
 ASAG_API int asag_host_postprocess(const AsagPostprocess* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_decide(const AsagDecide* arguments, const AsagHostBlock* block);
 
-/* How a CPU runs an operator: on how many threads (1 to 512), and the type of the result, which may be another float
- * than the features'. */
+/* How a CPU runs an operator: on how many threads (1 to 512), the type of the result, which may be another float than
+ * the features', and which maps of a pyramid are integers: a map of a scale that is not 0 is int8, and stands for its
+ * values times the scale. */
 typedef struct AsagCpu {
     int32_t threads;
     int32_t out_type;
+    float scales[ASAG_MAX_LEVELS];
 } AsagCpu;
 
 /* The largest values of each row, the largest first, of equal ones the first; NaN counts as the smallest. */

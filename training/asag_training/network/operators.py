@@ -3,8 +3,9 @@ anchor padding.
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
-TensorRT may have a plugin for; all are tested against the reference.  Others can be brought for those that
-have a kernel for GPUs, see `asag_training.network.operator_choice`.  Patch NMS runs between the stages and is never exported.
+TensorRT may have a plugin for; all are tested against the reference.  In the place of those that have kernels
+for GPUs, others can be brought, see `asag_training.network.operator_choice`.  Patch NMS runs between the
+stages and is never exported.
 """
 
 from __future__ import annotations
