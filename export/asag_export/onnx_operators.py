@@ -1,8 +1,9 @@
 """The `asag` operators as ONNX functions: bodies of standard operators that any runtime executes.
 
 A graph refers to an operator by name in the domain `asag`; the model carries the function.  ONNX Runtime and
-TensorRT-RTX execute the body, TensorRT replaces it by a plugin of the same name, if there is one.  The references are the
-functions of the same names in `asag_training.network.operators`; the attributes are theirs, and the plugins'.
+TensorRT-RTX execute the body, TensorRT replaces it by a plugin of the same name, if there is one.  The
+references are the functions of the same names in `asag_training.network.operators`; the attributes are
+theirs, and the plugins'.
 
 Shapes are (B, ...) as there.  Shape arithmetic is int64; coordinates and scores are float32 whatever the
 type of the features.
