@@ -10,6 +10,7 @@ from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Backend, Network
 from asag_deploy.backends.onnxruntime import OnnxRuntime
 from asag_deploy.backends.openvino.backend import OpenVino
+from asag_deploy.backends.resident_memory import return_freed_memory
 from asag_deploy.backends.tensorrt.backend import TensorRt
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
@@ -55,4 +56,6 @@ def open_network(
     problem = BACKENDS[name].problem()
     if problem is not None:
         raise BackendError(f"the backend '{name}' cannot run on this machine: {problem}")
-    return kept_in_forks(BACKENDS[name].open(bundle, threads=threads, requests=requests))
+    network = BACKENDS[name].open(bundle, threads=threads, requests=requests)
+    return_freed_memory()
+    return kept_in_forks(network)

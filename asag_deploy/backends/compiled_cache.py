@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asag_deploy.atomic import atomic_write
+from asag_deploy.backends.resident_memory import MappedFile
 from asag_deploy.errors import OutputError
 
 _NOWHERE = Path(os.devnull, "asag-deploy")
@@ -41,22 +42,37 @@ class CompiledCache:
 
     def read(self, graph_sha256: str) -> bytes | None:
         """Return what was compiled from the graph of that SHA-256, or None if it must be compiled (again)."""
+        mapped = self.map(graph_sha256)
+        return None if mapped is None else mapped.content.tobytes()
+
+    def map(self, graph_sha256: str) -> MappedFile | None:
+        """Return what `read` does as a file that is read where it lies, so that it takes no memory twice."""
         file = self._file(graph_sha256)
         try:
-            content = file.read_bytes()
-        except OSError:
+            with file.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size - _DIGEST_BYTES
+                if size < 1:
+                    return None
+                mapped = MappedFile(stream, size)
+                stream.seek(size)
+                digest = stream.read()
+        except (OSError, ValueError):  # it is not there, or was cut since
             return None
-        digest, compiled = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if hashlib.sha256(compiled).digest() != digest:
+        if hashlib.sha256(mapped.content.data).digest() != digest:
             return None
         with contextlib.suppress(OSError):
             file.touch()  # it is used, and so not the first to go
-        return compiled
+        return mapped
 
     def write(self, graph_sha256: str, compiled: bytes) -> None:
         """Keep what was compiled from the graph of that SHA-256, if the disk takes it."""
-        with contextlib.suppress(OutputError), atomic_write(self._file(graph_sha256)) as temporary:
-            temporary.write_bytes(hashlib.sha256(compiled).digest() + compiled)
+        with (
+            contextlib.suppress(OutputError),
+            atomic_write(self._file(graph_sha256)) as temporary,
+            temporary.open("wb") as stream,
+        ):
+            stream.write(compiled)  # first, so that what it aligns is aligned in memory too
+            stream.write(hashlib.sha256(compiled).digest())
         self._forget_the_oldest()
 
     def _file(self, graph_sha256: str) -> Path:

@@ -8,6 +8,7 @@ BackendError where the library refuses.  Safe to call from several threads at on
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.errors import BackendError, ConfigError, Problem
 from asag_deploy.kernels import structures
-from asag_deploy.kernels.buffers import BFLOAT16, Arrays, Buffer, buffer_of, expect
+from asag_deploy.kernels.buffers import BFLOAT16, Arrays, Buffer, ScaledIntegers, buffer_of, expect
 from asag_deploy.kernels.library import KernelLibrary
 from asag_deploy.kernels.operators import TYPES, pyramid_of
 
@@ -34,10 +35,12 @@ ROI_SIZE = 7
 MOST_THREADS = 512
 """That a call may use."""
 
+_MIXED = (np.float32, BFLOAT16)
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
     "multiscale_roi_align": structures.MultiscaleRoIAlign,
     "pyramid_sample": structures.PyramidSample,
+    "adaptive_mixing": structures.AdaptiveMixing,
     "pad_anchors": structures.PadAnchors,
     "top_k": structures.TopK,
 }
@@ -67,18 +70,18 @@ class CpuKernels:
     ) -> NDArray[Any]:
         """Run RoIAlign 7x7, each box on the one level its area chooses (FPN).
 
-        features: (B, h, w, C) for each of 1 to 4 levels, float32, float16 or BFLOAT16; boxes: float32
-        (B, Q, 4) xyxy in pixels; strides: pixels per cell, each twice the one before.  Returns
-        (B, Q, 7, 7, C) of the type `out`: the features', or float32, or BFLOAT16 of float32.
+        features: (B, h, w, C) for each of 1 to 4 levels, float32, float16 or BFLOAT16, or `ScaledIntegers`
+        beside those; boxes: float32 (B, Q, 4) xyxy in pixels; strides: pixels per cell, each twice the one
+        before.  Returns (B, Q, 7, 7, C) of the type `out`: the features', or float32, or BFLOAT16 of float32.
         """
-        maps = _maps(features, strides)
+        maps, scales = _maps(features, strides, out)
         batch, *_, channels = maps[0].shape
         box = expect("boxes", boxes, (batch, -1, 4), np.float32, on_device=False)
         result = np.empty((*box.shape[:2], ROI_SIZE, ROI_SIZE, channels), dtype=out)
         arguments = structures.MultiscaleRoIAlign(
             pyramid_of(maps, strides), box.pointer, result.ctypes.data, box.shape[1]
         )
-        self._run("multiscale_roi_align", arguments, threads, out)
+        self._run("multiscale_roi_align", arguments, threads, out, scales)
         return result
 
     def pyramid_sample(
@@ -96,7 +99,7 @@ class CpuKernels:
         features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, P, 2) in pixels; weight: float32
         (B, Q, G, P, levels).  Returns (B, Q, G, P, C / G) of the type `out`.
         """
-        maps = _maps(features, strides)
+        maps, scales = _maps(features, strides, out)
         batch, *_, channels = maps[0].shape
         points = expect("xy", xy, (batch, -1, -1, -1, 2), np.float32, on_device=False)
         shape = points.shape[:4]
@@ -110,7 +113,37 @@ class CpuKernels:
             structures.PyramidSample(pyramid_of(maps, strides), *pointers, *shape[1:]),
             threads,
             out,
+            scales,
         )
+        return result
+
+    def adaptive_mixing(
+        self,
+        sampled: Any,
+        parameters: Any,
+        *,
+        out_points: int,
+        activation: int,
+        out: np.dtype[Any],
+        threads: int,
+    ) -> NDArray[Any]:
+        """Mix the samples of each query and group over channels, then over points, with matrices of its own.
+
+        sampled: (B, Q, G, P, C), and parameters: (B, Q, G * (C * C + O * P)) for `out_points` O, each float32
+        or BFLOAT16; activation: `structures.GELU` or `RELU`.  Returns (B, Q, G * O * C) of the type `out`,
+        float32 or BFLOAT16.
+        """
+        samples = expect("sampled", sampled, (-1, -1, -1, -1, -1), *_MIXED, on_device=False)
+        batch, queries, groups, points, channels = samples.shape
+        size = groups * (channels**2 + out_points * points)
+        matrices = expect("parameters", parameters, (batch, queries, size), *_MIXED, on_device=False)
+        result = np.empty((batch, queries, groups * out_points * channels), dtype=out)
+        arguments = structures.AdaptiveMixing(
+            *(samples.pointer, matrices.pointer, result.ctypes.data),
+            *(batch, queries, groups, points, out_points, channels, activation),
+            *(TYPES[samples.dtype], TYPES[matrices.dtype]),
+        )
+        self._run("adaptive_mixing", arguments, threads, out)
         return result
 
     def pad_anchors(
@@ -148,8 +181,15 @@ class CpuKernels:
         self._run("top_k", arguments, 1, np.dtype(np.float32))
         return largest, indices
 
-    def _run(self, operator: str, arguments: ctypes.Structure, threads: int, out: np.dtype[Any]) -> None:
-        how = structures.Cpu(threads, _type_of(out))
+    def _run(
+        self,
+        operator: str,
+        arguments: ctypes.Structure,
+        threads: int,
+        out: np.dtype[Any],
+        scales: Sequence[float] = (),
+    ) -> None:
+        how = structures.Cpu(threads, _type_of(out), structures.Cpu.scales_of(scales))
         status = getattr(self._library, f"asag_cpu_{operator}")(ctypes.byref(arguments), ctypes.byref(how))
         if status != 0:
             raise BackendError(f"the kernel {operator} failed: {self._host.message(status)}")
@@ -207,22 +247,30 @@ def _opened(path: Path) -> CpuKernels:
     return CpuKernels(path)
 
 
-def _maps(features: Arrays, strides: Sequence[int]) -> list[Buffer]:
-    """Return the maps of a pyramid, if there are as many as strides and they go together."""
-    maps = [buffer_of(feature) for feature in features]
+def _maps(features: Arrays, strides: Sequence[int], out: np.dtype[Any]) -> tuple[list[Buffer], list[float]]:
+    """Return the maps of a pyramid, if there are as many as strides and they go together, and their scales.
+
+    The first is described as one of floats: of `out`'s type where all maps are integers.
+    """
+    scales = [feature.scale if isinstance(feature, ScaledIntegers) else 0.0 for feature in features]
+    maps = [buffer_of(each.values if isinstance(each, ScaledIntegers) else each) for each in features]
     if not 1 <= len(maps) <= structures.MAX_LEVELS or len(maps) != len(strides):
         raise ConfigError(
             f"expected 1 to 4 feature maps and as many strides, got {len(maps)}, {len(strides)}"
         )
+    floats = [level.dtype for level, scale in zip(maps, scales, strict=True) if not scale] or [out]
     batch, channels = (maps[0].shape[0], maps[0].shape[-1]) if maps[0].shape else (0, 0)
-    for i, level in enumerate(maps):
-        if level.dtype != maps[0].dtype or level.dtype not in _FLOATS:
+    for i, (level, scale) in enumerate(zip(maps, scales, strict=True)):
+        if scale:
+            if level.dtype != np.int8:
+                raise ConfigError(f"expected features with a scale to be int8, got {level.dtype}")
+        elif level.dtype != floats[0] or level.dtype not in _FLOATS:
             raise ConfigError(f"expected features of one type of float, got {level.dtype}")
         if len(level.shape) != 4 or (level.shape[0], level.shape[3]) != (batch, channels):
             raise ConfigError(
                 f"expected features[{i}] of shape ({batch}, h, w, {channels}), got {level.shape}"
             )
-    return maps
+    return [dataclasses.replace(maps[0], dtype=floats[0]), *maps[1:]], scales
 
 
 def _type_of(dtype: np.dtype[Any]) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 7
 MAX_LEVELS = 4
 
 FLOAT32 = 0
 FLOAT16 = 1
 UINT8 = 2
 BFLOAT16 = 3
+
+GELU = 0
+RELU = 1
 
 _Int = ctypes.c_int32
 _Pointer = ctypes.c_void_p
@@ -106,12 +110,27 @@ class HostBlock(ctypes.Structure):
 
 
 class Cpu(ctypes.Structure):
-    """`AsagCpu`: threads, and the type of the result."""
+    """`AsagCpu`: threads, the type of the result, and what the integers of a map stand for."""
 
-    _fields_ = _fields(_Int, "threads out_type")
+    _fields_ = (*_fields(_Int, "threads out_type"), ("scales", ctypes.c_float * MAX_LEVELS))
+
+    @staticmethod
+    def scales_of(scales: Iterable[float]) -> ctypes.Array[ctypes.c_float]:
+        """Return the scales of the first levels; those of the others are 0."""
+        return (ctypes.c_float * MAX_LEVELS)(*scales)
 
 
 class TopK(ctypes.Structure):
     """`AsagTopK`."""
 
     _fields_ = (*_fields(_Pointer, "values largest indices"), *_fields(ctypes.c_int64, "rows count k"))
+
+
+class AdaptiveMixing(ctypes.Structure):
+    """`AsagAdaptiveMixing`."""
+
+    _fields_ = (
+        *_fields(_Pointer, "sampled parameters out"),
+        *_fields(_Int, "batch queries groups points out_points channels activation"),
+        *_fields(_Int, "sampled_type parameters_type"),
+    )

@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "asag/multiscale_roi_align.h"
 #include "asag/pyramid_sample.h"
 #include "checks.h"
+#include "cpu.h"
 
 // One version of a function for each generation of vector instructions, chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
@@ -21,36 +20,10 @@
 #else
 #define ASAG_VECTORISED
 #endif
-#define ASAG_INLINE inline __attribute__((always_inline))
 
 namespace {
 
 using namespace asag;
-
-// The upper half of a float32.
-struct BFloat16 {
-    uint16_t bits;
-};
-
-ASAG_INLINE float widened(float value) { return value; }
-ASAG_INLINE float widened(Half value) { return to_float(value); }
-ASAG_INLINE float widened(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-ASAG_INLINE void narrow(float value, float& out) { out = value; }
-ASAG_INLINE void narrow(float value, Half& out) { out = from_float<Half>(value); }
-// To nearest, ties to even; a NaN stays one.
-ASAG_INLINE void narrow(float value, BFloat16& out) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const uint32_t quiet = (bits >> 16) | 0x40u;
-    out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
 
 constexpr int TILE = 512;  // channels that are summed up at a time
 
@@ -64,39 +37,52 @@ ASAG_INLINE void write(Out* out, const float* sum, int count) {
     for (int k = 0; k < count; ++k) narrow(sum[k], out[k]);
 }
 
-// The queries `begin` to `end` of all images.
+// One box, which is looked for on a map of the type In, whose values are multiplied by `scale`.
 template <class In, class Out>
-ASAG_INLINE void roi_align(const AsagMultiscaleRoIAlign& arguments, int64_t begin, int64_t end) {
+ASAG_INLINE void roi_align_box(const AsagMultiscaleRoIAlign& arguments, int64_t query, int level, float scale) {
     const AsagPyramid& features = arguments.features;
     const int channels = features.channels;
-    for (int64_t query = begin; query < end; ++query) {
-        const int64_t image = query / arguments.queries;
-        const float* box = arguments.boxes + query * 4;
-        const int level = roi_level(features, box);
-        const int stride = features.strides[level];
-        const int height = features.heights[level], width = features.widths[level];
-        RoiAxis columns[ROI_BINS];
-        for (int i = 0; i < ROI_BINS; ++i) columns[i] = roi_axis(box[0], box[2], stride, width, i);
-        const In* map = static_cast<const In*>(features.maps[level]) + image * height * width * channels;
-        Out* out = static_cast<Out*>(arguments.out) + query * ROI_BINS * ROI_BINS * channels;
-        for (int bin = 0; bin < ROI_BINS * ROI_BINS; ++bin) {
-            const RoiAxis row = roi_axis(box[1], box[3], stride, height, bin / ROI_BINS);
-            const RoiAxis& column = columns[bin % ROI_BINS];
-            for (int first = 0; first < channels; first += TILE) {
-                const int count = smaller(TILE, channels - first);
-                float sum[TILE];
-                std::fill(sum, sum + count, 0.0f);
-                for (int i = 0; i < ROI_TAPS; ++i) {
-                    const In* cells = map + static_cast<int64_t>(row.cell[i]) * width * channels + first;
-                    const float of_row = row.weight[i] * (1.0f / (ROI_SAMPLES * ROI_SAMPLES));
-                    for (int j = 0; j < ROI_TAPS; ++j) {
-                        const float weight = of_row * column.weight[j];
-                        if (weight == 0.0f) continue;  // of a sample outside; what is there need not be read
-                        add_tap(sum, cells + static_cast<int64_t>(column.cell[j]) * channels, weight, count);
-                    }
+    const int64_t image = query / arguments.queries;
+    const float* box = arguments.boxes + query * 4;
+    const int stride = features.strides[level];
+    const int height = features.heights[level], width = features.widths[level];
+    const float of_sample = scale / (ROI_SAMPLES * ROI_SAMPLES);
+    RoiAxis columns[ROI_BINS];
+    for (int i = 0; i < ROI_BINS; ++i) columns[i] = roi_axis(box[0], box[2], stride, width, i);
+    const In* map = static_cast<const In*>(features.maps[level]) + image * height * width * channels;
+    Out* out = static_cast<Out*>(arguments.out) + query * ROI_BINS * ROI_BINS * channels;
+    for (int bin = 0; bin < ROI_BINS * ROI_BINS; ++bin) {
+        const RoiAxis row = roi_axis(box[1], box[3], stride, height, bin / ROI_BINS);
+        const RoiAxis& column = columns[bin % ROI_BINS];
+        for (int first = 0; first < channels; first += TILE) {
+            const int count = smaller(TILE, channels - first);
+            float sum[TILE];
+            std::fill(sum, sum + count, 0.0f);
+            for (int i = 0; i < ROI_TAPS; ++i) {
+                const In* cells = map + static_cast<int64_t>(row.cell[i]) * width * channels + first;
+                const float of_row = row.weight[i] * of_sample;
+                for (int j = 0; j < ROI_TAPS; ++j) {
+                    const float weight = of_row * column.weight[j];
+                    if (weight == 0.0f) continue;  // of a sample outside; what is there need not be read
+                    add_tap(sum, cells + static_cast<int64_t>(column.cell[j]) * channels, weight, count);
                 }
-                write(out + bin * channels + first, sum, count);
             }
+            write(out + bin * channels + first, sum, count);
+        }
+    }
+}
+
+// The queries `begin` to `end` of all images.
+template <class In, class Out>
+ASAG_INLINE void roi_align(
+    const AsagMultiscaleRoIAlign& arguments, const float* scales, int64_t begin, int64_t end) {
+    for (int64_t query = begin; query < end; ++query) {
+        const int level = roi_level(arguments.features, arguments.boxes + query * 4);
+        const float scale = scales[level];
+        if (scale == 0.0f) {
+            roi_align_box<In, Out>(arguments, query, level, 1.0f);
+        } else {
+            roi_align_box<int8_t, Out>(arguments, query, level, scale);
         }
     }
 }
@@ -108,22 +94,37 @@ ASAG_INLINE void prefetch(const void* address, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i);
 }
 
+// A map as the points of one group see it: where their channels of its first cell are, and what a value stands for.
+struct GroupMap {
+    const char* first;
+    int64_t cell_bytes;
+    float scale;  // of int8; 0 for a map of floats
+};
+
+template <class In>
+ASAG_INLINE GroupMap group_map(
+    const AsagPyramidSample& arguments, int64_t set, int level, float scale) {
+    const AsagPyramid& features = arguments.features;
+    const int64_t image = set / arguments.groups / arguments.queries;
+    const int64_t of_group = features.channels / arguments.groups;
+    const int64_t cells = static_cast<int64_t>(features.heights[level]) * features.widths[level];
+    const int64_t size = scale == 0.0f ? sizeof(In) : sizeof(int8_t);
+    const int64_t first = image * cells * features.channels + (set % arguments.groups) * of_group;
+    return {static_cast<const char*>(features.maps[level]) + first * size, features.channels * size, scale};
+}
+
 // The queries `begin` to `end` of all images.  Points lie anywhere, so that their taps come from memory: those of a
 // whole tile are asked for before the first is used.
 template <class In, class Out>
-ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begin, int64_t end) {
+ASAG_INLINE void pyramid_sample(
+    const AsagPyramidSample& arguments, const float* scales, int64_t begin, int64_t end) {
     const AsagPyramid& features = arguments.features;
-    const int channels = features.channels, groups = arguments.groups, levels = features.levels;
-    const int of_group = channels / groups;
+    const int groups = arguments.groups, levels = features.levels;
+    const int of_group = features.channels / groups;
     SampleTaps taps[SAMPLE_TILE][ASAG_MAX_LEVELS];
+    GroupMap maps[ASAG_MAX_LEVELS];
     for (int64_t set = begin * groups; set < end * groups; ++set) {  // the points of one query and group
-        const int64_t image = set / groups / arguments.queries;
-        const In* maps[ASAG_MAX_LEVELS];
-        for (int level = 0; level < levels; ++level) {
-            const int64_t cells = static_cast<int64_t>(features.heights[level]) * features.widths[level];
-            maps[level] = static_cast<const In*>(features.maps[level]) + image * cells * channels +
-                          (set % groups) * of_group;
-        }
+        for (int level = 0; level < levels; ++level) maps[level] = group_map<In>(arguments, set, level, scales[level]);
         for (int tile = 0; tile < arguments.points; tile += SAMPLE_TILE) {
             const int count = smaller(SAMPLE_TILE, arguments.points - tile);
             const int64_t first_point = set * arguments.points + tile;
@@ -133,9 +134,10 @@ ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begi
                     taps[i][level] = sample_taps(
                         at[0], at[1], arguments.weight[(first_point + i) * levels + level], features.strides[level],
                         features.heights[level], features.widths[level]);
+                    const GroupMap& map = maps[level];
                     for (int corner = 0; corner < 4; ++corner) {
                         const int64_t cell = taps[i][level].cell[corner];
-                        prefetch(maps[level] + cell * channels, of_group * static_cast<int64_t>(sizeof(In)));
+                        prefetch(map.first + cell * map.cell_bytes, map.cell_bytes / groups);
                     }
                 }
             }
@@ -146,11 +148,17 @@ ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begi
                     float sum[TILE];
                     std::fill(sum, sum + width, 0.0f);
                     for (int level = 0; level < levels; ++level) {
+                        const GroupMap& map = maps[level];
                         for (int corner = 0; corner < 4; ++corner) {
                             const float weight = taps[i][level].weight[corner];
                             if (weight == 0.0f) continue;
-                            const int64_t cell = taps[i][level].cell[corner];
-                            add_tap(sum, maps[level] + cell * channels + first, weight, width);
+                            const char* cell = map.first + taps[i][level].cell[corner] * map.cell_bytes;
+                            if (map.scale == 0.0f) {
+                                add_tap(sum, reinterpret_cast<const In*>(cell) + first, weight, width);
+                            } else {
+                                add_tap(
+                                    sum, reinterpret_cast<const int8_t*>(cell) + first, weight * map.scale, width);
+                            }
                         }
                     }
                     write(out + first, sum, width);
@@ -161,12 +169,14 @@ ASAG_INLINE void pyramid_sample(const AsagPyramidSample& arguments, int64_t begi
 }
 
 // One function for each pair of types, since a template cannot be compiled for several processors.
-#define ASAG_RANGES(NAME, IN, OUT)                                                                              \
-    ASAG_VECTORISED void roi_align_##NAME(const AsagMultiscaleRoIAlign& arguments, int64_t begin, int64_t end) { \
-        roi_align<IN, OUT>(arguments, begin, end);                                                              \
-    }                                                                                                           \
-    ASAG_VECTORISED void pyramid_sample_##NAME(const AsagPyramidSample& arguments, int64_t begin, int64_t end) { \
-        pyramid_sample<IN, OUT>(arguments, begin, end);                                                         \
+#define ASAG_RANGES(NAME, IN, OUT)                                                                        \
+    ASAG_VECTORISED void roi_align_##NAME(                                                                \
+        const AsagMultiscaleRoIAlign& arguments, const float* scales, int64_t begin, int64_t end) {       \
+        roi_align<IN, OUT>(arguments, scales, begin, end);                                                \
+    }                                                                                                     \
+    ASAG_VECTORISED void pyramid_sample_##NAME(                                                           \
+        const AsagPyramidSample& arguments, const float* scales, int64_t begin, int64_t end) {            \
+        pyramid_sample<IN, OUT>(arguments, scales, begin, end);                                           \
     }
 
 ASAG_RANGES(float_float, float, float)
@@ -177,7 +187,7 @@ ASAG_RANGES(bfloat_float, BFloat16, float)
 ASAG_RANGES(bfloat_bfloat, BFloat16, BFloat16)
 
 template <class Arguments>
-using Range = void (*)(const Arguments&, int64_t, int64_t);
+using Range = void (*)(const Arguments&, const float* scales, int64_t, int64_t);
 
 #define ASAG_CHOOSE(OPERATOR)                                                                 \
     if (in == ASAG_FLOAT32 && out == ASAG_FLOAT32) return OPERATOR##_float_float;             \
@@ -194,33 +204,6 @@ Range<AsagMultiscaleRoIAlign> range_of(const AsagMultiscaleRoIAlign&, int32_t in
 
 Range<AsagPyramidSample> range_of(const AsagPyramidSample&, int32_t in, int32_t out) {
     ASAG_CHOOSE(pyramid_sample)
-}
-
-// Calls work(begin, end) for equal parts of 0 to `count`, each on a thread of its own, the last on this one.
-template <class Work>
-void in_parallel(int64_t count, int threads, const Work& work) {
-    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count));
-    std::vector<std::thread> others;
-    int64_t begin = 0;
-    for (int64_t part = 1; part < parts; ++part) {
-        const int64_t end = count * part / parts;
-        try {
-            others.emplace_back([&work, begin, end] { work(begin, end); });
-        } catch (const std::system_error&) {
-            break;  // no more threads may be started: this one does the rest
-        }
-        begin = end;
-    }
-    work(begin, count);
-    for (std::thread& other : others) other.join();
-}
-
-int check(const AsagCpu* how) {
-    if (how == nullptr) return problem(ASAG_NULL_POINTER, "how is a null pointer; pass the address of an AsagCpu");
-    if (how->threads < 1 || how->threads > 512) {
-        return problem(ASAG_OUT_OF_RANGE, "threads is %d, expected 1 to 512", how->threads);
-    }
-    return ASAG_OK;
 }
 
 // Whether the arguments make sense, for features that may be bfloat16 as well, which is as large as float16.
@@ -245,7 +228,9 @@ int run(const Arguments* arguments, const AsagCpu* how) {
     }
     const int64_t queries = static_cast<int64_t>(arguments->features.batch) * arguments->queries;
     try {
-        in_parallel(queries, how->threads, [&](int64_t begin, int64_t end) { range(*arguments, begin, end); });
+        in_parallel(queries, how->threads, [&](int64_t begin, int64_t end) {
+            range(*arguments, how->scales, begin, end);
+        });
     } catch (const std::bad_alloc&) {
         return problem(ASAG_NO_MEMORY, "no memory is left for the threads");
     }

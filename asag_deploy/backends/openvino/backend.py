@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
+import warnings
 import weakref
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ from asag_deploy.backends.cutting import Plan, cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes
+from asag_deploy.backends.openvino.compiled import DEVICE, ONE_COMPILES, Compiled, compile_into, load_from
+from asag_deploy.backends.openvino.map_ends import SCALE, maps_for_the_decoder, shorten_ends
+from asag_deploy.backends.openvino.one_size import OF_ONE_SIZE, Shapes, StageOfOneSize
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.backends.openvino.products import multiply_in_bfloat16
 from asag_deploy.backends.pieces import (
@@ -39,22 +44,22 @@ from asag_deploy.backends.pieces import (
     threads_of_an_operator,
     warn_of_running_whole,
 )
+from asag_deploy.backends.resident_memory import return_freed_memory
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
 from asag_deploy.errors import BackendError, FieldError, Problem
-from asag_deploy.kernels.buffers import BFLOAT16
+from asag_deploy.kernels.buffers import BFLOAT16, ScaledIntegers
 from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
 from asag_deploy.scratch import file_in_memory, path_in_utf8, scratch_folder
 from asag_deploy.telemetry import silent_openvino
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Core, InferRequest, Model, Tensor
+    from openvino import Core, InferRequest, Model, Tensor
 
 Precision = Literal["f32", "bf16"]
 
-_DEVICE = "CPU"
-_RECIPE = 3
+_RECIPE = 4
 """Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
@@ -90,7 +95,7 @@ class OpenVino:
             return Problem("OpenVINO is not installed", "install it with `pip install openvino`")
         if self.precision == "f32":
             return None
-        if "BF16" in _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
             return None
         return Problem(
             "this processor has no bfloat16 arithmetic (AVX512-BF16 or AMX)", "use the backend 'openvino'"
@@ -106,6 +111,7 @@ class OpenVino:
         graphs = bundle.manifest.graphs
         kernels = kernels_for_cutting()
         workers = threads_of_an_operator(threads, requests)
+        integers = maps_for_the_decoder(bundle.manifest) if kernels is not None else frozenset()
         with ThreadPoolExecutor() as pool:  # compiling releases the interpreter lock
             config = _config(threads, requests)
 
@@ -114,9 +120,16 @@ class OpenVino:
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces
-                model = self._load(core, cache, bundle, graph.name, config)
-                check_declared(bundle, graph.name, _specs(model.inputs), _specs(model.outputs))
-                return _OpenVinoStage(graph, model)
+                load = functools.partial(
+                    self._compiled, core, cache, bundle.graph_path(graph.name), graph, config, integers
+                )
+                compiled = self._load(bundle, graph, load)
+                ports = compiled.model.inputs, compiled.model.outputs
+                check_declared(bundle, graph.name, *map(_specs, ports))
+                stage = _OpenVinoStage(graph, compiled)
+                if graph.name not in OF_ONE_SIZE:
+                    return stage
+                return StageOfOneSize(stage, functools.partial(_load_for, graph, load))
 
             stages = list(pool.map(open_stage, graphs))
         return OpenVinoNetwork({graph.name: stage for graph, stage in zip(graphs, stages, strict=True)})
@@ -125,31 +138,49 @@ class OpenVino:
         """Name everything besides the graph that decides what compiling it gives."""
         import openvino
 
-        device = core.get_property(_DEVICE, "FULL_DEVICE_NAME")
-        capabilities = sorted(core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+        device = core.get_property(DEVICE, "FULL_DEVICE_NAME")
+        capabilities = sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
         return f"{_RECIPE} {openvino.get_version()} {device} {' '.join(capabilities)} {self.precision}"
 
-    def _load(
-        self, core: Core, cache: CompiledCache, bundle: Bundle, name: str, how: Mapping[str, Any]
-    ) -> CompiledModel:
-        precision = "f32" if name in _COMPUTED_IN_FLOAT32 else self.precision
-        config = {"INFERENCE_PRECISION_HINT": precision, **how}
-        path = bundle.graph_path(name)
-        digest = bundle.manifest.graph(name).sha256
-        cached = _import(core, cache.read(digest), config)
-        if cached is not None:
-            return cached
+    def _load(self, bundle: Bundle, graph: GraphSpec, load: Callable[[], Compiled]) -> Compiled:
         try:
-            model = _break_ties_by_index(_read_graph(path))
-            if self.precision == "bf16":
-                model = _mixed_precision(core, model)
-            compiled = core.compile_model(model, _DEVICE, config)
-            cache.write(digest, compiled.export_model().getvalue())
+            return load()
         except Exception as error:  # OpenVINO's and ONNX Runtime's exceptions have no other base
+            path = bundle.graph_path(graph.name)
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
             ) from error
-        return compiled
+
+    def _compiled(
+        self,
+        core: Core,
+        cache: CompiledCache,
+        path: Path,
+        graph: GraphSpec,
+        how: Mapping[str, Any],
+        integers: Collection[str],
+        shapes: Shapes | None = None,
+    ) -> Compiled:
+        """Load a graph as it was compiled before, or compile it.
+
+        integers: results that are handed out as such if they are; shapes: of the only inputs that it is for.
+        """
+        precision = "f32" if graph.name in _COMPUTED_IN_FLOAT32 else self.precision
+        config = {"INFERENCE_PRECISION_HINT": precision, **how}
+        key = f"{graph.sha256} {sorted(integers)} {shapes and sorted(shapes.items())}"
+        cached = load_from(core, cache, key, config)
+        if cached is not None:
+            return cached
+        if shapes is not None and hashlib.sha256(path.read_bytes()).hexdigest() != graph.sha256:
+            raise OSError(f"'{path}' has changed since the bundle was opened")
+        with ONE_COMPILES:
+            model = _break_ties_by_index(_read_graph(path))
+            shorten_ends(model, integers)
+            if self.precision == "bf16":
+                model = _mixed_precision(core, model)
+            if shapes is not None:
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+            return compile_into(core, cache, key, model, config)
 
     def _open_pieces(
         self,
@@ -167,7 +198,8 @@ class OpenVino:
         try:
             found = _cached_pieces(core, cache, graph.sha256, config)
             if found is None:
-                found = self._compile_pieces(core, cache, path, graph.sha256, config)
+                with ONE_COMPILES:
+                    found = self._compile_pieces(core, cache, path, graph.sha256, config)
         except Exception as error:  # of OpenVINO or ONNX, which have no other base
             warn_of_running_whole(graph.name, error)
             return None
@@ -176,33 +208,50 @@ class OpenVino:
         plan, models = found
         check_declared(bundle, graph.name, plan.inputs, plan.outputs)
         pieces = [_OpenVinoStage(graph.name, model) for model in models]
-        sampled = BFLOAT16 if self.precision == "bf16" else FLOAT32
-        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, sampled=sampled)
+        features = BFLOAT16 if self.precision == "bf16" else FLOAT32
+        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, features=features)
 
     def _compile_pieces(
         self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
-    ) -> tuple[Plan, list[CompiledModel]] | None:
+    ) -> tuple[Plan, list[Compiled]] | None:
+        compiled = []
         with cut_into_files(path) as found:
             if found is None:
                 return None
             plan, files = found
-            graphs = [_break_ties_by_index(_convert(file)) for file in files]
-        narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
-        outputs = {spec.name for spec in plan.outputs}
-        compiled = []
-        for i, model in enumerate(graphs):
-            if self.precision == "bf16":
-                model = multiply_in_bfloat16(_with_bfloat16(model, inputs=narrow), outputs)
-                narrow |= _in_bfloat16(model.outputs)
-            compiled.append(core.compile_model(model, _DEVICE, dict(config)))
-            cache.write(_piece_key(digest, i), compiled[-1].export_model().getvalue())
+            calls = [call for calls in plan.calls for call in calls]
+            narrow = {name for call in calls for name in call.outputs if call.gives_features}
+            outputs = {spec.name for spec in plan.outputs}
+            for i, file in enumerate(files):
+                model = _break_ties_by_index(_convert(file))
+                if self.precision == "bf16":
+                    model = multiply_in_bfloat16(_with_bfloat16(model, inputs=narrow), outputs)
+                    narrow |= _in_bfloat16(model.outputs)
+                compiled.append(compile_into(core, cache, _piece_key(digest, i), model, config))
         cache.write(_plan_key(digest), plan.to_json())
         return plan, compiled
 
 
+def _load_for(graph: GraphSpec, load: Callable[[Shapes], Compiled], shapes: Shapes) -> Stage | None:
+    """Load a graph for inputs of these shapes alone; None if that cannot be."""
+    try:
+        stage = _OpenVinoStage(graph, load(shapes))
+    except Exception as error:  # whatever it is, the graph for any size is there
+        sizes = " and ".join("x".join(map(str, shape)) for shape in shapes.values())
+        warnings.warn(
+            f"the graph '{graph.name}' is not compiled for its inputs of {sizes}, and so is slower: "
+            f"{_reason(error)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return_freed_memory()
+    return stage
+
+
 def _cached_pieces(
     core: Core, cache: CompiledCache, digest: str, config: Mapping[str, Any]
-) -> tuple[Plan, list[CompiledModel]] | None:
+) -> tuple[Plan, list[Compiled]] | None:
     """Load the pieces that an earlier start compiled; None if one is not there."""
     text = cache.read(_plan_key(digest))
     if text is None:
@@ -211,8 +260,7 @@ def _cached_pieces(
         plan = Plan.from_json(text)
     except (ValueError, FieldError):  # of another release
         return None
-    contents = (cache.read(_piece_key(digest, i)) for i in range(len(plan.pieces)))
-    models = [_import(core, content, dict(config)) for content in contents]
+    models = [load_from(core, cache, _piece_key(digest, i), config) for i in range(len(plan.pieces))]
     whole = [model for model in models if model is not None]
     return (plan, whole) if len(whole) == len(models) else None
 
@@ -242,21 +290,25 @@ def _core() -> Core:
 class OpenVinoArray:
     """An array in OpenVINO's memory, or in a NumPy array's that OpenVINO reads in place."""
 
-    __slots__ = ("_owner", "tensor")
+    __slots__ = ("_owner", "scale", "tensor")
 
-    def __init__(self, tensor: Tensor, owner: object) -> None:
+    def __init__(self, tensor: Tensor, owner: object, scale: float | None = None) -> None:
+        """Take a tensor; scale: of its integers, by which they are what the array stands for."""
         self.tensor = tensor
+        self.scale = scale
         self._owner = owner  # the memory lives, and is not written to again, for as long as this does
 
 
 class _Memory:
     """OpenVINO's arrays, where they lie (`asag_deploy.backends.pieces.HostMemory`)."""
 
-    def view(self, array: OpenVinoArray) -> NDArray[Any]:
+    def view(self, array: OpenVinoArray) -> NDArray[Any] | ScaledIntegers:
         """Return the memory of an array."""
         import openvino
 
         values: NDArray[Any] = array.tensor.data
+        if array.scale is not None:
+            return ScaledIntegers(values=values, scale=array.scale)
         if array.tensor.get_element_type() != openvino.Type.bf16:
             return values
         return values.view(BFLOAT16)  # OpenVINO calls the same bits float16
@@ -291,7 +343,7 @@ class OpenVinoNetwork(Network):
 
     def download(self, array: OpenVinoArray) -> NDArray[Any]:
         """Copy an array to the host; bfloat16 comes as float32, for NumPy does not know it."""
-        return _to_numpy(array.tensor)
+        return _values_of(array)
 
     def shape(self, array: OpenVinoArray) -> tuple[int, ...]:
         """Return the shape of an array."""
@@ -301,11 +353,13 @@ class OpenVinoNetwork(Network):
 class _OpenVinoStage:
     """One compiled graph as a stage.  A call has its own request, so several threads can run it at once."""
 
-    def __init__(self, graph: GraphSpec | str, model: CompiledModel) -> None:
+    def __init__(self, graph: GraphSpec | str, compiled: Compiled) -> None:
         """Take a graph as the manifest has it, or the name of one of which this is a piece."""
         self._graph = graph if isinstance(graph, GraphSpec) else None
         self._name = graph.name if isinstance(graph, GraphSpec) else graph
-        self._model = model
+        self._model, self._file = compiled.model, compiled.file
+        self._calls = 0
+        model = compiled.model
         self._inputs = {_own_name(port): port.get_element_type() for port in model.inputs}
         self._outputs = [_own_name(port) for port in model.outputs]
         self._idle: SimpleQueue[InferRequest] = SimpleQueue()
@@ -315,20 +369,42 @@ class _OpenVinoStage:
         check_inputs(self._name, self._inputs, inputs)
         try:
             request = self._request()
-            given = [_cast(inputs[name].tensor, kind) for name, kind in self._inputs.items()]
+            given = [_cast(_floats_of(inputs[name]), kind) for name, kind in self._inputs.items()]
             for index, tensor in enumerate(given):
                 request.set_input_tensor(index, tensor)
             request.infer()
         except Exception as error:  # OpenVINO's exceptions have no other base
             raise BackendError(f"OpenVINO failed in the graph '{self._name}': {_reason(error)}") from error
+        self._spare_ram()
         lease = _Lease()
         weakref.finalize(lease, self._idle.put, request).atexit = False
         outputs = {name: request.get_output_tensor(index) for index, name in enumerate(self._outputs)}
+        scales = {
+            name.removesuffix(SCALE): float(outputs.pop(name).data[0])
+            for name in self._outputs
+            if name.endswith(SCALE)
+        }
         if self._graph is not None:
             taken = {name: tuple(t.get_shape()) for name, t in zip(self._inputs, given, strict=True)}
             made = {name: tuple(array.get_shape()) for name, array in outputs.items()}
             check_shapes(self._graph, taken, made)
-        return {name: OpenVinoArray(tensor, lease) for name, tensor in outputs.items()}
+        return {name: OpenVinoArray(tensor, lease, scales.get(name)) for name, tensor in outputs.items()}
+
+    def shapes(self, inputs: Mapping[str, Array]) -> Shapes | None:
+        """Return the shapes of a call's inputs, or None if one is missing."""
+        if not self._inputs.keys() <= inputs.keys():
+            return None
+        return {name: tuple(inputs[name].tensor.get_shape()) for name in self._inputs}
+
+    def _spare_ram(self) -> None:
+        """Let the constants leave RAM after the first call, the second, the fourth and so on.
+
+        The first call with a size copies weights into the order its products want them in, and reads only
+        the copies from then on.
+        """
+        self._calls += 1
+        if self._file is not None and self._calls & (self._calls - 1) == 0:
+            self._file.leave_ram()
 
     def _request(self) -> InferRequest:
         try:
@@ -351,16 +427,6 @@ def _config(threads: int | None, requests: int) -> dict[str, Any]:
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     return config
-
-
-def _import(core: Core, content: bytes | None, config: dict[str, Any]) -> CompiledModel | None:
-    """Load what an earlier start compiled; None if there is nothing, or OpenVINO does not take it."""
-    if content is None:
-        return None
-    try:
-        return core.import_model(content, _DEVICE, config)
-    except Exception:  # whatever is wrong with it, compiling makes another
-        return None
 
 
 def _read_graph(path: Path) -> Model:
@@ -444,6 +510,19 @@ def _cast(tensor: Tensor, kind: Any) -> Tensor:
     return copy
 
 
+def _values_of(array: OpenVinoArray) -> NDArray[Any]:
+    if array.scale is None:
+        return _to_numpy(array.tensor)
+    return ScaledIntegers(values=array.tensor.data, scale=array.scale).to_float32()
+
+
+def _floats_of(array: OpenVinoArray) -> Tensor:
+    """Return the tensor of an array; of integers, what they stand for."""
+    import openvino
+
+    return array.tensor if array.scale is None else openvino.Tensor(_values_of(array))
+
+
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     import openvino
 
@@ -464,13 +543,15 @@ def _specs(ports: Sequence[Any]) -> list[TensorSpec]:
             ),
         )
         for port in ports
+        if not _own_name(port).endswith(SCALE)
     ]
 
 
 def _dtype(port: Any) -> str:
-    """Name a port's type as NumPy does; feature maps that were given bfloat16 are float32 to the graph."""
+    """Name a port's type as NumPy does; feature maps of bfloat16 or integers are float32 to the graph."""
     name: str = port.get_element_type().get_type_name()
-    return "float32" if name == "bf16" else _TYPES.get(name, name)
+    is_map = _own_name(port) in FEATURE_TENSORS
+    return "float32" if name == "bf16" or (name == "i8" and is_map) else _TYPES.get(name, name)
 
 
 def _own_name(port: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.compiled_cache import CompiledCache, cache_folder
 from asag_deploy.backends.openvino import backend as openvino
 from asag_deploy.backends.openvino.backend import OpenVinoArray
+from asag_deploy.backends.openvino.compiled import Compiled
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
@@ -60,9 +62,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_a_graph_is_compiled_once(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = compilations(monkeypatch)
     assert counts(open_network("openvino", bundle, threads=1), 3) == [3, 0, 20, 17]
-    assert len(read) == len(list(cache.iterdir())) == GRAPHS
+    assert len(read) == len(list(cache.iterdir())) == GRAPHS + 1  # and the backbone for one size
     assert counts(open_network("openvino", bundle, threads=1), 4) == [4, 0, 20, 16]
-    assert len(read) == GRAPHS
+    assert len(read) == GRAPHS + 1
 
 
 def test_damaged_cache_recovers(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,10 +81,11 @@ def test_damaged_cache_recovers(bundle: Bundle, cache: Path, monkeypatch: pytest
     whole.replace(foreign)
 
     read = compilations(monkeypatch)
-    assert counts(open_network("openvino", bundle, threads=1), 3) == [3, 0, 20, 17]
+    network = open_network("openvino", bundle, threads=1)
     assert len(read) == 4
     open_network("openvino", bundle, threads=1)
     assert len(read) == 4
+    assert counts(network, 3) == [3, 0, 20, 17]
 
 
 def test_precision_and_version_are_part_of_the_key(tmp_path: Path) -> None:
@@ -127,9 +130,10 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_requests_are_used_again(bundle: Bundle, cache: Path) -> None:
     network = open_network("openvino", bundle, threads=1)
-    stage: Any = network.stage("backbone")
+    of_one_size: Any = network.stage("backbone")
     for _ in range(5):
         counts(network, 3)
+    stage = of_one_size._own
     assert stage._idle.qsize() == 1
     inputs = {"image": network.upload(batch(picture(3))), "image_size": network.upload(SIZES)}
     held = [stage(inputs)["p5"] for _ in range(3)]
@@ -137,6 +141,55 @@ def test_requests_are_used_again(bundle: Bundle, cache: Path) -> None:
     del held
     gc.collect()
     assert stage._idle.qsize() == 3
+
+
+def run_backbone(network: Any, *pictures: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    image = batch(*pictures)
+    sizes = np.repeat(np.array([image.shape[2:]], dtype=np.int64), len(pictures), axis=0)
+    outputs = network.stage("backbone")({"image": network.upload(image), "image_size": network.upload(sizes)})
+    return {name: network.download(array) for name, array in outputs.items()}
+
+
+def test_the_size_that_comes_first_has_a_graph_of_its_own(bundle: Bundle, cache: Path) -> None:
+    network = open_network("openvino", bundle, threads=1)
+    stage: Any = network.stage("backbone")
+    first, second = (run_backbone(network, picture(5, 2)) for _ in range(2))
+    own, any_size = stage._own, stage._any_size
+    assert (own._idle.qsize(), any_size._idle.qsize()) == (1, 0)
+    assert all(not port.get_partial_shape().is_dynamic for port in own._model.inputs)
+    pair = run_backbone(network, picture(5, 2), picture(5, 2))
+    assert (own._idle.qsize(), any_size._idle.qsize()) == (1, 1)
+    again = run_backbone(network, picture(5, 2))
+    assert stage._own is own
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+        np.testing.assert_array_equal(value, again[name])
+        np.testing.assert_array_equal(np.repeat(value, 2, axis=0), pair[name])
+
+
+def test_threads_that_come_first_wait_for_one_graph(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = open_network("openvino", bundle, threads=1)
+    read = compilations(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: counts(network, 3), range(8)))
+    assert found == [[3, 0, 20, 17]] * 8
+    assert len(read) == 1
+
+
+def test_a_bundle_that_was_replaced_serves_on(cache: Path, tmp_path: Path) -> None:
+    """The graph of one size is made of what was opened, or not at all."""
+    bundle = make_bundle(tmp_path / "bundle")
+    for lost in (False, True):
+        network = open_network("openvino", bundle, threads=1)
+        path = bundle.graph_path("backbone")
+        path.unlink() if lost else path.write_bytes(bundle.graph_path("decoder").read_bytes())
+        with pytest.warns(
+            RuntimeWarning, match=r"'backbone' is not compiled for its inputs of 1x3x64x64 and"
+        ):
+            assert counts(network, 3) == [3, 0, 20, 17]
+        assert counts(network, 4) == [4, 0, 20, 16]
 
 
 def test_features_are_not_copied(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +348,7 @@ def test_values_that_compiling_makes_one_keep_the_names_of_the_graph(tmp_path: P
     assert len(compiled.input(0).names) == 2
     spec = {name: TensorSpec(name=name, dtype="float32", shape=("n",)) for name in ("pixels", "image")}
     graph = GraphSpec(name="copies", file="", sha256="", inputs=(spec["pixels"],), outputs=(spec["image"],))
-    stage = openvino._OpenVinoStage(graph, compiled)
+    stage = openvino._OpenVinoStage(graph, Compiled(compiled))
     found = stage({"pixels": OpenVinoArray(library.Tensor(np.arange(3, dtype=np.float32)), None)})
     assert list(found) == ["image"]
     assert found["image"].tensor.data.tolist() == [0, 2, 4]

@@ -19,6 +19,7 @@ from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
 from asag_deploy.errors import ConfigError
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
 from asag_evaluation.data.doodles import draw_doodles
 from asag_export.quantize import graph_quantization
 from asag_export.quantize.bundle_quantization import check_quantizable
@@ -192,13 +193,36 @@ def test_every_backend_detects_with_it(backend: str, small_bundle: Bundle, int8_
 def test_openvino_multiplies_bytes(stage: str, layer: str, count: int, int8_bundle: Bundle) -> None:
     openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
     network: Any = open_network("openvino", int8_bundle, threads=1)
-    runtime = network.stage(stage)._model.get_runtime_model()
+    loaded = network.stage(stage)
+    runtime = getattr(loaded, "_any_size", loaded)._model.get_runtime_model()
     kinds = [
         node.get_rt_info()["runtimePrecision"].astype(str)
         for node in runtime.get_ops()
         if layer in node.get_rt_info()["layerType"].astype(str)
     ]
     assert kinds.count("u8") + kinds.count("i8") == count, (kinds, openvino.get_version())
+
+
+@pytest.mark.parametrize("backend", ["openvino", "openvino-bf16"])
+def test_openvino_hands_maps_to_compiled_operators_as_integers(
+    backend: str, int8_bundle: Bundle, host_library_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = BACKENDS[backend].problem()
+    if missing is not None:
+        pytest.skip(str(missing))
+    scene = draw_doodles(*SHAPE, 1)
+    with Detector.load(int8_bundle, backend=backend, threads=1) as detector:
+        expected = detector(scene, channel_order="rgb")
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
+    network = open_network(backend, int8_bundle, threads=1)
+    inputs = stage_inputs(int8_bundle, "backbone", [scene])
+    (image,) = ({name: network.upload(value) for name, value in each.items()} for each in inputs)
+    made = network.stage("backbone")(image)
+    assert [name for name, array in made.items() if array.scale is not None] == ["p2", "p5"]
+    with Detector.load(int8_bundle, backend=backend, threads=1) as detector:
+        found = detector(scene, channel_order="rgb")
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=0.02)  # those maps are rounded
 
 
 def test_a_wrong_scale_or_zero_point_is_noise(
