@@ -23,8 +23,12 @@ SCALE = "_scale"
 
 
 def maps_for_the_decoder(manifest: Manifest) -> frozenset[str]:
-    """Return the maps of `backbone` that only the decoder reads: those that no probe looks at again."""
-    made = frozenset(features_among(spec.name for spec in manifest.graph("backbone").outputs))
+    """Return the maps of `backbone` that only the decoder reads: those that no probe looks at again.
+
+    None are among other graphs than a network's own, such as those that are only timed.
+    """
+    backbones = [graph for graph in manifest.graphs if graph.name == "backbone"]
+    made = frozenset(features_among(spec.name for graph in backbones for spec in graph.outputs))
     return made - {probed.level.lower() for probed in manifest.probing.levels}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,5 @@ def test_other_integers_come_as_floats(tmp_path: Path, zero_point: Any) -> None:
 
 def test_what_probes_read_stays_float(small_bundle: Bundle) -> None:
     assert maps_for_the_decoder(small_bundle.manifest) == {"p2", "p5"}
+    of_a_peer = dataclasses.replace(small_bundle.manifest, graphs=())
+    assert maps_for_the_decoder(of_a_peer) == frozenset()
