@@ -32,7 +32,7 @@ from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.openvino.compiled import DEVICE, ONE_COMPILES, Compiled, compile_into, load_from
-from asag_deploy.backends.openvino.integer_maps import SCALE, hand_out_integers, maps_for_the_decoder
+from asag_deploy.backends.openvino.map_ends import SCALE, maps_for_the_decoder, shorten_ends
 from asag_deploy.backends.openvino.one_size import OF_ONE_SIZE, Shapes, StageOfOneSize
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.backends.openvino.products import multiply_in_bfloat16
@@ -178,7 +178,7 @@ class OpenVino:
             raise OSError(f"'{path}' has changed since the bundle was opened")
         with ONE_COMPILES:
             model = _break_ties_by_index(_read_graph(path))
-            hand_out_integers(model, integers)
+            shorten_ends(model, integers)
             if self.precision == "bf16":
                 model = _mixed_precision(core, model)
             if shapes is not None:
