@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "asag"
 TOP_K = "TopK"
-OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", "PadAnchors")
+OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing", "PadAnchors")
 """Those of the domain `asag` that a cut is made at; `TOP_K` of rows is the standard operator."""
 
 
@@ -50,9 +50,9 @@ class Call:
     attributes: dict[str, tuple[int, ...]]
 
     @property
-    def samples(self) -> bool:
-        """Whether it gives what it has sampled from feature maps."""
-        return self.operator in ("MultiscaleRoIAlign", "PyramidSample")
+    def gives_features(self) -> bool:
+        """Whether it gives features, which may be less precise than coordinates."""
+        return self.operator in ("MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Plan:
     outputs: tuple[TensorSpec, ...]
     pieces: tuple[Piece, ...]
     calls: tuple[tuple[Call, ...], ...]
-    """Those that follow each piece; none follow the last."""
+    """Those that follow each piece, in an order in which they can be called; none follow the last."""
 
     def to_json(self) -> bytes:
         """Write it as JSON."""
@@ -153,9 +153,8 @@ class _Cutter:
         self._is_call = [self._can_be_called(node) for node in self._nodes]
         self._depth: dict[str, int] = {}
         for i, node in enumerate(self._nodes):
-            before = max((self._depth.get(name, 0) for name in _reads(node)), default=0)
             for name in node.output:
-                self._depth[name] = before + self._is_call[i]
+                self._depth[name] = self._depth_of(node, self._is_call[i])
 
     def cut(self) -> tuple[Plan, Iterator[Iterator[bytes]]] | None:
         """Return the pieces and the calls between them; None where that cannot be."""
@@ -181,6 +180,15 @@ class _Cutter:
             calls=tuple(tuple(of_piece) for of_piece in calls),
         )
         return plan, self._models(nodes_of, pieces)
+
+    def _depth_of(self, node: NodeProto, called: bool) -> int:
+        """Return behind how many cuts a node's values lie.  Calls of which one takes what another gives, and
+        nothing that is computed in between, lie at the same cut."""
+        depth = 0
+        for name in _reads(node):
+            from_piece = name not in self._maker or not self._is_call[self._maker[name]]
+            depth = max(depth, self._depth.get(name, 0) + (called and from_piece))
+        return depth
 
     def _can_be_cut(self) -> bool:
         """Tell whether all nodes are called or standard, and all outputs computed."""

@@ -87,19 +87,20 @@ class StageInPieces:
         memory: HostMemory,
         *,
         threads: int,
-        sampled: np.dtype[Any] = FLOAT32,
+        features: np.dtype[Any] = FLOAT32,
     ) -> None:
         """Put a stage together.
 
-        threads: of each operator; sampled: the type of what is sampled from feature maps.
+        threads: of each operator; features: the type of those that operators give.
         """
         self._graph, self._plan, self._pieces = graph, plan, pieces
         self._kernels, self._memory = kernels, memory
-        self._threads, self._sampled = threads, sampled
+        self._threads, self._features = threads, features
         self._inputs = [spec.name for spec in plan.inputs]
         self._operators: dict[str, Callable[[Call, list[Any]], Sequence[NDArray[Any]]]] = {
             "MultiscaleRoIAlign": self._roi_align,
             "PyramidSample": self._pyramid_sample,
+            "AdaptiveMixing": self._adaptive_mixing,
             "PadAnchors": self._pad_anchors,
             TOP_K: self._top_k,
         }
@@ -129,7 +130,7 @@ class StageInPieces:
         *features, boxes = given
         return (
             self._kernels.multiscale_roi_align(
-                features, boxes, strides=call.attributes["strides"], out=self._sampled, threads=self._threads
+                features, boxes, strides=call.attributes["strides"], out=self._features, threads=self._threads
             ),
         )
 
@@ -141,7 +142,21 @@ class StageInPieces:
                 xy,
                 weight,
                 strides=call.attributes["strides"],
-                out=self._sampled,
+                out=self._features,
+                threads=self._threads,
+            ),
+        )
+
+    def _adaptive_mixing(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        sampled, parameters = given
+        (out_points,), (activation,) = call.attributes["out_points"], call.attributes["activation"]
+        return (
+            self._kernels.adaptive_mixing(
+                sampled,
+                parameters,
+                out_points=out_points,
+                activation=activation,
+                out=self._features,
                 threads=self._threads,
             ),
         )

@@ -50,7 +50,9 @@ def buffer_of(array: Any) -> Buffer:
     return Buffer(pointer=int(interface["data"][0]), shape=shape, dtype=dtype, on_device=True, owner=array)
 
 
-def expect(name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic], on_device: bool) -> Buffer:
+def expect(
+    name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic] | np.dtype[Any], on_device: bool
+) -> Buffer:
     """Return `array` as a Buffer of that shape (-1: any size), on that side, and of one of those types.
 
     Raises ConfigError with what was expected.
@@ -60,8 +62,8 @@ def expect(name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic
         here, there = ("the GPU", "the host") if on_device else ("the host", "the GPU")
         raise ConfigError(f"expected {name} in the memory of {here}, got an array in that of {there}")
     if buffer.dtype not in [np.dtype(dtype) for dtype in dtypes]:
-        names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-        raise ConfigError(f"expected {name} of type {names}, got {buffer.dtype.name}")
+        names = " or ".join(_name_of(np.dtype(dtype)) for dtype in dtypes)
+        raise ConfigError(f"expected {name} of type {names}, got {_name_of(buffer.dtype)}")
     fits = len(buffer.shape) == len(shape) and all(
         wanted in (-1, size) for wanted, size in zip(shape, buffer.shape, strict=True)
     )
@@ -69,6 +71,10 @@ def expect(name: str, array: Any, shape: Sequence[int], *dtypes: type[np.generic
         wanted = ", ".join("any" if size == -1 else str(size) for size in shape)
         raise ConfigError(f"expected {name} of shape ({wanted}), got {buffer.shape}")
     return buffer
+
+
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return "bfloat16" if dtype == BFLOAT16 else dtype.name
 
 
 def is_contiguous(strides: Sequence[int] | None, shape: tuple[int, ...], itemsize: int = 1) -> bool:

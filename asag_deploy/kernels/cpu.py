@@ -35,10 +35,12 @@ ROI_SIZE = 7
 MOST_THREADS = 512
 """That a call may use."""
 
+_MIXED = (np.float32, BFLOAT16)
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
     "multiscale_roi_align": structures.MultiscaleRoIAlign,
     "pyramid_sample": structures.PyramidSample,
+    "adaptive_mixing": structures.AdaptiveMixing,
     "pad_anchors": structures.PadAnchors,
     "top_k": structures.TopK,
 }
@@ -113,6 +115,35 @@ class CpuKernels:
             out,
             scales,
         )
+        return result
+
+    def adaptive_mixing(
+        self,
+        sampled: Any,
+        parameters: Any,
+        *,
+        out_points: int,
+        activation: int,
+        out: np.dtype[Any],
+        threads: int,
+    ) -> NDArray[Any]:
+        """Mix the samples of each query and group over channels, then over points, with matrices of its own.
+
+        sampled: (B, Q, G, P, C), and parameters: (B, Q, G * (C * C + O * P)) for `out_points` O, each float32
+        or BFLOAT16; activation: `structures.GELU` or `RELU`.  Returns (B, Q, G * O * C) of the type `out`,
+        float32 or BFLOAT16.
+        """
+        samples = expect("sampled", sampled, (-1, -1, -1, -1, -1), *_MIXED, on_device=False)
+        batch, queries, groups, points, channels = samples.shape
+        size = groups * (channels**2 + out_points * points)
+        matrices = expect("parameters", parameters, (batch, queries, size), *_MIXED, on_device=False)
+        result = np.empty((batch, queries, groups * out_points * channels), dtype=out)
+        arguments = structures.AdaptiveMixing(
+            *(samples.pointer, matrices.pointer, result.ctypes.data),
+            *(batch, queries, groups, points, out_points, channels, activation),
+            *(TYPES[samples.dtype], TYPES[matrices.dtype]),
+        )
+        self._run("adaptive_mixing", arguments, threads, out)
         return result
 
     def pad_anchors(

@@ -6,13 +6,16 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-INTERFACE_VERSION = 6
+INTERFACE_VERSION = 7
 MAX_LEVELS = 4
 
 FLOAT32 = 0
 FLOAT16 = 1
 UINT8 = 2
 BFLOAT16 = 3
+
+GELU = 0
+RELU = 1
 
 _Int = ctypes.c_int32
 _Pointer = ctypes.c_void_p
@@ -121,3 +124,13 @@ class TopK(ctypes.Structure):
     """`AsagTopK`."""
 
     _fields_ = (*_fields(_Pointer, "values largest indices"), *_fields(ctypes.c_int64, "rows count k"))
+
+
+class AdaptiveMixing(ctypes.Structure):
+    """`AsagAdaptiveMixing`."""
+
+    _fields_ = (
+        *_fields(_Pointer, "sampled parameters out"),
+        *_fields(_Int, "batch queries groups points out_points channels activation"),
+        *_fields(_Int, "sampled_type parameters_type"),
+    )

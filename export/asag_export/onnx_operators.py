@@ -1,8 +1,9 @@
 """The `asag` operators as ONNX functions: bodies of standard operators that any runtime executes.
 
 A graph refers to an operator by name in the domain `asag`; the model carries the function.  ONNX Runtime and
-TensorRT-RTX execute the body, TensorRT replaces it by a plugin of the same name.  The references are the
-functions of the same names in `asag_training.network.operators`; the attributes are theirs, and the plugins'.
+TensorRT-RTX execute the body, TensorRT replaces it by a plugin of the same name, if there is one.  The
+references are the functions of the same names in `asag_training.network.operators`; the attributes are
+theirs, and the plugins'.
 
 Shapes are (B, ...) as there.  Shape arithmetic is int64; coordinates and scores are float32 whatever the
 type of the features.
@@ -15,11 +16,15 @@ Bodies are onnxscript, which is a subset of Python that is compiled, not run: he
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import onnx
 import onnxscript
+from onnx import helper
 from onnxscript import BOOL, FLOAT, INT64
 from onnxscript import opset20 as op
 
-from asag_training.network.operators import ONNX_VERSION
+from asag_training.network.operators import MIXING_ACTIVATIONS, ONNX_VERSION
 
 DOMAIN = "asag"
 OPSET = onnxscript.values.Opset(DOMAIN, ONNX_VERSION)
@@ -194,6 +199,37 @@ def PyramidSample(
 
 
 @onnxscript.script(OPSET, default_opset=op)
+def AdaptiveMixing(
+    sampled, parameters, groups: int, points: int, channels: int, out_points: int, activation: int
+):
+    """Multiply, normalise and activate twice.  The attributes make shapes constants, which runtimes fold.
+
+    It is written with ReLU as the activation; `function_of` puts another in its place.
+    """
+    keep, vector = op.Constant(value_ints=[0, 0]), op.Constant(value_ints=[1])
+    group = op.Reshape(op.Constant(value_int=groups), vector)
+    point = op.Reshape(op.Constant(value_int=points), vector)
+    channel = op.Reshape(op.Constant(value_int=channels), vector)
+    made = op.Reshape(op.Constant(value_int=out_points), vector)
+    lead = op.Concat(keep, group, axis=0)
+
+    over_channels, over_points = channel * channel, made * point
+    matrices = op.Reshape(parameters, op.Concat(lead, over_channels + over_points, axis=0))
+    channel_mix, point_mix = op.Split(matrices, op.Concat(over_channels, over_points, axis=0), axis=-1)
+    channel_mix = op.Reshape(channel_mix, op.Concat(lead, channel, channel, axis=0))
+    point_mix = op.Reshape(point_mix, op.Concat(lead, made, point, axis=0))
+
+    one = op.CastLike(op.Constant(value_float=1.0), sampled)
+    numbers, numbers_made = point * channel, made * channel
+    mixed = op.Reshape(op.MatMul(sampled, channel_mix), op.Concat(lead, numbers, axis=0))
+    mixed = op.LayerNormalization(mixed, op.Expand(one, numbers))
+    mixed = op.Relu(op.Reshape(mixed, op.Concat(lead, point, channel, axis=0)))
+    mixed = op.Reshape(op.MatMul(point_mix, mixed), op.Concat(lead, numbers_made, axis=0))
+    mixed = op.Relu(op.LayerNormalization(mixed, op.Expand(one, numbers_made)))
+    return op.Reshape(mixed, op.Concat(keep, group * numbers_made, axis=0))
+
+
+@onnxscript.script(OPSET, default_opset=op)
 def PadAnchors(
     anchors: FLOAT["B", "N", 5],
     keep: BOOL["B", "N"],
@@ -248,4 +284,55 @@ def PadAnchors(
     return padded, count
 
 
-FUNCTIONS = (MultiscaleRoIAlign, PyramidSample, PadAnchors)
+FUNCTIONS = (MultiscaleRoIAlign, PyramidSample, AdaptiveMixing, PadAnchors)
+
+
+def function_of(
+    script: onnxscript.OnnxFunction, nodes: Collection[onnx.NodeProto], opset: int
+) -> onnx.FunctionProto:
+    """Write an operator as a function of standard operators of version `opset`, for these nodes that call it.
+
+    What no attribute can say, the activation of adaptive mixing, is that of the nodes.
+    """
+    proto = script.to_function_proto()
+    for imported in proto.opset_import:
+        imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
+    if script.name == AdaptiveMixing.name:
+        (activation,) = {each.i for node in nodes for each in node.attribute if each.name == "activation"}
+        if MIXING_ACTIVATIONS[activation] == "gelu":
+            _use_gelu(proto, opset)
+    return proto
+
+
+def _use_gelu(proto: onnx.FunctionProto, opset: int) -> None:
+    """Put GELU in the place of every ReLU."""
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.node:
+        nodes += _gelu(node.input[0], node.output[0], opset) if node.op_type == "Relu" else [node]
+    written = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del proto.node[:]
+    proto.node.extend(written)
+
+
+def _gelu(x: str, out: str, opset: int) -> list[onnx.NodeProto]:
+    """Compute GELU: one node since opset 20, before that x (1 + erf(x / sqrt 2)) / 2."""
+    if opset >= 20:
+        return [helper.make_node("Gelu", [x], [out])]
+
+    def constant(name: str, value: float) -> list[onnx.NodeProto]:
+        return [
+            helper.make_node("Constant", [], [f"{name}_float"], value_float=value),
+            helper.make_node("CastLike", [f"{name}_float", x], [name]),
+        ]
+
+    root, one, half, scaled, erf, upper, part = (f"{out}_{i}" for i in range(7))
+    return [
+        *constant(root, 2**0.5),
+        *constant(one, 1.0),
+        *constant(half, 0.5),
+        helper.make_node("Div", [x, root], [scaled]),
+        helper.make_node("Erf", [scaled], [erf]),
+        helper.make_node("Add", [erf, one], [upper]),
+        helper.make_node("Mul", [half, upper], [part]),
+        helper.make_node("Mul", [x, part], [out]),
+    ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from asag_deploy.bundle.manifest import Precision, Probing, TensorSpec
 from asag_deploy.errors import ConfigError, ExportError
 from asag_export.choices import OPSETS
-from asag_export.onnx_operators import DOMAIN, FUNCTIONS
+from asag_export.onnx_operators import DOMAIN, FUNCTIONS, function_of
 from asag_training.network.body import FrozenBatchNorm2d
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
@@ -57,11 +57,11 @@ def prepare_for_export(model: Asag, precision: Precision) -> Asag:
     """
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(prepared.modules()):
-        _fold_batch_norm(module)
+        fold_batch_norm(module)
     return prepared.to(_FLOAT[precision])
 
 
-def _fold_batch_norm(parent: nn.Module) -> None:
+def fold_batch_norm(parent: nn.Module) -> None:
     """Fold every frozen BatchNorm among the children of `parent` into the convolution before it."""
     convolution: nn.Conv2d | None = None
     for name, child in parent.named_children():
@@ -254,13 +254,11 @@ def _example(spec: TensorSpec) -> Tensor:
 
 def _add_functions(model: ir.Model, opset: int) -> None:
     """Give the model the bodies of the `asag` operators it uses."""
-    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    used = [node for node in model.graph if node.domain == DOMAIN]
     for script in FUNCTIONS:
-        if script.name in used:
-            proto = script.to_function_proto()
-            for imported in proto.opset_import:
-                imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
-            function = ir.serde.deserialize_function(proto)
+        calls = [ir.serde.serialize_node(node) for node in used if node.op_type == script.name]
+        if calls:
+            function = ir.serde.deserialize_function(function_of(script, calls, opset))
             function.doc_string = None  # rewording it would be another graph, and engines of it stale
             model.functions[function.identifier()] = function
     if used:

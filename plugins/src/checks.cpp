@@ -3,6 +3,7 @@
 #include "checks.h"
 
 #include <climits>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 
@@ -42,6 +43,13 @@ struct Checks {
     Checks& type(int32_t value) {
         if (status == ASAG_OK && value != ASAG_FLOAT32 && value != ASAG_FLOAT16) {
             status = problem(ASAG_BAD_TYPE, "type is %d, expected 0 (float32) or 1 (float16)", value);
+        }
+        return *this;
+    }
+
+    Checks& float_for_cpu(int32_t value, const char* name) {
+        if (status == ASAG_OK && value != ASAG_FLOAT32 && value != ASAG_BFLOAT16) {
+            status = problem(ASAG_BAD_TYPE, "%s is %d, expected 0 (float32) or 3 (bfloat16)", name, value);
         }
         return *this;
     }
@@ -228,6 +236,36 @@ int check(const AsagHostBlock* block) {
     Checks checks;
     if (checks.given(block, "block").status != ASAG_OK) return checks.status;
     return checks.range(block->threads, "threads", 1, SELECT_THREADS).status;
+}
+
+int check(const AsagAdaptiveMixing* arguments) {
+    Checks checks;
+    if (checks.given(arguments, "arguments").status != ASAG_OK) return checks.status;
+    checks.range(arguments->batch, "batch", 0, 65535)
+        .range(arguments->queries, "queries", 0, COUNT_LIMIT)
+        .range(arguments->groups, "groups", 1, 4096)
+        .range(arguments->points, "points", 1, 4096)
+        .range(arguments->out_points, "out_points", 1, 4096)
+        .range(arguments->channels, "channels", 1, 4096)
+        .range(arguments->activation, "activation", ASAG_GELU, ASAG_RELU)
+        .float_for_cpu(arguments->sampled_type, "sampled_type")
+        .float_for_cpu(arguments->parameters_type, "parameters_type");
+    if (checks.status != ASAG_OK || arguments->batch == 0 || arguments->queries == 0) return checks.status;
+    checks.given(arguments->sampled, "sampled").given(arguments->parameters, "parameters");
+    return checks.given(arguments->out, "out").status;
+}
+
+int check(const AsagCpu* how) {
+    if (how == nullptr) return problem(ASAG_NULL_POINTER, "how is a null pointer; pass the address of an AsagCpu");
+    Checks checks;
+    if (checks.range(how->threads, "threads", 1, 512).status != ASAG_OK) return checks.status;
+    for (int level = 0; level < ASAG_MAX_LEVELS; ++level) {
+        const float scale = how->scales[level];
+        if (!(scale >= 0.0f && std::isfinite(scale))) {
+            return problem(ASAG_OUT_OF_RANGE, "scales[%d] is %g, expected a positive number or 0", level, scale);
+        }
+    }
+    return ASAG_OK;
 }
 
 int check_place(const void* graph, void* const* dependencies, size_t count, void* const* node) {

@@ -17,6 +17,8 @@ int check(const AsagPreprocess* arguments);
 int check(const AsagPostprocess* arguments);
 int check(const AsagDecide* arguments);
 int check(const AsagHostBlock* block);
+int check(const AsagAdaptiveMixing* arguments);
+int check(const AsagCpu* how);
 
 // The same of the place that a node is to have in a graph.
 int check_place(const void* graph, void* const* dependencies, size_t count, void* const* node);

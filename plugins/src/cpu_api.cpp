@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "asag/multiscale_roi_align.h"
 #include "asag/pyramid_sample.h"
 #include "checks.h"
+#include "cpu.h"
 
 // One version of a function for each generation of vector instructions, chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
@@ -21,37 +20,10 @@
 #else
 #define ASAG_VECTORISED
 #endif
-#define ASAG_INLINE inline __attribute__((always_inline))
 
 namespace {
 
 using namespace asag;
-
-// The upper half of a float32.
-struct BFloat16 {
-    uint16_t bits;
-};
-
-ASAG_INLINE float widened(float value) { return value; }
-ASAG_INLINE float widened(int8_t value) { return value; }
-ASAG_INLINE float widened(Half value) { return to_float(value); }
-ASAG_INLINE float widened(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-ASAG_INLINE void narrow(float value, float& out) { out = value; }
-ASAG_INLINE void narrow(float value, Half& out) { out = from_float<Half>(value); }
-// To nearest, ties to even; a NaN stays one.
-ASAG_INLINE void narrow(float value, BFloat16& out) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const uint32_t quiet = (bits >> 16) | 0x40u;
-    out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
 
 constexpr int TILE = 512;  // channels that are summed up at a time
 
@@ -232,39 +204,6 @@ Range<AsagMultiscaleRoIAlign> range_of(const AsagMultiscaleRoIAlign&, int32_t in
 
 Range<AsagPyramidSample> range_of(const AsagPyramidSample&, int32_t in, int32_t out) {
     ASAG_CHOOSE(pyramid_sample)
-}
-
-// Calls work(begin, end) for equal parts of 0 to `count`, each on a thread of its own, the last on this one.
-template <class Work>
-void in_parallel(int64_t count, int threads, const Work& work) {
-    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count));
-    std::vector<std::thread> others;
-    int64_t begin = 0;
-    for (int64_t part = 1; part < parts; ++part) {
-        const int64_t end = count * part / parts;
-        try {
-            others.emplace_back([&work, begin, end] { work(begin, end); });
-        } catch (const std::system_error&) {
-            break;  // no more threads may be started: this one does the rest
-        }
-        begin = end;
-    }
-    work(begin, count);
-    for (std::thread& other : others) other.join();
-}
-
-int check(const AsagCpu* how) {
-    if (how == nullptr) return problem(ASAG_NULL_POINTER, "how is a null pointer; pass the address of an AsagCpu");
-    if (how->threads < 1 || how->threads > 512) {
-        return problem(ASAG_OUT_OF_RANGE, "threads is %d, expected 1 to 512", how->threads);
-    }
-    for (int level = 0; level < ASAG_MAX_LEVELS; ++level) {
-        const float scale = how->scales[level];
-        if (!(scale >= 0.0f && std::isfinite(scale))) {
-            return problem(ASAG_OUT_OF_RANGE, "scales[%d] is %g, expected a positive number or 0", level, scale);
-        }
-    }
-    return ASAG_OK;
 }
 
 // Whether the arguments make sense, for features that may be bfloat16 as well, which is as large as float16.

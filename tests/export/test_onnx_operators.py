@@ -15,9 +15,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from asag_export.choices import OPSETS
-from asag_export.onnx_operators import DOMAIN, FUNCTIONS, MultiscaleRoIAlign, PadAnchors, PyramidSample
+from asag_export.onnx_operators import (
+    DOMAIN,
+    FUNCTIONS,
+    AdaptiveMixing,
+    MultiscaleRoIAlign,
+    PadAnchors,
+    PyramidSample,
+    function_of,
+)
+from asag_training.network.config import Activation
 from asag_training.network.operators import (
+    MIXING_ACTIVATIONS,
     ONNX_VERSION,
+    adaptive_mixing,
     multiscale_roi_align,
     pad_anchors,
     pyramid_sample,
@@ -48,11 +59,10 @@ def model_of(
     opset: int = OPSET,
 ) -> onnx.ModelProto:
     """A model whose only node is the operator, and which carries its function."""
-    proto = function.to_function_proto()
-    for imported in proto.opset_import:
-        imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
+    node = helper.make_node(function.name, list(inputs), list(outputs), domain=DOMAIN, **attributes)
+    proto = function_of(function, [node], opset)
     graph = helper.make_graph(
-        [helper.make_node(function.name, list(inputs), list(outputs), domain=DOMAIN, **attributes)],
+        [node],
         function.name,
         [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
         [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
@@ -88,6 +98,20 @@ def sample_model(float_type: int, strides: Sequence[int] = STRIDES, opset: int =
     return model_of(PyramidSample, inputs, {"out": output}, {"strides": list(strides)}, opset)
 
 
+def mixing_model(
+    inputs: naive.MixingInputs, activation: Activation, float_type: int, opset: int = OPSET
+) -> onnx.ModelProto:
+    *_, groups, points, channels = inputs.sampled.shape
+    attributes = {"groups": groups, "points": points, "channels": channels, "out_points": inputs.out_points}
+    specs: dict[str, Spec] = {
+        "sampled": (float_type, ["b", "q", groups, points, channels]),
+        "parameters": (float_type, ["b", "q", inputs.parameters.shape[-1]]),
+    }
+    out: Spec = (float_type, ["b", "q", groups * inputs.out_points * channels])
+    attributes["activation"] = MIXING_ACTIVATIONS.index(activation)
+    return model_of(AdaptiveMixing, specs, {"out": out}, attributes, opset)
+
+
 def pad_model(settings: PadSettings, opset: int = OPSET) -> onnx.ModelProto:
     outputs: dict[str, Spec] = {"queries": (TensorProto.FLOAT, ["b", "q", 4]), "count": COUNT}
     return model_of(PadAnchors, PAD_INPUTS, outputs, settings._asdict(), opset)
@@ -103,6 +127,11 @@ def torch_sample(
 ) -> NDArray[Any]:
     maps = [torch.from_numpy(feature) for feature in features]
     return pyramid_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight), strides).numpy()
+
+
+def torch_mixing(inputs: naive.MixingInputs, activation: Activation) -> NDArray[Any]:
+    tensors = (torch.from_numpy(inputs.sampled), torch.from_numpy(inputs.parameters))
+    return adaptive_mixing(*tensors, inputs.out_points, activation).numpy()
 
 
 SIZES = [(203, 317, 2), (64, 96, 1), (33, 500, 3), (640, 480, 1), (7, 5, 2)]
@@ -159,6 +188,29 @@ def test_pyramid_sample_in_half_precision() -> None:
         )
 
 
+@pytest.mark.parametrize("activation", MIXING_ACTIVATIONS)
+def test_adaptive_mixing(activation: Activation) -> None:
+    inputs = naive.mixing_inputs(0, 2, 3, 2, 5, 6, 7)
+    run = runner(mixing_model(inputs, activation, TensorProto.FLOAT))
+    for queries in (3, 1, 0):
+        sampled, parameters = inputs.sampled[:, :queries].copy(), inputs.parameters[:, :queries].copy()
+        (actual,) = run(sampled, parameters)
+        expected = torch_mixing(inputs._replace(sampled=sampled, parameters=parameters), activation)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5, err_msg=f"{queries} queries")
+    assert expected.shape == (2, 0, 2 * 7 * 6)
+
+
+@pytest.mark.parametrize("activation", MIXING_ACTIVATIONS)
+def test_adaptive_mixing_in_half_precision(activation: Activation) -> None:
+    inputs = naive.mixing_inputs(1, 2, 3, 2, 5, 6, 7)
+    halves = [each.astype(np.float16) for each in inputs[:2]]
+    (actual,) = runner(mixing_model(inputs, activation, TensorProto.FLOAT16))(*halves)
+    assert actual.dtype == np.float16
+    exact = inputs._replace(sampled=halves[0].astype(np.float32), parameters=halves[1].astype(np.float32))
+    expected = torch_mixing(exact, activation)
+    np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=0, atol=2e-2)
+
+
 PAD_SETTINGS = [PadSettings(), PadSettings(10, 10, 15), PadSettings(5, 1, 5), PadSettings(20, 7, 100)]
 
 
@@ -188,10 +240,15 @@ def test_every_opset_is_enough_for_the_bodies(opset: int) -> None:
     (out,) = runner(sample_model(TensorProto.FLOAT, opset=opset))(*features, *points)
     np.testing.assert_allclose(out, torch_sample(features, *points), rtol=0, atol=1e-4)
 
+    inputs = naive.mixing_inputs(0, 2, 3, 2, 5, 6, 7)
+    for activation in MIXING_ACTIVATIONS:
+        (out,) = runner(mixing_model(inputs, activation, TensorProto.FLOAT, opset))(*inputs[:2])
+        np.testing.assert_allclose(out, torch_mixing(inputs, activation), rtol=0, atol=1e-5)
+
 
 def test_functions_are_of_standard_operators() -> None:
     names = {function.name for function in FUNCTIONS}
-    assert names == {"MultiscaleRoIAlign", "PyramidSample", "PadAnchors"}
+    assert names == {"MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing", "PadAnchors"}
     for function in FUNCTIONS:
         proto = function.to_function_proto()
         assert proto.domain == DOMAIN

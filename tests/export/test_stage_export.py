@@ -38,7 +38,7 @@ FUNCTIONS = {
     "backbone": set(),
     "probe_p4": set(),
     "probe_p3": set(),
-    "decoder": {"MultiscaleRoIAlign", "PyramidSample", "PadAnchors"},
+    "decoder": {"MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing", "PadAnchors"},
 }
 DATA_DEPENDENT = {
     "Loop",

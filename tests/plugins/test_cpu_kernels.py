@@ -20,6 +20,7 @@ from asag_deploy.kernels.cpu import (
     why_no_cpu_kernels,
 )
 from asag_training.network import operators
+from asag_training.network.config import Activation
 from support import naive_operators as naive
 from support.naive_operators import STRIDES
 
@@ -80,6 +81,89 @@ def test_sampling_is_that_of_the_references(
     # PyTorch's grid_sample computes where to look less exactly.
     np.testing.assert_allclose(widened(found), expected, rtol=tolerance, atol=2e-4)
     assert np.abs(expected).max() > 0.5
+
+
+MIXED_TYPES = [
+    (FLOAT32, FLOAT32, FLOAT32),
+    (BFLOAT16, FLOAT32, FLOAT32),
+    (BFLOAT16, BFLOAT16, FLOAT32),
+    (BFLOAT16, BFLOAT16, BFLOAT16),
+    (FLOAT32, BFLOAT16, BFLOAT16),
+]
+"""Of the samples, of the parameters and of the result."""
+MIXED_SIZES = [
+    (2, 3, 2, 5, 6, 7),
+    (1, 5, 4, 32, 64, 128),
+    (1, 2, 4, 16, 48, 32),
+    (1, 1, 3, 1, 5, 1),
+    (2, 2, 1, 7, 83, 9),
+]
+"""Batch, queries, groups, points, channels and points that come out."""
+
+
+def mixed_by_the_reference(inputs: naive.MixingInputs, activation: Activation) -> NDArray[np.float32]:
+    tensors = (torch.from_numpy(inputs.sampled), torch.from_numpy(inputs.parameters))
+    return operators.adaptive_mixing(*tensors, inputs.out_points, activation).numpy()
+
+
+@pytest.mark.parametrize("types", MIXED_TYPES)
+@pytest.mark.parametrize("sizes", MIXED_SIZES)
+@pytest.mark.parametrize("activation", operators.MIXING_ACTIVATIONS)
+def test_mixing_is_that_of_the_reference(
+    kernels: CpuKernels,
+    types: tuple[np.dtype[Any], ...],
+    sizes: tuple[int, ...],
+    activation: Activation,
+) -> None:
+    inputs = naive.mixing_inputs(0, *sizes)
+    of_samples, of_parameters, of_result = types
+    given = (narrowed(inputs.sampled, of_samples), narrowed(inputs.parameters, of_parameters))
+    number = operators.MIXING_ACTIVATIONS.index(activation)
+    how: dict[str, Any] = {"out_points": inputs.out_points, "activation": number, "out": of_result}
+    found = kernels.adaptive_mixing(*given, threads=3, **how)
+    assert found.dtype == of_result
+    exact = naive.MixingInputs(widened(given[0]), widened(given[1]), inputs.out_points)
+    expected = mixed_by_the_reference(exact, activation)
+    rounding = 2**-8 if of_result == BFLOAT16 else 0
+    # Where a processor multiplies bfloat16, what is between the two products is rounded to it.
+    between = 2e-2 if of_samples == of_parameters == BFLOAT16 else 5e-5
+    np.testing.assert_allclose(widened(found), expected, rtol=rounding, atol=between)
+    assert np.abs(expected).max() > 0.5
+    alone = kernels.adaptive_mixing(*given, threads=1, **how)
+    assert np.array_equal(found, alone)
+
+
+def test_mixing_of_numbers_that_are_none_stays_where_it_is(kernels: CpuKernels) -> None:
+    inputs = naive.mixing_inputs(0, 1, 3, 2, 5, 20, 7)
+    inputs.sampled[0, 1, 0, 2, 3] = np.nan
+    inputs.parameters[0, 2, -1] = np.inf
+    for number, activation in enumerate(operators.MIXING_ACTIVATIONS):
+        how: dict[str, Any] = {"out_points": inputs.out_points, "activation": number, "threads": 2}
+        for out in (FLOAT32, BFLOAT16):
+            found = kernels.adaptive_mixing(inputs.sampled, inputs.parameters, out=out, **how)
+            expected = mixed_by_the_reference(inputs, activation)
+            assert np.array_equal(np.isnan(widened(found)), np.isnan(expected))
+            assert np.isnan(expected).sum() == 2 * 20 * 7
+
+
+def test_mixing_of_no_queries(kernels: CpuKernels) -> None:
+    inputs = naive.mixing_inputs(0, 2, 0, 2, 5, 6, 7)
+    how: dict[str, Any] = {"out_points": 7, "activation": structures.GELU, "out": FLOAT32, "threads": 2}
+    assert kernels.adaptive_mixing(inputs.sampled, inputs.parameters, **how).shape == (2, 0, 84)
+
+
+def test_mixing_that_makes_no_sense_is_said(kernels: CpuKernels) -> None:
+    inputs = naive.mixing_inputs(0, 1, 2, 2, 5, 6, 7)
+    how: dict[str, Any] = {"out_points": 7, "activation": structures.GELU, "out": FLOAT32, "threads": 1}
+    arrays = (inputs.sampled, inputs.parameters)
+    with pytest.raises(ConfigError, match=r"expected parameters of shape \(1, 2, 132\), got \(1, 2, 142\)"):
+        kernels.adaptive_mixing(*arrays, **how | {"out_points": 6})
+    with pytest.raises(ConfigError, match="expected sampled of type float32 or bfloat16, got float16"):
+        kernels.adaptive_mixing(inputs.sampled.astype(np.float16), inputs.parameters, **how)
+    with pytest.raises(BackendError, match="activation is 2, expected 0 to 1"):
+        kernels.adaptive_mixing(*arrays, **how | {"activation": 2})
+    with pytest.raises(BackendError, match=r"out_type is 1, expected 0 \(float32\) or 3 \(bfloat16\)"):
+        kernels.adaptive_mixing(*arrays, **how | {"out": FLOAT16})
 
 
 @pytest.mark.parametrize("of_floats", [FLOAT32, BFLOAT16])

@@ -53,6 +53,22 @@ for height, width in [(203, 317), (7, 5), (33, 500)]:
             cpu.multiscale_roi_align(maps, boxes, **how)
             cpu.pyramid_sample(maps, xy, weight, **how)
 
+for sizes in [(2, 3, 2, 5, 6, 7), (1, 2, 4, 16, 32, 32), (1, 1, 3, 1, 50, 1)]:
+    sampled, parameters, out_points = naive.mixing_inputs(0, *sizes)
+    how = dict(out_points=out_points, threads=2, out=np.dtype(np.float32))
+    for number, activation in enumerate(("gelu", "relu")):
+        found = cpu.adaptive_mixing(sampled, parameters, activation=number, **how)
+        expected = naive.adaptive_mixing(sampled, parameters, out_points, activation)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5)
+    sampled[:, 0, 0] = rng.choice(wild, sampled[:, 0, 0].shape)
+    parameters[:, -1, :9] = rng.choice(wild, parameters[:, -1, :9].shape)
+    given = [(sampled, parameters)]
+    given += [tuple((x.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16) for x in given[0])]
+    for arrays in given:
+        for activation in (0, 1):
+            how = dict(out_points=out_points, activation=activation, threads=3, out=arrays[0].dtype)
+            cpu.adaptive_mixing(*arrays, **how)
+
 for count, k in [(1, 1), (9, 9), (500, 7)]:
     cpu.top_k(rng.choice(wild, (3, count)), k)
 

@@ -258,6 +258,7 @@ def test_structures_are_those_of_the_header() -> None:
         "AsagPostprocess": structures.Postprocess,
         "AsagDecide": structures.Decide,
         "AsagHostBlock": structures.HostBlock,
+        "AsagAdaptiveMixing": structures.AdaptiveMixing,
     }
     for name, structure in names.items():
         body = header.partition(f"typedef struct {name} {{")[2].partition("}")[0]

@@ -92,6 +92,55 @@ def pyramid_sample(
     return out
 
 
+def adaptive_mixing(
+    sampled: NDArray[Any], parameters: NDArray[Any], out_points: int, activation: str
+) -> NDArray[np.float64]:
+    """Sampled (B, Q, G, P, C), parameters (B, Q, G * (C * C + O * P)) -> (B, Q, G * O * C)."""
+    batch, queries, groups, points, channels = sampled.shape
+    of_group = parameters.astype(np.float64).reshape(batch, queries, groups, -1)
+    out = np.zeros((batch, queries, groups, out_points, channels))
+    for at in np.ndindex(batch, queries, groups):
+        over_channels = of_group[at][: channels**2].reshape(channels, channels)
+        over_points = of_group[at][channels**2 :].reshape(out_points, points)
+        mixed = activated(normalised(sampled[at] @ over_channels), activation)
+        out[at] = activated(normalised(over_points @ mixed), activation)
+    return out.reshape(batch, queries, -1)
+
+
+def normalised(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """All numbers with mean 0 and variance 1."""
+    moved = x - x.mean()
+    scaled: NDArray[np.float64] = moved / math.sqrt((moved**2).mean() + 1e-5)
+    return scaled
+
+
+def activated(x: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
+    """ReLU, or GELU by the error function."""
+    if activation == "relu":
+        return np.maximum(x, 0)
+    return np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.flat]).reshape(x.shape)
+
+
+class MixingInputs(NamedTuple):
+    """What is mixed, and how many points come out."""
+
+    sampled: Floats
+    parameters: Floats
+    out_points: int
+
+
+def mixing_inputs(
+    seed: int, batch: int, queries: int, groups: int, points: int, channels: int, out_points: int
+) -> MixingInputs:
+    """Samples of different size and mean in each group, and matrices that are not like each other."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, queries, groups, points, channels)
+    sampled = rng.normal(size=shape) * 3.0 ** rng.integers(-3, 3, (batch, queries, groups, 1, 1))
+    size = groups * (channels**2 + out_points * points)
+    parameters = rng.normal(0.1, 0.5, size=(batch, queries, size))
+    return MixingInputs(sampled.astype(np.float32), parameters.astype(np.float32), out_points)
+
+
 def with_zeros_around(feature: NDArray[Any], y: float, x: float) -> NDArray[np.float64]:
     """The value at a point of a map (h, w, C) that goes on as zeros on all sides."""
     height, width, channels = feature.shape

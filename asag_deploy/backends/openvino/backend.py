@@ -211,8 +211,8 @@ class OpenVino:
         plan, models = found
         check_declared(bundle, graph.name, plan.inputs, plan.outputs)
         pieces = [_OpenVinoStage(graph.name, model) for model in models]
-        sampled = BFLOAT16 if self.precision == "bf16" else FLOAT32
-        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, sampled=sampled)
+        features = BFLOAT16 if self.precision == "bf16" else FLOAT32
+        return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, features=features)
 
     def _compile_pieces(
         self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
@@ -222,7 +222,8 @@ class OpenVino:
             if found is None:
                 return None
             plan, files = found
-            narrow = {name for calls in plan.calls for call in calls for name in call.outputs if call.samples}
+            calls = [call for calls in plan.calls for call in calls]
+            narrow = {name for call in calls for name in call.outputs if call.gives_features}
             outputs = {spec.name for spec in plan.outputs}
             for i, file in enumerate(files):
                 model = _break_ties_by_index(_convert(file))

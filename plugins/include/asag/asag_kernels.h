@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 6
+#define ASAG_INTERFACE_VERSION 7
 #define ASAG_MAX_LEVELS 4
 
 /* Element types; bfloat16 is for asag_cpu_* alone. */
@@ -213,8 +213,29 @@ typedef struct AsagTopK {
     int64_t k; /* at most `count` */
 } AsagTopK;
 
+/* Activations of a network. */
+enum { ASAG_GELU = 0, ASAG_RELU = 1 };
+
+/* Adaptive mixing: the samples of a query and group are multiplied by a matrix of their own over channels, then by one
+ * over points; after each product they are normalised over both axes, and go through the activation. */
+typedef struct AsagAdaptiveMixing {
+    const void* sampled;    /* (B, Q, G, P, C) of `sampled_type` */
+    const void* parameters; /* (B, Q, G, C x C + O x P) of `parameters_type`: over channels, then over points */
+    void* out;              /* (B, Q, G, O, C) */
+    int32_t batch;
+    int32_t queries;
+    int32_t groups;
+    int32_t points;
+    int32_t out_points;
+    int32_t channels; /* of a group */
+    int32_t activation;
+    int32_t sampled_type; /* float32 or bfloat16, as `parameters_type` and the result */
+    int32_t parameters_type;
+} AsagAdaptiveMixing;
+
 ASAG_API int asag_cpu_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_pyramid_sample(const AsagPyramidSample* arguments, const AsagCpu* how);
+ASAG_API int asag_cpu_adaptive_mixing(const AsagAdaptiveMixing* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_pad_anchors(const AsagPadAnchors* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_top_k(const AsagTopK* arguments, const AsagCpu* how);
 

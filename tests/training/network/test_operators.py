@@ -8,8 +8,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from asag_training.network.config import Activation
 from asag_training.network.operators import (
+    MIXING_ACTIVATIONS,
     ROI_SIZE,
+    adaptive_mixing,
     multiscale_roi_align,
     pad_anchors,
     patch_nms,
@@ -133,6 +136,24 @@ def test_pyramid_sample_has_gradients_to_points_weights_and_features() -> None:
     assert all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("activation", MIXING_ACTIVATIONS)
+@pytest.mark.parametrize("sizes", [(2, 3, 2, 5, 6, 7), (1, 2, 4, 16, 32, 32), (1, 1, 1, 1, 3, 1)])
+def test_adaptive_mixing(activation: Activation, sizes: tuple[int, ...]) -> None:
+    sampled, parameters, out_points = naive.mixing_inputs(0, *sizes)
+    actual = adaptive_mixing(torch.from_numpy(sampled), torch.from_numpy(parameters), out_points, activation)
+    expected = naive.adaptive_mixing(sampled, parameters, out_points, activation)
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_adaptive_mixing_has_gradients_to_samples_and_parameters() -> None:
+    sampled, parameters, out_points = naive.mixing_inputs(1, 1, 2, 2, 4, 6, 5)
+    samples, matrices = (torch.from_numpy(each).requires_grad_() for each in (sampled, parameters))
+    out = adaptive_mixing(samples, matrices, out_points, "silu")
+    gradients = torch.autograd.grad(out.square().sum(), (samples, matrices))
+    assert all(gradient.any() for gradient in gradients)
+
+
 def run_nms(
     anchors: Floats, selected: Bools, image_size: Ints, settings: NmsSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,6 +251,8 @@ def test_what_is_compiled_is_not_taken_for_an_export(monkeypatch: pytest.MonkeyP
     maps = [torch.from_numpy(each) for each in naive.pyramid(5, 64, 96, channels=6)]
     boxes = torch.from_numpy(naive.roi_boxes(1, 64, 96))
     xy, weight = (torch.from_numpy(each) for each in naive.sample_points(6, 64, 96, groups=3))
+    sampled, parameters, out_points = naive.mixing_inputs(0, 1, 2, 2, 4, 6, 5)
+    mixed = (torch.from_numpy(sampled), torch.from_numpy(parameters), out_points)
     given = (torch.from_numpy(anchors), torch.from_numpy(keep), torch.from_numpy(image_size))
 
     def all_of_them(slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -237,6 +260,7 @@ def test_what_is_compiled_is_not_taken_for_an_export(monkeypatch: pytest.MonkeyP
         return (
             multiscale_roi_align(maps, boxes, STRIDES),
             pyramid_sample(maps, xy, weight, STRIDES),
+            adaptive_mixing(*mixed, "gelu"),
             *padded,
         )
 

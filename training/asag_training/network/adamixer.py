@@ -6,7 +6,6 @@ B images, Q queries, G groups, P points per group, C channels.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asag_training.network import boxes as box_ops
@@ -14,13 +13,12 @@ from asag_training.network.config import AsagConfig
 from asag_training.network.layers import (
     BiasedSelfAttention,
     Mlp,
-    activation,
     init_detection_head,
     run,
     sine_embedding,
     tower,
 )
-from asag_training.network.operators import pyramid_sample
+from asag_training.network.operators import adaptive_mixing, pyramid_sample
 from asag_training.network.pyramid import pyramid_strides
 from asag_training.network.relation_block import Proposals, overlap_bias, xyzr_to_relative
 
@@ -32,28 +30,17 @@ class AdaptiveMixing(nn.Module):
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
-        dim, self.groups = config.hidden_dim, config.groups
-        self.channels = dim // config.groups
-        self.in_points, self.out_points = config.in_points, config.out_points
-        size = self.channels**2 + self.in_points * self.out_points
-        self.parameter_generator = nn.Sequential(nn.Linear(dim, self.groups * size))
-        self.out_proj = nn.Linear(self.channels * self.out_points * self.groups, dim)
-        self.act = activation(config.activation)
+        dim, groups = config.hidden_dim, config.groups
+        self.out_points, self.activation = config.out_points, config.activation
+        size = (dim // groups) ** 2 + config.in_points * config.out_points
+        self.parameter_generator = nn.Sequential(nn.Linear(dim, groups * size))
+        self.out_proj = nn.Linear(dim * config.out_points, dim)
 
     def forward(self, sampled: Tensor, query: Tensor) -> Tensor:
         """Mix sampled (B, Q, G, P, C/G) by query (B, Q, C) -> (B, Q, C)."""
-        parameters = self.parameter_generator(query).unflatten(-1, (self.groups, -1))
-        channel_mix = parameters[..., : self.channels**2].unflatten(-1, (self.channels, self.channels))
-        point_mix = parameters[..., self.channels**2 :].unflatten(-1, (self.out_points, self.in_points))
-        mixed = self.act(_normalise(sampled @ channel_mix))
-        mixed = self.act(_normalise(point_mix @ mixed))
-        return query + self.out_proj(mixed.flatten(2))  # type: ignore[no-any-return]
-
-
-def _normalise(x: Tensor) -> Tensor:
-    """Apply LayerNorm over the last two axes, without parameters."""
-    flat = x.flatten(-2)  # over one axis: not every runtime knows how to normalise over two at once
-    return F.layer_norm(flat, flat.shape[-1:]).view_as(x)
+        parameters = self.parameter_generator(query)
+        mixed = adaptive_mixing(sampled, parameters, self.out_points, self.activation)
+        return query + self.out_proj(mixed)  # type: ignore[no-any-return]
 
 
 class AdaptiveSamplingMixing(nn.Module):

@@ -1,9 +1,11 @@
-"""The operators that are not standard: multi-scale RoIAlign, pyramid sampling, patch NMS, anchor padding.
+"""The operators that are not standard: multi-scale RoIAlign, pyramid sampling, adaptive mixing, patch NMS,
+anchor padding.
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
-TensorRT may have a plugin for; all are tested against the reference.  Others can be brought, see
-`asag_training.network.operator_choice`.  Patch NMS runs between the stages and is never exported.
+TensorRT may have a plugin for; all are tested against the reference.  In the place of those that have kernels
+for GPUs, others can be brought, see `asag_training.network.operator_choice`.  Patch NMS runs between the
+stages and is never exported.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asag_training.network import boxes as box_ops
+from asag_training.network.config import Activation
+from asag_training.network.layers import activation as activation_layer
 from asag_training.network.operator_choice import being_exported, operators_in_use
 
 ONNX_VERSION = 1
@@ -71,6 +76,43 @@ def pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, strid
     if brought is not None:
         return brought.pyramid_sample(features, xy, weight, strides)
     return _pyramid_sample(features, xy, weight, strides)
+
+
+MIXING_ACTIVATIONS: tuple[Activation, ...] = ("gelu", "relu")
+"""Those that adaptive mixing can have as a node, by the number that the node has for them."""
+
+
+def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int, activation: Activation) -> Tensor:
+    """Mix each query's samples over channels, then over points, with matrices of its own (AdaMixer, 3.2).
+
+    sampled: (B, Q, G, P, C) for P points and C channels of G groups; parameters: (B, Q, G * (C * C + O * P)),
+    for each group a matrix over channels (C, C), then one over points (O, P) for `out_points` O.  After each
+    product all numbers of a query and group are normalised together, and go through the activation.
+    Returns (B, Q, G * O * C).
+    """
+    _, _, groups, points, channels = sampled.shape
+    if being_exported() and activation in MIXING_ACTIVATIONS:
+        return torch.onnx.ops.symbolic(
+            "asag::AdaptiveMixing",
+            (sampled, parameters),
+            {
+                "groups": groups,
+                "points": points,
+                "channels": channels,
+                "out_points": out_points,
+                "activation": MIXING_ACTIVATIONS.index(activation),
+            },
+            dtype=sampled.dtype,
+            shape=(sampled.shape[0], sampled.shape[1], groups * out_points * channels),
+            version=ONNX_VERSION,
+        )
+    act = activation_layer(activation)
+    shape = sampled.shape[:3]
+    matrices = parameters.reshape(*shape, channels**2 + out_points * points)
+    channel_mix = matrices[..., : channels**2].reshape(*shape, channels, channels)
+    point_mix = matrices[..., channels**2 :].reshape(*shape, out_points, points)
+    mixed = act(_normalise(sampled @ channel_mix))
+    return act(_normalise(point_mix @ mixed)).flatten(2)  # type: ignore[no-any-return]
 
 
 def patch_nms(
@@ -150,6 +192,12 @@ def pad_anchors(
     if brought is not None:
         return brought.pad_anchors(anchors, keep, image_size, slots, first_level, floor, cap)
     return _pad_anchors(anchors, keep, image_size, slots, first_level, floor, cap)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """Apply LayerNorm over the last two axes, without parameters."""
+    flat = x.flatten(-2)  # over one axis: not every runtime knows how to normalise over two at once
+    return F.layer_norm(flat, flat.shape[-1:]).view_as(x)
 
 
 def _multiscale_roi_align(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
