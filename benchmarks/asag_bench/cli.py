@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from asag_bench.front.commands import add_front, add_train_peer, front, train_peer
 from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.timing import AGREEMENT
 from asag_bench.reports.columns import COLUMNS
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         ("parity", "put the exporter's parity gate to a bundle on any backend", _add_parity, _parity),
         ("training-step", "what an update of a training run costs", _add_training_step, _training_step),
         ("torch-cuda-loop", "what the loop on the GPU costs beside the host's", _add_loop, _torch_cuda_loop),
+        ("train-peer", "train a detector of another kind beside a light network", add_train_peer, train_peer),
+        ("front", "accuracy against time, of light networks beside their peers", add_front, front),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         add(command)

@@ -57,11 +57,11 @@ def prepare_for_export(model: Asag, precision: Precision) -> Asag:
     """
     prepared = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(prepared.modules()):
-        _fold_batch_norm(module)
+        fold_batch_norm(module)
     return prepared.to(_FLOAT[precision])
 
 
-def _fold_batch_norm(parent: nn.Module) -> None:
+def fold_batch_norm(parent: nn.Module) -> None:
     """Fold every frozen BatchNorm among the children of `parent` into the convolution before it."""
     convolution: nn.Conv2d | None = None
     for name, child in parent.named_children():

@@ -15,6 +15,7 @@ from asag_deploy.bundle.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 _PROGRAMS = {
+    "asag-bench": "asag_bench.cli",
     "asag-data": "asag_evaluation.data.cli",
     "asag-detect": "asag_deploy.detect.cli",
     "asag-export": "asag_export.cli",
@@ -91,7 +92,7 @@ def prepare(folder: Path, jobs: Sequence[str], *, bundle: Path | None) -> Place:
         _do("asag-data", *scenes, "--count", str(_SCENES), "--size", str(_SIDE))
     if bundle is not None:
         shutil.copytree(bundle, place.bundle)
-    elif set(jobs) != {"train"}:
+    elif not set(jobs) <= {"train", "train-peer"}:
         checkpoint = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
         _do("asag-export", "--checkpoint", checkpoint, "--output-dir", place.bundle, "--quiet")
     _write_video(place.folder / "scenes.avi", sorted(place.images.iterdir()))
@@ -203,6 +204,11 @@ def _train(place: Place) -> Sequence[str | Path]:
     return ["asag-train", *where, *options, "--workers", "1", "--pictures", "1", "--device", "cpu"]
 
 
+def _train_peer(place: Place) -> Sequence[str | Path]:
+    where: list[str | Path] = ["--data", place.data, "--output-dir", place.of("train-peer") / "run"]
+    return ["asag-bench", "train-peer", "yolox-lite", *where, "--epochs", "3"]
+
+
 JOBS = {
     job.name: job
     for job in (
@@ -212,5 +218,6 @@ JOBS = {
         Job(name="export", arguments=_export, look=_bundle),
         Job(name="quantize", arguments=_quantize, look=_bundle),
         Job(name="train", arguments=_train, look=_run, start_anew=_remove("run")),
+        Job(name="train-peer", arguments=_train_peer, look=_run, start_anew=_remove("run")),
     )
 }

@@ -61,6 +61,17 @@ class TestCoco:
         metrics = coco_metrics({**self.TRUTH, "categories": categories}, only_class_5)
         assert metrics.ap_of_class == {"cup (id 5)": pytest.approx(1), "cup (id 2)": 0, "none": None}
 
+    def test_more_detections_than_cocos_hundred(self) -> None:
+        """In a picture with 150 objects, all found."""
+        objects = [
+            {"id": i, "image_id": 1, "category_id": 5, "bbox": [i, 0, 1, 9], "area": 9, "iscrowd": 0}
+            for i in range(1, 151)
+        ]
+        found = [{"image_id": 1, "category_id": 5, "bbox": a["bbox"], "score": 0.5} for a in objects]
+        truth = {**self.TRUTH, "annotations": objects}
+        assert coco_metrics(truth, found).ar_100 == pytest.approx(100 / 150)
+        assert coco_metrics(truth, found, most=300).ar_100 == pytest.approx(1)
+
     def test_nothing_found(self) -> None:
         metrics = coco_metrics(self.TRUTH, [])
         assert (metrics.ap, metrics.ap50, metrics.ar_100) == (0, 0, 0)

@@ -27,7 +27,7 @@ def test_same_arguments_give_the_same_scene() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_objects_have_the_sizes_of_their_kind(kind: scenes.Kind) -> None:
-    drawn = [draw(192, 192, 7, number, kind) for number in range(8)]
+    drawn = [draw(192, 192, 7, number, (kind,)) for number in range(8)]
     sides = np.concatenate([(scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1) for scene in drawn])
     counts = [len(scene.boxes) for scene in drawn]
     assert all(scene.kind == kind for scene in drawn)
@@ -35,6 +35,10 @@ def test_objects_have_the_sizes_of_their_kind(kind: scenes.Kind) -> None:
     if kind == "large":
         assert sides.min() > 192 / 6
         assert max(counts) <= 4
+    elif kind == "crowd":
+        assert sides.max() < 20
+        assert max(counts) > 60
+        assert max(counts) > 3 * len(draw(192, 192, 7, 0, ("mixed",)).boxes)
     elif kind == "tiny":
         assert np.median(sides) < 14
         assert sides.min() > 3
@@ -132,6 +136,13 @@ def test_options_that_make_no_sense(tmp_path: Path, count: int, seed: int, size:
 
 
 class TestCommand:
+    def test_kinds(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        place = ["--output-dir", str(tmp_path), "--size", "128"]
+        assert main(["scenes", *place, "--count", "6", "--kinds", "large", "crowd"]) == 0
+        assert "large" in capsys.readouterr().out
+        assert {record.kind for record in CocoDataset.open(tmp_path).records} == {"large", "crowd"}
+        assert main(["scenes", *place, "--kinds", "huge"]) == 2
+
     def test_scenes_and_check(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         place = ["--output-dir", str(tmp_path), "--size", "64"]
         assert main(["scenes", *place, "--count", "3", "--seed", "1"]) == 0

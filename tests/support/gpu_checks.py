@@ -114,7 +114,7 @@ def scenes() -> Iterator[Picture]:
     kinds: tuple[Kind, ...] = ("large", "mixed", "large", "large", "tiny")
     number = 0
     while True:
-        image = draw(SIDE, SIDE, SEED, number, kinds[number % len(kinds)]).image
+        image = draw(SIDE, SIDE, SEED, number, (kinds[number % len(kinds)],)).image
         for turns in range(4):  # the same objects elsewhere: another picture, without drawing one
             turned = np.rot90(image, turns)
             yield np.ascontiguousarray(turned)

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
+from asag_deploy.processing.postprocess import Found
 from asag_evaluation.data.annotations import ImageRecord, check_categories
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_evaluation.metrics.anchors import AnchorMetrics, ProbedImage, anchor_metrics, average_recall
@@ -105,7 +107,7 @@ class _Measured:
 
     def add(self, record: ImageRecord, found: Detections, relative: Boxes | None, batch: int) -> None:
         """Take note of one image; `relative` are its proposals."""
-        self.results += _results(record.image_id, found)
+        self.results += coco_results(record.image_id, found, found.categories)
         self.probed.append(ProbedImage(len(record.boxes), record.kind, found.trace))
         self.anchors.append(found.anchors)
         if relative is not None:
@@ -130,14 +132,16 @@ class _Measured:
         )
 
 
-def _results(image_id: int, found: Detections) -> Iterator[dict[str, Any]]:
-    """Return COCO results, unrounded."""
+def coco_results(
+    image_id: int, found: Detections | Found, categories: Sequence[Category]
+) -> Iterator[dict[str, Any]]:
+    """Return what was found in an image as COCO results, unrounded."""
     for (x1, y1, x2, y2), score, label in zip(
         found.xyxy.astype(float).tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True
     ):
         yield {
             "image_id": image_id,
-            "category_id": found.categories[label].id,
+            "category_id": categories[label].id,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
@@ -142,31 +143,31 @@ def _bccd() -> Recipe:
     )
 
 
-def _on_light_network(
-    of: Recipe, variant: str, shorter_sides: tuple[int, ...], preprocessing: Preprocessing
-) -> Recipe:
-    """Return a recipe for small data with the smaller of the light networks, on larger pictures."""
-    network = variant_config("asag-a-lite-s")
-    longer_side = preprocessing.longer_side
-    return dataclasses.replace(
-        of,
-        network=network.with_changes(variant=variant, num_classes=of.network.num_classes, heads=1),
-        augmentation=of.augmentation.with_changes(shorter_sides=shorter_sides, longer_side=longer_side),
-        preprocessing=preprocessing,
-    )
+def _on_light_network(of: Recipe, variant: str, **network: Any) -> Recipe:
+    """Return a recipe for small data with the smaller of the light networks, so changed, at the same size.
+
+    Its patches have as many pixels as that recipe's.
+    """
+    changes = dict(variant=variant, num_classes=of.network.num_classes, heads=1, patch_size=8, **network)
+    return dataclasses.replace(of, network=variant_config("asag-a-lite-s").with_changes(**changes))
 
 
 def _scenes_lite() -> Recipe:
-    """Return the recipe for generated scenes of 512 pixels, from random weights."""
+    """Return the recipe for generated scenes of 320 pixels and up to 200 objects, from random weights."""
     return _on_light_network(
-        _scenes(), "asag-a-lite-s-scenes", (512,), Preprocessing(shorter_side=512, longer_side=512)
+        _scenes(),
+        "asag-a-lite-s-scenes",
+        first_level_anchors=25,
+        patch_anchors=16,
+        anchor_cap=300,
+        max_detections=300,
     )
 
 
 def _bccd_lite() -> Recipe:
-    """Return the recipe for the photographs of blood cells at their own size, 640x480."""
+    """Return the recipe for the photographs of blood cells."""
     return _on_light_network(
-        _bccd(), "asag-a-lite-s-bccd", (416, 448, 480), Preprocessing(shorter_side=480, longer_side=640)
+        _bccd(), "asag-a-lite-s-bccd", first_level_anchors=25, patch_anchors=16, anchor_cap=150
     )
 
 

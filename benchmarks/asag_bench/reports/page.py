@@ -126,6 +126,7 @@ def page(results: Mapping[str, Recorded]) -> str:
             where, file = f"{recorded.machine.processor}, {recorded.machine.cores} cores", f"[{name}]({name})"
             if _is_report(recorded.data):
                 where = str(recorded.data["machine"].get("gpu", where))
+            if _is_report(recorded.data) or "contenders" in recorded.data:
                 file += f", [its page]({Path(name).with_suffix('.md')})"
             lines.append(f"| {file} | `{recorded.command}` | {where} | {recorded.machine.date} |")
         lines += ["", "[benchmarks/README.md](../README.md) says what they show.", ""]

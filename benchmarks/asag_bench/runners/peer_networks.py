@@ -228,16 +228,16 @@ def export_peer(name: str, images: int, opset: int) -> onnx.ModelProto:
     stage = PeerStage(build_peer(name), peer).eval()
     pixels = torch.zeros(images, peer.side, peer.side, 3, dtype=torch.uint8)
     given = TensorSpec(name=PIXELS, dtype="uint8", shape=tuple(pixels.shape))
-    with _without_checks():
+    with without_checks():
         with torch.no_grad():
             results = stage(pixels)
         outputs = tuple(_spec(name, result) for name, result in zip(RESULTS, results, strict=True))
         model = export_module(stage, GRAPH, (pixels,), (given,), outputs, opset=opset)
-    _leave_unsorted(model, queries=not peer.ranks_queries)
+    leave_unsorted(model, queries=not peer.ranks_queries)
     return model
 
 
-def _leave_unsorted(model: onnx.ModelProto, *, queries: bool) -> None:
+def leave_unsorted(model: onnx.ModelProto, *, queries: bool) -> None:
     """Let TopK give the best detections in any order: in order they take up to 30 ms more in OpenVINO.
 
     They are sorted at the end, as a bundle's are.  queries: so, too, the first choice, that of the queries.
@@ -254,7 +254,8 @@ def _spec(name: str, result: Tensor) -> TensorSpec:
 
 
 @contextlib.contextmanager
-def _without_checks() -> Iterator[None]:
+def without_checks() -> Iterator[None]:
+    """Let the body export what `transformers` would check, which ONNX cannot."""
     before = os.environ.get(_NO_CHECKS)
     os.environ[_NO_CHECKS] = "1"
     try:

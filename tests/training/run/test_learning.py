@@ -90,6 +90,40 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     return Learned(before, measure(trainer, data), data, run)
 
 
+LIGHT = tiny_recipe(
+    "network.backbone=mobilenetv4-conv-small",
+    "network.separable_neck=true",
+    "network.finest_map=P3",
+    "network.activation=relu",
+    "network.patch_size=8",
+    "network.heads=1",
+    "optimisation.batch_statistics=true",
+    "optimisation.lr=0.003",
+    "optimisation.batch_size=8",
+    "schedule.epochs=14",
+    "schedule.drops=[12]",
+    "schedule.warmup_steps=10",
+)
+
+
+@pytest.mark.slow
+def test_a_light_network_learns(tmp_path: Path) -> None:
+    """MobileNetV4, a separable neck and no P2, with statistics of batches, from random weights."""
+    data = tmp_path / "data"
+    write_pictures(data, count=64)
+    write_pictures(data, "val2017", count=16, seed=100)
+    trainer = make_trainer(data, tmp_path / "run", LIGHT)
+    loader = make_loader(data, LIGHT)
+    while trainer.position.epoch < LIGHT.schedule.epochs:
+        trainer.train_epoch(loader)
+    trainer.save()
+    predictor = checkpoint_predictor(tmp_path / "run" / LAST)
+    dataset = CocoDataset.open(data, "val2017", categories=trainer.categories)
+    found = evaluate(predictor.detector, dataset)
+    assert (found.anchor_recall[100] or 0) > 0.25
+    assert (found.coco.ap50 or 0) > 0.25
+
+
 @pytest.mark.slow
 def test_it_detects(learned: Learned) -> None:
     before, after = (each.evaluation.coco for each in (learned.before, learned.after))

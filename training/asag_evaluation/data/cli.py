@@ -22,7 +22,7 @@ from asag_deploy.errors import DataError
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from asag_evaluation.data.orientation import add_orientation_option
-from asag_evaluation.data.scenes import write_scenes
+from asag_evaluation.data.scenes import KINDS, USUAL_KINDS, write_scenes
 
 PROGRAM = "asag-data"
 
@@ -64,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         help="width and height (default: 320)",
     )
     add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    add(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=list(USUAL_KINDS),
+        metavar="KIND",
+        help=f"of {', '.join(KINDS)}, in equal parts; a crowd has 60 to 200 objects "
+        f"(default: {' '.join(USUAL_KINDS)})",
+    )
     scenes.set_defaults(run=_scenes)
 
     crowdhuman = commands.add_parser("crowdhuman", help="convert CrowdHuman's .odgt to COCO layout")
@@ -90,6 +99,7 @@ def _scenes(options: argparse.Namespace) -> int:
             seed=options.seed,
             size=options.size,
             split=options.split,
+            kinds=tuple(options.kinds),
             progress=lambda done: bar.update(done - bar.n),
         )
     dataset = CocoDataset.from_files(file, options.output_dir / options.split)

@@ -2,9 +2,9 @@
 
     asag-data scenes --output-dir DIR --count 1000 --seed 0 --size 320
 
-Three kinds of scenes let a network show that it adapts: a few large objects only (`large`), dozens of tiny
-ones (`tiny`), and objects of all sizes (`mixed`).  Boxes enclose what is visible of an object; none is hidden
-by more than 70%.
+Kinds of scenes let a network show that it adapts: a few large objects only (`large`), dozens of tiny ones
+(`tiny`), objects of all sizes (`mixed`), and, where asked for, tiny ones by the hundred (`crowd`).  Boxes
+enclose what is visible of an object; none is hidden by more than 70%.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import cv2
 import numpy as np
@@ -39,8 +39,9 @@ from asag_evaluation.data.shapes import (
 )
 from asag_evaluation.data.written import check_ours
 
-Kind = Literal["large", "mixed", "tiny"]
-KINDS: tuple[Kind, ...] = ("large", "mixed", "tiny")
+Kind = Literal["large", "mixed", "tiny", "crowd"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+USUAL_KINDS: tuple[Kind, ...] = ("large", "mixed", "tiny")
 
 SCENE_CATEGORIES: tuple[Category, ...] = tuple(
     Category(id=i, name=shape.name) for i, shape in enumerate(CLASSES, start=1)
@@ -72,19 +73,18 @@ class Scene:
     kind: Kind
 
 
-def draw(height: int, width: int, seed: int, number: int = 0, kind: Kind | None = None) -> Scene:
+def draw(height: int, width: int, seed: int, number: int = 0, kinds: tuple[Kind, ...] = USUAL_KINDS) -> Scene:
     """Draw scene `number` of `seed`; the same arguments give the same scene.
 
-    Without `kind`, it is drawn: a third of the scenes is of each.  Raises ConfigError for pictures under
-    64 pixels wide or high.
+    Its kind is one of `kinds`, each as likely as the others.  Raises ConfigError for pictures under 64 pixels
+    wide or high.
     """
     if min(height, width) < SMALLEST_SCENE:
         raise ConfigError(
             f"a scene of {width} x {height} pixels is too small: make it {SMALLEST_SCENE} or more"
         )
     rng = np.random.default_rng([seed, number, height, width])
-    drawn: Kind = KINDS[int(rng.integers(len(KINDS)))]
-    kind = kind or drawn
+    kind = kinds[int(rng.integers(len(kinds)))]
     layout = _Layout(height, width)
     for diameter in _diameters(kind, min(height, width), rng):
         layout.add(diameter, rng)
@@ -108,6 +108,7 @@ def write_scenes(
     seed: int,
     size: int,
     split: str = TRAIN_SPLIT,
+    kinds: tuple[Kind, ...] = USUAL_KINDS,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Path:
     """Draw `count` scenes of `size` x `size` pixels into `output_dir` and return the annotation file.
@@ -129,7 +130,7 @@ def write_scenes(
     check_ours(file, _DESCRIPTION)
     with atomic_directory(output_dir / split, overwrite=False, marker="") as folder:
         for number in range(count):
-            scene = draw(size, size, seed, number)
+            scene = draw(size, size, seed, number, kinds)
             name = f"{number + 1:06d}.jpg"
             (folder / name).write_bytes(_jpeg(scene.image))
             shape = {"width": size, "height": size}
@@ -291,6 +292,8 @@ def _diameters(kind: Kind, scene: int, rng: Rng) -> list[float]:
         diameters = some(0.3 * scene, 0.5 * scene, 1, 4)
     elif kind == "tiny":
         diameters = some(*tiny, 24, 60) + some(0.08 * scene, 0.16 * scene, 0, 2)
+    elif kind == "crowd":
+        diameters = some(*tiny, 60, 200)
     else:
         diameters = some(0.25 * scene, 0.5 * scene, 1, 3)
         diameters += some(0.08 * scene, 0.25 * scene, 3, 8) + some(*tiny, 3, 12)

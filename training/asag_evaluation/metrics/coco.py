@@ -37,6 +37,7 @@ class CocoMetrics:
     """Average recall with one detection an image."""
     ar_10: float | None
     ar_100: float | None
+    """With 100, or as many as were measured."""
     ar_small: float | None
     ar_medium: float | None
     ar_large: float | None
@@ -52,8 +53,10 @@ class CocoMetrics:
         return {**values, "precision_at_recall": curves}
 
 
-def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> CocoMetrics:
-    """Measure detections.
+def coco_metrics(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, most: int = 100
+) -> CocoMetrics:
+    """Measure the best `most` detections of each image: COCO's 100, or more where there are more objects.
 
     `ground_truth` is the content of a COCO annotation file (`CocoDataset.ground_truth`), `results` are COCO
     results: `image_id`, `category_id`, `bbox` (x, y, w, h in pixels) and `score`.
@@ -61,6 +64,7 @@ def coco_metrics(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str,
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
         truth, found = _index(ground_truth), _index(_as_annotations(ground_truth, results))
         run = COCOeval(truth, found, iouType="bbox")
+        run.params.maxDets = [1, 10, most]
         run.evaluate()
         run.accumulate()
     # Precision: IoU thresholds x recalls x classes x sizes x limits; recall: the same without recalls.

@@ -7,6 +7,7 @@ epoch and index.  So a run that was stopped continues as if it had not been.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -114,13 +115,13 @@ class Trainer:
         batches = loader.epoch(start.epoch, start.update * accumulate)
         with _repeatable(self.process.device):
             for _ in range(start.update, self.updates_per_epoch(loader)):
-                clock = _Clock(self.process.device)
+                clock, cpu = _Clock(self.process.device), time.process_time()
                 self._begin_update()
                 values, batch = self._add_gradients(batches, passes, clock)
                 with self.interruption.held_back():
                     self.scaling.unscale(self.optimizer)
                     self._check_gradients(batch)
-                    values |= self._update(clock)
+                    values |= self._update(clock) | {"ms_cpu": 1000 * (time.process_time() - cpu)}
                     on_step(values)
         self.position = replace(self.position, epoch=start.epoch + 1, update=0)
 

@@ -1,0 +1,224 @@
+"""Measure the front: every contender on every picture, in turn, round by round."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures, Training
+from asag_bench.light_peers.peer import RECIPE, TrainedPeer, load_peer
+from asag_bench.light_peers.runner import PeerDetector
+from asag_bench.measuring.machine import describe_machine
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import Category, Level, Manifest
+from asag_deploy.command_line import progress
+from asag_deploy.detector import Detector
+from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.errors import ConfigError, OutputError
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.loop.stopping import StopRule, stop_rule
+from asag_deploy.processing.postprocess import Found
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_evaluation.evaluate import coco_results
+from asag_evaluation.metrics.coco import coco_metrics
+from asag_training.run.log import STEPS
+
+DETECTIONS = 300
+"""Of each picture, at most: those with the most objects have 200."""
+_STOPS: dict[str, Level | None] = {"P5": "P5", "P4": "P4", ADAPTIVE: None, ALWAYS: None}
+"""Each way to stop, and the manual stop that it is."""
+
+Detect = Callable[[RgbImage], tuple[Found, Level | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPlan:
+    """What to measure.  Raises ConfigError where it makes no sense."""
+
+    command: str
+    data: Path
+    bundles: tuple[Path, ...]
+    runs: tuple[Path, ...]
+    """The training runs of the bundles, in their order, for what they cost; or none."""
+    peers: tuple[Path, ...]
+    """Folders of `asag-bench train-peer`."""
+    backends: tuple[str, ...]
+    threads: int | None
+    rounds: int
+    limit: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.runs and len(self.runs) != len(self.bundles):
+            raise ConfigError(
+                f"--run is given {len(self.runs)} times for {len(self.bundles)} bundles: give one for each, "
+                "in their order, or none"
+            )
+        names = [folder.resolve().name for folder in (*self.bundles, *self.peers)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two folders are called '{name}': results tell networks apart by it")
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """A contender, and what it has done so far."""
+
+    contender: Contender
+    detect: Detect
+    results: list[dict[str, Any]]
+    ms: list[list[float]]
+    exits: list[Level | None]
+
+
+def measure_front(plan: FrontPlan) -> Front:
+    """Measure accuracy and times of all contenders.
+
+    Each picture is given to all of them before the next one is, beginning with another contender each time,
+    so that what slows the machine slows all.  The first round is not timed: it is that of the accuracy.
+    Raises ConfigError, DataError, BundleError, CheckpointError and BackendError for what cannot be measured.
+    """
+    bundles = [Bundle.open(path) for path in plan.bundles]
+    categories = bundles[0].manifest.categories
+    dataset = CocoDataset.open(plan.data, VAL_SPLIT, categories=categories).first(plan.limit)
+    running = _open(plan, bundles, categories)
+    samples = [dataset[i] for i in range(len(dataset))]
+    total = (1 + plan.rounds) * len(samples) * len(running)
+    with progress(total=total, unit="call", quiet=plan.quiet) as bar:
+        for number in range(1 + plan.rounds):
+            for i, sample in enumerate(samples):
+                for k in range(len(running)):
+                    each = running[(i + number + k) % len(running)]
+                    began = time.perf_counter()
+                    found, level = each.detect(sample.image)
+                    taken = 1000 * (time.perf_counter() - began)
+                    if number == 0:
+                        each.results += coco_results(sample.image_id, found, categories)
+                        each.exits.append(level)
+                        each.ms.append([])
+                    else:
+                        each.ms[i].append(taken)
+                    bar.update()
+    truth = dataset.ground_truth()
+    return Front(
+        command=plan.command,
+        machine=describe_machine(),
+        threads=plan.threads,
+        rounds=plan.rounds,
+        pictures=Pictures(
+            data=plan.data.resolve().name,
+            ids=tuple(record.image_id for record in dataset.records),
+            objects=tuple(len(record.boxes) for record in dataset.records),
+            kinds=tuple(record.kind for record in dataset.records),
+        ),
+        contenders=tuple(_finished(each, truth) for each in running),
+    )
+
+
+def _finished(running: _Running, truth: dict[str, Any]) -> Contender:
+    found = coco_metrics(truth, running.results, most=DETECTIONS)
+    exits = tuple(level for level in running.exits if level is not None)
+    return dataclasses.replace(
+        running.contender,
+        ap=found.ap,
+        ap50=found.ap50,
+        ap75=found.ap75,
+        ms=tuple(round(median(each), 3) for each in running.ms),
+        exits=exits or None,
+    )
+
+
+def _open(plan: FrontPlan, bundles: Sequence[Bundle], categories: tuple[Category, ...]) -> list[_Running]:
+    peers = [(folder, _peer(folder, categories)) for folder in plan.peers]
+    found = []
+    for backend in plan.backends:
+        options = DetectorOptions(backend=backend, threads=plan.threads)
+        for i, bundle in enumerate(bundles):
+            if bundle.manifest.categories != categories:
+                raise ConfigError(f"the bundle '{plan.bundles[i]}' has other classes than the first one")
+            training = _training(plan.runs[i]) if plan.runs else None
+            network = options.open_network(bundle)
+            for stop in _STOPS:
+                detector = Detector(
+                    bundle.manifest, network, _rule(bundle.manifest, stop), loop=network.loop("auto", None)
+                )
+                of = (plan.bundles[i], bundle.manifest.variant, backend, stop)
+                found.append(_contender(*of, training, _detect_with(detector)))
+        for folder, peer in peers:
+            runner = PeerDetector(peer, bundles[0], options)
+            of_peer = (folder, peer.said.recipe.peer, backend, None)
+            found.append(_contender(*of_peer, _training(folder), _peer_detects(runner)))
+    return found
+
+
+def _contender(
+    folder: Path, network: str, backend: str, stop: str | None, training: Training | None, detect: Detect
+) -> _Running:
+    weights = folder.resolve().name
+    contender = Contender(
+        name=", ".join(filter(None, (weights, backend, stop))),
+        network=network,
+        weights=weights,
+        backend=backend,
+        stop=stop,
+        ap=None,
+        ap50=None,
+        ap75=None,
+        ms=(),
+        exits=None,
+        training=training,
+    )
+    return _Running(contender=contender, detect=detect, results=[], ms=[], exits=[])
+
+
+def _rule(manifest: Manifest, stop: str) -> StopRule:
+    """Return when to stop: where nothing asks for more, at a level at the latest, or there in any case."""
+    if stop == ALWAYS:
+        return dataclasses.replace(stop_rule(manifest, None, "P3"), min_selected=0)
+    return stop_rule(manifest, None, _STOPS[stop])
+
+
+def _detect_with(detector: Detector) -> Detect:
+    def detect(image: RgbImage) -> tuple[Found, Level | None]:
+        found = detector(image, channel_order="rgb")
+        return Found(found.xyxy, found.confidence, found.class_id), found.trace.exit_level
+
+    return detect
+
+
+def _peer_detects(runner: PeerDetector) -> Detect:
+    return lambda image: (runner(image), None)
+
+
+def _peer(folder: Path, categories: tuple[Category, ...]) -> TrainedPeer:
+    peer = load_peer(folder)
+    if peer.said.categories != categories:
+        raise ConfigError(f"the peer in '{folder}' was trained on other classes than the bundles")
+    return peer
+
+
+def _training(folder: Path) -> Training:
+    """Read what a run has cost so far, of `asag-train` or of `asag-bench train-peer`."""
+    try:
+        said = json.loads((folder / RECIPE).read_bytes())
+        with (folder / STEPS).open(newline="", encoding="utf-8") as file:
+            spent = [float(row["ms_cpu"]) for row in csv.DictReader(file)]
+        batch = said["recipe"]["batch_size"] if "recipe" in said else said["optimisation"]["batch_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"'{folder}' holds no log of a training run with the processor's time ({error}): give the "
+            "--output-dir of asag-train or `asag-bench train-peer`"
+        ) from error
+    return Training(
+        updates=len(spent),
+        images=len(spent) * batch,
+        cpu_minutes=round(sum(spent) / 60_000, 3),
+        seed=said["seed"],
+    )

@@ -1,0 +1,198 @@
+"""Peers learn, can be stopped and taken up again, and are deployed as they were trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asag_bench.cli import main
+from asag_bench.light_peers.graph import PeerStage
+from asag_bench.light_peers.peer import RECIPE, WEIGHTS, load_peer
+from asag_bench.light_peers.recipe import PeerName, peer_recipe, stretched
+from asag_bench.light_peers.runner import PeerDetector
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.errors import CheckpointError, ConfigError, TrainingError
+from asag_evaluation.data.coco import CocoDataset
+from asag_evaluation.evaluate import coco_results
+from asag_evaluation.metrics.coco import coco_metrics
+from asag_training.settings import Schedule
+from support.small_light_peers import small_said, training
+from support.tiny_bundle import make_bundle
+from support.training_runs import write_pictures
+
+SLOW = pytest.mark.slow
+PEERS = [pytest.param("yolox-lite"), pytest.param("d-fine-lite", marks=SLOW)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_pictures(root, count=48)
+    write_pictures(root, "val2017", count=12, seed=100)
+    return root
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four updates an epoch."""
+    return write_pictures(tmp_path_factory.mktemp("few"), count=16)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(make_bundle(tmp_path_factory.mktemp("bundle") / "bundle").path)
+
+
+def _steps(folder: Path) -> list[dict[str, str]]:
+    with (folder / "steps.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name != "ms_cpu"} for row in csv.DictReader(file)
+        ]
+
+
+@SLOW
+def test_it_learns_and_is_deployed_as_it_was_trained(data: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """From random weights, measured as it is deployed: exported, in ONNX Runtime, with its own NMS."""
+    training(small_said("yolox-lite", data, epochs=10), data, tmp_path / "run")(quiet=True)
+    detector = PeerDetector(load_peer(tmp_path / "run"), bundle, DetectorOptions(threads=1))
+    assert _ap50(detector, data) > 0.25
+
+
+@SLOW
+def test_the_detr_like_one_learns_too(few: Path, bundle: Bundle, tmp_path: Path) -> None:
+    training(small_said("d-fine-lite", few, epochs=5), few, tmp_path / "run")(quiet=True)
+    losses = [float(row["loss"]) for row in _steps(tmp_path / "run")]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+    loaded = load_peer(tmp_path / "run")
+    sample = CocoDataset.open(few)[0]
+    found = PeerDetector(loaded, bundle, DetectorOptions(threads=1))(sample.image)
+    stage = PeerStage(loaded, (96, 96)).eval()
+    with torch.no_grad():
+        scores, _, boxes = stage(torch.from_numpy(sample.image[None]), torch.tensor([[96, 96]]))
+    order = scores[0].argsort(descending=True)
+    assert np.allclose(found.confidence, scores[0, order].numpy(), atol=1e-3)
+    assert np.allclose(found.xyxy[:10], 96 * boxes[0, order[:10]].clamp(0, 1).numpy(), atol=0.5)
+
+
+def _ap50(detector: PeerDetector, data: Path) -> float:
+    dataset = CocoDataset.open(data, "val2017")
+    results = [
+        result
+        for sample in (dataset[i] for i in range(len(dataset)))
+        for result in coco_results(sample.image_id, detector(sample.image), dataset.categories)
+    ]
+    return coco_metrics(dataset.ground_truth(), results).ap50 or 0.0
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
+    peer: PeerName, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = small_said(peer, few)
+    whole = training(said, few, tmp_path / "whole")
+    whole(quiet=True)
+    stopped = training(said, few, tmp_path / "stopped")
+    update, updates = stopped._update, 0
+
+    def until_interrupted(*arguments: object) -> object:
+        nonlocal updates
+        if updates == 5:
+            raise KeyboardInterrupt
+        updates += 1
+        return update(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stopped, "_update", until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stopped(quiet=True)
+    resumed = training(said, few, tmp_path / "stopped")
+    assert resumed.position.step == 5
+    resumed(quiet=True)
+    assert _steps(tmp_path / "stopped") == _steps(tmp_path / "whole")
+    assert (tmp_path / "stopped" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert len(_steps(tmp_path / "whole")) == 8
+    with pytest.raises(TrainingError, match="its lr is"):
+        training(small_said(peer, few, lr=0.5), few, tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_is_deployed_computes_what_was_trained(peer: PeerName, few: Path, tmp_path: Path) -> None:
+    """Branches merged and statistics folded, on padded pictures too."""
+    run = training(small_said(peer, few, epochs=1), few, tmp_path / "run")
+    run(quiet=True)
+    loaded = load_peer(tmp_path / "run")
+    pixels = torch.randint(0, 256, (1, 96, 128, 3), dtype=torch.uint8, generator=torch.Generator())
+    size = torch.tensor([[80, 128]])
+    stage = PeerStage(loaded, (96, 128)).eval()
+    with torch.no_grad():
+        scores, labels, boxes = stage(pixels, size)
+        beyond = pixels.clone()
+        beyond[:, 80:] = 7
+        again = stage(beyond, size)
+        (image,) = stage.normalize(pixels, size)
+        network = run.network.eval()
+        if peer == "yolox-lite":
+            cells = network(image)
+            best, expected = cells.logits.max(dim=-1)
+            assert torch.equal(labels, expected)
+            assert torch.allclose(scores, best.sigmoid() * cells.objectness.sigmoid(), atol=1e-4)
+            sides = torch.tensor([128.0, 96.0])
+            assert torch.allclose(
+                (boxes[..., :2] + boxes[..., 2:]) / 2 * sides, cells.boxes[..., :2], atol=1e-2
+            )
+        else:
+            logits, _ = network(image)
+            expected_scores = logits.sigmoid().flatten(1).topk(scores.shape[1]).values
+            assert torch.allclose(scores.sort(descending=True).values, expected_scores, atol=1e-3)
+    assert all(torch.equal(one, other) for one, other in zip((scores, labels, boxes), again, strict=True))
+
+
+def test_the_same_pictures_in_the_same_order_as_asag() -> None:
+    """Data, augmentation, size, batches and the form of the schedule are the recipe's."""
+    from asag_training.recipes import recipe
+
+    for like in ("scenes-lite", "bccd-lite"):
+        of, ours = recipe(like), peer_recipe("yolox-lite", like)
+        assert ours.augmentation == of.augmentation
+        assert ours.preprocessing == of.preprocessing
+        assert ours.batch_size == of.optimisation.batch_size
+        assert ours.schedule == of.schedule
+        assert ours.network == of.network
+    assert stretched(Schedule(epochs=9, drops=(7, 8)), 18).drops == (14, 16)
+    assert stretched(Schedule(epochs=9, drops=(7, 8)), 2).drops == ()
+    with pytest.raises(ConfigError, match="ImageNet"):
+        peer_recipe("yolox-lite", "asag-a-lite-s-3x")
+    with pytest.raises(ConfigError, match="unknown peer 'yolo'"):
+        peer_recipe("yolo", "scenes-lite")
+
+
+def test_damaged_peers_are_refused(data: Path, tmp_path: Path) -> None:
+    run = training(small_said("yolox-lite", data), data, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=f"no {WEIGHTS}"):
+        load_peer(tmp_path / "run")
+    run.save()
+    load_peer(tmp_path / "run")
+    content = (tmp_path / "run" / WEIGHTS).read_bytes()
+    (tmp_path / "run" / WEIGHTS).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_peer(tmp_path / "run")
+    (tmp_path / "run" / RECIPE).write_text(json.dumps({"recipe": 3}))
+    with pytest.raises(CheckpointError, match="not a peer's"):
+        load_peer(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=f"no {RECIPE}"):
+        load_peer(tmp_path / "nowhere")
+
+
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["train-peer", "yolox", "--data", str(data), "--output-dir", str(tmp_path / "run")]
+    assert main(given) == 2
+    assert (
+        "unknown peer 'yolox'; those that can be trained are yolox-lite, d-fine-lite"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
