@@ -31,6 +31,7 @@ class WrappedNetwork(Network):
         self.patch_bucket = network.patch_bucket
         self.query_bucket = network.query_bucket
         self.takes_device_arrays = network.takes_device_arrays
+        self.normalizes_on_host = network.normalizes_on_host
         self.canvases = network.canvases
 
     def stage(self, name: str) -> Stage:

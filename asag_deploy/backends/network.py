@@ -27,6 +27,8 @@ class Network(Stages):
 
     takes_device_arrays: bool = False
     """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
+    normalizes_on_host: bool = False
+    """Whether OpenCV does what the stage `normalize` would, for arrays lie on the host anyway."""
     canvases: Sequence[Canvas] = ()
     """Shapes that batches are padded to; what none of them holds is padded to multiples of the divisor."""
 
@@ -41,7 +43,13 @@ class Network(Stages):
         on_device = self.device_processing(manifest)
         if on_device is not None:
             return on_device
-        return OnHost(self, manifest, canvases=self.canvases, takes_device_arrays=self.takes_device_arrays)
+        return OnHost(
+            self,
+            manifest,
+            canvases=self.canvases,
+            takes_device_arrays=self.takes_device_arrays,
+            normalizes=self.normalizes_on_host,
+        )
 
     def device_processing(self, manifest: Manifest) -> Processing | None:
         """Return pre- and post-processing on the network's own device; None if it has none."""
@@ -131,6 +139,12 @@ def check_shapes(
                 f"({', '.join(map(str, spec.shape))}) that its bundle promises for these images; "
                 f"{export_again()}"
             )
+
+
+def takes_float32_images(manifest: Manifest) -> bool:
+    """Tell whether a bundle's backbone takes images in float32, as they are normalised on the host."""
+    inputs = manifest.graph("backbone").inputs
+    return any(spec.name == "image" and spec.dtype == "float32" for spec in inputs)
 
 
 def check_inputs(graph: str, wanted: Iterable[str], given: Container[str]) -> None:

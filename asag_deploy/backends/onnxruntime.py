@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from asag_deploy.backends.cuda_libraries import load_cuda_libraries
 from asag_deploy.backends.cutting import cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
-from asag_deploy.backends.network import Network, check_inputs, check_shapes
+from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.pieces import (
     CUT,
     StageInPieces,
@@ -128,7 +128,8 @@ class OnnxRuntime:
             # and then takes another way: hundreds for a network in float16.  They go past the session's own
             # logger to that of the process.  What really fails, from here on, comes as an exception.
             onnxruntime.set_default_logger_severity(_NOTHING)
-        return OrtNetwork(stages, self.device)
+        on_host = self.device == "cpu" and takes_float32_images(bundle.manifest)
+        return OrtNetwork(stages, self.device, normalizes_on_host=on_host)
 
     def _open_pieces(
         self, bundle: Bundle, graph: GraphSpec, threads: int | None, kernels: CpuKernels, workers: int
@@ -192,7 +193,10 @@ class OnnxRuntime:
 class OrtNetwork(Network):
     """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
-    def __init__(self, stages: Mapping[str, Stage], device: Device) -> None:
+    def __init__(
+        self, stages: Mapping[str, Stage], device: Device, *, normalizes_on_host: bool = False
+    ) -> None:
+        self.normalizes_on_host = normalizes_on_host
         self._device = device
         self._lock = threading.Lock()
         self._constants: OrderedDict[tuple[Any, ...], OrtValue] = OrderedDict()

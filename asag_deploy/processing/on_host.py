@@ -23,7 +23,7 @@ from asag_deploy.kernels import LIBRARY_VARIABLE
 from asag_deploy.loop.stages import Array, Stages
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.postprocess import Found, detections_of
-from asag_deploy.processing.preprocess import make_batch
+from asag_deploy.processing.preprocess import make_batch, normalize, resize_all
 from asag_deploy.timing import since
 
 Shape = tuple[int, int]
@@ -77,7 +77,7 @@ class Processing(Protocol):
 
 
 class OnHost:
-    """OpenCV resizes, NumPy pads, and the network's own stage normalises: a `Processing`."""
+    """OpenCV resizes and normalises, or the network's own stage `normalize` does: a `Processing`."""
 
     def __init__(
         self,
@@ -86,25 +86,35 @@ class OnHost:
         *,
         canvases: Sequence[Canvas] = (),
         takes_device_arrays: bool = False,
+        normalizes: bool = False,
     ) -> None:
         """Prepare images and finish detections for the network that `manifest` describes.
 
         canvases, takes_device_arrays: the network's own, see `asag_deploy.backends.network.Network`.
+        normalizes: whether to do without the stage `normalize`.
         """
         self._stages = stages
         self._manifest = manifest
         self._canvases = canvases
         self._takes_device_arrays = takes_device_arrays
+        self._normalizes = normalizes
 
     def prepare(self, given: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder) -> Prepared:
         """Make a batch; images on a GPU are refused with ImageError."""
         start = time.perf_counter()
         originals = [images.load(self._on_host(image), channel_order) for image in given]
-        pixels, sizes = make_batch(originals, self._manifest.preprocessing, self._canvases)
-        times_ms = {"preprocess": since(start)}
-        begin = time.perf_counter()
-        inputs = {"pixels": self._stages.upload(pixels), "image_size": self._stages.upload(sizes)}
-        image = self._stages.stage("normalize")(inputs)["image"]
+        spec = self._manifest.preprocessing
+        if self._normalizes:
+            resized, sizes, padded = resize_all(originals, spec, self._canvases)
+            times_ms = {"preprocess": since(start)}
+            begin = time.perf_counter()
+            image = self._stages.upload(normalize(resized, padded, spec))
+        else:
+            pixels, sizes = make_batch(originals, spec, self._canvases)
+            times_ms = {"preprocess": since(start)}
+            begin = time.perf_counter()
+            inputs = {"pixels": self._stages.upload(pixels), "image_size": self._stages.upload(sizes)}
+            image = self._stages.stage("normalize")(inputs)["image"]
         times_ms["normalize"] = since(begin)
         return Prepared(image, sizes, [original.shape[:2] for original in originals], times_ms)
 

@@ -1,10 +1,12 @@
 """From RGB images to the network's input batch: resized, padded, and checked.
 
-Normalisation is not here: the `normalize` stage does it on the device, so that bytes travel, not floats.
+Where the network is on another device, its stage `normalize` does the rest there, so that bytes travel, not
+floats; else `normalize` does it here.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -57,14 +59,51 @@ def make_batch(
     Returns the batch uint8 (B, H, W, 3) RGB, zero-padded right and bottom to `padded_shape`, and the valid
     (height, width) of each image, int64 (B, 2).  Raises ImageError when there are no images.
     """
+    resized, sizes, padded = resize_all(images, spec, canvases)
+    batch = np.zeros((len(resized), *padded, 3), dtype=np.uint8)
+    for slot, image in zip(batch, resized, strict=True):
+        slot[: image.shape[0], : image.shape[1]] = image
+    return batch, sizes
+
+
+def normalize(
+    images: Sequence[RgbImage], padded: tuple[int, int], spec: Preprocessing
+) -> NDArray[np.float32]:
+    """Normalise resized images and stack them, as the stage `normalize` does with a batch of pixels.
+
+    Returns float32 (B, 3, H, W) of the height and width `padded`, zero right of and below each image.
+    """
+    batch = np.empty((len(images), 3, *padded), dtype=np.float32)
+    tables = _tables(spec.mean, spec.std)
+    for slot, image in zip(batch, images, strict=True):
+        height, width = image.shape[:2]
+        slot[:, height:] = 0
+        slot[:, :height, width:] = 0
+        for channel, table in enumerate(tables):
+            # A look into a table is a fifth of the time of arithmetic on arrays, and the same to the bit.
+            cv2.LUT(cv2.extractChannel(image, channel), table, dst=slot[channel, :height, :width])
+    return batch
+
+
+@functools.cache
+def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[NDArray[np.float32], ...]:
+    """Return what each byte becomes, float32 (1, 256) for each channel."""
+    values = np.arange(256, dtype=np.float32)[None]
+    return tuple((values - np.float32(one)) / np.float32(other) for one, other in zip(mean, std, strict=True))
+
+
+def resize_all(
+    images: Sequence[RgbImage], spec: Preprocessing, canvases: Sequence[Canvas] = ()
+) -> tuple[list[RgbImage], NDArray[np.int64], tuple[int, int]]:
+    """Resize images; return them, their sizes int64 (B, 2), and the height and width of their batch.
+
+    Raises ImageError when there are no images.
+    """
     if not images:
         raise ImageError("expected at least one image, got an empty list")
     resized = [resize(image, spec) for image in images]
     sizes = np.array([image.shape[:2] for image in resized], dtype=np.int64)
-    batch = np.zeros((len(resized), *padded_shape(sizes, spec, canvases), 3), dtype=np.uint8)
-    for slot, image in zip(batch, resized, strict=True):
-        slot[: image.shape[0], : image.shape[1]] = image
-    return batch, sizes
+    return resized, sizes, padded_shape(sizes, spec, canvases)
 
 
 def padded_shape(

@@ -181,5 +181,5 @@ def test_openvino_is_told_compiled_or_cached(bundle: Bundle) -> None:
     cores = len(os.sched_getaffinity(0))  # it makes no more streams than that
     for requests in (2, 1, 2):
         network: Any = open_network("openvino", bundle, requests=requests)
-        model = network.stage("backbone")._model
+        model = network.stage("decoder")._model
         assert model.get_property("NUM_STREAMS") == min(requests, cores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy.backends import BACKENDS, open_network
+from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.loop.stages import LevelOutputs
@@ -94,6 +96,29 @@ def expected(small_bundle: Bundle) -> dict[str, tuple[Arrays, Arrays]]:
         },
     )
     return calls
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_host_normalizes_as_the_graph_does(backend: str, small_bundle: Bundle) -> None:
+    """To the bit in ONNX Runtime; OpenVINO multiplies by the reciprocal of the deviation."""
+    network = open_network(backend, small_bundle, threads=1)
+    images = [draw_doodles(160, 224, 1), draw_doodles(150, 200, 2)]
+    manifest = dataclasses.replace(
+        small_bundle.manifest,
+        preprocessing=dataclasses.replace(
+            small_bundle.manifest.preprocessing, shorter_side=150, longer_side=210
+        ),
+    )
+    network.normalizes_on_host = False
+    by_the_graph = network.processing(manifest).prepare(images, "rgb")
+    watched = HookedNetwork(network, before=lambda name, _: pytest.fail(f"the stage {name} ran"))
+    watched.normalizes_on_host = True
+    on_host = watched.processing(manifest).prepare(images, "rgb")
+    np.testing.assert_array_equal(on_host.sizes, by_the_graph.sizes)
+    ours, theirs = (network.download(prepared.image) for prepared in (on_host, by_the_graph))
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0 if backend == "onnxruntime" else 1e-6)
+    assert open_network(backend, small_bundle, threads=1).normalizes_on_host
 
 
 def run(network: Network, name: str, inputs: Arrays) -> Arrays:

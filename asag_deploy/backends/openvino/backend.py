@@ -30,7 +30,7 @@ from asag_deploy.backends.compiled_cache import CompiledCache
 from asag_deploy.backends.cutting import Plan, cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
-from asag_deploy.backends.network import Network, check_inputs, check_shapes
+from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.openvino.compiled import DEVICE, ONE_COMPILES, Compiled, compile_into, load_from
 from asag_deploy.backends.openvino.map_ends import SCALE, maps_for_the_decoder, shorten_ends
 from asag_deploy.backends.openvino.one_size import OF_ONE_SIZE, Shapes, StageOfOneSize
@@ -132,7 +132,10 @@ class OpenVino:
                 return StageOfOneSize(stage, functools.partial(_load_for, graph, load))
 
             stages = list(pool.map(open_stage, graphs))
-        return OpenVinoNetwork({graph.name: stage for graph, stage in zip(graphs, stages, strict=True)})
+        return OpenVinoNetwork(
+            {graph.name: stage for graph, stage in zip(graphs, stages, strict=True)},
+            normalizes_on_host=takes_float32_images(bundle.manifest),
+        )
 
     def _recipe(self, core: Core) -> str:
         """Name everything besides the graph that decides what compiling it gives."""
@@ -326,7 +329,8 @@ class _Memory:
 class OpenVinoNetwork(Network):
     """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
 
-    def __init__(self, stages: Mapping[str, Stage]) -> None:
+    def __init__(self, stages: Mapping[str, Stage], *, normalizes_on_host: bool = False) -> None:
+        self.normalizes_on_host = normalizes_on_host
         self._stages = dict(stages)
 
     def stage(self, name: str) -> Stage:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ImageError
-from asag_deploy.processing.preprocess import check_batch, make_batch, resize, resized_shape
+from asag_deploy.processing.preprocess import (
+    check_batch,
+    make_batch,
+    normalize,
+    resize,
+    resize_all,
+    resized_shape,
+)
 
 SPEC = Preprocessing()
 
@@ -111,6 +118,26 @@ def test_an_image_in_a_batch_is_what_it_is_alone() -> None:
 def test_no_images() -> None:
     with pytest.raises(ImageError, match="at least one image"):
         make_batch([], SPEC)
+    with pytest.raises(ImageError, match="at least one image"):
+        resize_all([], SPEC)
+
+
+@pytest.mark.parametrize("sizes", [[(64, 90)], [(64, 64), (64, 100)], [(64, 1)], [(1, 64)], [(1, 1)]])
+def test_normalized_on_the_host_to_the_bit(sizes: list[tuple[int, int]]) -> None:
+    """Whatever the images' memory looks like, and what was in that of the batch before."""
+    spec = Preprocessing(shorter_side=64, longer_side=100)
+    rng = np.random.default_rng(3)
+    given = [rng.integers(0, 256, (2 * h, w, 3), dtype=np.uint8)[::2, :, ::-1] for h, w in sizes]
+    padded = (96, 128)
+    expected = np.zeros((len(given), 3, *padded), dtype=np.float32)
+    for slot, image in zip(expected, given, strict=True):
+        mean, std = np.array(spec.mean, dtype=np.float32), np.array(spec.std, dtype=np.float32)
+        values = (image.astype(np.float32) - mean) / std
+        slot[:, : image.shape[0], : image.shape[1]] = values.transpose(2, 0, 1)
+    np.full_like(expected, np.nan)  # freed at once, and likely where the batch will be
+    found = normalize(given, padded, spec)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
 
 
 def good_batch() -> NDArray[np.float32]:
