@@ -142,8 +142,11 @@ def check_shapes(
 
 
 def takes_float32_images(manifest: Manifest) -> bool:
-    """Tell whether a bundle's backbone takes images in float32, as they are normalised on the host."""
-    inputs = manifest.graph("backbone").inputs
+    """Tell whether a bundle's backbone takes images in float32, as they are normalised on the host.
+
+    Graphs that are only timed may come without one.
+    """
+    inputs = (spec for graph in manifest.graphs if graph.name == "backbone" for spec in graph.inputs)
     return any(spec.name == "image" and spec.dtype == "float32" for spec in inputs)
 
 

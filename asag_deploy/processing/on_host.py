@@ -108,14 +108,16 @@ class OnHost:
             resized, sizes, padded = resize_all(originals, spec, self._canvases)
             times_ms = {"preprocess": since(start)}
             begin = time.perf_counter()
-            image = self._stages.upload(normalize(resized, padded, spec))
+            normalized = normalize(resized, padded, spec)
+            times_ms["normalize"] = since(begin)
+            image = self._stages.upload(normalized)
         else:
             pixels, sizes = make_batch(originals, spec, self._canvases)
             times_ms = {"preprocess": since(start)}
             begin = time.perf_counter()
             inputs = {"pixels": self._stages.upload(pixels), "image_size": self._stages.upload(sizes)}
             image = self._stages.stage("normalize")(inputs)["image"]
-        times_ms["normalize"] = since(begin)
+            times_ms["normalize"] = since(begin)
         return Prepared(image, sizes, [original.shape[:2] for original in originals], times_ms)
 
     def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:

@@ -33,7 +33,7 @@ from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.openvino.compiled import DEVICE, ONE_COMPILES, Compiled, compile_into, load_from
 from asag_deploy.backends.openvino.map_ends import SCALE, maps_for_the_decoder, shorten_ends
-from asag_deploy.backends.openvino.one_size import OF_ONE_SIZE, Shapes, StageOfOneSize
+from asag_deploy.backends.openvino.one_size import KeptFile, Shapes, StageOfOneSize, takes_pictures
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.backends.openvino.products import multiply_in_bfloat16
 from asag_deploy.backends.pieces import (
@@ -120,16 +120,15 @@ class OpenVino:
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces
-                load = functools.partial(
-                    self._compiled, core, cache, bundle.graph_path(graph.name), graph, config, integers
-                )
+                load = functools.partial(self._compiled, core, cache, graph, config, integers)
                 compiled = self._load(bundle, graph, load)
                 ports = compiled.model.inputs, compiled.model.outputs
                 check_declared(bundle, graph.name, *map(_specs, ports))
                 stage = _OpenVinoStage(graph, compiled)
-                if graph.name not in OF_ONE_SIZE:
+                if not takes_pictures(graph):
                     return stage
-                return StageOfOneSize(stage, functools.partial(_load_for, graph, load))
+                file = KeptFile(bundle.graph_path(graph.name))
+                return StageOfOneSize(stage, functools.partial(_load_for, graph, load, file))
 
             stages = list(pool.map(open_stage, graphs))
         return OpenVinoNetwork(
@@ -145,11 +144,11 @@ class OpenVino:
         capabilities = sorted(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
         return f"{_RECIPE} {openvino.get_version()} {device} {' '.join(capabilities)} {self.precision}"
 
-    def _load(self, bundle: Bundle, graph: GraphSpec, load: Callable[[], Compiled]) -> Compiled:
+    def _load(self, bundle: Bundle, graph: GraphSpec, load: Callable[[Path], Compiled]) -> Compiled:
+        path = bundle.graph_path(graph.name)
         try:
-            return load()
+            return load(path)
         except Exception as error:  # OpenVINO's and ONNX Runtime's exceptions have no other base
-            path = bundle.graph_path(graph.name)
             raise BackendError(
                 f"the backend '{self.name}' could not load '{path}': {_reason(error)}"
             ) from error
@@ -158,10 +157,10 @@ class OpenVino:
         self,
         core: Core,
         cache: CompiledCache,
-        path: Path,
         graph: GraphSpec,
         how: Mapping[str, Any],
         integers: Collection[str],
+        source: Path | KeptFile,
         shapes: Shapes | None = None,
     ) -> Compiled:
         """Load a graph as it was compiled before, or compile it.
@@ -174,10 +173,9 @@ class OpenVino:
         cached = load_from(core, cache, key, config)
         if cached is not None:
             return cached
-        if shapes is not None and hashlib.sha256(path.read_bytes()).hexdigest() != graph.sha256:
-            raise OSError(f"'{path}' has changed since the bundle was opened")
         with ONE_COMPILES:
-            model = _break_ties_by_index(_read_graph(path))
+            read = _read_graph(source) if isinstance(source, Path) else _read_kept(source, graph)
+            model = _break_ties_by_index(read)
             shorten_ends(model, integers)
             if self.precision == "bf16":
                 model = _mixed_precision(core, model)
@@ -235,10 +233,12 @@ class OpenVino:
         return plan, compiled
 
 
-def _load_for(graph: GraphSpec, load: Callable[[Shapes], Compiled], shapes: Shapes) -> Stage | None:
+def _load_for(
+    graph: GraphSpec, load: Callable[[KeptFile, Shapes], Compiled], file: KeptFile, shapes: Shapes
+) -> Stage | None:
     """Load a graph for inputs of these shapes alone; None if that cannot be."""
     try:
-        stage = _OpenVinoStage(graph, load(shapes))
+        stage = _OpenVinoStage(graph, load(file, shapes))
     except Exception as error:  # whatever it is, the graph for any size is there
         sizes = " and ".join("x".join(map(str, shape)) for shape in shapes.values())
         warnings.warn(
@@ -450,6 +450,16 @@ def _read_graph(path: Path) -> Model:
                 known, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         return _convert(inlined)
+
+
+def _read_kept(file: KeptFile, graph: GraphSpec) -> Model:
+    """Read a graph as it was when the bundle was opened (OSError if it has been written to since)."""
+    content = file.read()
+    if hashlib.sha256(content).hexdigest() != graph.sha256:
+        raise OSError(f"'{graph.file}' has changed since the bundle was opened")
+    with file_in_memory() as copy:
+        copy.write_bytes(content)
+        return _read_graph(copy)
 
 
 def _convert(path: Path) -> Model:

@@ -12,6 +12,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from asag_deploy.backends.openvino.one_size import takes_pictures
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.loop.stages import FEATURES, features_among
 
@@ -23,11 +24,8 @@ SCALE = "_scale"
 
 
 def maps_for_the_decoder(manifest: Manifest) -> frozenset[str]:
-    """Return the maps of `backbone` that only the decoder reads: those that no probe looks at again.
-
-    None are among other graphs than a network's own, such as those that are only timed.
-    """
-    backbones = [graph for graph in manifest.graphs if graph.name == "backbone"]
+    """Return the maps that only the decoder reads: those that no probe looks at again."""
+    backbones = [graph for graph in manifest.graphs if takes_pictures(graph)]
     made = frozenset(features_among(spec.name for graph in backbones for spec in graph.outputs))
     return made - {probed.level.lower() for probed in manifest.probing.levels}
 

@@ -6,17 +6,38 @@ their sizes when it compiles does it see that nothing has to be moved; else it m
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
+from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.loop.stages import Array, Stage
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each input of a graph."""
 
-OF_ONE_SIZE = frozenset({"backbone"})
-"""Graphs that gain by it, and are compiled for the size that comes first."""
+
+def takes_pictures(graph: GraphSpec) -> bool:
+    """Tell whether a graph gains by it: one that takes pictures of any size, such as `backbone`."""
+    return any(spec.name == "image" for spec in graph.inputs)
+
+
+class KeptFile:
+    """A file as it was opened, also when it is deleted or another takes its name meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file (OSError if that cannot be); it is closed when this goes."""
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+
+    def read(self) -> bytes:
+        """Return the content (OSError if it cannot be read)."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as stream:
+            stream.seek(0)
+            return stream.read()
 
 
 class _AnySize(Protocol):

@@ -167,7 +167,7 @@ def split(timed: TimedNetwork, call_ms: Mapping[str, float]) -> dict[str, float]
     """
     phases = {name: timed.times_ms[name] for name in PHASES if name in timed.times_ms}
     phases["preprocess"] = call_ms["preprocess"]
-    if "normalize" not in phases:  # done by a kernel, with upload, resizing and padding
+    if "normalize" not in phases:  # done by OpenCV, or by a kernel with upload, resizing and padding
         phases["normalize"] = call_ms["normalize"]
     phases["postprocess"] = max(call_ms["postprocess"] - timed.fetched_at_the_end_ms, 0.0)
     phases["loop"] = max(call_ms["total"] - sum(phases.values()), 0.0)

@@ -178,18 +178,23 @@ def test_threads_that_come_first_wait_for_one_graph(
     assert len(read) == 1
 
 
-def test_a_bundle_that_was_replaced_serves_on(cache: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_was_deleted_serves_on(cache: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    network = open_network("openvino", bundle, threads=1)
+    bundle.graph_path("backbone").unlink()
+    assert counts(network, 3) == [3, 0, 20, 17]
+    stage: Any = network.stage("backbone")
+    assert stage._own is not None
+
+
+def test_a_bundle_that_was_written_to_serves_on_as_it_was(cache: Path, tmp_path: Path) -> None:
     """The graph of one size is made of what was opened, or not at all."""
     bundle = make_bundle(tmp_path / "bundle")
-    for lost in (False, True):
-        network = open_network("openvino", bundle, threads=1)
-        path = bundle.graph_path("backbone")
-        path.unlink() if lost else path.write_bytes(bundle.graph_path("decoder").read_bytes())
-        with pytest.warns(
-            RuntimeWarning, match=r"'backbone' is not compiled for its inputs of 1x3x64x64 and"
-        ):
-            assert counts(network, 3) == [3, 0, 20, 17]
-        assert counts(network, 4) == [4, 0, 20, 16]
+    network = open_network("openvino", bundle, threads=1)
+    bundle.graph_path("backbone").write_bytes(bundle.graph_path("decoder").read_bytes())
+    with pytest.warns(RuntimeWarning, match="'backbone' is not compiled for its inputs of 1x3x64x64"):
+        assert counts(network, 3) == [3, 0, 20, 17]
+    assert counts(network, 4) == [4, 0, 20, 16]
 
 
 def test_features_are_not_copied(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

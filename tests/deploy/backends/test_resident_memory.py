@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ def test_openvino_holds_the_weights_once(
     if problem is not None:
         pytest.skip(str(problem))
     monkeypatch.setenv("ASAG_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # to the helpers of tests
     command = [sys.executable, "-W", "error", "-c", PROGRAM, backend, str(light.path), str(heavy.path)]
     for _ in ("compiled", "from the cache"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
