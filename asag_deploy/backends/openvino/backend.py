@@ -327,7 +327,7 @@ class _Memory:
 
 
 class OpenVinoNetwork(Network):
-    """The compiled graphs of one bundle.  Sizes are dynamic in OpenVINO too."""
+    """The compiled graphs of a bundle: for any sizes, and for pictures of the size that comes first."""
 
     def __init__(self, stages: Mapping[str, Stage], *, normalizes_on_host: bool = False) -> None:
         self.normalizes_on_host = normalizes_on_host

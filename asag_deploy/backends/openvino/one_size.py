@@ -57,7 +57,7 @@ class StageOfOneSize:
     def __init__(self, any_size: _AnySize, compiled_for: Callable[[Shapes], Stage | None]) -> None:
         """Take the graph for any size, and what makes another for one; it returns None if that cannot be."""
         self._any_size = any_size
-        self._compiled_for = compiled_for
+        self._compiled_for: Callable[[Shapes], Stage | None] | None = compiled_for
         self._lock = threading.Lock()
         self._first: Shapes | None = None
         self._own: Stage | None = None
@@ -70,7 +70,7 @@ class StageOfOneSize:
         if shapes is None:
             return self._any_size  # which says what is missing
         with self._lock:
-            if self._first is None:
-                self._first = shapes
-                self._own = self._compiled_for(shapes)
+            if self._compiled_for is not None:
+                self._first, self._own = shapes, self._compiled_for(shapes)
+                self._compiled_for = None  # the file that it reads is let go
         return self._own if self._own is not None and shapes == self._first else self._any_size
