@@ -60,7 +60,7 @@ SHARED_EXPORTS = ("small_bundle", "half_bundle", "demo_run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; put tests of the same shared export side by side, first.
+    """Skip what needs a GPU or PyTorch where there is none; put tests of a shared export side by side, first.
 
     Each worker begins with a part of the list: so one makes these exports while others do what needs none,
     instead of waiting for it.
@@ -71,6 +71,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, name in enumerate(SHARED_EXPORTS) if name in names), len(SHARED_EXPORTS))
 
     items.sort(key=group)
+    if not HAS_PYTORCH:
+        for item in items:
+            if group(item) < len(SHARED_EXPORTS):
+                item.add_marker(pytest.mark.skip(reason="its bundle is exported with PyTorch"))
     reason = missing_gpu()
     if reason is not None:
         for item in items:
