@@ -36,10 +36,11 @@ def area(boxes: Tensor) -> Tensor:
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Return the area that each of `a` (..., N, 4) shares with each of `b` (..., M, 4), both xyxy -> (..., N,
     M)."""
-    top_left = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    bottom_right = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    side = (bottom_right - top_left).clamp(min=0)
-    return side[..., 0] * side[..., 1]
+    # Axis by axis: CPUs read rows of M numbers several times as fast as rows of pairs.
+    (left, top, right, bottom), others = a[..., :, None, :].unbind(-1), b[..., None, :, :].unbind(-1)
+    width = (torch.minimum(right, others[2]) - torch.maximum(left, others[0])).clamp(min=0)
+    height = (torch.minimum(bottom, others[3]) - torch.maximum(top, others[1])).clamp(min=0)
+    return width * height
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
