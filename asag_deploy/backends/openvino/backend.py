@@ -328,7 +328,7 @@ class _Memory:
 
 
 class OpenVinoNetwork(Network):
-    """The compiled graphs of a bundle: for any sizes, and for pictures of the size that comes first."""
+    """The compiled graphs of a bundle: for any sizes, and for pictures of the size that comes most."""
 
     def __init__(self, stages: Mapping[str, Stage], *, normalizes_on_host: bool = False) -> None:
         self.normalizes_on_host = normalizes_on_host

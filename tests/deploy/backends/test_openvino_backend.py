@@ -167,6 +167,57 @@ def test_the_size_that_comes_first_has_a_graph_of_its_own(bundle: Bundle, cache:
         np.testing.assert_array_equal(np.repeat(value, 2, axis=0), pair[name])
 
 
+def test_a_size_that_comes_more_often_takes_the_graph_over(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = open_network("openvino", bundle, threads=1)
+    read = compilations(monkeypatch)
+    stage: Any = network.stage("backbone")
+    first, pair = (picture(5, 2),), (picture(5, 2), picture(3))
+    run_backbone(network, *first)
+    expected, own = run_backbone(network, *pair), stage._own
+    for _ in range(31):  # a call short of what it takes
+        run_backbone(network, *pair)
+    assert stage._own is own
+    for name, value in run_backbone(network, *pair).items():
+        np.testing.assert_array_equal(value, expected[name])
+    assert stage._own is not own
+    own = stage._own
+    assert len(read) == 2
+    for _ in range(63):  # the way back is twice as long
+        run_backbone(network, *first)
+    assert stage._own is own
+    run_backbone(network, *first)
+    assert stage._own is not own
+    assert len(read) == 2  # what was compiled before comes from the cache
+
+
+def test_another_size_that_cannot_be_compiled_changes_nothing(cache: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    network = open_network("openvino", bundle, threads=1)
+    stage: Any = network.stage("backbone")
+    run_backbone(network, picture(5, 2))
+    own = stage._own
+    bundle.graph_path("backbone").write_bytes(bundle.graph_path("decoder").read_bytes())
+    for _ in range(32):
+        run_backbone(network, picture(5, 2), picture(3))
+    with pytest.warns(RuntimeWarning, match="'backbone' is not compiled for its inputs of 2x3x64x64"):
+        run_backbone(network, picture(5, 2), picture(3))
+    assert stage._own is own
+
+
+def test_sizes_in_turn_change_nothing_and_few_are_counted(bundle: Bundle, cache: Path) -> None:
+    network = open_network("openvino", bundle, threads=1)
+    stage: Any = network.stage("backbone")
+    run_backbone(network, picture(5, 2))
+    own = stage._own
+    for number in range(2, 90):
+        run_backbone(network, *[picture(5)] * number)
+        run_backbone(network, picture(5, 2))
+    assert stage._own is own
+    assert len(stage._calls) <= 64
+
+
 def test_threads_that_come_first_wait_for_one_graph(
     bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
