@@ -3,11 +3,12 @@
 // All of a query and group fits into the cache, so that it goes through the steps alone: numbers become float32, are
 // multiplied, normalised and activated, and the result is written once.  Rows are padded to whole vectors.
 
-#include <atomic>
 #include <new>
+#include <vector>
 
 #include "checks.h"
 #include "mixing.h"
+#include "workers.h"
 
 namespace {
 
@@ -136,12 +137,12 @@ void mix_anywhere(const AsagAdaptiveMixing& a, int out_type, float* memory, int6
 
 #ifdef ASAG_X86
 
-__attribute__((target("avx2,fma"))) void mix_avx2(
+ASAG_AVX2 void mix_avx2(
     const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     mix<8>(a, out_type, memory, begin, end);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) void mix_avx512(
+ASAG_AVX512 void mix_avx512(
     const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     mix<16>(a, out_type, memory, begin, end);
 }
@@ -156,11 +157,8 @@ Mixer mixer_for(const AsagAdaptiveMixing& a) {
     }
     const size_t memory = Layout(a).end;
 #ifdef ASAG_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        return {mix_avx512, memory};
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {mix_avx2, memory};
+    if (most_lanes() == 16) return {mix_avx512, memory};
+    if (most_lanes() == 8) return {mix_avx2, memory};
 #endif
     return {mix_anywhere, memory};
 }
@@ -183,9 +181,9 @@ int asag_cpu_adaptive_mixing(const AsagAdaptiveMixing* arguments, const AsagCpu*
         constexpr uintptr_t LINE = MOST_LANES * sizeof(float);
         const uintptr_t misplaced = reinterpret_cast<uintptr_t>(memory.data()) % LINE;
         float* aligned = memory.data() + (misplaced == 0 ? 0 : (LINE - misplaced) / sizeof(float));
-        std::atomic<size_t> taken{0};
-        in_parallel(sets, how->threads, [&](int64_t begin, int64_t end) {
-            mixer.run(*arguments, how->out_type, aligned + taken++ * mixer.memory, begin, end);
+        in_parallel(sets, how->threads, [&](int worker, int64_t begin, int64_t end) {
+            float* own = aligned + static_cast<size_t>(worker) * mixer.memory;
+            mixer.run(*arguments, how->out_type, own, begin, end);
         });
     } catch (const std::bad_alloc&) {
         return problem(ASAG_NO_MEMORY, "no memory is left for the threads");
