@@ -71,12 +71,17 @@ ASAG_INLINE void widen(float* into, int stride, const In* from, int rows, int co
     }
 }
 
-ASAG_INLINE void read(float* into, int stride, const void* from, int64_t first, int type, int rows, int columns) {
+// The same of numbers of a `type`: where they are as float32, which is `from` if they are such, without gaps.
+ASAG_INLINE const float* read(
+    float* into, int stride, const void* from, int64_t first, int type, int rows, int columns) {
     if (type == ASAG_BFLOAT16) {
         widen(into, stride, static_cast<const BFloat16*>(from) + first, rows, columns);
-    } else {
-        widen(into, stride, static_cast<const float*>(from) + first, rows, columns);
+        return into;
     }
+    const float* values = static_cast<const float*>(from) + first;
+    if (stride == columns) return values;
+    widen(into, stride, values, rows, columns);
+    return into;
 }
 
 // Where in the memory of a thread what is.
@@ -107,20 +112,23 @@ ASAG_INLINE void mix(const AsagAdaptiveMixing& a, int out_type, float* memory, i
     const Layout at(a);
     const int64_t parameters = int64_t{a.channels} * a.channels + int64_t{a.out_points} * a.points;
     for (int64_t set = begin; set < end; ++set) {
-        read(memory + at.sampled, a.channels, a.sampled, set * a.points * a.channels, a.sampled_type, a.points,
-             a.channels);
-        read(memory + at.channel_mix, at.stride, a.parameters, set * parameters, a.parameters_type, a.channels,
-             a.channels);
-        read(memory + at.point_mix, a.points, a.parameters, set * parameters + int64_t{a.channels} * a.channels,
-             a.parameters_type, a.out_points, a.points);
+        const float* sampled = read(
+            memory + at.sampled, a.channels, a.sampled, set * a.points * a.channels, a.sampled_type, a.points,
+            a.channels);
+        const float* channel_mix = read(
+            memory + at.channel_mix, at.stride, a.parameters, set * parameters, a.parameters_type, a.channels,
+            a.channels);
+        const float* point_mix = read(
+            memory + at.point_mix, a.points, a.parameters, set * parameters + int64_t{a.channels} * a.channels,
+            a.parameters_type, a.out_points, a.points);
 
         float* mixed = memory + at.mixed;
-        multiply<LANES>(mixed, memory + at.sampled, memory + at.channel_mix, {a.points, a.channels, at.stride});
+        multiply<LANES>(mixed, sampled, channel_mix, {a.points, a.channels, at.stride});
         const Rows of_channels = Rows{mixed, a.points, a.channels, at.stride}.joined();
         normalise<LANES>(mixed, of_channels.stride, of_channels, a.activation);
 
         float* result = memory + at.result;
-        multiply<LANES>(result, memory + at.point_mix, mixed, {a.out_points, a.points, at.stride});
+        multiply<LANES>(result, point_mix, mixed, {a.out_points, a.points, at.stride});
         const Rows of_points = Rows{result, a.out_points, a.channels, at.stride}.joined();
         const int64_t first = set * a.out_points * a.channels;
         if (out_type == ASAG_BFLOAT16) {

@@ -23,6 +23,7 @@ constexpr int BLOCK = 8;  // vectors of channels that are summed up at a time
 // Adds a cell of a map, from its channel `first` on.
 template <int LANES, int WIDTH, class In>
 ASAG_INLINE void add(Floats<LANES> (&sums)[WIDTH], const In* cell, float weight, int first) {
+#pragma GCC unroll 8  // else the sums lie in memory
     for (int j = 0; j < WIDTH; ++j) {
         Floats<LANES> values;
         load<LANES>(values, cell + first + j * LANES);
@@ -34,6 +35,7 @@ template <int LANES, int WIDTH, class Out, class Cells>
 ASAG_INLINE void add_up_block(Out* out, const Cells& cells, int first) {
     Floats<LANES> sums[WIDTH] = {};
     cells.each([&](const auto* cell, float weight) ASAG_INLINED { add<LANES, WIDTH>(sums, cell, weight, first); });
+#pragma GCC unroll 8
     for (int j = 0; j < WIDTH; ++j) store<LANES>(out + first + j * LANES, sums[j]);
 }
 

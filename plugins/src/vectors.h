@@ -13,6 +13,12 @@
 #define ASAG_AVX2 __attribute__((target("avx2,fma")))
 #define ASAG_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define ASAG_SHUFFLES 1
+#endif
+#endif
+
 namespace asag {
 namespace {  // since each file has its own
 
@@ -46,6 +52,18 @@ ASAG_VECTOR void widen(Ints<LANES>& into, const int8_t* from) {
 #ifdef ASAG_X86
     if constexpr (LANES > 4) {
         asm("vpmovsxbd %1, %0" : "=v"(into) : "m"(*reinterpret_cast<const int8_t(*)[LANES]>(from)));
+        return;
+    }
+#endif
+#ifdef ASAG_SHUFFLES
+    if constexpr (LANES == 4) {  // each byte becomes the highest of a number
+        typedef int8_t Bytes __attribute__((vector_size(16)));
+        typedef int16_t Shorts __attribute__((vector_size(16)));
+        Bytes bytes = {};
+        std::memcpy(&bytes, from, LANES);
+        const auto high = Shorts(
+            __builtin_shufflevector(Bytes{}, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+        into = Ints<LANES>(__builtin_shufflevector(Shorts{}, high, 0, 8, 1, 9, 2, 10, 3, 11)) >> 24;
         return;
     }
 #endif

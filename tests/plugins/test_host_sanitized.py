@@ -90,8 +90,10 @@ for settings in (naive.PadSettings(), naive.PadSettings(10, 9, 4), naive.PadSett
     for _, anchors, keep, image_size, slots in naive.pad_inputs(settings._replace(first_level=20)):
         outputs = np.empty((len(anchors), slots, 4), np.float32), np.empty(len(anchors), np.int64)
         call(kernels.pad_anchors, anchors, keep, image_size, *outputs, **settings._asdict())
+        cpu.pad_anchors(anchors, keep, image_size, slots, **settings._asdict())
         anchors[:, ::3] = rng.choice(wild, anchors[:, ::3].shape)
         call(kernels.pad_anchors, anchors, keep, image_size, *outputs, **settings._asdict())
+        cpu.pad_anchors(anchors, keep, image_size, slots, **settings._asdict())
 
 sides = [((9, 7), (90, 64)), ((9, 7), (4, 3)), ((8, 6), (4, 3)), ((1, 50), (1, 9)), ((1, 1), (5, 5))]
 for shape, new_shape in sides:
