@@ -13,7 +13,9 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Manifest
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.errors import BackendError, ConfigError, Problem
+from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.loop import LOOPS, DeviceOrHost, HostLoop, Loop, LoopChoice
+from asag_deploy.loop.patch_nms import PatchFinder
 from asag_deploy.loop.stages import Array, Stages
 from asag_deploy.processing.canvases import Canvas
 from asag_deploy.processing.on_host import OnHost, Processing
@@ -29,8 +31,14 @@ class Network(Stages):
     """Whether `upload` takes other libraries' GPU arrays, and outputs are such arrays."""
     normalizes_on_host: bool = False
     """Whether OpenCV does what the stage `normalize` would, for arrays lie on the host anyway."""
+    cpu_kernels: CpuKernels | None = None
+    """The operators compiled for the CPU, if the network uses them."""
     canvases: Sequence[Canvas] = ()
     """Shapes that batches are padded to; what none of them holds is padded to multiples of the divisor."""
+
+    def patch_finder(self) -> PatchFinder:
+        """Return what `select` finds patches with on the host."""
+        return super().patch_finder() if self.cpu_kernels is None else self.cpu_kernels.patch_nms
 
     def keep(self, array: Array) -> None:
         """Refer to an uploaded array until all that was begun with it is done."""

@@ -129,7 +129,7 @@ class OnnxRuntime:
             # logger to that of the process.  What really fails, from here on, comes as an exception.
             onnxruntime.set_default_logger_severity(_NOTHING)
         on_host = self.device == "cpu" and takes_float32_images(bundle.manifest)
-        return OrtNetwork(stages, self.device, normalizes_on_host=on_host)
+        return OrtNetwork(stages, self.device, kernels=kernels, normalizes_on_host=on_host)
 
     def _open_pieces(
         self, bundle: Bundle, graph: GraphSpec, threads: int | None, kernels: CpuKernels, workers: int
@@ -194,8 +194,14 @@ class OrtNetwork(Network):
     """The sessions of one bundle.  Sizes are dynamic in ONNX Runtime, so nothing needs to be rounded up."""
 
     def __init__(
-        self, stages: Mapping[str, Stage], device: Device, *, normalizes_on_host: bool = False
+        self,
+        stages: Mapping[str, Stage],
+        device: Device,
+        *,
+        kernels: CpuKernels | None,
+        normalizes_on_host: bool,
     ) -> None:
+        self.cpu_kernels = kernels
         self.normalizes_on_host = normalizes_on_host
         self._device = device
         self._lock = threading.Lock()

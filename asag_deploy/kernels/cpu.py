@@ -43,6 +43,7 @@ _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
     "adaptive_mixing": structures.AdaptiveMixing,
     "pad_anchors": structures.PadAnchors,
     "top_k": structures.TopK,
+    "patch_nms": structures.PatchNMS,
 }
 
 
@@ -180,6 +181,37 @@ class CpuKernels:
         )
         self._run("top_k", arguments, 1, np.dtype(np.float32))
         return largest, indices
+
+    def patch_nms(
+        self,
+        anchors: Any,
+        selected: Any,
+        image_size: Any,
+        *,
+        stride: int,
+        patch_size: int,
+        iou_threshold: float,
+        capacity: int,
+        max_candidates: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find where the next level looks: `asag_deploy.loop.patch_nms.patch_nms`, with the same decisions.
+
+        anchors: float32 or float16 (B, N, 5); selected: bool (B, N); image_size: int64 (B, 2) height, width.
+        Returns origins int64 (B, capacity, 2), and counts int64 (B,).
+        """
+        anchor = expect("anchors", anchors, (-1, -1, 5), np.float32, np.float16, on_device=False)
+        batch, count, _ = anchor.shape
+        flags = expect("selected", selected, (batch, count), np.bool_, on_device=False)
+        sizes = expect("image_size", image_size, (batch, 2), np.int64, on_device=False)
+        origins = np.empty((batch, capacity, 2), dtype=np.int64)
+        counts = np.empty((batch, structures.COUNT_COLUMNS), dtype=np.int64)
+        arguments = structures.PatchNMS(
+            *(anchor.pointer, flags.pointer, sizes.pointer, origins.ctypes.data, counts.ctypes.data),
+            *(TYPES[anchor.dtype], batch, count),
+            *(stride, patch_size, capacity, max_candidates, iou_threshold),
+        )
+        self._run("patch_nms", arguments, 1, np.dtype(np.float32))
+        return origins, counts[:, structures.PATCHES]
 
     def _run(
         self,

@@ -6,13 +6,17 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-INTERFACE_VERSION = 7
+INTERFACE_VERSION = 8
 MAX_LEVELS = 4
 
 FLOAT32 = 0
 FLOAT16 = 1
 UINT8 = 2
 BFLOAT16 = 3
+
+PATCHES = 1
+COUNT_COLUMNS = 4
+"""Of the counts: the column that patch NMS writes, and how many there are."""
 
 GELU = 0
 RELU = 1

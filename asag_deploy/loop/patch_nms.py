@@ -1,16 +1,37 @@
 """Where the next level looks: greedy NMS over the square patches around the anchors that ask for it.
 
-This is the version for the host, of paper section 4.2.  It takes the same decisions as the kernel
-`patch_nms` of `plugins/` and the reference `asag_training.network.operators.patch_nms`, in the same float32
-arithmetic.
+This is the version for the host, of paper section 4.2.  It takes the same decisions as `patch_nms` of
+`plugins/`, for GPUs and for CPUs, and the reference `asag_training.network.operators.patch_nms`, in the same
+float32 arithmetic.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+
+
+class PatchFinder(Protocol):
+    """`patch_nms`, or what does the same faster."""
+
+    def __call__(
+        self,
+        anchors: NDArray[np.floating],
+        selected: NDArray[np.bool_],
+        image_size: NDArray[np.int64],
+        *,
+        stride: int,
+        patch_size: int,
+        iou_threshold: float,
+        capacity: int,
+        max_candidates: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return origins (B, capacity, 2) and counts (B,), as `patch_nms` does."""
+        ...
 
 
 def patch_nms(

@@ -51,7 +51,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import ProbeLevel, Probing
-from asag_deploy.loop.patch_nms import patch_nms
+from asag_deploy.loop.patch_nms import PatchFinder, patch_nms
 
 FEATURES = ("p2", "p3", "p4", "p5", "p6")
 """The feature maps that `backbone` may put out, the finest first: P2 to P5, or P3 to P6 in light networks."""
@@ -135,6 +135,10 @@ class Stages(ABC):
         """Return the shape of an array on the device."""
         return tuple(array.shape)
 
+    def patch_finder(self) -> PatchFinder:
+        """Return what `select` finds patches with on the host."""
+        return patch_nms
+
     def select(
         self, probing: Probing, level: ProbeLevel, before: LevelOutputs, image_size: Array
     ) -> tuple[Array, Array]:
@@ -144,7 +148,7 @@ class Stages(ABC):
         counts of `before` with the column `patches` filled in; the counts given may be written to.  Here
         it is done on the host; a network on a GPU does it there.
         """
-        origins, patches = patch_nms(
+        origins, patches = self.patch_finder()(
             self.download(before.anchors),
             self.download(before.selected),
             self.download(image_size),

@@ -122,7 +122,7 @@ int check(const AsagPyramidSample* arguments) {
     return checks.given(arguments->out, "out").status;
 }
 
-int check(const AsagPatchNMS* arguments) {
+int check(const AsagPatchNMS* arguments, bool in_a_block) {
     Checks checks;
     if (checks.given(arguments, "arguments").status != ASAG_OK) return checks.status;
     checks.type(arguments->type)
@@ -136,7 +136,7 @@ int check(const AsagPatchNMS* arguments) {
         return problem(
             ASAG_OUT_OF_RANGE, "iou_threshold is %g, expected 0 to 1", static_cast<double>(arguments->iou_threshold));
     }
-    if (checks.status == ASAG_OK && patch_nms_shared_bytes(*arguments) > SHARED_LIMIT) {
+    if (checks.status == ASAG_OK && in_a_block && patch_nms_shared_bytes(*arguments) > SHARED_LIMIT) {
         return problem(
             ASAG_OUT_OF_RANGE, "max_candidates is %d with %d anchors, expected at most %d that can be considered",
             arguments->max_candidates, arguments->anchor_count,

@@ -1,12 +1,8 @@
-// What the operators made for speed on a CPU share: the types of numbers, and threads.
+// What the operators made for speed on a CPU share: the types of numbers.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 #include "asag/platform.h"
 
@@ -42,25 +38,6 @@ ASAG_INLINE void narrow(float value, BFloat16& out) {
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const uint32_t quiet = (bits >> 16) | 0x40u;
     out.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
-
-// Calls work(begin, end) for equal parts of 0 to `count`, each on a thread of its own, the last on this one.
-template <class Work>
-void in_parallel(int64_t count, int threads, const Work& work) {
-    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, count));
-    std::vector<std::thread> others;
-    int64_t begin = 0;
-    for (int64_t part = 1; part < parts; ++part) {
-        const int64_t end = count * part / parts;
-        try {
-            others.emplace_back([&work, begin, end] { work(begin, end); });
-        } catch (const std::system_error&) {
-            break;  // no more threads may be started: this one does the rest
-        }
-        begin = end;
-    }
-    work(begin, count);
-    for (std::thread& other : others) other.join();
 }
 
 }  // namespace asag

@@ -3,11 +3,12 @@
 // All of a query and group fits into the cache, so that it goes through the steps alone: numbers become float32, are
 // multiplied, normalised and activated, and the result is written once.  Rows are padded to whole vectors.
 
-#include <atomic>
 #include <new>
+#include <vector>
 
 #include "checks.h"
 #include "mixing.h"
+#include "workers.h"
 
 namespace {
 
@@ -70,12 +71,17 @@ ASAG_INLINE void widen(float* into, int stride, const In* from, int rows, int co
     }
 }
 
-ASAG_INLINE void read(float* into, int stride, const void* from, int64_t first, int type, int rows, int columns) {
+// The same of numbers of a `type`: where they are as float32, which is `from` if they are such, without gaps.
+ASAG_INLINE const float* read(
+    float* into, int stride, const void* from, int64_t first, int type, int rows, int columns) {
     if (type == ASAG_BFLOAT16) {
         widen(into, stride, static_cast<const BFloat16*>(from) + first, rows, columns);
-    } else {
-        widen(into, stride, static_cast<const float*>(from) + first, rows, columns);
+        return into;
     }
+    const float* values = static_cast<const float*>(from) + first;
+    if (stride == columns) return values;
+    widen(into, stride, values, rows, columns);
+    return into;
 }
 
 // Where in the memory of a thread what is.
@@ -106,20 +112,23 @@ ASAG_INLINE void mix(const AsagAdaptiveMixing& a, int out_type, float* memory, i
     const Layout at(a);
     const int64_t parameters = int64_t{a.channels} * a.channels + int64_t{a.out_points} * a.points;
     for (int64_t set = begin; set < end; ++set) {
-        read(memory + at.sampled, a.channels, a.sampled, set * a.points * a.channels, a.sampled_type, a.points,
-             a.channels);
-        read(memory + at.channel_mix, at.stride, a.parameters, set * parameters, a.parameters_type, a.channels,
-             a.channels);
-        read(memory + at.point_mix, a.points, a.parameters, set * parameters + int64_t{a.channels} * a.channels,
-             a.parameters_type, a.out_points, a.points);
+        const float* sampled = read(
+            memory + at.sampled, a.channels, a.sampled, set * a.points * a.channels, a.sampled_type, a.points,
+            a.channels);
+        const float* channel_mix = read(
+            memory + at.channel_mix, at.stride, a.parameters, set * parameters, a.parameters_type, a.channels,
+            a.channels);
+        const float* point_mix = read(
+            memory + at.point_mix, a.points, a.parameters, set * parameters + int64_t{a.channels} * a.channels,
+            a.parameters_type, a.out_points, a.points);
 
         float* mixed = memory + at.mixed;
-        multiply<LANES>(mixed, memory + at.sampled, memory + at.channel_mix, {a.points, a.channels, at.stride});
+        multiply<LANES>(mixed, sampled, channel_mix, {a.points, a.channels, at.stride});
         const Rows of_channels = Rows{mixed, a.points, a.channels, at.stride}.joined();
         normalise<LANES>(mixed, of_channels.stride, of_channels, a.activation);
 
         float* result = memory + at.result;
-        multiply<LANES>(result, memory + at.point_mix, mixed, {a.out_points, a.points, at.stride});
+        multiply<LANES>(result, point_mix, mixed, {a.out_points, a.points, at.stride});
         const Rows of_points = Rows{result, a.out_points, a.channels, at.stride}.joined();
         const int64_t first = set * a.out_points * a.channels;
         if (out_type == ASAG_BFLOAT16) {
@@ -136,12 +145,12 @@ void mix_anywhere(const AsagAdaptiveMixing& a, int out_type, float* memory, int6
 
 #ifdef ASAG_X86
 
-__attribute__((target("avx2,fma"))) void mix_avx2(
+ASAG_AVX2 void mix_avx2(
     const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     mix<8>(a, out_type, memory, begin, end);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) void mix_avx512(
+ASAG_AVX512 void mix_avx512(
     const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     mix<16>(a, out_type, memory, begin, end);
 }
@@ -156,11 +165,8 @@ Mixer mixer_for(const AsagAdaptiveMixing& a) {
     }
     const size_t memory = Layout(a).end;
 #ifdef ASAG_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        return {mix_avx512, memory};
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {mix_avx2, memory};
+    if (most_lanes() == 16) return {mix_avx512, memory};
+    if (most_lanes() == 8) return {mix_avx2, memory};
 #endif
     return {mix_anywhere, memory};
 }
@@ -183,9 +189,9 @@ int asag_cpu_adaptive_mixing(const AsagAdaptiveMixing* arguments, const AsagCpu*
         constexpr uintptr_t LINE = MOST_LANES * sizeof(float);
         const uintptr_t misplaced = reinterpret_cast<uintptr_t>(memory.data()) % LINE;
         float* aligned = memory.data() + (misplaced == 0 ? 0 : (LINE - misplaced) / sizeof(float));
-        std::atomic<size_t> taken{0};
-        in_parallel(sets, how->threads, [&](int64_t begin, int64_t end) {
-            mixer.run(*arguments, how->out_type, aligned + taken++ * mixer.memory, begin, end);
+        in_parallel(sets, how->threads, [&](int worker, int64_t begin, int64_t end) {
+            float* own = aligned + static_cast<size_t>(worker) * mixer.memory;
+            mixer.run(*arguments, how->out_type, own, begin, end);
         });
     } catch (const std::bad_alloc&) {
         return problem(ASAG_NO_MEMORY, "no memory is left for the threads");

@@ -8,7 +8,7 @@
 
 #if defined(ASAG_X86) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define ASAG_TILES 1
-#define ASAG_MIXING_TARGET \
+#define ASAG_VECTOR_TARGET \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 #endif
 
@@ -29,7 +29,7 @@ struct NativeBFloat16 {
 };
 
 template <int LANES>
-ASAG_MIXING void store(NativeBFloat16* into, const Floats<LANES>& from) {
+ASAG_VECTOR void store(NativeBFloat16* into, const Floats<LANES>& from) {
     const __m256bh halves = _mm512_cvtneps_pbh(__m512(from));
     std::memcpy(into, &halves, sizeof halves);
 }
@@ -78,7 +78,7 @@ struct Product {
 };
 
 // The second factor holds the numbers of two rows side by side.
-ASAG_MIXING_TARGET void multiply(float* out, const float* first, const float* second, const Product& sizes) {
+ASAG_VECTOR_TARGET void multiply(float* out, const float* first, const float* second, const Product& sizes) {
     const int stride = sizes.stride;
     for (int row = 0; row < sizes.rows; row += ROWS) {
         for (int column = 0; column < stride; column += AT_A_TIME * ROWS) {
@@ -115,7 +115,7 @@ ASAG_MIXING_TARGET void multiply(float* out, const float* first, const float* se
 }
 
 // Copies rows, which become `stride` numbers long.
-ASAG_MIXING void copy_rows(float* into, int stride, const BFloat16* from, int rows, int columns) {
+ASAG_VECTOR void copy_rows(float* into, int stride, const BFloat16* from, int rows, int columns) {
     char* to = reinterpret_cast<char*>(into);
     const size_t size = static_cast<size_t>(columns) * sizeof(BFloat16);
     for (int row = 0; row < rows; ++row) {
@@ -125,7 +125,7 @@ ASAG_MIXING void copy_rows(float* into, int stride, const BFloat16* from, int ro
 
 // Puts the numbers of two rows side by side; rows are `from_stride` and become `stride` pairs long.
 template <class In>
-ASAG_MIXING void pair_rows(float* into, int stride, const In* from, int from_stride, int rows, int columns) {
+ASAG_VECTOR void pair_rows(float* into, int stride, const In* from, int from_stride, int rows, int columns) {
     for (int row = 0; row < rows; row += 2) {
         const In* first = from + row * from_stride;
         const In* second = row + 1 < rows ? first + from_stride : nullptr;
@@ -152,7 +152,7 @@ struct alignas(64) TileSizes {
     }
 };
 
-ASAG_MIXING_TARGET void mix_by_tiles(
+ASAG_VECTOR_TARGET void mix_by_tiles(
     const AsagAdaptiveMixing& a, int out_type, float* memory, int64_t begin, int64_t end) {
     constexpr int LANES = MOST_LANES;
     const TileSizes tiles;

@@ -5,53 +5,12 @@
 #include <type_traits>
 
 #include "asag/asag_kernels.h"
-#include "cpu.h"
-
-// The processor that a file compiles all of this for: none where it is inlined into functions for several.
-#ifndef ASAG_MIXING_TARGET
-#define ASAG_MIXING_TARGET
-#endif
-#define ASAG_MIXING ASAG_INLINE ASAG_MIXING_TARGET
+#include "vectors.h"
 
 namespace asag {
 namespace {  // since each file has its own
 
-constexpr int MOST_LANES = 16;
 constexpr float EPSILON = 1e-5f;  // of the normalisation, as PyTorch's
-
-// LANES numbers that one instruction works on.
-template <int LANES>
-struct Lanes {
-    typedef float Floats __attribute__((vector_size(LANES * sizeof(float))));
-    typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(uint32_t))));
-    typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
-    static constexpr int WIDTH = LANES == MOST_LANES ? 4 : 2;  // vectors of a row that are summed up at a time
-};
-
-template <int LANES>
-using Floats = typename Lanes<LANES>::Floats;
-
-template <int LANES>
-ASAG_MIXING void load(Floats<LANES>& into, const float* from) {
-    std::memcpy(&into, from, sizeof into);
-}
-
-template <int LANES>
-ASAG_MIXING void store(float* into, const Floats<LANES>& from) {
-    std::memcpy(into, &from, sizeof from);
-}
-
-// As `narrow` does one by one.
-template <int LANES>
-ASAG_MIXING void store(BFloat16* into, const Floats<LANES>& from) {
-    typename Lanes<LANES>::Bits bits;
-    std::memcpy(&bits, &from, sizeof bits);
-    const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const auto quiet = (bits >> 16) | 0x40u;
-    const auto chosen = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
-    const auto halves = __builtin_convertvector(chosen, typename Lanes<LANES>::Halves);
-    std::memcpy(into, &halves, sizeof halves);
-}
 
 // Rows of `columns` numbers, each `stride` after the one before.
 struct Rows {
@@ -61,12 +20,12 @@ struct Rows {
     int stride;
 
     // What is not padded is one row.
-    ASAG_MIXING Rows joined() const { return stride == columns ? Rows{values, 1, count * columns, count * columns} : *this; }
+    ASAG_VECTOR Rows joined() const { return stride == columns ? Rows{values, 1, count * columns, count * columns} : *this; }
 };
 
 // The sum of (x - centre)^POWER over all numbers.
 template <int LANES, int POWER>
-ASAG_MIXING float sum_of(const Rows& rows, float centre) {
+ASAG_VECTOR float sum_of(const Rows& rows, float centre) {
     constexpr int SUMS = 4;  // at a time, for each waits for the one before
     Floats<LANES> sums[SUMS] = {};
     float rest = 0.0f;
@@ -108,7 +67,7 @@ struct Rounded {  // GELU is off by at most 4e-5, for results in bfloat16
 
 // Puts x within -end to end; what is no number stays so.
 template <int LANES>
-ASAG_MIXING void clamp(Floats<LANES>& x, float end) {
+ASAG_VECTOR void clamp(Floats<LANES>& x, float end) {
     x = x < -end ? Floats<LANES>{} - end : x;
     x = x > end ? Floats<LANES>{} + end : x;
 }
@@ -116,7 +75,7 @@ ASAG_MIXING void clamp(Floats<LANES>& x, float end) {
 // What replaces x: x times the integral.  Several vectors go through the steps together, since each step waits for the
 // one before.
 template <int LANES, int COUNT, class Fit>
-ASAG_MIXING void gelu(Floats<LANES> (&x)[COUNT]) {
+ASAG_VECTOR void gelu(Floats<LANES> (&x)[COUNT]) {
     constexpr int DEGREE = sizeof Fit::P / sizeof Fit::P[0] - 1;
     Floats<LANES> y[COUNT], t[COUNT], value[COUNT];
     for (int j = 0; j < COUNT; ++j) {
@@ -132,7 +91,7 @@ ASAG_MIXING void gelu(Floats<LANES> (&x)[COUNT]) {
 }
 
 template <int LANES, int COUNT, class Fit>
-ASAG_MIXING void activate(Floats<LANES> (&x)[COUNT], int activation) {
+ASAG_VECTOR void activate(Floats<LANES> (&x)[COUNT], int activation) {
     if (activation == ASAG_GELU) {
         gelu<LANES, COUNT, Fit>(x);
     } else {
@@ -149,7 +108,7 @@ struct Normal {
 
 // COUNT vectors of numbers.
 template <int LANES, int COUNT, class Out>
-ASAG_MIXING void finish(Out* out, const float* values, const Normal& how) {
+ASAG_VECTOR void finish(Out* out, const float* values, const Normal& how) {
     Floats<LANES> x[COUNT];
     for (int j = 0; j < COUNT; ++j) {
         load<LANES>(x[j], values + j * LANES);
@@ -162,7 +121,7 @@ ASAG_MIXING void finish(Out* out, const float* values, const Normal& how) {
 
 // Normalises all numbers together, and writes what the activation makes of them, in rows of `out_stride`.
 template <int LANES, class Out>
-ASAG_MIXING void normalise(Out* out, int out_stride, const Rows& rows, int activation) {
+ASAG_VECTOR void normalise(Out* out, int out_stride, const Rows& rows, int activation) {
     constexpr int WIDTH = Lanes<LANES>::WIDTH;
     const float count = static_cast<float>(rows.count) * static_cast<float>(rows.columns);
     const float mean = sum_of<LANES, 1>(rows, 0.0f) / count;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from asag_deploy.kernels.cpu import (
     cpu_kernels,
     why_no_cpu_kernels,
 )
+from asag_deploy.loop.patch_nms import patch_nms
 from asag_training.network import operators
 from asag_training.network.config import Activation
 from support import naive_operators as naive
@@ -199,6 +203,67 @@ def test_more_threads_than_queries_and_none_at_all(kernels: CpuKernels) -> None:
     assert kernels.multiscale_roi_align(features, boxes[:, :0].copy(), threads=2, **how).shape[1] == 0
 
 
+def test_calls_at_once_and_after_a_fork_are_those_of_one_thread(kernels: CpuKernels) -> None:
+    """The threads that calls share stay; the child of a fork starts its own."""
+    features, boxes = naive.pyramid(3, 64, 96), naive.roi_boxes(4, 64, 96)
+    inputs = naive.mixing_inputs(0, 2, 30, 2, 5, 6, 7)
+
+    def results(threads: int) -> list[NDArray[Any]]:
+        how: dict[str, Any] = {"out": FLOAT32, "threads": threads}
+        given = (inputs.sampled, inputs.parameters)
+        mixed = kernels.adaptive_mixing(*given, out_points=7, activation=structures.GELU, **how)
+        return [kernels.multiscale_roi_align(features, boxes, strides=STRIDES, **how), mixed]
+
+    def as_alone(threads: int) -> bool:
+        return all(map(np.array_equal, results(threads), alone))
+
+    alone = results(1)
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(as_alone, [2, 3, 5, 8] * 40))
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # which ends it
+        os._exit(0 if all(as_alone(threads) for threads in (2, 3) * 10) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert as_alone(3)
+
+
+def test_every_half_is_read_as_what_it_is(kernels: CpuKernels) -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    maps = [halves.reshape(1, 1, 1, -1), np.zeros((1, 1, 1, 2**16), dtype=np.float16)]
+    xy, weight = np.full((1, 1, 1, 1, 2), 2, dtype=np.float32), np.zeros((1, 1, 1, 1, 2), dtype=np.float32)
+    weight[..., 0] = 1
+    found = kernels.pyramid_sample(maps, xy, weight, strides=(4, 8), out=FLOAT32, threads=1)
+    np.testing.assert_array_equal(found.ravel(), halves.astype(np.float32))
+
+
+@pytest.mark.parametrize("settings", naive.NMS_SETTINGS)
+def test_patches_are_those_of_the_host(kernels: CpuKernels, settings: naive.NmsSettings) -> None:
+    for inputs in naive.nms_inputs(settings):
+        expected = patch_nms(*inputs[1:], **settings._asdict())
+        found = kernels.patch_nms(*inputs[1:], **settings._asdict())
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(other, one, err_msg=inputs.name)
+            assert other.dtype == np.int64
+
+
+def test_patches_of_many_tied_and_odd_candidates(kernels: CpuKernels) -> None:
+    """More than fit into a block of a GPU, most of the same place or score, some of no score."""
+    rng = np.random.default_rng(0)
+    for case in range(40):
+        count, dtype = (5000 if case < 2 else 300), (np.float16 if case % 3 == 2 else np.float32)
+        anchors = np.rint(rng.uniform(-100, 900, (2, count, 5)) / 8) * 8
+        anchors[..., 4] = rng.integers(-1, 12, (2, count)) / 10
+        anchors[rng.random((2, count)) < 0.05, 4] = np.nan
+        selected = rng.random((2, count)) < 0.8
+        given: Any = (anchors.astype(dtype), selected, rng.integers(1, 1000, (2, 2)))
+        for most in (0, 7, 2048, 2**31 - 1):
+            how: dict[str, Any] = {"stride": 8, "iou_threshold": 0.25, "max_candidates": most}
+            how |= {"patch_size": int(rng.integers(1, 16)), "capacity": int(rng.integers(0, 60))}
+            for one, other in zip(patch_nms(*given, **how), kernels.patch_nms(*given, **how), strict=True):
+                np.testing.assert_array_equal(other, one)
+
+
 @pytest.mark.parametrize("settings", [naive.PadSettings(), naive.PadSettings(10, 9, 4)])
 def test_anchors_are_padded_as_by_the_reference(kernels: CpuKernels, settings: naive.PadSettings) -> None:
     for inputs in naive.pad_inputs(settings):
@@ -211,7 +276,7 @@ def test_anchors_are_padded_as_by_the_reference(kernels: CpuKernels, settings: n
         assert np.array_equal(queries, expected.numpy()), inputs.name
 
 
-@pytest.mark.parametrize(("count", "k"), [(1, 1), (7, 7), (1000, 100), (5, 0)])
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (7, 7), (1000, 100), (1000, 1), (1000, 999), (5, 0)])
 def test_the_largest_of_rows(kernels: CpuKernels, count: int, k: int) -> None:
     values = np.random.default_rng(0).integers(0, 40, (3, count)).astype(np.float32)  # with many ties
     largest, indices = kernels.top_k(values, k)
@@ -251,6 +316,12 @@ def test_what_makes_no_sense_is_said(kernels: CpuKernels) -> None:
     xy, weight = naive.sample_points(2, 64, 96, groups=2)
     with pytest.raises(ConfigError, match="divides 5 channels, got 2"):
         kernels.pyramid_sample(features, xy, weight, **how)
+    settings = naive.NMS_SETTINGS[0]._replace(patch_size=1025)
+    arrays = next(iter(naive.nms_inputs(settings)))[1:]
+    with pytest.raises(BackendError, match="patch_size is 1025, expected 1 to 1024"):
+        kernels.patch_nms(*arrays, **settings._asdict())
+    with pytest.raises(ConfigError, match="expected selected of type bool, got uint8"):
+        kernels.patch_nms(arrays[0], arrays[1].view(np.uint8), arrays[2], **settings._asdict())
     with pytest.raises(BackendError, match="k is 3 of 2 values in 1 rows"):
         kernels.top_k(np.zeros((1, 2), dtype=np.float32), 3)
 

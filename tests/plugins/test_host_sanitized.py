@@ -22,7 +22,7 @@ import sys
 import numpy as np
 from support import naive_operators as naive
 from asag_deploy import kernels
-from asag_deploy.kernels.buffers import BFLOAT16
+from asag_deploy.kernels.buffers import BFLOAT16, ScaledIntegers
 from asag_deploy.kernels.cpu import CpuKernels
 
 cpu = CpuKernels(sys.argv[1])
@@ -52,6 +52,9 @@ for height, width in [(203, 317), (7, 5), (33, 500)]:
             how = dict(strides=naive.STRIDES, out=maps[0].dtype, threads=3)
             cpu.multiscale_roi_align(maps, boxes, **how)
             cpu.pyramid_sample(maps, xy, weight, **how)
+            integers = ScaledIntegers(values=maps[1].view(np.int8)[..., :channels].copy(), scale=0.1)
+            cpu.multiscale_roi_align([maps[0], integers, *maps[2:]], boxes, **how)
+            cpu.pyramid_sample([maps[0], integers, *maps[2:]], xy, weight, **how)
 
 for sizes in [(2, 3, 2, 5, 6, 7), (1, 2, 4, 16, 32, 32), (1, 1, 3, 1, 50, 1)]:
     sampled, parameters, out_points = naive.mixing_inputs(0, *sizes)
@@ -78,15 +81,19 @@ for settings in (naive.NmsSettings(), naive.NmsSettings(stride=8, capacity=3, ma
     for _, anchors, selected, image_size in naive.nms_inputs(settings):
         outputs = np.empty((len(anchors), capacity, 2), np.int64), np.empty((len(anchors), 4), np.int64)
         call(kernels.patch_nms, anchors, selected, image_size, *outputs, **options)
+        cpu.patch_nms(anchors, selected, image_size, capacity=capacity, **options)
         anchors[:, ::3] = rng.choice(wild, anchors[:, ::3].shape)
         call(kernels.patch_nms, anchors, selected, image_size, *outputs, **options)
+        cpu.patch_nms(anchors, selected, image_size, capacity=capacity, **options)
 
 for settings in (naive.PadSettings(), naive.PadSettings(10, 9, 4), naive.PadSettings(900, 300, 2000)):
     for _, anchors, keep, image_size, slots in naive.pad_inputs(settings._replace(first_level=20)):
         outputs = np.empty((len(anchors), slots, 4), np.float32), np.empty(len(anchors), np.int64)
         call(kernels.pad_anchors, anchors, keep, image_size, *outputs, **settings._asdict())
+        cpu.pad_anchors(anchors, keep, image_size, slots, **settings._asdict())
         anchors[:, ::3] = rng.choice(wild, anchors[:, ::3].shape)
         call(kernels.pad_anchors, anchors, keep, image_size, *outputs, **settings._asdict())
+        cpu.pad_anchors(anchors, keep, image_size, slots, **settings._asdict())
 
 sides = [((9, 7), (90, 64)), ((9, 7), (4, 3)), ((8, 6), (4, 3)), ((1, 50), (1, 9)), ((1, 1), (5, 5))]
 for shape, new_shape in sides:

@@ -15,8 +15,14 @@ from asag_deploy.errors import BackendError
 BUILD_VARIABLE = "ASAG_KERNELS_BUILD"
 PLUGINS = Path(__file__).parents[2] / "plugins"
 HOST_SOURCES = (
-    *("src/host_api.cpp", "src/cpu_api.cpp", "src/cpu_mixing.cpp", "src/cpu_mixing_tiles.cpp"),
-    *("src/host_message.cpp", "src/checks.cpp"),
+    *(
+        "src/host_api.cpp",
+        "src/cpu_api.cpp",
+        "src/cpu_sampling.cpp",
+        "src/cpu_mixing.cpp",
+        "src/cpu_mixing_tiles.cpp",
+    ),
+    *("src/workers.cpp", "src/host_message.cpp", "src/checks.cpp"),
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)

@@ -134,6 +134,7 @@ class OpenVino:
             stages = list(pool.map(open_stage, graphs))
         return OpenVinoNetwork(
             {graph.name: stage for graph, stage in zip(graphs, stages, strict=True)},
+            kernels=kernels,
             normalizes_on_host=takes_float32_images(bundle.manifest),
         )
 
@@ -330,7 +331,10 @@ class _Memory:
 class OpenVinoNetwork(Network):
     """The compiled graphs of a bundle: for any sizes, and for pictures of the size that comes most."""
 
-    def __init__(self, stages: Mapping[str, Stage], *, normalizes_on_host: bool = False) -> None:
+    def __init__(
+        self, stages: Mapping[str, Stage], *, kernels: CpuKernels | None, normalizes_on_host: bool
+    ) -> None:
+        self.cpu_kernels = kernels
         self.normalizes_on_host = normalizes_on_host
         self._stages = dict(stages)
 

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 7
+#define ASAG_INTERFACE_VERSION 8
 #define ASAG_MAX_LEVELS 4
 
 /* Element types; bfloat16 is for asag_cpu_* alone. */
@@ -238,6 +238,8 @@ ASAG_API int asag_cpu_pyramid_sample(const AsagPyramidSample* arguments, const A
 ASAG_API int asag_cpu_adaptive_mixing(const AsagAdaptiveMixing* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_pad_anchors(const AsagPadAnchors* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_top_k(const AsagTopK* arguments, const AsagCpu* how);
+/* Of any number of candidates. */
+ASAG_API int asag_cpu_patch_nms(const AsagPatchNMS* arguments, const AsagCpu* how);
 
 /* One sentence on a status.  For a negative one: on the last that this thread was given by this library. */
 ASAG_API const char* asag_message(int status);

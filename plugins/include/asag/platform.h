@@ -164,8 +164,23 @@ ASAG_HD inline float square_root(float a) {
 }
 
 // Of a NaN and a number, the number: what follows is then safe to use as an index.
-ASAG_HD inline float smaller(float a, float b) { return fminf(a, b); }
-ASAG_HD inline float larger(float a, float b) { return fmaxf(a, b); }
+// (On a CPU fminf would be called, each time.)
+ASAG_HD inline float smaller(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return fminf(a, b);
+#else
+    return a < b || b != b ? a : b;
+#endif
+}
+
+ASAG_HD inline float larger(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return fmaxf(a, b);
+#else
+    return a > b || b != b ? a : b;
+#endif
+}
+
 ASAG_HD inline int smaller(int a, int b) { return b < a ? b : a; }
 ASAG_HD inline int larger(int a, int b) { return a < b ? b : a; }
 

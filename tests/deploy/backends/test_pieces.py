@@ -25,7 +25,8 @@ from asag_deploy.backends.pieces import (
 )
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, FieldError
-from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, CpuKernels
+from asag_deploy.loop.patch_nms import patch_nms
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
 
@@ -68,6 +69,9 @@ def test_pieces_find_what_the_whole_finds(
     pieces = open_network(backend, small_bundle, threads=2)
     assert isinstance(pieces.stage("decoder"), StageInPieces)
     assert not isinstance(whole.stage("decoder"), StageInPieces)
+    finders = [network.patch_finder() for network in (whole, pieces)]
+    assert finders[0] is patch_nms
+    assert isinstance(getattr(finders[1], "__self__", None), CpuKernels)
     expected, found = run(whole, small_bundle), run(pieces, small_bundle)
     assert expected["anchor_count"].min() > 5
     for name in OUTPUTS:
@@ -318,6 +322,7 @@ def test_without_the_operators_or_onnx_graphs_run_whole(
     with graphs_run_whole():
         whole = open_network("onnxruntime", small_bundle, threads=1)
     assert not isinstance(whole.stage("decoder"), StageInPieces)
+    assert whole.patch_finder() is patch_nms
     with monkeypatch.context() as patch:
         for module in ("pieces", "cutting"):
             patch.setattr(f"asag_deploy.backends.{module}.can_cut", lambda: False)
