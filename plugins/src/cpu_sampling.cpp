@@ -277,8 +277,8 @@ ASAG_INLINE void pyramid_sample(
                 const GroupMap& map = maps[level];
                 for (int i = 0; i < count; ++i) {
                     for (int corner = 0; corner < 4; ++corner) {
-                        prefetch(
-                            map.first + taps[level].cell[corner][i] * channels * map.size, of_group * map.size);
+                        const int64_t cell = taps[level].cell[corner][i];
+                        prefetch(map.first + cell * channels * map.size, of_group * map.size);
                     }
                 }
             }
