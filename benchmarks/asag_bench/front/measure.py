@@ -6,8 +6,8 @@ import csv
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,16 +73,22 @@ class _Running:
 
     contender: Contender
     detect: Detect
-    results: list[dict[str, Any]]
-    ms: list[list[float]]
-    exits: list[Level | None]
+    results: list[list[dict[str, Any]]] = field(default_factory=list)
+    ms: list[list[float]] = field(default_factory=list)
+    exits: list[Level | None] = field(default_factory=list)
+    """Of each picture."""
+
+    def prepare(self, pictures: int) -> None:
+        """Make room for so many pictures."""
+        self.results, self.ms = [[] for _ in range(pictures)], [[] for _ in range(pictures)]
+        self.exits = [None] * pictures
 
 
 def measure_front(plan: FrontPlan) -> Front:
     """Measure accuracy and times of all contenders.
 
-    Each picture is given to all of them before the next one is, beginning with another contender each time,
-    so that what slows the machine slows all.  The first round is not timed: it is that of the accuracy.
+    All of them are called in turn, so that what slows the machine slows all.  The first round is not timed:
+    it is that of the accuracy.
     Raises ConfigError, DataError, BundleError, CheckpointError and BackendError for what cannot be measured.
     """
     bundles = [Bundle.open(path) for path in plan.bundles]
@@ -90,19 +96,20 @@ def measure_front(plan: FrontPlan) -> Front:
     dataset = CocoDataset.open(plan.data, VAL_SPLIT, categories=categories).first(plan.limit)
     running = _open(plan, bundles, categories)
     samples = [dataset[i] for i in range(len(dataset))]
+    for each in running:
+        each.prepare(len(samples))
     total = (1 + plan.rounds) * len(samples) * len(running)
     with progress(total=total, unit="call", quiet=plan.quiet) as bar:
         for number in range(1 + plan.rounds):
-            for i, sample in enumerate(samples):
-                for k in range(len(running)):
-                    each = running[(i + number + k) % len(running)]
+            for step in range(len(samples)):
+                for k, i in turns(len(running), len(samples), step, number):
+                    each, sample = running[k], samples[i]
                     began = time.perf_counter()
                     found, level = each.detect(sample.image)
                     taken = 1000 * (time.perf_counter() - began)
                     if number == 0:
-                        each.results += coco_results(sample.image_id, found, categories)
-                        each.exits.append(level)
-                        each.ms.append([])
+                        each.results[i] = coco_results(sample.image_id, found, categories)
+                        each.exits[i] = level
                     else:
                         each.ms[i].append(taken)
                     bar.update()
@@ -122,8 +129,21 @@ def measure_front(plan: FrontPlan) -> Front:
     )
 
 
+def turns(contenders: int, pictures: int, step: int, round_: int) -> Iterator[tuple[int, int]]:
+    """Yield who is called with which picture in one step of a round; in all steps, each with every picture.
+
+    Each contender begins elsewhere in the data set, so that none gets the picture of the one before it, whose
+    sizes the graphs that they share would be ready for: another stop of the same network, say.
+    """
+    apart = max(1, pictures // contenders)
+    for k in range(contenders):
+        contender = (step + round_ + k) % contenders
+        yield contender, (step + contender * apart) % pictures
+
+
 def _finished(running: _Running, truth: dict[str, Any]) -> Contender:
-    found = coco_metrics(truth, running.results, most=DETECTIONS)
+    results = [each for of_picture in running.results for each in of_picture]
+    found = coco_metrics(truth, results, most=DETECTIONS)
     exits = tuple(level for level in running.exits if level is not None)
     return dataclasses.replace(
         running.contender,
@@ -175,7 +195,7 @@ def _contender(
         exits=None,
         training=training,
     )
-    return _Running(contender=contender, detect=detect, results=[], ms=[], exits=[])
+    return _Running(contender=contender, detect=detect)
 
 
 def _rule(manifest: Manifest, stop: str) -> StopRule:

@@ -7,13 +7,14 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asag_bench.cli import main
-from asag_bench.front.measure import FrontPlan, measure_front
+from asag_bench.front.measure import FrontPlan, measure_front, turns
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures
 from asag_bench.front.table import csv_text, markdown
 from asag_bench.light_peers.peer import Said
@@ -216,3 +217,13 @@ def test_the_dense_peer_keeps_the_best_of_each_object() -> None:
     assert (kept.boxes[0] * 64).tolist() == [0, 0, 10, 9]
     nothing = suppressed(_Raw(scores[4:], labels[4:], boxes[4:].astype(np.float32)))
     assert len(nothing.scores) == 0
+
+
+@pytest.mark.parametrize(("contenders", "pictures"), [(6, 20), (4, 300), (1, 3), (7, 87)])
+def test_contenders_take_turns_each_with_another_picture(contenders: int, pictures: int) -> None:
+    for number in range(3):
+        calls = [call for step in range(pictures) for call in turns(contenders, pictures, step, number)]
+        assert len(calls) == len(set(calls)) == contenders * pictures
+        assert all(one[1] != other[1] for one, other in pairwise(calls))
+    first = [next(turns(contenders, pictures, step, 0))[0] for step in range(contenders)]
+    assert sorted(first) == list(range(contenders))  # none has a place of its own
