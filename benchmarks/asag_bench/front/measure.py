@@ -108,7 +108,7 @@ def measure_front(plan: FrontPlan) -> Front:
                     found, level = each.detect(sample.image)
                     taken = 1000 * (time.perf_counter() - began)
                     if number == 0:
-                        each.results[i] = coco_results(sample.image_id, found, categories)
+                        each.results[i] = list(coco_results(sample.image_id, found, categories))
                         each.exits[i] = level
                     else:
                         each.ms[i].append(taken)
