@@ -5,7 +5,6 @@
 #include <new>
 #include <vector>
 
-#include "asag/pad_anchors.h"
 #include "asag/patch_nms.h"
 #include "checks.h"
 
@@ -114,74 +113,14 @@ void patch_nms(const AsagPatchNMS& a, int64_t image, Centres& centres) {
     a.counts[image * ASAG_COUNT_COLUMNS + ASAG_PATCHES] = kept;
 }
 
-// An anchor by its score, as `top_k` of the GPU orders them.
-struct Anchor {
-    uint32_t key;
-    int index;
-
-    bool operator<(const Anchor& other) const { return key != other.key ? key > other.key : index < other.index; }
-};
-
-// Leaves the best `count` of them, best first.
-void keep_best(std::vector<Anchor>& anchors, int count) {
-    const size_t left = std::min(anchors.size(), static_cast<size_t>(count));
-    std::partial_sort(anchors.begin(), anchors.begin() + static_cast<int64_t>(left), anchors.end());
-    anchors.resize(left);
-}
-
-// One image: as `pad_anchors_block`, with the same decisions.
-void pad_anchors(const AsagPadAnchors& a, int64_t image, std::vector<Anchor>& order, std::vector<uint8_t>& chosen) {
-    const bool is_half = a.type == ASAG_FLOAT16;
-    const AnyFloats values{a.anchors, is_half};
-    const int64_t before = image * a.anchor_count;
-    const auto part = [&](int i, int which) { return values[5 * (before + i) + which]; };
-    const auto by_score = [&](int i) { return Anchor{sort_key(part(i, 4)), i}; };
-    const int first = pad_anchors_first(a);
-
-    chosen.assign(a.keep + before, a.keep + before + a.anchor_count);
-    order.clear();
-    const bool is_short = std::count(chosen.begin(), chosen.begin() + first, 0) > first - a.floor;
-    if (is_short) {
-        for (int i = 0; i < first; ++i) order.push_back(by_score(i));
-        keep_best(order, a.floor);
-        std::fill(chosen.begin(), chosen.begin() + first, uint8_t{0});
-        for (const Anchor& each : order) chosen[static_cast<size_t>(each.index)] = 1;
-    }
-    const int64_t total = a.anchor_count - std::count(chosen.begin(), chosen.end(), 0);
-    const int begin = is_short && total <= a.cap ? first : 0;  // those before are in order
-    if (begin == 0) order.clear();
-    for (int i = begin; i < a.anchor_count; ++i) {
-        if (chosen[static_cast<size_t>(i)]) order.push_back(by_score(i));
-    }
-    if (total > a.cap) keep_best(order, a.cap);
-
-    const int64_t real = static_cast<int64_t>(order.size());
-    const float height = static_cast<float>(a.image_size[2 * image]);
-    const float width = static_cast<float>(a.image_size[2 * image + 1]);
-    const float whole[4] = {0.5f * width, 0.5f * height, width, height};
-    for (int64_t slot = 0; slot < a.slots; ++slot) {
-        for (int i = 0; i < 4; ++i) {
-            const float value = slot < real ? part(order[static_cast<size_t>(slot)].index, i) : whole[i];
-            store(a.queries, is_half, (image * a.slots + slot) * 4 + i, value);
-        }
-    }
-    a.counts[image] = real;
-}
-
 }  // namespace
 
+// It takes so little that the steps of the GPU do, one after the other.
 int asag_cpu_pad_anchors(const AsagPadAnchors* arguments, const AsagCpu* how) {
-    int status = check(how);
-    if (status == ASAG_OK) status = check(arguments);
+    const int status = check(how);
     if (status != ASAG_OK) return status;
-    try {
-        std::vector<Anchor> order;
-        std::vector<uint8_t> chosen;
-        for (int64_t image = 0; image < arguments->batch; ++image) pad_anchors(*arguments, image, order, chosen);
-    } catch (const std::bad_alloc&) {
-        return problem(ASAG_NO_MEMORY, "no memory is left to sort %d anchors", arguments->anchor_count);
-    }
-    return ASAG_OK;
+    const AsagHostBlock block{1, 0};
+    return asag_host_pad_anchors(arguments, &block);
 }
 
 int asag_cpu_top_k(const AsagTopK* arguments, const AsagCpu* how) {
