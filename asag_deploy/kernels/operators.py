@@ -110,7 +110,7 @@ def patch_nms(
     flags = library.expect("selected", selected, (batch, count), np.bool_)
     sizes = library.expect("image_size", image_size, (batch, 2), np.int64)
     patches = library.expect("origins", origins, (batch, -1, 2), np.int64)
-    kept = library.expect("counts", counts, (batch, 4), np.int64)
+    kept = library.expect("counts", counts, (batch, structures.COUNT_COLUMNS), np.int64)
     arguments = structures.PatchNMS(
         *(buffer.pointer for buffer in (anchor, flags, sizes, patches, kept)),
         *(TYPES[anchor.dtype], batch, count),

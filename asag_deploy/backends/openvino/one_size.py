@@ -111,4 +111,4 @@ class StageOfOneSize:
             self._calls[key] += 1
             if len(self._calls) > _SIZES:
                 self._calls = Counter(dict(self._calls.most_common(_SIZES // 2)))
-            return key != own and self._calls[key] - self._calls[own] >= self._ahead
+            return self._calls[key] - self._calls[own] >= self._ahead

@@ -73,15 +73,14 @@ class _Running:
 
     contender: Contender
     detect: Detect
-    results: list[list[dict[str, Any]]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
     ms: list[list[float]] = field(default_factory=list)
     exits: list[Level | None] = field(default_factory=list)
     """Of each picture."""
 
     def prepare(self, pictures: int) -> None:
         """Make room for so many pictures."""
-        self.results, self.ms = [[] for _ in range(pictures)], [[] for _ in range(pictures)]
-        self.exits = [None] * pictures
+        self.ms, self.exits = [[] for _ in range(pictures)], [None] * pictures
 
 
 def measure_front(plan: FrontPlan) -> Front:
@@ -108,7 +107,7 @@ def measure_front(plan: FrontPlan) -> Front:
                     found, level = each.detect(sample.image)
                     taken = 1000 * (time.perf_counter() - began)
                     if number == 0:
-                        each.results[i] = list(coco_results(sample.image_id, found, categories))
+                        each.results += coco_results(sample.image_id, found, categories)
                         each.exits[i] = level
                     else:
                         each.ms[i].append(taken)
@@ -142,8 +141,7 @@ def turns(contenders: int, pictures: int, step: int, round_: int) -> Iterator[tu
 
 
 def _finished(running: _Running, truth: dict[str, Any]) -> Contender:
-    results = [each for of_picture in running.results for each in of_picture]
-    found = coco_metrics(truth, results, most=DETECTIONS)
+    found = coco_metrics(truth, running.results, most=DETECTIONS)
     exits = tuple(level for level in running.exits if level is not None)
     return dataclasses.replace(
         running.contender,
