@@ -57,11 +57,11 @@ def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[n
 
     A box goes if its IoU with a kept one of its class that stands before it is over `iou`.
     """
-    suppresses = (_iou(xyxy) > iou) & (class_id[:, None] == class_id)  # (n, n)
+    suppresses = np.triu((_iou(xyxy) > iou) & (class_id[:, None] == class_id), 1)  # (n, n), those after it
     keep = np.ones(len(xyxy), dtype=np.bool_)
-    for i in range(len(xyxy)):
+    for i in np.flatnonzero(suppresses.any(axis=1)):
         if keep[i]:
-            keep[i + 1 :] &= ~suppresses[i, i + 1 :]
+            keep &= ~suppresses[i]
     return keep
 
 
@@ -121,15 +121,19 @@ def clip(xyxy: Boxes, height: int, width: int) -> Boxes:
 
 def _iou(xyxy: Boxes) -> NDArray[np.float32]:
     """Return (n, n) the intersection over union of each pair of boxes (n, 4)."""
-    sides = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0)
-    area = sides[:, 0] * sides[:, 1]
-    low = np.maximum(xyxy[:, None, :2], xyxy[:, :2])
-    high = np.minimum(xyxy[:, None, 2:], xyxy[:, 2:])
-    overlap: NDArray[np.float32] = np.maximum(high - low, 0).prod(axis=2)
+    x1, y1, x2, y2 = np.ascontiguousarray(xyxy.T)  # axis by axis, which is much faster than both
+    area = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    overlap: NDArray[np.float32] = _shared(x1, x2) * _shared(y1, y2)
     union = area[:, None] + area - overlap
     ratio = np.zeros_like(overlap)
     np.divide(overlap, union, out=ratio, where=union > 0)
     return ratio
+
+
+def _shared(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (n, n) how much each pair of intervals (n,) has in common."""
+    common: NDArray[np.float32] = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    return np.maximum(common, 0, out=common)
 
 
 def _first_level_boxes(height: int, width: int) -> Boxes:

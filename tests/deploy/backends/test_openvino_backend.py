@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from onnx import TensorProto, helper
 
 from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.compiled_cache import CompiledCache, cache_folder
+from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.openvino import backend as openvino
 from asag_deploy.backends.openvino.backend import OpenVinoArray
 from asag_deploy.backends.openvino.compiled import Compiled
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, TensorSpec
+from asag_deploy.detector import Detector
 from asag_deploy.errors import BackendError
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
@@ -281,6 +284,41 @@ def address(tensor: Any) -> int:
     """Where its values lie in memory."""
     found: int = tensor.data.ctypes.data
     return found
+
+
+def test_few_numbers_of_patches_and_queries_come(
+    small_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are rounded up, which changes nothing that is found."""
+    slots: dict[str, list[int]] = {"slots": [], "query_slots": []}
+
+    def note(stage: str, inputs: Mapping[str, Any]) -> None:
+        for name in slots.keys() & inputs.keys():
+            slots[name].append(inputs[name].tensor.shape[0])
+
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 160, 160, 3)).astype(np.uint8)
+    levels = {level.capacity for level in small_bundle.manifest.probing.levels}
+    network = open_network("openvino", small_bundle, threads=1)
+    watched = HookedNetwork(network, before=note)
+    with Detector(small_bundle.manifest, watched, StopRule()) as detector:
+        rounded = [detector(image) for image in pictures]
+    assert slots["slots"]
+    assert all(count % 8 == 0 or count in levels for count in slots["slots"])
+    cap = small_bundle.manifest.probing.anchor_cap
+    assert slots["query_slots"]
+    assert all(count % 16 == 0 or count == cap for count in slots["query_slots"])
+
+    monkeypatch.setattr(type(network), "patch_bucket", 1)
+    monkeypatch.setattr(type(network), "query_bucket", 1)
+    before = {name: list(counts) for name, counts in slots.items()}
+    with Detector(small_bundle.manifest, HookedNetwork(network, before=note), StopRule()) as detector:
+        plain = [detector(image) for image in pictures]
+    assert slots != {name: counts * 2 for name, counts in before.items()}
+    for found, expected in zip(rounded, plain, strict=True):
+        assert found.trace.to_dict() == expected.trace.to_dict()
+        np.testing.assert_array_equal(found.class_id, expected.class_id)
+        np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-3)
+        np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
 
 
 def test_a_processor_without_bfloat16(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
