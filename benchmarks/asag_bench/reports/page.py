@@ -126,8 +126,9 @@ def page(results: Mapping[str, Recorded]) -> str:
             where, file = f"{recorded.machine.processor}, {recorded.machine.cores} cores", f"[{name}]({name})"
             if _is_report(recorded.data):
                 where = str(recorded.data["machine"].get("gpu", where))
-            if _is_report(recorded.data) or "contenders" in recorded.data:
                 file += f", [its page]({Path(name).with_suffix('.md')})"
+            elif "contenders" in recorded.data:
+                file += ", [what it shows](../../docs/front.md#results)"
             lines.append(f"| {file} | `{recorded.command}` | {where} | {recorded.machine.date} |")
         lines += ["", "[benchmarks/README.md](../README.md) says what they show.", ""]
     return "\n".join(lines)
