@@ -46,7 +46,7 @@ def add_train_peer(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=real_number(0, 1, above=True), metavar="R", help="learning rate (default: the peer's)")
     add("--seed", type=whole_number(0), default=0, metavar="S", help="another seed, another run (default: 0)")
     add("--threads", type=whole_number(1, MOST_THREADS), default=1, metavar="N", help="default: %(default)s")
-    add("--quiet", action="store_true", help="no progress")
+    add("--quiet", action="store_true", help="no progress, and no line at the end")
     add_orientation_option(parser)
 
 
@@ -73,7 +73,11 @@ def train_peer(options: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"could not make the folder '{folder}' ({error.strerror}): give another") from error
     torch.set_num_threads(options.threads)
-    PeerTraining(said, data, folder, options.orientation)(quiet=options.quiet)
+    training = PeerTraining(said, data, folder, options.orientation)
+    training(quiet=options.quiet)
+    if not options.quiet:
+        of = f"{said.recipe.peer}, seed {said.seed}, {training.position.step} updates"
+        print(f"{folder}: {of}; `asag-bench front --peer {folder}` measures it")
     return ALL_FINE
 
 

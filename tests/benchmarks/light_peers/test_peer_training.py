@@ -188,11 +188,17 @@ def test_damaged_peers_are_refused(data: Path, tmp_path: Path) -> None:
         load_peer(tmp_path / "nowhere")
 
 
-def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["train-peer", "yolox", "--data", str(data), "--output-dir", str(tmp_path / "run")]
-    assert main(given) == 2
+def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--data", str(few), "--output-dir", str(tmp_path / "run")]
+    assert main(["train-peer", "yolox", *where]) == 2
     assert (
         "unknown peer 'yolox'; those that can be trained are yolox-lite, d-fine-lite"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()
+    assert main(["train-peer", "yolox-lite", *where, "--epochs", "1"]) == 0
+    run = tmp_path / "run"
+    said = f"{run}: yolox-lite, seed 0, 4 updates; `asag-bench front --peer {run}` measures it\n"
+    assert capsys.readouterr().out == said
+    assert main(["train-peer", "yolox-lite", *where, "--epochs", "1", "--quiet"]) == 0  # done already
+    assert capsys.readouterr().out == ""
