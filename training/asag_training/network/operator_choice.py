@@ -32,6 +32,10 @@ class Operators(Protocol):
         """Compute `asag_training.network.operators.pyramid_sample`."""
         ...
 
+    def deformable_sample(self, features: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+        """Compute `asag_training.network.operators.deformable_sample`."""
+        ...
+
     def pad_anchors(
         self,
         anchors: Tensor,

@@ -1,5 +1,5 @@
-"""The operators that are not standard: multi-scale RoIAlign, pyramid sampling, adaptive mixing, patch NMS,
-anchor padding.
+"""The operators that are not standard: multi-scale RoIAlign, pyramid sampling, deformable sampling, adaptive
+mixing, patch NMS, anchor padding.
 
 Each has one reference here, in plain tensor operations.  While a stage is being exported the call becomes a
 node of the same name in the ONNX domain `asag`, which the exporter gives a body of standard operators and
@@ -76,6 +76,29 @@ def pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, strid
     if brought is not None:
         return brought.pyramid_sample(features, xy, weight, strides)
     return _pyramid_sample(features, xy, weight, strides)
+
+
+def deformable_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+    """Sample every level at points of its own and add all of a group up by weight (Deformable DETR, 4.1).
+
+    features: one (B, h, w, C) map per level; xy: float32 (B, Q, G, L, P, 2), P points on each of the L levels
+    for each of the G groups of channels, relative to the whole map: 0 and 1 are its edges; weight: float32
+    (B, Q, G, L, P).  Bilinear with zeros outside, cell centres at (i + 0.5) / size.  Returns (B, Q, C) in the
+    features' type.
+    """
+    if being_exported():
+        return torch.onnx.ops.symbolic(
+            "asag::DeformableSample",
+            (*features, xy, weight),
+            {},
+            dtype=features[0].dtype,
+            shape=(*xy.shape[:2], features[0].shape[3]),
+            version=ONNX_VERSION,
+        )
+    brought = operators_in_use()
+    if brought is not None:
+        return brought.deformable_sample(features, xy, weight)
+    return _deformable_sample(features, xy, weight)
 
 
 MIXING_ACTIVATIONS: tuple[Activation, ...] = ("gelu", "relu")
@@ -277,6 +300,20 @@ def _pyramid_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor, stri
         total = weighted if total is None else total + weighted
     assert total is not None, "a pyramid has at least one level"
     return total.reshape(batch, groups, -1, queries, points).permute(0, 3, 1, 4, 2).to(features[0].dtype)
+
+
+def _deformable_sample(features: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+    batch, queries, groups, _, points, _ = xy.shape
+    total: Tensor | None = None
+    for i, feature in enumerate(features):
+        height, width, channels = feature.shape[1:]
+        maps = feature.permute(0, 3, 1, 2).reshape(batch * groups, channels // groups, height, width)
+        grid = (xy[:, :, :, i] * 2 - 1).transpose(1, 2).reshape(batch * groups, queries, points, 2)
+        sampled = F.grid_sample(maps.float(), grid, padding_mode="zeros", align_corners=False)
+        weighted = sampled * weight[:, :, :, i].transpose(1, 2).reshape(batch * groups, 1, queries, points)
+        total = weighted.sum(dim=-1) if total is None else total + weighted.sum(dim=-1)
+    assert total is not None, "a pyramid has at least one level"
+    return total.reshape(batch, -1, queries).transpose(1, 2).to(features[0].dtype)
 
 
 def _patch_origins(patches: Tensor, image_size: Tensor, stride: int, patch_size: int) -> Tensor:
