@@ -189,8 +189,8 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(tmp_path: Path) ->
 
 
 _INTERRUPTED = """
-import os, signal, sys, time
-from multiprocessing import forkserver
+import os, signal, sys, threading, time
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from asag_deploy.interruption import Interruption
 from asag_evaluation.data.coco import CocoDataset
@@ -207,7 +207,13 @@ def interrupt_once(descriptor, read=forkserver.read_signed):
     os.kill(os.getpid(), signal.SIGTERM)
     return read(descriptor)
 
+def slowly(*semaphore, unregister=resource_tracker.unregister):
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(0.5)
+    unregister(*semaphore)
+
 if __name__ == "__main__":
+    resource_tracker.unregister = slowly
     forkserver.read_signed = interrupt_once
     data = CocoDataset.open(Path(sys.argv[1]))
     data.__class__ = SlowToArrive
@@ -220,7 +226,8 @@ if __name__ == "__main__":
 
 
 def test_an_interruption_while_workers_start_leaves_no_traceback(tmp_path: Path) -> None:
-    """A worker that nobody knows reads what it is given when that is gone with the process that trains."""
+    """A worker that nobody knows reads what it is given when that is gone with the process that trains; a
+    thread that is not waited for leaves semaphores behind."""
     write_coco(tmp_path, [box(1, [5, 5, 20, 20])], shapes=[(40, 60)])
     script = tmp_path / "interrupted.py"
     script.write_text(_INTERRUPTED)

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, queues, resource_tracker, util
@@ -32,6 +33,7 @@ from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
 from asag_training.losses.targets import Targets
 
+_PATIENCE_S = 5.0
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes of a folder in which Python's processes can have sockets."""
 
@@ -167,6 +169,7 @@ class TrainingLoader:
             worker_init_fn=_start_worker if workers else None,
             pin_memory=pin_memory,
         )
+        weakref.finalize(self, _end_workers, self._loader)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -232,6 +235,21 @@ def _without_the_terminal() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers(loader: DataLoader[Sample | DataError]) -> None:
+    """End the processes, and then the threads that sent them what to read.
+
+    Such a thread may be the last to hold a semaphore, and removes it then.  PyTorch leaves it to itself: a
+    program that ends meanwhile is followed by a warning of Python's about a leak.
+    """
+    iterator = loader._iterator
+    if iterator is None or not loader.num_workers:
+        return
+    iterator._shutdown_workers()  # type: ignore[attr-defined]
+    for to_worker in iterator._index_queues:  # type: ignore[attr-defined]
+        if to_worker._thread is not None:
+            to_worker._thread.join(_PATIENCE_S)
 
 
 def _settle_on_a_folder_for_sockets() -> None:
