@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from asag_bench.front.commands import add_front, add_train_peer, front, train_peer
+from asag_bench.gmacs.commands import add_gmacs, gmacs
 from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.timing import AGREEMENT
 from asag_bench.reports.columns import COLUMNS
 from asag_bench.reports.page import PLOT, RESULTS
 from asag_bench.reports.report import FIGURES
-from asag_bench.result import Options, json_text, read_result
+from asag_bench.result import Options, json_text, read_result, read_shape
 from asag_bench.runners.references import REFERENCES
 from asag_deploy.atomic import atomic_write_text, check_spares, check_writable, check_writable_file
 from asag_deploy.command_line import (
@@ -81,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         ("training-step", "what an update of a training run costs", _add_training_step, _training_step),
         ("torch-cuda-loop", "what the loop on the GPU costs beside the host's", _add_loop, _torch_cuda_loop),
         ("train-peer", "train a detector of another kind beside a light network", add_train_peer, train_peer),
+        (
+            "gmacs",
+            "what an image costs in multiply-accumulates, beside the paper",
+            add_gmacs,
+            gmacs,
+        ),
         ("front", "accuracy against time, of light networks beside their peers", add_front, front),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -176,7 +183,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
             references=listed(options.reference),
             mode=options.mode,
             threads=options.threads,
-            shape=None if options.shape is None else _shape(options.shape),
+            shape=None if options.shape is None else read_shape(options.shape),
             duration_s=options.duration,
             warmup=options.warmup,
             percentile=tuple(float(part) for part in options.percentile.split(",")),
@@ -255,7 +262,7 @@ def _throughput(options: argparse.Namespace) -> int:
         bundle=options.bundle,
         images=options.images,
         limit=options.limit,
-        shape=None if options.shape is None else _shape(options.shape),
+        shape=None if options.shape is None else read_shape(options.shape),
         detector=detector_options(options),
         batches=_whole(options.batch or ["4"]),
         requests=_whole(options.several_requests or [f"2,{max(cores, 2)}"]),
@@ -446,7 +453,7 @@ def _torch_cuda_loop(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         weights=options.weights,
         precision=options.precision,
-        shape=_shape(options.shape),
+        shape=read_shape(options.shape),
         repeats=options.repeats,
     )
     _check_output(options, "machine")
@@ -543,14 +550,6 @@ def _check_output(options: argparse.Namespace, *keys: str) -> None:
 
 def _whole(values: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(value) for value in listed(values))
-
-
-def _shape(text: str) -> tuple[int, int]:
-    """Read height and width of `800x1088`.  Raises ConfigError for what is none."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")
-    return int(height), int(width)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, cast
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.detector_options import DetectorOptions
-from asag_deploy.errors import FieldError, SourceError
+from asag_deploy.errors import ConfigError, FieldError, SourceError
 from asag_deploy.loop.loop import LoopChoice
 from asag_deploy.typed_json import read_fields
 
@@ -260,8 +260,9 @@ class Headline:
     batch: int
     baseline: str = field(metadata=_key("reference"))
     runners: dict[str, RunnerHeadline] = field(metadata=_key("subjects"))
-    six_layers: dict[str, dict[str, Spread]]
-    """By reference and image group, how many times as long as the first runner six layers took."""
+    compared: dict[str, dict[str, Spread]] = field(metadata=_key("six_layers"))
+    """By reference and image group, how many times as long as the first runner the paper's other detectors
+    took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,3 +439,11 @@ def parse_machine(data: Mapping[str, Any]) -> Machine:
     """Read the machine of any recorded file, whatever else stands there.  Raises FieldError."""
     known = {each.name for each in dataclasses.fields(Machine)}
     return cast(Machine, read_fields(Machine, {key: data[key] for key in data.keys() & known}))
+
+
+def read_shape(text: str) -> tuple[int, int]:
+    """Read height and width of `800x1088`.  Raises ConfigError for what is none."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")
+    return int(height), int(width)

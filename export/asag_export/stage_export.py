@@ -10,7 +10,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
@@ -76,15 +76,23 @@ def fold_batch_norm(parent: nn.Module) -> None:
 
 
 def export_stage(
-    stage: StageModule, config: AsagConfig, probing: Probing, *, precision: Precision, opset: int
+    stage: StageModule,
+    config: AsagConfig,
+    probing: Probing,
+    *,
+    precision: Precision,
+    opset: int,
+    more: Mapping[str, TensorSpec] | None = None,
 ) -> ExportedStage:
     """Export one stage; returns the model and its inputs and outputs.
+
+    more: what comes into it that comes into no stage of a bundle, such as the backbone's own maps.
 
     Raises ConfigError for an opset that is not supported, ExportError if the model cannot be made or is not
     valid ONNX.
     """
     check_opset(opset)
-    inputs = stage_inputs(stage, config, probing, precision)
+    inputs = stage_inputs(stage, config, probing, precision, more)
     outputs = stage_outputs(stage, config, probing, precision)
     arguments = tuple(_example(spec) for spec in inputs)
     proto = export_module(
@@ -154,10 +162,14 @@ def check(model: onnx.ModelProto, name: str) -> None:
 
 
 def stage_inputs(
-    stage: StageModule, config: AsagConfig, probing: Probing, precision: Precision
+    stage: StageModule,
+    config: AsagConfig,
+    probing: Probing,
+    precision: Precision,
+    more: Mapping[str, TensorSpec] | None = None,
 ) -> tuple[TensorSpec, ...]:
-    """List the inputs of a stage in order."""
-    known = _tensors(stage, config, probing, precision)
+    """List the inputs of a stage in order; more: as `export_stage` takes it."""
+    known = _tensors(stage, config, probing, precision) | dict(more or {})
     return tuple(known[name] for name in stage.inputs)
 
 
@@ -240,7 +252,8 @@ def _example(spec: TensorSpec) -> Tensor:
     sizes = {"batch": _EXAMPLE_BATCH, "height": height, "width": width, "patches": _EXAMPLE_PATCHES}
     sizes |= {"queries": _EXAMPLE_QUERIES, "anchors_p4": 40, "anchors_p3": 60}
     for i in (2, 3, 4, 5, 6):
-        sizes |= {f"height_p{i}": height >> i, f"width_p{i}": width >> i}
+        for maps in ("c", "p"):
+            sizes |= {f"height_{maps}{i}": height >> i, f"width_{maps}{i}": width >> i}
     sizes |= {"height_feature": height >> 3, "width_feature": width >> 3}
     shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
     if spec.name == "feature_size":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from asag_bench.result import Accuracy, GroupResult, Headline, RunnerHeadline, Spread
-from asag_bench.runners.references import has_six_layers
+from asag_bench.runners.compared.published import is_compared
 
 
 def headline(
@@ -24,9 +24,9 @@ def headline(
         batch=least,
         baseline=baseline,
         runners={name: _of_runner(name, chosen, accuracy) for name in names if name not in stopped},
-        six_layers={
+        compared={
             name: {group.images: group.runners[name].times_as_long_as_the_first for group in chosen}
-            for name in filter(has_six_layers, references)
+            for name in filter(is_compared, references)
         },
     )
 

@@ -35,9 +35,10 @@ from asag_bench.measuring.plan import (
 )
 from asag_bench.measuring.timing import Pyramid, group_result, measure
 from asag_bench.result import BundleResult, GroupResult, Input, Memory, Result, RunnerMemory
+from asag_bench.runners.compared.published import is_compared
 from asag_bench.runners.peer_runner import open_peer
 from asag_bench.runners.peers import PEERS, Peer
-from asag_bench.runners.references import check_references, has_six_layers, open_reference, rule_of
+from asag_bench.runners.references import check_references, open_reference, rule_of
 from asag_bench.runners.runner import DetectorRunner, Runner, StoppedRunner
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
@@ -211,7 +212,7 @@ def _load_references(
             loaded.notes.append(_note_on(each, PEERS[each.reference]))
             continue
         loaded.memory[runner.name] = _memory(resident_mib() - before, seconds)
-        if has_six_layers(each.reference):
+        if is_compared(each.reference):
             loaded.notes.append(f"{runner.name} carries random weights: it is for speed and has no accuracy")
 
 

@@ -81,9 +81,9 @@ def sentences(headline: Headline) -> Iterator[str]:
         if found.loop_ms is not None and found.after_the_neck:
             yield f"{name}: the loop's own overhead: {found.loop_ms:.2f} ms at most"
     first = next(iter(headline.runners))
-    for name, ratios in headline.six_layers.items():
+    for name, ratios in headline.compared.items():
         longer = ", ".join(f"{level} {times(ratio)}" for level, ratio in ratios.items())
-        yield f"{name}, six layers with random weights: times as long as {first}: {longer}"
+        yield f"{name}, random weights: times as long as {first}: {longer}"
 
 
 def _share(found: Spread) -> str:

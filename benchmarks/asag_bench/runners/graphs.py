@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from asag_bench.runners.patch_nms import patch_nms_model
 from asag_deploy.bundle.bundle import Bundle, stage_names
 from asag_deploy.bundle.manifest import GraphSpec, ProbeLevel, Probing, TensorSpec
+from asag_deploy.errors import ConfigError
 from asag_deploy.loop.probing import patch_limit, stage_name
 from asag_deploy.loop.stages import features_among
 from asag_deploy.loop.stopping import StopRule
 
 PYRAMID, UNSPLIT = "pyramid", "unsplit"
 RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+_NECK_READS = re.compile(r"neck\.inner_blocks\.(\d+)\.")
+"""The weights of the convolutions that a neck begins with, and which map each of them reads."""
 
 
 def feature_pyramid(bundle: Bundle) -> ModelProto:
@@ -34,6 +38,39 @@ def feature_pyramid(bundle: Bundle) -> ModelProto:
     whole = onnx.load(bundle.graph_path("backbone"))
     features = features_among(tensor.name for tensor in bundle.manifest.graph("backbone").outputs)
     return onnx.utils.Extractor(whole).extract_model(["image"], list(features))
+
+
+def backbone_maps(bundle: Bundle, names: Sequence[str]) -> ModelProto:
+    """Cut out the part of the backbone graph that computes what its neck reads, under these names: the finest
+    first.
+
+    Raises ConfigError if the graph does not say where the neck begins.
+    """
+    whole = onnx.load(bundle.graph_path("backbone"))
+    made_by = {output: node for node in whole.graph.node for output in node.output}
+    read: dict[int, str] = {}
+    for node in whole.graph.node:
+        weight = _weight_of(node, made_by)
+        found = _NECK_READS.search(weight) if weight is not None else None
+        if found is not None:
+            read[int(found[1])] = node.input[0]
+    if sorted(read) != list(range(len(names))):
+        raise ConfigError(
+            f"the bundle at '{bundle.path}' does not say which maps its neck reads; export it again"
+        )
+    cut = onnx.utils.Extractor(whole).extract_model(["image"], [read[i] for i in sorted(read)])
+    for name, value in zip(names, cut.graph.output, strict=True):
+        cut.graph.node.append(helper.make_node("Identity", [value.name], [name]))
+        value.name = name
+    return cut
+
+
+def _weight_of(node: NodeProto, made_by: Mapping[str, NodeProto]) -> str | None:
+    """Return the name of a convolution's weight, or of what an INT8 weight is read from."""
+    if node.op_type != "Conv":
+        return None
+    weight: str = node.input[1]
+    return str(made_by[weight].input[0]) if weight in made_by else weight
 
 
 def pyramid_bundle(bundle: Bundle, folder: Path) -> Bundle:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asag_bench.runners.compared.published import COMPARED, IN_TORCH, is_compared, references
 from asag_bench.runners.peers import PEERS, describe
 from asag_bench.runners.runner import DetectorRunner, Run, Runner
 from asag_deploy.backends.network import Network
@@ -43,7 +44,6 @@ ON_CUDA = {
     DEVICE_LOOP: "the same stages as one CUDA graph that decides on the GPU",
 }
 """References that run PyTorch on a GPU."""
-SIX_LAYERS = ("adamixer-6", "sparse-rcnn-6")
 REFERENCES = {
     "torch": "the same network in PyTorch, eager",
     "torch-bf16": "the same network in PyTorch, eager, under autocast to bfloat16",
@@ -53,21 +53,17 @@ REFERENCES = {
     "whole-graphs": "the split loop without the operators compiled for the CPU, in the first backend",
     "host-loop": "the split loop, the host taking every stop decision, in the first backend",
     "device-loop": "the split loop as one CUDA graph that takes them on the GPU, in the first backend",
-    "adamixer-6": "six AdaMixer layers over learned queries, random weights, in the first backend",
-    "sparse-rcnn-6": "six Sparse R-CNN layers over learned queries, random weights, in the first backend",
-    "torch-adamixer-6": "the six AdaMixer layers in PyTorch, eager",
-    "torch-sparse-rcnn-6": "the six Sparse R-CNN layers in PyTorch, eager",
+    **references(),
     **ON_CUDA,
     **{name: describe(peer) for name, peer in PEERS.items()},
 }
 _RECOMPILATIONS = 100
 _LOOPS: dict[str, LoopChoice] = {"host-loop": "host", "device-loop": "device"}
-_IN_TORCH = "torch-"
 _FROM_CHECKPOINTS = (
     "torch",
     "torch-bf16",
     "torch-compile",
-    *(f"{_IN_TORCH}{name}" for name in SIX_LAYERS),
+    *(f"{IN_TORCH}{name}" for name in COMPARED),
     *ON_CUDA,
 )
 
@@ -103,11 +99,6 @@ def check_references(names: Sequence[str], checkpoint: Path | None, manifest: Ma
         if name in ON_CUDA:
             _need("torch", "onnxscript")
             check_cuda_reference(name)
-
-
-def has_six_layers(name: str) -> bool:
-    """Return whether a reference is six decoder layers on the bundle's pyramid, in either form."""
-    return name.removeprefix(_IN_TORCH) in SIX_LAYERS
 
 
 def rule_of(manifest: Manifest, options: DetectorOptions) -> Rule:
@@ -151,10 +142,10 @@ def open_reference(
         return DetectorRunner(name, manifest, whole, rule, options.loop, deadline)
     if name == "unsplit":
         return _Unsplit(bundle, options)
-    if name in SIX_LAYERS:
-        return _six_layers(name, bundle, options, checkpoint, weights)
-    if has_six_layers(name):
-        return _six_layers_in_torch(name, bundle, options.threads, checkpoint, weights)
+    if name in COMPARED:
+        return _compared(name, bundle, options, checkpoint, weights)
+    if is_compared(name):
+        return _compared_in_torch(name, bundle, options.threads, checkpoint, weights)
     loaded = _checkpoint(checkpoint, manifest, options.threads, weights)
     in_torch = open_on_cuda(name, loaded, manifest) if name in ON_CUDA else _torch_network(loaded, manifest)
     if name in ("torch-compile", COMPILED):
@@ -180,34 +171,34 @@ def _torch_network(checkpoint: Checkpoint, manifest: Manifest) -> TorchNetwork:
     return TorchNetwork(stages)
 
 
-def _six_layers(
+def _compared(
     name: str, bundle: Bundle, options: DetectorOptions, path: Path | None, weights: WeightsChoice
 ) -> Runner:
     _need("torch", "onnxscript")
-    from asag_bench.runners.six_layers import open_six_layers
+    from asag_bench.runners.compared.runner import open_compared
 
     checkpoint = None if path is None else _checkpoint(path, bundle.manifest, options.threads, weights)
-    return open_six_layers(name, bundle, options, checkpoint)
+    return open_compared(name, bundle, options, checkpoint)
 
 
-def _six_layers_in_torch(
+def _compared_in_torch(
     name: str, bundle: Bundle, threads: int | None, path: Path | None, weights: WeightsChoice
 ) -> Runner:
     manifest = bundle.manifest
     checkpoint = _checkpoint(path, manifest, threads, weights)
-    from asag_bench.runners import six_layers
+    from asag_bench.runners.compared.map_stages import stage_of_maps
+    from asag_bench.runners.compared.runner import ComparedRunner, build_compared, compared_config
     from asag_training.network.model import build
     from asag_training.network.stages import NormalizeStage, TorchNetwork
 
-    decoder = six_layers.DECODERS[name.removeprefix(_IN_TORCH)]
-    config = six_layers.six_layer_config(decoder, bundle, checkpoint)
+    detector = build_compared(name.removeprefix(IN_TORCH), compared_config(bundle, checkpoint))
     model = build(checkpoint.config, checkpoint.state)
     stages: list[StageModule] = [
         NormalizeStage(manifest.preprocessing),
-        six_layers.PyramidStage(model),
-        six_layers.six_layer_decoder(config),
+        stage_of_maps(detector.maps, model),
+        detector,
     ]
-    return six_layers.SixLayers(name, manifest, TorchNetwork([stage.eval() for stage in stages]))
+    return ComparedRunner(name, manifest, TorchNetwork([stage.eval() for stage in stages]))
 
 
 def _checkpoint(
@@ -344,7 +335,7 @@ def with_interfaces(
     modules: Sequence[StageModule], checkpoint: Checkpoint, probing: Probing, precision: Precision
 ) -> tuple[list[StageModule], list[Interface]]:
     """Return the stages and the pyramid alone, and what each of them takes and gives."""
-    from asag_bench.runners.six_layers import PyramidStage
+    from asag_bench.runners.compared.map_stages import PyramidStage
     from asag_bench.runners.torch_cuda import interface_of
     from asag_export.stage_export import stage_inputs, stage_outputs
     from asag_training.network.stages import BackboneStage

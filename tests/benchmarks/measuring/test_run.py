@@ -305,7 +305,7 @@ def test_bundles_of_two_precisions_side_by_side(bundle: Bundle, tmp_path: Path) 
     assert "fp32, int8" in text.splitlines()[0]
 
 
-def test_six_layers_are_said_to_be_random(
+def test_compared_detectors_are_said_to_be_random(
     bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow:
@@ -321,7 +321,7 @@ def test_six_layers_are_said_to_be_random(
     found = json.loads((tmp_path / "result.json").read_text())
     assert "adamixer-6 carries random weights: it is for speed and has no accuracy" in found["notes"]
     assert found["headline"]["six_layers"]["adamixer-6"]["P5"]["median"] > 1000
-    assert "adamixer-6, six layers with random weights: times as long as onnxruntime: P5 " in markdown(found)
+    assert "adamixer-6, random weights: times as long as onnxruntime: P5 " in markdown(found)
 
 
 def test_a_reference_that_does_not_run_says_the_cause(

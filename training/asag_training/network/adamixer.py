@@ -99,7 +99,7 @@ class AdaMixerStage(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
         self.cls_fcs = tower(dim, 1, config.activation)
         self.fc_cls = nn.Linear(dim, config.num_classes)
-        self.reg_fcs = tower(dim, 3, config.activation)
+        self.reg_fcs = tower(dim, config.box_layers, config.activation)
         self.fc_reg = nn.Linear(dim, 4)
         self.sampling_n_mixing = AdaptiveSamplingMixing(config)
         self.iof_tau = nn.Parameter(torch.empty(config.attention_heads))

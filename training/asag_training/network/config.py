@@ -46,6 +46,7 @@ _COUNTS = (
     "in_points",
     "out_points",
     "groups",
+    "box_layers",
     "dynamic_dim",
     "patch_size",
     "compress_dim",
@@ -98,6 +99,8 @@ class AsagConfig(Settings):
     """Points mixed to (ASAG-A)."""
     groups: int = 4
     """Sampling groups (ASAG-A)."""
+    box_layers: int = 3
+    """Hidden layers of a decoder's box head; the six-layer AdaMixer has one."""
     dynamic_dim: int = 64
     """Inner width of the dynamic convolution (ASAG-S)."""
 

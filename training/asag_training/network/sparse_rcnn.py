@@ -65,7 +65,7 @@ class SparseRcnnStage(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.act = activation(config.activation)
         self.cls_module = tower(dim, 1, config.activation)
-        self.reg_module = tower(dim, 3, config.activation)
+        self.reg_module = tower(dim, config.box_layers, config.activation)
         self.class_logits = nn.Linear(dim, config.num_classes)
         self.bboxes_delta = nn.Linear(dim, 4)
         init_detection_head(self, self.class_logits, self.bboxes_delta)
@@ -74,12 +74,16 @@ class SparseRcnnStage(nn.Module):
         self, content: Tensor, roi: Tensor, boxes: Tensor, blocked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, Q, classes), refined boxes (B, Q, 4) cxcywh, and content (B, Q, C)."""
-        content = self.norm1(content + self.self_attn(content, blocking_bias(blocked)))
-        content = self.norm2(content + self.inst_interact(content, roi.to(content.dtype)))
+        content = self.interact(content, roi, blocked)
         content = self.norm3(content + self.linear2(self.act(self.linear1(content))))
         logits = self.class_logits(run(self.cls_module, content)).float()
         delta = self.bboxes_delta(run(self.reg_module, content)).float()
         return logits, _refine(boxes, delta), content
+
+    def interact(self, content: Tensor, roi: Tensor, blocked: Tensor) -> Tensor:
+        """Let queries (B, Q, C) see each other, and then what lies in their boxes: roi (B, Q, 49, C)."""
+        content = self.norm1(content + self.self_attn(content, blocking_bias(blocked)))
+        return self.norm2(content + self.inst_interact(content, roi.to(content.dtype)))  # type: ignore[no-any-return]
 
 
 def _refine(boxes: Tensor, delta: Tensor) -> Tensor:

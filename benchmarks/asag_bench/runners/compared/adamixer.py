@@ -1,0 +1,39 @@
+"""AdaMixer with six layers and its own neck (Gao et al., CVPR 2022): what ASAG-A is compared with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from asag_bench.runners.compared.detector import ComparedDetector, channels_last, nobody_blocked
+from asag_training.network.adamixer import AdaMixerDecoder
+from asag_training.network.backbone import Backbone
+from asag_training.network.channel_mapping import ChannelMapping
+from asag_training.network.config import AsagConfig
+from asag_training.network.learned_queries import LearnedQueries
+from asag_training.network.pyramid import pyramid_strides
+
+LAYERS = 6
+
+
+class AdaMixer(ComparedDetector):
+    """Learned contents, boxes that begin as the whole image, and six layers in sequence over 1x1 maps."""
+
+    maps = "backbone"
+
+    def __init__(self, config: AsagConfig, queries: int) -> None:
+        """Take the settings of the network that it is compared with, and the number of queries."""
+        own = config.with_changes(
+            decoder="adamixer", decoder_layers=LAYERS, heads=1, activation="relu", box_layers=1
+        )
+        super().__init__(own)
+        strides = pyramid_strides(own)
+        channels = Backbone(own).body.channels[-(len(self.inputs) - 1) :]
+        self.neck = ChannelMapping(channels, own.hidden_dim, len(strides))
+        self.queries = LearnedQueries(queries, own.hidden_dim, strides[0], learn_boxes=False, normalise=True)
+        self.decoder = AdaMixerDecoder(own)
+
+    def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes of the sixth layer, of maps C2..C5."""
+        features = channels_last(self.neck(maps))
+        proposals = self.queries(image_size)
+        return self.decoder(0, features, proposals, image_size, nobody_blocked(proposals))[-1]  # type: ignore[no-any-return]

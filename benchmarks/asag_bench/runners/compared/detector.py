@@ -1,0 +1,66 @@
+"""What the compared detectors have in common: maps of a backbone or a pyramid in, the best detections out.
+
+B images, Q queries, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from asag_bench.runners.compared.published import Maps
+from asag_training.network.config import AsagConfig
+from asag_training.network.relation_block import Proposals
+from asag_training.network.stages import StageModule, best_detections, feature_maps
+
+RESULTS = ("det_scores", "det_labels", "det_boxes")
+
+
+def map_names(maps: Maps, config: AsagConfig) -> tuple[str, ...]:
+    """Name what a detector reads: `p2` to `p5` (or `p3` to `p6`), or the `c2` to `c5` that a neck takes."""
+    pyramid = feature_maps(config)
+    if maps == "pyramid":
+        return pyramid
+    return tuple(f"c{level}" for level in range(int(pyramid[0][1:]), 6))
+
+
+class ComparedDetector(StageModule):
+    """Everything of a detector after the maps that it reads.
+
+    It takes the place of a bundle's `decoder`: maps of the pyramid, each (B, h, w, C), or of the backbone,
+    each (B, C_i, h, w), and image_size (B, 2) in; logits (B, Q, classes), boxes (B, Q, 4) cxcywh relative to
+    the valid image, and the best detections, as `asag_deploy.loop.stages` has them, out.
+    """
+
+    name = "decoder"
+    outputs = ("logits", "boxes", *RESULTS)
+    maps: Maps
+
+    def __init__(self, config: AsagConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = (*map_names(self.maps, config), "image_size")
+
+    def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes of the last layer."""
+        raise NotImplementedError
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        *maps, image_size = tensors
+        logits, boxes = self.detect(maps, image_size)
+        all_real = torch.ones(logits.shape[:2], dtype=torch.bool, device=boxes.device)
+        detections = best_detections(logits, boxes, all_real, self.config.detection_limit)
+        return logits, boxes, *detections
+
+
+def nobody_blocked(proposals: Proposals) -> Tensor:
+    """Let every query see every other: bool (B, Q, Q)."""
+    batch, queries = proposals.boxes.shape[:2]
+    return torch.zeros(batch, queries, queries, dtype=torch.bool, device=proposals.boxes.device)
+
+
+def channels_last(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Turn maps (B, C, h, w) into (B, h, w, C), as decoders read them."""
+    return [x.permute(0, 2, 3, 1) for x in maps]

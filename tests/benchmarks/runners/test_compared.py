@@ -1,0 +1,184 @@
+"""The paper's other detectors: the graph computes what its module does, over the bundle's own maps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asag_bench.runners.compared.map_stages import stage_of_maps
+from asag_bench.runners.compared.published import COMPARED, IN_TORCH, Maps, references
+from asag_bench.runners.compared.runner import (
+    BUILDERS,
+    ComparedRunner,
+    build_compared,
+    compared_config,
+    query_count,
+)
+from asag_bench.runners.references import check_references, open_reference
+from asag_deploy.backends import open_network
+from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.errors import ConfigError
+from asag_deploy.processing.preprocess import make_batch
+from asag_evaluation.data.doodles import draw_doodles
+from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_training.network.config import variant_config
+from asag_training.network.model import build
+from asag_training.network.stages import TorchNetwork
+from support.small_network import small_checkpoint
+
+IMAGES = [draw_doodles(96, 128, 0), draw_doodles(80, 96, 1)]
+RESULTS = ("logits", "boxes", "det_scores", "det_boxes")
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return small_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def bundle(small_bundle: Bundle) -> Bundle:
+    """Whose maps they share."""
+    return small_bundle
+
+
+@pytest.fixture(scope="module")
+def file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("six") / "small.safetensors"
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+@pytest.fixture(scope="module", params=COMPARED)
+def graph(request: pytest.FixtureRequest, bundle: Bundle, file: Path) -> ComparedRunner:
+    return reference(request.param, bundle, file)
+
+
+def reference(name: str, bundle: Bundle, file: Path | None) -> ComparedRunner:
+    bundles_own: Any = None
+    runner = open_reference(name, bundle, bundles_own, DetectorOptions(threads=1), file)
+    assert isinstance(runner, ComparedRunner)
+    return runner
+
+
+def outputs_of(runner: ComparedRunner, bundle: Bundle) -> dict[str, Any]:
+    """What a detector makes of a batch of two sizes."""
+    network = runner._network
+    pixels, sizes = make_batch(IMAGES, bundle.manifest.preprocessing)
+    size = network.upload(sizes)
+    image = network.stage("normalize")({"pixels": network.upload(pixels), "image_size": size})["image"]
+    features = network.stage("backbone")({"image": image, "image_size": size})
+    found = network.stage("decoder")({**features, "image_size": size})
+    return {name: network.download(found[name]) for name in RESULTS}
+
+
+def test_the_graph_computes_what_the_module_computes(
+    graph: ComparedRunner, bundle: Bundle, file: Path
+) -> None:
+    module = reference(f"torch-{graph.name}", bundle, file)
+    found, expected = outputs_of(graph, bundle), outputs_of(module, bundle)
+    assert expected["logits"].shape == (2, 100, 80)
+    assert expected["boxes"][..., :2].std(axis=1).min() > 0.05
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
+    np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-4)
+    np.testing.assert_allclose(found["det_scores"], expected["det_scores"], atol=1e-3)
+    for runner in (graph, module):
+        run = runner(IMAGES, None)
+        assert run.exits == ()
+        assert run.phases_ms["decoder"] > 0
+        assert "probe_p4" not in run.phases_ms
+        assert sum(run.phases_ms.values()) == pytest.approx(run.total_ms)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_every_layer_counts(name: str, bundle: Bundle, checkpoint: Checkpoint) -> None:
+    detector = build_compared(name, compared_config(bundle, checkpoint))
+    decoder: Any = detector.decoder
+    layers = decoder.bbox_head if name.startswith("adamixer") else decoder.head_series
+    assert len(layers) == COMPARED[name].layers
+    given = (*maps_of(detector.maps, checkpoint), torch.tensor([[384, 512]]))
+    with torch.no_grad():
+        before = detector(*given)[0]
+        for layer in layers:
+            bias = layer.get_parameter("ffn_norm.bias" if name.startswith("adamixer") else "norm3.bias")
+            bias.add_(0.5)
+            assert not torch.equal(detector(*given)[0], before)
+            bias.sub_(0.5)
+
+
+def maps_of(maps: Maps, checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+    """What the backbone, or the neck, makes of a random picture of 384 x 512."""
+    stage = stage_of_maps(maps, build(checkpoint.config, checkpoint.state))
+    with torch.no_grad():
+        return tuple(stage(torch.randn(1, 3, 384, 512), torch.tensor([[384, 512]])))
+
+
+def test_all_that_are_named_can_be_built() -> None:
+    assert BUILDERS.keys() == COMPARED.keys()
+    names = set(references())
+    assert names == {*COMPARED, *(f"{IN_TORCH}{name}" for name in COMPARED)}
+
+
+def test_a_grid_gives_the_queries_where_it_scores_best(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    detector: Any = build_compared("f-qrcnn", compared_config(bundle, checkpoint), queries=3)
+    generator = detector.generator
+    for convolution in (generator.score, generator.distances, generator.content):
+        convolution.weight.zero_()
+    generator.hidden.weight.zero_()
+    generator.distances.bias.copy_(torch.tensor([1.0, 2.0, 3.0, 0.5]))
+    size = torch.tensor([[256, 384]])
+    maps = [torch.zeros(1, 32, 256 >> i, 384 >> i) for i in (3, 4, 5, 6, 7)]
+    with torch.no_grad():
+        generator.score.weight[:, 0] = 1.0
+        generator.hidden.weight[0, 0, 1, 1] = 1.0
+        maps[1][0, 0, 1, 2] = 9.0  # P4, row 1, column 2: its centre is (40, 24)
+        maps[0][0, 0, 5, 7] = 5.0
+        found = generator(maps, size)
+    pixels = found.boxes[0] * torch.tensor([384.0, 256.0, 384.0, 256.0])
+    assert pixels[0].tolist() == pytest.approx([40 + 16, 24 - 12, 64, 40])
+    assert pixels[1].tolist() == pytest.approx([60 + 8, 44 - 6, 32, 20])
+
+
+def test_the_maps_are_the_bundles_own(graph: ComparedRunner, bundle: Bundle, checkpoint: Checkpoint) -> None:
+    maps = COMPARED[graph.name].maps
+    model = build(checkpoint.config, checkpoint.state)
+    in_torch = TorchNetwork([stage_of_maps(maps, model).eval()])
+    networks: list[Any] = [graph._network, in_torch]
+    if maps == "pyramid":
+        networks.append(open_network(None, bundle, threads=1))
+    size = np.array([[96, 128]])
+    image = np.random.default_rng(0).normal(size=(1, 3, 96, 128)).astype(np.float32)
+    found: list[dict[str, Any]] = []
+    for network in networks:
+        given = {"image": network.upload(image), "image_size": network.upload(size)}
+        outputs = network.stage("backbone")(given)
+        found.append({name: network.download(x) for name, x in outputs.items() if name[1:].isdigit()})
+    assert list(found[0]) == (["p2", "p3", "p4", "p5"] if maps == "pyramid" else ["c2", "c3", "c4", "c5"])
+    for others in found[1:]:
+        for name in found[0]:
+            np.testing.assert_allclose(others[name], found[0][name], atol=1e-3)
+
+
+def test_as_many_queries_as_the_variant_stands_for() -> None:
+    assert query_count(variant_config("asag-a-r50-100")) == 100
+    assert query_count(variant_config("asag-s-r101-300")) == 300
+
+
+def test_what_cannot_be_built(bundle: Bundle, file: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="the bundle's features have 32 channels, but those of asag-a-r50-100 256"
+    ):
+        reference("adamixer-6", bundle, None)
+    trained = dataclasses.replace(bundle.manifest, trained=True)
+    check_references(["torch-adamixer-6"], None, bundle.manifest)
+    check_references(["torch-adamixer-6"], file, trained)
+    with pytest.raises(ConfigError, match="'torch-adamixer-6' needs the weights"):
+        check_references(["torch-adamixer-6"], None, trained)
