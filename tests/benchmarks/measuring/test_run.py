@@ -407,7 +407,7 @@ def test_accuracy_without_its_library(
         ("--backend tensorflow", "unknown backend 'tensorflow'; the backends are onnxruntime"),
         ("--reference yolo", f"unknown reference 'yolo'; the references are {', '.join(REFERENCES)}"),
         ("--reference torch", "the reference 'torch' needs the weights the bundle was exported from"),
-        ("--reference adamixer-6", "six decoder layers beside 'tiny' are to be is not known"),
+        ("--reference adamixer-6", "how wide a detector compared with 'tiny' is to be is not known"),
         ("--reference torch-sparse-rcnn-6", "the reference 'torch-sparse-rcnn-6' needs the weights"),
         ("--baseline torch", "--baseline is 'torch', which is not measured; choose one of onnxruntime"),
         ("--precision int8", "--precision is 'int8', but what was given computes in fp32"),
