@@ -28,12 +28,10 @@ from asag_deploy.processing.postprocess import detections_of
 from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
 from asag_training.network import boxes as box_ops
-from asag_training.network.adamixer import AdaMixerDecoder
 from asag_training.network.config import VARIANTS, AsagConfig, DecoderType
-from asag_training.network.model import Asag
-from asag_training.network.pyramid import pyramid_strides
+from asag_training.network.model import DECODER_MODULES, Asag
+from asag_training.network.pyramid import box_cell
 from asag_training.network.relation_block import Proposals
-from asag_training.network.sparse_rcnn import SparseRcnnDecoder
 from asag_training.network.stages import StageModule, best_detections, feature_maps
 
 if TYPE_CHECKING:
@@ -63,11 +61,10 @@ class SixLayerDecoder(StageModule):
         super().__init__()
         self.config = config
         self.inputs = (*feature_maps(config), "image_size")
-        self.stride = pyramid_strides(config)[0]
+        self.stride = box_cell(config)
         self.learned_content = nn.Embedding(queries, config.hidden_dim)
         self.register_buffer("learned_boxes", _spread_boxes(queries))
-        decoder = AdaMixerDecoder if config.decoder == "adamixer" else SparseRcnnDecoder
-        self.decoder = decoder(config)
+        self.decoder = DECODER_MODULES[config.decoder](config)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         *features, image_size = tensors
@@ -97,7 +94,7 @@ class PyramidStage(StageModule):
         self.outputs = feature_maps(model.config)
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.features(image))
+        return tuple(self.model.features(image, image_size))
 
 
 def six_layer_config(decoder: DecoderType, bundle: Bundle, checkpoint: Checkpoint | None) -> AsagConfig:
