@@ -108,16 +108,20 @@ def _small(variant: str, num_classes: int, decoder: DecoderType = "adamixer") ->
         attention_heads=4,
         in_points=16,
         out_points=32,
-        dynamic_dim=32,
-        encoder_layers=3,
-        deformable_ffn_dim=384,
         patch_size=8,
         first_level_anchors=25,
         patch_anchors=16,
         anchor_cap=150,
         heads=1,
+        **_NARROW.get(decoder, {}),
     )
 
+
+_NARROW: dict[DecoderType, dict[str, int]] = {
+    "sparse-rcnn": {"dynamic_dim": 32},
+    "deformable-detr": {"encoder_layers": 3, "deformable_ffn_dim": 384},
+}
+"""What else is less in a small network with this decoder."""
 
 _FROM_RANDOM_WEIGHTS = Optimisation(
     batch_size=4, lr=5e-4, backbone_factor=1.0, freeze_stem=False, batch_statistics=True, compute="bf16"
