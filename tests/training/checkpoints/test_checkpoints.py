@@ -39,6 +39,14 @@ OFFICIAL = {
     "asag_s_crowdhuman": "asag-s-r50-crowdhuman",
 }
 
+DECODERS = ("adamixer", "sparse-rcnn", "deformable-detr")
+OF_DECODER = {
+    "adamixer": {"in_points", "out_points", "groups"},
+    "sparse-rcnn": {"dynamic_dim"},
+    "deformable-detr": {"encoder_layers", "deformable_points", "deformable_ffn_dim"},
+}
+"""Settings that no other network has weights of."""
+
 INFERENCE_ONLY = {
     "variant", "activation", "anchor_floor", "anchor_cap", "score_low", "score_high", "score_pass",
     "patch_nms_iou", "min_anchor_side", "max_patches", "max_detections", "detection_nms_iou",
@@ -98,7 +106,7 @@ def test_weights_are_kept_bit_for_bit(tmp_path: Path) -> None:
         assert [category.name for category in checkpoint.categories] == ["class_0", "class_1", "class_2"]
 
 
-@pytest.mark.parametrize("decoder", ["adamixer", "sparse-rcnn"])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(
     "changes", [{}, {"backbone_depth": 101, "heads": 2}, {"first_level_anchors": 50}], ids=str
 )
@@ -108,7 +116,7 @@ def test_settings_of_an_own_network_are_read_off_its_shapes(
     config = tiny_config(decoder, **changes)
     path = save_public(tmp_path / "own.pth", random_state(config), activation="relu", threshold2=0.2)
     found = load_checkpoint(path).config
-    not_used = {"dynamic_dim"} if decoder == "adamixer" else {"in_points", "out_points", "groups"}
+    not_used = set().union(*(names for name, names in OF_DECODER.items() if name != decoder))
     shapes_tell = {field.name for field in dataclasses.fields(AsagConfig)} - not_used - INFERENCE_ONLY
     assert {n: getattr(found, n) for n in shapes_tell} == {n: getattr(config, n) for n in shapes_tell}
     assert (found.activation, found.score_low, found.score_high) == ("relu", 0.2, 0.7)
@@ -220,7 +228,7 @@ def test_impossible_options(tmp_path: Path, options: dict[str, Any]) -> None:
     assert "the options stored in" in refusal(lambda: load_checkpoint(path))
 
 
-@pytest.mark.parametrize("decoder", ["adamixer", "sparse-rcnn"])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("head", ["aux_0", "aux_2", "main"])
 def test_one_head_of_four_predicts_what_it_did_among_them(
     tmp_path: Path, decoder: DecoderType, head: str

@@ -180,7 +180,7 @@ def test_padding_cells_are_not_seen() -> None:
     before = join_maps(encoder(maps, sizes, (64, 128)))
     padding = geometry_of(maps, sizes, (64, 128)).padding
     cells = torch.where(padding, torch.randn(1, 170, 24), join_maps(maps))
-    other = part_maps(cells, [tuple(m.shape[1:3]) for m in maps])
+    other = part_maps(cells, [(m.shape[1], m.shape[2]) for m in maps])
     after = join_maps(encoder(other, sizes, (64, 128)))
     valid = ~padding[..., 0]
     close(after[valid], before[valid])
