@@ -19,7 +19,13 @@ from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.checkpoints import load_backbone, load_checkpoint, select_head
 from asag_training.checkpoints.layout import expected_layout, infer_config
-from asag_training.network.config import AsagConfig, DecoderType, default_categories, variant_config
+from asag_training.network.config import (
+    VARIANTS,
+    AsagConfig,
+    DecoderType,
+    default_categories,
+    variant_config,
+)
 from asag_training.network.model import Asag, build
 from support.checkpoint_files import (
     CATEGORIES,
@@ -379,6 +385,21 @@ def test_light_network_is_recognised(variant: str) -> None:
         else:
             assert found.variant == f"asag-a-{config.backbone}-custom"
             assert expected_layout(found) == expected_layout(config)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("asag-d")])
+def test_asag_d_is_recognised(variant: str) -> None:
+    """By its shapes alone, whatever is said of where they come from; of its head, too."""
+    config = variant_config(variant)
+    data_set = "crowdhuman" if variant.endswith("crowdhuman") else None
+    assert infer_config(expected_layout(config), data_set=data_set) == config
+    alone = config.with_changes(heads=1)
+    assert infer_config(expected_layout(alone), data_set=data_set) == alone
+    changed = config.with_changes(encoder_layers=3, deformable_points=2, deformable_ffn_dim=512)
+    found = infer_config(expected_layout(changed), data_set=data_set)
+    assert found is not None
+    assert expected_layout(found) == expected_layout(changed)
+    assert (found.variant[:6], found.variant[-6:]) == ("asag-d", "custom")
 
 
 def test_backbone_of_another_depth(tmp_path: Path) -> None:
