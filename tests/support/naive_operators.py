@@ -304,9 +304,11 @@ def deformable_points(
     xy = rng.uniform(-0.3, 1.3, (*shape, 2))
     for level, feature in enumerate(features):
         cell = 1 / np.array(feature.shape[2:0:-1])
-        xy[:, :1, :, level] = cell * np.array([0, 0.5, 1, 1.5])[:points, None]  # edges and centres of cells
+        xy[:, :1, :, level] = (
+            cell * np.resize([0, 0.5, 1, 1.5], points)[:, None]
+        )  # edges and centres of cells
         xy[:, 1:2, :, level] = 1 - xy[:, :1, :, level]
-        xy[:, 2:3, :, level] = cell * np.array([-0.5, -0.75, -0.25, -1])[:points, None]  # just outside
+        xy[:, 2:3, :, level] = cell * np.resize([-0.5, -0.75, -0.25, -1], points)[:, None]  # just outside
         xy[:, 3:4, :, level] = 1 - xy[:, 2:3, :, level]
     xy[:, 4:5] = -1e3 * np.arange(points)[:, None]  # as far out as an untrained network may look
     weight = rng.uniform(0, 1, shape)
