@@ -10,6 +10,7 @@ from asag_deploy.kernels.library import (
 from asag_deploy.kernels.operators import (
     add_decide,
     decide,
+    deformable_sample,
     multiscale_roi_align,
     pad_anchors,
     patch_nms,
@@ -26,6 +27,7 @@ __all__ = [
     "buffer_of",
     "cuda_library_path",
     "decide",
+    "deformable_sample",
     "multiscale_roi_align",
     "open_cuda_library",
     "pad_anchors",

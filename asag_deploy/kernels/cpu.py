@@ -23,7 +23,7 @@ from asag_deploy.errors import BackendError, ConfigError, Problem
 from asag_deploy.kernels import structures
 from asag_deploy.kernels.buffers import BFLOAT16, Arrays, Buffer, ScaledIntegers, buffer_of, expect
 from asag_deploy.kernels.library import KernelLibrary
-from asag_deploy.kernels.operators import TYPES, pyramid_of
+from asag_deploy.kernels.operators import TYPES, groups_of, pyramid_of
 
 CPU_LIBRARY_VARIABLE = "ASAG_CPU_KERNELS_LIBRARY"
 """Environment variable with the path of the library, or empty for none."""
@@ -40,6 +40,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
     "multiscale_roi_align": structures.MultiscaleRoIAlign,
     "pyramid_sample": structures.PyramidSample,
+    "deformable_sample": structures.DeformableSample,
     "adaptive_mixing": structures.AdaptiveMixing,
     "pad_anchors": structures.PadAnchors,
     "top_k": structures.TopK,
@@ -75,7 +76,7 @@ class CpuKernels:
         beside those; boxes: float32 (B, Q, 4) xyxy in pixels; strides: pixels per cell, each twice the one
         before.  Returns (B, Q, 7, 7, C) of the type `out`: the features', or float32, or BFLOAT16 of float32.
         """
-        maps, scales = _maps(features, strides, out)
+        maps, scales = _maps(features, out, strides)
         batch, *_, channels = maps[0].shape
         box = expect("boxes", boxes, (batch, -1, 4), np.float32, on_device=False)
         result = np.empty((*box.shape[:2], ROI_SIZE, ROI_SIZE, channels), dtype=out)
@@ -100,14 +101,12 @@ class CpuKernels:
         features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, P, 2) in pixels; weight: float32
         (B, Q, G, P, levels).  Returns (B, Q, G, P, C / G) of the type `out`.
         """
-        maps, scales = _maps(features, strides, out)
+        maps, scales = _maps(features, out, strides)
         batch, *_, channels = maps[0].shape
         points = expect("xy", xy, (batch, -1, -1, -1, 2), np.float32, on_device=False)
         shape = points.shape[:4]
         weights = expect("weight", weight, (*shape, len(maps)), np.float32, on_device=False)
-        if shape[2] == 0 or channels % shape[2] != 0:
-            raise ConfigError(f"expected a number of groups that divides {channels} channels, got {shape[2]}")
-        result = np.empty((*shape, channels // shape[2]), dtype=out)
+        result = np.empty((*shape, channels // groups_of(shape[2], channels)), dtype=out)
         pointers = (points.pointer, weights.pointer, result.ctypes.data)
         self._run(
             "pyramid_sample",
@@ -116,6 +115,27 @@ class CpuKernels:
             out,
             scales,
         )
+        return result
+
+    def deformable_sample(
+        self, features: Arrays, xy: Any, weight: Any, *, out: np.dtype[Any], threads: int
+    ) -> NDArray[Any]:
+        """Sample each level at points of its own, and add all of a group up by weight.
+
+        features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, levels, P, 2) relative to the whole
+        map; weight: float32 (B, Q, G, levels, P).  Returns (B, Q, C) of the type `out`.
+        """
+        maps, scales = _maps(features, out)
+        batch, *_, channels = maps[0].shape
+        points = expect("xy", xy, (batch, -1, -1, len(maps), -1, 2), np.float32, on_device=False)
+        weights = expect("weight", weight, points.shape[:-1], np.float32, on_device=False)
+        queries, groups = points.shape[1:3]
+        result = np.empty((batch, queries, channels), dtype=out)
+        pointers = (points.pointer, weights.pointer, result.ctypes.data)
+        arguments = structures.DeformableSample(
+            pyramid_of(maps), *pointers, queries, groups_of(groups, channels), points.shape[4]
+        )
+        self._run("deformable_sample", arguments, threads, out, scales)
         return result
 
     def adaptive_mixing(
@@ -279,17 +299,21 @@ def _opened(path: Path) -> CpuKernels:
     return CpuKernels(path)
 
 
-def _maps(features: Arrays, strides: Sequence[int], out: np.dtype[Any]) -> tuple[list[Buffer], list[float]]:
-    """Return the maps of a pyramid, if there are as many as strides and they go together, and their scales.
+def _maps(
+    features: Arrays, out: np.dtype[Any], strides: Sequence[int] | None = None
+) -> tuple[list[Buffer], list[float]]:
+    """Return the maps of a pyramid, if they go together and with the strides, and their scales.
 
     The first is described as one of floats: of `out`'s type where all maps are integers.
     """
     scales = [feature.scale if isinstance(feature, ScaledIntegers) else 0.0 for feature in features]
     maps = [buffer_of(each.values if isinstance(each, ScaledIntegers) else each) for each in features]
-    if not 1 <= len(maps) <= structures.MAX_LEVELS or len(maps) != len(strides):
+    if strides is not None and len(maps) != len(strides):
         raise ConfigError(
             f"expected 1 to 4 feature maps and as many strides, got {len(maps)}, {len(strides)}"
         )
+    if not 1 <= len(maps) <= structures.MAX_LEVELS:
+        raise ConfigError(f"expected 1 to 4 feature maps, got {len(maps)}")
     floats = [level.dtype for level, scale in zip(maps, scales, strict=True) if not scale] or [out]
     batch, channels = (maps[0].shape[0], maps[0].shape[-1]) if maps[0].shape else (0, 0)
     for i, (level, scale) in enumerate(zip(maps, scales, strict=True)):

@@ -25,6 +25,7 @@ LIBRARY_VARIABLE = "ASAG_KERNELS_LIBRARY"
 _OPERATORS: dict[str, type[ctypes.Structure]] = {
     "multiscale_roi_align": structures.MultiscaleRoIAlign,
     "pyramid_sample": structures.PyramidSample,
+    "deformable_sample": structures.DeformableSample,
     "patch_nms": structures.PatchNMS,
     "pad_anchors": structures.PadAnchors,
     "preprocess": structures.Preprocess,

@@ -75,13 +75,32 @@ def pyramid_sample(
     points = library.expect("xy", xy, (batch, -1, -1, -1, 2), np.float32)
     shape = points.shape[:4]
     weights = library.expect("weight", weight, (*shape, len(maps)), np.float32)
-    if shape[2] == 0 or channels % shape[2] != 0:
-        raise ConfigError(f"expected a number of groups that divides {channels} channels, got {shape[2]}")
-    width = channels // shape[2]
+    width = channels // groups_of(shape[2], channels)
     result = library.expect("out", out, (*shape, width), maps[0].dtype.type)
     pointers = (points.pointer, weights.pointer, result.pointer)
     arguments = structures.PyramidSample(pyramid_of(maps, strides), *pointers, *shape[1:])
     library.run("pyramid_sample", arguments, stream)
+
+
+def deformable_sample(
+    library: KernelLibrary, features: Arrays, xy: Any, weight: Any, out: Any, *, stream: int = 0
+) -> None:
+    """Sample each level at points of its own, and add all of a group up by weight.
+
+    features: as for `multiscale_roi_align`; xy: float32 (B, Q, G, levels, P, 2) relative to the whole map;
+    weight: float32 (B, Q, G, levels, P); out: (B, Q, C) of the features' type.
+    """
+    maps = _maps(library, features)
+    batch, *_, channels = maps[0].shape
+    points = library.expect("xy", xy, (batch, -1, -1, len(maps), -1, 2), np.float32)
+    weights = library.expect("weight", weight, points.shape[:-1], np.float32)
+    queries, groups = points.shape[1:3]
+    result = library.expect("out", out, (batch, queries, channels), maps[0].dtype.type)
+    pointers = (points.pointer, weights.pointer, result.pointer)
+    arguments = structures.DeformableSample(
+        pyramid_of(maps), *pointers, queries, groups_of(groups, channels), points.shape[4]
+    )
+    library.run("deformable_sample", arguments, stream)
 
 
 def patch_nms(
@@ -293,12 +312,21 @@ def _decision(
     )
 
 
-def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> list[Buffer]:
-    if not 1 <= len(features) <= structures.MAX_LEVELS or len(strides) != len(features):
+def groups_of(groups: int, channels: int) -> int:
+    """Return the number of groups that channels go in.  Raises ConfigError if it does not divide them."""
+    if groups == 0 or channels % groups != 0:
+        raise ConfigError(f"expected a number of groups that divides {channels} channels, got {groups}")
+    return groups
+
+
+def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int] | None = None) -> list[Buffer]:
+    expected = f"expected 1 to {structures.MAX_LEVELS} feature maps"
+    if strides is not None and len(strides) != len(features):
         raise ConfigError(
-            f"expected 1 to {structures.MAX_LEVELS} feature maps with a stride each, "
-            f"got {len(features)} maps and {len(strides)} strides"
+            f"{expected} with a stride each, got {len(features)} maps and {len(strides)} strides"
         )
+    if not 1 <= len(features) <= structures.MAX_LEVELS:
+        raise ConfigError(f"{expected}, got {len(features)}")
     first = library.expect("features[0]", features[0], (-1, -1, -1, -1), np.float32, np.float16)
     batch, *_, channels = first.shape
     shape = (batch, -1, -1, channels)
@@ -308,8 +336,8 @@ def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int]) -> l
     ]
 
 
-def pyramid_of(maps: Sequence[Buffer], strides: Sequence[int]) -> structures.Pyramid:
-    """Describe maps (B, h, w, C) that go together, the finest first, with their pixels per cell."""
+def pyramid_of(maps: Sequence[Buffer], strides: Sequence[int] = ()) -> structures.Pyramid:
+    """Describe maps (B, h, w, C) that go together, the finest first, with their pixels per cell if needed."""
     per_level = ctypes.c_int32 * structures.MAX_LEVELS
     return structures.Pyramid(
         (ctypes.c_void_p * structures.MAX_LEVELS)(*(level.pointer for level in maps)),

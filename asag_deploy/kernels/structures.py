@@ -6,8 +6,10 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-INTERFACE_VERSION = 8
+INTERFACE_VERSION = 9
 MAX_LEVELS = 4
+MOST_POINTS = 64
+"""Of deformable sampling, on a level."""
 
 FLOAT32 = 0
 FLOAT16 = 1
@@ -49,6 +51,16 @@ class MultiscaleRoIAlign(ctypes.Structure):
 
 class PyramidSample(ctypes.Structure):
     """`AsagPyramidSample`."""
+
+    _fields_ = (
+        ("features", Pyramid),
+        *_fields(_Pointer, "xy weight out"),
+        *_fields(_Int, "queries groups points"),
+    )
+
+
+class DeformableSample(ctypes.Structure):
+    """`AsagDeformableSample`."""
 
     _fields_ = (
         ("features", Pyramid),

@@ -199,6 +199,56 @@ def PyramidSample(
 
 
 @onnxscript.script(OPSET, default_opset=op)
+def DeformableSample(
+    p2,
+    p3,
+    p4,
+    p5,
+    xy: FLOAT["B", "Q", "G", 4, "P", 2],
+    weight: FLOAT["B", "Q", "G", 4, "P"],
+):
+    """Read one level after the other by the standard GridSample: an encoder has too many taps for one gather.
+
+    Points come before queries, so that adding up a query's points adds long rows.  Maps are float32 whatever
+    they were, for GridSample wants them of the type of the coordinates.
+    """
+    batch, groups = op.Shape(xy, start=0, end=1), op.Shape(xy, start=2, end=3)
+    points, queries = op.Shape(xy, start=4, end=5), op.Constant(value_ints=[-1])
+    one, two, images = op.Constant(value_ints=[1]), op.Constant(value_ints=[2]), batch * groups
+    depth = op.Shape(p2, start=3, end=4)
+    start = op.Concat(images, depth / groups, axis=0)
+    map2 = op.Transpose(op.Cast(p2, to=1), perm=[0, 3, 1, 2])
+    map3 = op.Transpose(op.Cast(p3, to=1), perm=[0, 3, 1, 2])
+    map4 = op.Transpose(op.Cast(p4, to=1), perm=[0, 3, 1, 2])
+    map5 = op.Transpose(op.Cast(p5, to=1), perm=[0, 3, 1, 2])
+    map2 = op.Reshape(map2, op.Concat(start, op.Shape(p2, start=1, end=3), axis=0))  # (B G, C / G, h, w)
+    map3 = op.Reshape(map3, op.Concat(start, op.Shape(p3, start=1, end=3), axis=0))
+    map4 = op.Reshape(map4, op.Concat(start, op.Shape(p4, start=1, end=3), axis=0))
+    map5 = op.Reshape(map5, op.Concat(start, op.Shape(p5, start=1, end=3), axis=0))
+
+    grid = op.Transpose(xy * 2.0 - 1.0, perm=[3, 0, 2, 4, 1, 5])  # (4, B, G, P, Q, 2)
+    grid2, grid3, grid4, grid5 = op.Split(grid, num_outputs=4, axis=0)
+    of_grid = op.Concat(images, points, queries, two, axis=0)
+    grid2, grid3 = op.Reshape(grid2, of_grid), op.Reshape(grid3, of_grid)
+    grid4, grid5 = op.Reshape(grid4, of_grid), op.Reshape(grid5, of_grid)
+    weight = op.Transpose(weight, perm=[3, 0, 2, 4, 1])  # (4, B, G, P, Q)
+    weight2, weight3, weight4, weight5 = op.Split(weight, num_outputs=4, axis=0)
+    of_weight = op.Concat(images, one, points, queries, axis=0)
+    weight2, weight3 = op.Reshape(weight2, of_weight), op.Reshape(weight3, of_weight)
+    weight4, weight5 = op.Reshape(weight4, of_weight), op.Reshape(weight5, of_weight)
+
+    # Each (B G, C / G, P, Q); `function_of` names the mode as the version of the operators has it.
+    tap2 = op.GridSample(map2, grid2, align_corners=0, mode="linear", padding_mode="zeros") * weight2
+    tap3 = op.GridSample(map3, grid3, align_corners=0, mode="linear", padding_mode="zeros") * weight3
+    tap4 = op.GridSample(map4, grid4, align_corners=0, mode="linear", padding_mode="zeros") * weight4
+    tap5 = op.GridSample(map5, grid5, align_corners=0, mode="linear", padding_mode="zeros") * weight5
+    sum2, sum3 = op.ReduceSum(tap2, two, keepdims=0), op.ReduceSum(tap3, two, keepdims=0)
+    sum4, sum5 = op.ReduceSum(tap4, two, keepdims=0), op.ReduceSum(tap5, two, keepdims=0)
+    out = op.Reshape(sum2 + sum3 + sum4 + sum5, op.Concat(batch, depth, queries, axis=0))
+    return op.CastLike(op.Transpose(out, perm=[0, 2, 1]), p2)
+
+
+@onnxscript.script(OPSET, default_opset=op)
 def AdaptiveMixing(
     sampled, parameters, groups: int, points: int, channels: int, out_points: int, activation: int
 ):
@@ -284,7 +334,10 @@ def PadAnchors(
     return padded, count
 
 
-FUNCTIONS = (MultiscaleRoIAlign, PyramidSample, AdaptiveMixing, PadAnchors)
+FUNCTIONS = (MultiscaleRoIAlign, PyramidSample, DeformableSample, AdaptiveMixing, PadAnchors)
+
+_LINEAR_SINCE = 20
+"""Since when GridSample calls its mode "linear", which was "bilinear" before."""
 
 
 def function_of(
@@ -297,11 +350,21 @@ def function_of(
     proto = script.to_function_proto()
     for imported in proto.opset_import:
         imported.version = ONNX_VERSION if imported.domain == DOMAIN else opset
+    if opset < _LINEAR_SINCE:
+        _use_former_mode(proto)
     if script.name == AdaptiveMixing.name:
         (activation,) = {each.i for node in nodes for each in node.attribute if each.name == "activation"}
         if MIXING_ACTIVATIONS[activation] == "gelu":
             _use_gelu(proto, opset)
     return proto
+
+
+def _use_former_mode(proto: onnx.FunctionProto) -> None:
+    """Give every GridSample the mode's former name."""
+    for node in proto.node:
+        for attribute in node.attribute:
+            if node.op_type == "GridSample" and attribute.name == "mode":
+                attribute.s = b"bilinear"
 
 
 def _use_gelu(proto: onnx.FunctionProto, opset: int) -> None:

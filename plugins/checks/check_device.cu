@@ -91,6 +91,26 @@ void check_pyramid_sample(int channels, int groups, const std::string& name) {
     compare(out, tolerance<T>(), name);
 }
 
+template <class T>
+void check_deformable_sample(int channels, int groups, const std::string& name) {
+    constexpr int BATCH = 2, QUERIES = 300, POINTS = 4;
+    Maps<T> maps(BATCH, 203, 317, channels);
+    const size_t points = static_cast<size_t>(BATCH) * QUERIES * groups * ASAG_MAX_LEVELS * POINTS;
+    Twin<float> xy(points * 2), weight(points);
+    for (float& value : xy.host) value = uniform(-0.2f, 1.2f);
+    for (float& value : weight.host) value = uniform(0, 0.1f);
+    xy.host[0] = NAN, xy.host[2] = INFINITY, xy.host[4] = -3e38f;
+    Twin<T> out(static_cast<size_t>(BATCH) * QUERIES * channels);
+    const AsagDeformableSample on_host = {
+        maps.host, xy.host.data(), weight.host.data(), out.host.data(), QUERIES, groups, POINTS};
+    const AsagDeformableSample on_device = {
+        maps.device, xy.upload(), weight.upload(), out.upload(), QUERIES, groups, POINTS};
+    must(asag_host_deformable_sample(&on_host, &BLOCK), name);
+    must(asag_cuda_deformable_sample(&on_device, nullptr), name);
+    must(cudaDeviceSynchronize(), name);
+    compare(out, tolerance<T>(), name);
+}
+
 struct Candidates {
     Twin<float> anchors;
     Twin<uint8_t> flags;
@@ -220,6 +240,10 @@ void check_kernels() {
     check_pyramid_sample<float>(6, 3, "pyramid sample, float, 6 channels");
     check_pyramid_sample<asag::Half>(64, 4, "pyramid sample, half, 64 channels");
     check_pyramid_sample<asag::Half>(6, 3, "pyramid sample, half, 6 channels");
+    check_deformable_sample<float>(64, 8, "deformable sample, float, 64 channels");
+    check_deformable_sample<float>(6, 3, "deformable sample, float, 6 channels");
+    check_deformable_sample<asag::Half>(64, 8, "deformable sample, half, 64 channels");
+    check_deformable_sample<asag::Half>(6, 3, "deformable sample, half, 6 channels");
     for (int count : {1, 250, 2560}) {
         check_patch_nms(count, 0.4f, 2048);
         check_patch_nms(count, 1.0f, 100);

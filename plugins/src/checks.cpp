@@ -7,6 +7,7 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "asag/deformable_sample.h"
 #include "asag/multiscale_roi_align.h"
 #include "asag/pad_anchors.h"
 #include "asag/patch_nms.h"
@@ -65,8 +66,24 @@ struct Checks {
             range(features.heights[i], name, 1, SIDE_LIMIT);
             std::snprintf(name, sizeof name, "widths[%d]", i);
             range(features.widths[i], name, 1, SIDE_LIMIT);
+        }
+        return *this;
+    }
+
+    Checks& strides(const AsagPyramid& features) {
+        for (int i = 0; status == ASAG_OK && i < features.levels; ++i) {
+            char name[32];
             std::snprintf(name, sizeof name, "strides[%d]", i);
             range(features.strides[i], name, 1, 65536);
+        }
+        return *this;
+    }
+
+    Checks& groups(int32_t value, const AsagPyramid& features) {
+        range(value, "groups", 1, features.channels);
+        if (status == ASAG_OK && features.channels % value != 0) {
+            status = problem(
+                ASAG_OUT_OF_RANGE, "groups is %d, expected a divisor of the %d channels", value, features.channels);
         }
         return *this;
     }
@@ -87,7 +104,7 @@ int check(const AsagMultiscaleRoIAlign* arguments) {
     Checks checks;
     if (checks.given(arguments, "arguments").status != ASAG_OK) return checks.status;
     const AsagPyramid& features = arguments->features;
-    checks.pyramid(features).range(arguments->queries, "queries", 0, COUNT_LIMIT);
+    checks.pyramid(features).strides(features).range(arguments->queries, "queries", 0, COUNT_LIMIT);
     for (int i = 1; checks.status == ASAG_OK && i < features.levels; ++i) {
         if (features.strides[i] != 2 * features.strides[i - 1]) {
             return problem(
@@ -107,19 +124,31 @@ int check(const AsagPyramidSample* arguments) {
     if (checks.given(arguments, "arguments").status != ASAG_OK) return checks.status;
     const AsagPyramid& features = arguments->features;
     checks.pyramid(features)
+        .strides(features)
         .range(arguments->queries, "queries", 0, COUNT_LIMIT)
-        .range(arguments->groups, "groups", 1, features.channels)
-        .range(arguments->points, "points", 0, 65536);
-    if (checks.status == ASAG_OK && features.channels % arguments->groups != 0) {
-        return problem(
-            ASAG_OUT_OF_RANGE, "groups is %d, expected a divisor of the %d channels", arguments->groups,
-            features.channels);
-    }
+        .range(arguments->points, "points", 0, 65536)
+        .groups(arguments->groups, features);
     const int64_t blocks = static_cast<int64_t>(features.batch) * arguments->queries * arguments->groups;
     checks.range(blocks, "batch x queries x groups", 0, INT_MAX);
     if (checks.status != ASAG_OK || blocks == 0 || arguments->points == 0) return checks.status;
     checks.maps(features).given(arguments->xy, "xy").given(arguments->weight, "weight");
     return checks.given(arguments->out, "out").status;
+}
+
+int check(const AsagDeformableSample* arguments) {
+    Checks checks;
+    if (checks.given(arguments, "arguments").status != ASAG_OK) return checks.status;
+    const AsagPyramid& features = arguments->features;
+    checks.pyramid(features)
+        .range(arguments->queries, "queries", 0, COUNT_LIMIT)
+        .range(arguments->points, "points", 0, ASAG_MOST_POINTS)
+        .groups(arguments->groups, features);
+    const int64_t queries = static_cast<int64_t>(features.batch) * arguments->queries;
+    if (checks.status != ASAG_OK || queries == 0) return checks.status;
+    checks.range(deformable_sample_blocks(*arguments, 1), "batch x queries x channels / 128", 0, INT_MAX);
+    checks.maps(features).given(arguments->out, "out");
+    if (arguments->points == 0) return checks.status;
+    return checks.given(arguments->xy, "xy").given(arguments->weight, "weight").status;
 }
 
 int check(const AsagPatchNMS* arguments, bool in_a_block) {

@@ -11,6 +11,7 @@ namespace asag {
 // to read or write.
 int check(const AsagMultiscaleRoIAlign* arguments);
 int check(const AsagPyramidSample* arguments);
+int check(const AsagDeformableSample* arguments);
 int check(const AsagPatchNMS* arguments, bool in_a_block = true);  // of a GPU, into which not all candidates fit
 int check(const AsagPadAnchors* arguments);
 int check(const AsagPreprocess* arguments);

@@ -1,4 +1,5 @@
-// asag_cpu_multiscale_roi_align and asag_cpu_pyramid_sample: weighted sums of the cells of feature maps.
+// asag_cpu_multiscale_roi_align, asag_cpu_pyramid_sample and asag_cpu_deformable_sample: weighted sums of the cells of
+// feature maps.
 //
 // Where they look and with which weights is what it is on a GPU, to the last bit; only the loops differ.  The sums of a
 // block of channels stay in registers while all its cells are added, and queries are divided among threads.  Features
@@ -6,6 +7,7 @@
 
 #include <new>
 
+#include "asag/deformable_sample.h"
 #include "asag/multiscale_roi_align.h"
 #include "asag/pyramid_sample.h"
 #include "checks.h"
@@ -144,8 +146,8 @@ struct GroupMap {
     float scale;  // of int8; 0 for a map of floats
 };
 
-template <class In>
-ASAG_INLINE GroupMap group_map(const AsagPyramidSample& arguments, int64_t set, int level, float scale) {
+template <class In, class Arguments>
+ASAG_INLINE GroupMap group_map(const Arguments& arguments, int64_t set, int level, float scale) {
     const AsagPyramid& features = arguments.features;
     const int64_t image = set / arguments.groups / arguments.queries;
     const int64_t of_group = features.channels / arguments.groups;
@@ -161,11 +163,14 @@ struct Points {
     float weight[ASAG_MAX_LEVELS][SAMPLE_TILE];
 };
 
-// As `SampleTaps`, of the points of a tile.
-struct TileTaps {
-    int32_t cell[4][SAMPLE_TILE];
-    float weight[4][SAMPLE_TILE];
+// As `SampleTaps`, of several points.
+template <int COUNT>
+struct Taps {
+    int32_t cell[4][COUNT];
+    float weight[4][COUNT];
 };
+
+using TileTaps = Taps<SAMPLE_TILE>;
 
 // The cells before and after LANES positions along one axis, and how much of each a position has.
 // Positions far outside, and those that are no numbers, are moved to where there are no cells either.
@@ -175,11 +180,9 @@ struct SampleAxis {
     Ints<LANES> cell[2];  // moved inside the map
     Ints<LANES> moved[2];  // by how much
 
-    ASAG_INLINE SampleAxis(const float* pixels, int stride, int size) {
-        const Floats<LANES> zero = {}, before = zero - 2.0f, after = zero + static_cast<float>(size + 1);
-        Floats<LANES> at;
-        load<LANES>(at, pixels);
-        at = at / static_cast<float>(stride) - 0.5f;
+    // Of positions in cells, where a whole number is the centre of a cell.
+    ASAG_INLINE SampleAxis(Floats<LANES> at, const Ints<LANES>& size) {
+        const Floats<LANES> before = Floats<LANES>{} - 2.0f, after = __builtin_convertvector(size + 1, Floats<LANES>);
         at = at > before ? at : before;
         at = at < after ? at : after;
         Ints<LANES> first = __builtin_convertvector(at, Ints<LANES>);
@@ -189,7 +192,7 @@ struct SampleAxis {
         share[1] = at - floored;
         share[0] = 1.0f - share[1];
         for (int i = 0; i < 2; ++i) {
-            const Ints<LANES> lowest = {}, last = lowest + (size - 1), own = first + i;
+            const Ints<LANES> lowest = {}, last = size - 1, own = first + i;
             cell[i] = own > lowest ? own : lowest;
             cell[i] = cell[i] < last ? cell[i] : last;
             moved[i] = cell[i] - own;
@@ -197,23 +200,36 @@ struct SampleAxis {
     }
 };
 
+// The cells of LANES points from `first` on, of which these are the axes.
+template <int LANES, int COUNT>
+ASAG_INLINE void set_taps(
+    Taps<COUNT>& taps, int first, const SampleAxis<LANES>& x, const SampleAxis<LANES>& y, const Ints<LANES>& width,
+    const float* weights) {
+    Floats<LANES> weight;
+    load<LANES>(weight, weights + first);
+    for (int corner = 0; corner < 4; ++corner) {
+        const int right = corner & 1, below = corner >> 1;
+        const Ints<LANES> cell = y.cell[below] * width + x.cell[right];
+        Floats<LANES> share = x.share[right] * y.share[below] * weight;
+        // One comparison, for GCC takes masks that are combined apart.
+        share = (x.moved[right] | y.moved[below]) == 0 ? share : Floats<LANES>{};
+        std::memcpy(taps.cell[corner] + first, &cell, sizeof cell);
+        store<LANES>(taps.weight[corner] + first, share);
+    }
+}
+
 // The cells of the first `count` points on a level.
 template <int LANES>
 ASAG_INLINE void sample_tile(
     TileTaps& taps, const Points& points, const float* weights, int count, int stride, int height, int width) {
+    const Ints<LANES> columns = Ints<LANES>{} + width, rows = Ints<LANES>{} + height;
+    const float pitch = static_cast<float>(stride);
     for (int first = 0; first < count; first += LANES) {
-        const SampleAxis<LANES> x(points.x + first, stride, width), y(points.y + first, stride, height);
-        Floats<LANES> weight;
-        load<LANES>(weight, weights + first);
-        for (int corner = 0; corner < 4; ++corner) {
-            const int right = corner & 1, below = corner >> 1;
-            const Ints<LANES> cell = y.cell[below] * width + x.cell[right];
-            Floats<LANES> share = x.share[right] * y.share[below] * weight;
-            // One comparison, for GCC takes masks that are combined apart.
-            share = (x.moved[right] | y.moved[below]) == 0 ? share : Floats<LANES>{};
-            std::memcpy(taps.cell[corner] + first, &cell, sizeof cell);
-            store<LANES>(taps.weight[corner] + first, share);
-        }
+        Floats<LANES> across, down;
+        load<LANES>(across, points.x + first);
+        load<LANES>(down, points.y + first);
+        const SampleAxis<LANES> x(across / pitch - 0.5f, columns), y(down / pitch - 0.5f, rows);
+        set_taps<LANES>(taps, first, x, y, columns, weights);
     }
 }
 
@@ -290,6 +306,124 @@ ASAG_INLINE void pyramid_sample(
     }
 }
 
+// The points of a query and group on all levels, and the sizes of the level that each is on.
+constexpr int SET = ASAG_MAX_LEVELS * ASAG_MOST_POINTS;
+static_assert(SET % MOST_LANES == 0, "vectors of points must not go beyond them");
+
+struct SetPoints {
+    float x[SET], y[SET], weight[SET];
+    int32_t width[SET], height[SET];
+
+    explicit SetPoints(const AsagDeformableSample& arguments) : x{}, y{}, weight{} {
+        const AsagPyramid& features = arguments.features;
+        for (int i = 0; i < SET; ++i) width[i] = height[i] = 1;
+        for (int i = 0; i < features.levels * arguments.points; ++i) {
+            width[i] = features.widths[i / arguments.points];
+            height[i] = features.heights[i / arguments.points];
+        }
+    }
+};
+
+template <int LANES>
+ASAG_INLINE void sample_set(Taps<SET>& taps, const SetPoints& points, int count) {
+    for (int first = 0; first < count; first += LANES) {
+        Ints<LANES> columns, rows;
+        std::memcpy(&columns, points.width + first, sizeof columns);
+        std::memcpy(&rows, points.height + first, sizeof rows);
+        Floats<LANES> across, down;
+        load<LANES>(across, points.x + first);
+        load<LANES>(down, points.y + first);
+        const SampleAxis<LANES> x(across * __builtin_convertvector(columns, Floats<LANES>) - 0.5f, columns);
+        const SampleAxis<LANES> y(down * __builtin_convertvector(rows, Floats<LANES>) - 0.5f, rows);
+        set_taps<LANES>(taps, first, x, y, columns, points.weight);
+    }
+}
+
+// The cells of a query and group, with those of a point together: so few sums wait for each other.
+struct SetCells {
+    const GroupMap* maps;
+    const Taps<SET>& taps;
+    int levels;
+    int points;
+    int64_t channels;
+
+    // Calls add(cells, weights) with the four of each point.
+    template <class In, class Add>
+    ASAG_INLINE void each(const Add& add) const {
+        for (int level = 0; level < levels; ++level) {
+            const GroupMap& map = maps[level];
+            if (map.scale == 0.0f) {
+                of_level(reinterpret_cast<const In*>(map.first), level * points, 1.0f, add);
+            } else {
+                of_level(reinterpret_cast<const int8_t*>(map.first), level * points, map.scale, add);
+            }
+        }
+    }
+
+    template <class Value, class Add>
+    ASAG_INLINE void of_level(const Value* map, int first, float scale, const Add& add) const {
+        for (int i = first; i < first + points; ++i) {
+            const Value* cells[4];
+            float weights[4];
+            for (int corner = 0; corner < 4; ++corner) {
+                cells[corner] = map + taps.cell[corner][i] * channels;
+                weights[corner] = taps.weight[corner][i] * scale;
+            }
+            add(cells, weights);
+        }
+    }
+};
+
+// The sums of WIDTH vectors of channels, from `first` on.
+template <int LANES, int WIDTH, class In, class Out>
+ASAG_INLINE void add_up_points(Out* out, const SetCells& cells, int first) {
+    Floats<LANES> sums[WIDTH] = {};
+    cells.each<In>([&](const auto* const(&cell)[4], const float(&weight)[4]) ASAG_INLINED {
+#pragma GCC unroll 8
+        for (int j = 0; j < WIDTH; ++j) {
+            Floats<LANES> values[4];
+            for (int corner = 0; corner < 4; ++corner) load<LANES>(values[corner], cell[corner] + first + j * LANES);
+            sums[j] += (weight[0] * values[0] + weight[1] * values[1]) + (weight[2] * values[2] + weight[3] * values[3]);
+        }
+    });
+#pragma GCC unroll 8
+    for (int j = 0; j < WIDTH; ++j) store<LANES>(out + first + j * LANES, sums[j]);
+}
+
+// The queries `begin` to `end` of all images.
+template <int LANES, class In, class Out>
+ASAG_INLINE void deformable_sample(
+    const AsagDeformableSample& arguments, const float* scales, int64_t begin, int64_t end) {
+    const AsagPyramid& features = arguments.features;
+    const int groups = arguments.groups, levels = features.levels, channels = features.channels / groups;
+    const int count = levels * arguments.points;
+    SetPoints points(arguments);
+    Taps<SET> taps;
+    GroupMap maps[ASAG_MAX_LEVELS];
+    const SetCells cells{maps, taps, levels, arguments.points, features.channels};
+    for (int64_t set = begin * groups; set < end * groups; ++set) {
+        for (int level = 0; level < levels; ++level) maps[level] = group_map<In>(arguments, set, level, scales[level]);
+        for (int i = 0; i < count; ++i) {
+            points.x[i] = arguments.xy[(set * count + i) * 2];
+            points.y[i] = arguments.xy[(set * count + i) * 2 + 1];
+            points.weight[i] = arguments.weight[set * count + i];
+        }
+        sample_set<LANES>(taps, points, count);
+        Out* out = static_cast<Out*>(arguments.out) + set * channels;
+        int first = 0;
+        for (; first + 4 * LANES <= channels; first += 4 * LANES) add_up_points<LANES, 4, In>(out, cells, first);
+        for (; first + 2 * LANES <= channels; first += 2 * LANES) add_up_points<LANES, 2, In>(out, cells, first);
+        for (; first + LANES <= channels; first += LANES) add_up_points<LANES, 1, In>(out, cells, first);
+        for (; first < channels; ++first) {
+            float sum = 0.0f;
+            cells.each<In>([&](const auto* const(&cell)[4], const float(&weight)[4]) ASAG_INLINED {
+                for (int corner = 0; corner < 4; ++corner) sum += weight[corner] * widened(cell[corner][first]);
+            });
+            narrow(sum, out[first]);
+        }
+    }
+}
+
 template <class Arguments>
 using Range = void (*)(const Arguments&, const float* scales, int64_t, int64_t);
 
@@ -302,6 +436,10 @@ using Range = void (*)(const Arguments&, const float* scales, int64_t, int64_t);
     TARGET void pyramid_sample_##NAME##_##LANES(                                                          \
         const AsagPyramidSample& arguments, const float* scales, int64_t begin, int64_t end) {            \
         pyramid_sample<LANES, IN, OUT>(arguments, scales, begin, end);                                    \
+    }                                                                                                     \
+    TARGET void deformable_sample_##NAME##_##LANES(                                                       \
+        const AsagDeformableSample& arguments, const float* scales, int64_t begin, int64_t end) {         \
+        deformable_sample<LANES, IN, OUT>(arguments, scales, begin, end);                                 \
     }
 
 #ifdef ASAG_X86
@@ -337,6 +475,10 @@ Range<AsagMultiscaleRoIAlign> range_of(const AsagMultiscaleRoIAlign&, int32_t in
 
 Range<AsagPyramidSample> range_of(const AsagPyramidSample&, int32_t in, int32_t out, int lanes) {
     ASAG_CHOOSE(pyramid_sample)
+}
+
+Range<AsagDeformableSample> range_of(const AsagDeformableSample&, int32_t in, int32_t out, int lanes) {
+    ASAG_CHOOSE(deformable_sample)
 }
 
 // Whether the arguments make sense, for features that may be bfloat16 as well, which is as large as float16.
@@ -377,3 +519,7 @@ int asag_cpu_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const
 }
 
 int asag_cpu_pyramid_sample(const AsagPyramidSample* arguments, const AsagCpu* how) { return run(arguments, how); }
+
+int asag_cpu_deformable_sample(const AsagDeformableSample* arguments, const AsagCpu* how) {
+    return run(arguments, how);
+}

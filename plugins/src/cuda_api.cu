@@ -22,6 +22,10 @@ int asag_cuda_pyramid_sample(const AsagPyramidSample* arguments, void* stream) {
     return checked_launch(arguments, stream);
 }
 
+int asag_cuda_deformable_sample(const AsagDeformableSample* arguments, void* stream) {
+    return checked_launch(arguments, stream);
+}
+
 int asag_cuda_patch_nms(const AsagPatchNMS* arguments, void* stream) { return checked_launch(arguments, stream); }
 
 int asag_cuda_pad_anchors(const AsagPadAnchors* arguments, void* stream) { return checked_launch(arguments, stream); }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "asag/decide.h"
+#include "asag/deformable_sample.h"
 #include "asag/dispatch.h"
 #include "asag/multiscale_roi_align.h"
 #include "asag/pad_anchors.h"
@@ -86,6 +87,20 @@ int asag_host_pyramid_sample(const AsagPyramidSample* arguments, const AsagHostB
             for (int64_t i = 0; i < blocks; ++i) {
                 pyramid_sample_block<typename A::Type, A::WIDTH>(
                     threads, *arguments, i, shared.fresh_as<SampleShared>());
+            }
+        });
+    });
+}
+
+int asag_host_deformable_sample(const AsagDeformableSample* arguments, const AsagHostBlock* block) {
+    return guarded(arguments, block, [&](const HostBlock& threads) {
+        const int32_t channels = arguments->features.channels / arguments->groups;
+        by_access(arguments->features, channels, arguments->out, [&](auto access) {
+            using A = decltype(access);
+            const int64_t packs = deformable_packs(*arguments, A::WIDTH);
+            const int64_t blocks = deformable_sample_blocks(*arguments, A::WIDTH);
+            for (int64_t i = 0; i < blocks; ++i) {
+                deformable_sample_block<typename A::Type, A::WIDTH>(threads, *arguments, i, packs);
             }
         });
     });

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "asag_plugins.h"
+#include "deformable_sample_plugin.h"
 #include "multiscale_roi_align_plugin.h"
 #include "pad_anchors_plugin.h"
 #include "pyramid_sample_plugin.h"
@@ -72,6 +73,7 @@ int asag_register_plugins(void* registry) {
     int status = target == nullptr ? find_registry(target) : ASAG_OK;
     if (status == ASAG_OK) status = register_one<MultiscaleRoIAlignPlugin>(*target);
     if (status == ASAG_OK) status = register_one<PyramidSamplePlugin>(*target);
+    if (status == ASAG_OK) status = register_one<DeformableSamplePlugin>(*target);
     if (status == ASAG_OK) status = register_one<PadAnchorsPlugin>(*target);
     return status;
 }

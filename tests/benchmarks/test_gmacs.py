@@ -20,20 +20,27 @@ COUNTED = {
     ("asag-s-r50-100", 100): (122.4, 128.0),
     ("asag-s-r50-300", 312): (126.6, 132.2),
     ("asag-a-r101-300", 296): (192.2, 200.5),
+    ("asag-d-r50-300", 253): (None, 166.9),
 }
 """GMACs at 800x1088 and at 800x1134, counted with another program (5 patches probed on P4 and on P3)."""
+
+
+OF_UNKNOWN_SIZE = "efficient-detr"
+"""What its paper's cost is of is not known, and its authors published no code."""
 
 
 @pytest.mark.parametrize(("network", "queries"), COUNTED)
 def test_asag_costs_what_was_counted_before(network: str, queries: int) -> None:
     for shape, expected in zip(((800, 1088), (800, 1134)), COUNTED[network, queries], strict=True):
         parts = count_asag(VARIANTS[network], shape, queries, (5, 5))
+        if expected is None:
+            continue
         assert sum(parts.values()) == pytest.approx(expected, rel=0.005)
 
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in PUBLISHED if row.network not in VARIANTS],
+    [row for row in PUBLISHED if row.network not in (*VARIANTS, OF_UNKNOWN_SIZE)],
     ids=lambda row: f"{row.network}-{row.queries}",
 )
 def test_the_other_detectors_cost_what_was_published(row: Published) -> None:

@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Manifest, Preprocessing
+from asag_deploy.bundle.manifest import Manifest, Preprocessing, TensorSpec
 from asag_deploy.engines.adapter import open_library
 from asag_deploy.engines.cli import main as build_main
 from asag_deploy.engines.host_work import read_host_work
@@ -28,10 +28,12 @@ from asag_deploy.engines.parser_graph import for_parser
 from asag_deploy.engines.sidecar import read_sidecar
 from asag_export.choices import DEFAULT_OPSET
 from asag_export.cli import main as export_main
+from asag_export.onnx_operators import DOMAIN, DeformableSample, function_of
 from asag_export.stage_export import export_stage, prepare_for_export
 from asag_training.checkpoints import save_checkpoint, untrained_checkpoint
 from asag_training.network.config import VARIANTS, AsagConfig
 from asag_training.network.model import build
+from asag_training.network.operators import ONNX_VERSION
 from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import StageModule
 from support.rtx_engines import GPUS, assert_can_be_captured, compile_stage, needs_rtx
@@ -88,6 +90,42 @@ def test_stages_compile_in_half_precision(variant: str, name: str) -> None:
     engine = compile_stage(open_library("tensorrt-rtx"), name, exported, manifest)
     assert len(engine) > 10_000
     assert_can_be_captured(name, engine)
+
+
+@needs_rtx
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_deformable_sampling_can_be_captured(dtype: str) -> None:
+    """Also as part of what a conditional node holds: no size is copied from the host."""
+    maps = [
+        TensorSpec(name=f"p{i}", dtype=dtype, shape=("batch", f"height_p{i}", f"width_p{i}", 16))
+        for i in (2, 3, 4, 5)
+    ]
+    where = TensorSpec(name="xy", dtype="float32", shape=("batch", "queries", 2, 4, 4, 2))
+    weight = TensorSpec(name="weight", dtype="float32", shape=("batch", "queries", 2, 4, 4))
+    inputs, outputs = (
+        (*maps, where, weight),
+        (TensorSpec(name="out", dtype=dtype, shape=("batch", "queries", 16)),),
+    )
+    node = onnx.helper.make_node("DeformableSample", [spec.name for spec in inputs], ["out"], domain=DOMAIN)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "sampling", _values(inputs), _values(outputs)),
+        functions=[function_of(DeformableSample, [node], DEFAULT_OPSET)],
+        opset_imports=[
+            onnx.helper.make_opsetid("", DEFAULT_OPSET),
+            onnx.helper.make_opsetid(DOMAIN, ONNX_VERSION),
+        ],
+    )
+    engine = compile_stage(open_library("tensorrt-rtx"), "decoder", (model, inputs, outputs), tiny_manifest())
+    assert_can_be_captured("decoder", engine)
+    assert read_host_work(engine).shape_copies == 0
+
+
+def _values(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
+    kind = onnx.helper.np_dtype_to_tensor_dtype
+    return [
+        onnx.helper.make_tensor_value_info(spec.name, kind(np.dtype(spec.dtype)), spec.shape)
+        for spec in specs
+    ]
 
 
 @needs_rtx

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime
 import onnxscript
 import pytest
@@ -19,6 +20,7 @@ from asag_export.onnx_operators import (
     DOMAIN,
     FUNCTIONS,
     AdaptiveMixing,
+    DeformableSample,
     MultiscaleRoIAlign,
     PadAnchors,
     PyramidSample,
@@ -29,6 +31,7 @@ from asag_training.network.operators import (
     MIXING_ACTIVATIONS,
     ONNX_VERSION,
     adaptive_mixing,
+    deformable_sample,
     multiscale_roi_align,
     pad_anchors,
     pyramid_sample,
@@ -98,6 +101,13 @@ def sample_model(float_type: int, strides: Sequence[int] = STRIDES, opset: int =
     return model_of(PyramidSample, inputs, {"out": output}, {"strides": list(strides)}, opset)
 
 
+def deformable_model(float_type: int, opset: int = OPSET) -> onnx.ModelProto:
+    inputs: dict[str, Spec] = {name: (float_type, list(shape)) for name, shape in PYRAMID.items()}
+    inputs["xy"] = (TensorProto.FLOAT, ["b", "q", "g", 4, "p", 2])
+    inputs["weight"] = (TensorProto.FLOAT, ["b", "q", "g", 4, "p"])
+    return model_of(DeformableSample, inputs, {"out": (float_type, ["b", "q", "c"])}, {}, opset)
+
+
 def mixing_model(
     inputs: naive.MixingInputs, activation: Activation, float_type: int, opset: int = OPSET
 ) -> onnx.ModelProto:
@@ -127,6 +137,11 @@ def torch_sample(
 ) -> NDArray[Any]:
     maps = [torch.from_numpy(feature) for feature in features]
     return pyramid_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight), strides).numpy()
+
+
+def torch_deformable(features: Arrays, xy: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+    maps = [torch.from_numpy(feature) for feature in features]
+    return deformable_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight)).numpy()
 
 
 def torch_mixing(inputs: naive.MixingInputs, activation: Activation) -> NDArray[Any]:
@@ -188,6 +203,50 @@ def test_pyramid_sample_in_half_precision() -> None:
         )
 
 
+DEFORMABLE_SIZES = [*zip(SIZES, (1, 2, 3, 4, 6), strict=True), ((1, 1, 2), 12)]
+"""Height, width and batch, and groups of 12 channels."""
+
+
+def test_deformable_sample() -> None:
+    run, in_openvino = runner(deformable_model(TensorProto.FLOAT)), openvino_runner()
+    for (height, width, batch), groups in DEFORMABLE_SIZES:
+        features = naive.pyramid(9, height, width, batch=batch, channels=12)
+        given = naive.deformable_points(10, features, groups=groups, points=1 + groups % 4)
+        expected = torch_deformable(features, *given)
+        for actual in (run(*features, *given)[0], in_openvino(*features, *given)):
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4, err_msg=f"{height}x{width}")
+
+
+def openvino_runner() -> Callable[..., NDArray[Any]]:
+    """Runs deformable sampling by OpenVINO in float32, whatever the shapes that come."""
+    openvino = pytest.importorskip("openvino")
+    model = onnx.inliner.inline_local_functions(deformable_model(TensorProto.FLOAT))
+    core = openvino.Core()
+    exactly = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", exactly)
+    return lambda *arrays: np.array(compiled(list(arrays))[0])
+
+
+def test_deformable_sample_of_no_queries() -> None:
+    features = naive.pyramid(0, 64, 96, channels=4)
+    given = naive.deformable_points(0, features, queries=0)
+    (actual,) = runner(deformable_model(TensorProto.FLOAT))(*features, *given)
+    assert actual.shape == (2, 0, 4)
+
+
+def test_deformable_sample_in_half_precision() -> None:
+    run = runner(deformable_model(TensorProto.FLOAT16))
+    for (height, width, batch), groups in DEFORMABLE_SIZES:
+        features = naive.pyramid(11, height, width, batch=batch, channels=12)
+        halves = [feature.astype(np.float16) for feature in features]
+        given = naive.deformable_points(12, features, groups=groups)
+        (actual,) = run(*halves, *given)
+        assert actual.dtype == np.float16
+        # Only what comes out is rounded.
+        expected = torch_deformable([half.astype(np.float32) for half in halves], *given)
+        np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=2**-11, atol=1e-4)
+
+
 @pytest.mark.parametrize("activation", MIXING_ACTIVATIONS)
 def test_adaptive_mixing(activation: Activation) -> None:
     inputs = naive.mixing_inputs(0, 2, 3, 2, 5, 6, 7)
@@ -240,6 +299,10 @@ def test_every_opset_is_enough_for_the_bodies(opset: int) -> None:
     (out,) = runner(sample_model(TensorProto.FLOAT, opset=opset))(*features, *points)
     np.testing.assert_allclose(out, torch_sample(features, *points), rtol=0, atol=1e-4)
 
+    given = naive.deformable_points(2, features, groups=5)
+    (out,) = runner(deformable_model(TensorProto.FLOAT, opset))(*features, *given)
+    np.testing.assert_allclose(out, torch_deformable(features, *given), rtol=0, atol=1e-4)
+
     inputs = naive.mixing_inputs(0, 2, 3, 2, 5, 6, 7)
     for activation in MIXING_ACTIVATIONS:
         (out,) = runner(mixing_model(inputs, activation, TensorProto.FLOAT, opset))(*inputs[:2])
@@ -248,7 +311,13 @@ def test_every_opset_is_enough_for_the_bodies(opset: int) -> None:
 
 def test_functions_are_of_standard_operators() -> None:
     names = {function.name for function in FUNCTIONS}
-    assert names == {"MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing", "PadAnchors"}
+    assert names == {
+        "MultiscaleRoIAlign",
+        "PyramidSample",
+        "DeformableSample",
+        "AdaptiveMixing",
+        "PadAnchors",
+    }
     for function in FUNCTIONS:
         proto = function.to_function_proto()
         assert proto.domain == DOMAIN

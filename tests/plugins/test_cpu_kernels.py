@@ -87,6 +87,44 @@ def test_sampling_is_that_of_the_references(
     assert np.abs(expected).max() > 0.5
 
 
+@pytest.mark.parametrize(("of_features", "of_result", "tolerance"), TYPES)
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (1, 1)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "points", "threads"), [(5, 1, 4, 1), (96, 2, 3, 3), (256, 8, 4, 2), (42, 2, 17, 1)]
+)
+def test_deformable_sampling_is_that_of_the_reference(
+    kernels: CpuKernels,
+    of_features: np.dtype[Any],
+    of_result: np.dtype[Any],
+    tolerance: float,
+    height: int,
+    width: int,
+    channels: int,
+    groups: int,
+    points: int,
+    threads: int,
+) -> None:
+    floats = naive.pyramid(0, height, width, channels=channels)
+    given = naive.deformable_points(1, floats, groups=groups, points=points)
+    features = [narrowed(each, of_features) for each in floats]
+    maps = [torch.from_numpy(widened(feature)) for feature in features]
+    found = kernels.deformable_sample(features, *given, out=of_result, threads=threads)
+    expected = operators.deformable_sample(maps, *map(torch.from_numpy, given)).numpy()
+    assert found.dtype == of_result
+    np.testing.assert_allclose(widened(found), expected, rtol=tolerance, atol=1e-4)
+    assert np.abs(expected).max() > 0.2
+
+
+def test_deformable_points_that_are_nowhere_sample_zeros(kernels: CpuKernels) -> None:
+    features = naive.pyramid(0, 64, 64, batch=1, channels=20)
+    xy = np.full((1, 3, 1, 4, 6, 2), 0.4, dtype=np.float32)
+    xy[:, 0, ..., 0] = xy[:, 1, ..., 1] = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e9]
+    weight = np.ones(xy.shape[:-1], dtype=np.float32)
+    found = kernels.deformable_sample(features, xy, weight, out=FLOAT32, threads=1)
+    np.testing.assert_array_equal(found[:, :2], 0)
+    assert found[:, 2].all()
+
+
 MIXED_TYPES = [
     (FLOAT32, FLOAT32, FLOAT32),
     (BFLOAT16, FLOAT32, FLOAT32),
@@ -192,6 +230,10 @@ def test_maps_of_integers_stand_for_their_values_times_a_scale(
     points = naive.sample_points(2, 203, 317, groups=1)
     found = widened(kernels.pyramid_sample(given, *points, **how))
     np.testing.assert_allclose(found, kernels.pyramid_sample(meant, *points, **exact), **tolerance)
+    places = naive.deformable_points(3, floats, groups=2)
+    found = widened(kernels.deformable_sample(given, *places, out=of_floats, threads=2))
+    whole = kernels.deformable_sample(meant, *places, out=FLOAT32, threads=1)
+    np.testing.assert_allclose(found, whole, **tolerance)
 
 
 def test_more_threads_than_queries_and_none_at_all(kernels: CpuKernels) -> None:
@@ -201,6 +243,11 @@ def test_more_threads_than_queries_and_none_at_all(kernels: CpuKernels) -> None:
     many = kernels.multiscale_roi_align(features, boxes[:, :2].copy(), threads=512, **how)
     assert np.array_equal(one, many)
     assert kernels.multiscale_roi_align(features, boxes[:, :0].copy(), threads=2, **how).shape[1] == 0
+    given = naive.deformable_points(5, features, groups=5)
+    one, many = (kernels.deformable_sample(features, *given, out=FLOAT32, threads=n) for n in (1, 512))
+    assert np.array_equal(one, many)
+    none = naive.deformable_points(5, features, queries=0, groups=5)
+    assert kernels.deformable_sample(features, *none, out=FLOAT32, threads=2).shape == (2, 0, 5)
 
 
 def test_calls_at_once_and_after_a_fork_are_those_of_one_thread(kernels: CpuKernels) -> None:
@@ -316,6 +363,18 @@ def test_what_makes_no_sense_is_said(kernels: CpuKernels) -> None:
     xy, weight = naive.sample_points(2, 64, 96, groups=2)
     with pytest.raises(ConfigError, match="divides 5 channels, got 2"):
         kernels.pyramid_sample(features, xy, weight, **how)
+    places, shares = naive.deformable_points(2, features, groups=2)
+    with pytest.raises(ConfigError, match="divides 5 channels, got 2"):
+        kernels.deformable_sample(features, places, shares, out=FLOAT32, threads=1)
+    with pytest.raises(
+        ConfigError, match=r"xy of shape \(2, any, any, 3, any, 2\), got \(2, 9, 2, 4, 4, 2\)"
+    ):
+        kernels.deformable_sample(features[1:], places, shares, out=FLOAT32, threads=1)
+    with pytest.raises(ConfigError, match="expected 1 to 4 feature maps, got 5"):
+        kernels.deformable_sample([*features, features[0]], places, shares, out=FLOAT32, threads=1)
+    many = naive.deformable_points(2, features, groups=1, points=65)
+    with pytest.raises(BackendError, match="points is 65, expected 0 to 64"):
+        kernels.deformable_sample(features, *many, out=FLOAT32, threads=1)
     settings = naive.NMS_SETTINGS[0]._replace(patch_size=1025)
     arrays = next(iter(naive.nms_inputs(settings)))[1:]
     with pytest.raises(BackendError, match="patch_size is 1025, expected 1 to 1024"):

@@ -104,6 +104,7 @@ def test_exports_the_interface_and_nothing_else(cuda_library_path: Path) -> None
     operators = (
         "multiscale_roi_align",
         "pyramid_sample",
+        "deformable_sample",
         "patch_nms",
         "pad_anchors",
         "preprocess",

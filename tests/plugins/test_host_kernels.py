@@ -134,6 +134,50 @@ def test_pyramid_sample_in_half_precision_and_of_many_points(host: KernelLibrary
     np.testing.assert_allclose(actual, expected, rtol=1.01 * HALF_STEP, atol=3e-5)
 
 
+def deform(
+    library: KernelLibrary, features: Sequence[NDArray[Any]], xy: Floats, weight: Floats
+) -> NDArray[Any]:
+    out = np.full((*xy.shape[:2], features[0].shape[3]), np.nan, dtype=features[0].dtype)
+    kernels.deformable_sample(library, features, xy, weight, out)
+    return out
+
+
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (1, 1)])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 6), (3, 6), (2, 8), (8, 256)])
+def test_deformable_sample(host: KernelLibrary, height: int, width: int, groups: int, channels: int) -> None:
+    features = naive.pyramid(5, height, width, channels=channels)
+    xy, weight = naive.deformable_points(6, features, groups=groups)
+    maps = [torch.from_numpy(feature) for feature in features]
+    expected = operators.deformable_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight)).numpy()
+    actual = deform(host, features, xy, weight)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+    if channels < 256:
+        exact = naive.deformable_sample(features, xy, weight)
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=3e-5)
+
+
+def test_deformable_sample_in_half_precision_and_of_fewer_levels(host: KernelLibrary) -> None:
+    features = naive.pyramid(7, 100, 80, channels=16)[1:]
+    halves = [feature.astype(np.float16) for feature in features]
+    xy, weight = naive.deformable_points(8, features, groups=2, points=3)
+    expected = naive.deformable_sample([half.astype(np.float32) for half in halves], xy, weight)
+    actual = deform(host, halves, xy, weight)
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual, expected, rtol=1.01 * HALF_STEP, atol=3e-5)
+
+
+def test_deformable_sample_of_no_points_and_of_points_that_are_nowhere(host: KernelLibrary) -> None:
+    features = naive.pyramid(0, 64, 64, batch=1, channels=4)
+    wild = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e9], dtype=np.float32)
+    xy = np.full((1, 3, 1, 4, 6, 2), 0.4, dtype=np.float32)
+    xy[:, 0, ..., 0], xy[:, 1, ..., 1] = wild, wild
+    out = deform(host, features, xy, np.ones(xy.shape[:-1], dtype=np.float32))
+    np.testing.assert_array_equal(out[:, :2], 0)
+    assert out[:, 2].all()
+    none = deform(host, features, xy[..., :0, :].copy(), np.ones((1, 3, 1, 4, 0), dtype=np.float32))
+    np.testing.assert_array_equal(none, 0)
+
+
 def test_points_that_are_nowhere_sample_zeros(host: KernelLibrary) -> None:
     features = naive.pyramid(0, 64, 64, batch=1, channels=4)
     xy = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e9], dtype=np.float32)

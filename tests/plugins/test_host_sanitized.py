@@ -46,15 +46,22 @@ for height, width in [(203, 317), (7, 5), (33, 500)]:
         xy[1, :9] = rng.choice(wild, xy[1, :9].shape)
         out = np.empty((*xy.shape[:4], channels), dtype)
         call(kernels.pyramid_sample, features, xy, weight, out, strides=naive.STRIDES)
+        places, shares = naive.deformable_points(3, features, groups=1)
+        places[1, 5:] = rng.choice(wild, places[1, 5:].shape)
+        out = np.empty((*places.shape[:2], channels), dtype)
+        call(kernels.deformable_sample, features, places, shares, out)
         bits = [feature.astype(np.float32).view(np.uint32) for feature in features]
         narrow = [(each >> 16).astype(np.uint16).view(BFLOAT16) for each in bits]
         for maps in (features, narrow):
             how = dict(strides=naive.STRIDES, out=maps[0].dtype, threads=3)
             cpu.multiscale_roi_align(maps, boxes, **how)
             cpu.pyramid_sample(maps, xy, weight, **how)
+            cpu.deformable_sample(maps, places, shares, out=maps[0].dtype, threads=3)
             integers = ScaledIntegers(values=maps[1].view(np.int8)[..., :channels].copy(), scale=0.1)
             cpu.multiscale_roi_align([maps[0], integers, *maps[2:]], boxes, **how)
             cpu.pyramid_sample([maps[0], integers, *maps[2:]], xy, weight, **how)
+            mixed = [maps[0], integers, *maps[2:]]
+            cpu.deformable_sample(mixed, places, shares, out=maps[0].dtype, threads=3)
 
 for sizes in [(2, 3, 2, 5, 6, 7), (1, 2, 4, 16, 32, 32), (1, 1, 3, 1, 50, 1)]:
     sampled, parameters, out_points = naive.mixing_inputs(0, *sizes)

@@ -41,6 +41,12 @@ def sample(queries: int = 1, groups: int = 2, points: int = 3) -> structures.Pyr
     return structures.PyramidSample(pyramid(), None, None, None, queries, groups, points)
 
 
+def deformable(
+    queries: int = 1, groups: int = 2, points: int = 3, **changes: Any
+) -> structures.DeformableSample:
+    return structures.DeformableSample(pyramid(**changes), None, None, None, queries, groups, points)
+
+
 def image(**changes: Any) -> structures.Preprocess:
     made = structures.Preprocess(None, None, 80, 60, 40, 30, 64, 32, structures.FLOAT32)
     made.deviation[:] = (1, 1, 1)
@@ -87,6 +93,16 @@ def pad(**changes: Any) -> structures.PadAnchors:
         ("pyramid_sample", sample(groups=0), "groups is 0, expected 1 to 8"),
         ("pyramid_sample", sample(points=-1), "points is -1, expected 0 to 65536"),
         ("pyramid_sample", sample(), "maps[0] is a null pointer"),
+        ("deformable_sample", deformable(groups=3), "groups is 3, expected a divisor of the 8 channels"),
+        ("deformable_sample", deformable(groups=0), "groups is 0, expected 1 to 8"),
+        ("deformable_sample", deformable(points=65), "points is 65, expected 0 to 64"),
+        ("deformable_sample", deformable(levels=5), "levels is 5, expected 1 to 4"),
+        (
+            "deformable_sample",
+            deformable(queries=16000000, batch=60000),
+            "batch x queries x channels / 128 is 60000000000, expected 0 to 2147483647",
+        ),
+        ("deformable_sample", deformable(), "maps[0] is a null pointer"),
         ("patch_nms", nms(), "image_size is a null pointer"),
         ("patch_nms", nms(iou_threshold=1.5), "iou_threshold is 1.5, expected 0 to 1"),
         ("patch_nms", nms(iou_threshold=float("nan")), "iou_threshold is nan, expected 0 to 1"),
@@ -139,6 +155,7 @@ def test_nothing_to_do_needs_no_memory(library: KernelLibrary) -> None:
     for operator, arguments in {
         "multiscale_roi_align": roi(queries=0),
         "pyramid_sample": sample(points=0),
+        "deformable_sample": deformable(queries=0),
         "patch_nms": nms(batch=0),
         "pad_anchors": pad(batch=0),
     }.items():
@@ -202,6 +219,19 @@ def test_arrays_that_do_not_fit(library: KernelLibrary) -> None:
         lambda: kernels.pyramid_sample(library, maps, xy, weight, points_out, strides=(4, 8)),
         "expected a number of groups that divides 8 channels, got 3",
     )
+    places, shares = np.zeros((1, 3, 2, 2, 4, 2), np.float32), np.zeros((1, 3, 2, 2, 4), np.float32)
+    summed = np.zeros((1, 3, 8), np.float32)
+
+    def deform(maps: list[Any] = maps, xy: Any = places, weight: Any = shares, out: Any = summed) -> None:
+        kernels.deformable_sample(library, maps, xy, weight, out)
+
+    deform()
+    refused(lambda: deform(maps[:1]), "expected xy of shape (1, any, any, 1, any, 2), got (1, 3, 2, 2, 4, 2)")
+    refused(lambda: deform([]), "expected 1 to 4 feature maps, got 0")
+    refused(lambda: deform(weight=weight), "expected weight of shape (1, 3, 2, 2, 4), got (1, 2, 3, 4, 2)")
+    refused(lambda: deform(out=out), "expected out of shape (1, 3, 8), got (1, 3, 7, 7, 8)")
+    three = [np.repeat(each, 2, axis=2)[:, :, :3].copy() for each in (places, shares)]
+    refused(lambda: deform(maps, *three), "expected a number of groups that divides 8 channels, got 3")
 
 
 def test_patch_nms_writes_into_the_counts_of_a_stage(library: KernelLibrary) -> None:
@@ -252,6 +282,7 @@ def test_structures_are_those_of_the_header() -> None:
         "AsagPyramid": structures.Pyramid,
         "AsagMultiscaleRoIAlign": structures.MultiscaleRoIAlign,
         "AsagPyramidSample": structures.PyramidSample,
+        "AsagDeformableSample": structures.DeformableSample,
         "AsagPatchNMS": structures.PatchNMS,
         "AsagPadAnchors": structures.PadAnchors,
         "AsagPreprocess": structures.Preprocess,
@@ -266,6 +297,7 @@ def test_structures_are_those_of_the_header() -> None:
         declared = [line.rstrip(";").split("[")[0].split()[-1].lstrip("*") for line in statements if line]
         assert declared == [field[0] for field in structure._fields_], name
     assert f"#define ASAG_INTERFACE_VERSION {structures.INTERFACE_VERSION}\n" in header
+    assert f"#define ASAG_MAX_LEVELS {structures.MAX_LEVELS}\n" in header
 
 
 def test_a_library_of_an_earlier_release_is_called_one(

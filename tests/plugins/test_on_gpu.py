@@ -138,6 +138,24 @@ def test_pyramid_sample(
         assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("channels", "groups"), [(6, 3), (64, 8), (256, 8)])
+def test_deformable_sample(
+    gpu: Gpu,
+    on_host: KernelLibrary,
+    on_gpu: KernelLibrary,
+    channels: int,
+    groups: int,
+    dtype: type[np.floating[Any]],
+) -> None:
+    features = naive.pyramid(4, 203, 317, channels=channels)
+    xy, weight = naive.deformable_points(5, features, queries=100, groups=groups)
+    out = np.full((*xy.shape[:2], channels), np.nan, dtype=dtype)
+    inputs = [[feature.astype(dtype) for feature in features], xy, weight]
+    for actual, expected in both(gpu, (on_host, on_gpu), kernels.deformable_sample, inputs, [out]):
+        assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("settings", [NmsSettings(), NmsSettings(stride=8, capacity=400, max_candidates=50)])
 def test_patch_nms(gpu: Gpu, on_host: KernelLibrary, on_gpu: KernelLibrary, settings: NmsSettings) -> None:
     options = settings._asdict()

@@ -14,7 +14,7 @@ from torch import Tensor
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError
 from asag_training.checkpoints import Checkpoint, load_checkpoint
-from asag_training.network.config import AsagConfig, DecoderType
+from asag_training.network.config import AsagConfig, DecoderType, finest_map_of
 from asag_training.network.model import Asag
 
 CATEGORIES = tuple(Category(id=10 * i, name=name) for i, name in enumerate(("circle", "square", "star")))
@@ -25,6 +25,7 @@ def tiny_config(decoder: DecoderType = "adamixer", **changes: Any) -> AsagConfig
     config = AsagConfig(
         variant="tiny",
         decoder=decoder,
+        finest_map=finest_map_of(decoder),
         backbone_width=4,
         num_classes=3,
         hidden_dim=24,
@@ -34,6 +35,9 @@ def tiny_config(decoder: DecoderType = "adamixer", **changes: Any) -> AsagConfig
         out_points=7,
         groups=2,
         dynamic_dim=9,
+        encoder_layers=2,
+        deformable_points=3,
+        deformable_ffn_dim=36,
         patch_size=11,
         compress_dim=2,
         first_level_anchors=13,

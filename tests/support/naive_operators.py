@@ -92,6 +92,19 @@ def pyramid_sample(
     return out
 
 
+def deformable_sample(features: Sequence[NDArray[Any]], xy: Floats, weight: Floats) -> NDArray[np.float64]:
+    """Features (B, h, w, C), points (B, Q, G, levels, P, 2), weight (B, Q, G, levels, P) -> (B, Q, C)."""
+    width = features[0].shape[-1] // xy.shape[2]
+    out = np.zeros((*xy.shape[:2], features[0].shape[-1]))
+    for image, query, group, level, point in np.ndindex(*xy.shape[:-1]):
+        own_channels = slice(group * width, (group + 1) * width)
+        of_group = features[level][image, :, :, own_channels]
+        x, y = xy[image, query, group, level, point].astype(np.float64)
+        value = with_zeros_around(of_group, y * of_group.shape[0] - 0.5, x * of_group.shape[1] - 0.5)
+        out[image, query, own_channels] += value * weight[image, query, group, level, point]
+    return out
+
+
 def adaptive_mixing(
     sampled: NDArray[Any], parameters: NDArray[Any], out_points: int, activation: str
 ) -> NDArray[np.float64]:
@@ -277,6 +290,29 @@ def sample_points(
     xy[:, 2] = -1e5 * np.arange(points)[:, None]  # as far out as an untrained network may look
     weight = rng.uniform(0, 1, (*shape, 4))
     return xy.astype(np.float32), (weight / weight.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def deformable_points(
+    seed: int, features: Sequence[Floats], *, queries: int = 9, groups: int = 2, points: int = 4
+) -> tuple[Floats, Floats]:
+    """Points (B, Q, G, levels, P, 2) in and around maps and on their edges, and weights (B, Q, G, levels, P).
+
+    As in a network the weights of a query and group add up to 1.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (len(features[0]), queries, groups, len(features), points)
+    xy = rng.uniform(-0.3, 1.3, (*shape, 2))
+    for level, feature in enumerate(features):
+        cell = 1 / np.array(feature.shape[2:0:-1])
+        xy[:, :1, :, level] = (
+            cell * np.resize([0, 0.5, 1, 1.5], points)[:, None]
+        )  # edges and centres of cells
+        xy[:, 1:2, :, level] = 1 - xy[:, :1, :, level]
+        xy[:, 2:3, :, level] = cell * np.resize([-0.5, -0.75, -0.25, -1], points)[:, None]  # just outside
+        xy[:, 3:4, :, level] = 1 - xy[:, 2:3, :, level]
+    xy[:, 4:5] = -1e3 * np.arange(points)[:, None]  # as far out as an untrained network may look
+    weight = rng.uniform(0, 1, shape)
+    return xy.astype(np.float32), (weight / weight.sum((3, 4), keepdims=True)).astype(np.float32)
 
 
 class NmsInputs(NamedTuple):

@@ -16,7 +16,8 @@ from asag_export.bundle_export import export_bundle
 from asag_training.checkpoints import Checkpoint, untrained_checkpoint
 from asag_training.network.config import AsagConfig, variant_config
 
-_DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim"}
+_ENCODER = {"encoder_layers", "deformable_points", "deformable_ffn_dim"}
+_DECODER = {"decoder", "ffn_dim", "in_points", "out_points", "groups", "dynamic_dim", *_ENCODER}
 _BACKBONE = {"backbone", "backbone_depth", "backbone_width", "separable_neck"}
 _RESULTS = {"num_classes", "anchor_cap", "max_detections", "detection_nms_iou"}
 OF_NO_MATTER = {
@@ -32,13 +33,17 @@ def what_matters(stage: str, config: AsagConfig) -> Any:
     """What a stage of that name is like: equal for networks that may differ in nothing but its weights."""
     if stage == "normalize":
         return stage
-    settings = {name: value for name, value in config.to_dict().items() if name not in OF_NO_MATTER[stage]}
+    of_no_matter = OF_NO_MATTER[stage]
+    if stage == "backbone" and config.decoder == "deformable-detr":
+        of_no_matter = of_no_matter - {"decoder", *_ENCODER}
+    settings = {name: value for name, value in config.to_dict().items() if name not in of_no_matter}
     return stage, tuple(sorted((settings | {"variant": ""}).items(), key=str))
 
 
 def small_config(variant: str = "asag-a-r50-100", **changes: Any) -> AsagConfig:
     """The variant, narrowed."""
     narrow = {"hidden_dim": 32, "backbone_width": 8, "ffn_dim": 64, "out_points": 16, "in_points": 8}
+    narrow["deformable_ffn_dim"] = 48
     return variant_config(variant).with_changes(**{**narrow, **changes})
 
 

@@ -55,6 +55,18 @@ TINY = (
 """Changes that make the recipe `scenes` a matter of milliseconds."""
 
 
+TINY_D = (
+    "network.decoder=deformable-detr",
+    "network.finest_map=P3",
+    "network.encoder_layers=2",
+    "network.deformable_points=2",
+    "network.deformable_ffn_dim=64",
+)
+"""Changes that make it one of a tiny ASAG-D."""
+TINY_S = ("network.decoder=sparse-rcnn", "network.dynamic_dim=16")
+"""And of a tiny ASAG-S."""
+
+
 def tiny_recipe(*changes: str) -> Recipe:
     """For pictures of `write_pictures`."""
     return recipe("scenes", [*TINY, *changes])

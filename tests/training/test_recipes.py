@@ -14,13 +14,16 @@ from asag_training.network.config import own_preprocessing, variant_config
 from asag_training.recipes import RECIPES, Recipe, recipe
 from asag_training.settings import Optimisation, apply_changes
 
-SMALL = ("scenes", "bccd", "scenes-lite", "bccd-lite")
+OF_OTHERS = ("scenes-s", "bccd-s", "scenes-d", "bccd-d")
+SMALL = ("scenes", "bccd", "scenes-lite", "bccd-lite", *OF_OTHERS)
+D = ("asag-d-r50-100-3x", "asag-d-r50-300-3x")
 LIGHT = ("asag-a-lite-s-3x", "asag-a-lite-m-3x")
 PUBLISHED = [name for name in RECIPES if name not in (*SMALL, *LIGHT)]
 
 
 def test_nine_models_were_published() -> None:
-    assert len(PUBLISHED) == 9
+    assert len([name for name in PUBLISHED if name not in D]) == 9
+    assert set(D) < set(PUBLISHED)  # which the paper describes, though nobody has published weights
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -58,6 +61,17 @@ def test_small_recipes_start_from_random_weights(name: str) -> None:
     assert made.network.backbone_width < 64
     assert (made.network.backbone == "resnet") == (not name.endswith("lite"))
     assert max(made.augmentation.shorter_sides) <= made.preprocessing.longer_side
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_other_decoders_are_trained_as_adamixer_is_on_small_data(name: str) -> None:
+    made, first = recipe(name), recipe(name[:-2])
+    assert made.network.variant == f"asag-{name[-1]}-{name[:-2]}"
+    assert made.network.decoder == variant_config(f"asag-{name[-1]}-r50-100").decoder
+    assert dataclasses.replace(made, network=first.network) == first
+    decoder = ("variant", "decoder", "finest_map", "dynamic_dim", "encoder_layers", "deformable_ffn_dim")
+    rest = {name: value for name, value in made.network.to_dict().items() if name not in decoder}
+    assert rest.items() <= first.network.to_dict().items()
 
 
 def test_every_recipe_is_json() -> None:
@@ -123,7 +137,7 @@ def test_the_order_of_changes_does_not_matter() -> None:
         ("network.patch_size=true", "expected a whole number"),
         ("network.patch_size=null", "expected a whole number"),
         ("network.variant=7", "expected text"),
-        ("network.decoder=detr", "expected 'adamixer' or 'sparse-rcnn'"),
+        ("network.decoder=detr", "expected 'adamixer' or 'sparse-rcnn' or 'deformable-detr'"),
         ("optimisation.lr=fast", "expected a number"),
         ("optimisation.lr=NaN", "expected a number"),
         ("optimisation.lr=-1", "optimisation setting lr -1.0 is not possible: expected above 0"),

@@ -11,7 +11,13 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.data.transforms import Augmentation, CropRecipe, multi_scale, standard
 from asag_training.losses.config import LossConfig
-from asag_training.network.config import AsagConfig, own_preprocessing, variant_config
+from asag_training.network.config import (
+    AsagConfig,
+    DecoderType,
+    finest_map_of,
+    own_preprocessing,
+    variant_config,
+)
 from asag_training.settings import (
     Optimisation,
     Schedule,
@@ -84,7 +90,7 @@ def _light(variant: str, shorter_sides: tuple[int, ...], crop: CropRecipe) -> Ca
     return make
 
 
-def _small(variant: str, num_classes: int) -> AsagConfig:
+def _small(variant: str, num_classes: int, decoder: DecoderType = "adamixer") -> AsagConfig:
     """Return a network for images of some 320 pixels, which learns from a few thousand of them.
 
     Patches are as large a part of such an image as the published ones are of 800 pixels; the fewer cells a
@@ -92,6 +98,8 @@ def _small(variant: str, num_classes: int) -> AsagConfig:
     """
     return variant_config("asag-a-r50-100").with_changes(
         variant=variant,
+        decoder=decoder,
+        finest_map=finest_map_of(decoder),
         num_classes=num_classes,
         backbone_depth=26,
         backbone_width=16,
@@ -105,8 +113,15 @@ def _small(variant: str, num_classes: int) -> AsagConfig:
         patch_anchors=16,
         anchor_cap=150,
         heads=1,
+        **_NARROW.get(decoder, {}),
     )
 
+
+_NARROW: dict[DecoderType, dict[str, int]] = {
+    "sparse-rcnn": {"dynamic_dim": 32},
+    "deformable-detr": {"encoder_layers": 3, "deformable_ffn_dim": 384},
+}
+"""What else is less in a small network with this decoder."""
 
 _FROM_RANDOM_WEIGHTS = Optimisation(
     batch_size=4, lr=5e-4, backbone_factor=1.0, freeze_stem=False, batch_statistics=True, compute="bf16"
@@ -141,6 +156,18 @@ def _bccd() -> Recipe:
         optimisation=_FROM_RANDOM_WEIGHTS,
         preprocessing=Preprocessing(shorter_side=320, longer_side=480),
     )
+
+
+def _with_decoder(of: Callable[[], Recipe], decoder: DecoderType) -> Callable[[], Recipe]:
+    """Return a recipe for small data with another decoder: all else, data and updates included, is the
+    same."""
+
+    def make() -> Recipe:
+        made = of()
+        variant = made.network.variant.replace("asag-a", f"asag-{decoder[0]}", 1)
+        return dataclasses.replace(made, network=_small(variant, made.network.num_classes, decoder))
+
+    return make
 
 
 def _on_light_network(of: Recipe, variant: str, **network: Any) -> Recipe:
@@ -188,6 +215,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "asag-a-r101-300-3x": _published("asag-a-r101-300", "3x"),
     "asag-s-r50-100-3x": _published("asag-s-r50-100", "3x"),
     "asag-s-r50-300-3x": _published("asag-s-r50-300", "3x"),
+    "asag-d-r50-100-3x": _published("asag-d-r50-100", "3x"),
+    "asag-d-r50-300-3x": _published("asag-d-r50-300", "3x"),
     "asag-a-r50-100-dn-1x": _published("asag-a-r50-100", "1x", denoising=True),
     "asag-s-r50-crowdhuman": _published("asag-s-r50-crowdhuman", "crowdhuman"),
     "asag-a-lite-s-3x": _light(
@@ -202,6 +231,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     "scenes": _scenes,
     "bccd": _bccd,
+    "scenes-s": _with_decoder(_scenes, "sparse-rcnn"),
+    "bccd-s": _with_decoder(_bccd, "sparse-rcnn"),
+    "scenes-d": _with_decoder(_scenes, "deformable-detr"),
+    "bccd-d": _with_decoder(_bccd, "deformable-detr"),
     "scenes-lite": _scenes_lite,
     "bccd-lite": _bccd_lite,
 }

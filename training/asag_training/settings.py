@@ -150,6 +150,8 @@ class Optimisation(Settings):
     lr: float = 2e-4
     backbone_factor: float = 0.1
     """Learning rate of the backbone, as a share of `lr`."""
+    offsets_factor: float = 0.1
+    """Learning rate of what decides where deformable attention samples, as a share of `lr` (ASAG-D)."""
     weight_decay: float = 1e-4
     max_gradient_norm: float = 0.1
     freeze_stem: bool = True
@@ -166,7 +168,7 @@ class Optimisation(Settings):
             self._require(getattr(self, name) >= 1, "at least 1", name)
         whole = self.batch_size % self.accumulate == 0
         self._require(whole, f"a multiple of the {self.accumulate} passes of an update", "batch_size")
-        for name in ("lr", "backbone_factor", "max_gradient_norm"):
+        for name in ("lr", "backbone_factor", "offsets_factor", "max_gradient_norm"):
             self._require(getattr(self, name) > 0, "above 0", name)
         self._require(self.weight_decay >= 0, "0 or more", "weight_decay")
         self._require(self.compute in get_args(Compute), "'fp32', 'bf16' or 'fp16'", "compute")

@@ -45,6 +45,10 @@ def count_asag(
 
     maps = part("backbone", lambda: model.backbone(image))
     features = part("neck", lambda: [p.permute(0, 2, 3, 1) for p in model.neck(maps)])
+    if model.encoder is not None:
+        encoder, canvas = model.encoder, shape
+        of_neck = features
+        features = part("encoder", lambda: encoder(of_neck, image_size, canvas))
     p5 = map_of("P5", features, config)
     generator = model.anchor_generator
     part("first level", lambda: generator.first_level(p5, image_size))

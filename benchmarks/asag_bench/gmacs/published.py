@@ -35,6 +35,7 @@ PUBLISHED = (
     Published(network="asag-s-r50-100", queries=100, gmacs=130),
     Published(network="asag-s-r50-300", queries=312, gmacs=136),
     Published(network="asag-a-r101-300", queries=296, gmacs=206),
+    Published(network="asag-d-r50-300", queries=253, gmacs=182),
     *(
         Published(network=name, queries=queries, gmacs=gmacs, shape=each.gmacs_of)
         for name, each in COMPARED.items()

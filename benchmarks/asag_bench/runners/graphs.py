@@ -29,8 +29,11 @@ from asag_deploy.loop.stopping import StopRule
 
 PYRAMID, UNSPLIT = "pyramid", "unsplit"
 RESULTS = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
-_NECK_READS = re.compile(r"neck\.inner_blocks\.(\d+)\.")
-"""The weights of the convolutions that a neck begins with, and which map each of them reads."""
+_READS = re.compile(
+    r"neck\.inner_blocks\.(?P<lateral>\d+)\.|neck\.input_proj\.(?P<projected>\d+)\.|body\.layer2\.0\.conv1\."
+)
+"""The weights of what reads the backbone's maps: a feature pyramid, the neck of ASAG-D (which reads the last
+twice), and of C2 the ResNet itself."""
 
 
 def feature_pyramid(bundle: Bundle) -> ModelProto:
@@ -40,29 +43,43 @@ def feature_pyramid(bundle: Bundle) -> ModelProto:
     return onnx.utils.Extractor(whole).extract_model(["image"], list(features))
 
 
-def backbone_maps(bundle: Bundle, names: Sequence[str]) -> ModelProto:
-    """Cut out the part of the backbone graph that computes what its neck reads, under these names: the finest
-    first.
+def maps_graph(bundle: Bundle, names: Sequence[str]) -> ModelProto:
+    """Cut out the part of the backbone graph that computes maps of the backbone (`c3`, ...), or the pyramid.
 
-    Raises ConfigError if the graph does not say where the neck begins.
+    Raises ConfigError if the graph does not say where the backbone's maps are.
     """
+    if not names[0].startswith("c"):
+        return feature_pyramid(bundle)
     whole = onnx.load(bundle.graph_path("backbone"))
-    made_by = {output: node for node in whole.graph.node for output in node.output}
-    read: dict[int, str] = {}
-    for node in whole.graph.node:
-        weight = _weight_of(node, made_by)
-        found = _NECK_READS.search(weight) if weight is not None else None
-        if found is not None:
-            read[int(found[1])] = node.input[0]
-    if sorted(read) != list(range(len(names))):
+    found = _backbone_maps(whole)
+    if not found.keys() >= set(names):
         raise ConfigError(
             f"the bundle at '{bundle.path}' does not say which maps its neck reads; export it again"
         )
-    cut = onnx.utils.Extractor(whole).extract_model(["image"], [read[i] for i in sorted(read)])
+    cut = onnx.utils.Extractor(whole).extract_model(["image"], [found[name] for name in names])
     for name, value in zip(names, cut.graph.output, strict=True):
         cut.graph.node.append(helper.make_node("Identity", [value.name], [name]))
         value.name = name
     return cut
+
+
+def _backbone_maps(whole: ModelProto) -> dict[str, str]:
+    """Return what the maps of the backbone, `c2` to `c5`, are called in its graph: as far as weights tell."""
+    made_by = {output: node for node in whole.graph.node for output in node.output}
+    found, laterals = {}, {}
+    for node in whole.graph.node:
+        weight = _weight_of(node, made_by) or ""
+        read = _READS.search(weight)
+        if read is None:
+            continue
+        if read["lateral"] is not None:
+            laterals[int(read["lateral"])] = node.input[0]
+        elif read["projected"] is not None:
+            found[f"c{min(3 + int(read['projected']), 5)}"] = node.input[0]
+        else:
+            found["c2"] = node.input[0]
+    coarsest = len(laterals) - 1
+    return found | {f"c{5 - coarsest + i}": name for i, name in laterals.items()}
 
 
 def _weight_of(node: NodeProto, made_by: Mapping[str, NodeProto]) -> str | None:

@@ -69,6 +69,20 @@ class KernelOperators:
         )
         return out
 
+    def deformable_sample(self, features: Sequence[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+        """Compute `asag_training.network.operators.deformable_sample`."""
+        maps = [feature.contiguous() for feature in features]
+        out = maps[0].new_empty((*xy.shape[:2], maps[0].shape[-1]))
+        kernels.deformable_sample(
+            self._library,
+            [self._buffer(level) for level in maps],
+            self._buffer(xy.float()),
+            self._buffer(weight.float()),
+            self._buffer(out),
+            stream=self._stream(),
+        )
+        return out
+
     def pad_anchors(
         self,
         anchors: Tensor,

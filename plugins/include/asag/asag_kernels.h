@@ -27,8 +27,9 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 8
+#define ASAG_INTERFACE_VERSION 9
 #define ASAG_MAX_LEVELS 4
+#define ASAG_MOST_POINTS 64
 
 /* Element types; bfloat16 is for asag_cpu_* alone. */
 enum { ASAG_FLOAT32 = 0, ASAG_FLOAT16 = 1, ASAG_UINT8 = 2, ASAG_BFLOAT16 = 3 };
@@ -56,7 +57,7 @@ typedef struct AsagPyramid {
     const void* maps[ASAG_MAX_LEVELS];
     int32_t heights[ASAG_MAX_LEVELS];
     int32_t widths[ASAG_MAX_LEVELS];
-    int32_t strides[ASAG_MAX_LEVELS]; /* pixels per cell; for RoIAlign each twice the one before */
+    int32_t strides[ASAG_MAX_LEVELS]; /* pixels per cell, where points are in pixels; for RoIAlign each twice the last */
     int32_t levels;
     int32_t batch;
     int32_t channels;
@@ -79,6 +80,17 @@ typedef struct AsagPyramidSample {
     int32_t groups;
     int32_t points;
 } AsagPyramidSample;
+
+/* Each level at points of its own, all of a group added up. */
+typedef struct AsagDeformableSample {
+    AsagPyramid features; /* without strides */
+    const float* xy;      /* (B, Q, G, levels, P, 2) relative to the whole map: 0 and 1 are its edges */
+    const float* weight;  /* (B, Q, G, levels, P) */
+    void* out;            /* (B, Q, C) of features.type */
+    int32_t queries;
+    int32_t groups;
+    int32_t points; /* of a level, at most ASAG_MOST_POINTS */
+} AsagDeformableSample;
 
 typedef struct AsagPatchNMS {
     const void* anchors;       /* (B, N, 5) cx, cy, w, h in pixels, and score, of `type` */
@@ -161,6 +173,7 @@ typedef struct AsagDecide {
 /* `stream` is a cudaStream_t. */
 ASAG_API int asag_cuda_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, void* stream);
 ASAG_API int asag_cuda_pyramid_sample(const AsagPyramidSample* arguments, void* stream);
+ASAG_API int asag_cuda_deformable_sample(const AsagDeformableSample* arguments, void* stream);
 ASAG_API int asag_cuda_patch_nms(const AsagPatchNMS* arguments, void* stream);
 ASAG_API int asag_cuda_pad_anchors(const AsagPadAnchors* arguments, void* stream);
 ASAG_API int asag_cuda_preprocess(const AsagPreprocess* arguments, void* stream);
@@ -188,6 +201,7 @@ typedef struct AsagHostBlock {
 
 ASAG_API int asag_host_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_pyramid_sample(const AsagPyramidSample* arguments, const AsagHostBlock* block);
+ASAG_API int asag_host_deformable_sample(const AsagDeformableSample* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_patch_nms(const AsagPatchNMS* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_pad_anchors(const AsagPadAnchors* arguments, const AsagHostBlock* block);
 ASAG_API int asag_host_preprocess(const AsagPreprocess* arguments, const AsagHostBlock* block);
@@ -235,6 +249,7 @@ typedef struct AsagAdaptiveMixing {
 
 ASAG_API int asag_cpu_multiscale_roi_align(const AsagMultiscaleRoIAlign* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_pyramid_sample(const AsagPyramidSample* arguments, const AsagCpu* how);
+ASAG_API int asag_cpu_deformable_sample(const AsagDeformableSample* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_adaptive_mixing(const AsagAdaptiveMixing* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_pad_anchors(const AsagPadAnchors* arguments, const AsagCpu* how);
 ASAG_API int asag_cpu_top_k(const AsagTopK* arguments, const AsagCpu* how);

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "asag/decide.h"
+#include "asag/deformable_sample.h"
 #include "asag/dispatch.h"
 #include "asag/multiscale_roi_align.h"
 #include "asag/pad_anchors.h"
@@ -28,6 +29,12 @@ __global__ void __launch_bounds__(SAMPLE_THREADS)
     pyramid_sample_kernel(const __grid_constant__ AsagPyramidSample arguments) {
     __shared__ SampleShared shared;
     pyramid_sample_block<T, WIDTH>(DeviceBlock{}, arguments, blockIdx.x, shared);
+}
+
+template <class T, int WIDTH>
+__global__ void __launch_bounds__(DEFORMABLE_THREADS)
+    deformable_sample_kernel(const __grid_constant__ AsagDeformableSample arguments, int64_t packs) {
+    deformable_sample_block<T, WIDTH>(DeviceBlock{}, arguments, blockIdx.x, packs);
 }
 
 static __global__ void __launch_bounds__(SELECT_THREADS)
@@ -88,6 +95,18 @@ inline cudaError_t launch(const AsagPyramidSample& arguments, cudaStream_t strea
         using A = decltype(access);
         pyramid_sample_kernel<typename A::Type, A::WIDTH>
             <<<static_cast<unsigned>(blocks), SAMPLE_THREADS, 0, stream>>>(arguments);
+        return cudaGetLastError();
+    });
+}
+
+inline cudaError_t launch(const AsagDeformableSample& arguments, cudaStream_t stream) {
+    if (deformable_packs(arguments, 1) == 0) return cudaSuccess;
+    const int32_t channels = arguments.features.channels / arguments.groups;
+    return by_access(arguments.features, channels, arguments.out, [&](auto access) {
+        using A = decltype(access);
+        const auto blocks = static_cast<unsigned>(deformable_sample_blocks(arguments, A::WIDTH));
+        deformable_sample_kernel<typename A::Type, A::WIDTH>
+            <<<blocks, DEFORMABLE_THREADS, 0, stream>>>(arguments, deformable_packs(arguments, A::WIDTH));
         return cudaGetLastError();
     });
 }

@@ -6,17 +6,12 @@
 
 #include "asag/asag_kernels.h"
 #include "asag/block.h"
+#include "asag/taps.h"
 
 namespace asag {
 
 constexpr int SAMPLE_THREADS = 128;
 constexpr int SAMPLE_TILE = 32;  // points whose taps lie in shared memory at a time
-
-// The four cells round a point on one level.
-struct SampleTaps {
-    int cell[4];  // row * width + column
-    float weight[4];
-};
 
 // Shared memory of a block.
 struct SampleShared {
@@ -25,23 +20,7 @@ struct SampleShared {
 
 ASAG_HD inline SampleTaps sample_taps(float x, float y, float weight, int stride, int height, int width) {
     const float pitch = static_cast<float>(stride);
-    const float column = sub(divide(x, pitch), 0.5f), row = sub(divide(y, pitch), 0.5f);
-    const float left = floorf(column), top = floorf(row);
-    const float across = sub(column, left), down = sub(row, top);
-    const float last_x = static_cast<float>(width - 1), last_y = static_cast<float>(height - 1);
-    SampleTaps taps;
-    for (int corner = 0; corner < 4; ++corner) {
-        const bool right = (corner & 1) != 0, bottom = (corner & 2) != 0;
-        const float at_x = right ? left + 1.0f : left, at_y = bottom ? top + 1.0f : top;
-        const bool inside = at_x >= 0.0f && at_x <= last_x && at_y >= 0.0f && at_y <= last_y;
-        const float share = (right ? across : 1.0f - across) * (bottom ? down : 1.0f - down);
-        // Clamped while it is a float: far out it would not fit into an int.
-        const int cell_x = static_cast<int>(smaller(larger(at_x, 0.0f), last_x));
-        const int cell_y = static_cast<int>(smaller(larger(at_y, 0.0f), last_y));
-        taps.cell[corner] = cell_y * width + cell_x;
-        taps.weight[corner] = inside ? share * weight : 0.0f;
-    }
-    return taps;
+    return taps_round(sub(divide(x, pitch), 0.5f), sub(divide(y, pitch), 0.5f), weight, height, width);
 }
 
 // Block `index` of batch * queries * groups.  WIDTH channels at a time; C / G must be a multiple of it.

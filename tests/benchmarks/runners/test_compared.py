@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asag_bench.runners.compared.map_stages import stage_of_maps
-from asag_bench.runners.compared.published import COMPARED, IN_TORCH, Maps, references
+from asag_bench.runners.compared.published import COMPARED, IN_TORCH, references
 from asag_bench.runners.compared.runner import (
     BUILDERS,
     ComparedRunner,
@@ -101,20 +101,32 @@ def test_the_graph_computes_what_the_module_computes(
 @pytest.mark.parametrize("name", COMPARED)
 def test_every_layer_counts(name: str, bundle: Bundle, checkpoint: Checkpoint) -> None:
     detector = build_compared(name, compared_config(bundle, checkpoint))
-    decoder: Any = detector.decoder
-    layers = decoder.bbox_head if name.startswith("adamixer") else decoder.head_series
+    layers = layers_of(detector)
     assert len(layers) == COMPARED[name].layers
     given = (*maps_of(detector.maps, checkpoint), torch.tensor([[384, 512]]))
     with torch.no_grad():
         before = detector(*given)[0]
         for layer in layers:
-            bias = layer.get_parameter("ffn_norm.bias" if name.startswith("adamixer") else "norm3.bias")
+            bias = next(
+                layer.get_parameter(name) for name in LAST_NORMS if name in dict(layer.named_parameters())
+            )
             bias.add_(0.5)
             assert not torch.equal(detector(*given)[0], before)
             bias.sub_(0.5)
 
 
-def maps_of(maps: Maps, checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+LAST_NORMS = ("ffn_norm.bias", "norm3.bias")
+
+
+def layers_of(detector: Any) -> list[torch.nn.Module]:
+    """The layers of a detector's decoder, in sequence."""
+    decoder = detector.decoder
+    for name in ("bbox_head", "head_series"):
+        decoder = getattr(decoder, name, decoder)
+    return list(decoder) if isinstance(decoder, torch.nn.ModuleList) else [decoder]
+
+
+def maps_of(maps: tuple[str, ...], checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
     """What the backbone, or the neck, makes of a random picture of 384 x 512."""
     stage = stage_of_maps(maps, build(checkpoint.config, checkpoint.state))
     with torch.no_grad():
@@ -148,11 +160,11 @@ def test_a_grid_gives_the_queries_where_it_scores_best(bundle: Bundle, checkpoin
 
 
 def test_the_maps_are_the_bundles_own(graph: ComparedRunner, bundle: Bundle, checkpoint: Checkpoint) -> None:
-    maps = COMPARED[graph.name].maps
+    maps = build_compared(graph.name, compared_config(bundle, checkpoint)).maps
     model = build(checkpoint.config, checkpoint.state)
     in_torch = TorchNetwork([stage_of_maps(maps, model).eval()])
     networks: list[Any] = [graph._network, in_torch]
-    if maps == "pyramid":
+    if maps[0] == "p2":
         networks.append(open_network(None, bundle, threads=1))
     size = np.array([[96, 128]])
     image = np.random.default_rng(0).normal(size=(1, 3, 96, 128)).astype(np.float32)
@@ -161,7 +173,7 @@ def test_the_maps_are_the_bundles_own(graph: ComparedRunner, bundle: Bundle, che
         given = {"image": network.upload(image), "image_size": network.upload(size)}
         outputs = network.stage("backbone")(given)
         found.append({name: network.download(x) for name, x in outputs.items() if name[1:].isdigit()})
-    assert list(found[0]) == (["p2", "p3", "p4", "p5"] if maps == "pyramid" else ["c2", "c3", "c4", "c5"])
+    assert tuple(found[0]) == maps
     for others in found[1:]:
         for name in found[0]:
             np.testing.assert_allclose(others[name], found[0][name], atol=1e-3)

@@ -19,7 +19,13 @@ from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.checkpoints import load_backbone, load_checkpoint, select_head
 from asag_training.checkpoints.layout import expected_layout, infer_config
-from asag_training.network.config import AsagConfig, DecoderType, default_categories, variant_config
+from asag_training.network.config import (
+    VARIANTS,
+    AsagConfig,
+    DecoderType,
+    default_categories,
+    variant_config,
+)
 from asag_training.network.model import Asag, build
 from support.checkpoint_files import (
     CATEGORIES,
@@ -38,6 +44,14 @@ OFFICIAL = {
     "asag_s_r50_300": "asag-s-r50-300",
     "asag_s_crowdhuman": "asag-s-r50-crowdhuman",
 }
+
+DECODERS = ("adamixer", "sparse-rcnn", "deformable-detr")
+OF_DECODER = {
+    "adamixer": {"in_points", "out_points", "groups"},
+    "sparse-rcnn": {"dynamic_dim"},
+    "deformable-detr": {"encoder_layers", "deformable_points", "deformable_ffn_dim"},
+}
+"""Settings that no other network has weights of."""
 
 INFERENCE_ONLY = {
     "variant", "activation", "anchor_floor", "anchor_cap", "score_low", "score_high", "score_pass",
@@ -98,7 +112,7 @@ def test_weights_are_kept_bit_for_bit(tmp_path: Path) -> None:
         assert [category.name for category in checkpoint.categories] == ["class_0", "class_1", "class_2"]
 
 
-@pytest.mark.parametrize("decoder", ["adamixer", "sparse-rcnn"])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(
     "changes", [{}, {"backbone_depth": 101, "heads": 2}, {"first_level_anchors": 50}], ids=str
 )
@@ -108,7 +122,7 @@ def test_settings_of_an_own_network_are_read_off_its_shapes(
     config = tiny_config(decoder, **changes)
     path = save_public(tmp_path / "own.pth", random_state(config), activation="relu", threshold2=0.2)
     found = load_checkpoint(path).config
-    not_used = {"dynamic_dim"} if decoder == "adamixer" else {"in_points", "out_points", "groups"}
+    not_used = set().union(*(names for name, names in OF_DECODER.items() if name != decoder))
     shapes_tell = {field.name for field in dataclasses.fields(AsagConfig)} - not_used - INFERENCE_ONLY
     assert {n: getattr(found, n) for n in shapes_tell} == {n: getattr(config, n) for n in shapes_tell}
     assert (found.activation, found.score_low, found.score_high) == ("relu", 0.2, 0.7)
@@ -220,7 +234,7 @@ def test_impossible_options(tmp_path: Path, options: dict[str, Any]) -> None:
     assert "the options stored in" in refusal(lambda: load_checkpoint(path))
 
 
-@pytest.mark.parametrize("decoder", ["adamixer", "sparse-rcnn"])
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("head", ["aux_0", "aux_2", "main"])
 def test_one_head_of_four_predicts_what_it_did_among_them(
     tmp_path: Path, decoder: DecoderType, head: str
@@ -371,6 +385,21 @@ def test_light_network_is_recognised(variant: str) -> None:
         else:
             assert found.variant == f"asag-a-{config.backbone}-custom"
             assert expected_layout(found) == expected_layout(config)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("asag-d")])
+def test_asag_d_is_recognised(variant: str) -> None:
+    """By its shapes alone, whatever is said of where they come from; of its head, too."""
+    config = variant_config(variant)
+    data_set = "crowdhuman" if variant.endswith("crowdhuman") else None
+    assert infer_config(expected_layout(config), data_set=data_set) == config
+    alone = config.with_changes(heads=1)
+    assert infer_config(expected_layout(alone), data_set=data_set) == alone
+    changed = config.with_changes(encoder_layers=3, deformable_points=2, deformable_ffn_dim=512)
+    found = infer_config(expected_layout(changed), data_set=data_set)
+    assert found is not None
+    assert expected_layout(found) == expected_layout(changed)
+    assert (found.variant[:6], found.variant[-6:]) == ("asag-d", "custom")
 
 
 def test_backbone_of_another_depth(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from asag_training.network.config import VARIANTS, AsagConfig, own_preprocessing
 NOT_ZERO = (
     *("attention_heads", "groups", "backbone_width", "hidden_dim", "ffn_dim", "dynamic_dim", "in_points"),
     *("out_points", "patch_size", "compress_dim", "first_level_anchors", "patch_anchors", "anchor_cap"),
-    *("max_patches", "max_detections"),
+    *("max_patches", "max_detections", "encoder_layers", "deformable_points", "deformable_ffn_dim"),
 )
 
 
 LIGHT = ["asag-a-lite-s", "asag-a-lite-m"]
+OF_LETTER = {"a": ("adamixer", "P2"), "s": ("sparse-rcnn", "P2"), "d": ("deformable-detr", "P3")}
 
 
 def test_published_variants() -> None:
@@ -27,14 +28,16 @@ def test_published_variants() -> None:
     assert list(VARIANTS) == [*published, *LIGHT]
     assert list(published) == [
         f"asag-{decoder}-r{depth}-{setting}"
-        for decoder in "as"
+        for decoder in "asd"
         for depth in (50, 101)
         for setting in ("100", "300", "crowdhuman")
     ]
     for name, config in published.items():
         assert config.variant == name
         assert own_preprocessing(config) is None
-        assert config.decoder == ("adamixer" if name.startswith("asag-a") else "sparse-rcnn")
+        decoder, finest_map = OF_LETTER[name[5]]
+        assert (config.decoder, config.finest_map) == (decoder, finest_map)
+        assert (config.encoder_layers, config.deformable_points, config.deformable_ffn_dim) == (6, 4, 1024)
         assert config.backbone_depth == int(name.split("-")[2].removeprefix("r"))
         assert variant_config(name) is config
 
@@ -107,7 +110,7 @@ def test_light_variants(name: str, backbone: str, shorter: int, longer: int) -> 
     ],
 )
 def test_settings_of_the_paper(setting: str, expected: dict[str, Any]) -> None:
-    for prefix in ("asag-a-r50", "asag-s-r101"):
+    for prefix in ("asag-a-r50", "asag-s-r101", "asag-d-r50"):
         values = variant_config(f"{prefix}-{setting}").to_dict()
         assert {name: values[name] for name in expected} == expected
         assert (values["score_low"], values["score_high"], values["patch_nms_iou"]) == (0.1, 0.7, 0.25)
@@ -139,6 +142,9 @@ def test_published_head_names() -> None:
         {"heads": 0},
         {"heads": 1_000_000},
         {"heads": 32, "decoder_layers": 32},
+        {"encoder_layers": 257},
+        {"decoder": "deformable-detr"},
+        {"decoder": "deformable-detr", "finest_map": "P3", "separable_neck": True},
         {"backbone_width": 2**31 - 1},
         {"max_detections": 2**31},
         {"hidden_dim": 100},

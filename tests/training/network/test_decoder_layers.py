@@ -23,7 +23,7 @@ from support.loss_samples import objects
 from support.small_network import small_checkpoint, small_config
 
 SIZE = torch.tensor([[96, 128], [96, 128]])
-DECODERS = ("asag-a-r50-100", "asag-s-r50-100")
+DECODERS = ("asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100")
 FEW: dict[str, Any] = {"first_level_anchors": 10, "patch_anchors": 5, "anchor_cap": 20, "num_classes": 3}
 
 
@@ -71,10 +71,12 @@ def test_content_but_no_box_carries_gradients_from_layer_to_layer(variant: str) 
     model = network(variant, heads=1).requires_grad_(True)
     features, proposals, blocked = inputs(model)
     first, last = model.decode_layers(MAIN_HEAD, features, proposals, blocked, SIZE)
-    stages = model.decoder.bbox_head if variant == DECODERS[0] else model.decoder.head_series
-    assert isinstance(stages, torch.nn.ModuleList)
-    names = {"asag-a-r50-100": ("ffn.layers.0", "fc_reg"), "asag-s-r50-100": ("linear1", "bboxes_delta")}
-    inner, box = (stages[0].get_submodule(name).get_parameter("weight") for name in names[variant])
+    names = {
+        "asag-a-r50-100": ("bbox_head.0.ffn.layers.0", "bbox_head.0.fc_reg"),
+        "asag-s-r50-100": ("head_series.0.linear1", "head_series.0.bboxes_delta"),
+        "asag-d-r50-100": ("layers.0.linear1", "layers.0.bbox_embed.layers.2"),
+    }
+    inner, box = (model.decoder.get_submodule(name).get_parameter("weight") for name in names[variant])
     gradients: Sequence[Tensor | None] = torch.autograd.grad(
         last.logits.square().sum(), [inner, box], allow_unused=True
     )

@@ -21,7 +21,7 @@ from support.small_network import small_config
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 LAYOUTS = sorted(path.stem.removeprefix("layout_") for path in REFERENCE.glob("layout_*.json"))
-DECODERS = ("asag-a-r50-100", "asag-s-r50-100")
+DECODERS = ("asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100")
 LIGHT = "asag-a-lite-s"
 
 IMAGE_SIZE = torch.tensor([[96, 128], [80, 70]])
@@ -60,7 +60,7 @@ def random_anchors(queries: int) -> Tensor:
 
 
 def test_padding_queries_do_not_matter(model: Asag) -> None:
-    features = model.features(torch.randn(2, 3, 96, 128))
+    features = model.features(torch.randn(2, 3, 96, 128), IMAGE_SIZE)
     anchors = random_anchors(11)
     valid = torch.arange(11) < torch.tensor([[7], [1]])
     proposals, outputs = predict(model, features, anchors, valid)
@@ -78,7 +78,7 @@ def test_padding_queries_do_not_matter(model: Asag) -> None:
 
 
 def test_more_padding_does_not_matter(model: Asag) -> None:
-    features = model.features(torch.randn(2, 3, 96, 128))
+    features = model.features(torch.randn(2, 3, 96, 128), IMAGE_SIZE)
     anchors = random_anchors(9)
     all_valid = torch.ones(2, 5).bool()
     _, few = predict(model, features, anchors[:, :5], all_valid)
@@ -89,7 +89,7 @@ def test_more_padding_does_not_matter(model: Asag) -> None:
 
 
 def test_valid_queries_see_each_other(model: Asag) -> None:
-    features = model.features(torch.randn(2, 3, 96, 128))
+    features = model.features(torch.randn(2, 3, 96, 128), IMAGE_SIZE)
     anchors, valid = random_anchors(4), torch.ones(2, 4).bool()
     _, before = predict(model, features, anchors, valid)
     anchors[:, 3] = random_anchors(1)[:, 0]
@@ -98,7 +98,7 @@ def test_valid_queries_see_each_other(model: Asag) -> None:
 
 
 def test_heads_are_different_decoders(model: Asag) -> None:
-    features = model.features(torch.randn(2, 3, 96, 128))
+    features = model.features(torch.randn(2, 3, 96, 128), IMAGE_SIZE)
     _, outputs = predict(model, features, random_anchors(3), torch.ones(2, 3).bool())
     logits = [output.logits for output in outputs.values()]
     assert all(not torch.equal(logits[i], logits[j]) for i in range(4) for j in range(i))
@@ -107,9 +107,9 @@ def test_heads_are_different_decoders(model: Asag) -> None:
 def test_images_of_a_batch_do_not_see_each_other(model: Asag) -> None:
     images, anchors = torch.randn(2, 3, 96, 128), random_anchors(6)
     valid = torch.arange(6) < torch.tensor([[6], [2]])
-    _, outputs = predict(model, model.features(images), anchors, valid)
+    _, outputs = predict(model, model.features(images, IMAGE_SIZE), anchors, valid)
     images[1], anchors[1] = torch.randn(3, 96, 128), random_anchors(6)[1]
-    _, changed = predict(model, model.features(images), anchors, valid)
+    _, changed = predict(model, model.features(images, IMAGE_SIZE), anchors, valid)
     torch.testing.assert_close(changed["main"].logits[0], outputs["main"].logits[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(changed["main"].boxes[0], outputs["main"].boxes[0], atol=1e-5, rtol=1e-5)
 
@@ -146,7 +146,7 @@ def test_resnet(depth: int, blocks: tuple[int, ...]) -> None:
 def test_light_networks_have_no_p2(variant: str) -> None:
     model = build(small_config(variant, heads=1))
     with torch.no_grad():
-        features = model.features(torch.randn(1, 3, 97, 64))
+        features = model.features(torch.randn(1, 3, 97, 64), torch.tensor([[97, 64]]))
     shapes = [(1, 13, 8, 32), (1, 7, 4, 32), (1, 4, 2, 32), (1, 2, 1, 32)]
     assert [tuple(feature.shape) for feature in features] == shapes
     assert torch.equal(features[3], features[2][:, ::2, ::2])
@@ -163,10 +163,43 @@ def test_light_networks_have_no_p2(variant: str) -> None:
         assert torch.equal(after, before) != matters
 
 
+def test_an_encoder_makes_the_maps_of_asag_d() -> None:
+    model = build(small_config("asag-d-r101-300", heads=1))
+    assert model.encoder is not None
+    assert len(model.encoder.layers) == 6
+    assert pyramid_strides(model.config) == (8, 16, 32, 64)
+    image, size = torch.randn(1, 3, 96, 128), torch.tensor([[96, 128]])
+    with torch.no_grad():
+        features = model.features(image, size)
+        shapes = [(1, 12, 16, 32), (1, 6, 8, 32), (1, 3, 4, 32), (1, 2, 2, 32)]
+        assert [tuple(feature.shape) for feature in features] == shapes
+        # Every cell is of all maps, near and far, and of what is image.
+        image[..., 64:] = 0
+        other = model.features(image, size)
+        narrower = model.features(image, torch.tensor([[96, 64]]))
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(features, other, strict=True))
+    assert not torch.allclose(other[0][:, :, :8], narrower[0][:, :, :8], atol=1e-4)
+
+
+def test_boxes_of_asag_d_are_measured_as_those_of_the_others() -> None:
+    """Positions are embedded in cells of P2, though there is no such map."""
+    anchors, valid = torch.tensor([[[64.0, 48.0, 32.0, 16.0]]]), torch.ones(1, 1).bool()
+    found = []
+    for variant in DECODERS:
+        model = build(small_config(variant, heads=1))
+        with torch.no_grad():
+            features = model.features(torch.randn(1, 3, 96, 128), IMAGE_SIZE[:1])
+            found.append(model.relate(features, anchors, valid, IMAGE_SIZE[:1])[0])
+    for proposals in found:  # which start where the anchors are
+        torch.testing.assert_close(proposals.xyzr, torch.tensor([[[16.0, 12.0, 2.5, -0.5]]]))
+        torch.testing.assert_close(proposals.boxes, torch.tensor([[[0.5, 0.5, 0.25, 1 / 6]]]))
+
+
 def test_network_over_resnet_101() -> None:
     model = build(small_config("asag-s-r101-300", heads=1))
     with torch.no_grad():
-        shapes = [tuple(feature.shape) for feature in model.features(torch.randn(1, 3, 97, 64))]
+        features = model.features(torch.randn(1, 3, 97, 64), torch.tensor([[97, 64]]))
+    shapes = [tuple(feature.shape) for feature in features]
     assert shapes == [(1, 25, 16, 32), (1, 13, 8, 32), (1, 7, 4, 32), (1, 4, 2, 32)]
 
 
@@ -226,8 +259,10 @@ def test_activation_setting(variant: str) -> None:
     outputs = []
     for name, kind in kinds.items():
         model = build(small_config(variant, heads=1, activation=name), state)
-        used = {type(module) for module in model.modules()} & set(kinds.values())
-        assert used == {kind}
+        parts = (model.anchor_generator, model.rpn, model.decoder)
+        used = {type(module) for part in parts for module in part.modules()} & set(kinds.values())
+        # Deformable DETR's own layers have ReLU whatever the rest has.
+        assert used == ({kind, nn.ReLU} if model.encoder is not None else {kind})
         with torch.no_grad():
             raw = model.anchor_generator.first_level(features[-1], IMAGE_SIZE).raw
             outputs.append((raw, predict(model, features, anchors, valid)[1]["main"].logits))

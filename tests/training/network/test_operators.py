@@ -13,6 +13,7 @@ from asag_training.network.operators import (
     MIXING_ACTIVATIONS,
     ROI_SIZE,
     adaptive_mixing,
+    deformable_sample,
     multiscale_roi_align,
     pad_anchors,
     patch_nms,
@@ -136,6 +137,26 @@ def test_pyramid_sample_has_gradients_to_points_weights_and_features() -> None:
     assert all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (1, 1)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_deformable_sample(height: int, width: int, groups: int) -> None:
+    features = naive.pyramid(7, height, width, channels=6)
+    xy, weight = naive.deformable_points(8, features, groups=groups)
+    maps = [torch.from_numpy(feature) for feature in features]
+    actual = deformable_sample(maps, torch.from_numpy(xy), torch.from_numpy(weight))
+    assert actual.shape == (2, 9, 6)
+    np.testing.assert_allclose(actual, naive.deformable_sample(features, xy, weight), atol=2e-4)
+
+
+def test_deformable_sample_has_gradients_to_points_weights_and_features() -> None:
+    maps = [torch.from_numpy(m).requires_grad_() for m in naive.pyramid(0, 64, 64, batch=1, channels=4)]
+    xy = torch.full((1, 1, 2, 4, 3, 2), 0.45).requires_grad_()
+    weight = torch.full((1, 1, 2, 4, 3), 0.25).requires_grad_()
+    out = deformable_sample(maps, xy, weight)
+    gradients = torch.autograd.grad(out.square().sum(), [*maps, xy, weight])
+    assert all(gradient.any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("activation", MIXING_ACTIVATIONS)
 @pytest.mark.parametrize("sizes", [(2, 3, 2, 5, 6, 7), (1, 2, 4, 16, 32, 32), (1, 1, 1, 1, 3, 1)])
 def test_adaptive_mixing(activation: Activation, sizes: tuple[int, ...]) -> None:
@@ -251,6 +272,7 @@ def test_what_is_compiled_is_not_taken_for_an_export(monkeypatch: pytest.MonkeyP
     maps = [torch.from_numpy(each) for each in naive.pyramid(5, 64, 96, channels=6)]
     boxes = torch.from_numpy(naive.roi_boxes(1, 64, 96))
     xy, weight = (torch.from_numpy(each) for each in naive.sample_points(6, 64, 96, groups=3))
+    deformed = [torch.from_numpy(each) for each in naive.deformable_points(6, naive.pyramid(5, 64, 96))]
     sampled, parameters, out_points = naive.mixing_inputs(0, 1, 2, 2, 4, 6, 5)
     mixed = (torch.from_numpy(sampled), torch.from_numpy(parameters), out_points)
     given = (torch.from_numpy(anchors), torch.from_numpy(keep), torch.from_numpy(image_size))
@@ -260,6 +282,7 @@ def test_what_is_compiled_is_not_taken_for_an_export(monkeypatch: pytest.MonkeyP
         return (
             multiscale_roi_align(maps, boxes, STRIDES),
             pyramid_sample(maps, xy, weight, STRIDES),
+            deformable_sample(maps, *deformed),
             adaptive_mixing(*mixed, "gelu"),
             *padded,
         )

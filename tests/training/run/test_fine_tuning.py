@@ -24,7 +24,7 @@ from asag_training.checkpoints import (
 )
 from asag_training.checkpoints.layout import expected_layout
 from asag_training.cli import main
-from asag_training.network.config import AsagConfig
+from asag_training.network.config import AsagConfig, DecoderType, finest_map_of
 from asag_training.network.model import Asag, build
 from support.training_runs import TINY, options_of, tiny_recipe, write_pictures
 
@@ -117,12 +117,21 @@ def test_classes_without_names_are_taken_in_their_order() -> None:
     assert "the file does not name its classes, and its 2 are taken for yours" in said
 
 
+CLASSIFIERS = {
+    "adamixer": "decoder.bbox_head.{}.fc_cls.weight",
+    "sparse-rcnn": "decoder.head_series.{}.class_logits.weight",
+    "deformable-detr": "decoder.layers.{}.class_embed.weight",
+}
+
+
+@pytest.mark.parametrize("decoder", CLASSIFIERS)
 @pytest.mark.parametrize(("theirs", "ours"), [(2, 1), (1, 3), (4, 2)])
-def test_another_number_of_decoders(theirs: int, ours: int) -> None:
-    checkpoint = checkpoint_of(OWN, heads=theirs)
-    model, _, said = started(checkpoint, OWN, heads=ours)
+def test_another_number_of_decoders(theirs: int, ours: int, decoder: DecoderType) -> None:
+    kind: dict[str, Any] = {"decoder": decoder, "finest_map": finest_map_of(decoder)}
+    checkpoint = checkpoint_of(OWN, heads=theirs, **kind)
+    model, _, said = started(checkpoint, OWN, heads=ours, **kind)
     main = [
-        state[f"decoder.bbox_head.{n - 1}.fc_cls.weight"]
+        state[CLASSIFIERS[decoder].format(n - 1)]
         for state, n in ((checkpoint.state, theirs), (model.state_dict(), ours))
     ]
     assert torch.equal(*main)

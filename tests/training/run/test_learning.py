@@ -13,18 +13,20 @@ from asag_evaluation.evaluate import Evaluation, evaluate
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.losses.config import LossConfig
 from asag_training.losses.criterion import Criterion
+from asag_training.recipes import Recipe
 from asag_training.run.state import LAST
 from asag_training.run.trainer import Trainer
 from asag_training.run.training_pass import training_pass
-from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
+from support.training_runs import TINY_D, TINY_S, make_loader, make_trainer, tiny_recipe, write_pictures
 
-RECIPE = tiny_recipe(
+LEARNING = (
     "schedule.epochs=13",
     "schedule.drops=[11]",
     "schedule.warmup_steps=10",
     "optimisation.lr=0.003",
     "optimisation.batch_size=8",
 )
+RECIPE = tiny_recipe(*LEARNING)
 HEADS = ("", "_0", "_rpn")
 """The main decoder, the auxiliary one, and the relation block."""
 KINDS = ("loss_ce", "loss_bbox", "loss_giou")
@@ -106,15 +108,22 @@ LIGHT = tiny_recipe(
 )
 
 
+OTHERS = {
+    "MobileNetV4, separable neck, statistics of batches": LIGHT,
+    "ASAG-S": tiny_recipe(*LEARNING, *TINY_S),
+    "ASAG-D": tiny_recipe(*LEARNING, *TINY_D),
+}
+
+
 @pytest.mark.slow
-def test_a_light_network_learns(tmp_path: Path) -> None:
-    """MobileNetV4, a separable neck and no P2, with statistics of batches, from random weights."""
+@pytest.mark.parametrize("chosen", OTHERS.values(), ids=OTHERS)
+def test_other_networks_learn(chosen: Recipe, tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_pictures(data, count=64)
     write_pictures(data, "val2017", count=16, seed=100)
-    trainer = make_trainer(data, tmp_path / "run", LIGHT)
-    loader = make_loader(data, LIGHT)
-    while trainer.position.epoch < LIGHT.schedule.epochs:
+    trainer = make_trainer(data, tmp_path / "run", chosen)
+    loader = make_loader(data, chosen)
+    while trainer.position.epoch < chosen.schedule.epochs:
         trainer.train_epoch(loader)
     trainer.save()
     predictor = checkpoint_predictor(tmp_path / "run" / LAST)

@@ -36,6 +36,22 @@ def test_the_backbone_learns_ten_times_slower(model: Asag, names: dict[int, str]
     assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
 
 
+def test_sampling_offsets_learn_ten_times_slower() -> None:
+    """Of the encoder and of the decoder of ASAG-D; no other network has any."""
+    network = Asag(small_config("asag-d-r50-100", heads=2, encoder_layers=2))
+    named = {id(p): name for name, p in network.named_parameters()}
+    for changes, rate in (({}, 2e-5), ({"offsets_factor": 0.5}, 1e-4), ({"offsets_factor": 1.0}, 2e-4)):
+        groups = build_optimizer(network, Optimisation(**changes)).param_groups
+        assert [group["name"] for group in groups] == ["network", "backbone", "offsets"]
+        slow = {named[id(p)] for p in groups[2]["params"]}
+        layers = [f"encoder.layers.{i}.self_attn" for i in (0, 1)]
+        layers += [f"decoder.layers.{i}.cross_attn" for i in (0, 1)]
+        assert slow == {f"{of}.sampling_offsets.{part}" for of in layers for part in ("weight", "bias")}
+        assert groups[2]["lr"] == groups[2]["base_lr"] == pytest.approx(rate)
+    with pytest.raises(ConfigError, match=r"offsets_factor 0\.0 is not possible: expected above 0"):
+        Optimisation(offsets_factor=0.0)
+
+
 def test_the_stem_and_the_first_stage_do_not_train(model: Asag, names: dict[int, str]) -> None:
     optimizer = build_optimizer(model, Optimisation())
     trained = {names[id(p)] for group in optimizer.param_groups for p in group["params"]}

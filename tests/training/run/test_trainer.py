@@ -19,7 +19,7 @@ from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
 from asag_training.run.state import BEST, LAST, STATE, Position
 from asag_training.run.trainer import BAD_BATCH, Trainer
-from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
+from support.training_runs import TINY_D, make_loader, make_trainer, tiny_recipe, write_pictures
 
 Row = Mapping[str, float]
 
@@ -104,6 +104,24 @@ def test_what_is_trained(data: Path, tmp_path: Path, whole_run: tuple[list[Row],
     before = weights(make_trainer(data, tmp_path / "new"))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], whole_run[1][name])}
     assert moved == {"backbone", "neck", "anchor_generator", "rpn", "decoder"}
+
+
+def test_asag_d_is_trained_and_resumed_as_others_are(data: Path, tmp_path: Path) -> None:
+    whole = make_trainer(data, tmp_path / "whole", tiny_recipe(*TINY_D))
+    before = weights(whole)
+    rows = train(whole, data, epochs=2)
+    after = weights(whole)
+    assert rows[0]["lr_offsets"] == pytest.approx(0.1 * rows[0]["lr_network"])
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {name for name in before if "running_" in name}
+
+    stopped = make_trainer(data, tmp_path / "run", tiny_recipe(*TINY_D))
+    train(stopped, data, epochs=2, stop_after=1)
+    stopped.save()
+    resumed = make_trainer(data, tmp_path / "run", tiny_recipe(*TINY_D))
+    assert resumed.resume()
+    train(resumed, data, epochs=2)
+    assert equal(weights(resumed), after)
 
 
 def test_a_frozen_stem_stays(data: Path, tmp_path: Path) -> None:

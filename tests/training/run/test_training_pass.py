@@ -110,7 +110,7 @@ def origins(level: LevelOutput) -> Tensor:
     return level.origins
 
 
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-300", "asag-a-lite-s"])
+@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-300", "asag-d-r50-300", "asag-a-lite-s"])
 @pytest.mark.parametrize("levels", ["p3-p6", "p4-p6", "p5-p6"])
 def test_evaluation_computes_what_inference_computes(variant: str, levels: str, image: Tensor) -> None:
     network = small_model(variant, anchor_floor=5)
@@ -149,7 +149,7 @@ def test_training_probes_every_level_of_every_image(image: Tensor, targets: list
 
 @pytest.mark.parametrize("levels", ["p3-p6", "p4-p6", "p5-p6"])
 @pytest.mark.parametrize("replace", [True, False])
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-300", "asag-a-lite-s"])
+@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-300", "asag-d-r50-300", "asag-a-lite-s"])
 def test_training_sends_on_what_inference_does(
     variant: str, replace: bool, levels: str, image: Tensor, targets: list[Targets]
 ) -> None:
@@ -242,7 +242,7 @@ def test_p6_is_predicted_flipped_every_way(model: Asag, image: Tensor, targets: 
         assert not torch.allclose(p6.raw[:, i : i + 1], plain.raw, atol=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100"])
+@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100"])
 def test_denoising_queries_come_first_and_anchors_do_not_see_them(
     variant: str, image: Tensor, targets: list[Targets]
 ) -> None:
@@ -281,7 +281,7 @@ def test_the_seed_repeats_a_pass(model: Asag, image: Tensor, targets: list[Targe
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-a-lite-s"])
+@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100", "asag-a-lite-s"])
 def test_gradients_reach_every_parameter(
     variant: str, epoch: int, image: Tensor, targets: list[Targets]
 ) -> None:

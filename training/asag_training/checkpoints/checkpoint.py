@@ -26,7 +26,7 @@ PREPARATION_ASSUMED = (
 CLASSES_UNNAMED = "it does not name its classes: they are class_0 and so on"
 """What it holds where classes are not `named`."""
 
-_HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
+_HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series|layers)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"
 
 

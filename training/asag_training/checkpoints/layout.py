@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from asag_training.network.config import (
+    DEFORMABLE,
     RESNET,
     VARIANTS,
     AsagConfig,
@@ -21,6 +22,7 @@ from asag_training.network.config import (
     asag_300,
     asag_crowdhuman,
 )
+from asag_training.network.deformable import MAPS
 from asag_training.network.model import Asag
 
 Layout = Mapping[str, tuple[int, ...]]
@@ -43,6 +45,7 @@ _SHOWN_BY_SHAPES = (
         "attention_heads",
     ),
     *("in_points", "out_points", "groups", "dynamic_dim", "patch_size", "compress_dim"),
+    *("encoder_layers", "deformable_points", "deformable_ffn_dim"),
     *("first_level_anchors", "patch_anchors"),
 )
 """The settings that make a published variant's layout; parallel decoders can have been left out."""
@@ -51,7 +54,10 @@ _DEPTHS = {101: "layer3.22", 50: "layer3.5"}
 _BODY = "backbone.0.body."
 _DEPTH_OF_NONE = AsagConfig(variant="").backbone_depth
 """The setting where there is no ResNet."""
-_HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series)\.(\d+)\.")
+_DECODERS: dict[DecoderType, str] = {"adamixer": "decoder.bbox_head.", DEFORMABLE: "decoder.layers."}
+"""What decoders' tensors are called; those of a Sparse R-CNN are what is left."""
+_ENCODER_KEY = re.compile(r"encoder\.layers\.(\d+)\.")
+_HEAD_KEY = re.compile(r"decoder\.(?:bbox_head|head_series|layers)\.(\d+)\.")
 
 
 def layout_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -116,10 +122,11 @@ def nearest_config(found: Layout, *, data_set: str | None = None) -> AsagConfig 
 
 
 def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
-    decoder: DecoderType = "adamixer" if _any(found, "decoder.bbox_head.") else "sparse-rcnn"
+    decoder: DecoderType = next((name for name, own in _DECODERS.items() if _any(found, own)), "sparse-rcnn")
     first_level_anchors = found["anchor_generator.proj_all.layers.2.weight"][0] // 5
     preset = asag_crowdhuman if crowdhuman else asag_100 if first_level_anchors == 50 else asag_300
-    hidden_dim = found["neck.inner_blocks.0.0.weight"][0]
+    deformable = decoder == DEFORMABLE
+    hidden_dim = found["neck.input_proj.0.0.weight" if deformable else "neck.inner_blocks.0.0.weight"][0]
     backbone = _backbone_settings(found)
     depth = backbone["backbone_depth"]
     kind = f"r{depth}" if backbone["backbone"] == RESNET else backbone["backbone"]
@@ -136,7 +143,7 @@ def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
         compress_dim=found["anchor_generator.P6.weight"][0],
         first_level_anchors=first_level_anchors,
         patch_anchors=found["anchor_generator.proj_patch.layers.2.weight"][0] // 5,
-        **(_adamixer_settings if decoder == "adamixer" else _sparse_rcnn_settings)(found, hidden_dim),
+        **_OF_DECODER[decoder](found, hidden_dim),
     )
 
 
@@ -170,6 +177,23 @@ def _adamixer_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
 def _sparse_rcnn_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
     inner = found["decoder.head_series.0.inst_interact.dynamic_layer.weight"][0]
     return {"dynamic_dim": inner // (2 * hidden_dim)}
+
+
+def _deformable_settings(found: Layout, hidden_dim: int) -> dict[str, Any]:
+    weights = found["encoder.layers.0.self_attn.attention_weights.weight"][0]  # of heads * maps * points
+    layers = {match[1] for match in map(_ENCODER_KEY.match, found) if match}
+    return {
+        "encoder_layers": len(layers),
+        "deformable_points": weights // (MAPS * found["rpn.iof_tau"][0]),
+        "deformable_ffn_dim": found["encoder.layers.0.linear1.weight"][0],
+    }
+
+
+_OF_DECODER: dict[DecoderType, Callable[[Layout, int], dict[str, Any]]] = {
+    "adamixer": _adamixer_settings,
+    "sparse-rcnn": _sparse_rcnn_settings,
+    DEFORMABLE: _deformable_settings,
+}
 
 
 def _renamed(missing: list[str], unexpected: list[str]) -> list[str]:

@@ -46,7 +46,7 @@ _SETTINGS_IN_ARGS = {
 }
 """Options of the public training script that shapes do not show, and our names for them."""
 
-_NAMES = re.compile(r"(?:^|(?<=\.))(?=(?:backbone|neck|anchor_generator|rpn|decoder)\.)")
+_NAMES = re.compile(r"(?:^|(?<=\.))(?=(?:backbone|neck|encoder|anchor_generator|rpn|decoder)\.)")
 """Where the name begins that the network has for a tensor."""
 _OF_A_RUN = frozenset(("run", "position", "made"))
 """What else lies beside the weights in a run's `state.pt`."""

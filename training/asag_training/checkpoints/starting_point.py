@@ -20,7 +20,7 @@ from asag_training.checkpoints.layout import expected_layout, layout_of, mismatc
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 
-_DECODER = re.compile(r"(decoder\.(?:bbox_head|head_series)\.)(\d+)(\..+)")
+_DECODER = re.compile(r"(decoder\.(?:bbox_head|head_series|layers)\.)(\d+)(\..+)")
 _EMBEDDING = "decoder.decoder_embedding.weight"
 _MANY = 6
 """So many names are listed in a sentence."""
@@ -157,6 +157,7 @@ _IN_SHAPES = (
     *("decoder", "backbone", "backbone_depth", "backbone_width", "separable_neck", "finest_map"),
     *("decoder_layers", "hidden_dim", "ffn_dim"),
     *("attention_heads", "in_points", "out_points", "groups", "dynamic_dim", "patch_size", "compress_dim"),
+    *("encoder_layers", "deformable_points", "deformable_ffn_dim"),
     *("first_level_anchors", "patch_anchors"),
 )
 """Settings that decide which weights a network has, its classes and parallel decoders apart."""

@@ -15,12 +15,13 @@ from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.settings import Settings
 
-DecoderType = Literal["adamixer", "sparse-rcnn"]
+DecoderType = Literal["adamixer", "sparse-rcnn", "deformable-detr"]
 BackboneType = Literal["resnet", "mobilenetv4-conv-small", "mobilenetv4-conv-medium"]
 Activation = Literal["gelu", "relu", "silu"]
 FinestMap = Literal["P2", "P3"]
 
 MAIN_HEAD = "main"
+DEFORMABLE: DecoderType = "deformable-detr"
 RESNET: BackboneType = "resnet"
 BACKBONES: tuple[BackboneType, ...] = get_args(BackboneType)
 BACKBONE_DEPTHS = (26, 50, 101)
@@ -48,6 +49,9 @@ _COUNTS = (
     "groups",
     "box_layers",
     "dynamic_dim",
+    "encoder_layers",
+    "deformable_points",
+    "deformable_ffn_dim",
     "patch_size",
     "compress_dim",
     "first_level_anchors",
@@ -71,7 +75,7 @@ class AsagConfig(Settings):
     variant: str
     """The name it is exported under."""
     decoder: DecoderType = "adamixer"
-    """ASAG-A ('adamixer') or ASAG-S ('sparse-rcnn')."""
+    """ASAG-A ('adamixer'), ASAG-S ('sparse-rcnn') or ASAG-D ('deformable-detr', with an encoder)."""
     backbone: BackboneType = RESNET
     backbone_depth: int = 50
     """Of a ResNet: 26, 50 or 101."""
@@ -81,7 +85,7 @@ class AsagConfig(Settings):
     """The neck's 3x3 convolutions are depthwise, with a 1x1 after each."""
     finest_map: FinestMap = "P2"
     """Of the four that boxes are read from: P2 to P5, or P3 to P6.  Beside a light backbone P2 costs as much
-    as all else."""
+    as all else.  ASAG-D has P3 to P6."""
     num_classes: int = 80
     heads: int = 4
     """Parallel decoders: the main one and `heads - 1` auxiliary ones [num_decoder_layers]."""
@@ -103,6 +107,12 @@ class AsagConfig(Settings):
     """Hidden layers of a decoder's box head; the six-layer AdaMixer has one."""
     dynamic_dim: int = 64
     """Inner width of the dynamic convolution (ASAG-S)."""
+    encoder_layers: int = 6
+    """Layers of the encoder, in sequence (ASAG-D)."""
+    deformable_points: int = 4
+    """Points that an attention head samples on each map, in encoder and decoder (ASAG-D)."""
+    deformable_ffn_dim: int = 1024
+    """Inner width of the FFNs of encoder and decoder; `ffn_dim` is the relation block's (ASAG-D)."""
 
     patch_size: int = 15
     """Side of a patch in feature cells; P5 is resized to twice that."""
@@ -142,8 +152,14 @@ class AsagConfig(Settings):
             self._require(getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}", name)
         for name in _COUNTS:
             self._require(1 <= getattr(self, name) <= _MOST, f"1 to {_MOST}", name)
+        if self.decoder == DEFORMABLE:
+            expected = f"'P3' and no separable neck with decoder '{DEFORMABLE}'"
+            self._require(
+                self.finest_map == "P3" and not self.separable_neck, expected, "finest_map", "separable_neck"
+            )
         layers = self.heads * self.decoder_layers
         self._require(layers <= _MOST_LAYERS, f"{_MOST_LAYERS} layers at most", "heads", "decoder_layers")
+        self._require(self.encoder_layers <= _MOST_LAYERS, f"{_MOST_LAYERS} at most", "encoder_layers")
         for name in _LIMITS:
             value = getattr(self, name)
             possible = value is None or 1 <= value <= _LARGEST_LIMIT
@@ -179,9 +195,15 @@ class AsagConfig(Settings):
         return self.max_detections or self.anchor_cap * self.num_classes
 
 
+def finest_map_of(decoder: DecoderType) -> FinestMap:
+    """Return the finest map that a published network with this decoder has."""
+    return "P3" if decoder == DEFORMABLE else "P2"
+
+
 def asag_100(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
     """Return the 100 queries setting (paper, section 5.1)."""
-    return AsagConfig(variant=variant, decoder=decoder, backbone_depth=backbone_depth)
+    maps = finest_map_of(decoder)
+    return AsagConfig(variant=variant, decoder=decoder, backbone_depth=backbone_depth, finest_map=maps)
 
 
 def asag_300(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagConfig:
@@ -190,6 +212,7 @@ def asag_300(variant: str, decoder: DecoderType, backbone_depth: int) -> AsagCon
         variant=variant,
         decoder=decoder,
         backbone_depth=backbone_depth,
+        finest_map=finest_map_of(decoder),
         first_level_anchors=150,
         patch_anchors=50,
         anchor_floor=50,
@@ -234,7 +257,7 @@ def asag_lite(variant: str, backbone: BackboneType) -> AsagConfig:
 
 
 def _variants() -> dict[str, AsagConfig]:
-    decoders: dict[str, DecoderType] = {"a": "adamixer", "s": "sparse-rcnn"}
+    decoders: dict[str, DecoderType] = {"a": "adamixer", "s": "sparse-rcnn", "d": DEFORMABLE}
     presets = {"100": asag_100, "300": asag_300, "crowdhuman": asag_crowdhuman}
     configs = [
         preset(f"asag-{letter}-r{depth}-{setting}", decoder, depth)

@@ -57,14 +57,22 @@ class BiasedSelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attend over x (B, Q, C), with bias float32 (B, heads or 1, Q, Q) -> (B, Q, C)."""
+    def forward(self, x: Tensor, bias: Tensor, position: Tensor | None = None) -> Tensor:
+        """Attend over x (B, Q, C), with bias float32 (B, heads or 1, Q, Q) -> (B, Q, C).
+
+        `position` (B, Q, C) is added where queries and keys are made, but not to the values.
+        """
         b, q, c = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        weight, shift = self.in_proj_weight, self.in_proj_bias
+        if position is None:
+            qkv = F.linear(x, weight, shift)
+        else:
+            seen = F.linear(x + position, weight[: 2 * c], shift[: 2 * c])
+            qkv = torch.cat([seen, F.linear(x, weight[2 * c :], shift[2 * c :])], dim=-1)
         query, key, value = qkv.reshape(b, q, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         logits = (query * (c // self.heads) ** -0.5) @ key.transpose(-1, -2)
-        weight = torch.softmax(logits.float() + bias, dim=-1).to(value.dtype)
-        return self.out_proj((weight @ value).transpose(1, 2).reshape(b, q, c))  # type: ignore[no-any-return]
+        share = torch.softmax(logits.float() + bias, dim=-1).to(value.dtype)
+        return self.out_proj((share @ value).transpose(1, 2).reshape(b, q, c))  # type: ignore[no-any-return]
 
 
 def blocking_bias(blocked: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ together and the exporter turns into graphs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,9 @@ from asag_deploy.errors import ConfigError
 from asag_training.network.adamixer import AdaMixerDecoder
 from asag_training.network.anchor_generator import AnchorGenerator
 from asag_training.network.backbone import Backbone
-from asag_training.network.config import AsagConfig
+from asag_training.network.config import DEFORMABLE, AsagConfig, DecoderType
+from asag_training.network.deformable_decoder import DeformableDecoder
+from asag_training.network.deformable_encoder import DeformableEncoder, MapProjections
 from asag_training.network.layers import padding_blocked
 from asag_training.network.pyramid import FeaturePyramid
 from asag_training.network.relation_block import Proposals, RelationBlock
@@ -33,23 +35,45 @@ class HeadOutput(NamedTuple):
     """(B, Q, 4) cxcywh relative to the valid image."""
 
 
+DECODER_MODULES: dict[DecoderType, Callable[[AsagConfig], nn.Module]] = {
+    "adamixer": AdaMixerDecoder,
+    "sparse-rcnn": SparseRcnnDecoder,
+    DEFORMABLE: DeformableDecoder,
+}
+"""The parallel decoders of each type."""
+
+
 class Asag(nn.Module):
-    """ASAG-A or ASAG-S: backbone, neck, anchor generator, relation block and parallel decoders."""
+    """ASAG-A, ASAG-S or ASAG-D: backbone, neck, anchor generator, relation block and parallel decoders.
+
+    ASAG-D has an encoder behind the neck.
+    """
+
+    encoder: DeformableEncoder | None
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         self.config = config
         backbone = Backbone(config)
         self.backbone = nn.Sequential(backbone)
-        self.neck = FeaturePyramid(backbone.body.channels, config)
+        neck = MapProjections if config.decoder == DEFORMABLE else FeaturePyramid
+        self.neck = neck(backbone.body.channels, config)
+        self.encoder = DeformableEncoder(config) if config.decoder == DEFORMABLE else None
         self.anchor_generator = AnchorGenerator(config)
         self.rpn = RelationBlock(config)
-        decoder = AdaMixerDecoder if config.decoder == "adamixer" else SparseRcnnDecoder
-        self.decoder = decoder(config)
+        self.decoder = DECODER_MODULES[config.decoder](config)
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """Compute P2..P5, or P3..P6, each channels-last (B, h, w, C), of normalised RGB (B, 3, H, W)."""
-        return [p.permute(0, 2, 3, 1) for p in self.neck(self.backbone(image))]
+    def features(self, image: Tensor, image_size: Tensor) -> list[Tensor]:
+        """Compute P2..P5, or P3..P6, each channels-last (B, h, w, C), of normalised RGB (B, 3, H, W).
+
+        image_size: int (B, 2) valid heights and widths in pixels, which only an encoder looks at.  What comes
+        out of it is E3..E6.
+        """
+        maps = [p.permute(0, 2, 3, 1) for p in self.neck(self.backbone(image))]
+        if self.encoder is None:
+            return maps
+        encoded: list[Tensor] = self.encoder(maps, image_size, (image.shape[2], image.shape[3]))
+        return encoded
 
     def relate(
         self, features: list[Tensor], anchors: Tensor, valid: Tensor, image_size: Tensor

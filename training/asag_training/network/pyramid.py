@@ -22,6 +22,14 @@ def pyramid_strides(config: AsagConfig) -> tuple[int, ...]:
     return tuple(_STRIDES[config.finest_map] << i for i in range(_LEVELS))
 
 
+def box_cell(config: AsagConfig) -> int:
+    """Return the pixels of the cell that xyzr boxes are measured in.
+
+    It is that of the finest map; for ASAG-D that of P2, as in the other published networks.
+    """
+    return _STRIDES["P2"] if config.decoder == "deformable-detr" else pyramid_strides(config)[0]
+
+
 def map_of(level: str, features: Sequence[Tensor], config: AsagConfig) -> Tensor:
     """Return the map of a level, such as 'P5', among those of the neck."""
     return features[int(level[1:]) - int(config.finest_map[1:])]

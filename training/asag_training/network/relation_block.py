@@ -23,7 +23,7 @@ from asag_training.network.layers import (
     tower,
 )
 from asag_training.network.operators import ROI_SIZE, multiscale_roi_align
-from asag_training.network.pyramid import pyramid_strides
+from asag_training.network.pyramid import box_cell, pyramid_strides
 
 
 class Proposals(NamedTuple):
@@ -34,7 +34,7 @@ class Proposals(NamedTuple):
     boxes: Tensor
     """(B, Q, 4) cxcywh relative to the valid image."""
     xyzr: Tensor
-    """(B, Q, 4) the same boxes as xyzr in cells of the finest map."""
+    """(B, Q, 4) the same boxes as xyzr in cells of the finest map (see `box_cell`)."""
     content: Tensor
     """(B, Q, C) query features."""
 
@@ -52,13 +52,19 @@ def xyzr_to_relative(xyzr: Tensor, stride: int, image_size: Tensor) -> Tensor:
     return box_ops.xyxy_to_cxcywh(pixels / box_ops.whwh(image_size))
 
 
+def relative_to_xyzr(boxes: Tensor, stride: int, image_size: Tensor) -> Tensor:
+    """Convert (B, Q, 4) cxcywh relative to the valid image to xyzr in cells of `stride` pixels."""
+    pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
+    return box_ops.xyxy_to_xyzr(pixels / stride)
+
+
 class RelationBlock(nn.Module):
     """RoI features of the anchors, one self-attention among them, and a first refinement."""
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
-        self.strides = pyramid_strides(config)
+        self.strides, self.cell = pyramid_strides(config), box_cell(config)
         self.roi = nn.Linear(dim * ROI_SIZE**2, dim)
         self.tokens_norm1 = nn.LayerNorm(dim)
         self.tokens_proj = Mlp((dim, config.ffn_dim, dim), config.activation)
@@ -85,7 +91,7 @@ class RelationBlock(nn.Module):
         content = self._roi_content(multiscale_roi_align(features, boxes, self.strides))
 
         with torch.no_grad():
-            xyzr = box_ops.xyxy_to_xyzr(boxes / self.strides[0])
+            xyzr = box_ops.xyxy_to_xyzr(boxes / self.cell)
             position = sine_embedding(xyzr, content.shape[-1])
         bias = overlap_bias(xyzr, self.iof_tau, blocked)
         content = content + position.to(content.dtype)
@@ -95,7 +101,7 @@ class RelationBlock(nn.Module):
         logits = self.fc_cls(run(self.cls_fcs, content)).float()
         delta = self.fc_reg(run(self.reg_fcs, content)).float()
         refined = box_ops.refine_xyzr(xyzr, delta)
-        return Proposals(logits, xyzr_to_relative(refined, self.strides[0], image_size), refined, content)
+        return Proposals(logits, xyzr_to_relative(refined, self.cell, image_size), refined, content)
 
     def _roi_content(self, roi: Tensor) -> Tensor:
         """Turn RoI features (B, Q, 7, 7, C) into (B, Q, C)."""

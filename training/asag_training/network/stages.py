@@ -26,7 +26,7 @@ from asag_training.network.pyramid import map_of, pyramid_strides
 
 
 def feature_maps(config: AsagConfig) -> tuple[str, ...]:
-    """Name the maps that backbone and neck put out: `p2` to `p5`, or `p3` to `p6`."""
+    """Name the maps that backbone, neck and encoder put out: `p2` to `p5`, or `p3` to `p6`."""
     first = FEATURES.index(config.finest_map.lower())
     return FEATURES[first : first + len(pyramid_strides(config))]
 
@@ -85,7 +85,7 @@ class SelectingStage(StageModule):
 
 
 class BackboneStage(SelectingStage):
-    """Backbone, neck, and the first level of the anchor generator."""
+    """Backbone, neck, encoder if there is one, and the first level of the anchor generator."""
 
     name = "backbone"
     inputs = ("image", "image_size")
@@ -98,7 +98,7 @@ class BackboneStage(SelectingStage):
         self.outputs = (*feature_maps(model.config), "anchors", *choice)
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        features = self.model.features(image)
+        features = self.model.features(image, image_size)
         p5 = map_of("P5", features, self.model.config)
         anchors = self.model.anchor_generator.first_level(p5, image_size).anchors
         return (*features, anchors, *self.choose(anchors))

@@ -11,23 +11,33 @@ from torch import Tensor, nn
 from asag_training.network.model import Asag
 from asag_training.settings import Optimisation
 
-_BACKBONE = "backbone."
+_BACKBONE, _OFFSETS = "backbone.", ".sampling_offsets."
 
 
-def parameter_groups(model: nn.Module, lr: float, backbone_factor: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr: float, backbone_factor: float, offsets_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Return the trainable parameters, in the order of their names: the backbone's apart, at a lower rate.
 
+    So are those that say where deformable attention samples (Deformable DETR, appendix A.4).
     Each group has a `name`, its `params`, and its `base_lr`, which a schedule multiplies.
     """
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    backbone = [p for name, p in trainable if name.startswith(_BACKBONE)]
-    others = [p for name, p in trainable if not name.startswith(_BACKBONE)]
-    slow = lr * backbone_factor
-    groups = [
-        {"name": "network", "params": others, "lr": lr, "base_lr": lr},
-        {"name": "backbone", "params": backbone, "lr": slow, "base_lr": slow},
+    factors = {"network": 1.0, "backbone": backbone_factor, "offsets": offsets_factor}
+    members: dict[str, list[nn.Parameter]] = {group: [] for group in factors}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[_group(name)].append(parameter)
+    return [
+        {"name": group, "params": members[group], "lr": lr * factor, "base_lr": lr * factor}
+        for group, factor in factors.items()
+        if members[group]
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _group(name: str) -> str:
+    if name.startswith(_BACKBONE):
+        return "backbone"
+    return "offsets" if _OFFSETS in name else "network"
 
 
 def build_optimizer(model: Asag, settings: Optimisation) -> torch.optim.AdamW:
@@ -38,7 +48,7 @@ def build_optimizer(model: Asag, settings: Optimisation) -> torch.optim.AdamW:
     """
     if settings.freeze_stem:
         model.backbone[0].body.freeze_stem()  # type: ignore[union-attr, operator]
-    groups = parameter_groups(model, settings.lr, settings.backbone_factor)
+    groups = parameter_groups(model, settings.lr, settings.backbone_factor, settings.offsets_factor)
     return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 

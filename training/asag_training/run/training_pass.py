@@ -67,7 +67,7 @@ def training_pass(
         image = image.contiguous(memory_format=torch.channels_last)
     generates = settings is None or epoch >= settings.target_patch_epochs
 
-    features = _features(model, image, autocast)
+    features = _features(model, image, image_size, autocast)
     predicted = _predict_anchors(model, features, image_size, plan, flips, spare, generates)
     queries, valid = _queries(model.config, predicted, image_size)
     extra = (
@@ -102,11 +102,11 @@ class _Anchors(NamedTuple):
     """bool (B, N): scored high enough for the decoder, and not replaced by those of a deeper level."""
 
 
-def _features(model: Asag, image: Tensor, autocast: torch.dtype | None) -> list[Tensor]:
+def _features(model: Asag, image: Tensor, image_size: Tensor, autocast: torch.dtype | None) -> list[Tensor]:
     if autocast is None:
-        return model.features(image)
+        return model.features(image, image_size)
     with torch.autocast(image.device.type, dtype=autocast):
-        features = model.features(image)
+        features = model.features(image, image_size)
     return [feature.float() for feature in features]
 
 

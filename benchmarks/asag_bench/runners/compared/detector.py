@@ -10,20 +10,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from asag_bench.runners.compared.published import Maps
-from asag_training.network.config import AsagConfig
+from asag_deploy.errors import ConfigError
+from asag_training.network.backbone import Backbone
+from asag_training.network.config import DEFORMABLE, AsagConfig
 from asag_training.network.relation_block import Proposals
 from asag_training.network.stages import StageModule, best_detections, feature_maps
 
 RESULTS = ("det_scores", "det_labels", "det_boxes")
 
 
-def map_names(maps: Maps, config: AsagConfig) -> tuple[str, ...]:
-    """Name what a detector reads: `p2` to `p5` (or `p3` to `p6`), or the `c2` to `c5` that a neck takes."""
-    pyramid = feature_maps(config)
-    if maps == "pyramid":
-        return pyramid
-    return tuple(f"c{level}" for level in range(int(pyramid[0][1:]), 6))
+def backbone_names(finest: int) -> tuple[str, ...]:
+    """Name the backbone's maps from this level on: `c2` to `c5`, or `c3` to `c5`."""
+    return tuple(f"c{level}" for level in range(finest, 6))
+
+
+def pyramid_names(config: AsagConfig) -> tuple[str, ...]:
+    """Name the maps of a network's feature pyramid.  Raises ConfigError if it has none."""
+    if config.decoder == DEFORMABLE:
+        raise ConfigError(
+            f"'{config.variant}' has no feature pyramid, which this detector reads: take it beside ASAG-A or "
+            "ASAG-S"
+        )
+    return feature_maps(config)
 
 
 class ComparedDetector(StageModule):
@@ -36,12 +44,12 @@ class ComparedDetector(StageModule):
 
     name = "decoder"
     outputs = ("logits", "boxes", *RESULTS)
-    maps: Maps
 
-    def __init__(self, config: AsagConfig) -> None:
+    def __init__(self, config: AsagConfig, maps: Sequence[str]) -> None:
+        """Take the detector's own settings, and the names of the maps that it reads."""
         super().__init__()
-        self.config = config
-        self.inputs = (*map_names(self.maps, config), "image_size")
+        self.config, self.maps = config, tuple(maps)
+        self.inputs = (*self.maps, "image_size")
 
     def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of the last layer."""
@@ -53,6 +61,13 @@ class ComparedDetector(StageModule):
         all_real = torch.ones(logits.shape[:2], dtype=torch.bool, device=boxes.device)
         detections = best_detections(logits, boxes, all_real, self.config.detection_limit)
         return logits, boxes, *detections
+
+
+def backbone_channels(config: AsagConfig, maps: Sequence[str]) -> tuple[int, ...]:
+    """Return the channels of the backbone's maps of these names."""
+    with torch.device("meta"):
+        channels = Backbone(config).body.channels
+    return tuple(channels[int(name[1:]) - 2] for name in maps)
 
 
 def nobody_blocked(proposals: Proposals) -> Tensor:

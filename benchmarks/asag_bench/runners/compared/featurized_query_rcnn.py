@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asag_bench.runners.compared.detector import ComparedDetector, nobody_blocked
+from asag_bench.runners.compared.detector import ComparedDetector, nobody_blocked, pyramid_names
 from asag_training.network import boxes as box_ops
 from asag_training.network.config import AsagConfig
 from asag_training.network.layers import BiasedSelfAttention, blocking_bias
@@ -87,16 +87,15 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 class FeaturizedQueryRcnn(ComparedDetector):
     """The query generator, and one Sparse R-CNN layer after it, or two."""
 
-    maps = "pyramid"
-
     def __init__(self, config: AsagConfig, queries: int, layers: int = 1) -> None:
         """Take the settings of the network it is compared with, and the numbers of queries and layers."""
+        maps = pyramid_names(config)
         own = config.with_changes(decoder="sparse-rcnn", decoder_layers=layers, heads=1, activation="relu")
-        super().__init__(own)
-        self.from_p3 = [name for name in self.inputs if name not in ("p2", "image_size")]
+        super().__init__(own, maps)
+        self.from_p3 = [name for name in maps if name != "p2"]
         more = _LEVELS - len(self.from_p3)
         channels = own.hidden_dim
-        self.coarser = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(more))
+        self.neck = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(more))
         first = pyramid_strides(own)[-len(self.from_p3)]
         self.generator = QueryGenerator(channels, [first << i for i in range(_LEVELS)], queries)
         self.decoder = SparseRcnnDecoder(own)
@@ -105,7 +104,7 @@ class FeaturizedQueryRcnn(ComparedDetector):
     def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of the last layer, of maps P2..P5."""
         finer = [x.permute(0, 3, 1, 2) for x in maps[-len(self.from_p3) :]]
-        for convolution in self.coarser:
+        for convolution in self.neck:
             finer.append(convolution(finer[-1]))
         proposals = self.generator(finer, image_size)
         return self.decoder(0, maps, proposals, image_size, nobody_blocked(proposals))[-1]  # type: ignore[no-any-return]

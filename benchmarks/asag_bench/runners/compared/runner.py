@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from asag_bench.runners.compared.adamixer import AdaMixer
-from asag_bench.runners.compared.detector import RESULTS, ComparedDetector
+from asag_bench.runners.compared.deformable_detr import DeformableDetr
+from asag_bench.runners.compared.detector import RESULTS, ComparedDetector, backbone_channels
+from asag_bench.runners.compared.efficient_detr import EfficientDetr
 from asag_bench.runners.compared.featurized_query_rcnn import FeaturizedQueryRcnn, QueryGenerator
 from asag_bench.runners.compared.sparse_rcnn import SparseRcnn
-from asag_bench.runners.graphs import backbone_maps, feature_pyramid, several_graphs
+from asag_bench.runners.graphs import maps_graph, several_graphs
 from asag_bench.runners.runner import Run, TimedNetwork, split
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
@@ -30,7 +32,6 @@ from asag_deploy.loop.stages import features_among
 from asag_deploy.processing.postprocess import detections_of
 from asag_deploy.scratch import scratch_folder
 from asag_deploy.timing import since
-from asag_training.network.backbone import Backbone
 from asag_training.network.config import VARIANTS, AsagConfig
 from asag_training.network.learned_queries import LearnedQueries
 
@@ -42,6 +43,8 @@ BUILDERS: dict[str, Callable[[AsagConfig, int], ComparedDetector]] = {
     "sparse-rcnn-6": SparseRcnn,
     "f-qrcnn": FeaturizedQueryRcnn,
     "cf-qrcnn": lambda config, queries: FeaturizedQueryRcnn(config, queries, layers=2),
+    "deformable-detr-6": DeformableDetr,
+    "efficient-detr": EfficientDetr,
 }
 """What makes each detector of `COMPARED`, of the settings it is compared under and a number of queries."""
 _SEED = 0
@@ -123,11 +126,10 @@ def open_compared(
     precision: Precision = "fp32"
     if manifest.precision == _HALF_PRECISION:
         detector, precision = detector.half(), _HALF_PRECISION
-    more = _maps_of_backbone(detector.config, precision) if detector.maps == "backbone" else {}
+    more = _maps_of_backbone(detector, precision)
     given = (detector, detector.config, manifest.probing)
     model, _, _ = export_stage(*given, precision=precision, opset=manifest.opset, more=more)
-    *names, _ = detector.inputs
-    maps = feature_pyramid(bundle) if detector.maps == "pyramid" else backbone_maps(bundle, names)
+    maps = maps_graph(bundle, detector.maps)
     graphs = {"normalize": None, "backbone": maps, "decoder": model}
     with scratch_folder() as folder:
         whole = several_graphs(graphs, bundle, folder)
@@ -135,13 +137,15 @@ def open_compared(
     return ComparedRunner(name, manifest, network)
 
 
-def _maps_of_backbone(config: AsagConfig, precision: Precision) -> dict[str, TensorSpec]:
-    """Describe C2 to C5, each (B, C_i, h, w), for the exporter."""
+def _maps_of_backbone(detector: ComparedDetector, precision: Precision) -> dict[str, TensorSpec]:
+    """Describe C2 to C5, each (B, C_i, h, w), for the exporter, as far as a detector reads them."""
     dtype = "float16" if precision == _HALF_PRECISION else "float32"
-    with torch.device("meta"):
-        channels = Backbone(config).body.channels
-    shapes = {f"c{i}": ("batch", channels[i - 2], f"height_c{i}", f"width_c{i}") for i in (2, 3, 4, 5)}
-    return {name: TensorSpec(name=name, dtype=dtype, shape=shape) for name, shape in shapes.items()}
+    names = [name for name in detector.maps if name.startswith("c")]
+    channels = backbone_channels(detector.config, names)
+    return {
+        name: TensorSpec(name=name, dtype=dtype, shape=("batch", count, f"height_{name}", f"width_{name}"))
+        for name, count in zip(names, channels, strict=True)
+    }
 
 
 class ComparedRunner:
