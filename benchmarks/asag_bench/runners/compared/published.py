@@ -18,7 +18,7 @@ class Compared:
     gmacs_of: tuple[int, int] = (800, 1134)
     """Height and width of the picture that the paper's cost is of: 0.907 Mpx, if not said otherwise."""
     ap: dict[int, float] = field(default_factory=dict)
-    """The paper's AP on COCO val2017 in percent, by number of queries; after 36 epochs, Deformable DETR 50."""
+    """The paper's AP on COCO val2017 in percent, by number of queries; after 36 epochs (one: 50)."""
     fps: dict[int, float] = field(default_factory=dict)
     """The paper's images a second on an RTX 3090."""
 
