@@ -107,9 +107,8 @@ def test_every_layer_counts(name: str, bundle: Bundle, checkpoint: Checkpoint) -
     with torch.no_grad():
         before = detector(*given)[0]
         for layer in layers:
-            bias = next(
-                layer.get_parameter(name) for name in LAST_NORMS if name in dict(layer.named_parameters())
-            )
+            named = dict(layer.named_parameters())
+            bias = next(named[name] for name in LAST_NORMS if name in named)
             bias.add_(0.5)
             assert not torch.equal(detector(*given)[0], before)
             bias.sub_(0.5)
