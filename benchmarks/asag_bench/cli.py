@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from asag_bench.front.commands import add_front, add_train_peer, front, train_peer
+from asag_bench.front.commands import (
+    add_eval_peer,
+    add_front,
+    add_train_peer,
+    eval_peer,
+    front,
+    train_peer,
+)
 from asag_bench.gmacs.commands import add_gmacs, gmacs
 from asag_bench.measuring.plan import Plan
 from asag_bench.measuring.timing import AGREEMENT
@@ -82,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         ("training-step", "what an update of a training run costs", _add_training_step, _training_step),
         ("torch-cuda-loop", "what the loop on the GPU costs beside the host's", _add_loop, _torch_cuda_loop),
         ("train-peer", "train a detector of another kind beside a light network", add_train_peer, train_peer),
+        ("eval-peer", "the accuracy of such a detector", add_eval_peer, eval_peer),
         (
             "gmacs",
             "what an image costs in multiply-accumulates, beside the paper",

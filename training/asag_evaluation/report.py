@@ -33,6 +33,11 @@ _WIDTH = 8
 _MOST_CLASSES = 20
 
 
+def precision_lines(found: CocoMetrics) -> list[str]:
+    """Return average precision and recall in a few lines, in percent."""
+    return [*_block(found, _PRECISIONS), *_block(found, _RECALLS)]
+
+
 def table(evaluation: Evaluation) -> str:
     """Return the figures in a few lines, in percent as the paper gives them."""
     coco, anchors = evaluation.coco, evaluation.anchors
@@ -42,8 +47,7 @@ def table(evaluation: Evaluation) -> str:
             f"{evaluation.ms_per_image:.0f} ms an image"
         ),
         "",
-        *_block(coco, _PRECISIONS),
-        *_block(coco, _RECALLS),
+        *precision_lines(coco),
         *_class_lines(coco.ap_of_class),
         "",
         _recall_line("anchors", evaluation.anchor_recall),

@@ -7,11 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from asag_deploy.atomic import atomic_write_text, check_writable
+from asag_deploy.atomic import atomic_write_text, check_writable, check_writable_file
 from asag_deploy.backends import DEFAULT_BACKEND, check_backend
 from asag_deploy.command_line import ALL_FINE, MOST_THREADS, listed, real_number, whole_number
 from asag_deploy.errors import OutputError
-from asag_deploy.replacing import check_own_folder, is_json_with
+from asag_deploy.replacing import check_own_file, check_own_folder, is_json_with
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
 
@@ -27,7 +27,7 @@ RESULT, PAGE, TABLE, FRONT_PLOT, TIMES_PLOT = (
 def add_train_peer(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train-peer`."""
     add = parser.add_argument
-    add("peer", metavar="PEER", help="yolox-lite (dense) or d-fine-lite (DETR-like)")
+    add("peer", metavar="PEER", help="yolox-lite (dense), d-fine-lite (DETR-like) or adamixer-6 (six layers)")
     add("--data", type=Path, required=True, metavar="DIR", help="a data set in COCO layout")
     add(
         "--output-dir",
@@ -44,6 +44,8 @@ def add_train_peer(parser: argparse.ArgumentParser) -> None:
     )
     add("--epochs", type=whole_number(1), metavar="N", help="how long (default: as the recipe)")
     add("--lr", type=real_number(0, 1, above=True), metavar="R", help="learning rate (default: the peer's)")
+    add("--queries", type=whole_number(1), metavar="N", help="of the DETR-like peers (default: 300)")
+    add("--query-weighting", action="store_true", help="weigh matched queries as ASAG does (adamixer-6)")
     add("--seed", type=whole_number(0), default=0, metavar="S", help="another seed, another run (default: 0)")
     add("--threads", type=whole_number(1, MOST_THREADS), default=1, metavar="N", help="default: %(default)s")
     add("--quiet", action="store_true", help="no progress, and no line at the end")
@@ -66,6 +68,9 @@ def train_peer(options: argparse.Namespace) -> int:
     }
     if options.lr is not None:
         changes["lr"] = options.lr
+    if options.queries is not None:
+        changes["queries"] = options.queries
+    changes["query_weighting"] = options.query_weighting
     said = Said(recipe=dataclasses.replace(recipe, **changes), categories=data.categories, seed=options.seed)
     folder: Path = options.output_dir
     try:
@@ -78,6 +83,34 @@ def train_peer(options: argparse.Namespace) -> int:
     if not options.quiet:
         of = f"{said.recipe.peer}, seed {said.seed}, {training.position.step} updates"
         print(f"{folder}: {of}; `asag-bench front --peer {folder}` measures it")
+    return ALL_FINE
+
+
+def add_eval_peer(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `eval-peer`."""
+    add = parser.add_argument
+    add("peer", type=Path, metavar="DIR", help="a folder of train-peer")
+    add("--data", type=Path, required=True, metavar="DIR", help="a data set in COCO layout")
+    add("--limit", type=whole_number(1), metavar="N", help="use the first N pictures only")
+    add("--output", type=Path, metavar="FILE", help="write the figures there as JSON")
+    add("--quiet", action="store_true", help="no progress")
+    add_orientation_option(parser)
+
+
+def eval_peer(options: argparse.Namespace) -> int:
+    """Measure the AP of a trained peer in PyTorch."""
+    from asag_bench.light_peers.evaluation import evaluate_peer
+    from asag_bench.result import json_text
+    from asag_evaluation.report import precision_lines
+
+    check_own_file(options.output, is_json_with("command", "coco"), "figures of asag-bench")
+    check_writable_file(options.output)
+    given: dict[str, Any] = {"limit": options.limit, "orientation": options.orientation}
+    found = evaluate_peer(options.peer, options.data, **given, quiet=options.quiet)
+    if options.output is not None:
+        result = {"command": options.command, "coco": found.to_dict()}
+        atomic_write_text(options.output, json_text(result))
+    print("\n".join(precision_lines(found)))
     return ALL_FINE
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from asag_bench.light_peers.dense import Cells
 from asag_bench.light_peers.detr import DetrDetector
 from asag_bench.light_peers.peer import TrainedPeer
+from asag_bench.light_peers.six_layers import AdaMixerDetector
 from asag_bench.runners.peer_networks import BoxesOfChosen, leave_unsorted, merge_branches, without_checks
 from asag_bench.runners.peers import GRAPH, PIXELS, RESULTS
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_export.stage_export import export_module, fold_batch_norm
-from asag_training.network.boxes import cxcywh_to_xyxy
+from asag_training.network.boxes import cxcywh_to_xyxy, whwh
 from asag_training.network.stages import NormalizeStage, best_detections
 
 IMAGE_SIZE = "image_size"
@@ -29,7 +30,7 @@ class PeerStage(nn.Module):
 
     pixels uint8 (1, H, W, 3) RGB and image_size int64 (1, 2), its valid height and width, in; scores (1, D),
     labels int64 (1, D) and boxes (1, D, 4) xyxy relative to the canvas out.  The dense peer's D are all its
-    cells, each with its best class; the DETR-like one's are its best, as many as it has queries.
+    cells, each with its best class; those of the others are their best, as many as they have queries.
     """
 
     def __init__(self, peer: TrainedPeer, canvas: Canvas) -> None:
@@ -45,14 +46,22 @@ class PeerStage(nn.Module):
             fold_batch_norm(module)
 
     def forward(self, pixels: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        found = self.network(*self.normalize(pixels, image_size))
+        (image,) = self.normalize(pixels, image_size)
+        if isinstance(self.network, AdaMixerDetector):
+            logits, boxes = self.network(image, image_size)
+            return self._of_queries(logits, boxes * whwh(image_size) / self._sides())
+        found = self.network(image)
         return self._of_cells(found) if isinstance(found, Cells) else self._of_queries(*found)
 
     def _of_cells(self, cells: Cells) -> tuple[Tensor, ...]:
         best, labels = cells.logits.max(dim=-1)
+        boxes = cxcywh_to_xyxy(cells.boxes) / self._sides()
+        return cells.objectness.sigmoid() * best.sigmoid(), labels, boxes
+
+    def _sides(self) -> Tensor:
+        """Return width, height, width, height of the canvas."""
         height, width = self.canvas
-        sides = torch.tensor([width, height, width, height], dtype=torch.float32)
-        return cells.objectness.sigmoid() * best.sigmoid(), labels, cxcywh_to_xyxy(cells.boxes) / sides
+        return torch.tensor([width, height, width, height], dtype=torch.float32)
 
     def _of_queries(self, logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
         all_real = torch.ones(logits.shape[:2], dtype=torch.bool)

@@ -16,6 +16,7 @@ from asag_bench.light_peers.dense import DenseDetector
 from asag_bench.light_peers.dense_losses import dense_losses
 from asag_bench.light_peers.detr import DetrDetector
 from asag_bench.light_peers.recipe import PeerRecipe
+from asag_bench.light_peers.six_layers import AdaMixerDetector
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, FieldError
@@ -24,7 +25,7 @@ from asag_training.data.loading import Batch
 
 RECIPE, WEIGHTS = "recipe.json", "peer.safetensors"
 
-PeerNetwork = DenseDetector | DetrDetector
+PeerNetwork = DenseDetector | DetrDetector | AdaMixerDetector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ def build(recipe: PeerRecipe, seed: int) -> PeerNetwork:
     torch.manual_seed(seed)
     if recipe.peer == "yolox-lite":
         return DenseDetector(recipe.network)
+    if recipe.peer == "adamixer-6":
+        given = (recipe.network, recipe.queries)
+        return AdaMixerDetector(*given, query_weighting=recipe.query_weighting)
     return DetrDetector(recipe.network, recipe.queries)
 
 

@@ -12,18 +12,19 @@ from asag_training.network.config import AsagConfig
 from asag_training.recipes import recipe
 from asag_training.settings import Schedule, Settings
 
-PeerName = Literal["yolox-lite", "d-fine-lite"]
+PeerName = Literal["yolox-lite", "d-fine-lite", "adamixer-6"]
 PEER_NAMES: tuple[PeerName, ...] = get_args(PeerName)
 
 SUMMARIES: dict[PeerName, str] = {
     "yolox-lite": "dense: head, losses and label assignment of YOLOX, with NMS",
     "d-fine-lite": "DETR-like: encoder, decoder, denoising and losses of D-FINE, by transformers",
+    "adamixer-6": "six AdaMixer layers over learned queries, with its own neck",
 }
 """What each peer is, in a few words."""
 
-_RATES: dict[PeerName, float] = {"yolox-lite": 1e-3, "d-fine-lite": 5e-4}
-_NORMS: dict[PeerName, float] = {"yolox-lite": 10.0, "d-fine-lite": 0.1}
-"""Of gradients: the one's own recipe does not clip them, the other's does."""
+_RATES: dict[PeerName, float] = {"yolox-lite": 1e-3, "d-fine-lite": 5e-4, "adamixer-6": 5e-4}
+_NORMS: dict[PeerName, float] = {"yolox-lite": 10.0, "d-fine-lite": 0.1, "adamixer-6": 0.1}
+"""Of gradients: the dense one's own recipe does not clip them, the others' do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ class PeerRecipe(Settings):
     lr: float
     """Of AdamW, for all weights."""
     queries: int = 300
-    """Of the DETR-like peer."""
+    """Of the DETR-like peers."""
+    query_weighting: bool = False
+    """Whether matched queries are weighed by score and IoU (paper, section 4.3; `adamixer-6` only)."""
     weight_decay: float = 1e-4
     max_gradient_norm: float
 
@@ -56,6 +59,8 @@ class PeerRecipe(Settings):
         for name in ("lr", "max_gradient_norm"):
             self._require(getattr(self, name) > 0, "above 0", name)
         self._require(self.weight_decay >= 0, "0 or more", "weight_decay")
+        weighs = not self.query_weighting or self.peer == "adamixer-6"
+        self._require(weighs, "false but for the peer adamixer-6", "query_weighting")
 
 
 def peer_recipe(peer: str, like: str) -> PeerRecipe:

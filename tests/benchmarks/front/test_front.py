@@ -18,7 +18,7 @@ from asag_bench.front.measure import FrontPlan, measure_front, turns
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures
 from asag_bench.front.table import csv_text, markdown
 from asag_bench.light_peers.peer import Said
-from asag_bench.light_peers.runner import _Raw, suppressed
+from asag_bench.light_peers.raw import Raw, suppressed
 from asag_bench.measuring.machine import describe_machine
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level
@@ -211,11 +211,11 @@ def test_the_dense_peer_keeps_the_best_of_each_object() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])
     scores = np.array([0.5, 0.8, 0.7, 0.3, 0.005], dtype=np.float32)
     labels = np.array([0, 0, 1, 0, 0])
-    kept = suppressed(_Raw(scores, labels, (boxes / 64).astype(np.float32)))
+    kept = suppressed(Raw(scores, labels, (boxes / 64).astype(np.float32)))
     assert kept.scores.tolist() == pytest.approx([0.8, 0.7, 0.3])
     assert kept.labels.tolist() == [0, 1, 0]
     assert (kept.boxes[0] * 64).tolist() == [0, 0, 10, 9]
-    nothing = suppressed(_Raw(scores[4:], labels[4:], boxes[4:].astype(np.float32)))
+    nothing = suppressed(Raw(scores[4:], labels[4:], boxes[4:].astype(np.float32)))
     assert len(nothing.scores) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from asag_bench.cli import main
+from asag_bench.light_peers.evaluation import evaluate_peer
 from asag_bench.light_peers.graph import PeerStage
-from asag_bench.light_peers.peer import RECIPE, WEIGHTS, load_peer
+from asag_bench.light_peers.peer import RECIPE, WEIGHTS, build, load_peer
 from asag_bench.light_peers.recipe import PeerName, peer_recipe, stretched
 from asag_bench.light_peers.runner import PeerDetector
 from asag_deploy.bundle.bundle import Bundle
@@ -21,6 +23,7 @@ from asag_deploy.errors import CheckpointError, ConfigError, TrainingError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import coco_results
 from asag_evaluation.metrics.coco import coco_metrics
+from asag_training.losses.targets import Targets
 from asag_training.settings import Schedule
 from support.small_light_peers import small_said, training
 from support.tiny_bundle import make_bundle
@@ -78,6 +81,44 @@ def test_the_detr_like_one_learns_too(few: Path, bundle: Bundle, tmp_path: Path)
     order = scores[0].argsort(descending=True)
     assert np.allclose(found.confidence, scores[0, order].numpy(), atol=1e-3)
     assert np.allclose(found.xyxy[:10], 96 * boxes[0, order[:10]].clamp(0, 1).numpy(), atol=0.5)
+
+
+@SLOW
+@pytest.mark.parametrize("weighs", [False, True])
+def test_six_layers_learn_with_query_weighting_and_without(
+    weighs: bool, data: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    said = small_said("adamixer-6", data, epochs=12)
+    said = dataclasses.replace(said, recipe=said.recipe.with_changes(query_weighting=weighs))
+    training(said, data, tmp_path / "run")(quiet=True)
+    losses = [float(row["loss"]) for row in _steps(tmp_path / "run")]
+    assert np.mean(losses[-12:]) < 0.75 * np.mean(losses[:12])
+    peer = load_peer(tmp_path / "run")
+    deployed = PeerDetector(peer, bundle, DetectorOptions(threads=1))
+    in_torch = evaluate_peer(tmp_path / "run", data, quiet=True)
+    assert (in_torch.ap50 or 0.0) == pytest.approx(_ap50(deployed, data), abs=0.02)
+
+
+def test_query_weighting_is_all_that_differs(few: Path) -> None:
+    """Every layer is trained; the negatives count the same, the matched ones by score and IoU."""
+    said = small_said("adamixer-6", few)
+    both = [build(said.recipe.with_changes(query_weighting=weighs), 0) for weighs in (False, True)]
+    for one, other in zip(both[0].parameters(), both[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    image, size = torch.randn(2, 3, 96, 96), torch.tensor([[96, 96], [80, 96]])
+    targets = [
+        Targets(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([1])),
+        Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+    ]
+    plain, weighed = (network.losses(image, targets, size) for network in both)  # type: ignore[operator]
+    names = {f"{term}_{layer}" for term in ("loss_ce", "loss_bbox", "loss_giou") for layer in range(6)}
+    assert plain.keys() == weighed.keys() == names
+    assert all(torch.isfinite(loss) for loss in plain.values())
+    for layer in range(6):
+        # Boxes that fit badly count for a fifth of what they do without.
+        assert 0.15 < weighed[f"loss_bbox_{layer}"] / plain[f"loss_bbox_{layer}"] < 1
+    with pytest.raises(ConfigError, match="query_weighting True"):
+        small_said("yolox-lite", few).recipe.with_changes(query_weighting=True)
 
 
 def _ap50(detector: PeerDetector, data: Path) -> float:
@@ -202,3 +243,17 @@ def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == said
     assert main(["train-peer", "yolox-lite", *where, "--epochs", "1", "--quiet"]) == 0  # done already
     assert capsys.readouterr().out == ""
+
+
+def test_the_accuracy_of_a_peer_by_command(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = small_said("adamixer-6", data, epochs=1)
+    training(said, data, tmp_path / "run").save()
+    figures = tmp_path / "figures.json"
+    arguments = ["eval-peer", str(tmp_path / "run"), "--data", str(data), "--limit", "4", "--quiet"]
+    assert main([*arguments, "--output", str(figures)]) == 0
+    assert "AP50" in capsys.readouterr().out
+    assert json.loads(figures.read_text())["coco"]["ap"] is not None
+    assert main(["eval-peer", str(tmp_path), "--data", str(data)]) == 2
+    assert f"holds no {RECIPE} of a peer" in capsys.readouterr().err

@@ -41,6 +41,10 @@ class AdaMixer(ComparedDetector):
 
     def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of the sixth layer, of maps C2..C5."""
+        return self.detect_layers(maps, image_size)[-1]
+
+    def detect_layers(self, maps: list[Tensor], image_size: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return logits and boxes of every layer, each trained for itself."""
         features = channels_last(self.neck(maps))
         proposals = self.queries(image_size)
-        return self.decoder(0, features, proposals, image_size, nobody_blocked(proposals))[-1]  # type: ignore[no-any-return]
+        return self.decoder(0, features, proposals, image_size, nobody_blocked(proposals))  # type: ignore[no-any-return]
