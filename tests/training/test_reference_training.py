@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 PARTS, GRADIENT = 1e-5, 5e-4
 TENSOR, SMALL_TENSOR, SMALL = 4e-3, 2e-2, 1e-4
-"""How far the gradient of one parameter may be off, and that of one whose share of the whole is under SMALL."""
+"""How far the gradient of one parameter may be off, and that of one whose share of all is under SMALL."""
 UPDATES = (1e-6, 1e-4, 1e-3, 1e-2)
 """How far the loss may be off in each update; the gradient's norm, ten times that."""
 
