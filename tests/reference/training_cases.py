@@ -21,8 +21,8 @@ from reference_weights import reference_image, reference_state_dict
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "training_cases"
-STEPS, PATCHES = "steps", "patches"
-"""Arrays that only some cases have: of updates, and of which patches the first epoch took."""
+STEPS, PATCHES = "steps", {16: "patches_p4", 8: "patches_p3"}
+"""Arrays that only some cases have: of updates, and by stride the patches of a first epoch."""
 
 
 def training_cases(array: str | None = None) -> tuple[str, ...]:
@@ -47,6 +47,11 @@ class TrainingCase:
     sizes: NDArray[np.int64]
     """(B, 2) valid heights and widths."""
     arrays: dict[str, NDArray[Any]]
+
+    @property
+    def patches(self) -> dict[int, NDArray[np.int64]]:
+        """By stride, where the patches of a first epoch lie; empty for later epochs."""
+        return {stride: self.arrays[name] for stride, name in PATCHES.items() if name in self.arrays}
 
     def recorded(self, kind: str) -> dict[str, float]:
         """The numbers called `kind/...`."""

@@ -184,6 +184,10 @@ class TrainingSettings(Settings):
     """N_TP: the fewest patches that P4 and P3 are trained on per image (paper, section 4.2)."""
     target_patch_epochs: int = 1
     """Epochs, from the first, without generated patches: the anchors are not yet worth following."""
+    all_target_patches: bool = False
+    """In those epochs, train on the patches of all groups of objects and send their anchors on to the
+    decoder, as the public code does; else on the fewest patches, whose anchors are not sent on, as the paper
+    says (section 4.2)."""
     denoising_queries: int = 200
     """Noised copies of the objects per image (paper, appendix B); 0 trains without denoising."""
     box_noise: float = 0.4
