@@ -17,7 +17,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, FieldError
 from asag_deploy.typed_json import read_fields
 
-Compute = Literal["fp32", "bf16", "fp16"]
+Compute = Literal["auto", "fp32", "bf16", "fp16"]
 
 WeightsChoice = Literal["model", "ema"]
 """The weights of a checkpoint as they were trained, or their moving average."""
@@ -159,7 +159,10 @@ class Optimisation(Settings):
     between processes."""
     compute: Compute = "fp32"
     """The type backbone and neck compute in; everything else is float32.  With fp16 the loss is scaled, and
-    updates whose gradients overflow are left out and counted."""
+    updates whose gradients overflow are left out and counted.  `auto`: fp16 on a GPU, as published, and
+    fp32 on CPUs."""
+    allow_random_frozen: bool = False
+    """Train over a stem or BatchNorm statistics that are random and stay so: to try or to time a run."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
@@ -169,7 +172,7 @@ class Optimisation(Settings):
         for name in ("lr", "backbone_factor", "max_gradient_norm"):
             self._require(getattr(self, name) > 0, "above 0", name)
         self._require(self.weight_decay >= 0, "0 or more", "weight_decay")
-        self._require(self.compute in get_args(Compute), "'fp32', 'bf16' or 'fp16'", "compute")
+        self._require(self.compute in get_args(Compute), "'auto', 'fp32', 'bf16' or 'fp16'", "compute")
 
 
 @dataclass(frozen=True, kw_only=True)
