@@ -123,10 +123,8 @@ def test_boxes_that_fit_the_stored_size_only(
     write_json(path, content)
     assert main(["check", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert (
-        "1 of 3 images are to be turned, and have boxes that fit them only as they are stored (the first is '1"
-        in said
-    )
+    assert "1 of 3 images are to be turned, and have boxes that fit them only as they are stored" in said
+    assert "(the first is '1.jpg')" in said
     assert "give --orientation stored" in said
     if not says_sizes:
         content["annotations"][1]["bbox"] = [30, 10, 28, 20]

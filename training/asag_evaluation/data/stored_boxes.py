@@ -54,7 +54,7 @@ def _within(reach: tuple[float, float], sides: Iterable[int]) -> bool:
 
 def _sentence(found: list[Path], total: int) -> str:
     return (
-        f"{len(found)} of {total} images are to be turned, and have boxes that fit them only as they are stored "
-        f"(the first is '{found[0].name}'): give {OPTION} stored, and where the annotation file says the width "
-        "and height of the upright image, exchange these two there"
+        f"{len(found)} of {total} images are to be turned, and have boxes that fit them only as they are "
+        f"stored (the first is '{found[0].name}'): give {OPTION} stored, and where the annotation file says "
+        "the width and height of the upright image, exchange these two there"
     )
