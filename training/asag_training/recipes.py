@@ -27,8 +27,10 @@ from asag_training.settings import (
     check_preprocessing,
 )
 
-_PUBLISHED_IMAGES_PER_RANK = 2
-"""Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
+_PUBLISHED_IMAGES_PER_RANK = 4
+"""Training was published on 4 GPUs with 4 images each; the weight of the patch losses depends on it."""
+_SMALL_PATCH_IMAGES = 2
+"""What the recipes for small data were tried with."""
 
 SCHEDULES: dict[str, Schedule] = {
     "1x": Schedule(epochs=12, drops=(8, 11)),
@@ -49,7 +51,7 @@ class Recipe(Settings):
     network: AsagConfig
     schedule: Schedule
     augmentation: Augmentation
-    loss: LossConfig = field(default_factory=lambda: LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK))
+    loss: LossConfig = field(default_factory=lambda: LossConfig(patch_images=_SMALL_PATCH_IMAGES))
     patches: TrainingSettings = field(default_factory=TrainingSettings)
     optimisation: Optimisation = field(default_factory=Optimisation)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -59,13 +61,22 @@ class Recipe(Settings):
         check_preprocessing(self.preprocessing)
 
 
+_PUBLISHED = Optimisation(compute="auto")
+
+
 def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
     def make() -> Recipe:
+        network = variant_config(variant)
+        preprocessing = own_preprocessing(network) or Preprocessing()
+        augmentation = standard() if recipe == "1x" else multi_scale()
         return Recipe(
-            network=variant_config(variant),
+            network=network,
             schedule=SCHEDULES[recipe],
-            augmentation=standard() if recipe == "1x" else multi_scale(),
-            patches=TrainingSettings(denoising_queries=200 if denoising else 0),
+            augmentation=augmentation.with_changes(longer_side=preprocessing.longer_side),
+            loss=LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK),
+            patches=TrainingSettings(denoising_queries=200 if denoising else 0, all_target_patches=True),
+            optimisation=_PUBLISHED,
+            preprocessing=preprocessing,
         )
 
     return make
@@ -83,7 +94,9 @@ def _light(variant: str, shorter_sides: tuple[int, ...], crop: CropRecipe) -> Ca
             augmentation=Augmentation(
                 shorter_sides=shorter_sides, longer_side=preprocessing.longer_side, crop=crop
             ),
-            patches=TrainingSettings(denoising_queries=0),
+            loss=LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK),
+            patches=TrainingSettings(denoising_queries=0, all_target_patches=True),
+            optimisation=_PUBLISHED,
             preprocessing=preprocessing,
         )
 

@@ -21,7 +21,7 @@ from asag_training.network.deformable import (
     join_maps,
     part_maps,
 )
-from asag_training.network.deformable_decoder import DeformableStage, inverse_sigmoid
+from asag_training.network.deformable_decoder import DeformableStage, around_boxes, inverse_sigmoid
 from asag_training.network.deformable_encoder import DeformableEncoder, EncoderLayer, MapProjections
 from support.checkpoint_files import tiny_config
 
@@ -123,7 +123,8 @@ def test_decoder_layer_and_its_gradients_are_the_public_ones(case: Case) -> None
     content, memory = case["content"].requires_grad_(), case["encoder"].requires_grad_()
     boxes, position = case["boxes"], case["query_position"]
     nobody = torch.zeros(1, 1, 1, 1)
-    decoded = stage(content, position, boxes, nobody, memory, geometry)
+    around = around_boxes(boxes, geometry, stage.cross_attn.points)
+    decoded = stage(content, position, around, nobody, memory, geometry)
     logits, refined = stage.predict(decoded, boxes)
     close(decoded.detach(), case["decoded"])
     close(logits.detach(), case["logits"])
