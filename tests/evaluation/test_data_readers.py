@@ -21,7 +21,7 @@ from asag_evaluation.data.image_files import ImageFiles
 from asag_evaluation.data.quick_reader import read_quickly
 from asag_evaluation.data.records import FlatAnnotations
 from asag_evaluation.data.shared_bytes import SharedBytes
-from support.coco_files import box
+from support.coco_files import box, gradient, write_image
 
 IMAGES = [{"id": i, "file_name": f"{i}.png", "height": 40 + i, "width": 60} for i in (1, 2, 5)]
 CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 3, "name": "ball"}]
@@ -48,6 +48,19 @@ RECORDS = st.fixed_dictionaries(USUAL, optional=MORE)
 ODD_NAMES = [*USUAL, *MORE, "isCrowd", "bbox_mode", "rotation", "extra"]
 ODD_RECORDS = st.tuples(RECORDS, st.sampled_from(ODD_NAMES), ODD).map(lambda odd: {**odd[0], odd[1]: odd[2]})
 LISTS = st.lists(RECORDS, max_size=8) | st.lists(RECORDS | ODD_RECORDS, max_size=4)
+IMAGE_RECORDS = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from([1, 2, 5]),
+        "file_name": st.sampled_from(["1.png", "2.png", "3.png", "./1.png", "sub/4.png", "none.png", " "]),
+        "height": st.integers(0, 60),
+        "width": st.integers(1, 60),
+    },
+    optional={"kind": st.sampled_from(["tiny", "large", 5, None]), "path": st.just("2.png")},
+)
+ODD_IMAGES = st.tuples(IMAGE_RECORDS, st.sampled_from(["id", "file_name", "height", "width"]), ODD).map(
+    lambda odd: {**odd[0], odd[1]: odd[2]}
+)
+IMAGE_LISTS = st.just(IMAGES) | st.lists(IMAGE_RECORDS, max_size=3) | st.lists(ODD_IMAGES, max_size=2)
 HEADED = [{"id": 0, "name": "all"}, {"id": 3, "name": "b", "supercategory": "all"}]
 CLASSES = st.sampled_from([CATEGORIES, [*CATEGORIES, {"id": 0, "name": "all"}], HEADED])
 OUTLINE = [[5, 6, 15, 6, 5, 26]]
@@ -59,6 +72,14 @@ def _readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(quick_reader, "_typed", dict)
     else:
         pytest.importorskip("msgspec")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("1.png", "2.png", "3.png", "sub/4.png"):
+        write_image(folder / name, gradient(41, 60))
+    return folder
 
 
 def written(**changes: Any) -> str:
@@ -95,9 +116,12 @@ def everything(flat: FlatAnnotations) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("_readers")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(LISTS, CLASSES, st.sampled_from([None, 1]), st.integers(20, 400), st.permutations(range(4)))
+@given(
+    IMAGE_LISTS, LISTS, CLASSES, st.sampled_from([None, 1]), st.integers(20, 400), st.permutations(range(4))
+)
 def test_what_the_quick_reader_takes_is_what_the_careful_one_reads(
-    tmp_path_factory: pytest.TempPathFactory,
+    pictures: Path,
+    images: list[Any],
     annotations: list[Any],
     classes: list[Any],
     indent: int | None,
@@ -105,7 +129,7 @@ def test_what_the_quick_reader_takes_is_what_the_careful_one_reads(
     order: list[int],
 ) -> None:
     members = [
-        ("images", IMAGES),
+        ("images", images),
         ("annotations", annotations),
         ("categories", classes),
         ("info", {"a": [{}, {}]}),
@@ -113,9 +137,9 @@ def test_what_the_quick_reader_takes_is_what_the_careful_one_reads(
     text = json.dumps(dict(members[i] for i in order), indent=indent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quick_reader, "_BLOCK", block)
-        found = quick(text, Path("nowhere"))
+        found = quick(text, pictures)
     if found is not None:
-        assert everything(found) == everything(careful(text, Path("nowhere")))
+        assert everything(found) == everything(careful(text, pictures))
 
 
 @pytest.mark.usefixtures("_readers")

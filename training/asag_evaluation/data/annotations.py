@@ -238,7 +238,11 @@ class AnnotationReader:
     def _size(self, entry: Mapping[str, Any], name: str) -> tuple[int, int]:
         """Return height and width, from the file if the entry has none."""
         height, width = (self._whole(entry.get(side)) for side in ("height", "width"))
-        if height is not None and width is not None and min(height, width) >= 1 > max(height, width) // _MOST:
+        if (
+            height is not None
+            and width is not None
+            and min(height, width) >= 1 > max(height, width) // MOST_PIXELS
+        ):
             return height, width
         size = stored_size(self.files.folder / name) if self.files is not None else None
         if size is None:
@@ -332,7 +336,7 @@ class AnnotationReader:
 
 
 _NO_WHOLE = "no whole number that 64 bits hold"
-_MOST = 2**31
+MOST_PIXELS = 2**31
 """Pixels of a side, which no image has."""
 
 

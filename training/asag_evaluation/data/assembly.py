@@ -135,12 +135,19 @@ class Found:
 def _alike(objects: Objects, image: NDArray[np.int64]) -> int:
     """Return how many objects have class and box of one before them in their image."""
     columns = [image, objects.label, *objects.xywh.T]
-    order = np.lexsort(columns)
-    is_same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
+    # Few are: only those of one sum are compared.
+    sums = np.zeros(len(image), dtype=np.uint64)
     for column in columns:
-        in_order = column[order]
-        is_same &= in_order[1:] == in_order[:-1]
-    return int(is_same.sum())
+        sums = sums * _FACTOR + (column + 0.0).view(np.uint64)  # 0.0: as -0.0 is the same number as 0.0
+        sums ^= sums >> np.uint64(29)
+    order = np.argsort(sums)
+    is_next = sums[order[1:]] == sums[order[:-1]]
+    places = np.unique(np.concatenate([order[1:][is_next], order[:-1][is_next]]))
+    rows = {tuple(column[place].item() for column in columns) for place in places}
+    return len(places) - len(rows)
+
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _if_shifted(what: str, used: set[int], listed: Collection[int], where: str) -> str | None:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import DataError
-from asag_evaluation.data.annotations import AnnotationReader, turn_of
+from asag_evaluation.data.annotations import MOST_PIXELS, AnnotationReader, turn_of
 from asag_evaluation.data.assembly import Found
-from asag_evaluation.data.columns import Columns, of_type
+from asag_evaluation.data.columns import NO_ID, Columns, of_type
 from asag_evaluation.data.image_files import ImageFiles
 from asag_evaluation.data.json_stream import JsonMembers
 from asag_evaluation.data.records import ImageEntry, Objects
@@ -62,6 +62,7 @@ class _QuickReader:
     """Takes the members of a file in any order, and puts them together in the end."""
 
     def __init__(self, path: Path, images: ImageFiles, as_stored: bool) -> None:
+        self.files = images
         self.content: dict[str, list[Any]] = {}
         self.careful = AnnotationReader(path, self.content, images, as_stored)
         """Reads images and classes, of which there are few."""
@@ -73,7 +74,7 @@ class _QuickReader:
         """Take a member, or a piece of a list."""
         if name == "images":
             for entry in value:
-                image = self.careful.image(len(self.images), entry)
+                image = _usual_image(entry, self.files) or self.careful.image(len(self.images), entry)
                 if image.image_id in self.images:
                     raise ValueError("an image is there twice")
                 self.images[image.image_id] = image
@@ -93,7 +94,7 @@ class _QuickReader:
             raise ValueError("there are no images, or two of one name, or there is no list of annotations")
         ids, image_id, class_id, xywh, area, crowd = Columns.joined(self.pieces)
         self.pieces = []
-        if len(np.unique(ids)) < len(ids):
+        if len(_distinct(ids)) < len(ids):
             raise ValueError("an annotation may be there twice")
         categories = self.careful.categories(lambda number: bool((class_id == number).any()))
         label = _places(class_id, np.array([category.id for category in categories], dtype=np.int64))
@@ -111,10 +112,23 @@ class _QuickReader:
             objects=objects if is_whole else objects.chosen(known),
             image=image if is_whole else image[known],
             annotations=len(known),
-            used_images=set(np.unique(image_id).tolist()),
-            used_classes=set(np.unique(class_id).tolist()),
+            used_images=set(_distinct(image_id).tolist()),
+            used_classes=set(_distinct(class_id).tolist()),
             counts=counts,
         )
+
+
+def _usual_image(entry: Mapping[str, Any], files: ImageFiles) -> ImageEntry | None:
+    """Read an image of the usual kind whose file is there; None for any other."""
+    number, name, kind = entry.get("id"), entry.get("file_name"), entry.get("kind")
+    height, width = entry.get("height"), entry.get("width")
+    if not (type(number) is int and type(name) is str and type(height) is int and type(width) is int):
+        return None
+    if not (NO_ID < number < -NO_ID and name.strip() and files.has(name)):
+        return None
+    if not (1 <= height < MOST_PIXELS and 1 <= width < MOST_PIXELS):
+        return None
+    return ImageEntry(number, name, height, width, kind if isinstance(kind, str) else None)
 
 
 def _typed() -> Mapping[str, Callable[[str], Columns]]:
@@ -150,6 +164,14 @@ def _columns(entries: Sequence[dict[str, Any]]) -> Columns:
         areas=[entry.get("area") for entry in entries],
         flags=[[entry.get(name) for entry in entries] for name in ("iscrowd", "ignore")],
     )
+
+
+def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each value once; NumPy's own function takes ten times as long."""
+    in_order = np.sort(values)
+    is_new = np.ones(len(in_order), dtype=np.bool_)
+    is_new[1:] = in_order[1:] != in_order[:-1]
+    return in_order[is_new]
 
 
 def _places(ids: NDArray[np.int64], listed: NDArray[np.int64]) -> NDArray[np.int64]:
