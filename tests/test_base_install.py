@@ -86,6 +86,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["asag-bench", "demo"], "bench"),
     (["asag-bench", "parity", "bundle", "--backend", "onnxruntime"], "bench"),
     (["asag-bench", "training-step"], "bench"),
+    (["asag-bench", "annotations"], "bench"),
     (["asag-bench", "torch-cuda-loop"], "bench"),
 ]
 
