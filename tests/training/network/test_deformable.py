@@ -219,9 +219,16 @@ def test_neck_makes_four_maps_of_three() -> None:
     convolutions = [module for module in neck.modules() if isinstance(module, nn.Conv2d)]
     assert [c.kernel_size[0] for c in convolutions] == [1, 1, 1, 3]
     assert not any(c.bias.any() for c in convolutions if c.bias is not None)
-    assert {module.num_groups for module in neck.modules() if isinstance(module, nn.GroupNorm)} == {8}
-    full = MapProjections((8, 16, 32, 64), narrow(hidden_dim=64, attention_heads=8))
-    assert {module.num_groups for module in full.modules() if isinstance(module, nn.GroupNorm)} == {32}
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(24, 1), (32, 4), (96, 4), (128, 16), (256, 32), (512, 32)])
+def test_no_group_that_is_normalised_is_a_single_number(channels: int, groups: int) -> None:
+    """Not even on a map of one cell, on which PyTorch refuses it."""
+    neck = MapProjections((8, 16, 32, 64), narrow(hidden_dim=channels, attention_heads=8))
+    assert {module.num_groups for module in neck.modules() if isinstance(module, nn.GroupNorm)} == {groups}
+    maps = neck.requires_grad_(False)([torch.randn(1, 8 << i, 8 >> i, 8 >> i) for i in range(4)])
+    assert maps[-1].shape == (1, channels, 1, 1)
+    assert maps[-1].any()
 
 
 def narrow(**changes: Any) -> AsagConfig:
