@@ -80,7 +80,9 @@ def what_comes_from_the_host(stage: StageModule, inputs: list[torch.Tensor]) -> 
     return [*spy.found, *calls.found]
 
 
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100", "asag-a-r50-crowdhuman"])
+@pytest.mark.parametrize(
+    "variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100", "asag-a-r50-crowdhuman"]
+)
 def test_stages_stay_on_the_device(variant: str) -> None:
     checkpoint = small_checkpoint(variant)
     probing = probing_plan(checkpoint.config)
