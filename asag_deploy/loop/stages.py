@@ -10,8 +10,8 @@ The stages, with B images, k patches per image (K at most), A anchors per patch,
 normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)
             -> image f32 (B, 3, H, W), zero outside image_size
 backbone    image, image_size
-            -> p2..p5 (B, h, w, C), or p3..p6 of light ones and ASAG-D, anchors (B, N, 5), selected bool (B, N),
-               counts i64 (B, 4)
+            -> p2..p5 (B, h, w, C), or p3..p6 of light ones and ASAG-D, anchors (B, N, 5),
+               selected bool (B, N), counts i64 (B, 4)
 probe_p4    feature = p4, feature_size i64 (2,), image_size, patches = origins, patch_count i64 (B),
             slots i64 (k) = 0..k-1
             -> anchors (B, k*A, 5), selected (B, k*A), counts (B, 4)

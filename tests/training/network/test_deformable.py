@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from asag_training.network.config import AsagConfig
+from asag_training.network.config import AsagConfig, variant_config
 from asag_training.network.deformable import (
     DeformableAttention,
     Geometry,
@@ -23,6 +24,8 @@ from asag_training.network.deformable import (
 )
 from asag_training.network.deformable_decoder import DeformableStage, inverse_sigmoid
 from asag_training.network.deformable_encoder import DeformableEncoder, EncoderLayer, MapProjections
+from asag_training.network.model import Asag
+from asag_training.network.relation_block import Proposals
 from support.checkpoint_files import tiny_config
 
 CASES = ("padded_to_32", "odd_canvas")
@@ -229,6 +232,23 @@ def test_no_group_that_is_normalised_is_a_single_number(channels: int, groups: i
     maps = neck.requires_grad_(False)([torch.randn(1, 8 << i, 8 >> i, 8 >> i) for i in range(4)])
     assert maps[-1].shape == (1, channels, 1, 1)
     assert maps[-1].any()
+
+
+def test_what_asag_d_costs() -> None:
+    """Multiply-accumulates on the mean image of the paper, 800x1134, with its 253 anchors."""
+    with torch.device("meta"):
+        model = Asag(variant_config("asag-d-r50-300").with_changes(heads=1)).requires_grad_(False)
+        image, size = torch.empty(1, 3, 800, 1134), torch.empty(1, 2, dtype=torch.int64)
+        anchors, valid = torch.empty(1, 253, 4), torch.empty(1, 253, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        features = model.features(image, size)
+        model.anchor_generator.first_level(features[2], size)
+        proposals = Proposals(anchors, anchors, anchors, torch.empty(1, 253, 256, device="meta"))
+        model.decode("main", features, proposals, valid[:, :, None] & valid[:, None], size)
+    whole = counter.get_total_flops() / 2e9
+    assert whole == pytest.approx(165.57, abs=0.01)  # and 1.25 for the relation block, 0.15 for ten patches
+    encoder = counter.get_flop_counts()["DeformableEncoder"]
+    assert sum(encoder.values()) / 2e9 == pytest.approx(85.39, abs=0.01)
 
 
 def narrow(**changes: Any) -> AsagConfig:
