@@ -100,6 +100,7 @@ class StageInPieces:
         self._operators: dict[str, Callable[[Call, list[Any]], Sequence[NDArray[Any]]]] = {
             "MultiscaleRoIAlign": self._roi_align,
             "PyramidSample": self._pyramid_sample,
+            "DeformableSample": self._deformable_sample,
             "AdaptiveMixing": self._adaptive_mixing,
             "PadAnchors": self._pad_anchors,
             TOP_K: self._top_k,
@@ -145,6 +146,12 @@ class StageInPieces:
                 out=self._features,
                 threads=self._threads,
             ),
+        )
+
+    def _deformable_sample(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        *features, xy, weight = given
+        return (
+            self._kernels.deformable_sample(features, xy, weight, out=self._features, threads=self._threads),
         )
 
     def _adaptive_mixing(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
