@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.errors import Problem, first_line
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 DOMAIN = "asag"
 TOP_K = "TopK"
+_FUNCTIONS = 25
+"""The field of a model that holds its functions, in protobuf; and how numbers and bytes are written there."""
+_NUMBER, _BYTES = 0, 2
 _SIZES = frozenset({6, 7, 9})
 """The types of sizes, and of what is asked about them: int32, int64 and bool."""
 OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", "DeformableSample", "AdaptiveMixing", "PadAnchors")
@@ -116,6 +120,39 @@ def cut(path: Path) -> tuple[Plan, Iterator[Iterator[bytes]]] | None:
     except Exception:  # of onnx, of whatever version: who loads the graph whole says better what is wrong
         return None
     return found
+
+
+def has_function(path: Path, name: str) -> bool:
+    """Tell whether a model has a function of this name, such as an operator's body.
+
+    Of its graph, with the weights, nothing is read.
+    """
+    try:
+        with path.open("rb") as stream:
+            while (tag := _varint(stream)) is not None:
+                length = _varint(stream)
+                if length is None or tag & 7 not in (_NUMBER, _BYTES):
+                    return False  # `onnx`, which reads it if need be, says what is wrong
+                if tag >> 3 == _FUNCTIONS and name.encode() in stream.read(length):
+                    return True
+                if tag >> 3 != _FUNCTIONS and tag & 7 == _BYTES:
+                    stream.seek(length, os.SEEK_CUR)
+    except (OSError, OverflowError):  # who loads it says what is wrong
+        pass
+    return False
+
+
+def _varint(stream: BinaryIO) -> int | None:
+    """Read a number as protobuf writes it; None at the end of the file, or if it is none."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = stream.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    return None
 
 
 @contextmanager

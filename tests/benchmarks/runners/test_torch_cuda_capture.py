@@ -64,6 +64,9 @@ class Nowhere:
     def pyramid_sample(self, features: Any, xy: Any, weight: Any, strides: Any) -> torch.Tensor:
         return features[0].new_empty((*xy.shape[:4], features[0].shape[-1] // xy.shape[2]))  # type: ignore[no-any-return]
 
+    def deformable_sample(self, features: Any, xy: Any, weight: Any) -> torch.Tensor:
+        return features[0].new_empty((*xy.shape[:2], features[0].shape[-1]))  # type: ignore[no-any-return]
+
     def pad_anchors(self, anchors: Any, keep: Any, image_size: Any, slots: Any, *_: int) -> Any:
         batch = anchors.shape[0]
         return anchors.new_empty((batch, len(slots), 4)), image_size.new_empty((batch,))
