@@ -34,7 +34,9 @@ _FUNCTIONS = 25
 _NUMBER, _BYTES = 0, 2
 _SIZES = frozenset({6, 7, 9})
 """The types of sizes, and of what is asked about them: int32, int64 and bool."""
-OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", "DeformableSample", "AdaptiveMixing", "PadAnchors")
+DEFORMABLE = "DeformableSample"
+"""The operator that every graph is cut at: in an encoder it takes longer than the layers around it."""
+OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", DEFORMABLE, "AdaptiveMixing", "PadAnchors")
 """Those of the domain `asag` that a cut is made at; `TOP_K` of rows is the standard operator."""
 
 
@@ -129,16 +131,21 @@ def has_function(path: Path, name: str) -> bool:
     """
     try:
         with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             while (tag := _varint(stream)) is not None:
-                length = _varint(stream)
+                length = _varint(stream)  # or a number, which takes nothing more
                 if length is None or tag & 7 not in (_NUMBER, _BYTES):
-                    return False  # `onnx`, which reads it if need be, says what is wrong
-                if tag >> 3 == _FUNCTIONS and name.encode() in stream.read(length):
-                    return True
-                if tag >> 3 != _FUNCTIONS and tag & 7 == _BYTES:
+                    return False
+                if tag & 7 == _NUMBER:
+                    continue
+                if length > size - stream.tell():
+                    return False
+                if tag >> 3 != _FUNCTIONS:
                     stream.seek(length, os.SEEK_CUR)
-    except (OSError, OverflowError):  # who loads it says what is wrong
-        pass
+                elif name.encode() in stream.read(length):
+                    return True
+    except OSError:
+        pass  # who loads it says what is wrong, as with what is no model
     return False
 
 

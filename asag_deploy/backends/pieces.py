@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.cutting import TOP_K, Call, Plan, can_cut, has_function, why_no_cutting
+from asag_deploy.backends.cutting import DEFORMABLE, TOP_K, Call, Plan, can_cut, has_function, why_no_cutting
 from asag_deploy.backends.network import check_inputs, check_shapes
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import Problem, first_line
@@ -24,8 +24,6 @@ from asag_deploy.loop.stages import Array, Stage
 FLOAT32 = np.dtype(np.float32)
 _CUT = frozenset({"decoder"})
 """Graphs that are cut, whatever operators they hold, where these are compiled for the CPU."""
-_WORTH_A_CUT = "DeformableSample"
-"""The operator at which every graph is cut: what it spares is more than what the cut may cost elsewhere."""
 
 _whole: ContextVar[bool] = ContextVar("graphs run whole", default=False)
 
@@ -51,7 +49,7 @@ def kernels_for_cutting() -> CpuKernels | None:
 
 def is_cut(name: str, path: Path) -> bool:
     """Tell whether the graph `name`, in that file, is cut where the operators are compiled for the CPU."""
-    return name in _CUT or has_function(path, _WORTH_A_CUT)
+    return name in _CUT or has_function(path, DEFORMABLE)
 
 
 def why_no_pieces() -> Problem | None:
@@ -200,6 +198,8 @@ def _used_up(plan: Plan) -> list[list[str]]:
     kept = {spec.name for spec in (*plan.inputs, *plan.outputs)}
     last: dict[str, int] = {}
     for i, (piece, calls) in enumerate(zip(plan.pieces, plan.calls, strict=True)):
-        for step in (piece, *calls):
-            last.update((name, i) for name in (*step.inputs, *step.outputs) if name not in kept)
+        names = {*piece.inputs, *piece.outputs}
+        for call in calls:
+            names.update(call.inputs, call.outputs)
+        last.update((name, i) for name in names - kept)
     return [[name for name, when in last.items() if when == i] for i in range(len(plan.pieces))]

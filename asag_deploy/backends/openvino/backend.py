@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.backends.cutting import Plan, cut_into_files
+from asag_deploy.backends.cutting import DEFORMABLE, Plan, cut_into_files, has_function
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
@@ -72,7 +72,6 @@ _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
 makes products with weights into layers of another type, which lose the mark.  Cut into pieces, its products
 are in bfloat16 (`asag_deploy.backends.openvino.products`)."""
-_PICTURES = "image"
 _OUTPUT_SUFFIX = "/sink_port_0"
 _TYPES = {
     "f32": "float32",
@@ -127,7 +126,8 @@ class OpenVino:
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces
-                load = functools.partial(self._compiled, core, cache, graph, config, integers)
+                samples = has_function(bundle.graph_path(graph.name), DEFORMABLE)
+                load = functools.partial(self._compiled, core, cache, graph, config, integers, samples)
                 compiled = self._load(bundle, graph, load)
                 ports = compiled.model.inputs, compiled.model.outputs
                 check_declared(bundle, graph.name, *map(_specs, ports))
@@ -168,14 +168,17 @@ class OpenVino:
         graph: GraphSpec,
         how: Mapping[str, Any],
         integers: Collection[str],
+        samples: bool,
         source: Path | KeptFile,
         shapes: Shapes | None = None,
     ) -> Compiled:
         """Load a graph as it was compiled before, or compile it.
 
-        integers: results that are handed out as such if they are; shapes: of the only inputs that it is for.
+        integers: results that are handed out as such if they are; samples: whether it computes where maps are
+        sampled; shapes: of the only inputs that it is for.
         """
-        precision = "f32" if graph.name in _COMPUTED_IN_FLOAT32 else self.precision
+        exact = samples or graph.name in _COMPUTED_IN_FLOAT32
+        precision = "f32" if exact else self.precision
         config = {"INFERENCE_PRECISION_HINT": precision, **how}
         key = f"{graph.sha256} {sorted(integers)} {shapes and sorted(shapes.items())}"
         cached = load_from(core, cache, key, config)
@@ -187,6 +190,9 @@ class OpenVino:
             shorten_ends(model, integers)
             if self.precision == "bf16":
                 model = mixed_precision(core, model)
+            if self.precision == "bf16" and graph.name not in _COMPUTED_IN_FLOAT32 and samples:
+                # OpenVINO rewrites what computes the places, and the new layers are not marked as precise.
+                model = multiply_in_bfloat16(model, {output.name for output in graph.outputs})
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
             return compile_into(core, cache, key, model, config)
@@ -203,11 +209,12 @@ class OpenVino:
     ) -> Stage | None:
         """Load a graph in pieces; None if that cannot be."""
         path = bundle.graph_path(graph.name)
+        config = {"INFERENCE_PRECISION_HINT": "f32", **how}
         try:
-            found = self._cached_pieces(core, cache, graph.sha256, how)
+            found = _cached_pieces(core, cache, graph.sha256, config)
             if found is None:
                 with ONE_COMPILES:
-                    found = self._compile_pieces(core, cache, path, graph.sha256, how)
+                    found = self._compile_pieces(core, cache, path, graph.sha256, config)
         except Exception as error:  # of OpenVINO or ONNX, which have no other base
             warn_of_running_whole(graph.name, error)
             return None
@@ -219,31 +226,8 @@ class OpenVino:
         features = BFLOAT16 if self.precision == "bf16" else FLOAT32
         return StageInPieces(graph, plan, pieces, kernels, _Memory(), threads=threads, features=features)
 
-    def _cached_pieces(
-        self, core: Core, cache: CompiledCache, digest: str, how: Mapping[str, Any]
-    ) -> tuple[Plan, list[Compiled]] | None:
-        """Load the pieces that an earlier start compiled; None if one is not there."""
-        text = cache.read(_plan_key(digest))
-        if text is None:
-            return None
-        try:
-            plan = Plan.from_json(text)
-        except (ValueError, FieldError):  # of another release
-            return None
-        models = [
-            load_from(core, cache, _piece_key(digest, i), self._of_piece(plan, i, how))
-            for i in range(len(plan.pieces))
-        ]
-        whole = [model for model in models if model is not None]
-        return (plan, whole) if len(whole) == len(models) else None
-
-    def _of_piece(self, plan: Plan, number: int, how: Mapping[str, Any]) -> dict[str, Any]:
-        """Say how a piece is compiled: only the one that looks at pictures is in bfloat16 throughout."""
-        precision = self.precision if _looks_at_pictures(plan, number) else "f32"
-        return {"INFERENCE_PRECISION_HINT": precision, **how}
-
     def _compile_pieces(
-        self, core: Core, cache: CompiledCache, path: Path, digest: str, how: Mapping[str, Any]
+        self, core: Core, cache: CompiledCache, path: Path, digest: str, config: Mapping[str, Any]
     ) -> tuple[Plan, list[Compiled]] | None:
         compiled = []
         with cut_into_files(path) as found:
@@ -257,13 +241,9 @@ class OpenVino:
             for i, file in enumerate(files):
                 model = split_long_sums(break_ties_by_index(convert(file)))
                 if self.precision == "bf16":
-                    if _looks_at_pictures(plan, i):
-                        model = mixed_precision(core, model)
-                    else:
-                        wrapped = with_bfloat16(model, inputs=narrow, outputs=FEATURE_TENSORS)
-                        model = multiply_in_bfloat16(wrapped, outputs)
+                    wrapped = with_bfloat16(model, inputs=narrow, outputs=FEATURE_TENSORS)
+                    model = multiply_in_bfloat16(wrapped, outputs)
                     narrow |= in_bfloat16(model.outputs)
-                config = self._of_piece(plan, i, how)
                 compiled.append(compile_into(core, cache, _piece_key(digest, i), model, config))
         cache.write(_plan_key(digest), plan.to_json())
         return plan, compiled
@@ -288,17 +268,28 @@ def _load_for(
     return stage
 
 
-def _looks_at_pictures(plan: Plan, number: int) -> bool:
-    """Tell whether a piece does; those after the first ask for no more than the size of a picture."""
-    return number == 0 and _PICTURES in plan.pieces[0].inputs
-
-
 def _plan_key(digest: str) -> str:
     return f"{digest} plan"
 
 
 def _piece_key(digest: str, number: int) -> str:
     return f"{digest} piece {number}"
+
+
+def _cached_pieces(
+    core: Core, cache: CompiledCache, digest: str, config: Mapping[str, Any]
+) -> tuple[Plan, list[Compiled]] | None:
+    """Load the pieces that an earlier start compiled; None if one is not there."""
+    text = cache.read(_plan_key(digest))
+    if text is None:
+        return None
+    try:
+        plan = Plan.from_json(text)
+    except (ValueError, FieldError):  # of another release
+        return None
+    models = [load_from(core, cache, _piece_key(digest, i), config) for i in range(len(plan.pieces))]
+    whole = [model for model in models if model is not None]
+    return (plan, whole) if len(whole) == len(models) else None
 
 
 @functools.cache

@@ -2,9 +2,8 @@
 
 bfloat16 keeps 8 bits of mantissa: enough for features, but a coordinate of 1000 pixels would be known to 4,
 and an index over 256 would be another one.  So everything that is computed from sizes, anchors and patches
-stays in float32, up to the next learned layer or matrix product, and so does what comes out as a result, or
-says where a map is sampled, back to the last one.  Those layers themselves multiply bfloat16 numbers, and
-sum in float32.
+stays in float32, up to the next learned layer or matrix product, and so does what comes out as a result,
+back to the last one.  Those layers themselves multiply bfloat16 numbers, and sum in float32.
 
 This works on OpenVINO's XML form of a graph, where a layer that carries the attribute `precise` keeps its
 precision: OpenVINO's Python interface cannot set that attribute.
@@ -37,8 +36,7 @@ def keep_coordinates_precise(xml: bytes) -> bytes:
     root = ElementTree.fromstring(xml)
     graph = _Graph.of(root)
     marked = graph.after(graph.coordinate_inputs())
-    places = graph.sampled_places()
-    marked |= graph.before([*marked, *places, *graph.precise_results()]) | places
+    marked |= graph.before([*marked, *graph.precise_results()])
     for layer in marked:
         _mark(graph.layers[layer])
     marked_xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -85,16 +83,6 @@ class _Graph:
             if self.kind(layer) == "Result"
             and not any(self._names(source) & FEATURE_TENSORS for _, source in self.sources[layer])
         ]
-
-    def sampled_places(self) -> set[str]:
-        """Return the layers that say where a map is sampled, if no learned layer or product does directly."""
-        return {
-            source
-            for layer in self.layers
-            if self.kind(layer) == "GridSample"
-            for position, source in self.sources[layer]
-            if position == 1 and self.kind(source) not in _ENDS and not self._ends_features(source)
-        }
 
     def after(self, starts: Iterable[str]) -> set[str]:
         """Find the layers whose values come from those of `starts`, up to learned layers and products."""
