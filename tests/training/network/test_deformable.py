@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from asag_training.network import deformable
 from asag_training.network.config import AsagConfig, variant_config
 from asag_training.network.deformable import (
     DeformableAttention,
@@ -25,6 +26,7 @@ from asag_training.network.deformable import (
 from asag_training.network.deformable_decoder import DeformableStage, inverse_sigmoid
 from asag_training.network.deformable_encoder import DeformableEncoder, EncoderLayer, MapProjections
 from asag_training.network.model import Asag
+from asag_training.network.operators import deformable_sample
 from asag_training.network.relation_block import Proposals
 from support.checkpoint_files import tiny_config
 
@@ -232,6 +234,30 @@ def test_no_group_that_is_normalised_is_a_single_number(channels: int, groups: i
     maps = neck.requires_grad_(False)([torch.randn(1, 8 << i, 8 >> i, 8 >> i) for i in range(4)])
     assert maps[-1].shape == (1, channels, 1, 1)
     assert maps[-1].any()
+
+
+@pytest.mark.parametrize("how", ["autocast", "half weights"])
+def test_places_and_shares_keep_their_precision(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a number of places would be off by half a cell on a large map."""
+    seen: list[tuple[torch.dtype, ...]] = []
+
+    def sample(features: list[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+        seen.append((features[0].dtype, xy.dtype, weight.dtype))
+        assert torch.allclose(weight.sum(dim=(-2, -1)), torch.ones(1), atol=1e-6)
+        return deformable_sample(features, xy, weight)
+
+    monkeypatch.setattr(deformable, "deformable_sample", sample)
+    encoder = DeformableEncoder(narrow()).requires_grad_(False)
+    _stir(encoder)
+    maps, sizes = [torch.randn(1, 8 >> i, 16 >> i, 24) for i in range(4)], torch.tensor([[50, 101]])
+    exact = join_maps(encoder(maps, sizes, (64, 128)))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        if how == "half weights":
+            encoder, maps = encoder.half(), [feature.half() for feature in maps]
+        found = join_maps(encoder(maps, sizes, (64, 128)))
+    kind = torch.bfloat16 if how == "autocast" else torch.float16
+    assert seen == [(torch.float32,) * 3] * 2 + [(kind, torch.float32, torch.float32)] * 2
+    assert float((found.float() - exact).abs().mean()) < 0.05
 
 
 def test_what_asag_d_costs() -> None:
