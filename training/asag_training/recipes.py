@@ -132,7 +132,7 @@ def _small(variant: str, num_classes: int, decoder: DecoderType = "adamixer") ->
 
 _NARROW: dict[DecoderType, dict[str, int]] = {
     "sparse-rcnn": {"dynamic_dim": 32},
-    "deformable-detr": {"encoder_layers": 3, "deformable_ffn_dim": 384},
+    "deformable-detr": {"encoder_layers": 2, "deformable_ffn_dim": 256},
 }
 """What else is less in a small network with this decoder."""
 
