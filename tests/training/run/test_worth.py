@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import ConfigError
 from asag_training.cli import main
 from asag_training.recipes import RECIPES, recipe
+from asag_training.run.start import start
 from asag_training.run.worth import check_beginning, check_length
 from support.training_runs import write_pictures
 
@@ -81,6 +83,13 @@ def test_a_run_shorter_than_its_warm_up() -> None:
     check_length(chosen, 42, probes=False)
     with pytest.raises(ConfigError, match=r"takes 500 updates and the whole run 492 \(epochs: 12\)"):
         check_length(chosen, 41, probes=True)
+
+
+def test_another_number_of_classes_than_the_data_has() -> None:
+    chosen = recipe("scenes", ["network.num_classes=4"])
+    classes = [Category(id=i, name=str(i)) for i in range(5)]
+    with pytest.raises(ConfigError, match="num_classes is 4, but the data has 5 classes: leave it out"):
+        start(chosen, classes, seed=0, named=["network.num_classes"])
 
 
 def test_the_command_refuses_before_it_reads_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
