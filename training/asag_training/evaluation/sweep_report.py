@@ -13,6 +13,7 @@ from typing import Any
 from asag_deploy.atomic import atomic_write_text, check_writable
 from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_evaluation.evaluate import Evaluation
+from asag_evaluation.metrics.coco import CocoMetrics
 from asag_training.evaluation.sweep import Way
 
 _JSON, _CSV, _MARKDOWN = "sweep.json", "sweep.csv", "sweep.md"
@@ -32,14 +33,19 @@ class SweepRow:
 
 def figures_of(evaluation: Evaluation) -> dict[str, float | None]:
     """Return the columns of the paper's tables 2 to 6 by their titles: shares in percent, and counts."""
-    coco, anchors, people = evaluation.coco, evaluation.anchors, evaluation.crowdhuman
-    shares = (coco.ap, coco.ap50, coco.ap75, coco.ap_small, coco.ap_medium, coco.ap_large)
-    found = dict(zip(_IN_PERCENT, map(_percent, shares), strict=True))
+    anchors, people = evaluation.anchors, evaluation.crowdhuman
+    found = precision_figures(evaluation.coco)
     if people is not None:
         of_persons = map(_percent, (people.ap, people.mmr, people.recall))
         found.update(zip(_OF_PERSONS, of_persons, strict=True))
     counts = (anchors.anchors, anchors.patches_p4, anchors.patches_p3)
     return found | dict(zip(_COUNTED, (round(count, 2) for count in counts), strict=True))
+
+
+def precision_figures(coco: CocoMetrics) -> dict[str, float | None]:
+    """Return average precision by the paper's titles, in percent."""
+    shares = (coco.ap, coco.ap50, coco.ap75, coco.ap_small, coco.ap_medium, coco.ap_large)
+    return dict(zip(_IN_PERCENT, map(_percent, shares), strict=True))
 
 
 def _percent(share: float | None) -> float | None:
