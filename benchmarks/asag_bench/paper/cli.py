@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # PyTorch is imported when there is something to measure
     from asag_bench.paper.measuring import Given
 
 PROGRAM = "asag-paper"
-_SCENES = 20
+_SCENES, _TIMED = 20, 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +77,12 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=whole_number(1), metavar="N", help="use the first N images only (demo: 20)")
     network = {**several, "metavar": "ROLE=CHECKPOINT"}
     add("--network", **network, help="a checkpoint, and which of the paper's it is; may be repeated")
-    add("--peer", **several, metavar="ROLE=DIR", help="a folder of `asag-bench train-peer`; may be repeated")
+    add(
+        "--peer",
+        **several,
+        metavar="ROLE=FOLDER",
+        help="a folder of `asag-bench train-peer`; may be repeated",
+    )
     add("--demo", action="store_true", help="the project's own small network on generated scenes (default)")
     threads = "of PyTorch (default: as many as it takes)"
     add("--threads", type=whole_number(1, MOST_THREADS), metavar="N", help=threads)
@@ -184,9 +189,37 @@ def _roles(options: argparse.Namespace) -> int:
 
 def _add_figures(parser: argparse.ArgumentParser) -> None:
     _add_given(parser)
+    add = parser.add_argument
+    add("--only", action="append", default=[], metavar="N,...", help="only these figures, such as 6,C-2")
+    add(
+        "--run",
+        dest="run_of",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a checkpoint of one training run, for figure 5; repeated, in their order",
+    )
+    add("--pictures", type=whole_number(1), default=8, metavar="N", help="that are drawn on (default: 8)")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="for the figures, as PNG")
 
 
 def _figures(options: argparse.Namespace) -> int:
+    from asag_evaluation.plots import check_plots
+
+    check_plots(PROGRAM)
+    from asag_bench.paper.figures.draw import check_numbers, draw
+    from asag_bench.paper.measuring import Measurer
+    from asag_bench.paper.store import Store
+
+    numbers = check_numbers(listed(options.only))
+    with given(options, timed=_TIMED) as of:
+        measurer = Measurer(of, Store(options.output_dir, options.command))
+        drawn = draw(numbers, measurer, options.output_dir, run=options.run_of, pictures=options.pictures)
+    for path in drawn.paths:
+        print(path)
+    for number, reason in drawn.missing.items():
+        print(f"figure {number}: {reason}")
     return ALL_FINE
 
 
