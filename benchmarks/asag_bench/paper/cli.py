@@ -208,13 +208,13 @@ def _figures(options: argparse.Namespace) -> int:
     from asag_evaluation.plots import check_plots
 
     check_plots(PROGRAM)
-    from asag_bench.paper.figures.draw import check_numbers, draw
+    from asag_bench.paper.figures.draw import FILES, check_numbers, draw
     from asag_bench.paper.measuring import Measurer
     from asag_bench.paper.store import Store
 
     numbers = check_numbers(listed(options.only))
     with given(options, timed=_TIMED) as of:
-        measurer = Measurer(of, Store(options.output_dir, options.command))
+        measurer = Measurer(of, Store(options.output_dir, options.command, FILES))
         drawn = draw(numbers, measurer, options.output_dir, run=options.run_of, pictures=options.pictures)
     for path in drawn.paths:
         print(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,24 @@ Figures = dict[str, Any]
 class Store:
     """Figures by what they are of, in `paper.json` of a folder, or in memory alone."""
 
-    def __init__(self, folder: Path | None, command: str) -> None:
+    def __init__(self, folder: Path | None, command: str, files: Sequence[str] = ()) -> None:
         """Take up what an earlier run has left in the folder.
 
-        Raises OutputError if it cannot be written, or if it holds something else.
+        files: what else the run may write there.  Raises OutputError if the folder cannot be written, or if
+        one of these files is there that no such run has made.
         """
         self._folder, self._command = folder, command
         self._entries: dict[str, Figures] = {}
+        self._more: dict[str, Any] = {}
         if folder is not None:
             is_own = is_json_with("command", _MEASURED)
-            check_own_folder(folder, (RESULT, PAGE), is_own, "the paper's tables")
+            check_own_folder(folder, (RESULT, PAGE, *files), is_own, "the paper's tables")
             check_writable(folder)
-            self._entries = _entries(folder / RESULT)
+            if (folder / RESULT).is_file():
+                content = json.loads((folder / RESULT).read_bytes())
+                self._entries = _entries(content.pop(_MEASURED))
+                self._more = content
+            self.write({})
 
     def get(self, *of: Any) -> Figures | None:
         """Return the figures of this, if they have been measured."""
@@ -47,8 +53,9 @@ class Store:
 
     def write(self, more: Mapping[str, Any]) -> None:
         """Write all figures, and more beside them.  Raises OutputError if that fails."""
+        self._more.update(more)
         if self._folder is not None:
-            content = {"command": self._command, **more, _MEASURED: self._entries}
+            content = {**self._more, "command": self._command, _MEASURED: self._entries}
             atomic_write_text(self._folder / RESULT, json_text(content))
 
 
@@ -56,11 +63,8 @@ def _key(of: tuple[Any, ...]) -> str:
     return json.dumps(of, sort_keys=True)
 
 
-def _entries(path: Path) -> dict[str, Figures]:
-    """Read the figures of an earlier run; what is none of ours is left out."""
-    if not path.is_file():
-        return {}
-    found = json.loads(path.read_bytes())[_MEASURED]
+def _entries(found: Any) -> dict[str, Figures]:
+    """Return the figures of an earlier run; what is none of ours is left out."""
     if not isinstance(found, dict):
         return {}
     return {name: figures for name, figures in found.items() if isinstance(figures, dict)}

@@ -30,10 +30,11 @@ def write_probing(path: Path, predictor: Predictor, samples: Sequence[Sample], c
         found = predictor.detector(sample.image, channel_order="rgb")
         drawn.append((_probed(sample.image, found), _short(found.trace)))
     columns = min(columns, len(drawn))
-    rows: list[Sequence[Picture | None]] = []
-    for start in range(0, len(drawn), columns):
-        rows.append([_captioned(picture, text) for picture, text in drawn[start : start + columns]])
-    return write_grid(path, rows, ["anchors white, patches red", *[""] * (columns - 1)])
+    rows = [
+        [_captioned(picture, text) for picture, text in drawn[start : start + columns]]
+        for start in range(0, len(drawn), columns)
+    ]
+    return write_grid(path, rows, [""] * columns, heading="anchors white, probed patches red")
 
 
 def write_pipeline(path: Path, predictor: Predictor, samples: Sequence[Sample]) -> Path:

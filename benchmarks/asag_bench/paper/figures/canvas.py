@@ -1,4 +1,4 @@
-"""What all figures have in common: grids of pictures with titles, and files that appear whole or not at all."""
+"""What all figures have in common: grids of pictures with titles, and files that are written whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROGRAM = "asag-paper"
-COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#6d597a", "#bc6c25", "#5c5c5c")
+COLOURS = ("#2a6f97", "#e07a5f", "#5a9e7c", "#6d597a", "#bc6c25", "#5c5c5c", "#c9184a", "#00a6a6")
 _LEAST_SIDE = 640
 _INCHES, _DPI = 3.0, 130
 _TITLE_ROOM = 0.28
@@ -48,19 +48,23 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def write_grid(
-    path: Path, rows: Sequence[Sequence[Picture | None]], titles: Sequence[str], names: Sequence[str] = ()
+    path: Path,
+    rows: Sequence[Sequence[Picture | None]],
+    titles: Sequence[str],
+    names: Sequence[str] = (),
+    heading: str = "",
 ) -> Path:
     """Write pictures in rows and columns: titles over the columns, names at the left of the rows.
 
-    None leaves a place empty.  Every row is as high as its pictures need.
+    None leaves a place empty.  Every row is as high as its pictures need; a heading stands over all.
     """
     columns = len(titles)
     heights = [max(_ratio(picture) for picture in row if picture is not None) for row in rows]
     left = 0.3 if any(names) else 0.0
     width = columns * _INCHES + left
-    height = sum(_INCHES * ratio for ratio in heights) + _TITLE_ROOM * (1 + len(rows) * 0.2)
+    height = sum(_INCHES * ratio for ratio in heights) + _TITLE_ROOM * (1 + bool(heading))
     figure = new_figure(width, height)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
     axes: Any = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for i, row in enumerate(rows):
         for j in range(columns):
@@ -70,11 +74,13 @@ def write_grid(
             for spine in place.spines.values():
                 spine.set_visible(False)
             if picture is not None:
-                place.imshow(picture, aspect="equal", interpolation="none")
+                place.imshow(picture, aspect="equal", interpolation="hanning")
             if i == 0:
                 place.set_title(titles[j], fontsize=9)
             if j == 0 and names:
                 place.set_ylabel(names[i], fontsize=8)
+    if heading:
+        figure.suptitle(heading, fontsize=9)
     return save(figure, path)
 
 

@@ -24,6 +24,8 @@ from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from asag_training.evaluation.sweep import Way, way_predictor
 
 NUMBERS = ("1", "3", "5", "6", "7", "8", "A-1", "C-2", "C-3")
+FILES = tuple(f"figure-{number}.png" for number in NUMBERS if number != "C-3")
+"""What is written but for the maps of each picture (C-3), whose names hold the picture's."""
 _OF_A_NETWORK = ("1", "3", "6", "7", "8", "C-2", "C-3")
 _NO_NETWORK = "needs a network: give one as --network ROLE=FILE"
 _NO_RUN = "needs several checkpoints of one run, in their order: give each as --run FILE"
@@ -41,7 +43,7 @@ class Drawn:
 
 
 def check_numbers(only: Sequence[str]) -> tuple[str, ...]:
-    """Return the figures of these numbers; none: all (ConfigError for what is no figure that can be drawn)."""
+    """Return the figures of these numbers; none: all (ConfigError for what cannot be drawn)."""
     for number in only:
         if number not in NUMBERS:
             raise ConfigError(
@@ -121,7 +123,7 @@ def _sources(measurer: Measurer) -> Mapping[str, ScoreSource]:
 def _points(measurer: Measurer) -> list[Point]:
     """Measure speed and AP of all that was given; ASAG at each of its stops."""
     stops = [Way(max_level="P5"), Way(max_level="P4"), Way()]
-    needed = {role: stops for role in measurer.networks} | {role: [Way()] for role in measurer.peers}
+    needed = dict.fromkeys(measurer.networks, stops) | {role: [Way()] for role in measurer.peers}
     measurer.measure(needed)
     points = []
     for role, ways in needed.items():

@@ -33,6 +33,7 @@ ScoreSource = Callable[[RgbImage], Scores]
 _OVERVIEW = "P3"
 _LEAST, _MOST = 1.0, 99.0
 """Percentiles of a map that are black and white in it: a few cells do not decide how all look."""
+_HEADING = "norm of each cell: blue is the least of a map, yellow the most"
 _VEIL = 0.45
 """How much of the picture shows through."""
 
@@ -97,7 +98,7 @@ def write_maps(path: Path, sources: Mapping[str, ScoreSource], sample: Sample) -
         [picture, *(heat_map(picture, scores[level]) if level in scores else None for level in levels)]
         for scores in found.values()
     ]
-    return write_grid(path, rows, ["picture", *levels], list(found))
+    return write_grid(path, rows, ["picture", *levels], list(found), heading=_HEADING)
 
 
 def write_overview(path: Path, sources: Mapping[str, ScoreSource], samples: Sequence[Sample]) -> Path:
@@ -108,7 +109,9 @@ def write_overview(path: Path, sources: Mapping[str, ScoreSource], samples: Sequ
         rows.append(
             [picture, *(heat_map(picture, source(sample.image)[_OVERVIEW]) for source in sources.values())]
         )
-    return write_grid(path, rows, ["picture", *(f"{name}, {_OVERVIEW}" for name in sources)])
+    return write_grid(
+        path, rows, ["picture", *(f"{name}, {_OVERVIEW}" for name in sources)], heading=_HEADING
+    )
 
 
 def heat_map(picture: Picture, scores: NDArray[np.float32]) -> Picture:
@@ -122,4 +125,4 @@ def heat_map(picture: Picture, scores: NDArray[np.float32]) -> Picture:
     colours = cv2.cvtColor(cv2.applyColorMap(cells, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     luminance = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
     mixed = (1 - _VEIL) * colours.astype(np.float32) + _VEIL * luminance
-    return mixed.astype(np.uint8)
+    return np.asarray(mixed, dtype=np.uint8)

@@ -71,7 +71,7 @@ def _speed_against_ap(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylabel("AP")
     axes.grid(alpha=0.3)
     axes.margins(0.12)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=4)
 
 
 def write_adaptation(path: Path, figures: Mapping[str, Any], name: str) -> Path:
