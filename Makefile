@@ -16,7 +16,7 @@ MOMENTS ?= 100
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
 	@echo "make bench   what that network costs on this machine, beside others; results in bench-output/"
-	@echo "make kernels compile the decoder's operators for this CPU and install them in .venv; needs a C++ compiler"
+	@echo "make kernels compile the network's operators for this CPU and install them in .venv; needs a C++ compiler"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
 	@echo "make others  the quick tests with the other versions of Python that are here"

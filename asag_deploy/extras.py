@@ -16,7 +16,7 @@ _OF_PROGRAM = {
 }
 """By program, the extras to think of first."""
 
-_EVALUATE = ("pycocotools", "matplotlib")
+_EVALUATE = ("pycocotools", "matplotlib", "msgspec")
 _TRAIN = (*_EVALUATE, "torch", "safetensors", "scipy")
 _EXPORT = (*_TRAIN, "onnx", "onnxscript", "onnx_ir")
 _BROUGHT = {

@@ -88,6 +88,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["asag-bench", "training-step"], "bench"),
     (["asag-paper", "tables"], "bench"),
     (["asag-paper", "figures", "--output-dir", "figures"], "bench"),
+    (["asag-bench", "annotations"], "bench"),
     (["asag-bench", "torch-cuda-loop"], "bench"),
 ]
 

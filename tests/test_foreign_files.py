@@ -25,6 +25,7 @@ BENCH, TRAINING = "asag_bench.cli", "asag_training"
         (BENCH, ["throughput", "bundle", "--images", "photos", "--output-dir", "{throughput}"]),
         (BENCH, ["parity", "bundle", "--backend", "onnxruntime", "--output", "{photo}"]),
         (BENCH, ["training-step", "--output", "{photo}"]),
+        (BENCH, ["annotations", "--output", "{photo}"]),
         (BENCH, ["torch-cuda-loop", "--output", "{photo}"]),
         (BENCH, ["demo", "--output-dir", "{result}"]),
         (BENCH, ["page", "--results", "results", "--plot", "{photo}"]),

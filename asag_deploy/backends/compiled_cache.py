@@ -1,4 +1,4 @@
-"""Compiled graphs on disk, so that only the first start on a machine compiles.
+"""What is compiled, on disk, so that only the first start on a machine compiles: graphs, annotation files.
 
 They lie in `$ASAG_CACHE_DIR`, else in `$XDG_CACHE_HOME/asag-deploy`, else in `~/.cache/asag-deploy`.  Not in
 the bundle, which may be read-only, and is the same on every machine.  Everything may be deleted at any time;
@@ -12,9 +12,11 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.backends.resident_memory import MappedFile
@@ -23,6 +25,7 @@ from asag_deploy.errors import OutputError
 _NOWHERE = Path(os.devnull, "asag-deploy")
 _MOST_BYTES = 4 * 2**30
 _SUFFIX = ".blob"
+_PIECE = 2**20
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -47,22 +50,27 @@ class CompiledCache:
 
     def map(self, graph_sha256: str) -> MappedFile | None:
         """Return what `read` does as a file that is read where it lies, so that it takes no memory twice."""
-        file = self._file(graph_sha256)
         try:
-            with file.open("rb") as stream:
-                size = os.fstat(stream.fileno()).st_size - _DIGEST_BYTES
-                if size < 1:
-                    return None
-                mapped = MappedFile(stream, size)
-                stream.seek(size)
-                digest = stream.read()
+            with self.open(graph_sha256) as (stream, size):
+                return MappedFile(stream, size)
         except (OSError, ValueError):  # it is not there, or was cut since
             return None
-        if hashlib.sha256(mapped.content.data).digest() != digest:
-            return None
-        with contextlib.suppress(OSError):
-            file.touch()  # it is used, and so not the first to go
-        return mapped
+
+    @contextmanager
+    def open(self, graph_sha256: str) -> Iterator[tuple[IO[bytes], int]]:
+        """Give the open file that begins with what `read` returns, and how many bytes that is.
+
+        It stays what it is when another takes its name.  Raises OSError or ValueError if there is none, or it
+        is damaged.
+        """
+        file = self._file(graph_sha256)
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size - _DIGEST_BYTES
+            if size < 1 or _digest(stream, size) != stream.read():
+                raise ValueError(f"'{file}' is damaged")
+            with contextlib.suppress(OSError):
+                file.touch()  # it is used, and so not the first to go
+            yield stream, size
 
     def write(self, graph_sha256: str, compiled: bytes) -> None:
         """Keep what was compiled from the graph of that SHA-256, if the disk takes it."""
@@ -88,6 +96,15 @@ class CompiledCache:
                 total += state.st_size
                 if total > self.most_bytes:
                     file.unlink(missing_ok=True)
+
+
+def _digest(stream: IO[bytes], size: int) -> bytes:
+    """Read on by so many bytes, and return their SHA-256."""
+    digest = hashlib.sha256()
+    while size and (piece := stream.read(min(size, _PIECE))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.digest()
 
 
 class GrowingEntry:

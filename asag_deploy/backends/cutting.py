@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.errors import Problem, first_line
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 
 DOMAIN = "asag"
 TOP_K = "TopK"
-OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing", "PadAnchors")
+_FUNCTIONS = 25
+"""The field of a model that holds its functions, in protobuf; and how numbers and bytes are written there."""
+_NUMBER, _BYTES = 0, 2
+_SIZES = frozenset({6, 7, 9})
+"""The types of sizes, and of what is asked about them: int32, int64 and bool."""
+DEFORMABLE = "DeformableSample"
+"""The operator that every graph is cut at: in an encoder it takes longer than the layers around it."""
+OPERATORS = ("MultiscaleRoIAlign", "PyramidSample", DEFORMABLE, "AdaptiveMixing", "PadAnchors")
 """Those of the domain `asag` that a cut is made at; `TOP_K` of rows is the standard operator."""
 
 
@@ -52,7 +60,7 @@ class Call:
     @property
     def gives_features(self) -> bool:
         """Whether it gives features, which may be less precise than coordinates."""
-        return self.operator in ("MultiscaleRoIAlign", "PyramidSample", "AdaptiveMixing")
+        return self.operator in OPERATORS and self.operator != "PadAnchors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +124,44 @@ def cut(path: Path) -> tuple[Plan, Iterator[Iterator[bytes]]] | None:
     return found
 
 
+def has_function(path: Path, name: str) -> bool:
+    """Tell whether a model has a function of this name, such as an operator's body.
+
+    Of its graph, with the weights, nothing is read.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            while (tag := _varint(stream)) is not None:
+                length = _varint(stream)  # or a number, which takes nothing more
+                if length is None or tag & 7 not in (_NUMBER, _BYTES):
+                    return False
+                if tag & 7 == _NUMBER:
+                    continue
+                if length > size - stream.tell():
+                    return False
+                if tag >> 3 != _FUNCTIONS:
+                    stream.seek(length, os.SEEK_CUR)
+                elif name.encode() in stream.read(length):
+                    return True
+    except OSError:
+        pass  # who loads it says what is wrong, as with what is no model
+    return False
+
+
+def _varint(stream: BinaryIO) -> int | None:
+    """Read a number as protobuf writes it; None at the end of the file, or if it is none."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = stream.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    return None
+
+
 @contextmanager
 def cut_into_files(path: Path) -> Iterator[tuple[Plan, list[Path]] | None]:
     """Cut the graph in a file as `cut` does; give the plan, and a file in memory for every piece.
@@ -152,9 +198,12 @@ class _Cutter:
         self._maker = {name: i for i, node in enumerate(self._nodes) for name in node.output if name}
         self._is_call = [self._can_be_called(node) for node in self._nodes]
         self._depth: dict[str, int] = {}
+        self._varying = given  # and what depends on the inputs
         for i, node in enumerate(self._nodes):
             for name in node.output:
                 self._depth[name] = self._depth_of(node, self._is_call[i])
+            if not self._varying.isdisjoint(_reads(node)):
+                self._varying.update(name for name in node.output if name)
 
     def cut(self) -> tuple[Plan, Iterator[Iterator[bytes]]] | None:
         """Return the pieces and the calls between them; None where that cannot be."""
@@ -167,8 +216,7 @@ class _Cutter:
                 calls[self._depth[node.output[0]] - 1].append(_call(node))
         pieces: list[Piece] = []
         nodes_of: list[set[int]] = []
-        for depth, outputs in enumerate(self._wanted()):
-            nodes, inputs = self._behind(outputs, depth)
+        for outputs, inputs, nodes in self._wanted():
             if not {*inputs, *outputs} <= set(self._types):
                 return None
             pieces.append(Piece(inputs=tuple(inputs), outputs=tuple(outputs)))
@@ -190,6 +238,21 @@ class _Cutter:
             depth = max(depth, self._depth.get(name, 0) + (called and from_piece))
         return depth
 
+    def _is_kept(self, name: str) -> bool:
+        """Tell whether what later pieces read of a value is handed on, and not computed again.
+
+        Before the first cut sizes are computed again, for of them a library finds out shapes, and so is what
+        is constant; the size of a value that is handed on is handed on too.
+        """
+        if self._depth[name] > 0:
+            return True
+        node = self._nodes[self._maker[name]]
+        if node.op_type == "Shape" and not node.domain:
+            return node.input[0] in self._maker and self._is_kept(node.input[0])
+        values = self._types.get(name)
+        is_size = values is not None and values.type.tensor_type.elem_type in _SIZES
+        return not is_size and name in self._varying
+
     def _can_be_cut(self) -> bool:
         """Tell whether all nodes are called or standard, and all outputs computed."""
         ours = [node for node, called in zip(self._nodes, self._is_call, strict=True) if not called]
@@ -209,8 +272,11 @@ class _Cutter:
         float32 = values is not None and values.type.tensor_type.elem_type == 1
         return rows and largest and float32 and options.get("axis", -1) in (1, -1)
 
-    def _wanted(self) -> list[list[str]]:
-        """List what each piece has to give: inputs of calls, outputs, and what later pieces read."""
+    def _wanted(self) -> list[tuple[list[str], list[str], set[int]]]:
+        """List what each piece has to give: inputs of calls, outputs, and what later pieces read.
+
+        With what each reads that comes from elsewhere, and the nodes that it is made of.
+        """
         wanted: list[dict[str, None]] = [{} for _ in range(max(self._depth.values()) + 1)]
 
         def want(name: str) -> None:
@@ -218,15 +284,18 @@ class _Cutter:
             if maker is not None and not self._is_call[maker]:
                 wanted[self._depth[name]][name] = None
 
-        for i, node in enumerate(self._nodes):
-            here = self._depth[node.output[0]]
-            for name in _reads(node):
-                # What no call has a part in is computed again where it is read: constants, most of it.
-                if self._is_call[i] or 0 < self._depth.get(name, 0) < here:
-                    want(name)
+        for node, called in zip(self._nodes, self._is_call, strict=True):
+            for name in _reads(node) if called else []:
+                want(name)
         for value in self._graph.output:
             want(value.name)
-        return [list(names) for names in wanted]
+        found = []
+        for depth in reversed(range(len(wanted))):
+            nodes, inputs = self._behind(wanted[depth], depth)
+            for name in inputs:
+                want(name)
+            found.append((list(wanted[depth]), inputs, nodes))
+        return found[::-1]
 
     def _models(self, nodes_of: Sequence[set[int]], pieces: Sequence[Piece]) -> Iterator[Iterator[bytes]]:
         for i, (nodes, piece) in enumerate(zip(nodes_of, pieces, strict=True)):
@@ -262,7 +331,7 @@ class _Cutter:
             maker = self._maker.get(name)
             if name in self._constants:
                 continue
-            if maker is None or self._is_call[maker] or 0 < self._depth[name] < depth:
+            if maker is None or self._is_call[maker] or (self._depth[name] < depth and self._is_kept(name)):
                 inputs[name] = None
             elif maker not in nodes:
                 nodes.add(maker)

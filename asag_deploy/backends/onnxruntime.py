@@ -7,6 +7,8 @@ made them, and goes back to it with the last reference.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -27,8 +29,8 @@ from asag_deploy.backends.cutting import cut_into_files
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.pieces import (
-    CUT,
     StageInPieces,
+    is_cut,
     kernels_for_cutting,
     threads_of_an_operator,
     warn_of_running_whole,
@@ -111,7 +113,7 @@ class OnnxRuntime:
             kernels = kernels_for_cutting()
 
         def open_stage(graph: GraphSpec) -> Stage:
-            if kernels is not None and graph.name in CUT:
+            if kernels is not None and is_cut(graph.name, bundle.graph_path(graph.name)):
                 in_pieces = self._open_pieces(bundle, graph, threads, kernels, workers)
                 if in_pieces is not None:
                     return in_pieces
@@ -140,7 +142,7 @@ class OnnxRuntime:
                 if found is None:
                     return None
                 plan, files = found
-                sessions = [self._session(file, threads, {}) for file in files]
+                sessions = [self._session(file, threads, {}, shares_memory=True) for file in files]
         except Exception as error:  # of ONNX or ONNX Runtime, which have no other base
             warn_of_running_whole(graph.name, error)
             return None
@@ -165,7 +167,14 @@ class OnnxRuntime:
             )
             return session
 
-    def _session(self, path: Path, threads: int | None, options: Mapping[str, str]) -> InferenceSession:
+    def _session(
+        self,
+        path: Path,
+        threads: int | None,
+        options: Mapping[str, str],
+        *,
+        shares_memory: bool = False,
+    ) -> InferenceSession:
         import onnxruntime
 
         on_gpu: list[str | tuple[str, dict[str, str]]] = [(_PROVIDERS["cuda"], dict(options))]
@@ -174,7 +183,7 @@ class OnnxRuntime:
             with path_in_utf8(path) as known:
                 session = onnxruntime.InferenceSession(
                     known,
-                    _session_options(threads),
+                    _session_options(threads, shares_memory=shares_memory),
                     providers=providers,
                     enable_fallback=0,  # which would print on stdout, amid the results, before it tries
                 )
@@ -360,7 +369,17 @@ def _threads_by_default() -> int:
     return 0 if ours == os.cpu_count() else ours
 
 
-def _session_options(threads: int | None) -> SessionOptions:
+@functools.cache
+def _make_shared_memory() -> None:
+    """Make the memory that the sessions of this process share which ask for it, if nobody has before."""
+    import onnxruntime
+
+    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    with contextlib.suppress(Exception):  # it is there already
+        onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), None)
+
+
+def _session_options(threads: int | None, *, shares_memory: bool = False) -> SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -376,6 +395,11 @@ def _session_options(threads: int | None) -> SessionOptions:
     # size the process stood at 922 MB after 13 images and at 925 after 200.  On a smaller net, growing by
     # just what is asked for fragmented to half as much again, and going without an arena cost a tenth of the
     # time in page faults.
+    if shares_memory:
+        # Pieces run one after the other, and what one has let go of serves the next: a network of six
+        # encoder layers, 18,071 cells each, stood at 1161 MB instead of 1808.
+        _make_shared_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 

@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.backends.cutting import TOP_K, Call, Plan, can_cut, why_no_cutting
+from asag_deploy.backends.cutting import DEFORMABLE, TOP_K, Call, Plan, can_cut, has_function, why_no_cutting
 from asag_deploy.backends.network import check_inputs, check_shapes
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import Problem, first_line
@@ -21,8 +22,8 @@ from asag_deploy.kernels.cpu import MOST_THREADS, CpuKernels, cpu_kernels, why_n
 from asag_deploy.loop.stages import Array, Stage
 
 FLOAT32 = np.dtype(np.float32)
-CUT = frozenset({"decoder"})
-"""Graphs that are cut where the operators are compiled for the CPU."""
+_CUT = frozenset({"decoder"})
+"""Graphs that are cut, whatever operators they hold, where these are compiled for the CPU."""
 
 _whole: ContextVar[bool] = ContextVar("graphs run whole", default=False)
 
@@ -44,6 +45,11 @@ def kernels_for_cutting() -> CpuKernels | None:
     """
     kernels = None if _whole.get() else cpu_kernels()
     return kernels if kernels is not None and can_cut() else None
+
+
+def is_cut(name: str, path: Path) -> bool:
+    """Tell whether the graph `name`, in that file, is cut where the operators are compiled for the CPU."""
+    return name in _CUT or has_function(path, DEFORMABLE)
 
 
 def why_no_pieces() -> Problem | None:
@@ -97,9 +103,11 @@ class StageInPieces:
         self._kernels, self._memory = kernels, memory
         self._threads, self._features = threads, features
         self._inputs = [spec.name for spec in plan.inputs]
+        self._used_up = _used_up(plan)
         self._operators: dict[str, Callable[[Call, list[Any]], Sequence[NDArray[Any]]]] = {
             "MultiscaleRoIAlign": self._roi_align,
             "PyramidSample": self._pyramid_sample,
+            "DeformableSample": self._deformable_sample,
             "AdaptiveMixing": self._adaptive_mixing,
             "PadAnchors": self._pad_anchors,
             TOP_K: self._top_k,
@@ -109,7 +117,8 @@ class StageInPieces:
         """Run all pieces on those of `inputs` that the stage declares."""
         check_inputs(self._graph.name, self._inputs, inputs)
         values = {name: inputs[name] for name in self._inputs}
-        for piece, calls in zip(self._pieces, self._plan.calls, strict=True):
+        steps = zip(self._pieces, self._plan.calls, self._used_up, strict=True)
+        for piece, calls, used_up in steps:
             values.update(piece(values))
             for call in calls:
                 given = [self._memory.view(values[name]) for name in call.inputs]
@@ -118,6 +127,8 @@ class StageInPieces:
                     (name, self._memory.wrap(result))
                     for name, result in zip(call.outputs, results, strict=True)
                 )
+            for name in used_up:  # so that what comes finds room where it was
+                del values[name]
         outputs = {spec.name: values[spec.name] for spec in self._plan.outputs}
         given_shapes, made_shapes = (
             {name: tuple(self._memory.view(values[name]).shape) for name in names}
@@ -147,6 +158,12 @@ class StageInPieces:
             ),
         )
 
+    def _deformable_sample(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
+        *features, xy, weight = given
+        return (
+            self._kernels.deformable_sample(features, xy, weight, out=self._features, threads=self._threads),
+        )
+
     def _adaptive_mixing(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
         sampled, parameters = given
         (out_points,), (activation,) = call.attributes["out_points"], call.attributes["activation"]
@@ -174,3 +191,15 @@ class StageInPieces:
     def _top_k(self, call: Call, given: list[Any]) -> Sequence[NDArray[Any]]:
         values, count = given
         return self._kernels.top_k(values, int(np.asarray(count).reshape(-1)[0]))
+
+
+def _used_up(plan: Plan) -> list[list[str]]:
+    """List what nobody reads any more after each piece and the calls that follow it."""
+    kept = {spec.name for spec in (*plan.inputs, *plan.outputs)}
+    last: dict[str, int] = {}
+    for i, (piece, calls) in enumerate(zip(plan.pieces, plan.calls, strict=True)):
+        names = {*piece.inputs, *piece.outputs}
+        for call in calls:
+            names.update(call.inputs, call.outputs)
+        last.update((name, i) for name in names - kept)
+    return [[name for name, when in last.items() if when == i] for i in range(len(plan.pieces))]

@@ -55,7 +55,7 @@ class MachineReport:
     cpu_features: tuple[str, ...]
     """Instruction sets that speed up networks, as the kernel names them."""
     operators: str
-    """Whether the decoder's operators are compiled for the CPU, or why not."""
+    """Whether the network's operators are compiled for the CPU, or why not."""
     gpus: str
     """Name, memory and driver of each GPU, or why there is none."""
     kernels: str

@@ -1,4 +1,4 @@
-"""The decoder's operators on the CPU: `asag_cpu_*` of the library `asag_kernels_host`, called on arrays.
+"""The network's operators on the CPU: `asag_cpu_*` of the library `asag_kernels_host`, called on arrays.
 
 Arrays are contiguous NumPy arrays or Buffers on the host.  NumPy does not know bfloat16; arrays of it have
 the type `BFLOAT16`.  All functions raise ConfigError for an array of the wrong shape or type, and
@@ -259,7 +259,7 @@ def cpu_kernels() -> CpuKernels | None:
 
 
 def why_no_cpu_kernels() -> Problem | None:
-    """Say why the decoder's operators are not compiled here, and what to do; None if they are."""
+    """Say why the network's operators are not compiled here, and what to do; None if they are."""
     if os.environ.get(CPU_LIBRARY_VARIABLE) == "":
         return Problem(f"{CPU_LIBRARY_VARIABLE} is empty", "unset it to use the compiled operators")
     try:
@@ -268,7 +268,7 @@ def why_no_cpu_kernels() -> Problem | None:
     except BackendError as error:
         return Problem(str(error), f"set {CPU_LIBRARY_VARIABLE} to another library, or to nothing")
     return Problem(
-        "the decoder's operators are not compiled for this machine",
+        "the network's operators are not compiled for this machine",
         "install its wheel, or build it as plugins/README.md says",
     )
 

@@ -10,8 +10,8 @@ The stages, with B images, k patches per image (K at most), A anchors per patch,
 normalize   pixels u8 (B, H, W, 3) RGB, image_size i64 (B, 2)
             -> image f32 (B, 3, H, W), zero outside image_size
 backbone    image, image_size
-            -> p2..p5 (B, h, w, C), or p3..p6 of a light network, anchors (B, N, 5), selected bool (B, N),
-               counts i64 (B, 4)
+            -> p2..p5 (B, h, w, C), or p3..p6 of light ones and ASAG-D, anchors (B, N, 5),
+               selected bool (B, N), counts i64 (B, 4)
 probe_p4    feature = p4, feature_size i64 (2,), image_size, patches = origins, patch_count i64 (B),
             slots i64 (k) = 0..k-1
             -> anchors (B, k*A, 5), selected (B, k*A), counts (B, 4)
@@ -54,7 +54,7 @@ from asag_deploy.bundle.manifest import ProbeLevel, Probing
 from asag_deploy.loop.patch_nms import PatchFinder, patch_nms
 
 FEATURES = ("p2", "p3", "p4", "p5", "p6")
-"""The feature maps that `backbone` may put out, the finest first: P2 to P5, or P3 to P6 in light networks."""
+"""The feature maps that `backbone` may put out, the finest first: P2 to P5, or P3 to P6."""
 FEATURE_TENSORS = frozenset({*FEATURES, "feature"})
 """Every input and output of a stage that is a feature map."""
 

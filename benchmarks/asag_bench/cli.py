@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", "measure the network that comes with the project", _add_demo, _demo),
         ("parity", "put the exporter's parity gate to a bundle on any backend", _add_parity, _parity),
         ("training-step", "what an update of a training run costs", _add_training_step, _training_step),
+        (
+            "annotations",
+            "what opening the annotations of a large data set takes",
+            _add_annotations,
+            _annotations,
+        ),
         ("torch-cuda-loop", "what the loop on the GPU costs beside the host's", _add_loop, _torch_cuda_loop),
         ("train-peer", "train a detector of another kind beside a light network", add_train_peer, train_peer),
         ("eval-peer", "the accuracy of such a detector", add_eval_peer, eval_peer),
@@ -428,6 +434,26 @@ def _training_step(options: argparse.Namespace) -> int:
         threads=options.threads,
         device=options.device,
     )
+    _check_output(options, "command", "machine")
+    text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
+    if options.output is not None:
+        atomic_write_text(options.output, text + "\n")
+    print(text)
+    return ALL_FINE
+
+
+def _add_annotations(parser: argparse.ArgumentParser) -> None:
+    add, count = parser.add_argument, whole_number(1)
+    add("--images", type=count, default=118_287, metavar="N", help="(default: %(default)s, COCO's)")
+    add("--objects", type=count, default=860_001, metavar="N", help="(default: %(default)s, COCO's)")
+    add("--repeats", type=count, default=3, metavar="N", help="of what takes seconds (default: %(default)s)")
+    add("--output", type=Path, metavar="FILE", help="write the result here too")
+
+
+def _annotations(options: argparse.Namespace) -> int:
+    from asag_bench.measuring.annotations import AnnotationsPlan, measure
+
+    plan = AnnotationsPlan(images=options.images, objects=options.objects, repeats=options.repeats)
     _check_output(options, "command", "machine")
     text = json.dumps({"command": options.command, **measure(plan)}, indent=2)
     if options.output is not None:

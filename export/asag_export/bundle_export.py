@@ -79,7 +79,7 @@ def export_bundle(
         opset=opset,
         trained=checkpoint.trained,
         categories=checkpoint.categories,
-        preprocessing=preprocessing or checkpoint.preprocessing or Preprocessing(),
+        preprocessing=preprocessing or checkpoint.prepared,
         probing=probing_plan(checkpoint.config, levels, mode),
         postprocessing=postprocessing_plan(checkpoint.config),
         graphs=(),

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--longer-side",
         metavar="PX",
         type=whole_number(32, MOST_PIXELS),
-        help=f"the most their longer side may be {said}, 1333)",
+        help=f"the most their longer side may be {said}, 1333, CrowdHuman 1500)",
     )
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
@@ -116,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
     checkpoint = _checkpoint(options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
-        notes = [] if options.quiet else [*checkpoint.notes, *checkpoint.assumed]
+        notes = [] if options.quiet else _notes(options, checkpoint)
 
         def step(description: str) -> None:
             while notes:  # once it is certain that there is something to do
@@ -183,10 +183,17 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
     return load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
 
 
+def _notes(options: argparse.Namespace, checkpoint: Checkpoint) -> list[str]:
+    """Say what was taken of the checkpoint's file, and what it does not say."""
+    from asag_training.checkpoints.published import about_heads
+
+    chosen = [] if options.untrained else about_heads(options.checkpoint, checkpoint, options.head)
+    return [*checkpoint.notes, *chosen, *checkpoint.assumed]
+
+
 def _preprocessing(options: argparse.Namespace, checkpoint: Checkpoint) -> Preprocessing:
     """Take the pre-processing that the checkpoint was trained for, unless the user says otherwise."""
-    default = checkpoint.preprocessing or Preprocessing()
-    return change_sides(default, options.shorter_side, options.longer_side, least=_LEAST_SIDE)
+    return change_sides(checkpoint.prepared, options.shorter_side, options.longer_side, least=_LEAST_SIDE)
 
 
 if __name__ == "__main__":

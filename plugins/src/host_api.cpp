@@ -93,15 +93,12 @@ int asag_host_pyramid_sample(const AsagPyramidSample* arguments, const AsagHostB
 }
 
 int asag_host_deformable_sample(const AsagDeformableSample* arguments, const AsagHostBlock* block) {
-    return guarded(arguments, block, [&](const HostBlock& threads) {
+    return guarded(arguments, block, [&](const HostBlock&) {
         const int32_t channels = arguments->features.channels / arguments->groups;
         by_access(arguments->features, channels, arguments->out, [&](auto access) {
             using A = decltype(access);
             const int64_t packs = deformable_packs(*arguments, A::WIDTH);
-            const int64_t blocks = deformable_sample_blocks(*arguments, A::WIDTH);
-            for (int64_t i = 0; i < blocks; ++i) {
-                deformable_sample_block<typename A::Type, A::WIDTH>(threads, *arguments, i, packs);
-            }
+            for (int64_t i = 0; i < packs; ++i) deformable_sample_pack<typename A::Type, A::WIDTH>(*arguments, i);
         });
     });
 }

@@ -57,6 +57,7 @@ _PROGRAMS = (
     _Program("asag-bench", "asag_bench.cli", ("page",), ("--results", "no-results", "--plot", _NOWHERE)),
     _Program("asag-bench", "asag_bench.cli", ("parity",), ("no-bundle",)),
     _Program("asag-bench", "asag_bench.cli", ("training-step",), ("--recipe", "none")),
+    _Program("asag-bench", "asag_bench.cli", ("annotations",), ("--images", "0")),
     _Program("asag-bench", "asag_bench.cli", ("nonsense",)),
     _Program("asag-paper", "asag_bench.paper.cli", ("tables",), ("--data", "no-data")),
     _Program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,3 +103,44 @@ def test_nothing_is_said_where_nothing_is_to_be_turned(
     _write(tmp_path, [(1, (60, 40), True)])
     assert main(["check", str(tmp_path)]) == 0
     assert "orientation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("says_sizes", [True, False])
+def test_boxes_that_fit_the_stored_size_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], says_sizes: bool
+) -> None:
+    """Upright or no sizes in the file, and boxes that were drawn on the stored pixels."""
+    _write(tmp_path, [(6, (60, 40), True), (8, (60, 40), True), (1, (60, 40), True)])
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        if not says_sizes:
+            del image["width"], image["height"]
+    write_json(path, content)
+    assert main(["check", str(tmp_path)]) == 0
+    assert "only as they are stored" not in capsys.readouterr().out
+    content["annotations"][0]["bbox"] = [30, 10, 28, 20]
+    write_json(path, content)
+    assert main(["check", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "1 of 3 images are to be turned, and have boxes that fit them only as they are stored" in said
+    assert "(the first is '1.jpg')" in said
+    assert "give --orientation stored" in said
+    if not says_sizes:
+        content["annotations"][1]["bbox"] = [30, 10, 28, 20]
+        write_json(path, content)
+        assert main(["check", str(tmp_path), "--orientation", "stored"]) == 0
+        assert "only as they are stored" not in capsys.readouterr().out
+
+
+def test_boxes_beyond_both_sizes_say_nothing_of_how_an_image_was_annotated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path, [(6, (60, 40), True), (1, (60, 40), True)])
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [30, 10, 50, 90]
+    content["annotations"][1]["bbox"] = [10, 10, 20, 45]
+    write_json(path, content)
+    assert main(["check", str(tmp_path)]) == 0
+    assert "only as they are stored" not in capsys.readouterr().out

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from asag_evaluation.metrics.anchors import ProbedImage, anchor_metrics, average_recall
 from asag_evaluation.metrics.coco import coco_metrics
@@ -53,6 +58,34 @@ class TestCoco:
         assert metrics.ap_of_class == {"ball": pytest.approx(1), "cup": pytest.approx(1), "none": None}
         assert metrics.precision["0.50"].shape == (101,)
         assert capsys.readouterr().out == ""
+
+    def test_class_by_class_is_what_pycocotools_measures_of_all_at_once(self) -> None:
+        rng = np.random.default_rng(3)
+        images = [{"id": i, "height": 200, "width": 200} for i in (4, 2, 9)]
+        found, objects = ([self._box(rng, i) for i in range(1, n)] for n in (150, 40))
+        truth = {**self.TRUTH, "images": images, "annotations": objects}
+        results = [{**each, "score": round(float(rng.random()), 1)} for each in found]  # with ties
+        with contextlib.redirect_stdout(io.StringIO()):
+            whole = COCO()
+            whole.dataset = copy.deepcopy(truth)
+            whole.createIndex()
+            run = COCOeval(whole, whole.loadRes(copy.deepcopy(results)), iouType="bbox")
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        metrics = coco_metrics(truth, results)
+        said = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_1", "ar_10", "ar_100")
+        expected = [None if value < 0 else value for value in run.stats.tolist()]
+        names = (*said, "ar_small", "ar_medium", "ar_large")
+        assert [getattr(metrics, name) for name in names] == expected
+        assert metrics.ap not in (None, 0, 1)
+
+    def _box(self, rng: np.random.Generator, number: int) -> dict[str, Any]:
+        """Return an annotation of a random class in a random image; of large boxes, so that some overlap."""
+        x, y, w, h = (rng.integers(0, 4, 4) * 20 + (0, 0, 20, 20)).tolist()
+        class_id, image_id = (int(rng.choice(ids)) for ids in ([5, 2], [4, 2, 9]))
+        entry = {"image_id": image_id, "category_id": class_id, "bbox": [x, y, w, h]}
+        return {**entry, "id": number, "area": w * h, "iscrowd": int(number % 17 == 0)}
 
     def test_classes_of_one_name_are_told_apart(self) -> None:
         names = {5: "cup", 2: "cup", 9: "none"}

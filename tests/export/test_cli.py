@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
@@ -212,6 +213,24 @@ def test_what_is_printed(checkpoint: Path, output: Path, capsys: pytest.CaptureF
     assert main([*arguments, "--overwrite", "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+@pytest.mark.usefixtures("parity")
+def test_which_head_of_a_public_file_is_meant(
+    tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ASAG_A_r50_1x_100.pth"
+    torch.save({"model": dict(small_checkpoint(heads=4).state)}, path)
+    arguments = ["--checkpoint", str(path), "--output-dir", str(output), "--overwrite"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert (
+        "decoders 'main' is taken, but its published AP, 42.6, is of 'aux_2': --head aux_2 takes that" in said
+    )
+    assert Bundle.open(output).manifest.head == "main"
+    assert main([*arguments, "--head", "aux_2"]) == 0
+    assert "decoders" not in capsys.readouterr().err
+    assert Bundle.open(output).manifest.head == "aux_2"
 
 
 @pytest.mark.usefixtures("parity")

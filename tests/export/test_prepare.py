@@ -18,7 +18,9 @@ from support.small_network import small_checkpoint
 IMAGE_SIZE = torch.tensor([[128, 160], [100, 90]])
 
 
-@pytest.fixture(params=["asag-a-r50-100", "asag-s-r50-100", "asag-a-lite-s", "asag-a-lite-m"])
+@pytest.fixture(
+    params=["asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100", "asag-a-lite-s", "asag-a-lite-m"]
+)
 def model(request: pytest.FixtureRequest) -> Asag:
     """A network whose BatchNorms do something."""
     checkpoint = small_checkpoint(request.param, heads=1)

@@ -151,8 +151,10 @@ def test_deformable_sample(
     features = naive.pyramid(4, 203, 317, channels=channels)
     xy, weight = naive.deformable_points(5, features, queries=100, groups=groups)
     out = np.full((*xy.shape[:2], channels), np.nan, dtype=dtype)
-    inputs = [[feature.astype(dtype) for feature in features], xy, weight]
-    for actual, expected in both(gpu, (on_host, on_gpu), kernels.deformable_sample, inputs, [out]):
+    given = [feature.astype(dtype) for feature in features]
+    for actual, expected in both(
+        gpu, (on_host, on_gpu), kernels.deformable_sample, [given, xy, weight], [out]
+    ):
         assert_close(actual, expected)
 
 

@@ -43,7 +43,7 @@ def what_matters(stage: str, config: AsagConfig) -> Any:
 def small_config(variant: str = "asag-a-r50-100", **changes: Any) -> AsagConfig:
     """The variant, narrowed."""
     narrow = {"hidden_dim": 32, "backbone_width": 8, "ffn_dim": 64, "out_points": 16, "in_points": 8}
-    narrow["deformable_ffn_dim"] = 48
+    narrow |= {"encoder_layers": 2, "deformable_ffn_dim": 48}
     return variant_config(variant).with_changes(**{**narrow, **changes})
 
 

@@ -42,6 +42,7 @@ TINY = (
     "optimisation.batch_size=4",
     "optimisation.lr=0.0002",
     "optimisation.batch_statistics=false",
+    "optimisation.allow_random_frozen=true",
     "optimisation.compute=fp32",
     "augmentation.vertical_flip=0",
     "schedule.drops=[]",

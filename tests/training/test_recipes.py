@@ -33,10 +33,16 @@ def test_published_recipes(name: str) -> None:
     variant = made.network.variant
     assert made.network == variant_config(variant)
     assert name.startswith(variant)
-    # 8 GPUs with 2 images each.
+    # 4 GPUs with 4 images each, in half precision.
     assert made.optimisation.batch_size == 16
-    assert made.loss.patch_images == 2
+    assert made.loss.patch_images == 4
+    assert made.optimisation.compute == "auto"
     assert made.optimisation.freeze_stem
+    assert made.patches.all_target_patches
+    assert made.patches.target_patch_epochs == 1
+    longer = 1500 if "crowdhuman" in name else 1333
+    assert made.augmentation.longer_side == made.preprocessing.longer_side == longer
+    assert made.preprocessing.shorter_side == max(made.augmentation.shorter_sides) == 800
     epochs = 50 if "crowdhuman" in name else int(name[-2]) * 12
     assert made.schedule.epochs == epochs
     assert (made.augmentation.crop is None) == name.endswith("1x")
@@ -58,6 +64,9 @@ def test_light_recipes_are_at_their_own_size(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_small_recipes_start_from_random_weights(name: str) -> None:
     made = recipe(name)
+    assert made.loss.patch_images == 2  # as the networks that come with the project were trained
+    assert not made.patches.all_target_patches
+    assert made.optimisation.batch_statistics
     assert not made.optimisation.freeze_stem
     assert made.network.backbone_width < 64
     assert (made.network.backbone == "resnet") == (not name.endswith("lite"))
@@ -142,7 +151,7 @@ def test_the_order_of_changes_does_not_matter() -> None:
         ("optimisation.lr=fast", "expected a number"),
         ("optimisation.lr=NaN", "expected a number"),
         ("optimisation.lr=-1", "optimisation setting lr -1.0 is not possible: expected above 0"),
-        ("optimisation.compute=fp8", "expected 'fp32' or 'bf16' or 'fp16'"),
+        ("optimisation.compute=fp8", "expected 'auto' or 'fp32' or 'bf16' or 'fp16'"),
         ("optimisation.batch_size=0", "batch_size 0 is not possible: expected at least 1"),
         ("optimisation.accumulate=3", "batch_size 4 is not possible: expected a multiple of the 3 passes"),
         ("loss.query_weighting=1", "expected true or false"),
@@ -210,10 +219,10 @@ CHANGED = {
     "no-auxiliary-heads": {"network.heads": 1},
     "auxiliary-heads": {},
     "keep-anchors": {"network.replace_anchors": False},
-    "patch-10": {"network.patch_size": 10},
-    "patch-12": {"network.patch_size": 12},
-    "patch-15": {},
-    "patch-18": {"network.patch_size": 18},
+    "patch-10": {"network.patch_size": 10, "network.first_level_size": 30},
+    "patch-12": {"network.patch_size": 12, "network.first_level_size": 30},
+    "patch-15": {"network.first_level_size": 30},
+    "patch-18": {"network.patch_size": 18, "network.first_level_size": 30},
     "two-layers": {"network.decoder_layers": 2},
     "denoising": {"patches.denoising_queries": 200},
     "no-denoising": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
+from asag_training.checkpoints.layout import expected_layout, infer_config
 from asag_training.network.config import variant_config
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, probing_plan
@@ -25,12 +27,20 @@ VARIANTS = {"asag-s-crowdhuman": "asag-s-r50-crowdhuman"}
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_case(path: Path) -> None:
+def test_case(path: Path, tmp_path: Path) -> None:
     case = np.load(path)
     layout, seed, sizes = str(case["layout"]), int(case["seed"]), case["sizes"]
     variant = layout.replace("_", "-")
     config = variant_config(VARIANTS.get(variant, variant))
-    state = reference_state_dict(HERE / f"layout_{layout}.json", seed, float(case["score_bias"]))
+    shapes = HERE / f"layout_{layout}.json"
+    if "patch_size" in case:
+        config = config.with_changes(patch_size=int(case["patch_size"]), first_level_size=30)
+        shapes = tmp_path / "layout.json"
+        shapes.write_text(json.dumps(expected_layout(config)))
+        found = infer_config(expected_layout(config))
+        assert found is not None
+        assert found.with_changes(variant=config.variant) == config
+    state = reference_state_dict(shapes, seed, float(case["score_bias"]))
     model = build(config, {name: torch.from_numpy(array) for name, array in state.items()})
     height, width = sizes.max(axis=0)
     images = np.zeros((len(sizes), 3, height, width), dtype=np.float32)

@@ -27,6 +27,7 @@ from support.coco_files import write_coco
 from support.training_runs import TINY, make_loader, make_trainer, options_of, tiny_recipe, write_pictures
 
 SETTINGS = options_of(TINY)
+ONE_EPOCH = options_of(["schedule.epochs=1", "patches.target_patch_epochs=0"])
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +130,13 @@ def _untimed(row: dict[str, str]) -> dict[str, str]:
 
 def test_resuming_what_is_not_there_starts(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert train(data, run, "--set", "schedule.epochs=1", "--resume", "--pictures", "0") == 0
+    assert train(data, run, *ONE_EPOCH, "--resume", "--pictures", "0") == 0
     assert (run / "recipe.json").exists()
     assert len(rows(run / "steps.csv")) == 2
 
 
 def test_starting_from_a_checkpoint(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    once = ("--set", "schedule.epochs=1", "--pictures", "0", "--evaluate-images", "1")
+    once = (*ONE_EPOCH, "--pictures", "0", "--evaluate-images", "1")
     assert train(data, tmp_path / "a", *once) == 0
     checkpoint = str(tmp_path / "a" / "last.safetensors")
     assert train(data, tmp_path / "b", *once, "--init", checkpoint, "--seed", "1") == 0

@@ -14,8 +14,9 @@ from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.postprocess import Found
-from asag_evaluation.data.annotations import ImageRecord, check_categories
+from asag_evaluation.data.annotations import check_categories
 from asag_evaluation.data.coco import CocoDataset, Sample
+from asag_evaluation.data.records import ImageRecord
 from asag_evaluation.metrics.anchors import AnchorMetrics, ProbedImage, anchor_metrics, average_recall
 from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
 from asag_evaluation.metrics.crowdhuman import CrowdHumanMetrics, PersonImage, crowdhuman_metrics

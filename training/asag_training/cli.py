@@ -118,10 +118,14 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     from asag_training.run.process import check_same_step, keep_freed_memory
     from asag_training.run.run_loop import Rhythm, TrainingRun
     from asag_training.run.start import start
-    from asag_training.run.state import data_in_words
+    from asag_training.run.state import STATE, data_in_words
     from asag_training.run.trainer import Trainer
+    from asag_training.run.worth import check_beginning, check_length
 
     chosen = recipe(options.recipe, options.changes)
+    resumes = options.resume and (options.output_dir / STATE).exists()
+    if not resumes:
+        check_beginning(chosen, pretrained=options.init is not None or options.backbone is not None)
     found = CocoDataset.open(options.data, options.train_split, orientation=options.orientation)
     training = found.for_training()
     held_out = CocoDataset.open(
@@ -149,6 +153,8 @@ def _train(options: argparse.Namespace, process: Process) -> None:
         validation=data_in_words(validation, options.orientation),
         process=process,
     )
+    if not resumes:
+        check_length(chosen, trainer.updates_per_epoch(loader), probes=options.init is not None)
     resumed = _open_output(options, trainer)
     check_same_step(trainer.position.step)
     if process.is_main:

@@ -27,8 +27,10 @@ from asag_training.settings import (
     check_preprocessing,
 )
 
-_PUBLISHED_IMAGES_PER_RANK = 2
-"""Training was published on 8 GPUs with 2 images each; the weight of the patch losses depends on it."""
+_PUBLISHED_IMAGES_PER_RANK = 4
+"""Training was published on 4 GPUs with 4 images each; the weight of the patch losses depends on it."""
+_SMALL_PATCH_IMAGES = 2
+"""What the recipes for small data were tried with."""
 
 SCHEDULES: dict[str, Schedule] = {
     "1x": Schedule(epochs=12, drops=(8, 11)),
@@ -49,7 +51,7 @@ class Recipe(Settings):
     network: AsagConfig
     schedule: Schedule
     augmentation: Augmentation
-    loss: LossConfig = field(default_factory=lambda: LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK))
+    loss: LossConfig = field(default_factory=lambda: LossConfig(patch_images=_SMALL_PATCH_IMAGES))
     patches: TrainingSettings = field(default_factory=TrainingSettings)
     optimisation: Optimisation = field(default_factory=Optimisation)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -59,13 +61,22 @@ class Recipe(Settings):
         check_preprocessing(self.preprocessing)
 
 
+_PUBLISHED = Optimisation(compute="auto")
+
+
 def _published(variant: str, recipe: str, *, denoising: bool = False) -> Callable[[], Recipe]:
     def make() -> Recipe:
+        network = variant_config(variant)
+        preprocessing = own_preprocessing(network) or Preprocessing()
+        augmentation = standard() if recipe == "1x" else multi_scale()
         return Recipe(
-            network=variant_config(variant),
+            network=network,
             schedule=SCHEDULES[recipe],
-            augmentation=standard() if recipe == "1x" else multi_scale(),
-            patches=TrainingSettings(denoising_queries=200 if denoising else 0),
+            augmentation=augmentation.with_changes(longer_side=preprocessing.longer_side),
+            loss=LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK),
+            patches=TrainingSettings(denoising_queries=200 if denoising else 0, all_target_patches=True),
+            optimisation=_PUBLISHED,
+            preprocessing=preprocessing,
         )
 
     return make
@@ -83,7 +94,9 @@ def _light(variant: str, shorter_sides: tuple[int, ...], crop: CropRecipe) -> Ca
             augmentation=Augmentation(
                 shorter_sides=shorter_sides, longer_side=preprocessing.longer_side, crop=crop
             ),
-            patches=TrainingSettings(denoising_queries=0),
+            loss=LossConfig(patch_images=_PUBLISHED_IMAGES_PER_RANK),
+            patches=TrainingSettings(denoising_queries=0, all_target_patches=True),
+            optimisation=_PUBLISHED,
             preprocessing=preprocessing,
         )
 
@@ -119,7 +132,7 @@ def _small(variant: str, num_classes: int, decoder: DecoderType = "adamixer") ->
 
 _NARROW: dict[DecoderType, dict[str, int]] = {
     "sparse-rcnn": {"dynamic_dim": 32},
-    "deformable-detr": {"encoder_layers": 3, "deformable_ffn_dim": 384},
+    "deformable-detr": {"encoder_layers": 2, "deformable_ffn_dim": 256},
 }
 """What else is less in a small network with this decoder."""
 
@@ -278,6 +291,16 @@ def _without_query_weighting(made: Recipe) -> Recipe:
     return dataclasses.replace(made, loss=made.loss.with_changes(query_weighting=False))
 
 
+def _with_patches(size: int) -> Callable[[Recipe], Recipe]:
+    """Change the patches of P4 and P3; those of P5 and P6 keep their size, as in the public code."""
+
+    def change(made: Recipe) -> Recipe:
+        first = 2 * made.network.first_patch_size
+        return _of_network(patch_size=size, first_level_size=first)(made)
+
+    return change
+
+
 AT, _DENOISING_QUERIES, _HEADS = "@", 200, 4
 ABLATIONS: dict[str, Ablation] = {
     "fixed-queries": Ablation(
@@ -297,7 +320,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     **{
         f"patch-{size}": Ablation(
-            table="5c", about=f"patches of {size} cells a side", change=_of_network(patch_size=size)
+            table="5c", about=f"probed patches of {size} cells a side", change=_with_patches(size)
         )
         for size in (10, 12, 15, 18)
     },

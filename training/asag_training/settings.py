@@ -17,7 +17,7 @@ from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, FieldError
 from asag_deploy.typed_json import read_fields
 
-Compute = Literal["fp32", "bf16", "fp16"]
+Compute = Literal["auto", "fp32", "bf16", "fp16"]
 
 WeightsChoice = Literal["model", "ema"]
 """The weights of a checkpoint as they were trained, or their moving average."""
@@ -161,7 +161,10 @@ class Optimisation(Settings):
     between processes."""
     compute: Compute = "fp32"
     """The type backbone and neck compute in; everything else is float32.  With fp16 the loss is scaled, and
-    updates whose gradients overflow are left out and counted."""
+    updates whose gradients overflow are left out and counted.  `auto`: fp16 on a GPU, as published, and
+    fp32 on CPUs."""
+    allow_random_frozen: bool = False
+    """Train over a stem or BatchNorm statistics that are random and stay so: to try or to time a run."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
@@ -171,7 +174,7 @@ class Optimisation(Settings):
         for name in ("lr", "backbone_factor", "offsets_factor", "max_gradient_norm"):
             self._require(getattr(self, name) > 0, "above 0", name)
         self._require(self.weight_decay >= 0, "0 or more", "weight_decay")
-        self._require(self.compute in get_args(Compute), "'fp32', 'bf16' or 'fp16'", "compute")
+        self._require(self.compute in get_args(Compute), "'auto', 'fp32', 'bf16' or 'fp16'", "compute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +189,10 @@ class TrainingSettings(Settings):
     """N_TP: the fewest patches that P4 and P3 are trained on per image (paper, section 4.2)."""
     target_patch_epochs: int = 1
     """Epochs, from the first, without generated patches: the anchors are not yet worth following."""
+    all_target_patches: bool = False
+    """In those epochs, train on the patches of all groups of objects and send their anchors on to the
+    decoder, as the public code does; else on the fewest patches, whose anchors are not sent on, as the paper
+    says (section 4.2)."""
     denoising_queries: int = 200
     """Noised copies of the objects per image (paper, appendix B); 0 trains without denoising."""
     box_noise: float = 0.4

@@ -10,13 +10,11 @@ OpenVINO reads no ONNX functions, so what `compiled` loads has them inlined; com
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import importlib.util
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +25,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.backends.compiled_cache import CompiledCache
-from asag_deploy.backends.cutting import Plan, cut_into_files
+from asag_deploy.backends.cutting import DEFORMABLE, Plan, cut_into_files, has_function
 from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.forking import kept_in_forks
 from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.openvino.compiled import DEVICE, ONE_COMPILES, Compiled, compile_into, load_from
 from asag_deploy.backends.openvino.long_sums import split_long_sums
 from asag_deploy.backends.openvino.map_ends import SCALE, maps_for_the_decoder, shorten_ends
+from asag_deploy.backends.openvino.models import (
+    break_ties_by_index,
+    convert,
+    in_bfloat16,
+    mixed_precision,
+    read_graph,
+    read_kept,
+    with_bfloat16,
+)
 from asag_deploy.backends.openvino.one_size import KeptFile, Shapes, StageOfOneSize, takes_pictures
-from asag_deploy.backends.openvino.precision import keep_coordinates_precise
 from asag_deploy.backends.openvino.products import multiply_in_bfloat16
 from asag_deploy.backends.pieces import (
-    CUT,
     FLOAT32,
     StageInPieces,
+    is_cut,
     kernels_for_cutting,
     threads_of_an_operator,
     warn_of_running_whole,
@@ -52,16 +58,15 @@ from asag_deploy.errors import BackendError, FieldError, Problem
 from asag_deploy.kernels.buffers import BFLOAT16, ScaledIntegers
 from asag_deploy.kernels.cpu import CpuKernels
 from asag_deploy.loop.stages import FEATURE_TENSORS, Array, Stage
-from asag_deploy.scratch import file_in_memory, path_in_utf8, scratch_folder
 from asag_deploy.telemetry import silent_openvino
 
 if TYPE_CHECKING:
-    from openvino import Core, InferRequest, Model, Tensor
+    from openvino import Core, InferRequest, Tensor
 
 Precision = Literal["f32", "bf16"]
 
-_RECIPE = 5
-"""Counted up whenever this file makes another model of a graph, so that what is cached is made anew."""
+_RECIPE = 6
+"""Counted up whenever another model is made of a graph, so that what is cached is made anew."""
 _COMPUTED_IN_FLOAT32 = frozenset({"decoder"})
 """Graphs that take bfloat16 features but compute in float32.  In bfloat16 the decoder alone costs 0.02 AP on
 the demo's scenes, and it is a small part of the arithmetic.  Marking its layers does not save it: OpenVINO
@@ -117,11 +122,12 @@ class OpenVino:
             config = _config(threads, requests)
 
             def open_stage(graph: GraphSpec) -> Stage:
-                if kernels is not None and graph.name in CUT:
+                if kernels is not None and is_cut(graph.name, bundle.graph_path(graph.name)):
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces
-                load = functools.partial(self._compiled, core, cache, graph, config, integers)
+                samples = has_function(bundle.graph_path(graph.name), DEFORMABLE)
+                load = functools.partial(self._compiled, core, cache, graph, config, integers, samples)
                 compiled = self._load(bundle, graph, load)
                 ports = compiled.model.inputs, compiled.model.outputs
                 check_declared(bundle, graph.name, *map(_specs, ports))
@@ -162,25 +168,31 @@ class OpenVino:
         graph: GraphSpec,
         how: Mapping[str, Any],
         integers: Collection[str],
+        samples: bool,
         source: Path | KeptFile,
         shapes: Shapes | None = None,
     ) -> Compiled:
         """Load a graph as it was compiled before, or compile it.
 
-        integers: results that are handed out as such if they are; shapes: of the only inputs that it is for.
+        integers: results that are handed out as such if they are; samples: whether it computes where maps are
+        sampled; shapes: of the only inputs that it is for.
         """
-        precision = "f32" if graph.name in _COMPUTED_IN_FLOAT32 else self.precision
+        exact = samples or graph.name in _COMPUTED_IN_FLOAT32
+        precision = "f32" if exact else self.precision
         config = {"INFERENCE_PRECISION_HINT": precision, **how}
         key = f"{graph.sha256} {sorted(integers)} {shapes and sorted(shapes.items())}"
         cached = load_from(core, cache, key, config)
         if cached is not None:
             return cached
         with ONE_COMPILES:
-            read = _read_graph(source) if isinstance(source, Path) else _read_kept(source, graph)
-            model = split_long_sums(_break_ties_by_index(read))
+            read = read_graph(source) if isinstance(source, Path) else read_kept(source, graph)
+            model = split_long_sums(break_ties_by_index(read))
             shorten_ends(model, integers)
             if self.precision == "bf16":
-                model = _mixed_precision(core, model)
+                model = mixed_precision(core, model)
+            if self.precision == "bf16" and graph.name not in _COMPUTED_IN_FLOAT32 and samples:
+                # OpenVINO rewrites what computes the places, and the new layers are not marked as precise.
+                model = multiply_in_bfloat16(model, {output.name for output in graph.outputs})
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
             return compile_into(core, cache, key, model, config)
@@ -224,12 +236,14 @@ class OpenVino:
             plan, files = found
             calls = [call for calls in plan.calls for call in calls]
             narrow = {name for call in calls for name in call.outputs if call.gives_features}
+            narrow |= FEATURE_TENSORS
             outputs = {spec.name for spec in plan.outputs}
             for i, file in enumerate(files):
-                model = split_long_sums(_break_ties_by_index(_convert(file)))
+                model = split_long_sums(break_ties_by_index(convert(file)))
                 if self.precision == "bf16":
-                    model = multiply_in_bfloat16(_with_bfloat16(model, inputs=narrow), outputs)
-                    narrow |= _in_bfloat16(model.outputs)
+                    wrapped = with_bfloat16(model, inputs=narrow, outputs=FEATURE_TENSORS)
+                    model = multiply_in_bfloat16(wrapped, outputs)
+                    narrow |= in_bfloat16(model.outputs)
                 compiled.append(compile_into(core, cache, _piece_key(digest, i), model, config))
         cache.write(_plan_key(digest), plan.to_json())
         return plan, compiled
@@ -254,6 +268,14 @@ def _load_for(
     return stage
 
 
+def _plan_key(digest: str) -> str:
+    return f"{digest} plan"
+
+
+def _piece_key(digest: str, number: int) -> str:
+    return f"{digest} piece {number}"
+
+
 def _cached_pieces(
     core: Core, cache: CompiledCache, digest: str, config: Mapping[str, Any]
 ) -> tuple[Plan, list[Compiled]] | None:
@@ -268,14 +290,6 @@ def _cached_pieces(
     models = [load_from(core, cache, _piece_key(digest, i), config) for i in range(len(plan.pieces))]
     whole = [model for model in models if model is not None]
     return (plan, whole) if len(whole) == len(models) else None
-
-
-def _plan_key(digest: str) -> str:
-    return f"{digest} plan"
-
-
-def _piece_key(digest: str, number: int) -> str:
-    return f"{digest} piece {number}"
 
 
 @functools.cache
@@ -443,84 +457,6 @@ def _config(threads: int | None, requests: int) -> dict[str, Any]:
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     return config
-
-
-def _read_graph(path: Path) -> Model:
-    """Read an ONNX graph; ONNX Runtime, which is always there, inlines its functions."""
-    import onnxruntime
-
-    with contextlib.suppress(Exception):  # functions, or a broken file: ONNX Runtime tells which
-        return _convert(path)
-    with file_in_memory() as inlined:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.optimized_model_filepath = str(inlined)
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1  # nothing is run
-        with path_in_utf8(path) as known:
-            onnxruntime.InferenceSession(
-                known, options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
-        return _convert(inlined)
-
-
-def _read_kept(file: KeptFile, graph: GraphSpec) -> Model:
-    """Read a graph as it was when the bundle was opened (OSError if it has been written to since)."""
-    content = file.read()
-    if hashlib.sha256(content).hexdigest() != graph.sha256:
-        raise OSError(f"'{graph.file}' has changed since the bundle was opened")
-    with file_in_memory() as copy:
-        copy.write_bytes(content)
-        return _read_graph(copy)
-
-
-def _convert(path: Path) -> Model:
-    """Read a file as ONNX alone; `Core.read_model` also tries other formats, which complain on stderr."""
-    from openvino.frontend import FrontEndManager
-
-    reader = FrontEndManager().load_by_framework("onnx")
-    return reader.convert(reader.load(path))
-
-
-def _break_ties_by_index(model: Model) -> Model:
-    """Let TopK give equal values in order, as ONNX has it: OpenVINO reads it as free to choose."""
-    for node in model.get_ops():
-        if node.get_type_name() == "TopK" and node.get_attributes().get("sort") == "value":
-            node.set_attribute("stable", True)
-    return model
-
-
-def _mixed_precision(core: Core, model: Model) -> Model:
-    """Prepare a model for bfloat16: feature maps travel in it, coordinates stay in float32."""
-    import openvino
-
-    prepared = _with_bfloat16(model, inputs=FEATURE_TENSORS, outputs=FEATURE_TENSORS)
-    with scratch_folder() as folder, file_in_memory() as weights:
-        description = folder / "graph.xml"  # OpenVINO insists on the suffix
-        openvino.serialize(prepared, description, weights)
-        description.write_bytes(keep_coordinates_precise(description.read_bytes()))
-        return core.read_model(description, weights)
-
-
-def _in_bfloat16(ports: Sequence[Any]) -> set[str]:
-    """Return the names of the ports that give bfloat16."""
-    import openvino
-
-    return {name for port in ports if port.get_element_type() == openvino.Type.bf16 for name in port.names}
-
-
-def _with_bfloat16(model: Model, *, inputs: Container[str], outputs: Container[str] = ()) -> Model:
-    """Let the inputs and outputs of these names be bfloat16 outside, where they are float32."""
-    import openvino
-    from openvino.preprocess import PrePostProcessor
-
-    wrapped = PrePostProcessor(model)
-    sides = ((model.inputs, wrapped.input, inputs), (model.outputs, wrapped.output, outputs))
-    for ports, wrap, names in sides:
-        for port in ports:
-            if port.any_name in names and port.get_element_type() == openvino.Type.f32:
-                wrap(port.any_name).tensor().set_element_type(openvino.Type.bf16)
-    return wrapped.build()
 
 
 def _cast(tensor: Tensor, kind: Any) -> Tensor:

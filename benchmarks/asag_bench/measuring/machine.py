@@ -15,7 +15,15 @@ from asag_bench.runners.runner import DetectorRunner
 from asag_deploy.command_line import progress
 
 _PACKAGES = (
-    *("asag-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "openvino"),
+    *(
+        "asag-deploy",
+        "msgspec",
+        "numpy",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "opencv-python-headless",
+        "openvino",
+    ),
     *("tensorrt-rtx", "tensorrt", "torch", "transformers"),
 )
 WARM = 20

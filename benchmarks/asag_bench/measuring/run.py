@@ -299,11 +299,14 @@ def _pyramid(chosen: BundleOnBackend, network: Network) -> Pyramid:
     with scratch_folder() as folder:
         bundle = pyramid_bundle(chosen.bundle, folder)
         alone = options.open_network(bundle)
+    wanted = {tensor.name for tensor in bundle.manifest.graph(PYRAMID).inputs}
 
     def time_pyramid(images: Sequence[RgbImage]) -> float:
-        image = processing.prepare(images, "rgb").image
+        prepared = processing.prepare(images, "rgb")
+        given = {"image": prepared.image, "image_size": alone.upload(prepared.sizes)}
+        given = {name: array for name, array in given.items() if name in wanted}
         start = time.perf_counter()
-        alone.stage(PYRAMID)({"image": image})
+        alone.stage(PYRAMID)(given)
         return since(start)
 
     return time_pyramid

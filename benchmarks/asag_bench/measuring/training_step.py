@@ -29,6 +29,7 @@ from asag_evaluation.data.scenes import write_scenes
 from asag_training.data.loading import TrainingLoader
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe, recipe
+from asag_training.run.gradient_scaling import compute_on
 from asag_training.run.process import Process, joined
 from asag_training.run.trainer import Trainer
 
@@ -106,7 +107,7 @@ def _measure(chosen: Recipe, plan: TrainingStepPlan, process: Process) -> dict[s
         "machine": to_json(describe_machine()) | _gpu(device),
         "network": chosen.network.variant,
         "input": f"{optimisation.batch_size}x3x{side}x{side}, generated scenes of {objects:.1f} objects",
-        "compute": optimisation.compute,
+        "compute": compute_on(device, optimisation.compute),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "workers": plan.workers,

@@ -1,7 +1,8 @@
 """The page of recorded results, and the README's plot, made from the JSON files alone.
 
 Each result of `asag-bench run` among them becomes a section, in the order of their names; what else was
-measured, such as the reports of GPU machines, is listed with its command.  The plot shows the first result
+measured, such as the reports of GPU machines, is listed with its command; what opening a data set took has a
+section too.  The plot shows the first result
 that has PyTorch among its references, and beside it the first that has accuracies.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asag_bench.reports.annotations import is_opening, section
 from asag_bench.reports.plots import draw_summary
 from asag_bench.reports.report import markdown
 from asag_bench.result import Machine, Result, is_result, parse_machine, parse_result
@@ -131,6 +133,9 @@ def page(results: Mapping[str, Recorded]) -> str:
                 file += ", [what it shows](../../docs/front.md#results)"
             lines.append(f"| {file} | `{recorded.command}` | {where} | {recorded.machine.date} |")
         lines += ["", "[benchmarks/README.md](../README.md) says what they show.", ""]
+        for recorded in others.values():
+            if is_opening(recorded.data):
+                lines += section(recorded.data)
     return "\n".join(lines)
 
 

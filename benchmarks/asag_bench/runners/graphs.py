@@ -37,10 +37,25 @@ twice), and of C2 the ResNet itself."""
 
 
 def feature_pyramid(bundle: Bundle) -> ModelProto:
-    """Cut out the part of the backbone graph that computes P2..P5, without the anchors of the first level."""
+    """Cut out the part of the backbone graph that computes P2..P5, without the anchors of the first level.
+
+    It takes `image`, and `image_size` where the maps depend on it, as an encoder's do.
+    """
     whole = onnx.load(bundle.graph_path("backbone"))
     features = features_among(tensor.name for tensor in bundle.manifest.graph("backbone").outputs)
-    return onnx.utils.Extractor(whole).extract_model(["image"], list(features))
+    return onnx.utils.Extractor(whole).extract_model(_inputs_of(whole, features), list(features))
+
+
+def _inputs_of(model: ModelProto, outputs: Iterable[str]) -> list[str]:
+    """Return the inputs of a model that these of its outputs depend on."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    needed, open_ends = set[str](), [*outputs]
+    while open_ends:
+        name = open_ends.pop()
+        if name not in needed:
+            needed.add(name)
+            open_ends += makers[name].input if name in makers else ()
+    return [value.name for value in model.graph.input if value.name in needed]
 
 
 def maps_graph(bundle: Bundle, names: Sequence[str]) -> ModelProto:

@@ -2,7 +2,8 @@
 
 In the backbone graph this is everything that the feature maps P2..P5 come from: convolutions, and what lies
 between them, so that a map is never turned back into float32 on its way.  That is 115 of 120 GMAC.  The
-anchor generator in the same graph stays in float32, and so do coordinates.
+anchor generator in the same graph stays in float32, and so do coordinates, and an encoder after the
+convolutions: where its layers look is decided by small differences.
 
 In the decoder it is the few products that have most of its weights: those on the RoI features, and those
 before and after the adaptive mixing (4 of the decoder's 5 GMAC).  Sums, attention, and what makes
@@ -39,11 +40,12 @@ def feature_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Find the nodes to quantise, in graph order; raises ConfigError if no convolution is among them."""
     producers = {output: node for node in model.graph.node for output in node.output}
     wanted = set(_ancestors(producers))
-    found = [
-        node
-        for node in model.graph.node
-        if node.output[0] in wanted and node.op_type in OPERATORS and _carries_a_map(node, producers)
-    ]
+    carried: set[str] = set()
+    found = []
+    for node in model.graph.node:
+        if node.output[0] in wanted and node.op_type in OPERATORS and _carries_a_map(node, carried):
+            carried.update(node.output)
+            found.append(node)
     if not any(node.op_type == "Conv" for node in found):
         raise ConfigError(
             "the graph 'backbone' computes its feature maps without convolutions, so there is nothing to "
@@ -153,8 +155,9 @@ def _ancestors(producers: dict[str, onnx.NodeProto]) -> dict[str, None]:
     return found
 
 
-def _carries_a_map(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Return whether a node works on feature maps: sums of sizes are additions too."""
-    if node.op_type != "Add":
-        return True
-    return all(name in producers and producers[name].op_type in OPERATORS for name in node.input)
+def _carries_a_map(node: onnx.NodeProto, carried: set[str]) -> bool:
+    """Return whether a node works on feature maps, given the maps before it.
+
+    Sums of sizes are additions too, and an encoder's layers have activations between products.
+    """
+    return node.op_type not in ("Add", "Relu") or carried.issuperset(node.input)

@@ -7,14 +7,13 @@
 #pragma once
 
 #include "asag/asag_kernels.h"
-#include "asag/block.h"
 #include "asag/taps.h"
 
 namespace asag {
 
 constexpr int DEFORMABLE_THREADS = 128;
 
-// Packs of WIDTH channels that all blocks compute.
+// Packs of WIDTH channels, one for each thread.
 inline int64_t deformable_packs(const AsagDeformableSample& arguments, int width) {
     return static_cast<int64_t>(arguments.features.batch) * arguments.queries * (arguments.features.channels / width);
 }
@@ -23,7 +22,7 @@ inline int64_t deformable_sample_blocks(const AsagDeformableSample& arguments, i
     return (deformable_packs(arguments, width) + DEFORMABLE_THREADS - 1) / DEFORMABLE_THREADS;
 }
 
-// Pack `item` of batch * queries * packs.
+// Pack `item` of deformable_packs().  WIDTH channels at a time; C / G must be a multiple of it.
 template <class T, int WIDTH>
 ASAG_HD void deformable_sample_pack(const AsagDeformableSample& arguments, int64_t item) {
     using Channels = Pack<T, WIDTH>;
@@ -52,18 +51,6 @@ ASAG_HD void deformable_sample_pack(const AsagDeformableSample& arguments, int64
     Channels result;
     for (int k = 0; k < WIDTH; ++k) result.values[k] = from_float<T>(sum[k]);
     static_cast<Channels*>(arguments.out)[item] = result;
-}
-
-// Block `index` of deformable_sample_blocks().  WIDTH channels at a time; C / G must be a multiple of it.
-template <class T, int WIDTH, class Block>
-ASAG_HD void deformable_sample_block(
-    const Block& block, const AsagDeformableSample& arguments, int64_t index, int64_t packs) {
-    block.each([&](int thread) {
-        for (int i = thread; i < DEFORMABLE_THREADS; i += block.threads()) {
-            const int64_t item = index * DEFORMABLE_THREADS + i;
-            if (item < packs) deformable_sample_pack<T, WIDTH>(arguments, item);
-        }
-    });
 }
 
 }  // namespace asag

@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(SAMPLE_THREADS)
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(DEFORMABLE_THREADS)
     deformable_sample_kernel(const __grid_constant__ AsagDeformableSample arguments, int64_t packs) {
-    deformable_sample_block<T, WIDTH>(DeviceBlock{}, arguments, blockIdx.x, packs);
+    const int64_t item = static_cast<int64_t>(blockIdx.x) * DEFORMABLE_THREADS + threadIdx.x;
+    if (item < packs) deformable_sample_pack<T, WIDTH>(arguments, item);
 }
 
 static __global__ void __launch_bounds__(SELECT_THREADS)

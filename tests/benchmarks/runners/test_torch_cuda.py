@@ -22,10 +22,12 @@ from asag_deploy.kernels import KernelLibrary
 from asag_deploy.loop.probing import Probed, detect
 from asag_deploy.loop.stopping import StopRule
 from asag_training.checkpoints import Checkpoint
+from asag_training.network import operators
 from asag_training.network.model import build
 from asag_training.network.operator_choice import use_operators
 from asag_training.network.stage_plan import build_stages, probing_plan
 from asag_training.network.stages import TorchNetwork
+from support import naive_operators as naive
 from support.simulated_gpu.fake_cuda import FakeCuda
 from support.simulated_gpu.fake_torch import fake_torch_network
 from support.small_network import small_checkpoint
@@ -181,6 +183,19 @@ def test_the_kernels_take_the_place_of_the_operators(host_library_path: Path, va
     calls = len(library.calls)
     detect(network, PROBING, StopRule(), image, SIZES)
     assert len(library.calls) == calls, "they are back after the block"
+
+
+def test_deformable_sampling_is_the_kernel(host_library_path: Path) -> None:
+    library = CountingLibrary(host_library_path)
+    maps = [torch.from_numpy(each).half() for each in naive.pyramid(0, 64, 96, channels=16)]
+    given = [torch.from_numpy(each) for each in naive.deformable_points(1, naive.pyramid(0, 64, 96))]
+    expected = operators.deformable_sample(maps, *given)
+    with use_operators(KernelOperators(library, stream=lambda: 0)):
+        turned = [each.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3) for each in maps]
+        found = operators.deformable_sample(turned, *given)
+    assert library.calls == ["deformable_sample"]
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
 
 
 class CountingLibrary(KernelLibrary):

@@ -64,6 +64,9 @@ class Nowhere:
     def pyramid_sample(self, features: Any, xy: Any, weight: Any, strides: Any) -> torch.Tensor:
         return features[0].new_empty((*xy.shape[:4], features[0].shape[-1] // xy.shape[2]))  # type: ignore[no-any-return]
 
+    def deformable_sample(self, features: Any, xy: Any, weight: Any) -> torch.Tensor:
+        return features[0].new_empty((*xy.shape[:2], features[0].shape[-1]))  # type: ignore[no-any-return]
+
     def pad_anchors(self, anchors: Any, keep: Any, image_size: Any, slots: Any, *_: int) -> Any:
         batch = anchors.shape[0]
         return anchors.new_empty((batch, len(slots), 4)), image_size.new_empty((batch,))
@@ -77,7 +80,9 @@ def what_comes_from_the_host(stage: StageModule, inputs: list[torch.Tensor]) -> 
     return [*spy.found, *calls.found]
 
 
-@pytest.mark.parametrize("variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-a-r50-crowdhuman"])
+@pytest.mark.parametrize(
+    "variant", ["asag-a-r50-100", "asag-s-r50-100", "asag-d-r50-100", "asag-a-r50-crowdhuman"]
+)
 def test_stages_stay_on_the_device(variant: str) -> None:
     checkpoint = small_checkpoint(variant)
     probing = probing_plan(checkpoint.config)

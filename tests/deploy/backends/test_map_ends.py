@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from asag_deploy.backends.openvino.backend import _convert
 from asag_deploy.backends.openvino.map_ends import maps_for_the_decoder, shorten_ends
+from asag_deploy.backends.openvino.models import convert
 from asag_deploy.bundle.bundle import Bundle
 
 library = pytest.importorskip("openvino", reason="needs OpenVINO")
@@ -62,8 +62,8 @@ MAP = IMAGE.transpose(0, 2, 3, 1)
 
 def test_integers_come_with_their_scale_and_others_as_they_were(tmp_path: Path) -> None:
     path = quantised_map(tmp_path, np.int8(0), np.float32(0.05))
-    expected = run(_convert(path), IMAGE)
-    model = _convert(path)
+    expected = run(convert(path), IMAGE)
+    model = convert(path)
     shorten_ends(model, {"p2", "p4"})
     found = run(model, IMAGE)
     assert found.keys() == expected.keys() | {"p2_scale"}
@@ -78,7 +78,7 @@ def test_integers_come_with_their_scale_and_others_as_they_were(tmp_path: Path) 
 
 @pytest.mark.parametrize("zero_point", [np.int8(3), np.uint8(0)], ids=["another zero", "without a sign"])
 def test_other_integers_come_as_floats(tmp_path: Path, zero_point: Any) -> None:
-    model = _convert(quantised_map(tmp_path, zero_point, np.float32(0.05)))
+    model = convert(quantised_map(tmp_path, zero_point, np.float32(0.05)))
     shorten_ends(model, {"p2"})
     found = run(model, IMAGE)
     assert "p2_scale" not in found

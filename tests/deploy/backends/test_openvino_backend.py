@@ -21,6 +21,7 @@ from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.compiled_cache import CompiledCache, cache_folder
 from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.openvino import backend as openvino
+from asag_deploy.backends.openvino import models
 from asag_deploy.backends.openvino.backend import OpenVinoArray
 from asag_deploy.backends.openvino.compiled import Compiled
 from asag_deploy.backends.openvino.precision import keep_coordinates_precise
@@ -52,13 +53,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The graphs that are read, and so compiled, from now on."""
     read: list[Path] = []
-    original = openvino._read_graph
+    original = models.read_graph
 
     def spy(path: Path) -> Any:
         read.append(path)
         return original(path)
 
-    monkeypatch.setattr(openvino, "_read_graph", spy)
+    for module in (openvino, models):
+        monkeypatch.setattr(module, "read_graph", spy)
     return read
 
 
@@ -388,7 +390,20 @@ def test_what_stays_precise(tmp_path: Path) -> None:
     model = library.Model(outputs, [feature, size])
     found = marked(model, tmp_path)
     assert {"Sigmoid", "Multiply", "Floor", "Exp", "Sqrt", "SoftPlus"} <= found
-    assert not found & {"Relu", "Tanh", "Elu", "Gather", "Cos", "MatMul", "Const", "Parameter", "Result"}
+    assert not found & {
+        "GridSample",
+        "Sign",
+        "Tan",
+        "Relu",
+        "Tanh",
+        "Elu",
+        "Gather",
+        "Cos",
+        "MatMul",
+        "Const",
+        "Parameter",
+        "Result",
+    }
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -406,7 +421,7 @@ def test_a_marked_graph_is_computed_in_two_precisions(cached: bool) -> None:
     product = ops.matmul(ops.matmul(feature, weight, False, False), weight, False, False)
     wave = ops.matmul(ops.sin(ops.multiply(anchors, np.float32(1.7))), weight, False, False)
     result = ops.matmul(ops.multiply(product, wave), weight, False, False)
-    model = openvino._mixed_precision(core, library.Model([product, wave, result], [feature, anchors]))
+    model = models.mixed_precision(core, library.Model([product, wave, result], [feature, anchors]))
     options = {"INFERENCE_PRECISION_HINT": "bf16"}
     compiled = core.compile_model(model, "CPU", options)
     if cached:
@@ -454,7 +469,7 @@ def test_equal_values_come_in_order() -> None:
     values = ops.parameter([-1, -1], np.float32, name="values")
     best = ops.topk(values, np.int64(7), 1, "max", "value")
     model = library.Model([best.output(1)], [values])
-    assert openvino._break_ties_by_index(model) is model
+    assert models.break_ties_by_index(model) is model
     request = library.Core().compile_model(model, "CPU").create_infer_request()
     scores = np.zeros((1, 250), np.float32)
     scores[0, [100, 200]] = 1

@@ -11,19 +11,23 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from asag_deploy.backends import BACKENDS, Network, cutting, open_network
-from asag_deploy.backends.cutting import Plan, cut
+from asag_deploy.backends.cutting import Plan, cut, has_function
 from asag_deploy.backends.pieces import (
     StageInPieces,
     graphs_run_whole,
+    is_cut,
     threads_of_an_operator,
     why_no_pieces,
 )
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import BackendError, FieldError
 from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, CpuKernels
 from asag_deploy.loop.patch_nms import patch_nms
@@ -255,6 +259,167 @@ def behind_an_operator(file: Path, nodes: list[onnx.NodeProto], output: str, **o
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 20), ("asag", 1), ("own", 1))]
     onnx.save(helper.make_model(graph, opset_imports=opsets, **options), str(file))
     return file
+
+
+ENCODER = """
+<ir_version: 10, opset_import: ["" : 20, "asag" : 1]>
+backbone (float[batch, 3, height, width] image, int64[batch, 2] image_size)
+    => (float[batch, cells, 8] refined)
+{
+    map3 = Conv <kernel_shape = [8, 8], strides = [8, 8]> (image, filters)
+    map4 = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (map3)
+    map5 = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (map4)
+    map6 = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (map5)
+    p3 = Transpose <perm = [0, 2, 3, 1]> (map3)
+    p4 = Transpose <perm = [0, 2, 3, 1]> (map4)
+    p5 = Transpose <perm = [0, 2, 3, 1]> (map5)
+    p6 = Transpose <perm = [0, 2, 3, 1]> (map6)
+    size = Shape <start = 0, end = 1> (p3)
+    row = Concat <axis = 0> (size, as_row)
+    cells = Reshape (p3, row)
+    canvas = Shape <start = 2> (image)
+    canvas_float = Cast <to = 1> (canvas)
+    valid = Cast <to = 1> (image_size)
+    share = Div (valid, canvas_float)
+    ratio = Reshape (share, as_ratio)
+    offsets = MatMul (cells, to_offsets)
+    places = Sigmoid (offsets)
+    by_point = Reshape (places, as_points)
+    xy = Mul (by_point, ratio)
+    scores = MatMul (cells, to_weights)
+    shares = Softmax (scores)
+    weight = Reshape (shares, as_weights)
+    attended = asag.DeformableSample (p3, p4, p5, p6, xy, weight)
+    second = Add (cells, attended)
+    offsets_2 = MatMul (second, to_offsets)
+    places_2 = Sigmoid (offsets_2)
+    points_2 = Add (places_2, unread)
+    shape_2 = Concat <axis = 0> (size, as_points_2)
+    by_point_2 = Reshape (points_2, shape_2)
+    xy_2 = Mul (by_point_2, ratio)
+    attended_2 = asag.DeformableSample (p3, p4, p5, p6, xy_2, weight)
+    refined = Add (second, attended_2)
+}
+"""
+"""Two layers over the maps of a picture, which they share."""
+
+
+def encoder(file: Path) -> Path:
+    """Write it, with weights and the operator's body."""
+    from asag_export.onnx_operators import DeformableSample, function_of
+
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(ENCODER)
+    constants: dict[str, NDArray[Any]] = {
+        "filters": rng.normal(0, 0.1, (8, 3, 8, 8)).astype(np.float32),
+        "to_offsets": rng.normal(size=(8, 2 * 4 * 3 * 2)).astype(np.float32),
+        "to_weights": rng.normal(size=(8, 2 * 4 * 3)).astype(np.float32),
+        "unread": np.zeros(1, dtype=np.float32),
+        "as_row": np.array([-1, 8]),
+        "as_ratio": np.array([-1, 1, 1, 1, 1, 2]),
+        "as_points": np.array([0, -1, 2, 4, 3, 2]),
+        "as_points_2": np.array([-1, 2, 4, 3, 2]),
+        "as_weights": np.array([0, -1, 2, 4, 3]),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(each, name) for name, each in constants.items())
+    calls = [node for node in model.graph.node if node.domain == "asag"]
+    model.functions.append(function_of(DeformableSample, calls, 20))
+    onnx.save(onnx.shape_inference.infer_shapes(model), str(file))
+    return file
+
+
+def test_layers_over_a_picture_are_cut_and_the_network_before_them_runs_once(
+    host_library_path: Path, tmp_path: Path
+) -> None:
+    file = encoder(tmp_path / "backbone.onnx")
+    found = cut(file)
+    assert found is not None
+    plan, parts = found
+    contents = [b"".join(each) for each in parts]
+    assert [[call.operator for call in calls] for calls in plan.calls] == [["DeformableSample"]] * 2 + [[]]
+    used = [{node.op_type for node in onnx.load_from_string(each).graph.node} for each in contents]
+    assert "Conv" in used[0]
+    # What is of numbers is handed on, and only of sizes it is found out again what they are.
+    assert used[1] == {"Add", "MatMul", "Sigmoid", "Concat", "Reshape", "Mul"}
+    assert used[2] == {"Add"}
+    assert set(plan.pieces[1].inputs) == {"cells", "attended", "ratio", "size"}
+
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(2, 3, 128, 192)).astype(np.float32)
+    given: dict[str, Any] = {"image": image, "image_size": np.array([[128, 160], [100, 192]])}
+    (expected,) = session(file.read_bytes()).run(None, given)
+    kernels = CpuKernels(host_library_path)
+    spec = GraphSpec(name="backbone", file="", sha256="", inputs=plan.inputs, outputs=plan.outputs)
+    pieces = [as_stage(content) for content in contents]
+    stage = StageInPieces(spec, plan, pieces, kernels, Plainly(), threads=2)
+    np.testing.assert_allclose(stage(given)["refined"], expected, rtol=0, atol=1e-4)
+    assert np.abs(expected).max() > 1
+
+
+def session(content: bytes) -> Any:
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def as_stage(content: bytes) -> Any:
+    """A piece as ONNX Runtime runs it, on NumPy's arrays."""
+    piece = session(content)
+    inputs, outputs = ([node.name for node in side] for side in (piece.get_inputs(), piece.get_outputs()))
+
+    def run(values: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(outputs, piece.run(None, {name: values[name] for name in inputs}), strict=True))
+
+    return run
+
+
+class Plainly:
+    """NumPy's arrays, where they lie."""
+
+    def view(self, array: Any) -> Any:
+        return array
+
+    def wrap(self, values: Any) -> Any:
+        return values
+
+
+def test_values_go_when_they_have_been_read(host_library_path: Path, tmp_path: Path) -> None:
+    found = cut(encoder(tmp_path / "backbone.onnx"))
+    assert found is not None
+    plan, parts = found
+    seen: list[set[str]] = []
+
+    def watched(stage: Any) -> Any:
+        def run(values: dict[str, Any]) -> dict[str, Any]:
+            seen.append(set(values))
+            outputs: dict[str, Any] = stage(values)
+            return outputs
+
+        return run
+
+    pieces = [watched(as_stage(b"".join(each))) for each in parts]
+    spec = GraphSpec(name="backbone", file="", sha256="", inputs=plan.inputs, outputs=plan.outputs)
+    stage = StageInPieces(spec, plan, pieces, CpuKernels(host_library_path), Plainly(), threads=1)
+    stage({"image": np.ones((1, 3, 128, 128), np.float32), "image_size": np.array([[128, 128]])})
+    pictures = {"image", "image_size"}
+    maps = {"p3", "p4", "p5", "p6"}
+    assert seen[0] == pictures
+    assert seen[1] == pictures | maps | {"cells", "attended", "ratio", "size", "weight"}
+    assert seen[2] == pictures | {"second", "attended_2"}
+
+
+def test_which_graphs_are_cut(small_bundle: Bundle, tmp_path: Path) -> None:
+    file = encoder(tmp_path / "backbone.onnx")
+    assert is_cut("backbone", file)
+    assert is_cut("decoder", small_bundle.graph_path("decoder"))
+    assert not is_cut("backbone", small_bundle.graph_path("backbone"))
+    assert not is_cut("backbone", tmp_path / "none.onnx")
+    assert has_function(small_bundle.graph_path("decoder"), "PadAnchors")
+    content = file.read_bytes()
+    for end in range(0, len(content), 97):  # whatever is left of it, nothing is raised
+        file.write_bytes(content[:end])
+        assert not is_cut("backbone", file)
+    for text in (b"\xff" * 30, b"\xca\x01" + b"\xff" * 9 + b"\x01", b"\x08", b"\x0b\x00"):
+        file.write_bytes(text)
+        assert not is_cut("backbone", file)
 
 
 def test_graphs_inside_nodes_keep_what_they_read_outside(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 
@@ -26,7 +27,7 @@ from asag_export.quantize.bundle_quantization import check_quantizable
 from asag_export.quantize.calibration import stage_inputs
 from asag_export.quantize.cli import main
 from asag_export.quantize.cost import signal_to_noise
-from asag_export.quantize.placement import product_nodes, settle_weights
+from asag_export.quantize.placement import feature_nodes, product_nodes, settle_weights
 from support.bundle_edits import edit_graph
 from support.coco_files import write_coco
 
@@ -144,6 +145,29 @@ def test_weights_that_the_graph_moves_itself() -> None:
     del model.graph.node[0]
     with pytest.raises(ConfigError, match="the graph 'decoder' multiplies by no weights"):
         product_nodes(model)
+
+
+def test_an_encoder_after_the_convolutions_stays_as_it_is() -> None:
+    """Of its layers' sums and activations none is of a map that convolutions have made."""
+    model = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 20]>
+    backbone (float[b, 3, h, w] image) => (float[b, n, m, 4] p5, float[b, 4] other) {
+        first = Conv (image, kernel)
+        rectified = Relu (first)
+        second = Conv (rectified, other_kernel)
+        both = Add (second, rectified)
+        cells = Transpose <perm = [0, 2, 3, 1]> (both)
+        product = MatMul (cells, weight)
+        biased = Add (product, bias)
+        inner = Relu (biased)
+        more = MatMul (inner, weight)
+        p5 = Add (more, cells)
+        place = ReduceMean <keepdims = 0> (image, axes)
+        other = Relu (place)
+    }
+    """)
+    found = feature_nodes(model)
+    assert [node.output[0] for node in found] == ["first", "rectified", "second", "both"]
 
 
 def test_scales_are_symmetric_and_weights_have_one_per_channel(int8_bundle: Bundle) -> None:

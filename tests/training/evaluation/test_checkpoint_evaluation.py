@@ -188,6 +188,7 @@ def test_what_a_file_does_not_say_is_said(tmp_path: Path, capsys: pytest.Capture
     for said in (
         "averaged weights (EMA) were taken, from 'model_ema'",
         "there are weights too, in 'model'",
+        "of its 4 decoders 'main' is taken, and --head takes another: most published AP are of aux_2",
         "the file does not say how images are prepared",
         "it does not name its classes",
         "its 5 classes are taken for those of the data, in the order of their ids",

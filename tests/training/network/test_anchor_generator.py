@@ -137,6 +137,32 @@ def test_first_level_anchors_lie_in_their_patches(generator: AnchorGenerator) ->
     torch.testing.assert_close(prediction.anchors[0, ::per_patch], expected)
 
 
+def test_the_first_level_has_a_size_of_its_own() -> None:
+    """As in the public code, where other patches of P4 and P3 leave P5 as it is."""
+    usual, other = (
+        AnchorGenerator(small_config().with_changes(**changes)).eval().requires_grad_(False)
+        for changes in ({}, {"patch_size": 9, "first_level_size": 2 * SIZE})
+    )
+    shared = {
+        name: tensor
+        for name, tensor in usual.state_dict().items()
+        if not name.startswith(
+            ("proj_patch", "layernorm.1", "layernorm.2", "pos_embedding.1", "pos_embedding.2")
+        )
+    }
+    missing = other.load_state_dict(shared, strict=False)
+    assert missing.missing_keys
+    assert not missing.unexpected_keys
+    p5, sizes = maps(2, 10, 12), torch.tensor([[320, 384], [256, 300]])
+    first, same = (generator.first_level(p5, sizes, flips=((True, False),)) for generator in (usual, other))
+    assert torch.equal(first.raw, same.raw)
+    assert torch.equal(first.anchors, same.anchors)
+    origins = torch.tensor([[[2, 3]], [[0, 1]]])
+    probed = probe(other, "P4", maps(2, 20, 24), sizes, origins, torch.tensor([1, 1]))
+    inside = probed.anchors[..., :2] / 16 - origins.float()
+    assert ((inside >= 0) & (inside <= 9)).all()
+
+
 def test_small_anchors_score_nothing(generator: AnchorGenerator) -> None:
     side = 300
     shapes = [(2.99, 50), (50, 2.99), (3.01, 3.01), (50, 50)]

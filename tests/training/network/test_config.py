@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.checkpoints import untrained_checkpoint
 from asag_training.network.config import VARIANTS, AsagConfig, own_preprocessing, variant_config
@@ -34,12 +35,35 @@ def test_published_variants() -> None:
     ]
     for name, config in published.items():
         assert config.variant == name
-        assert own_preprocessing(config) is None
+        sides = Preprocessing(longer_side=1500) if name.endswith("crowdhuman") else None
+        assert own_preprocessing(config) == sides
         decoder, finest_map = OF_LETTER[name[5]]
         assert (config.decoder, config.finest_map) == (decoder, finest_map)
         assert (config.encoder_layers, config.deformable_points, config.deformable_ffn_dim) == (6, 4, 1024)
         assert config.backbone_depth == int(name.split("-")[2].removeprefix("r"))
         assert variant_config(name) is config
+
+
+def test_images_of_crowdhuman_are_longer() -> None:
+    checkpoint = untrained_checkpoint("asag-s-r50-crowdhuman")
+    assert checkpoint.preprocessing == Preprocessing(shorter_side=800, longer_side=1500)
+    silent = dataclasses.replace(checkpoint, preprocessing=None)
+    assert silent.prepared == checkpoint.preprocessing
+    said = dataclasses.replace(checkpoint, preprocessing=Preprocessing(shorter_side=320, longer_side=333))
+    assert said.prepared == said.preprocessing
+
+
+@pytest.mark.parametrize("size", [0, 1, 29, -2, 1 << 20])
+def test_a_first_level_that_has_no_quarters(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"first_level_size {size} is not possible: expected an even"):
+        variant_config("asag-a-r50-100").with_changes(first_level_size=size)
+
+
+def test_the_first_level_follows_the_patches_unless_said() -> None:
+    config = variant_config("asag-a-r50-100")
+    assert (config.first_level_size, config.first_patch_size) == (None, 15)
+    assert config.with_changes(patch_size=9).first_patch_size == 9
+    assert config.with_changes(patch_size=9, first_level_size=30).first_patch_size == 15
 
 
 @pytest.mark.parametrize(

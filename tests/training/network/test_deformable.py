@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from asag_training.network.config import AsagConfig
+from asag_training.network import deformable
+from asag_training.network.config import AsagConfig, variant_config
 from asag_training.network.deformable import (
     DeformableAttention,
     Geometry,
@@ -21,8 +23,11 @@ from asag_training.network.deformable import (
     join_maps,
     part_maps,
 )
-from asag_training.network.deformable_decoder import DeformableStage, inverse_sigmoid
+from asag_training.network.deformable_decoder import DeformableStage, around_boxes, inverse_sigmoid
 from asag_training.network.deformable_encoder import DeformableEncoder, EncoderLayer, MapProjections
+from asag_training.network.model import Asag
+from asag_training.network.operators import deformable_sample
+from asag_training.network.relation_block import Proposals
 from support.checkpoint_files import tiny_config
 
 CASES = ("padded_to_32", "odd_canvas")
@@ -123,7 +128,8 @@ def test_decoder_layer_and_its_gradients_are_the_public_ones(case: Case) -> None
     content, memory = case["content"].requires_grad_(), case["encoder"].requires_grad_()
     boxes, position = case["boxes"], case["query_position"]
     nobody = torch.zeros(1, 1, 1, 1)
-    decoded = stage(content, position, boxes, nobody, memory, geometry)
+    around = around_boxes(boxes, geometry, stage.cross_attn.points)
+    decoded = stage(content, position, around, nobody, memory, geometry)
     logits, refined = stage.predict(decoded, boxes)
     close(decoded.detach(), case["decoded"])
     close(logits.detach(), case["logits"])
@@ -219,9 +225,57 @@ def test_neck_makes_four_maps_of_three() -> None:
     convolutions = [module for module in neck.modules() if isinstance(module, nn.Conv2d)]
     assert [c.kernel_size[0] for c in convolutions] == [1, 1, 1, 3]
     assert not any(c.bias.any() for c in convolutions if c.bias is not None)
-    assert {module.num_groups for module in neck.modules() if isinstance(module, nn.GroupNorm)} == {8}
-    full = MapProjections((8, 16, 32, 64), narrow(hidden_dim=64, attention_heads=8))
-    assert {module.num_groups for module in full.modules() if isinstance(module, nn.GroupNorm)} == {32}
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(24, 1), (32, 4), (96, 4), (128, 16), (256, 32), (512, 32)])
+def test_no_group_that_is_normalised_is_a_single_number(channels: int, groups: int) -> None:
+    """Not even on a map of one cell, on which PyTorch refuses it."""
+    neck = MapProjections((8, 16, 32, 64), narrow(hidden_dim=channels, attention_heads=8))
+    assert {module.num_groups for module in neck.modules() if isinstance(module, nn.GroupNorm)} == {groups}
+    maps = neck.requires_grad_(False)([torch.randn(1, 8 << i, 8 >> i, 8 >> i) for i in range(4)])
+    assert maps[-1].shape == (1, channels, 1, 1)
+    assert maps[-1].any()
+
+
+@pytest.mark.parametrize("how", ["autocast", "half weights"])
+def test_places_and_shares_keep_their_precision(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a number of places would be off by half a cell on a large map."""
+    seen: list[tuple[torch.dtype, ...]] = []
+
+    def sample(features: list[Tensor], xy: Tensor, weight: Tensor) -> Tensor:
+        seen.append((features[0].dtype, xy.dtype, weight.dtype))
+        assert torch.allclose(weight.sum(dim=(-2, -1)), torch.ones(1), atol=1e-6)
+        return deformable_sample(features, xy, weight)
+
+    monkeypatch.setattr(deformable, "deformable_sample", sample)
+    encoder = DeformableEncoder(narrow()).requires_grad_(False)
+    _stir(encoder)
+    maps, sizes = [torch.randn(1, 8 >> i, 16 >> i, 24) for i in range(4)], torch.tensor([[50, 101]])
+    exact = join_maps(encoder(maps, sizes, (64, 128)))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        if how == "half weights":
+            encoder, maps = encoder.half(), [feature.half() for feature in maps]
+        found = join_maps(encoder(maps, sizes, (64, 128)))
+    kind = torch.bfloat16 if how == "autocast" else torch.float16
+    assert seen == [(torch.float32,) * 3] * 2 + [(kind, torch.float32, torch.float32)] * 2
+    assert float((found.float() - exact).abs().mean()) < 0.05
+
+
+def test_what_asag_d_costs() -> None:
+    """Multiply-accumulates on the mean image of the paper, 800x1134, with its 253 anchors."""
+    with torch.device("meta"):
+        model = Asag(variant_config("asag-d-r50-300").with_changes(heads=1)).requires_grad_(False)
+        image, size = torch.empty(1, 3, 800, 1134), torch.empty(1, 2, dtype=torch.int64)
+        anchors, valid = torch.empty(1, 253, 4), torch.empty(1, 253, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        features = model.features(image, size)
+        model.anchor_generator.first_level(features[2], size)
+        proposals = Proposals(anchors, anchors, anchors, torch.empty(1, 253, 256, device="meta"))
+        model.decode("main", features, proposals, valid[:, :, None] & valid[:, None], size)
+    whole = counter.get_total_flops() / 2e9
+    assert whole == pytest.approx(165.57, abs=0.01)  # and 1.25 for the relation block, 0.15 for ten patches
+    encoder = counter.get_flop_counts()["DeformableEncoder"]
+    assert sum(encoder.values()) / 2e9 == pytest.approx(85.39, abs=0.01)
 
 
 def narrow(**changes: Any) -> AsagConfig:

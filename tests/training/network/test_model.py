@@ -164,7 +164,7 @@ def test_light_networks_have_no_p2(variant: str) -> None:
 
 
 def test_an_encoder_makes_the_maps_of_asag_d() -> None:
-    model = build(small_config("asag-d-r101-300", heads=1))
+    model = build(small_config("asag-d-r101-300", heads=1, encoder_layers=6))
     assert model.encoder is not None
     assert len(model.encoder.layers) == 6
     assert pyramid_strides(model.config) == (8, 16, 32, 64)

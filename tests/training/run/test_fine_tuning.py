@@ -171,7 +171,8 @@ def train(data: Path, run: Path, *options: str) -> int:
         "--pictures",
         "0",
     ]
-    return main([*words, *options_of(TINY), "--set", "schedule.epochs=1", *options])
+    once = options_of([*TINY, "schedule.epochs=1", "patches.target_patch_epochs=0"])
+    return main([*words, *once, *options])
 
 
 def test_from_the_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from asag_deploy.errors import ConfigError, TrainingError
-from asag_training.run.gradient_scaling import GradientScaling
+from asag_training.run.gradient_scaling import GradientScaling, compute_on
 from asag_training.run.state import STATE, default_settings, differences
 from asag_training.run.trainer import Trainer
+from asag_training.settings import Compute
 from support.training_runs import make_loader, make_trainer, tiny_recipe, write_pictures
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def set_scale(scaling: GradientScaling, scale: float) -> None:
 
 
 def one_step(
-    compute: str, gradient: float = 1.0, scale: float | None = None
+    compute: Compute, gradient: float = 1.0, scale: float | None = None
 ) -> tuple[Tensor, GradientScaling]:
     """A weight of 1 after a step of size 1 against `gradient`."""
     layer = nn.Parameter(torch.ones(1))
@@ -65,7 +66,7 @@ def one_step(
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16"])
-def test_scaling_changes_no_step(compute: str) -> None:
+def test_scaling_changes_no_step(compute: Compute) -> None:
     weight, scaling = one_step(compute, gradient=0.25)
     assert weight.item() == 0.75
     assert scaling.skipped == 0
@@ -171,6 +172,43 @@ def test_settings_that_a_saved_run_has_not() -> None:
     assert differences({"a": 1}, {"a": 1, "b": 2}, {"b": 2}) == []
     assert differences({"a": 1}, {"a": 1, "b": 2}, {"b": 3}) == ["its b is 3, not 2"]
     assert differences({"a": 1, "c": 4}, {"a": 1}, {}) == ["its c is 4, not None"]
+
+
+def test_a_choice_of_its_own_is_half_precision_on_gpus_alone() -> None:
+    assert compute_on(torch.device("cuda", 1), "auto") == "fp16"
+    assert compute_on(CPU, "auto") == "fp32"
+    assert compute_on(CPU, "bf16") == "bf16"
+    assert not GradientScaling(CPU, "auto").enabled
+
+
+def test_a_run_in_half_precision_goes_on_where_there_is_none(data: Path, tmp_path: Path) -> None:
+    """As a run with `auto` does that was begun on a GPU; and the other way round."""
+    begun = make_trainer(data, tmp_path / "run", tiny_recipe("optimisation.compute=auto"))
+    begun.save()
+    path = tmp_path / "run" / STATE
+    scaled = GradientScaling(CPU, "fp16")
+    scaled.skipped = 3
+    state = torch.load(path, weights_only=True)
+    state["made"]["type of backbone and neck"] = "fp16"
+    torch.save(state | {"scaling": scaled.state_dict()}, path)
+    trainer = make_trainer(data, tmp_path / "run", tiny_recipe("optimisation.compute=auto"))
+    assert trainer.resume()
+    [sentence] = trainer.changed
+    assert "(its type of backbone and neck is fp16, not fp32): numbers will differ a little" in sentence
+    unscaled = GradientScaling(CPU, "fp32").state_dict()
+    scaled.load_state_dict(unscaled)
+    assert scaled.skipped == 3
+
+
+def test_a_run_saved_before_its_type_was_written_down_is_no_other(data: Path, tmp_path: Path) -> None:
+    make_trainer(data, tmp_path / "run").save()
+    path = tmp_path / "run" / STATE
+    state = torch.load(path, weights_only=True)
+    del state["made"]["type of backbone and neck"]
+    torch.save(state, path)
+    trainer = make_trainer(data, tmp_path / "run")
+    assert trainer.resume()
+    assert trainer.changed == ()
 
 
 def test_a_type_that_does_not_exist() -> None:

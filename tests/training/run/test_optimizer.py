@@ -40,8 +40,8 @@ def test_sampling_offsets_learn_ten_times_slower() -> None:
     """Of the encoder and of the decoder of ASAG-D; no other network has any."""
     network = Asag(small_config("asag-d-r50-100", heads=2, encoder_layers=2))
     named = {id(p): name for name, p in network.named_parameters()}
-    for changes, rate in (({}, 2e-5), ({"offsets_factor": 0.5}, 1e-4), ({"offsets_factor": 1.0}, 2e-4)):
-        groups = build_optimizer(network, Optimisation(**changes)).param_groups
+    for settings, rate in ((Optimisation(), 2e-5), (Optimisation(offsets_factor=0.5), 1e-4)):
+        groups = build_optimizer(network, settings).param_groups
         assert [group["name"] for group in groups] == ["network", "backbone", "offsets"]
         slow = {named[id(p)] for p in groups[2]["params"]}
         layers = [f"encoder.layers.{i}.self_attn" for i in (0, 1)]

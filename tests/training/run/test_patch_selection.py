@@ -18,7 +18,7 @@ from asag_training.run.patch_selection import (
     random_origins,
     shifted_origins,
     spare_origins,
-    spare_patches,
+    training_patches,
 )
 
 STRIDE, SIDE = 16, 15
@@ -152,7 +152,9 @@ def test_spares_of_a_batch_repeat_with_the_seed(config: AsagConfig) -> None:
     sizes = [(480, 640), (400, 300)]
 
     def draw(seed: int) -> dict[str, Tensor]:
-        return spare_patches(targets, sizes, {"P4": 16, "P3": 8}, config, 4, seeded(seed))
+        found = training_patches(targets, sizes, {"P4": 16, "P3": 8}, config, 4, seeded(seed))
+        assert all(patches.given is None for patches in found.values())
+        return {level: patches.spare for level, patches in found.items()}
 
     first, again, other = draw(0), draw(0), draw(1)
     assert {level: tuple(spare.shape) for level, spare in first.items()} == {"P4": (2, 4, 2), "P3": (2, 4, 2)}
@@ -160,6 +162,32 @@ def test_spares_of_a_batch_repeat_with_the_seed(config: AsagConfig) -> None:
     assert any(not torch.equal(first[level], other[level]) for level in first)
     held = first["P3"][0, 0]  # the object covers pixels 304..336, 228..252
     assert ((held * 8 <= torch.tensor([304, 228])) & ((held + 15) * 8 >= torch.tensor([336, 252]))).all()
+
+
+def test_all_groups_of_objects_are_given(config: AsagConfig) -> None:
+    alone = [(0.1 + 0.15 * i, 0.3, 0.05, 0.06) for i in range(6)]
+    beside = (0.105, 0.3, 0.05, 0.06)  # of the group of the first
+    targets = [
+        Targets(boxes(*alone, beside, (0.5, 0.5, 0.9, 0.9)), torch.zeros(8, dtype=torch.int64)),
+        Targets(boxes((0.5, 0.5, 0.05, 0.05)), torch.zeros(1, dtype=torch.int64)),
+        Targets(boxes(), torch.zeros(0, dtype=torch.int64)),
+    ]
+    sizes = [(480, 640)] * 3
+    found = training_patches(targets, sizes, {"P4": 16, "P3": 8}, config, 4, seeded(), all_targets=True)
+    for stride, patches in ((16, found["P4"]), (8, found["P3"])):
+        assert patches.given is not None
+        assert patches.given_count is not None
+        assert patches.given_count.tolist() == [6, 1, 0]
+        assert patches.given.shape == (3, 6, 2)
+        assert patches.spare.shape == (3, 4, 2)
+        held = [
+            [x, y]
+            for x, y, *_ in alone
+            for left, top in (patches.given[0] * stride).tolist()
+            if left <= x * 640 <= left + 15 * stride and top <= y * 480 <= top + 15 * stride
+        ]
+        assert {x for x, _ in held} == {x for x, *_ in alone}
+        assert not patches.given[2].any()
 
 
 def test_filling_up_takes_generated_patches_first_and_never_drops_one() -> None:

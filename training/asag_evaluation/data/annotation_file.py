@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,25 @@ from asag_deploy.errors import DataError
 from asag_evaluation.data.other_formats import other_list, other_object, other_text
 
 
-def read_content(path: Path) -> Mapping[str, Any]:
-    """Return the object in a file.
-
-    Raises DataError if there is no such file, if it is no JSON, or if it is known to be of another format,
-    which is named then.
-    """
+@contextmanager
+def open_annotation_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a file to be read.  Raises DataError if it is not there, or an OSError comes of reading it."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise DataError(
             f"there is no annotation file '{path}': check the data folder and the name of the split"
         ) from None
     except OSError as error:
         raise DataError(f"annotation file '{path}' cannot be read: {error.strerror}") from None
+
+
+def content_of(data: bytes, path: Path) -> Mapping[str, Any]:
+    """Return the object in the bytes of a file.
+
+    Raises DataError if they are no JSON, or known to be of another format, which is named then.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:  # not JSON, in no such encoding, or nested without end

@@ -23,6 +23,7 @@ from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_evaluation.data.scenes import KINDS, USUAL_KINDS, write_scenes
+from asag_evaluation.data.stored_boxes import about_boxes_as_stored
 
 PROGRAM = "asag-data"
 
@@ -125,7 +126,8 @@ def _crowdhuman(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     dataset = CocoDataset.open(options.data, options.split, orientation=options.orientation)
     print(f"{options.data} {options.split}: {dataset.counts.describe()}")
-    for remark in dataset.remarks(None):
+    as_stored = about_boxes_as_stored(dataset)
+    for remark in filter(None, (*dataset.remarks(None), as_stored)):
         print(printable(remark))
     labels = Counter(int(label) for record in dataset.records for label in record.labels)
     for label, category in enumerate(dataset.categories):
@@ -141,7 +143,7 @@ def _check(options: argparse.Namespace) -> int:
                     bar.write(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
             bar.update()
     print(f"{damaged} images cannot be read" if damaged else "all images can be read")
-    return SOME_FAILED if damaged or dataset.doubts else ALL_FINE
+    return SOME_FAILED if damaged or dataset.doubts or as_stored else ALL_FINE
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError, ImageError
 from asag_deploy.images.reading import RgbImage, read_image
-from asag_evaluation.data.annotations import AnnotationFile, Counts, ImageRecord, read_annotations
-from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
+from asag_evaluation.data.annotations import labels_of
+from asag_evaluation.data.compiled_annotations import missing_images, open_annotations
+from asag_evaluation.data.image_files import ImageFiles, stored_size
 from asag_evaluation.data.orientation import OrientationChoice, OrientationRule, SizedImage, Survey
+from asag_evaluation.data.records import Counts, FlatAnnotations, ImageRecord, Records
 
 TRAIN_SPLIT, VAL_SPLIT = "train2017", "val2017"
 
@@ -67,22 +69,30 @@ class CocoDataset:
 
     Everything but the pixels is read and checked when it is made, so that a run fails in its first second or
     not at all; a damaged image is found when it is read.  Images come as they were annotated: upright, or as
-    they are stored.
+    they are stored.  Processes that are handed a data set share its memory.
     """
 
     def __init__(
-        self, file: AnnotationFile, image_dir: Path, *, orientation: OrientationRule = "auto"
+        self,
+        annotations: FlatAnnotations,
+        image_dir: Path,
+        *,
+        categories: Sequence[Category],
+        labels: Sequence[int],
+        orientation: OrientationRule = "auto",
     ) -> None:
-        self.categories: tuple[Category, ...] = file.categories
+        """Take annotations that were read; `labels`: those of their classes among `categories`."""
+        self.categories: tuple[Category, ...] = tuple(categories)
         """The classes in label order: sorted by id, unless others were given."""
-        self.records: tuple[ImageRecord, ...] = file.records
-        self.counts: Counts = file.counts
+        self.records = Records(annotations, np.array(labels, dtype=np.int64))
+        self.counts: Counts = annotations.counts
         """What was found in the annotation file, oddities included."""
-        self.doubts: tuple[str, ...] = file.doubts
+        self.doubts: tuple[str, ...] = annotations.doubts
         """Sentences on what may be meant otherwise than it was read."""
         self.image_dir = image_dir
-        images = tuple(self._sized(record) for record in self.records)
-        self._orientation = OrientationChoice(orientation, images, str(image_dir))
+        self._orientation = OrientationChoice(
+            orientation, _SizedImages(self.records, image_dir), str(image_dir)
+        )
 
     @classmethod
     def open(
@@ -123,13 +133,12 @@ class CocoDataset:
         `categories` lacks.
         """
         path = Path(annotation_file)
-        folder = Path(image_dir)
-        file = read_annotations(
-            path, categories, images=ImageFiles(folder), as_stored=orientation == "stored"
-        )
-        dataset = cls(file, folder, orientation=orientation)
-        dataset._check_images(path)
-        return dataset
+        images = ImageFiles(Path(image_dir))
+        annotations = open_annotations(path, images, as_stored=orientation == "stored")
+        known = annotations.categories if categories is None else tuple(categories)
+        labels = labels_of(annotations.categories, known, str(path))
+        _check_images(annotations, images, path)
+        return cls(annotations, images.folder, categories=known, labels=labels, orientation=orientation)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -147,7 +156,7 @@ class CocoDataset:
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
-        return self.image_dir / self.records[index].file_name
+        return self.image_dir / self.records.file_name(index)
 
     def orientations(self, most: int | None = None) -> Survey:
         """Say which images state an orientation, and how they are read; of the first `most` (None: of all).
@@ -175,12 +184,13 @@ class CocoDataset:
         Its counts are those of what it holds; what was dropped from the file is not counted again.
         """
         chosen = copy.copy(self)
-        chosen.records = tuple(self.records[i] for i in indices)
+        chosen.records = self.records.subset(indices)
+        objects = chosen.records.objects_per_image()
         chosen.counts = Counts(
-            images=len(chosen.records),
-            objects=sum(len(record.boxes) for record in chosen.records),
-            empty_images=sum(not len(record.boxes) for record in chosen.records),
-            crowd=sum(a.crowd for record in chosen.records for a in record.annotations),
+            images=len(objects),
+            objects=int(objects.sum()),
+            empty_images=int((objects == 0).sum()),
+            crowd=int(chosen.records.crowds_per_image().sum()),
         )
         return chosen
 
@@ -189,7 +199,7 @@ class CocoDataset:
 
         Raises DataError if there are none.
         """
-        good = [i for i, record in enumerate(self.records) if _is_worth_training_on(record, min_side)]
+        good = np.flatnonzero(self._is_worth_training_on(min_side)).tolist()
         if not good:
             raise DataError(
                 f"there is nothing to train on in '{self.image_dir}': {self.counts.describe()}, "
@@ -199,8 +209,8 @@ class CocoDataset:
 
     def left_out_of_training(self, *, min_side: int = 32) -> str:
         """Say how many images `for_training` leaves out, and why; empty if none."""
-        empty = sum(not len(record.boxes) for record in self.records)
-        used = sum(_is_worth_training_on(record, min_side) for record in self.records)
+        empty = int((self.records.objects_per_image() == 0).sum())
+        used = int(self._is_worth_training_on(min_side).sum())
         small = len(self) - empty - used
         why = [f"{empty} without objects"] * bool(empty) + [f"{small} under {min_side} pixels"] * bool(small)
         return f"left out: {', '.join(why)}" if why else ""
@@ -228,15 +238,9 @@ class CocoDataset:
             "categories": [dataclasses.asdict(category) for category in self.categories],
         }
 
-    def _check_images(self, annotation_file: Path) -> None:
-        if not self.image_dir.is_dir():
-            raise DataError(f"there is no image folder '{self.image_dir}', for '{annotation_file}'")
-        missing = [r.file_name for r in self.records if not is_file(self.image_dir / r.file_name)]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of the {len(self)} images in '{annotation_file}' are missing from "
-                f"'{self.image_dir}', the first is '{missing[0]}': copy them there"
-            )
+    def _is_worth_training_on(self, min_side: int) -> NDArray[np.bool_]:
+        sides = self.records.sides().min(axis=1)
+        return np.asarray((self.records.objects_per_image() > 0) & (sides >= min_side))
 
     def _sized(self, record: ImageRecord) -> SizedImage:
         return SizedImage(path=self.image_dir / record.file_name, height=record.height, width=record.width)
@@ -260,8 +264,31 @@ class CocoDataset:
         return image
 
 
-def _is_worth_training_on(record: ImageRecord, min_side: int) -> bool:
-    return len(record.boxes) > 0 and min(record.height, record.width) >= min_side
+class _SizedImages(Sequence[SizedImage]):
+    """The images of a file, as their annotations see them."""
+
+    def __init__(self, records: Records, folder: Path) -> None:
+        self._records, self._folder = records, folder
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _SizedImages(self._records[index], self._folder)
+        height, width = self._records.size(index)
+        return SizedImage(path=self._folder / self._records.file_name(index), height=height, width=width)
+
+
+def _check_images(annotations: FlatAnnotations, images: ImageFiles, annotation_file: Path) -> None:
+    if not images.folder.is_dir():
+        raise DataError(f"there is no image folder '{images.folder}', for '{annotation_file}'")
+    missing = list(missing_images(annotations, images))
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(annotations)} images in '{annotation_file}' are missing from "
+            f"'{images.folder}', the first is '{missing[0]}': copy them there"
+        )
 
 
 def _no_such_split(folder: Path, split: str, file: Path) -> str:

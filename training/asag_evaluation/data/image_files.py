@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,17 @@ class ImageFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._listed: frozenset[str] | None = None
         self._alike: dict[str, Path | None] | None = None
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file of this name lay in the folder itself when that was listed, by the first call.
+
+        One that has come since, or lies in a folder below, is none.
+        """
+        if self._listed is None:
+            self._listed = _files_in(self.folder)
+        return name in self._listed
 
     def find(self, name: str) -> Path | None:
         """Return the file of a name, or None if there is none, or more than one alike."""
@@ -57,6 +68,22 @@ class ImageFiles:
                 key = alike(path.relative_to(self.folder).as_posix())
                 self._alike[key] = None if key in self._alike else path
         return self._alike
+
+
+def _files_in(folder: Path) -> frozenset[str]:
+    """Return the names of the files in a folder; to list them takes less than to look for each."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if _is_file_there(entry))
+    except OSError:  # it is not there, or not to be read
+        return frozenset()
+
+
+def _is_file_there(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a circle
+        return False
 
 
 def is_file(path: Path) -> bool:

@@ -9,7 +9,7 @@ is taken to hold for it too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -65,7 +65,7 @@ def reading_by_size(size: StoredSize, height: int, width: int) -> Reading | None
 class OrientationChoice:
     """Decides for each image of an annotation file whether it is to be turned; shared by its subsets."""
 
-    def __init__(self, rule: OrientationRule, images: tuple[SizedImage, ...], where: str) -> None:
+    def __init__(self, rule: OrientationRule, images: Sequence[SizedImage], where: str) -> None:
         self._rule, self._images, self._where = rule, images, where
         self._inferred: Reading | None = None
 

@@ -19,7 +19,7 @@ _FLAGS = {
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 
 
-_LARGEST = 1e12
+LARGEST = 1e12
 """Beyond this no measure is meant, and products of two are still numbers in float32."""
 _LARGEST_WHOLE = 2**63
 """Where what counts in 64 bits ends."""
@@ -49,7 +49,7 @@ def number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return float(value) if is_plain_number(value) and abs(value) <= _LARGEST else None
+    return float(value) if is_plain_number(value) and abs(value) <= LARGEST else None
 
 
 def flag(value: Any) -> bool | None:
@@ -70,7 +70,7 @@ def box_of(value: Any) -> tuple[float, float, float, float] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
     # A sum that is not itself holds a NaN, which no comparison finds.
-    if {*map(type, value)} <= _NUMBERS and max(map(abs, value)) <= _LARGEST and sum(value) == sum(value):
+    if {*map(type, value)} <= _NUMBERS and max(map(abs, value)) <= LARGEST and sum(value) == sum(value):
         return float(value[0]), float(value[1]), float(value[2]), float(value[3])
     x, y, w, h = (number(part) for part in value)
     return None if x is None or y is None or w is None or h is None else (x, y, w, h)

@@ -17,14 +17,18 @@ from asag_training.network.config import AsagConfig, default_categories, own_pre
 from asag_training.network.model import build
 from asag_training.settings import apply_changes
 
-_USUAL = Preprocessing()
-PREPARATION_ASSUMED = (
-    f"the file does not say how images are prepared: without other options, {_USUAL.shorter_side} to "
-    f"{_USUAL.longer_side} pixels and ImageNet's mean and deviation are assumed"
-)
-"""What `Checkpoint.assumed` holds where there is no `preprocessing`."""
 CLASSES_UNNAMED = "it does not name its classes: they are class_0 and so on"
 """What it holds where classes are not `named`."""
+
+
+def preparation_assumed(config: AsagConfig) -> str:
+    """Return what `Checkpoint.assumed` holds where there is no `preprocessing`."""
+    usual = own_preprocessing(config) or Preprocessing()
+    return (
+        f"the file does not say how images are prepared: without other options, {usual.shorter_side} to "
+        f"{usual.longer_side} pixels and ImageNet's mean and deviation are assumed"
+    )
+
 
 _HEAD_KEY = re.compile(r"(decoder\.(?:bbox_head|head_series|layers)\.)(\d+)(\..+)")
 _EMBEDDING_KEY = "decoder.decoder_embedding.weight"
@@ -74,6 +78,11 @@ class Checkpoint:
             raise CheckpointError(
                 f"head '{self.head}' cannot be selected while there are {config.heads} heads"
             )
+
+    @property
+    def prepared(self) -> Preprocessing:
+        """How images are prepared: as the file says, else as is usual for such a network."""
+        return self.preprocessing or own_preprocessing(self.config) or Preprocessing()
 
     @property
     def head_names(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ _SHOWN_BY_SHAPES = (
         "ffn_dim",
         "attention_heads",
     ),
-    *("in_points", "out_points", "groups", "dynamic_dim", "patch_size", "compress_dim"),
+    *("in_points", "out_points", "groups", "dynamic_dim", "patch_size", "first_level_size", "compress_dim"),
     *("encoder_layers", "deformable_points", "deformable_ffn_dim"),
     *("first_level_anchors", "patch_anchors"),
 )
@@ -127,10 +127,12 @@ def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
     preset = asag_crowdhuman if crowdhuman else asag_100 if first_level_anchors == 50 else asag_300
     deformable = decoder == DEFORMABLE
     hidden_dim = found["neck.input_proj.0.0.weight" if deformable else "neck.inner_blocks.0.0.weight"][0]
+    first, patch, _ = (math.isqrt(found[f"anchor_generator.layernorm.{i}.weight"][0]) for i in range(3))
     backbone = _backbone_settings(found)
     depth = backbone["backbone_depth"]
     kind = f"r{depth}" if backbone["backbone"] == RESNET else backbone["backbone"]
-    return preset(f"asag-{decoder[0]}-{kind}-custom", decoder, depth).with_changes(
+    name = f"asag-{decoder[0]}-{kind}-custom{'-crowdhuman' if crowdhuman else ''}"
+    return preset(name, decoder, depth).with_changes(
         **backbone,
         separable_neck="neck.layer_blocks.0.1.weight" in found,
         finest_map="P2" if "neck.inner_blocks.3.0.weight" in found else "P3",
@@ -139,7 +141,8 @@ def _custom_config(found: Layout, *, crowdhuman: bool) -> AsagConfig:
         hidden_dim=hidden_dim,
         ffn_dim=found["rpn.tokens_proj.layers.0.weight"][0],
         attention_heads=found["rpn.iof_tau"][0],
-        patch_size=math.isqrt(found["anchor_generator.layernorm.0.weight"][0]),
+        patch_size=patch,
+        first_level_size=None if first == patch else 2 * first,
         compress_dim=found["anchor_generator.P6.weight"][0],
         first_level_anchors=first_level_anchors,
         patch_anchors=found["anchor_generator.proj_patch.layers.2.weight"][0] // 5,

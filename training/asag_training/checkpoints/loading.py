@@ -14,7 +14,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.values import whole_number
-from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, PREPARATION_ASSUMED, Checkpoint, select_head
+from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, Checkpoint, preparation_assumed, select_head
 from asag_training.checkpoints.containers import find_weights, settings_of
 from asag_training.checkpoints.layout import (
     Layout,
@@ -122,7 +122,7 @@ def _public_checkpoint(
         epoch=_epoch(content),
         named=named,
         notes=notes,
-        assumed=(PREPARATION_ASSUMED, *(() if named else (CLASSES_UNNAMED,))),
+        assumed=(preparation_assumed(config), *(() if named else (CLASSES_UNNAMED,))),
     )
 
 

@@ -19,7 +19,7 @@ from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category, Preprocessing
 from asag_deploy.errors import CheckpointError, FieldError
 from asag_deploy.typed_json import read_fields
-from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, PREPARATION_ASSUMED, Checkpoint
+from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, Checkpoint, preparation_assumed
 from asag_training.checkpoints.reading import WeightFile, as_float32
 from asag_training.network.config import AsagConfig, are_made_up
 from asag_training.settings import check_preprocessing
@@ -92,7 +92,10 @@ def native_checkpoint(path: Path, file: WeightFile) -> Checkpoint:
             raise ValueError("the weights are not those that were saved")
         said = _read_metadata(metadata)
         named = not are_made_up(said.categories)
-        assumed = (said.preprocessing is None and PREPARATION_ASSUMED, not named and CLASSES_UNNAMED)
+        assumed = (
+            said.preprocessing is None and preparation_assumed(said.config),
+            not named and CLASSES_UNNAMED,
+        )
         return Checkpoint(
             config=said.config,
             state=as_float32(path, file.content),

@@ -143,7 +143,11 @@ def _why_it_does_not_fit(
     path: str | Path, checkpoint: Checkpoint, config: AsagConfig, wrong: str | None
 ) -> str:
     theirs, ours = checkpoint.config.to_dict(), config.to_dict()
-    changes = [f"--set network.{name}={theirs[name]}" for name in _IN_SHAPES if theirs[name] != ours[name]]
+    changes = [
+        f"--set network.{name}={'null' if theirs[name] is None else theirs[name]}"
+        for name in _IN_SHAPES
+        if theirs[name] != ours[name]
+    ]
     advice = "give the recipe it was trained by"
     if changes:
         advice = f"give the recipe of that network, or {' '.join(changes)}"
@@ -157,7 +161,7 @@ _IN_SHAPES = (
     *("decoder", "backbone", "backbone_depth", "backbone_width", "separable_neck", "finest_map"),
     *("decoder_layers", "hidden_dim", "ffn_dim"),
     *("attention_heads", "in_points", "out_points", "groups", "dynamic_dim", "patch_size", "compress_dim"),
-    *("encoder_layers", "deformable_points", "deformable_ffn_dim"),
-    *("first_level_anchors", "patch_anchors"),
+    *("box_layers", "encoder_layers", "deformable_points", "deformable_ffn_dim"),
+    *("first_level_size", "first_level_anchors", "patch_anchors"),
 )
 """Settings that decide which weights a network has, its classes and parallel decoders apart."""

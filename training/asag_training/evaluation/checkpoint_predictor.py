@@ -18,6 +18,7 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.predictor import Predictor, proposing_predictor
 from asag_training.checkpoints import Checkpoint, load_checkpoint, select_head
+from asag_training.checkpoints.published import about_heads
 from asag_training.evaluation.device import check_device
 from asag_training.network.config import MAIN_HEAD
 from asag_training.network.model import Asag, build
@@ -70,14 +71,14 @@ def evaluated_checkpoint(
     Raises CheckpointError, and ConfigError for an unknown head.
     """
     checkpoint = load_checkpoint(path, weights=weights)
-    for sentence in (*checkpoint.notes, *checkpoint.assumed):
+    for sentence in (*checkpoint.notes, *about_heads(path, checkpoint, head), *checkpoint.assumed):
         note(sentence)
     if not checkpoint.named and classes is not None:
         found = tuple(classes())
         if len(found) == checkpoint.config.num_classes:
             checkpoint = dataclasses.replace(checkpoint, categories=found)
             note(f"its {len(found)} classes are taken for those of the data, in the order of their ids")
-    said = preprocessing or checkpoint.preprocessing or Preprocessing()
+    said = preprocessing or checkpoint.prepared
     checkpoint = dataclasses.replace(checkpoint, preprocessing=change_sides(said, shorter_side, longer_side))
     return select_head(checkpoint, head or checkpoint.head_names[-1])
 

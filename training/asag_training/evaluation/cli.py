@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--longer-side",
         type=whole_number(1, MOST_PIXELS),
         metavar="PIXELS",
-        help=f"the most their longer side may be {said}, 1333)",
+        help=f"the most their longer side may be {said}, 1333, CrowdHuman 1500)",
     )
     add(
         "--set",

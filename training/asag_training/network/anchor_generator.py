@@ -2,10 +2,10 @@
 
 One call predicts one level; who decides whether and where to look next is the loop in
 `asag_deploy.loop.probing`.  Feature maps are channels-last, (B, h, w, C).  A patch is `patch_size` x
-`patch_size` cells compressed to a few channels, flattened to tokens and read by an MLP that predicts all its
-anchors.
+`patch_size` cells (`first_patch_size`, on P5 and P6) compressed to a few channels, flattened to tokens and
+read by an MLP that predicts all its anchors.
 
-B images, K patches per image, A anchors per patch, T = patch_size^2 tokens, c = compress_dim.
+B images, K patches per image, A anchors per patch, T tokens (a patch's cells), c = compress_dim.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class AnchorGenerator(nn.Module):
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
-        dim, size, c = config.hidden_dim, config.patch_size, config.compress_dim
-        tokens = size * size
+        dim, c = config.hidden_dim, config.compress_dim
+        first, tokens = config.first_patch_size**2, config.patch_size**2
         self.config = config
         self.compress = nn.ModuleList(
             nn.Sequential(
@@ -59,11 +59,12 @@ class AnchorGenerator(nn.Module):
             for _ in _COMPRESS
         )
         self.P6 = nn.Conv2d(c, c, 3, stride=2, padding=2, dilation=2)
-        self.layernorm = nn.ModuleList(nn.LayerNorm((tokens, c)) for _ in _TOKENS)
-        self.pos_embedding = nn.ModuleList(nn.Embedding(tokens, c) for _ in _TOKENS)
-        sizes = (tokens * c, 125 * c, 125 * c)
-        self.proj_all = Mlp((*sizes, 5 * config.first_level_anchors), config.activation)
-        self.proj_patch = Mlp((*sizes, 5 * config.patch_anchors), config.activation)
+        counts = (first, tokens, tokens)  # as `_TOKENS` has them
+        self.layernorm = nn.ModuleList(nn.LayerNorm((count, c)) for count in counts)
+        self.pos_embedding = nn.ModuleList(nn.Embedding(count, c) for count in counts)
+        inner = (125 * c, 125 * c)
+        self.proj_all = Mlp((first * c, *inner, 5 * config.first_level_anchors), config.activation)
+        self.proj_patch = Mlp((tokens * c, *inner, 5 * config.patch_anchors), config.activation)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -80,7 +81,7 @@ class AnchorGenerator(nn.Module):
 
         Training appends copies of the P6 patch to them, flipped as `flips` says: (horizontally, vertically).
         """
-        size = self.config.patch_size
+        size = self.config.first_patch_size
         layer = self._compressor("P5")
         compressed = layer(p5.to(weight_type(layer)).permute(0, 3, 1, 2)).float()
         resized = resize_valid(compressed, image_size, STRIDES["P5"], 2 * size)

@@ -115,7 +115,10 @@ class AsagConfig(Settings):
     """Inner width of the FFNs of encoder and decoder; `ffn_dim` is the relation block's (ASAG-D)."""
 
     patch_size: int = 15
-    """Side of a patch in feature cells; P5 is resized to twice that."""
+    """Side of a patch in feature cells."""
+    first_level_size: int | None = None
+    """Cells a side that P5 is resized to, whose quarters are its patches, or None: twice `patch_size`.  The
+    public code keeps 30, whatever the patches of P4 and P3 (paper, table 5c)."""
     compress_dim: int = 8
     """Channels of a compressed patch."""
     first_level_anchors: int = 50
@@ -164,6 +167,9 @@ class AsagConfig(Settings):
             value = getattr(self, name)
             possible = value is None or 1 <= value <= _LARGEST_LIMIT
             self._require(possible, f"1 to {_LARGEST_LIMIT}, or None", name)
+        size = self.first_level_size
+        even = size is None or (2 <= size <= _MOST and size % 2 == 0)
+        self._require(even, f"an even number, 2 to {_MOST}, or None", "first_level_size")
         for divisor in ("attention_heads", "groups"):
             number = getattr(self, divisor)
             self._require(self.hidden_dim % number == 0, f"a multiple of {divisor} ({number})", "hidden_dim")
@@ -178,6 +184,11 @@ class AsagConfig(Settings):
         floor, most = self.anchor_floor, 5 * self.first_level_anchors
         self._require(floor <= self.anchor_cap, "anchor_floor <= anchor_cap", "anchor_floor", "anchor_cap")
         self._require(floor <= most, f"at most the first level's {most} anchors", "anchor_floor")
+
+    @property
+    def first_patch_size(self) -> int:
+        """Side of a patch of P5 and P6 in cells of the resized P5."""
+        return self.patch_size if self.first_level_size is None else self.first_level_size // 2
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -278,6 +289,8 @@ VARIANTS: dict[str, AsagConfig] = _variants()
 
 _SIDES = {"asag-a-lite-s": (512, 864), "asag-a-lite-m": (640, 1088)}
 """Shorter and longest longer side of the images of light networks."""
+_CROWDHUMAN, _CROWDHUMAN_SIDES = "crowdhuman", (800, 1500)
+"""What the names of CrowdHuman's networks end with, and the sides of their images."""
 
 
 def variant_config(name: str) -> AsagConfig:
@@ -289,10 +302,12 @@ def variant_config(name: str) -> AsagConfig:
 
 
 def own_preprocessing(config: AsagConfig) -> Preprocessing | None:
-    """Return how images are prepared for a light variant, or None: as they usually are."""
-    if config.variant not in _SIDES:
+    """Return how images are prepared for a light variant or for CrowdHuman, or None: as they usually are."""
+    crowded = config.variant.endswith(_CROWDHUMAN)
+    sides = _CROWDHUMAN_SIDES if crowded else _SIDES.get(config.variant)
+    if sides is None:
         return None
-    shorter, longer = _SIDES[config.variant]
+    shorter, longer = sides
     return Preprocessing(shorter_side=shorter, longer_side=longer)
 
 
@@ -301,7 +316,7 @@ def default_categories(config: AsagConfig) -> tuple[Category, ...]:
     ..."""
     if config.num_classes == len(COCO_CATEGORIES):
         return COCO_CATEGORIES
-    if config.num_classes == 1 and config.variant.endswith("crowdhuman"):
+    if config.num_classes == 1 and config.variant.endswith(_CROWDHUMAN):
         return CROWDHUMAN_CATEGORIES
     return _made_up(config.num_classes)
 

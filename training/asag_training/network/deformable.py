@@ -107,7 +107,7 @@ def part_maps(cells: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Undo `join_maps`: (B, N, C) -> for each of the heights and widths a map (B, h, w, C)."""
     maps, start = [], 0
     for h, w in sizes:
-        maps.append(torch.unflatten(cells[:, start : start + h * w], 1, (h, w)))
+        maps.append(torch.unflatten(cells.narrow(1, start, h * w), 1, (h, w)))
         start += h * w
     return maps
 
@@ -154,6 +154,7 @@ class DeformableAttention(nn.Module):
         offset = torch.unflatten(self.sampling_offsets(query).float(), -1, (*by_map, 2))
         weight = torch.unflatten(self.attention_weights(query).float(), -1, (self.heads, -1))
         weight = torch.unflatten(torch.softmax(weight, dim=-1), -1, by_map[1:])
-        xy = centre[:, :, None, :, None] + offset * reach[:, :, None, :, None]
+        centre, reach = (x.unsqueeze(2).unsqueeze(4) for x in (centre, reach))  # heads and points
+        xy = centre + offset * reach
         sampled = deformable_sample(part_maps(value, geometry.sizes), xy, weight)
         return self.output_proj(sampled)  # type: ignore[no-any-return]

@@ -23,8 +23,8 @@ from asag_training.network.deformable import (
     sine_positions,
 )
 
-_GROUPS = 32
-"""Of GroupNorm; fewer where they do not divide the channels."""
+_GROUPS, _PER_GROUP = 32, 8
+"""GroupNorm's groups; fewer in a network of less than 256 channels, so that a group has no less than 8."""
 
 
 class MapProjections(nn.Module):
@@ -36,7 +36,7 @@ class MapProjections(nn.Module):
     def __init__(self, channels_in: tuple[int, ...], config: AsagConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
-        groups = math.gcd(_GROUPS, dim)
+        groups = math.gcd(_GROUPS, dim // _PER_GROUP)
         convolutions = [nn.Conv2d(c, dim, 1) for c in channels_in[1:]]
         convolutions.append(nn.Conv2d(channels_in[-1], dim, 3, stride=2, padding=1))
         for convolution in convolutions:

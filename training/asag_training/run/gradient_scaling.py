@@ -13,8 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asag_training.settings import Compute
+
 AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """By what a recipe calls it, the type that backbone and neck compute in; None for their own."""
+
+
+def compute_on(device: torch.device, compute: Compute) -> str:
+    """Return what a recipe computes in on a device: one of `AUTOCAST`."""
+    if compute == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return compute
+
 
 _LEAST_SCALE = 1.0
 """Gradients that are not finite without any scaling are so by themselves."""
@@ -23,8 +33,8 @@ _LEAST_SCALE = 1.0
 class GradientScaling:
     """The factor, and how many updates were left out on its account."""
 
-    def __init__(self, device: torch.device, compute: str) -> None:
-        self.enabled = AUTOCAST[compute] == torch.float16
+    def __init__(self, device: torch.device, compute: Compute) -> None:
+        self.enabled = AUTOCAST[compute_on(device, compute)] == torch.float16
         self.skipped = 0
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.enabled)
         self._overflow = False
@@ -65,7 +75,7 @@ class GradientScaling:
         return {"scaler": self._scaler.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave; nothing is what a run without scaling may have left."""
-        if state:
+        """Take up what `state_dict` gave; a run without scaling, as on another device, has left no factor."""
+        if state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
             self.skipped = int(state["skipped"])

@@ -3,7 +3,8 @@
 A level that is probed seldom would learn little, so every image trains at least a few patches of P4 and of
 P3: the *generated* ones, where anchors asked for a closer look; where these are too few, *ground-truth*
 patches, which hold a small object; and where those are too few as well, *random* ones.  Only anchors of
-generated patches go on to the decoder.
+generated patches go on to the decoder; in the first epoch, if the settings say so, those of all ground-truth
+patches do in their place.
 
 Origins are x, y of a patch's top left cell, int64 (..., 2), on the map of the level in question.  Random
 draws are made where the generator lives, so that a run is the same on every device.
@@ -12,6 +13,7 @@ draws are made where the generator lives, so that a run is the same on every dev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,19 @@ from torch import Tensor
 from asag_training.losses.targets import Targets
 from asag_training.network import boxes as box_ops
 from asag_training.network.config import AsagConfig
+
+
+class TrainingPatches(NamedTuple):
+    """The patches of one level that no anchor has asked for."""
+
+    spare: Tensor
+    """Origins (B, n, 2) of those that fill an image up to n patches, on the CPU."""
+    given: Tensor | None = None
+    """Origins (B, K, 2), zeros beyond the last and K no less than n, of those that are taken as if anchors
+    had asked for them; None where anchors do."""
+    given_count: Tensor | None = None
+    """int64 (B,): how many each image has."""
+
 
 P6_FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """How the one P6 patch becomes several in training: (horizontally, vertically) flipped; the first is not."""
@@ -87,6 +102,13 @@ def random_origins(
     return (uniform((count, 2), generator) * places).floor().long()
 
 
+def leaders(boxes: Tensor, stride: int, config: AsagConfig) -> Tensor:
+    """Choose the small objects that a level's ground-truth patches are made for, one of each group: (T, 4)
+    cxcywh in pixels -> (n, 4)."""
+    small = boxes[is_small(boxes, stride, config.patch_size)]
+    return small[group_boxes(small, config.patch_nms_iou)]
+
+
 def spare_origins(
     boxes: Tensor,
     image_size: tuple[int, int],
@@ -99,9 +121,8 @@ def spare_origins(
 
     Ground-truth patches of the objects `boxes` (T, 4), cxcywh in pixels, in random order; then random ones.
     """
-    small = boxes[is_small(boxes, stride, config.patch_size)]
-    leaders = small[group_boxes(small, config.patch_nms_iou)]
-    shuffled = leaders[torch.argsort(uniform((len(leaders),), generator))][:count]
+    led = leaders(boxes, stride, config)
+    shuffled = led[torch.argsort(uniform((len(led),), generator))][:count]
     ground_truth = shifted_origins(shuffled, image_size, stride, config.patch_size, generator)
     missing = count - len(ground_truth)
     return torch.cat(
@@ -109,29 +130,51 @@ def spare_origins(
     )
 
 
-def spare_patches(
+def training_patches(
     targets: Sequence[Targets],
     image_sizes: Sequence[tuple[int, int]],
     strides: Mapping[str, int],
     config: AsagConfig,
     count: int,
     generator: torch.Generator | None,
-) -> dict[str, Tensor]:
-    """Choose the `spare_origins` of every level in `strides` and every image: by level, (B, count, 2) on the
-    CPU."""
+    *,
+    all_targets: bool = False,
+) -> dict[str, TrainingPatches]:
+    """Choose the patches of every level in `strides` and every image; by level.
+
+    The `spare_origins`; or, with `all_targets`, the ground-truth patches of all groups of objects as if they
+    had been asked for, and random ones to spare.
+    """
     in_pixels = [
         target.boxes.detach().float().cpu() * torch.tensor([width, height, width, height])
         for target, (height, width) in zip(targets, image_sizes, strict=True)
     ]
-    return {
-        level: torch.stack(
-            [
-                spare_origins(boxes, size, stride, config, count, generator)
-                for boxes, size in zip(in_pixels, image_sizes, strict=True)
-            ]
+    images = list(zip(in_pixels, image_sizes, strict=True))
+    if not all_targets:
+        return {
+            level: TrainingPatches(
+                torch.stack(
+                    [spare_origins(boxes, size, stride, config, count, generator) for boxes, size in images]
+                )
+            )
+            for level, stride in strides.items()
+        }
+    found = {}
+    for level, stride in strides.items():
+        side = config.patch_size
+        origins = [
+            shifted_origins(leaders(boxes, stride, config), size, stride, side, generator)
+            for boxes, size in images
+        ]
+        given = torch.zeros((len(images), max([count, *map(len, origins)]), 2), dtype=torch.int64)
+        for row, of_image in zip(given, origins, strict=True):
+            row[: len(of_image)] = of_image
+        found[level] = TrainingPatches(
+            spare=torch.stack([random_origins(count, size, stride, side, generator) for size in image_sizes]),
+            given=given,
+            given_count=torch.tensor([len(of_image) for of_image in origins]),
         )
-        for level, stride in strides.items()
-    }
+    return found
 
 
 def fill_up(origins: Tensor, generated: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:

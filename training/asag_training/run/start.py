@@ -54,7 +54,12 @@ def start(
         raise ConfigError("--weights chooses among those of the checkpoint to start from: give --init too")
     if init is not None and backbone is not None:
         raise ConfigError("--init brings a whole network: leave --backbone out")
-    recipe = dataclasses.replace(recipe, network=recipe.network.with_changes(num_classes=len(categories)))
+    said, count = recipe.network.num_classes, len(categories)
+    if "network.num_classes" in named and said != count:
+        raise ConfigError(
+            f"network.num_classes is {said}, but the data has {count} classes: leave it out, the data decides"
+        )
+    recipe = dataclasses.replace(recipe, network=recipe.network.with_changes(num_classes=count))
     initial, notes = None, list[str]()
     if init is not None:
         initial = load_checkpoint(init, weights=weights or WEIGHTS_CHOICES[0])

@@ -29,7 +29,7 @@ from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.losses.criterion import Criterion, Losses
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
-from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling
+from asag_training.run.gradient_scaling import AUTOCAST, GradientScaling, compute_on
 from asag_training.run.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from asag_training.run.process import Process
 from asag_training.run.state import (
@@ -86,7 +86,9 @@ class Trainer:
         self._data, self._validation = data, validation
         self._before: dict[str, Tensor] | None = None
         self._torn = False
-        self._step: nn.Module = _Step(self.model, recipe)
+        self._step: nn.Module = _Step(
+            self.model, recipe, AUTOCAST[compute_on(self.process.device, o.compute)]
+        )
         if self.process.world_size > 1:
             # Which levels and heads a batch uses depends on the images, so parameters may go unused.  Newer
             # releases of torch warn that `broadcast_buffers` will have another name, which older ones lack.
@@ -172,8 +174,9 @@ class Trainer:
                 part.load_state_dict(state.get(name, {}))
             self.position = cast(Position, read_fields(Position, state["position"]))
             self.changed = tuple(
-                f"the run was saved otherwise ({difference}): numbers can differ in their last digits"
-                for difference in differences(state["made"], self._made(), {})
+                f"the run was saved otherwise ({difference}): numbers will differ a little"
+                # What a release has added to it was the same before.
+                for difference in differences(state["made"], self._made(), self._made())
             )
         self._forget_another_best()
         return True
@@ -208,9 +211,10 @@ class Trainer:
         }
 
     def _made(self) -> dict[str, Any]:
-        """Return what decides in which order numbers are added up, and so about their last digits."""
+        """Return what decides in which order, and how exactly, numbers are added up."""
         return {
             "device": self.process.device.type,
+            "type of backbone and neck": compute_on(self.process.device, self.recipe.optimisation.compute),
             "number of threads": torch.get_num_threads(),
             "PyTorch": str(torch.__version__),
         }
@@ -319,9 +323,9 @@ class Trainer:
 class _Step(nn.Module):
     """Forward pass and losses as one module, which is what DistributedDataParallel wants to wrap."""
 
-    def __init__(self, model: Asag, recipe: Recipe) -> None:
+    def __init__(self, model: Asag, recipe: Recipe, autocast: torch.dtype | None) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.autocast = model, recipe, autocast
         self.criterion = Criterion(recipe.loss, recipe.network.patch_size)
 
     def forward(
@@ -339,7 +343,7 @@ class _Step(nn.Module):
                 settings=self.recipe.patches,
                 epoch=epoch,
                 generator=generator,
-                autocast=AUTOCAST[self.recipe.optimisation.compute],
+                autocast=self.autocast,
             )
         finally:
             hook.remove()

@@ -3,7 +3,7 @@
 It does in a straight line what `asag_deploy.loop.probing` decides step by step, keeps what every level
 predicted for the losses, and runs all parallel decoders.  In training, every level is probed on every image,
 on patches that no anchor asked for as well (`asag_training.run.patch_selection`).  Their anchors score 0, so
-they reach neither the decoder nor the next level.
+they reach neither the decoder nor the next level; but for patches that stand in for those not yet asked for.
 
 B images, K patches per image, A anchors per patch, Q queries, N denoising queries.
 """
@@ -28,7 +28,7 @@ from asag_training.network.operators import pad_anchors, patch_nms
 from asag_training.network.pyramid import map_of
 from asag_training.network.stage_plan import probing_plan
 from asag_training.run.denoising import make_denoising
-from asag_training.run.patch_selection import P6_FLIPS, fill_up, spare_patches
+from asag_training.run.patch_selection import P6_FLIPS, TrainingPatches, fill_up, training_patches
 from asag_training.settings import TrainingSettings
 
 
@@ -54,21 +54,28 @@ def training_pass(
     Raises ConfigError for a training pass without targets, or an unknown manual stop.
     """
     plan = probing_plan(model.config, levels)
-    spare: dict[str, Tensor] = {}
+    chosen: dict[str, TrainingPatches] = {}
     flips: tuple[tuple[bool, bool], ...] = ()
+    generates = settings is None or epoch >= settings.target_patch_epochs
     if settings is not None:
         if len(targets) != len(image_size):
             raise ConfigError(f"training needs the targets of all {len(image_size)} images of the batch")
         sizes = [(height, width) for height, width in image_size.tolist()]
         strides: dict[str, int] = {level.level: level.stride for level in plan.levels}
-        spare = spare_patches(targets, sizes, strides, model.config, settings.min_patches, generator)
+        chosen = training_patches(
+            targets,
+            sizes,
+            strides,
+            model.config,
+            settings.min_patches,
+            generator,
+            all_targets=settings.all_target_patches and not generates,
+        )
         flips = P6_FLIPS[: settings.min_patches]
         # What convolutions on a CPU and on tensor cores like best, and what the rest of the network reads.
         image = image.contiguous(memory_format=torch.channels_last)
-    generates = settings is None or epoch >= settings.target_patch_epochs
-
     features = _features(model, image, image_size, autocast)
-    predicted = _predict_anchors(model, features, image_size, plan, flips, spare, generates)
+    predicted = _predict_anchors(model, features, image_size, plan, flips, chosen, generates)
     queries, valid = _queries(model.config, predicted, image_size)
     extra = (
         None if settings is None else make_denoising(targets, queries, valid, image_size, settings, generator)
@@ -116,14 +123,14 @@ def _predict_anchors(
     image_size: Tensor,
     plan: Probing,
     flips: tuple[tuple[bool, bool], ...],
-    spare: Mapping[str, Tensor],
+    chosen: Mapping[str, TrainingPatches],
     generates: bool,
 ) -> _Anchors:
     """Predict the first level, then the levels of `plan` for as long as there are patches.
 
-    flips: of the P6 patch in training, the first being none.  spare: by level, origins (B, n, 2) of the
-    patches that fill it up; empty in evaluation mode.  generates: whether anchors may ask for patches; while
-    they may not, none gives way to a deeper level's.
+    flips: of the P6 patch in training, the first being none.  chosen: by level, the patches that no anchor
+    asks for; empty in evaluation mode.  generates: whether anchors may ask for patches; while they may not,
+    none gives way to a deeper level's.
     """
     config, generator = model.config, model.anchor_generator
     first = generator.first_level(map_of("P5", features, model.config), image_size, flips=flips[1:])
@@ -151,8 +158,11 @@ def _predict_anchors(
             plan.max_candidates,
         )
         patches = generated
-        if spare:
-            origins, patches = fill_up(origins, generated, spare[level.level].to(origins.device))
+        if chosen:
+            spare, given, given_count = chosen[level.level]
+            if given is not None and given_count is not None:
+                origins, generated = given.to(origins.device), given_count.to(origins.device)
+            origins, patches = fill_up(origins, generated, spare.to(origins.device))
         elif not patches.any():
             break
         if config.replace_anchors:
