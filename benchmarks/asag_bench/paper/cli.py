@@ -139,6 +139,7 @@ def given(options: argparse.Namespace, *, timed: int = 0) -> Iterator[Given]:
     networks = _by_role("--network", options.network)
     peers = _by_role("--peer", options.peer)
     more: dict[str, Any] = {"timed": timed, "orientation": options.orientation, "quiet": options.quiet}
+    more["note"] = _note
     if options.data is not None:
         if options.demo:
             raise ConfigError("--demo draws its own scenes: leave --data out, or --demo")
@@ -162,6 +163,10 @@ def given(options: argparse.Namespace, *, timed: int = 0) -> Iterator[Given]:
         data = folder / "scenes"
         write_scenes(data, count=options.limit or _SCENES, seed=SEED, size=320, split=VAL_SPLIT)
         yield Given(data=data, split=VAL_SPLIT, networks={REFERENCE: CHECKPOINT}, peers={}, **more)
+
+
+def _note(sentence: str) -> None:
+    print(f"{PROGRAM}: note: {sentence}", file=sys.stderr)
 
 
 def _by_role(option: str, texts: Sequence[str]) -> dict[str, Path]:

@@ -59,6 +59,8 @@ class Given:
     """Images that are timed; 0: none."""
     orientation: OrientationRule = "auto"
     quiet: bool = False
+    note: Callable[[str], object] = lambda sentence: None
+    """Told in sentences what was taken and assumed of the networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +306,9 @@ class Measurer:
 def _read_network(role: str, path: Path, given: Given) -> Network:
     expected = check_role(role, "network").decoder
     checkpoint = evaluated_checkpoint(
-        path, classes=lambda: CocoDataset.open(given.data, given.split).categories
+        path,
+        classes=lambda: CocoDataset.open(given.data, given.split).categories,
+        note=lambda sentence: given.note(f"'{path}': {sentence}"),
     )
     decoder = checkpoint.config.decoder
     if expected not in (None, decoder):
