@@ -304,17 +304,21 @@ class Measurer:
 
 
 def _read_network(role: str, path: Path, given: Given) -> Network:
-    expected = check_role(role, "network").decoder
+    expected = check_role(role, "network")
     checkpoint = evaluated_checkpoint(
         path,
         classes=lambda: CocoDataset.open(given.data, given.split).categories,
         note=lambda sentence: given.note(f"'{path}': {sentence}"),
     )
-    decoder = checkpoint.config.decoder
-    if expected not in (None, decoder):
-        raise ConfigError(
-            f"the role {role} takes a network whose decoder is {expected}; '{path}' has {decoder}"
-        )
+    wanted = dict(expected.settings)
+    if expected.decoder is not None:
+        wanted["decoder"] = expected.decoder
+    for name, value in wanted.items():
+        has = getattr(checkpoint.config, name)
+        if has != value:
+            raise ConfigError(
+                f"the role {role} takes a network whose {name} is {value}; that of '{path}' is {has}"
+            )
     return Network(
         path=path,
         id=file_id(path),

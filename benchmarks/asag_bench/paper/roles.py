@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from asag_deploy.errors import ConfigError
 from asag_training.network.config import DEFORMABLE, DecoderType
@@ -29,6 +30,8 @@ class Role:
     """The published recipe that trains it; for an ablation what comes after the recipe of `asag-a-100`."""
     decoder: DecoderType | None = None
     """What its decoder must be; None: any."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that a network of this role has."""
     stand_in: tuple[str, ...] = ()
     """Roles that take its place, in this order, where it is not given."""
 
@@ -37,8 +40,9 @@ _A: DecoderType = "adamixer"
 _S: DecoderType = "sparse-rcnn"
 
 
-def _ablation(table: str, name: str) -> Role:
+def _ablation(table: str, name: str, **settings: Any) -> Role:
     return Role(
+        settings=settings,
         name=f"{table.lower()}.{name}",
         about=f"ASAG-A, ablation: {ABLATIONS[name].about}",
         tables=(table,),
@@ -112,14 +116,12 @@ _ROLES = (
         about="ASAG-S for persons in crowds",
         tables=("6",),
         recipe="asag-s-r50-crowdhuman",
-        stand_in=("asag-s-300", "asag-s-100", REFERENCE, "asag-a-100-3x"),
+        stand_in=("asag-s-300", "asag-s-100"),
     ),
-    *(
-        _ablation("5a", name)
-        for name in ("fixed-queries", "no-query-weighting", "no-auxiliary-heads", "keep-anchors")
-    ),
-    *(_ablation("5c", f"patch-{size}") for size in (10, 12, 18)),
-    _ablation("8", "two-layers"),
+    *(_ablation("5a", name) for name in ("fixed-queries", "no-query-weighting", "no-auxiliary-heads")),
+    _ablation("5a", "keep-anchors", replace_anchors=False),
+    *(_ablation("5c", f"patch-{size}", patch_size=size) for size in (10, 12, 18)),
+    _ablation("8", "two-layers", decoder_layers=2),
     _ablation("A-1", "denoising"),
     Role(
         name="adamixer-6",

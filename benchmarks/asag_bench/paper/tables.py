@@ -109,6 +109,8 @@ def _sources(row: Row, measurer: Measurer) -> dict[str, _Source]:
         who = measurer.who(role)
         if who is not None:
             found[role] = _Source(role=who, way=Way(changes=row.changes, max_level=row.max_level))
+        elif row.changes and measurer.reference is not None:  # a sweep, which any network can be put through
+            found[role] = _Source(role=measurer.reference[0], way=Way(changes=row.changes))
         elif row.instead and measurer.who(REFERENCE) is not None:
             who = measurer.who(REFERENCE) or REFERENCE
             config = measurer.networks[who].config

@@ -182,6 +182,18 @@ def test_persons_are_measured_as_table_6_does(tmp_path: Path, capsys: pytest.Cap
     assert "AP50" not in row["state"]
 
 
+def test_any_network_is_put_through_the_sweeps(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = save_small(tmp_path / "s.safetensors", "asag-s-r50-100")
+    command = ["tables", "--data", str(data), "--network", f"asag-s-100={network}", "--only", "2,5d"]
+    assert main([*command, "--time-images", "0", "--output-dir", str(tmp_path / "out")]) == 0
+    two, sweep = json.loads((tmp_path / "out" / "paper.json").read_text())["tables"]
+    assert all(row["here"]["#An"] is not None for row in sweep["rows"])
+    assert "asag-s-100 stands in for asag-a-100" in sweep["rows"][0]["state"]
+    assert all(row["here"]["#An"] is None for row in two["rows"])  # which are of ASAG-A
+
+
 @pytest.mark.slow
 def test_without_networks_the_tables_say_what_to_train(
     data: Path, capsys: pytest.CaptureFixture[str]
@@ -213,6 +225,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(
         ([*on, "--network", str(network)], "expected ROLE=PATH, with one of `asag-paper roles`"),
         ([*on, "--network", good, "--network", good], "names the role asag-a-100 twice"),
         ([*on, "--network", f"asag-s-100={network}"], "takes a network whose decoder is sparse-rcnn"),
+        ([*on, "--network", f"8.two-layers={network}"], "takes a network whose decoder_layers is 2; that of"),
         ([*on, "--network", f"asag-a-100={tmp_path / 'nowhere'}"], "nowhere"),
         ([*on, "--peer", f"adamixer-6={tmp_path}"], "holds no recipe.json of a peer"),
         (["--network", good], "give --data DIR"),
