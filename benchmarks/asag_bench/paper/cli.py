@@ -86,6 +86,8 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
     add("--demo", action="store_true", help="the project's own small network on generated scenes (default)")
     threads = "of PyTorch (default: as many as it takes)"
     add("--threads", type=whole_number(1, MOST_THREADS), metavar="N", help=threads)
+    where = "where AP is measured, cpu, cuda or cuda:N (default: cpu); all times are the CPU's"
+    add("--device", default="cpu", metavar="D", help=where)
     add("--quiet", action="store_true", help="no progress")
 
 
@@ -139,6 +141,7 @@ def given(options: argparse.Namespace, *, timed: int = 0) -> Iterator[Given]:
     networks = _by_role("--network", options.network)
     peers = _by_role("--peer", options.peer)
     more: dict[str, Any] = {"timed": timed, "orientation": options.orientation, "quiet": options.quiet}
+    more["device"] = options.device
     more["note"] = _note
     if options.data is not None:
         if options.demo:

@@ -32,6 +32,7 @@ from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.orientation import OrientationRule
 from asag_training.checkpoints import Checkpoint
 from asag_training.evaluation.checkpoint_predictor import evaluated_checkpoint, network_predictor
+from asag_training.evaluation.device import check_device
 from asag_training.evaluation.sweep import Way, evaluate_ways
 from asag_training.evaluation.sweep_report import figures_of, precision_figures
 from asag_training.network.config import VARIANTS, AsagConfig
@@ -58,6 +59,8 @@ class Given:
     timed: int = 10
     """Images that are timed; 0: none."""
     orientation: OrientationRule = "auto"
+    device: str = "cpu"
+    """Where PyTorch runs ASAG for its accuracy; all times are the CPU's."""
     quiet: bool = False
     note: Callable[[str], object] = lambda sentence: None
     """Told in sentences what was taken and assumed of the networks."""
@@ -82,8 +85,9 @@ class Measurer:
         """Read what was given, before anything is measured.
 
         Raises ConfigError for a role that does not exist or a network that cannot have it, or networks of
-        different classes; CheckpointError and DataError for what cannot be read.
+        different classes, or a device that is not there; CheckpointError and DataError for what cannot be read.
         """
+        check_device(given.device)
         self.given, self.store = given, store
         self.networks = {role: _read_network(role, path, given) for role, path in given.networks.items()}
         self.peers = {role: _read_peer(role, path) for role, path in given.peers.items()}
@@ -151,7 +155,9 @@ class Measurer:
         checkpoint = self.checkpoint(role)
         total = len(ways) * len(self.dataset)
         with progress(total=total, unit="image", description=role, quiet=self.given.quiet) as bar:
-            found = evaluate_ways(checkpoint, ways, self.dataset, on_image=bar.update)
+            found = evaluate_ways(
+                checkpoint, ways, self.dataset, device=self.given.device, on_image=bar.update
+            )
             for way, evaluation in found:
                 figures: Figures = figures_of(evaluation)
                 figures["AR anchors"] = _percent(evaluation.anchor_recall[1000])

@@ -231,6 +231,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(
         (["--network", good], "give --data DIR"),
         ([*on, "--demo"], "leave --data out, or --demo"),
         (["--data", str(tmp_path / "other"), "--network", good], "class"),
+        ([*on, "--device", "tpu"], "device 'tpu'"),
         ([*on, "--only", "5f"], "the paper has no table '5f'"),
     ):
         assert main(["tables", *arguments]) == 2, arguments
