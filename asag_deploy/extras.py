@@ -7,6 +7,7 @@ _OF_PROGRAM = {
     "asag-build": ("engines",),
     "asag-eval": ("evaluate", "train"),
     "asag-export": ("export", "engines"),
+    "asag-paper": ("bench", "export", "peers"),
     "asag-quantize": ("quantize",),
     "asag-serve": ("serve",),
     "asag-train": ("train",),

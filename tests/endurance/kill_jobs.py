@@ -18,11 +18,17 @@ _PROGRAMS = {
     "asag-bench": "asag_bench.cli",
     "asag-data": "asag_evaluation.data.cli",
     "asag-detect": "asag_deploy.detect.cli",
+    "asag-eval": "asag_training.evaluation.cli",
     "asag-export": "asag_export.cli",
+    "asag-paper": "asag_bench.paper.cli",
     "asag-quantize": "asag_export.quantize.cli",
     "asag-train": "asag_training.cli",
 }
 _SCENES, _SIDE = 24, 160
+_CHECKPOINT = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
+_COMBINATIONS = 12
+"""Of a sweep: more than are measured together."""
+_WITHOUT_BUNDLE = {"train", "train-peer", "paper", "sweep"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +98,8 @@ def prepare(folder: Path, jobs: Sequence[str], *, bundle: Path | None) -> Place:
         _do("asag-data", *scenes, "--count", str(_SCENES), "--size", str(_SIDE))
     if bundle is not None:
         shutil.copytree(bundle, place.bundle)
-    elif not set(jobs) <= {"train", "train-peer"}:
-        checkpoint = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
-        _do("asag-export", "--checkpoint", checkpoint, "--output-dir", place.bundle, "--quiet")
+    elif not set(jobs) <= _WITHOUT_BUNDLE:
+        _do("asag-export", "--checkpoint", _CHECKPOINT, "--output-dir", place.bundle, "--quiet")
     _write_video(place.folder / "scenes.avi", sorted(place.images.iterdir()))
     return place
 
@@ -157,8 +162,29 @@ def _run(place: Path) -> str:
     return "begun" if step else "at the start"
 
 
+def _tables(place: Path) -> str:
+    file = place / "paper.json"
+    if not file.exists():
+        return "absent"
+    content = json.loads(file.read_text())
+    assert content["measured"] or "tables" not in content, "tables of nothing"
+    return "all" if "tables" in content else "part"
+
+
+def _swept(place: Path) -> str:
+    file = place / "sweep.json"
+    if not file.exists():
+        return "absent"
+    return "all" if len(json.loads(file.read_text())["rows"]) == _COMBINATIONS else "part"
+
+
 def _remove(what: str) -> Callable[[Path], None]:
     return lambda place: shutil.rmtree(place / what, ignore_errors=True)
+
+
+def _unlink_all(place: Path) -> None:
+    for file in place.iterdir():
+        file.unlink()
 
 
 def _unlink(what: str) -> Callable[[Path], None]:
@@ -175,12 +201,11 @@ def _detect(job: str, *options: str) -> Callable[[Place], list[str | Path]]:
 
 
 def _export(place: Place) -> Sequence[str | Path]:
-    checkpoint = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
     out = place.of("export") / "bundle"
     return [
         "asag-export",
         "--checkpoint",
-        checkpoint,
+        _CHECKPOINT,
         "--levels",
         "p5-p6",
         "--output-dir",
@@ -209,6 +234,18 @@ def _train_peer(place: Place) -> Sequence[str | Path]:
     return ["asag-bench", "train-peer", "yolox-lite", *where, "--epochs", "3"]
 
 
+def _paper(place: Place) -> Sequence[str | Path]:
+    given: list[str | Path] = ["--data", place.data, "--network", f"asag-a-100={_CHECKPOINT}", "--limit", "4"]
+    out: list[str | Path] = ["--output-dir", place.of("paper"), "--only", "2,5b", "--time-images", "1"]
+    return ["asag-paper", "tables", *given, *out, "--threads", "1"]
+
+
+def _sweep(place: Place) -> Sequence[str | Path]:
+    values = ",".join(f"{0.01 * i:.2f}" for i in range(1, _COMBINATIONS + 1))
+    where: list[str | Path] = ["--data", place.data, "--limit", "4", "--output-dir", place.of("sweep")]
+    return ["asag-eval", _CHECKPOINT, *where, "--set", f"score_low={values}"]
+
+
 JOBS = {
     job.name: job
     for job in (
@@ -219,5 +256,7 @@ JOBS = {
         Job(name="quantize", arguments=_quantize, look=_bundle),
         Job(name="train", arguments=_train, look=_run, start_anew=_remove("run")),
         Job(name="train-peer", arguments=_train_peer, look=_run, start_anew=_remove("run")),
+        Job(name="paper", arguments=_paper, look=_tables, start_anew=_unlink_all),
+        Job(name="sweep", arguments=_sweep, look=_swept, start_anew=_unlink_all),
     )
 }

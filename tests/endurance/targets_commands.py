@@ -59,6 +59,10 @@ _PROGRAMS = (
     _Program("asag-bench", "asag_bench.cli", ("training-step",), ("--recipe", "none")),
     _Program("asag-bench", "asag_bench.cli", ("annotations",), ("--images", "0")),
     _Program("asag-bench", "asag_bench.cli", ("nonsense",)),
+    _Program("asag-paper", "asag_bench.paper.cli", ("tables",), ("--data", "no-data")),
+    _Program(
+        "asag-paper", "asag_bench.paper.cli", ("figures",), ("--data", "no-data", "--output-dir", _NOWHERE)
+    ),
 )
 _OPTION = re.compile(r"--[a-z][a-z-]+")
 _VALUES = (

@@ -18,6 +18,7 @@ PROGRAMS = {
     "asag-export": "asag_export.cli",
     "demo": "asag_export.demo",
     "asag-bench": "asag_bench.cli",
+    "asag-paper": "asag_bench.paper.cli",
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError
 from asag_training.network.config import own_preprocessing, variant_config
-from asag_training.recipes import RECIPES, Recipe, recipe
+from asag_training.recipes import ABLATIONS, RECIPES, Recipe, recipe
 from asag_training.settings import Optimisation, apply_changes
 
 OF_OTHERS = ("scenes-s", "bccd-s", "scenes-d", "bccd-d")
@@ -195,3 +196,63 @@ def test_settings_are_checked_where_they_are_made() -> None:
 
 def test_changing_nothing() -> None:
     assert apply_changes(recipe("bccd"), []) == recipe("bccd")
+
+
+def differing(changed: Recipe, base: Recipe) -> dict[str, object]:
+    """What differs between two recipes, by setting, but for the variant."""
+    mine, theirs = _flat(changed.to_dict()), _flat(base.to_dict())
+    return {k: v for k, v in mine.items() if theirs[k] != v and k != "network.variant"}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        found.update(
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        )
+    return found
+
+
+CHANGED = {
+    "fixed-queries": {"network.score_pass": 1e-6, "network.anchor_cap": 100},
+    "no-query-weighting": {"loss.query_weighting": False},
+    "no-auxiliary-heads": {"network.heads": 1},
+    "auxiliary-heads": {},
+    "keep-anchors": {"network.replace_anchors": False},
+    "patch-10": {"network.patch_size": 10, "network.first_level_size": 30},
+    "patch-12": {"network.patch_size": 12, "network.first_level_size": 30},
+    "patch-15": {"network.first_level_size": 30},
+    "patch-18": {"network.patch_size": 18, "network.first_level_size": 30},
+    "two-layers": {"network.decoder_layers": 2},
+    "denoising": {"patches.denoising_queries": 200},
+    "no-denoising": {},
+}
+
+
+def test_an_ablation_changes_what_the_paper_says_and_nothing_else() -> None:
+    base = recipe("asag-a-r50-100-1x")
+    for name in ABLATIONS:
+        made = recipe(f"asag-a-r50-100-1x@{name}")
+        assert made.network.variant == f"asag-a-r50-100@{name}"
+        assert differing(made, base) == CHANGED[name], name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_every_ablation(name: str) -> None:
+    for ablation in ABLATIONS:
+        assert recipe(f"{name}@{ablation}").network.variant == f"{recipe(name).network.variant}@{ablation}"
+    assert recipe(f"{name}@auxiliary-heads").network.heads == 4
+
+
+def test_ablations_add_up_and_take_changes() -> None:
+    made = recipe("scenes@no-query-weighting@two-layers", ["network.patch_size=9"])
+    assert made.network.variant == "asag-a-scenes@no-query-weighting@two-layers"
+    assert (made.network.decoder_layers, made.network.patch_size) == (2, 9)
+    assert not made.loss.query_weighting
+
+
+def test_unknown_ablations_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown ablation 'without'; the ablations are fixed-queries, no-"):
+        recipe("scenes@without")
+    with pytest.raises(ConfigError, match="unknown recipe 'scene'; the recipes are asag-a"):
+        recipe("scene@two-layers")

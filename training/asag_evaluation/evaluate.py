@@ -71,27 +71,46 @@ def evaluate(
     when it is done.  Raises DataError for other classes or an image that cannot be read, ConfigError for an
     impossible batch or for no images.
     """
+    measured = evaluate_together([(detector, proposals)], dataset, batch=batch, on_image=on_image)
+    return measured[0]
+
+
+def evaluate_together(
+    detectors: Sequence[tuple[Detector, ProposalSource | None]],
+    dataset: CocoDataset,
+    *,
+    batch: int = 1,
+    on_image: Callable[[Sample, Detections], object] = lambda sample, detections: None,
+) -> list[Evaluation]:
+    """Measure several detectors, each with the way to its proposals; each image goes through all of them.
+
+    So those that share what they compute can keep it from one to the next.  `on_image` is told once for each
+    detector.  Otherwise as `evaluate`.
+    """
     if batch < 1:
         raise ConfigError(f"batch is {batch}; expected 1 or more")
     if not len(dataset):
         raise ConfigError("there are no images to evaluate on")
-    if dataset.categories != detector.manifest.categories:
-        check_categories(dataset.categories, detector.manifest.categories, str(dataset.image_dir))
-        raise ConfigError(
-            "the data set's labels are not the network's: open it with the network's categories"
-        )
-    measured = _Measured(dataset)
+    for detector, _ in detectors:
+        if dataset.categories != detector.manifest.categories:
+            check_categories(dataset.categories, detector.manifest.categories, str(dataset.image_dir))
+            raise ConfigError(
+                "the data set's labels are not the network's: open it with the network's categories"
+            )
+    measured = [_Measured(dataset) for _ in detectors]
     for start in range(0, len(dataset), batch):
         numbers = range(start, min(start + batch, len(dataset)))
         samples = [dataset[i] for i in numbers]
-        found = detector([sample.image for sample in samples], channel_order="rgb")
-        relative: Sequence[Boxes | None] = [None] * len(samples)
-        if proposals is not None:
-            relative = proposals([detections.trace.anchor_count for detections in found])
-        for i, sample, detections, boxes in zip(numbers, samples, found, relative, strict=True):
-            measured.add(dataset.records[i], detections, boxes, len(samples))
-            on_image(sample, detections)
-    return measured.evaluation()
+        images = [sample.image for sample in samples]
+        for (detector, proposals), of_detector in zip(detectors, measured, strict=True):
+            found = detector(images, channel_order="rgb")
+            relative: Sequence[Boxes | None] = [None] * len(samples)
+            if proposals is not None:
+                relative = proposals([detections.trace.anchor_count for detections in found])
+            for i, sample, detections, boxes in zip(numbers, samples, found, relative, strict=True):
+                of_detector.add(dataset.records[i], detections, boxes, len(samples))
+                on_image(sample, detections)
+    return [of_detector.evaluation() for of_detector in measured]
 
 
 class _Measured:

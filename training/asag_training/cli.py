@@ -20,7 +20,7 @@ from asag_deploy.command_line import (
 from asag_deploy.errors import ConfigError, OutputError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
-from asag_training.recipes import RECIPES, Recipe, recipe
+from asag_training.recipes import ABLATIONS, AT, RECIPES, Recipe, recipe
 from asag_training.settings import WEIGHTS_CHOICES
 
 if TYPE_CHECKING:  # PyTorch is imported when there is something to train
@@ -59,7 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder with annotations/ and the images")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="for checkpoints, logs and pictures")
-    add("--recipe", default="scenes", metavar="NAME", help=f"{', '.join(RECIPES)} (default: %(default)s)")
+    add(
+        "--recipe",
+        default="scenes",
+        metavar=f"NAME[{AT}ABLATION]",
+        help=f"{', '.join(RECIPES)} (default: %(default)s); each also as one of the paper's ablations: "
+        f"{', '.join(ABLATIONS)}",
+    )
     add(
         "--set",
         dest="changes",

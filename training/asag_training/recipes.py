@@ -254,13 +254,110 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 """Recipes by name: the published models', the light networks', and some for small data."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A named change of any recipe: a row of the paper's ablation studies."""
+
+    table: str
+    """Of the paper."""
+    about: str
+    change: Callable[[Recipe], Recipe]
+
+
+def _of_network(**changes: Any) -> Callable[[Recipe], Recipe]:
+    return lambda made: dataclasses.replace(made, network=made.network.with_changes(**changes))
+
+
+def fixed_queries(network: AsagConfig) -> dict[str, Any]:
+    """Return the settings that give every image as many anchors as the network's setting stands for.
+
+    Half of the most that an image can have, and the best scored: 100 of the 100 queries setting (paper, table
+    5a).  A score of nearly 0 passes.
+    """
+    return {"score_pass": 1e-6, "anchor_cap": max(network.anchor_cap // 2, network.anchor_floor)}
+
+
+def _fixed_queries(made: Recipe) -> Recipe:
+    return _of_network(**fixed_queries(made.network))(made)
+
+
+def _with_denoising(queries: int) -> Callable[[Recipe], Recipe]:
+    return lambda made: dataclasses.replace(
+        made, patches=made.patches.with_changes(denoising_queries=queries)
+    )
+
+
+def _without_query_weighting(made: Recipe) -> Recipe:
+    return dataclasses.replace(made, loss=made.loss.with_changes(query_weighting=False))
+
+
+def _with_patches(size: int) -> Callable[[Recipe], Recipe]:
+    """Change the patches of P4 and P3; those of P5 and P6 keep their size, as in the public code."""
+
+    def change(made: Recipe) -> Recipe:
+        first = 2 * made.network.first_patch_size
+        return _of_network(patch_size=size, first_level_size=first)(made)
+
+    return change
+
+
+AT, _DENOISING_QUERIES, _HEADS = "@", 200, 4
+ABLATIONS: dict[str, Ablation] = {
+    "fixed-queries": Ablation(
+        table="5a", about="as many anchors for every image, the best scored", change=_fixed_queries
+    ),
+    "no-query-weighting": Ablation(
+        table="5a", about="focal loss, and all boxes count alike", change=_without_query_weighting
+    ),
+    "no-auxiliary-heads": Ablation(table="5a", about="the main decoder alone", change=_of_network(heads=1)),
+    "auxiliary-heads": Ablation(
+        table="5a", about="three auxiliary decoders beside the main one", change=_of_network(heads=_HEADS)
+    ),
+    "keep-anchors": Ablation(
+        table="5a",
+        about="anchors that ask for a closer look stay",
+        change=_of_network(replace_anchors=False),
+    ),
+    **{
+        f"patch-{size}": Ablation(
+            table="5c", about=f"probed patches of {size} cells a side", change=_with_patches(size)
+        )
+        for size in (10, 12, 15, 18)
+    },
+    "two-layers": Ablation(
+        table="8", about="decoders of two layers in sequence", change=_of_network(decoder_layers=2)
+    ),
+    "denoising": Ablation(
+        table="A-1",
+        about=f"{_DENOISING_QUERIES} denoising queries",
+        change=_with_denoising(_DENOISING_QUERIES),
+    ),
+    "no-denoising": Ablation(table="A-1", about="no denoising queries", change=_with_denoising(0)),
+}
+"""The paper's ablations by name, each of which changes any recipe: `scenes@two-layers`."""
+
+
 def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """Return the recipe of that name, with changes such as `network.patch_size=12` or
     `loss.query_weighting=false`.
 
-    Values are JSON (strings may go without quotes).  Raises ConfigError for an unknown recipe or setting, or
-    a value that makes no sense.
+    The name may go on with ablations: `scenes@no-query-weighting`, of which the network's variant then tells.
+    Values are JSON (strings may go without quotes).  Raises ConfigError for an unknown recipe, ablation or
+    setting, or a value that makes no sense.
     """
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe '{name}'; the recipes are {', '.join(RECIPES)}")
-    return apply_changes(RECIPES[name](), changes)
+    base, *ablations = name.split(AT)
+    if base not in RECIPES:
+        raise ConfigError(f"unknown recipe '{base}'; the recipes are {', '.join(RECIPES)}")
+    made = RECIPES[base]()
+    for ablation in ablations:
+        made = _ablated(made, ablation)
+    return apply_changes(made, changes)
+
+
+def _ablated(made: Recipe, ablation: str) -> Recipe:
+    """Change a recipe, and name its network after the change."""
+    if ablation not in ABLATIONS:
+        raise ConfigError(f"unknown ablation '{ablation}'; the ablations are {', '.join(ABLATIONS)}")
+    changed = ABLATIONS[ablation].change(made)
+    variant = f"{changed.network.variant}{AT}{ablation}"
+    return dataclasses.replace(changed, network=changed.network.with_changes(variant=variant))

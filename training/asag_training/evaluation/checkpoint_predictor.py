@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from asag_deploy.bundle.manifest import Category, Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.predictor import Predictor, proposing_predictor
-from asag_training.checkpoints import load_checkpoint, select_head
+from asag_training.checkpoints import Checkpoint, load_checkpoint, select_head
 from asag_training.checkpoints.published import about_heads
 from asag_training.evaluation.device import check_device
 from asag_training.network.config import MAIN_HEAD
@@ -30,25 +31,45 @@ def checkpoint_predictor(
     path: Path,
     options: DetectorOptions | None = None,
     *,
+    device: str = "cpu",
+    **reading: Any,
+) -> Predictor:
+    """Load a checkpoint's file.
+
+    options: their backend, threads and requests are not looked at.  reading: see `evaluated_checkpoint`.
+    Raises CheckpointError, and ConfigError for an unknown head, mode, level or device.
+    """
+    check_device(device)
+    checkpoint = evaluated_checkpoint(path, **reading)
+    return network_predictor(
+        build(checkpoint.config, checkpoint.state),
+        checkpoint.categories,
+        options,
+        preprocessing=checkpoint.preprocessing,
+        trained=checkpoint.trained,
+        device=device,
+    )
+
+
+def evaluated_checkpoint(
+    path: Path,
+    *,
     head: str | None = None,
     weights: WeightsChoice = "model",
     preprocessing: Preprocessing | None = None,
     shorter_side: int | None = None,
     longer_side: int | None = None,
-    device: str = "cpu",
     classes: Callable[[], Sequence[Category]] | None = None,
     note: Callable[[str], object] = lambda sentence: None,
-) -> Predictor:
-    """Load a checkpoint's file.
+) -> Checkpoint:
+    """Load a checkpoint's file as it is to be measured: with one decoder, and with its pre-processing.
 
-    options: their backend, threads and requests are not looked at.  head: one of the parallel decoders; None
-    for the main one.  weights: see `load_checkpoint`.  preprocessing: None for what the file says, if it
-    does.  shorter_side, longer_side: in pixels, instead of those in it, of which all else stays.  classes:
-    asked for those of the data where the file names none; they are taken if they are as many.  note: told in
-    sentences what was taken and assumed.
-    Raises CheckpointError, and ConfigError for an unknown head, mode, level or device.
+    head: one of the parallel decoders; None for the main one.  weights: see `load_checkpoint`.
+    preprocessing: None for what the file says, if it does.  shorter_side, longer_side: in pixels, instead of
+    those in it, of which all else stays.  classes: asked for those of the data where the file names none;
+    they are taken if they are as many.  note: told in sentences what was taken and assumed.
+    Raises CheckpointError, and ConfigError for an unknown head.
     """
-    check_device(device)
     checkpoint = load_checkpoint(path, weights=weights)
     for sentence in (*checkpoint.notes, *about_heads(path, checkpoint, head), *checkpoint.assumed):
         note(sentence)
@@ -58,15 +79,8 @@ def checkpoint_predictor(
             checkpoint = dataclasses.replace(checkpoint, categories=found)
             note(f"its {len(found)} classes are taken for those of the data, in the order of their ids")
     said = preprocessing or checkpoint.prepared
-    checkpoint = select_head(checkpoint, head or checkpoint.head_names[-1])
-    return network_predictor(
-        build(checkpoint.config, checkpoint.state),
-        checkpoint.categories,
-        options,
-        preprocessing=change_sides(said, shorter_side, longer_side),
-        trained=checkpoint.trained,
-        device=device,
-    )
+    checkpoint = dataclasses.replace(checkpoint, preprocessing=change_sides(said, shorter_side, longer_side))
+    return select_head(checkpoint, head or checkpoint.head_names[-1])
 
 
 def network_predictor(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the most their longer side may be {said}, 1333, CrowdHuman 1500)",
     )
     add(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="NAME=V,V,...",
+        help="measure it under other settings, e.g. score_low=0.05,0.1; repeated, under all combinations",
+    )
+    add(
         "--device",
         default="cpu",
         metavar="D",
@@ -94,6 +102,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; it must be at least 1")
+    if options.changes:
+        return _sweep(options)
     check_report(options.output_dir)  # before what may take hours
     notes = list[str]()
     predictor = _predictor(options, notes.append)
@@ -102,10 +112,7 @@ def _run(options: argparse.Namespace) -> int:
         options.data, options.split, categories=manifest.categories, orientation=options.orientation
     )
     dataset = found.first(options.limit)
-    for sentence in notes:
-        print(f"{PROGRAM}: note: '{options.model}': {sentence}", file=sys.stderr)
-    if not manifest.trained:
-        print(f"{PROGRAM}: warning: the weights are untrained, so the figures mean nothing", file=sys.stderr)
+    _print_notes(options, notes, manifest.trained)
     with progress(total=len(dataset), unit="image") as bar:
         evaluation = evaluate(
             predictor.detector,
@@ -120,6 +127,55 @@ def _run(options: argparse.Namespace) -> int:
     if options.output_dir is not None:
         write_report(evaluation, options.output_dir, name=f"{predictor.name}, {options.split}")
     return ALL_FINE
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    """Measure a checkpoint under every combination of settings that `--set` asks for."""
+    if options.model.is_dir():
+        checkpoints = what_checkpoints(options.model)
+        if checkpoints is not None:
+            raise CheckpointError(f"'{options.model}' is {checkpoints}")
+        raise ConfigError(
+            f"'{options.model}' is a bundle, whose settings are in its graphs: give the checkpoint that it "
+            "was exported from, or leave --set out"
+        )
+    from asag_training.evaluation.checkpoint_predictor import evaluated_checkpoint
+    from asag_training.evaluation.device import check_device
+    from asag_training.evaluation.sweep import evaluate_ways, read_ways
+    from asag_training.evaluation.sweep_report import check_sweep, on_screen, sweep_row, write_sweep
+
+    chosen = detector_options(options)
+    _check_for_torch(options.model, chosen)
+    if chosen.deadline_ms is not None:
+        raise ConfigError("--deadline-ms makes figures depend on the machine: leave it out of a --set")
+    check_device(options.device)
+    check_sweep(options.output_dir)
+    notes = list[str]()
+    checkpoint = evaluated_checkpoint(options.model, **_reading(options), note=notes.append)
+    ways = read_ways(options.changes, checkpoint.config)
+    given = {"categories": checkpoint.categories, "orientation": options.orientation}
+    found = CocoDataset.open(options.data, options.split, **given)
+    dataset = found.first(options.limit)
+    _print_notes(options, notes, checkpoint.trained)
+    name = f"{checkpoint.config.variant} (torch) on {options.data.resolve().name} {options.split}"
+    rows = []
+    with progress(total=len(ways) * len(dataset), unit="image") as bar:
+        given = {"options": chosen, "batch": options.batch, "device": options.device}
+        for way, evaluation in evaluate_ways(checkpoint, ways, dataset, **given, on_image=bar.update):
+            rows.append(sweep_row(way, evaluation))
+            if options.output_dir is not None:  # what is measured is kept, whatever comes
+                write_sweep(rows, options.output_dir, name=name, images=len(dataset))
+    if not options.quiet:
+        read = [found.counts.describe(), *found.remarks()]
+        print("\n".join([name, *read, "", *on_screen(rows)]))
+    return ALL_FINE
+
+
+def _print_notes(options: argparse.Namespace, notes: Sequence[str], trained: bool) -> None:
+    for sentence in notes:
+        print(f"{PROGRAM}: note: '{options.model}': {sentence}", file=sys.stderr)
+    if not trained:
+        print(f"{PROGRAM}: warning: the weights are untrained, so the figures mean nothing", file=sys.stderr)
 
 
 def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Predictor:
@@ -149,6 +205,14 @@ def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Pr
 def _checkpoint_predictor(
     path: Path, chosen: DetectorOptions, options: argparse.Namespace, note: Callable[[str], object]
 ) -> Predictor:
+    _check_for_torch(path, chosen)
+    from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
+
+    return checkpoint_predictor(path, chosen, device=options.device, **_reading(options), note=note)
+
+
+def _check_for_torch(path: Path, chosen: DetectorOptions) -> None:
+    """Raise ConfigError for options that PyTorch has no use for."""
     if chosen.backend not in (None, TORCH):
         raise ConfigError(
             f"'{path}' is a checkpoint, which only PyTorch runs, not {chosen.backend}: export it, "
@@ -159,19 +223,17 @@ def _checkpoint_predictor(
             f"'{path}' is a checkpoint, and --threads and --requests are for bundles: leave them out, and "
             "set OMP_NUM_THREADS if PyTorch is to have fewer threads"
         )
-    from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 
-    return checkpoint_predictor(
-        path,
-        chosen,
-        head=options.head,
-        weights=options.weights or "model",
-        shorter_side=options.shorter_side,
-        longer_side=options.longer_side,
-        device=options.device,
-        classes=lambda: CocoDataset.open(options.data, options.split).categories,
-        note=note,
-    )
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how a checkpoint is to be read."""
+    return {
+        "head": options.head,
+        "weights": options.weights or "model",
+        "shorter_side": options.shorter_side,
+        "longer_side": options.longer_side,
+        "classes": lambda: CocoDataset.open(options.data, options.split).categories,
+    }
 
 
 if __name__ == "__main__":

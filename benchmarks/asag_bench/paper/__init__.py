@@ -1,0 +1,1 @@
+"""The paper's tables and figures, measured here on anybody's networks and data, beside its own numbers."""
