@@ -84,8 +84,9 @@ class Measurer:
     def __init__(self, given: Given, store: Store) -> None:
         """Read what was given, before anything is measured.
 
-        Raises ConfigError for a role that does not exist or a network that cannot have it, or networks of
-        different classes, or a device that is not there; CheckpointError and DataError for what cannot be read.
+        Raises ConfigError for a role that does not exist or a network that cannot have it, for networks of
+        different classes, or a device that is not there; CheckpointError and DataError for what cannot be
+        read.
         """
         check_device(given.device)
         self.given, self.store = given, store
