@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,4 +259,4 @@ def markdown_lines(table: FilledTable) -> list[str]:
 
 def as_json(tables: Sequence[FilledTable]) -> list[dict[str, Any]]:
     """Return the tables as plain JSON values."""
-    return [dataclasses.replace(table).to_dict() for table in tables]
+    return [table.to_dict() for table in tables]
