@@ -261,6 +261,8 @@ class _Cutter:
         return all(value.name in self._maker for value in self._graph.output)
 
     def _can_be_called(self, node: NodeProto) -> bool:
+        if any(name in self._constants for name in node.input):
+            return False  # which are in the pieces alone
         if node.domain == DOMAIN:
             return node.op_type in OPERATORS
         if node.op_type != TOP_K or node.domain:

@@ -397,7 +397,7 @@ def _session_options(threads: int | None, *, shares_memory: bool = False) -> Ses
     # time in page faults.
     if shares_memory:
         # Pieces run one after the other, and what one has let go of serves the next: a network of six
-        # encoder layers, 18,071 cells each, stood at 1161 MB instead of 1808.
+        # encoder layers over 18,071 cells stood at 962 MB instead of 1770.
         _make_shared_memory()
         options.add_session_config_entry("session.use_env_allocators", "1")
     return options

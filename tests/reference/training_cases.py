@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ class TrainingCase:
         return {rest: float(value) for (first, _, rest), value in found.items() if first == kind}
 
     def model(self) -> Asag:
-        layout = HERE / f"layout_{self.arrays['layout']}.json"
-        state = reference_state_dict(layout, self.seed, float(self.arrays["score_bias"]))
-        return build(self.config, {name: torch.from_numpy(array) for name, array in state.items()})
+        """The network with the case's weights, a new one each time."""
+        arrays = _weights(str(self.arrays["layout"]), self.seed, float(self.arrays["score_bias"]))
+        return build(self.config, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
 
     def batch(self, number: int = 0, prefix: str = "") -> Batch:
         """The images and targets; those of another update have a number and a prefix."""
@@ -75,6 +76,11 @@ class TrainingCase:
         ]
         ids = list(range(len(self.sizes)))
         return Batch(torch.from_numpy(image), torch.from_numpy(self.sizes), targets, ids)
+
+
+@lru_cache(maxsize=1)  # cases that follow each other have the same
+def _weights(layout: str, seed: int, score_bias: float) -> dict[str, NDArray[np.float32]]:
+    return reference_state_dict(HERE / f"layout_{layout}.json", seed, score_bias)
 
 
 def load_training_case(name: str) -> TrainingCase:

@@ -236,6 +236,28 @@ def test_which_orders_are_called(tmp_path: Path, options: dict[str, Any], is_cal
     assert called == ({"PadAnchors", "TopK"} if is_called else {"PadAnchors"})
 
 
+def test_what_reads_a_constant_is_not_called(tmp_path: Path) -> None:
+    """As the order of a number of queries that never changes does: constants are in the pieces alone."""
+    file = behind_an_operator(
+        tmp_path / "graph.onnx", [helper.make_node("TopK", ["values", "k"], ["best", "at"])], "best"
+    )
+    model = onnx.load(str(file))
+
+    def with_constant(name: str) -> Path:
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        (value,) = (value for value in changed.graph.input if value.name == name)
+        changed.graph.input.remove(value)
+        changed.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [1]))
+        onnx.save(changed, str(tmp_path / f"{name}.onnx"))
+        return tmp_path / f"{name}.onnx"
+
+    found = cut(with_constant("k"))
+    assert found is not None
+    assert [[call.operator for call in calls] for calls in found[0].calls if calls] == [["PadAnchors"]]
+    assert cut(with_constant("slots")) is None
+
+
 def behind_an_operator(file: Path, nodes: list[onnx.NodeProto], output: str, **options: Any) -> Path:
     """Write a graph with an operator of the project's own, for without one nothing is cut, then `nodes`."""
     inputs = [

@@ -51,7 +51,10 @@ def around_points(places: Tensor, geometry: Geometry) -> Around:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the queries, deformable attention to the maps around each, and an FFN."""
+    """Self-attention among the queries, deformable attention to the maps around each, and an FFN.
+
+    Parameters have the names of the public Deformable DETR, whose norms are not numbered in their order.
+    """
 
     def __init__(self, config: AsagConfig) -> None:
         super().__init__()
