@@ -253,8 +253,10 @@ def screen_lines(table: FilledTable) -> list[str]:
 def markdown_lines(table: FilledTable) -> list[str]:
     """Return a table with its notes for a page."""
     rows, notes = rows_of(table)
-    escaped = [f"- {note}" for note in notes]
-    return [f"## {title(table)}", "", *in_markdown(rows), "", *escaped, ""]
+    marks = [f"\\{note}" for note in notes if note.startswith(_OTHERS_STAR)]
+    numbered = [note for note in notes if not note.startswith(_OTHERS_STAR)]
+    below = [*marks, *([""] if marks and numbered else []), *numbered]
+    return [f"## {title(table)}", "", *in_markdown(rows), "", *below, ""]
 
 
 def as_json(tables: Sequence[FilledTable]) -> list[dict[str, Any]]:
