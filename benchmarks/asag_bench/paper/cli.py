@@ -119,7 +119,11 @@ def _tables(options: argparse.Namespace) -> int:
         about = header(measurer)
     if options.output_dir is not None:
         store.write({"header": about, "tables": as_json(filled)})
-        lines = [*about, "", *(line for table in filled for line in markdown_lines(table))]
+        lines = [
+            *(f"- {line}" for line in about),
+            "",
+            *(line for table in filled for line in markdown_lines(table)),
+        ]
         atomic_write_text(options.output_dir / PAGE, "# The paper's tables, here\n\n" + "\n".join(lines))
     print("\n".join([*about, "", *(line for table in filled for line in screen_lines(table))]))
     return ALL_FINE

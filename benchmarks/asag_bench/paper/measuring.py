@@ -14,7 +14,7 @@ import torch
 from asag_bench.gmacs.count import count_asag, count_compared
 from asag_bench.gmacs.published import PAPER_PATCHES, PAPER_SHAPE
 from asag_bench.light_peers.evaluation import TorchPeer, evaluate_peer
-from asag_bench.light_peers.peer import Said, load_peer, read_said
+from asag_bench.light_peers.peer import Said, load_peer
 from asag_bench.light_peers.recipe import PeerName
 from asag_bench.measuring.machine import describe_machine
 from asag_bench.paper.roles import REFERENCE, ROLES, Role, base_recipe, check_role
@@ -85,7 +85,7 @@ class Measurer:
         """Read what was given, before anything is measured.
 
         Raises ConfigError for a role that does not exist or a network that cannot have it, for networks of
-        different classes, or a device that is not there; CheckpointError and DataError for what cannot be
+        different classes and for a device that is not there; CheckpointError and DataError for what cannot be
         read.
         """
         check_device(given.device)
@@ -343,7 +343,7 @@ def _read_peer(role: str, path: Path) -> Said:
     if said.recipe.peer != _PEER or said.recipe.query_weighting != weighs:
         how = "with --query-weighting" if weighs else "without --query-weighting"
         raise ConfigError(f"the role {role} takes {_PEER} trained {how}; the peer in '{path}' is another")
-    return read_said(path)
+    return said
 
 
 def _percent(share: float | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,6 +214,12 @@ def _how(role: str, measurer: Measurer) -> str:
             f"`{base}` has no auxiliary heads, so that this row is the first one: for that train "
             f"`asag-train --recipe {base}{AT}auxiliary-heads` and give it as --network {REFERENCE}=FILE"
         )
+    if role == "a-1.denoising" and RECIPES[base]().patches.denoising_queries:
+        return (
+            f"`{base}` itself trains with denoising, so that the row above is of it, too: for that train "
+            f"`asag-train --recipe {base}{AT}no-denoising` and give it as --network {REFERENCE}=FILE; for "
+            f"this row give the network of `{base}` as --network {role}=FILE"
+        )
     return how_to_make(ROLES[role], base)
 
 
@@ -254,10 +259,12 @@ def screen_lines(table: FilledTable) -> list[str]:
 def markdown_lines(table: FilledTable) -> list[str]:
     """Return a table with its notes for a page."""
     rows, notes = rows_of(table)
-    escaped = [f"- {note}" for note in notes]
-    return [f"## {title(table)}", "", *in_markdown(rows), "", *escaped, ""]
+    marks = [f"\\{note}" for note in notes if note.startswith(_OTHERS_STAR)]
+    numbered = [note for note in notes if not note.startswith(_OTHERS_STAR)]
+    below = [*marks, *([""] if marks and numbered else []), *numbered]
+    return [f"## {title(table)}", "", *in_markdown(rows), "", *below, ""]
 
 
 def as_json(tables: Sequence[FilledTable]) -> list[dict[str, Any]]:
     """Return the tables as plain JSON values."""
-    return [dataclasses.replace(table).to_dict() for table in tables]
+    return [table.to_dict() for table in tables]

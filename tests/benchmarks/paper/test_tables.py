@@ -182,6 +182,21 @@ def test_persons_are_measured_as_table_6_does(tmp_path: Path, capsys: pytest.Cap
     assert "AP50" not in row["state"]
 
 
+def test_settings_of_an_ablation_show_something_without_its_training(
+    data: Path, network: Path, tmp_path: Path
+) -> None:
+    command = ["tables", "--data", str(data), "--network", f"asag-a-100={network}", "--only", "5a"]
+    assert main([*command, "--output-dir", str(tmp_path)]) == 0
+    (table,) = json.loads((tmp_path / "paper.json").read_text())["tables"]
+    whole, fixed, unweighted, _, keeping = table["rows"]
+    assert fixed["here"]["#An"] == 100  # of every image
+    assert keeping["here"]["#An"] >= whole["here"]["#An"]
+    assert unweighted["here"]["#An"] is None
+    for row, name in ((fixed, "fixed-queries"), (keeping, "keep-anchors")):
+        assert "asag-a-100 with these settings, and not trained with them" in row["state"]
+        assert f"asag-train --recipe asag-a-r50-100-1x@{name}" in row["state"]
+
+
 def test_any_network_is_put_through_the_sweeps(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,3 +266,4 @@ def test_the_demo_prints_every_table(capsys: pytest.CaptureFixture[str], tmp_pat
         TABLES
     )
     assert "`asag-train --recipe scenes@no-query-weighting`" in out
+    assert "`asag-train --recipe scenes@no-denoising` and give it as --network asag-a-100=FILE" in out
