@@ -189,8 +189,8 @@ def test_settings_of_an_ablation_show_something_without_its_training(
     assert main([*command, "--output-dir", str(tmp_path)]) == 0
     (table,) = json.loads((tmp_path / "paper.json").read_text())["tables"]
     whole, fixed, unweighted, _, keeping = table["rows"]
-    assert fixed["here"]["#An"] == 100  # of every image
-    assert keeping["here"]["#An"] >= whole["here"]["#An"]
+    assert whole["here"]["#An"] < fixed["here"]["#An"] <= 100  # which is the most, of every image
+    assert keeping["here"]["#An"] > whole["here"]["#An"]
     assert unweighted["here"]["#An"] is None
     for row, name in ((fixed, "fixed-queries"), (keeping, "keep-anchors")):
         assert "asag-a-100 with these settings, and not trained with them" in row["state"]
