@@ -78,7 +78,7 @@ def losses(case: ReferenceCase, computed: Computed) -> Losses:
     ]
     model, image = computed.model, torch.from_numpy(case.images())
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(model, "features", lambda image: computed.features)
+        patched.setattr(model, "features", lambda image, image_size: computed.features)
         output = training_pass(
             model,
             image,

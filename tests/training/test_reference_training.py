@@ -45,6 +45,8 @@ pytestmark = pytest.mark.slow
 PARTS, GRADIENT = 1e-5, 5e-4
 TENSOR, SMALL_TENSOR, SMALL = 4e-3, 2e-2, 1e-3
 """How far the gradient of one parameter may be off, and that of one whose share of all is under SMALL."""
+OFFSETS = "sampling_offset_generator"
+"""Its gradient jumps where a point passes the centre of a cell, on which side rounding decides."""
 UPDATES = (1e-6, 1e-4, 1e-3, 1e-2)
 """How far the loss may be off in each update; the gradient's norm, ten times that."""
 
@@ -156,10 +158,12 @@ def test_the_whole_gradient(computed: Computed) -> None:
 def test_the_gradient_of_every_parameter(computed: Computed) -> None:
     norms, products = (computed.case.arrays[f"grad_{name}"] for name in ("norms", "products"))
     whole = np.linalg.norm(norms)
-    bound = np.where(norms < SMALL * whole, SMALL_TENSOR, TENSOR) * norms + 1e-9 * whole
+    names = computed.case.arrays["grad_names"]
+    loose = (norms < SMALL * whole) | (np.char.find(names, OFFSETS) >= 0)
+    bound = np.where(loose, SMALL_TENSOR, TENSOR) * norms + 1e-9 * whole
     for found, expected in ((computed.norms, norms), (computed.products, products)):
         off = np.abs(found - expected) > bound
-        assert not off.any(), computed.case.arrays["grad_names"][off].tolist()
+        assert not off.any(), names[off].tolist()
 
 
 def test_the_public_losses_differ_in_the_mirrored_patches_only(

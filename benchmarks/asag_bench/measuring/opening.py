@@ -37,8 +37,8 @@ def _open(root: Path) -> dict[str, Any]:
     seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     after = _memory()
     return {
-        "seconds": round(seconds, 2),
-        "cpu_seconds": round(busy, 2),
+        "seconds": round(seconds, 4),
+        "cpu_seconds": round(busy, 4),
         "peak_mib": round(after["VmHWM"] - before["VmRSS"], 1),
         "own_mib_then": round(after["RssAnon"] - before["RssAnon"], 1),
         "objects": dataset.counts.objects,
@@ -66,7 +66,7 @@ def _hand_to_a_worker(root: Path) -> dict[str, Any]:
         process.join()
     (without, little), (with_data, much) = told[1:]
     return {
-        "seconds": round(with_data - without, 2),
+        "seconds": round(with_data - without, 4),
         "own_mib": round(much["RssAnon"] - little["RssAnon"], 1),
         "shared_mib": round(sum(much[name] - little[name] for name in ("RssFile", "RssShmem")), 1),
     }
@@ -102,8 +102,8 @@ def _evaluate(root: Path) -> dict[str, Any]:
     return {
         "images": len(dataset),
         "detections": len(results),
-        "seconds": round(time.perf_counter() - begin, 2),
-        "cpu_seconds": round(time.process_time() - busy, 2),
+        "seconds": round(time.perf_counter() - begin, 4),
+        "cpu_seconds": round(time.process_time() - busy, 4),
         "peak_mib": round(_memory()["VmHWM"] - before["VmRSS"], 1),
     }
 
