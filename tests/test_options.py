@@ -133,7 +133,7 @@ IGNORED_ONCE = [
     (
         "asag-bench",
         ["run", BUNDLE, "--checkpoint", "a.pth"],
-        "--checkpoint is for references that run in PyTorch",
+        "--checkpoint is for the references torch, ",
     ),
     ("asag-bench", ["parity", BUNDLE, "--backend", "caffe"], "unknown backend 'caffe'"),
     ("asag-bench", ["gpu", "archive", "--wheel", "nowhere.whl"], "can be read (no such file or directory)"),

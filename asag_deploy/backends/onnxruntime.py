@@ -30,7 +30,7 @@ from asag_deploy.backends.declared import UNKNOWN, check_declared
 from asag_deploy.backends.network import Network, check_inputs, check_shapes, takes_float32_images
 from asag_deploy.backends.pieces import (
     StageInPieces,
-    is_cut,
+    is_cut_of,
     kernels_for_cutting,
     threads_of_an_operator,
     warn_of_running_whole,
@@ -113,7 +113,7 @@ class OnnxRuntime:
             kernels = kernels_for_cutting()
 
         def open_stage(graph: GraphSpec) -> Stage:
-            if kernels is not None and is_cut(graph.name, bundle.graph_path(graph.name)):
+            if kernels is not None and is_cut_of(bundle, graph.name):
                 in_pieces = self._open_pieces(bundle, graph, threads, kernels, workers)
                 if in_pieces is not None:
                     return in_pieces

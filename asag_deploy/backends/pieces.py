@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.backends.cutting import DEFORMABLE, TOP_K, Call, Plan, can_cut, has_function, why_no_cutting
 from asag_deploy.backends.network import check_inputs, check_shapes
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import Problem, first_line
 from asag_deploy.kernels.buffers import Buffer, ScaledIntegers
@@ -50,6 +51,14 @@ def kernels_for_cutting() -> CpuKernels | None:
 def is_cut(name: str, path: Path) -> bool:
     """Tell whether the graph `name`, in that file, is cut where the operators are compiled for the CPU."""
     return name in _CUT or has_function(path, DEFORMABLE)
+
+
+def is_cut_of(bundle: Bundle, name: str) -> bool:
+    """Tell it of a graph of a bundle.
+
+    One in float16 is not: what stands between its operators would be in another type than they give.
+    """
+    return bundle.manifest.precision_of(name) != "fp16" and is_cut(name, bundle.graph_path(name))
 
 
 def why_no_pieces() -> Problem | None:

@@ -140,7 +140,8 @@ def export_module(
     assert program is not None
     model = program.model
     _add_functions(model, opset)
-    optimizer.optimize_ir(model, inline=False)
+    with _quiet():
+        optimizer.optimize_ir(model, inline=False)
     _tidy(model, inputs, outputs)
     proto = ir.serde.serialize_model(model)
     check(proto, name)
@@ -304,7 +305,7 @@ def _quiet() -> Iterator[None]:
     So too the stack that PyTorch logs of whatever ends its tracing, such as Ctrl-C, which is raised as well.
     """
     error, critical = logging.ERROR, logging.CRITICAL
-    least = {"torch.onnx": error, "torch.__trace": error, "torch._subclasses": critical}
+    least = {"torch.onnx": error, "onnxscript": error, "torch.__trace": error, "torch._subclasses": critical}
     loggers = [logging.getLogger(name) for name in least]
     levels = [logger.level for logger in loggers]
     for logger, level in zip(loggers, least.values(), strict=True):

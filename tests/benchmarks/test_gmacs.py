@@ -75,9 +75,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     counts = json.loads(file.read_text())["counts"]
     assert [count["paper"] for count in counts] == [139, 140, 143]
     assert counts[0]["gmacs"] == pytest.approx(sum(counts[0]["parts"].values()), abs=0.002)
-    # At another size the paper has no figure.
+    # At another size the paper has no figure, nor of another backbone or with other patches.
     assert main([*arguments[:2], "--shape", "320x320", "--queries", "312"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["-", "-"]
+    for others in (["f-qrcnn", "--like", "asag-a-r101-300"], ["asag-a-r50-100", "--patches", "9,9"]):
+        assert main(["gmacs", *others]) == 0
+        assert all(line.split()[-2:] == ["-", "-"] for line in capsys.readouterr().out.splitlines()[1:])
 
 
 def test_a_checkpoint_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +100,8 @@ def test_a_checkpoint_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--shape", "wide"], "--shape is 'wide'; expected height x width in pixels"),
         (["--patches", "3"], "--patches is '3'; expected two numbers, on P4 and on P3"),
         (["f-qrcnn", "--like", "nothing"], "'nothing' is no network that is known"),
+        (["asag-a-r50-100", "--like", "asag-a-r101-300"], "--like is for adamixer-6, "),
+        (["f-qrcnn", "--patches", "9,9"], "--patches is for ASAG, which alone probes"),
     ],
 )
 def test_what_cannot_be_counted(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

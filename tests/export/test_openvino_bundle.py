@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.loop.stages import LevelOutputs
 from asag_evaluation.data.doodles import draw_doodles
 from asag_export.gate.gate import run_gate
+from asag_export.stage_export import export_module
+from asag_training.network.deformable import geometry_of
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages
 from support.small_network import small_checkpoint
 
-pytest.importorskip("openvino", reason="needs OpenVINO")
+openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -152,3 +158,36 @@ def test_what_bfloat16_costs(small_bundle: Bundle, expected: dict[str, tuple[Arr
     }
     assert over == {}, found
     assert found["backbone"]["p2"] > 1e-4, "nothing was computed in bfloat16"
+
+
+class _Covered(torch.nn.Module):
+    """Which cells of maps of strides 8 to 64 the images cover."""
+
+    def forward(self, image: Tensor, image_size: Tensor) -> Tensor:
+        height, width = image.shape[2], image.shape[3]
+        maps = [image[:, :, ::stride, ::stride].permute(0, 2, 3, 1) for stride in (8, 16, 32, 64)]
+        return geometry_of(maps, image_size, (height, width)).covered
+
+
+def test_whole_numbers_of_cells_stay_whole_in_openvino() -> None:
+    """A runtime may multiply by the inverse of what it is to divide by."""
+    image = torch.zeros(2, 1, 96, 160)
+    size = torch.tensor([[96, 160], [80, 150]])
+    given = (
+        TensorSpec(name="image", dtype="float32", shape=("batch", 1, "height", "width")),
+        TensorSpec(name="image_size", dtype="int64", shape=("batch", 2)),
+    )
+    gives = (TensorSpec(name="covered", dtype="float32", shape=("batch", 4, 2)),)
+    dynamic = torch.export.Dim.DYNAMIC
+    axes = ({0: dynamic, 2: dynamic, 3: dynamic}, {0: dynamic})
+    model = export_module(
+        _Covered().eval(), "covered", (image, size), given, gives, opset=20, dynamic_shapes=axes
+    )
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(io.BytesIO(model.SerializeToString())), "CPU")
+    for side in range(32, 1345, 32):
+        blank = np.zeros((1, 1, side, 96), dtype=np.float32)
+        for height in (side, side - 8, side - 31):
+            (found,) = compiled([blank, np.array([[height, 96]])]).values()
+            rows = [-(-height * -(-side // stride) // side) for stride in (8, 16, 32, 64)]
+            assert found[0, :, 1].tolist() == rows, (side, height)

@@ -256,3 +256,16 @@ def test_unknown_ablations_are_refused_with_the_known_ones() -> None:
         recipe("scenes@without")
     with pytest.raises(ConfigError, match="unknown recipe 'scene'; the recipes are asag-a"):
         recipe("scene@two-layers")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("scenes@patch-10@patch-12", "'patch-10' and 'patch-12' both change network.patch_size"),
+        ("scenes@denoising@no-denoising", "both change patches.denoising_queries"),
+        ("scenes@two-layers@two-layers", "'two-layers' is named twice"),
+    ],
+)
+def test_ablations_that_do_not_go_together(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        recipe(name)

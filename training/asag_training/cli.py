@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,7 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, process: Process) -> None:
+    from asag_training.run.alone import alone_in
     from asag_training.run.process import check_same_step, keep_freed_memory
     from asag_training.run.run_loop import Rhythm, TrainingRun
     from asag_training.run.start import start
@@ -155,38 +157,44 @@ def _train(options: argparse.Namespace, process: Process) -> None:
     )
     if not resumes:
         check_length(chosen, trainer.updates_per_epoch(loader), probes=options.init is not None)
-    resumed = _open_output(options, trainer)
-    check_same_step(trainer.position.step)
-    if process.is_main:
-        for sentence in trainer.changed if resumed else notes:
-            print(sentence)
-        for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
-            print(part, f"{data.counts.describe()}; {len(used)} images are used")
-            left_out = data.left_out_of_training() if data is found else ""
-            for remark in filter(None, (left_out, *data.remarks())):
-                print(part, printable(remark))
-        done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
-        print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
-    rhythm = Rhythm(
-        save_every=options.save_every,
-        save_minutes=options.save_minutes,
-        evaluate_every=options.evaluate_every,
-        pictures=options.pictures,
-    )
-    TrainingRun(trainer, loader, validation, rhythm)()
+    _make_folder(options.output_dir)
+    with alone_in(options.output_dir) if process.is_main else nullcontext():
+        resumed = _open_output(options, trainer)
+        check_same_step(trainer.position.step)
+        if process.is_main:
+            for sentence in trainer.changed if resumed else notes:
+                print(sentence)
+            for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
+                print(part, f"{data.counts.describe()}; {len(used)} images are used")
+                left_out = data.left_out_of_training() if data is found else ""
+                for remark in filter(None, (left_out, *data.remarks())):
+                    print(part, printable(remark))
+            done = f"{trainer.position.epoch} of {chosen.schedule.epochs} epochs are done"
+            print(f"{f'resuming, {done}' if resumed else 'starting'}, on {process.device}", flush=True)
+        rhythm = Rhythm(
+            save_every=options.save_every,
+            save_minutes=options.save_minutes,
+            evaluate_every=options.evaluate_every,
+            pictures=options.pictures,
+        )
+        TrainingRun(trainer, loader, validation, rhythm)()
 
 
-def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
-    """Make the output folder, or take up the run in it; return whether there was one."""
-    from asag_training.run.state import BEST, LAST, STATE
-
-    folder: Path = options.output_dir
+def _make_folder(folder: Path) -> None:
+    """Make the output folder, if it is not there (OutputError if it cannot be made)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         exists = isinstance(error, FileExistsError)
         reason = "it is a file" if exists else (error.strerror or str(error)).lower()
         raise OutputError(f"could not make the folder '{folder}' ({reason}): give another") from error
+
+
+def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
+    """Take up the run in the output folder, or begin one; return whether there was one."""
+    from asag_training.run.state import BEST, LAST, STATE
+
+    folder: Path = options.output_dir
     if options.resume and trainer.resume():
         return True
     if any((folder / name).exists() for name in (STATE, LAST, BEST)):

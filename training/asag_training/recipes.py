@@ -349,9 +349,33 @@ def recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     if base not in RECIPES:
         raise ConfigError(f"unknown recipe '{base}'; the recipes are {', '.join(RECIPES)}")
     made = RECIPES[base]()
+    by: dict[str, str] = {}
     for ablation in ablations:
-        made = _ablated(made, ablation)
+        before, made = _settings_of(made), _ablated(made, ablation)
+        changed = [path for path, value in _settings_of(made).items() if before.get(path, value) != value]
+        for path in changed:
+            if path in by:
+                raise ConfigError(f"the ablations '{by[path]}' and '{ablation}' both change {path}: name one")
+        by.update(dict.fromkeys(changed, ablation))
+        if not changed and ablation in by.values():
+            raise ConfigError(f"the ablation '{ablation}' is named twice: name it once")
     return apply_changes(made, changes)
+
+
+def _settings_of(made: Recipe) -> dict[str, Any]:
+    """Return every setting of a recipe but its name, by its path."""
+    found: dict[str, Any] = {}
+
+    def add(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                add(f"{path}.{name}" if path else name, part)
+        else:
+            found[path] = value
+
+    add("", made.to_dict())
+    del found["network.variant"]
+    return found
 
 
 def _ablated(made: Recipe, ablation: str) -> Recipe:

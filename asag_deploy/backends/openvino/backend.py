@@ -46,7 +46,7 @@ from asag_deploy.backends.openvino.products import multiply_in_bfloat16
 from asag_deploy.backends.pieces import (
     FLOAT32,
     StageInPieces,
-    is_cut,
+    is_cut_of,
     kernels_for_cutting,
     threads_of_an_operator,
     warn_of_running_whole,
@@ -122,7 +122,7 @@ class OpenVino:
             config = _config(threads, requests)
 
             def open_stage(graph: GraphSpec) -> Stage:
-                if kernels is not None and is_cut(graph.name, bundle.graph_path(graph.name)):
+                if kernels is not None and is_cut_of(bundle, graph.name):
                     in_pieces = self._open_pieces(core, cache, bundle, graph, config, kernels, workers)
                     if in_pieces is not None:
                         return in_pieces

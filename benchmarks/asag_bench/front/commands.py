@@ -10,7 +10,7 @@ from typing import Any
 from asag_deploy.atomic import atomic_write_text, check_writable, check_writable_file
 from asag_deploy.backends import DEFAULT_BACKEND, check_backend
 from asag_deploy.command_line import ALL_FINE, MOST_THREADS, listed, real_number, whole_number
-from asag_deploy.errors import OutputError
+from asag_deploy.errors import ConfigError, OutputError
 from asag_deploy.replacing import check_own_file, check_own_folder, is_json_with
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
@@ -59,6 +59,7 @@ def train_peer(options: argparse.Namespace) -> int:
     from asag_bench.light_peers.peer import Said
     from asag_bench.light_peers.recipe import peer_recipe, stretched
     from asag_bench.light_peers.training import PeerTraining
+    from asag_training.run.alone import alone_in
 
     recipe = peer_recipe(options.peer, options.like)
     data = CocoDataset.open(options.data, TRAIN_SPLIT, orientation=options.orientation).for_training()
@@ -69,6 +70,8 @@ def train_peer(options: argparse.Namespace) -> int:
     if options.lr is not None:
         changes["lr"] = options.lr
     if options.queries is not None:
+        if recipe.peer == "yolox-lite":
+            raise ConfigError("--queries is for peers that have queries: leave it out for yolox-lite")
         changes["queries"] = options.queries
     changes["query_weighting"] = options.query_weighting
     said = Said(recipe=dataclasses.replace(recipe, **changes), categories=data.categories, seed=options.seed)
@@ -78,11 +81,12 @@ def train_peer(options: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"could not make the folder '{folder}' ({error.strerror}): give another") from error
     torch.set_num_threads(options.threads)
-    training = PeerTraining(said, data, folder, options.orientation)
-    training(quiet=options.quiet)
+    with alone_in(folder):
+        training = PeerTraining(said, data, folder, options.orientation)
+        training(quiet=options.quiet)
     if not options.quiet:
         of = f"{said.recipe.peer}, seed {said.seed}, {training.position.step} updates"
-        print(f"{folder}: {of}; `asag-bench front --peer {folder}` measures it")
+        print(f"{folder}: {of}; `asag-bench eval-peer {folder} --data {options.data}` measures it")
     return ALL_FINE
 
 

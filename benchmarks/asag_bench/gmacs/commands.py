@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from asag_training.network.config import AsagConfig
 
 _MOST_QUERIES = 100_000
+_USUAL_LIKE = "asag-a-r50-100"
+_USUAL_PATCHES = ",".join(map(str, PAPER_PATCHES))
 
 
 def add_gmacs(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +46,10 @@ def add_gmacs(parser: argparse.ArgumentParser) -> None:
     add(
         "--patches",
         type=numbers(whole_number(0)),
-        default=",".join(map(str, PAPER_PATCHES)),
         metavar="N,N",
-        help="probed on P4 and P3 (default: %(default)s, about the paper's mean)",
+        help=f"probed on P4 and P3 (default: {_USUAL_PATCHES}, about the paper's mean)",
     )
-    add(
-        "--like", default="asag-a-r50-100", metavar="VARIANT", help="whose backbone and width the others have"
-    )
+    add("--like", metavar="NETWORK", help=f"whose backbone the others have (default: {_USUAL_LIKE})")
     add("--markdown", action="store_true", help="print a table for a page")
     add("--output", type=Path, metavar="FILE", help="write the counts there as JSON")
 
@@ -60,7 +59,9 @@ def gmacs(options: argparse.Namespace) -> int:
     check_own_file(options.output, is_json_with("command", "counts"), "counts")
     check_writable_file(options.output)
     shape = None if options.shape is None else NAMED_SHAPES.get(options.shape) or read_shape(options.shape)
-    counts = [_count(row, options) for row in _rows(options, shape)]
+    rows = _rows(options, shape)
+    _check_used(options, rows)
+    counts = [_count(row, options) for row in rows]
     if options.output is not None:
         result = {"command": options.command, "counts": counts}
         atomic_write_text(options.output, json_text(result))
@@ -110,21 +111,35 @@ def _config(network: str) -> AsagConfig:
 def _count(row: Published, options: argparse.Namespace) -> dict[str, Any]:
     from asag_bench.gmacs.count import count_asag, count_compared
 
-    on_p4, *on_p3 = (int(part) for part in options.patches.split(","))
-    if len(on_p3) != 1:
-        raise ConfigError(f"--patches is '{options.patches}'; expected two numbers, on P4 and on P3")
     if row.network in COMPARED:
-        parts = count_compared(row.network, _config(options.like), row.shape, row.queries)
+        parts = count_compared(row.network, _config(options.like or _USUAL_LIKE), row.shape, row.queries)
     else:
-        parts = count_asag(_config(row.network), row.shape, row.queries, (on_p4, on_p3[0]))
+        parts = count_asag(_config(row.network), row.shape, row.queries, _patches(options))
+    as_published = options.like in (None, _USUAL_LIKE) and _patches(options) == PAPER_PATCHES
     return {
         "network": row.network,
         "shape": list(row.shape),
         "queries": row.queries,
         "parts": {name: round(gmacs, 4) for name, gmacs in parts.items()},
         "gmacs": round(sum(parts.values()), 3),
-        "paper": published(row.network, row.queries, row.shape),
+        "paper": published(row.network, row.queries, row.shape) if as_published else None,
     }
+
+
+def _patches(options: argparse.Namespace) -> tuple[int, int]:
+    on_p4, *on_p3 = (int(part) for part in (options.patches or _USUAL_PATCHES).split(","))
+    if len(on_p3) != 1:
+        raise ConfigError(f"--patches is '{options.patches}'; expected two numbers, on P4 and on P3")
+    return on_p4, on_p3[0]
+
+
+def _check_used(options: argparse.Namespace, rows: list[Published]) -> None:
+    """Raise ConfigError for an option that none of the networks looks at."""
+    compared = [row.network in COMPARED for row in rows]
+    if options.like is not None and not any(compared):
+        raise ConfigError(f"--like is for {', '.join(COMPARED)}: name one of them, or leave it out")
+    if options.patches is not None and all(compared):
+        raise ConfigError("--patches is for ASAG, which alone probes: name a variant, or leave it out")
 
 
 def _table(counts: list[dict[str, Any]]) -> list[TextRow]:

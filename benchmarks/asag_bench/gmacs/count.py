@@ -23,6 +23,8 @@ from asag_training.network.pyramid import map_of
 _META = torch.device("meta")
 _LEVELS = ("P4", "P3")
 _GIGA = 1e9
+_LEAST = 1e-3
+"""GMACs under which a part is not worth a column."""
 
 
 def count_asag(
@@ -91,7 +93,7 @@ def count_compared(name: str, config: AsagConfig, shape: tuple[int, int], querie
         above = [".".join(names[:i]) for i in range(2, len(names))]
         if names[0] == root and len(names) > 1 and not counts.keys() & above:
             parts[names[1]] = parts.get(names[1], 0.0) + _gmacs(sum(of_module.values()))
-    return {part: gmacs for part, gmacs in parts.items() if gmacs}
+    return {part: gmacs for part, gmacs in parts.items() if gmacs > _LEAST}
 
 
 def _picture(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from asag_deploy.command_line import (
 from asag_deploy.errors import ConfigError
 from asag_deploy.scratch import scratch_folder
 from asag_evaluation.data.coco import VAL_SPLIT
-from asag_evaluation.data.orientation import add_orientation_option
+from asag_evaluation.data.orientation import RULES, add_orientation_option
 
 if TYPE_CHECKING:  # PyTorch is imported when there is something to measure
     from asag_bench.paper.measuring import Given
@@ -159,6 +159,8 @@ def given(options: argparse.Namespace, *, timed: int = 0) -> Iterator[Given]:
             **more,
         )
         return
+    if options.split != VAL_SPLIT or options.orientation != RULES[0]:
+        raise ConfigError("--split and --orientation are for your own data: give --data, or leave them out")
     if networks or peers:
         raise ConfigError(
             "networks are measured on their data: give --data DIR, or no --network and no --peer"

@@ -239,7 +239,7 @@ _TABLE_4 = Table(
             missing=_speed_only("Deformable DETR"),
         ),
         _row(
-            "Deformable DETR, 50 epochs | - | 6",
+            "Deformable DETR+, 50 epochs | - | 6",
             _T3,
             "300 46.2 64.7 49.0 28.3 49.2 61.5 173 19.0",
             compared=("deformable-detr-6", 300),

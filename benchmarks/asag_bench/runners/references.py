@@ -80,11 +80,9 @@ def check_references(names: Sequence[str], checkpoint: Path | None, manifest: Ma
     """
     from asag_training.network.config import VARIANTS
 
-    if checkpoint is not None and not set(_FROM_CHECKPOINTS) & set(names):
-        raise ConfigError(
-            f"--checkpoint is for references that run in PyTorch ({', '.join(_FROM_CHECKPOINTS)}): "
-            "give --reference, or leave it out"
-        )
+    if checkpoint is not None and not {*_FROM_CHECKPOINTS, *COMPARED} & set(names):
+        takes = ", ".join((*_FROM_CHECKPOINTS, *COMPARED))
+        raise ConfigError(f"--checkpoint is for the references {takes}: give one of them, or leave it out")
     drawn_again = not manifest.trained and manifest.variant in VARIANTS
     for name in names:
         if name not in REFERENCES:

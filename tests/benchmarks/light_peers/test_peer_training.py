@@ -239,7 +239,7 @@ def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run").exists()
     assert main(["train-peer", "yolox-lite", *where, "--epochs", "1"]) == 0
     run = tmp_path / "run"
-    said = f"{run}: yolox-lite, seed 0, 4 updates; `asag-bench front --peer {run}` measures it\n"
+    said = f"{run}: yolox-lite, seed 0, 4 updates; `asag-bench eval-peer {run} --data {few}` measures it\n"
     assert capsys.readouterr().out == said
     assert main(["train-peer", "yolox-lite", *where, "--epochs", "1", "--quiet"]) == 0  # done already
     assert capsys.readouterr().out == ""

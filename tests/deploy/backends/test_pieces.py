@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
 import sys
@@ -23,6 +24,7 @@ from asag_deploy.backends.pieces import (
     StageInPieces,
     graphs_run_whole,
     is_cut,
+    is_cut_of,
     threads_of_an_operator,
     why_no_pieces,
 )
@@ -536,3 +538,11 @@ def test_a_graph_that_is_no_graph(compiled: Path, small_bundle: Bundle, tmp_path
 )
 def test_threads_of_an_operator(threads: int, requests: int, expected: int) -> None:
     assert threads_of_an_operator(threads, requests) == expected
+
+
+def test_graphs_in_float16_run_whole(small_bundle: Bundle) -> None:
+    """The operators give float32, or bfloat16, which what stands between them would not take."""
+    assert is_cut_of(small_bundle, "decoder")
+    assert not is_cut_of(small_bundle, "backbone")
+    manifest = dataclasses.replace(small_bundle.manifest, precision="fp16")
+    assert not is_cut_of(dataclasses.replace(small_bundle, manifest=manifest), "decoder")

@@ -48,7 +48,12 @@ def geometry_of(maps: Sequence[Tensor], image_size: Tensor, canvas: tuple[int, i
     covered, ratios, paddings = [], [], []
     sizes = tuple((feature.shape[1], feature.shape[2]) for feature in maps)
     for h, w in sizes:
-        rows, columns = torch.ceil(height * h / canvas[0]), torch.ceil(width * w / canvas[1])
+        # A whole number of cells must not become one more where a runtime multiplies by the inverse: half a
+        # pixel is taken off, which leaves every other number of cells what it is.
+        rows, columns = (
+            torch.ceil((side * cells - 0.5) / padded)
+            for side, cells, padded in zip((height, width), (h, w), canvas, strict=True)
+        )
         covered.append(torch.stack([columns, rows], dim=-1))
         ratios.append(torch.stack([columns / w, rows / h], dim=-1))
         below = torch.arange(h, device=rows.device) >= rows[:, None]

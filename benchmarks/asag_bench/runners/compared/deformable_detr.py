@@ -68,13 +68,13 @@ class DeformableDetr(ComparedDetector):
         super().__init__(own, backbone_names(3))
         self.neck = MapProjections(backbone_channels(own, backbone_names(2)), own)
         self.encoder = DeformableEncoder(own)
-        self.queries = PlacedQueries(queries, own.hidden_dim)
+        self.learned = PlacedQueries(queries, own.hidden_dim)
         self.decoder = nn.ModuleList(DeformableStage(own) for _ in range(LAYERS))
 
     def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of the sixth layer, of maps C3..C5."""
         cells, geometry = encode(self.neck, self.encoder, maps, image_size)
-        content, position, places = self.queries(image_size.shape[0])
+        content, position, places = self.learned(image_size.shape[0])
         bias = torch.zeros(1, 1, 1, 1, device=cells.device)
         around, boxes, logits = around_points(places, geometry), places, content
         for i, module in enumerate(self.decoder):
