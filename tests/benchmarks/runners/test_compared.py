@@ -17,6 +17,7 @@ from asag_bench.runners.compared.runner import (
     ComparedRunner,
     build_compared,
     compared_config,
+    maps_of_backbone,
     query_count,
 )
 from asag_bench.runners.references import check_references, open_reference
@@ -26,9 +27,11 @@ from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.preprocess import make_batch
 from asag_evaluation.data.doodles import draw_doodles
+from asag_export.stage_export import export_stage
 from asag_training.checkpoints import Checkpoint, save_checkpoint
 from asag_training.network.config import variant_config
 from asag_training.network.model import build
+from asag_training.network.stage_plan import probing_plan
 from asag_training.network.stages import TorchNetwork
 from support.small_network import small_checkpoint
 
@@ -193,3 +196,14 @@ def test_what_cannot_be_built(bundle: Bundle, file: Path) -> None:
     check_references(["torch-adamixer-6"], file, trained)
     with pytest.raises(ConfigError, match="'torch-adamixer-6' needs the weights"):
         check_references(["torch-adamixer-6"], None, trained)
+
+
+@pytest.mark.parametrize(("name", "samplings"), [("deformable-detr-6", 12), ("efficient-detr", 7)])
+def test_sampling_stays_an_operator(name: str, samplings: int) -> None:
+    """One a layer; where tracing has to be tried in another way, its reference would be in the graph."""
+    config = variant_config("asag-a-r50-100").with_changes(hidden_dim=64, attention_heads=4)
+    detector = build_compared(name, config, queries=20)
+    given = (detector, detector.config, probing_plan(config))
+    maps = maps_of_backbone(detector, "fp32")
+    model, _, _ = export_stage(*given, precision="fp32", opset=20, more=maps)
+    assert [node.op_type for node in model.graph.node].count("DeformableSample") == samplings

@@ -46,7 +46,7 @@ class DenseQueries(nn.Module):
         sides = [
             torch.full((h * w,), _SIDE * 2**i, device=cells.device) for i, (h, w) in enumerate(geometry.sizes)
         ]
-        side = torch.cat(sides)[None, :, None].expand(len(cells), -1, 2)
+        side = torch.cat(sides)[None, :, None].expand(cells.shape[0], -1, 2)
         boxes = torch.cat([cell_centres(geometry), side], dim=-1)
         delta = self.box(content).float()
         boxes = torch.sigmoid(inverse_sigmoid(_rows(boxes, best)) + _rows(delta, best))

@@ -126,7 +126,7 @@ def open_compared(
     precision: Precision = "fp32"
     if manifest.precision == _HALF_PRECISION:
         detector, precision = detector.half(), _HALF_PRECISION
-    more = _maps_of_backbone(detector, precision)
+    more = maps_of_backbone(detector, precision)
     given = (detector, detector.config, manifest.probing)
     model, _, _ = export_stage(*given, precision=precision, opset=manifest.opset, more=more)
     maps = maps_graph(bundle, detector.maps)
@@ -137,7 +137,7 @@ def open_compared(
     return ComparedRunner(name, manifest, network)
 
 
-def _maps_of_backbone(detector: ComparedDetector, precision: Precision) -> dict[str, TensorSpec]:
+def maps_of_backbone(detector: ComparedDetector, precision: Precision) -> dict[str, TensorSpec]:
     """Describe C2 to C5, each (B, C_i, h, w), for the exporter, as far as a detector reads them."""
     dtype = "float16" if precision == _HALF_PRECISION else "float32"
     names = [name for name in detector.maps if name.startswith("c")]
