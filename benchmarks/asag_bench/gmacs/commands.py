@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from asag_bench.gmacs.published import (
     NAMED_SHAPES,
     PAPER_PATCHES,
-    PAPER_SHAPE,
     PUBLISHED,
     Published,
     published,
 )
 from asag_bench.reports.columns import TextRow, in_markdown, on_screen
 from asag_bench.result import json_text, read_shape
-from asag_bench.runners.compared.published import COMPARED
+from asag_bench.runners.compared.published import COMPARED, PAPER_SHAPE
 from asag_deploy.atomic import atomic_write_text, check_writable_file
 from asag_deploy.command_line import ALL_FINE, numbers, whole_number
 from asag_deploy.errors import ConfigError

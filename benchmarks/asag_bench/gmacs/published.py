@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asag_bench.runners.compared.published import COMPARED
+from asag_bench.runners.compared.published import COMPARED, PAPER_SHAPE
 
-PAPER_SHAPE = (800, 1134)
-"""Height and width in pixels of 0.907 Mpx."""
 NAMED_SHAPES = {"0.907mpx": PAPER_SHAPE}
 """Sizes that have a name: the mean image that the paper counts."""
 PAPER_PATCHES = (5, 5)

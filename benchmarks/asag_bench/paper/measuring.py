@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from asag_bench.gmacs.count import count_asag, count_compared
-from asag_bench.gmacs.published import PAPER_PATCHES, PAPER_SHAPE
+from asag_bench.gmacs.published import PAPER_PATCHES
 from asag_bench.light_peers.evaluation import TorchPeer, evaluate_peer
 from asag_bench.light_peers.peer import Said, load_peer
 from asag_bench.light_peers.recipe import PeerName
@@ -20,7 +20,7 @@ from asag_bench.measuring.machine import describe_machine
 from asag_bench.paper.roles import REFERENCE, ROLES, Role, base_recipe, check_role
 from asag_bench.paper.store import Figures, Store, data_id, file_id
 from asag_bench.runners.compared.map_stages import stage_of_maps
-from asag_bench.runners.compared.published import COMPARED
+from asag_bench.runners.compared.published import COMPARED, PAPER_SHAPE
 from asag_bench.runners.compared.runner import ComparedRunner, build_compared
 from asag_deploy.bundle.manifest import Category, Level, Preprocessing
 from asag_deploy.command_line import progress
@@ -34,7 +34,7 @@ from asag_training.checkpoints import Checkpoint
 from asag_training.evaluation.checkpoint_predictor import evaluated_checkpoint, network_predictor
 from asag_training.evaluation.device import check_device
 from asag_training.evaluation.sweep import Way, evaluate_ways
-from asag_training.evaluation.sweep_report import figures_of, precision_figures
+from asag_training.evaluation.sweep_report import figures_of, percent, precision_figures
 from asag_training.network.config import VARIANTS, AsagConfig
 from asag_training.network.model import build
 from asag_training.network.stages import NormalizeStage, StageModule, TorchNetwork
@@ -161,8 +161,8 @@ class Measurer:
             )
             for way, evaluation in found:
                 figures: Figures = figures_of(evaluation)
-                figures["AR anchors"] = _percent(evaluation.anchor_recall[1000])
-                figures["AR proposals"] = _percent((evaluation.proposal_recall or {}).get(1000))
+                figures["AR anchors"] = percent(evaluation.anchor_recall[1000])
+                figures["AR proposals"] = percent((evaluation.proposal_recall or {}).get(1000))
                 figures["points"] = [list(point) for point in evaluation.anchors.points]
                 figures["exits"] = evaluation.anchors.exit_levels
                 figures["correlation"] = evaluation.anchors.correlation
@@ -344,7 +344,3 @@ def _read_peer(role: str, path: Path) -> Said:
         how = "with --query-weighting" if weighs else "without --query-weighting"
         raise ConfigError(f"the role {role} takes {_PEER} trained {how}; the peer in '{path}' is another")
     return said
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 2)

@@ -36,7 +36,7 @@ def figures_of(evaluation: Evaluation) -> dict[str, float | None]:
     anchors, people = evaluation.anchors, evaluation.crowdhuman
     found = precision_figures(evaluation.coco)
     if people is not None:
-        of_persons = map(_percent, (people.ap, people.mmr, people.recall))
+        of_persons = map(percent, (people.ap, people.mmr, people.recall))
         found.update(zip(_OF_PERSONS, of_persons, strict=True))
     counts = (anchors.anchors, anchors.patches_p4, anchors.patches_p3)
     return found | dict(zip(_COUNTED, (round(count, 2) for count in counts), strict=True))
@@ -45,10 +45,11 @@ def figures_of(evaluation: Evaluation) -> dict[str, float | None]:
 def precision_figures(coco: CocoMetrics) -> dict[str, float | None]:
     """Return average precision by the paper's titles, in percent."""
     shares = (coco.ap, coco.ap50, coco.ap75, coco.ap_small, coco.ap_medium, coco.ap_large)
-    return dict(zip(_IN_PERCENT, map(_percent, shares), strict=True))
+    return dict(zip(_IN_PERCENT, map(percent, shares), strict=True))
 
 
-def _percent(share: float | None) -> float | None:
+def percent(share: float | None) -> float | None:
+    """Turn a share into a figure of two digits; None stays None."""
     return None if share is None else round(100 * share, 2)
 
 

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asag_training.network import boxes as box_ops
-from asag_training.network.relation_block import Proposals
+from asag_training.network.relation_block import Proposals, relative_to_xyzr
 
 
 class LearnedQueries(nn.Module):
@@ -34,8 +33,7 @@ class LearnedQueries(nn.Module):
         if self.normalise:
             content = F.layer_norm(content, content.shape[-1:])
         boxes = self.boxes.float().expand(batch, -1, -1)
-        pixels = box_ops.cxcywh_to_xyxy(boxes) * box_ops.whwh(image_size)
-        xyzr = box_ops.xyxy_to_xyzr(pixels / self.stride)
+        xyzr = relative_to_xyzr(boxes, self.stride, image_size)
         content = content.expand(batch, -1, -1)
         no_logits = content[..., :0]  # nobody has looked at an image yet
         return Proposals(no_logits, boxes, xyzr, content)

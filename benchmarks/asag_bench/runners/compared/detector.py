@@ -5,6 +5,7 @@ B images, Q queries, C channels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ def pyramid_names(config: AsagConfig) -> tuple[str, ...]:
     return feature_maps(config)
 
 
-class ComparedDetector(StageModule):
+class ComparedDetector(StageModule, ABC):
     """Everything of a detector after the maps that it reads.
 
     It takes the place of a bundle's `decoder`: maps of the pyramid, each (B, h, w, C), or of the backbone,
@@ -51,9 +52,10 @@ class ComparedDetector(StageModule):
         self.config, self.maps = config, tuple(maps)
         self.inputs = (*self.maps, "image_size")
 
+    @abstractmethod
     def detect(self, maps: list[Tensor], image_size: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of the last layer."""
-        raise NotImplementedError
+        ...
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         *maps, image_size = tensors
@@ -79,3 +81,8 @@ def nobody_blocked(proposals: Proposals) -> Tensor:
 def channels_last(maps: Sequence[Tensor]) -> list[Tensor]:
     """Turn maps (B, C, h, w) into (B, h, w, C), as decoders read them."""
     return [x.permute(0, 2, 3, 1) for x in maps]
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Take the rows `index` (B, Q) of x (B, N, C)."""
+    return torch.gather(x, 1, index[..., None].expand(-1, -1, x.shape[-1]))

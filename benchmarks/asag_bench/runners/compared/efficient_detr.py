@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from asag_bench.runners.compared.deformable_detr import deformable_config, encode
-from asag_bench.runners.compared.detector import ComparedDetector, backbone_channels, backbone_names
+from asag_bench.runners.compared.detector import (
+    ComparedDetector,
+    backbone_channels,
+    backbone_names,
+    take_rows,
+)
 from asag_training.network.config import AsagConfig
 from asag_training.network.deformable import Geometry, cell_centres
 from asag_training.network.deformable_decoder import DeformableStage, around_boxes, inverse_sigmoid
@@ -49,13 +54,8 @@ class DenseQueries(nn.Module):
         side = torch.cat(sides)[None, :, None].expand(cells.shape[0], -1, 2)
         boxes = torch.cat([cell_centres(geometry), side], dim=-1)
         delta = self.box(content).float()
-        boxes = torch.sigmoid(inverse_sigmoid(_rows(boxes, best)) + _rows(delta, best))
-        return _rows(content, best), boxes
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Take the rows `index` (B, Q) of x (B, N, C)."""
-    return torch.gather(x, 1, index[..., None].expand(-1, -1, x.shape[-1]))
+        boxes = torch.sigmoid(inverse_sigmoid(take_rows(boxes, best)) + take_rows(delta, best))
+        return take_rows(content, best), boxes
 
 
 class EfficientDetr(ComparedDetector):

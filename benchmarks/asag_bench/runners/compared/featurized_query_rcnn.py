@@ -12,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asag_bench.runners.compared.detector import ComparedDetector, nobody_blocked, pyramid_names
+from asag_bench.runners.compared.detector import (
+    ComparedDetector,
+    nobody_blocked,
+    pyramid_names,
+    take_rows,
+)
 from asag_training.network import boxes as box_ops
 from asag_training.network.config import AsagConfig
 from asag_training.network.layers import BiasedSelfAttention, blocking_bias
@@ -64,9 +69,9 @@ class QueryGenerator(nn.Module):
         score = torch.cat(scores, dim=1).float()
         count = torch.sym_min(self.queries, score.shape[1])  # type: ignore[no-untyped-call]
         _, best = torch.topk(score, count, dim=1)
-        pixels = _rows(torch.cat(boxes, dim=1), best)
+        pixels = take_rows(torch.cat(boxes, dim=1), best)
         relative = box_ops.xyxy_to_cxcywh(pixels / box_ops.whwh(image_size))
-        content = _rows(torch.cat(contents, dim=1), best)
+        content = take_rows(torch.cat(contents, dim=1), best)
         return Proposals(content[..., :0], relative, relative, content)  # its decoder reads no xyzr
 
 
@@ -77,11 +82,6 @@ def _around_cells(distance: Tensor, stride: int) -> Tensor:
     x = (torch.arange(width, device=distance.device) * stride + stride // 2).float()[None, :]
     left, top, right, bottom = distance.unbind(1)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1).flatten(1, 2)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Take the rows `index` (B, Q) of x (B, N, C)."""
-    return torch.gather(x, 1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class FeaturizedQueryRcnn(ComparedDetector):

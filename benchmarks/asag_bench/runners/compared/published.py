@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+PAPER_SHAPE = (800, 1134)
+"""Height and width in pixels of 0.907 Mpx, the mean image of COCO val2017 at the usual size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
@@ -15,7 +18,7 @@ class Compared:
     about: str
     gmacs: dict[int, float] = field(default_factory=dict)
     """The paper's cost ("GFLOPs", which are multiply-accumulates) with ResNet-50, by number of queries."""
-    gmacs_of: tuple[int, int] = (800, 1134)
+    gmacs_of: tuple[int, int] = PAPER_SHAPE
     """Height and width of the picture that the paper's cost is of: 0.907 Mpx, if not said otherwise."""
     ap: dict[int, float] = field(default_factory=dict)
     """The paper's AP on COCO val2017 in percent, by number of queries; after 36 epochs (one: 50)."""
