@@ -25,6 +25,7 @@ from asag_training.network.deformable import (
 )
 from asag_training.network.deformable_decoder import DeformableStage, around_boxes, inverse_sigmoid
 from asag_training.network.deformable_encoder import DeformableEncoder, EncoderLayer, MapProjections
+from asag_training.network.layers import group_norm
 from asag_training.network.model import Asag
 from asag_training.network.operators import deformable_sample
 from asag_training.network.relation_block import Proposals
@@ -287,3 +288,13 @@ def _stir(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.3)
+
+
+@pytest.mark.parametrize("channels", [8, 32, 96, 200, 256])
+def test_a_neck_of_any_width_is_normalised(channels: int) -> None:
+    """In 32 groups as published, and never in groups of a single number."""
+    norm = group_norm(channels)
+    assert channels % norm.num_groups == 0
+    assert channels // norm.num_groups >= 8
+    assert group_norm(256).num_groups == 32
+    assert norm(torch.randn(2, channels, 1, 1)).shape == (2, channels, 1, 1)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_GROUPS = 32
-"""Of GroupNorm; fewer for a neck that is narrower."""
+from asag_training.network.layers import group_norm
 
 
 class ChannelMapping(nn.Module):
@@ -21,7 +20,7 @@ class ChannelMapping(nn.Module):
         super().__init__()
         self.levels = levels
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in channels_in)
-        self.norm = nn.GroupNorm(min(_GROUPS, channels // 4), channels)
+        self.norm = group_norm(channels)
         for convolution in self.lateral:
             nn.init.xavier_uniform_(convolution.get_parameter("weight"))
             nn.init.zeros_(convolution.get_parameter("bias"))

@@ -5,8 +5,6 @@ B images, N cells of all maps, C channels.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +20,7 @@ from asag_training.network.deformable import (
     part_maps,
     sine_positions,
 )
-
-_GROUPS, _PER_GROUP = 32, 8
-"""GroupNorm's groups; fewer in a network of less than 256 channels, so that a group has no less than 8."""
+from asag_training.network.layers import group_norm
 
 
 class MapProjections(nn.Module):
@@ -36,14 +32,13 @@ class MapProjections(nn.Module):
     def __init__(self, channels_in: tuple[int, ...], config: AsagConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
-        groups = math.gcd(_GROUPS, dim // _PER_GROUP)
         convolutions = [nn.Conv2d(c, dim, 1) for c in channels_in[1:]]
         convolutions.append(nn.Conv2d(channels_in[-1], dim, 3, stride=2, padding=1))
         for convolution in convolutions:
             nn.init.xavier_uniform_(convolution.weight)
             assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
-        self.input_proj = nn.ModuleList(nn.Sequential(c, nn.GroupNorm(groups, dim)) for c in convolutions)
+        self.input_proj = nn.ModuleList(nn.Sequential(c, group_norm(dim)) for c in convolutions)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Take C2..C5, of which C2 is not used."""

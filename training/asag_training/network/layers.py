@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asag_training.network.config import Activation
 
+_GROUPS, _PER_GROUP = 32, 8
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -99,6 +100,12 @@ def sine_embedding(xyzr: Tensor, dim: int) -> Tensor:
     wavelength = 10000.0 ** (2 * pair / channels)
     phase = scaled[..., None] / wavelength
     return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-3)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Build the GroupNorm of a neck: 32 groups; fewer of less than 256 channels, so that a group has no less
+    than 8."""
+    return nn.GroupNorm(math.gcd(_GROUPS, channels // _PER_GROUP), channels)
 
 
 def tower(dim: int, depth: int, act: Activation) -> nn.ModuleList:
