@@ -91,12 +91,12 @@ def test_six_layers_learn_with_query_weighting_and_without(
     said = small_said("adamixer-6", data, epochs=12)
     said = dataclasses.replace(said, recipe=said.recipe.with_changes(query_weighting=weighs))
     training(said, data, tmp_path / "run")(quiet=True)
-    losses = [float(row["loss"]) for row in _steps(tmp_path / "run")]
-    assert np.mean(losses[-12:]) < 0.75 * np.mean(losses[:12])
     peer = load_peer(tmp_path / "run")
     deployed = PeerDetector(peer, bundle, DetectorOptions(threads=1))
-    in_torch = evaluate_peer(tmp_path / "run", data, quiet=True)
-    assert (in_torch.ap50 or 0.0) == pytest.approx(_ap50(deployed, data), abs=0.02)
+    found = evaluate_peer(tmp_path / "run", data, quiet=True).ap50 or 0.0
+    # Query Weighting's loss cannot tell: boxes weigh the more the better they get, so that it hardly falls.
+    assert found > 0.2
+    assert found == pytest.approx(_ap50(deployed, data), abs=0.02)
 
 
 def test_query_weighting_is_all_that_differs(few: Path) -> None:
