@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asag_deploy.atomic import atomic_write_text
+from asag_deploy.atomic import atomic_write_text, check_writable
 from asag_deploy.command_line import (
     ALL_FINE,
     MOST_THREADS,
@@ -20,6 +20,7 @@ from asag_deploy.command_line import (
     whole_number,
 )
 from asag_deploy.errors import ConfigError
+from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_deploy.scratch import scratch_folder
 from asag_evaluation.data.coco import VAL_SPLIT
 from asag_evaluation.data.orientation import RULES, add_orientation_option
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, summary, add, run in (
         ("tables", "the paper's tables, each cell measured here beside the paper's", _add_tables, _tables),
+        ("seeds", "the tables of several seeds as one, with what lies between the seeds", _add_seeds, _seeds),
         ("figures", "the paper's figures, drawn from your networks and pictures", _add_figures, _figures),
         ("roles", "the names that networks are given under, and what trains each", _add_nothing, _roles),
     ):
@@ -110,6 +112,7 @@ def _tables(options: argparse.Namespace) -> int:
     from asag_bench.paper.page import header
     from asag_bench.paper.store import PAGE, Store
     from asag_bench.paper.tables import as_json, chosen_tables, fill, markdown_lines, screen_lines
+    from asag_bench.result import to_json
 
     tables = chosen_tables(listed(options.only))
     with given(options, timed=options.time_images) as of:
@@ -118,7 +121,7 @@ def _tables(options: argparse.Namespace) -> int:
         filled = fill(tables, measurer)
         about = header(measurer)
     if options.output_dir is not None:
-        store.write({"header": about, "tables": as_json(filled)})
+        store.write({"header": about, "machine": to_json(measurer.machine), "tables": as_json(filled)})
         lines = [
             *(f"- {line}" for line in about),
             "",
@@ -126,6 +129,42 @@ def _tables(options: argparse.Namespace) -> int:
         ]
         atomic_write_text(options.output_dir / PAGE, "# The paper's tables, here\n\n" + "\n".join(lines))
     print("\n".join([*about, "", *(line for table in filled for line in screen_lines(table))]))
+    return ALL_FINE
+
+
+def _add_seeds(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    folders = "folders of `asag-paper tables`, one for each seed that the networks were trained with"
+    add("folders", type=Path, nargs="+", metavar="DIR", help=folders)
+    add("--output-dir", type=Path, metavar="DIR", help="write seeds.json, seeds.md and seeds.png")
+
+
+def _seeds(options: argparse.Namespace) -> int:
+    from asag_bench.paper.figures.gains import write_gains
+    from asag_bench.paper.seeds import (
+        PAGE_OF_SEEDS,
+        PICTURE,
+        SEEDS,
+        as_file,
+        over_seeds,
+        page,
+        read_run,
+        screen_lines,
+    )
+    from asag_bench.result import json_text
+    from asag_evaluation.plots import check_plots
+
+    runs = [read_run(folder) for folder in options.folders]
+    content, folder = as_file(runs, over_seeds(runs), options.command), options.output_dir
+    if folder is not None:
+        check_plots(PROGRAM)
+        is_own = is_json_with("command", "seeds")
+        check_own_folder(folder, (SEEDS, PAGE_OF_SEEDS, PICTURE), is_own, "tables of seeds")
+        check_writable(folder)
+        atomic_write_text(folder / SEEDS, json_text(content))
+        atomic_write_text(folder / PAGE_OF_SEEDS, page(content))
+        write_gains(folder / PICTURE, content)
+    print("\n".join(screen_lines(content)))
     return ALL_FINE
 
 

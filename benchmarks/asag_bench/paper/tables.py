@@ -34,6 +34,8 @@ class FilledRow:
     """What is missing and how to get it, or what is to be known of the row; empty: nothing."""
     of_paper: frozenset[str] = frozenset()
     """Columns that are of the paper's own network."""
+    paper_gain: float | None = None
+    """AP less that of the first row, where the paper says it in words only."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON."""
@@ -151,6 +153,7 @@ def _filled(table: Table, row: Row, measurer: Measurer) -> FilledRow:
         paper=row.paper,
         state="; ".join(dict.fromkeys(cells.states)),
         of_paper=frozenset(cells.of_paper),
+        paper_gain=row.gain,
     )
 
 

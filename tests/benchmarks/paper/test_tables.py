@@ -192,6 +192,7 @@ def test_settings_of_an_ablation_show_something_without_its_training(
     assert whole["here"]["#An"] < fixed["here"]["#An"] <= 100  # which is the most, of every image
     assert keeping["here"]["#An"] > whole["here"]["#An"]
     assert unweighted["here"]["#An"] is None
+    assert [row["paper_gain"] for row in table["rows"]] == [None, -2.0, -2.7, -1.0, 0.0]
     for row, name in ((fixed, "fixed-queries"), (keeping, "keep-anchors")):
         assert "asag-a-100 with these settings, and not trained with them" in row["state"]
         assert f"asag-train --recipe asag-a-r50-100-1x@{name}" in row["state"]
