@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from asag_bench.paper.store import RESULT
+from asag_bench.paper.tables import COST, OTHERS_STAR, SPEED, STARRED, of_paper
 from asag_bench.reports.columns import in_markdown, on_screen
 from asag_bench.result import Machine, parse_machine, to_json
 from asag_deploy.errors import ConfigError, FieldError
@@ -54,11 +55,8 @@ def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     A cell has the mean, the lowest and the highest.  In the tables of trained networks a row also has its AP
     less that of the first row, taken within each run.  A row for which some of the runs have no network is of
-    the others.  Raises ConfigError for fewer than two runs, for other data or tables, and for a run that is
-    given twice.
+    the others.  Raises ConfigError for other data or tables, and for a run that is given twice.
     """
-    if len(runs) < 2:
-        raise ConfigError("give the folders of at least two seeds")
     first = runs[0]
     for i, run in enumerate(runs):
         if run.header[:1] != first.header[:1]:
@@ -94,7 +92,7 @@ def _row(number: str, tables: Sequence[Sequence[Mapping[str, Any]]], i: int) -> 
     row["here"] = {
         column: _spread([rows[i]["here"].get(column) for rows in of]) for column in of[0][i]["here"]
     }
-    row["runs"] = sum(any(value is not None for value in rows[i]["here"].values()) for rows in of)
+    row["runs"] = sum(_is_measured(rows[i]["here"]) for rows in of)
     if number in _TRAINED and i > 0:
         gains = [_less(rows[i]["here"], rows[0]["here"]) for rows in of]
         row["gain"] = _spread(gains)
@@ -103,6 +101,11 @@ def _row(number: str, tables: Sequence[Sequence[Mapping[str, Any]]], i: int) -> 
             theirs = _less(of[0][i]["paper"], of[0][0]["paper"])
         row["paper_gain"] = None if theirs is None else round(theirs, 2)
     return row
+
+
+def _is_measured(here: Mapping[str, Any]) -> bool:
+    """Tell whether a row has more than what it costs, which is counted without any training."""
+    return any(value is not None for column, value in here.items() if column not in (COST, SPEED))
 
 
 def _less(here: Mapping[str, Any], first: Mapping[str, Any]) -> float | None:
@@ -130,7 +133,8 @@ def page(content: Mapping[str, Any]) -> str:
     lines = ["# The paper's tables, here, over seeds", "", *(f"- {line}" for line in _about(content)), ""]
     for table in content["seeds"]:
         rows, notes = _rows_of(table)
-        lines += [f"## {_title(table)}", "", *in_markdown(rows), "", *notes, ""]
+        below = [f"\\{note}" if note.startswith(OTHERS_STAR) else note for note in notes]
+        lines += [f"## {_title(table)}", "", *in_markdown(rows), "", *below, ""]
     return "\n".join(lines)
 
 
@@ -153,7 +157,9 @@ def _about(content: Mapping[str, Any]) -> list[str]:
         runs[0]["of"][0],
         *(f"{run['name']}: {line}" for run in runs for line in run["of"][1:]),
         f"Measured on {machine['date']}, {machine['processor']}, {machine['cores']} cores.",
-        f"Means of {len(runs)} seeds; ± is half of the way from the lowest to the highest.",
+        "Of one seed: how far others would lie from it is not known."
+        if len(runs) == 1
+        else f"Means of {len(runs)} seeds; ± is half of the way from the lowest to the highest.",
         "In brackets: the paper's numbers, of COCO val2017.",
     ]
 
@@ -167,19 +173,34 @@ def _rows_of(table: Mapping[str, Any]) -> tuple[Rows, list[str]]:
         if row["state"] and row["state"] not in notes:
             notes.append(row["state"])
         cells = [
-            _cell(row["here"].get(column), row["paper"].get(column), ".1f") for column in table["columns"]
+            _cell(
+                row,
+                row["here"].get(column),
+                of_paper(column, row["paper"].get(column)),
+                mark=OTHERS_STAR if column in row["of_paper"] else "",
+            )
+            for column in table["columns"]
         ]
         if compares:
             of_first = row is table["rows"][0]
             gain, theirs = row.get("gain"), row.get("paper_gain")
-            cells.append("" if of_first else _cell(gain, theirs, "+.1f"))
+            paper = "-" if theirs is None else f"{theirs:+.1f}"
+            cells.append("" if of_first else _cell(row, gain, paper, "+.1f"))
         number = str(notes.index(row["state"]) + 1) if row["state"] else ""
         rows.append((*row["labels"], *cells, str(row["runs"]), number))
-    return rows, [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
+    explained = [f"{OTHERS_STAR} {STARRED}"] if any(row["of_paper"] for row in table["rows"]) else []
+    numbered = [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
+    return rows, [*explained, *([""] if explained and numbered else []), *numbered]
 
 
-def _cell(here: Mapping[str, float] | None, paper: float | None, precision: str) -> str:
-    of_paper = "-" if paper is None else format(paper, precision)
+def _cell(
+    row: Mapping[str, Any],
+    here: Mapping[str, float] | None,
+    paper: str,
+    precision: str = ".1f",
+    mark: str = "",
+) -> str:
     if here is None:
-        return f"- ({of_paper})"
-    return f"{here['mean']:{precision}} ±{(here['high'] - here['low']) / 2:.1f} ({of_paper})"
+        return f"- ({paper})"
+    half = f" ±{(here['high'] - here['low']) / 2:.1f}" if row["runs"] > 1 else ""
+    return f"{here['mean']:{precision}}{half}{mark} ({paper})"

@@ -14,13 +14,13 @@ from asag_deploy.errors import ConfigError
 from asag_training.evaluation.sweep import Way
 from asag_training.recipes import AT, RECIPES, fixed_queries
 
-_COST, _SPEED, _COUNT = "F", "FPS", "#An"
-_PRECISIONS = {_COST: "g", _COUNT[:2]: "g", "AR": ".2f"}
+COST, SPEED, _COUNT = "F", "FPS", "#An"
+_PRECISIONS = {COST: "g", _COUNT[:2]: "g", "AR": ".2f"}
 """How the paper prints a number, by the first two letters of its column; else with one digit."""
-_OTHERS_STAR = "*"
-_EXPLAINED = {
-    _OTHERS_STAR: "of the paper's own network and image (0.907 Mpx), not of a network that was given"
-}
+SETTINGS_ONLY = "with these settings, and not trained with them"
+"""What the note says of a row that another network than its own stands in for."""
+OTHERS_STAR = "*"
+STARRED = "of the paper's own network and image (0.907 Mpx), not of a network that was given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +159,9 @@ def _filled(table: Table, row: Row, measurer: Measurer) -> FilledRow:
 
 def _fill_measured(cells: _Cells, row: Row, column: str, source: _Source, measurer: Measurer) -> None:
     figures = measurer.figures(source.role, source.way) or {}
-    if column == _SPEED:
+    if column == SPEED:
         cells.here[column] = measurer.speed(source.role, source.way.max_level)
-    elif column == _COST:
+    elif column == COST:
         cells.here[column] = measurer.gmacs(source.role, figures)
     elif row.role == "asag-s-crowdhuman" and column == "AP":
         cells.here[column] = figures.get("CrowdHuman AP", figures["AP50"])
@@ -172,18 +172,18 @@ def _fill_measured(cells: _Cells, row: Row, column: str, source: _Source, measur
 def _fill_without(cells: _Cells, row: Row, column: str, measurer: Measurer) -> None:
     """Fill in what needs no trained network: what it costs, and with random weights how fast it is."""
     cells.here[column] = None
-    if row.compared is not None and column in (_SPEED, _COST):
+    if row.compared is not None and column in (SPEED, COST):
         try:
             _fill_compared(cells, row.compared, column, measurer)
         except ConfigError as error:
             cells.states.append(str(error))
-    elif column == _COST and row.role is not None and ROLES[row.role].recipe in RECIPES:
+    elif column == COST and row.role is not None and ROLES[row.role].recipe in RECIPES:
         cells.here[column] = measurer.published_gmacs(ROLES[row.role], row.paper[_COUNT])
         cells.of_paper.add(column)
 
 
 def _fill_compared(cells: _Cells, compared: tuple[str, int], column: str, measurer: Measurer) -> None:
-    if column == _SPEED:
+    if column == SPEED:
         cells.here[column] = measurer.compared_speed(*compared)
         if cells.here[column] is not None and measurer.reference is not None:
             cells.states.append(f"speed only: random weights beside {measurer.reference[0]}")
@@ -201,7 +201,7 @@ def _state_of(
     source = sources.get(role)
     if source is None or source.untrained_for:
         if source is not None:
-            yield f"{source.role} with these settings, and not trained with them"
+            yield f"{source.role} {SETTINGS_ONLY}"
         yield _how(role, measurer)
         return
     if source.role != role:
@@ -237,15 +237,20 @@ def rows_of(table: FilledTable) -> tuple[list[tuple[str, ...]], list[str]]:
         number = str(notes.index(row.state) + 1) if row.state else ""
         rows.append((*row.labels, *(_cell(row, column) for column in table.columns), number))
     numbered = [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
-    marks = [f"{mark} {text}" for mark, text in _EXPLAINED.items() if any(row.of_paper for row in table.rows)]
+    marks = [f"{OTHERS_STAR} {STARRED}"] if any(row.of_paper for row in table.rows) else []
     return rows, [*marks, *numbered]
 
 
 def _cell(row: FilledRow, column: str) -> str:
     here, paper = row.here.get(column), row.paper.get(column)
     measured = "-" if here is None else f"{here:.0f}" if abs(here) >= 1000 else f"{here:.1f}"
-    mark = _OTHERS_STAR if column in row.of_paper else ""
-    return f"{measured}{mark} ({'-' if paper is None else format(paper, _PRECISIONS.get(column[:2], '.1f'))})"
+    mark = OTHERS_STAR if column in row.of_paper else ""
+    return f"{measured}{mark} ({of_paper(column, paper)})"
+
+
+def of_paper(column: str, number: float | None) -> str:
+    """Write a number as the paper does; `-` for none."""
+    return "-" if number is None else format(number, _PRECISIONS.get(column[:2], ".1f"))
 
 
 def title(table: FilledTable) -> str:
@@ -262,8 +267,8 @@ def screen_lines(table: FilledTable) -> list[str]:
 def markdown_lines(table: FilledTable) -> list[str]:
     """Return a table with its notes for a page."""
     rows, notes = rows_of(table)
-    marks = [f"\\{note}" for note in notes if note.startswith(_OTHERS_STAR)]
-    numbered = [note for note in notes if not note.startswith(_OTHERS_STAR)]
+    marks = [f"\\{note}" for note in notes if note.startswith(OTHERS_STAR)]
+    numbered = [note for note in notes if not note.startswith(OTHERS_STAR)]
     below = [*marks, *([""] if marks and numbered else []), *numbered]
     return [f"## {title(table)}", "", *in_markdown(rows), "", *below, ""]
 

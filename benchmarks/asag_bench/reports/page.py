@@ -129,6 +129,8 @@ def page(results: Mapping[str, Recorded]) -> str:
             if _is_report(recorded.data):
                 where = str(recorded.data["machine"].get("gpu", where))
                 file += f", [its page]({Path(name).with_suffix('.md')})"
+            elif "seeds" in recorded.data:
+                file += f", [its page]({Path(name).with_suffix('.md')})"
             elif "contenders" in recorded.data:
                 file += ", [what it shows](../../docs/front.md#results)"
             lines.append(f"| {file} | `{recorded.command}` | {where} | {recorded.machine.date} |")

@@ -99,15 +99,28 @@ def test_a_row_is_of_the_runs_that_have_its_network(tmp_path: Path) -> None:
     assert fixed["paper_gain"] == -1.5, "where the paper says it in words"
     assert fixed["state"] == "the paper's text: + 2.0"
     assert nothing["here"]["AP"]["mean"] == 20.0
-    assert "1. the paper's text: + 2.0" in page(as_file(runs, over_seeds(runs), "asag-paper seeds"))
+    written = page(as_file(runs, over_seeds(runs), "asag-paper seeds"))
+    assert "1. the paper's text: + 2.0" in written
+    assert "| dynamic queries | 25.0 (-) | 250.0 (-) | -5.0 (-1.5) | 1 | 1 |" in written, "of one: no ±"
+    assert "| all of it | 35.0 ±5.0 (42.6) |" in written
+    alone = page(as_file(runs[:1], over_seeds(runs[:1]), "asag-paper seeds"))
+    assert "Of one seed" in alone
+    assert "±" not in alone
+
+
+_RECORDED = Path(__file__).parents[3] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("file", sorted(_RECORDED.glob("paper-*.json")), ids=lambda file: file.stem)
+def test_a_recorded_page_is_of_its_file(file: Path) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == page(content)
 
 
 def test_runs_that_do_not_belong_together_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = _run(tmp_path / "s0", (1.0, 2.0, 3.0)), _run(tmp_path / "s1", (2.0, 3.0, 4.0))
-    assert main(["seeds", str(one)]) == 2
-    assert "at least two seeds" in capsys.readouterr().err
     assert main(["seeds", str(one), str(one)]) == 2
     assert "'s0' has the figures of 's0': give each seed once" in capsys.readouterr().err
     assert main(["seeds", str(one), str(tmp_path)]) == 2

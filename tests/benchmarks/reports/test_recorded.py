@@ -200,13 +200,16 @@ def test_page_and_plot(result: dict[str, Any], tmp_path: Path, capsys: pytest.Ca
     report = {"machine": machine, "steps": []}
     options = {"machine": {"command": "asag-bench gpu run --only loops", **machine}, "steps": []}
     front = {"command": "asag-bench front", "machine": machine, "contenders": []}
-    folder, plot = write(tmp_path, a=older, b=result, c=report, d=options, e=front), tmp_path / "plot.png"
+    seeds = {"command": "asag-paper seeds", "machine": machine, "runs": [], "seeds": []}
+    folder = write(tmp_path, a=older, b=result, c=report, d=options, e=front, f=seeds)
+    plot = tmp_path / "plot.png"
     assert main(["page", "--results", str(folder), "--plot", str(plot)]) == 0
     text = (folder / "README.md").read_text()
     assert "| [a.json](a.json) | `python -m other` |" in text
     assert "| [c.json](c.json), [its page](c.md) | `python benchmarks gpu run` | a GPU (sm86) |" in text
     assert "[its page](d.md) | `asag-bench gpu run --only loops` |" in text
     assert "[e.json](e.json), [what it shows](../../docs/front.md#results) | `asag-bench front` |" in text
+    assert "| [f.json](f.json), [its page](f.md) | `asag-paper seeds` |" in text
     assert f"`{result['command']}`" in text
     assert "### Latency" in text
     assert "[b.json](b.json)" in text

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asag_bench.paper.figures.canvas import COLOURS, new_figure, save
+from asag_bench.paper.tables import SETTINGS_ONLY
 
 _ROW, _AROUND = 0.34, 1.1
 """Inches."""
@@ -23,6 +24,7 @@ def write_gains(path: Path, content: Mapping[str, Any]) -> Path | None:
     made.
 
     A dot is the mean of the seeds, its line goes from the lowest to the highest, a diamond is the paper's.
+    Rows of a network that has the settings of an ablation, but not its training, say so.
     Returns None where no table has such a row, and writes nothing.
     """
     gains = [
@@ -47,10 +49,12 @@ def write_gains(path: Path, content: Mapping[str, Any]) -> Path | None:
     axes.set_xlabel("AP less that of the table's first row")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="best")
-    axes.set_title(f"{content['runs'][0]['of'][0]} {len(content['runs'])} seeds", fontsize=8)
+    seeds = "one seed" if len(content["runs"]) == 1 else f"{len(content['runs'])} seeds"
+    axes.set_title(f"{content['runs'][0]['of'][0]} ({seeds})", fontsize=8)
     return save(figure, path)
 
 
 def _name(table: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     labels = [f"{head} {label}" for head, label in zip(table["heads"], row["labels"], strict=True)]
-    return ", ".join(label.removeprefix("detector ") for label in labels)
+    name = ", ".join(label.removeprefix("detector ") for label in labels)
+    return f"{name} (settings only)" if SETTINGS_ONLY in row["state"] else name
