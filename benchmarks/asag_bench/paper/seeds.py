@@ -10,8 +10,16 @@ from statistics import fmean
 from typing import Any
 
 from asag_bench.paper.store import RESULT
-from asag_bench.paper.tables import COST, OTHERS_STAR, SPEED, STARRED, of_paper
-from asag_bench.reports.columns import in_markdown, on_screen
+from asag_bench.paper.tables import (
+    COST,
+    OTHERS_STAR,
+    SPEED,
+    lines_in_markdown,
+    lines_on_screen,
+    numbered_notes,
+    of_paper,
+    title,
+)
 from asag_bench.result import Machine, parse_machine, to_json
 from asag_deploy.errors import ConfigError, FieldError
 
@@ -132,9 +140,7 @@ def page(content: Mapping[str, Any]) -> str:
     """Return what `as_file` made as a page, in Markdown."""
     lines = ["# The paper's tables, here, over seeds", "", *(f"- {line}" for line in _about(content)), ""]
     for table in content["seeds"]:
-        rows, notes = _rows_of(table)
-        below = [f"\\{note}" if note.startswith(OTHERS_STAR) else note for note in notes]
-        lines += [f"## {_title(table)}", "", *in_markdown(rows), "", *below, ""]
+        lines += lines_in_markdown(title(table["number"], table["about"]), *_rows_of(table))
     return "\n".join(lines)
 
 
@@ -142,13 +148,8 @@ def screen_lines(content: Mapping[str, Any]) -> list[str]:
     """Return the same for a screen."""
     lines = [*_about(content), ""]
     for table in content["seeds"]:
-        rows, notes = _rows_of(table)
-        lines += [_title(table), "", *on_screen(rows), *notes, ""]
+        lines += lines_on_screen(title(table["number"], table["about"]), *_rows_of(table))
     return lines
-
-
-def _title(table: Mapping[str, Any]) -> str:
-    return f"Table {table['number']}: {table['about']}"
 
 
 def _about(content: Mapping[str, Any]) -> list[str]:
@@ -165,13 +166,13 @@ def _about(content: Mapping[str, Any]) -> list[str]:
 
 
 def _rows_of(table: Mapping[str, Any]) -> tuple[Rows, list[str]]:
-    notes: list[str] = []
     compares = table["number"] in _TRAINED
-    title = [f"{_GAIN_OF} less the first row's"] if compares else []
-    rows: Rows = [(*table["heads"], *table["columns"], *title, "runs", "note")]
-    for row in table["rows"]:
-        if row["state"] and row["state"] not in notes:
-            notes.append(row["state"])
+    gains = [f"{_GAIN_OF} less the first row's"] if compares else []
+    rows: Rows = [(*table["heads"], *table["columns"], *gains, "runs", "note")]
+    numbers, notes = numbered_notes(
+        [row["state"] for row in table["rows"]], starred=any(row["of_paper"] for row in table["rows"])
+    )
+    for row, number in zip(table["rows"], numbers, strict=True):
         cells = [
             _cell(
                 row,
@@ -186,11 +187,8 @@ def _rows_of(table: Mapping[str, Any]) -> tuple[Rows, list[str]]:
             gain, theirs = row.get("gain"), row.get("paper_gain")
             paper = "-" if theirs is None else f"{theirs:+.1f}"
             cells.append("" if of_first else _cell(row, gain, paper, "+.1f"))
-        number = str(notes.index(row["state"]) + 1) if row["state"] else ""
         rows.append((*row["labels"], *cells, str(row["runs"]), number))
-    explained = [f"{OTHERS_STAR} {STARRED}"] if any(row["of_paper"] for row in table["rows"]) else []
-    numbered = [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
-    return rows, [*explained, *([""] if explained and numbered else []), *numbered]
+    return rows, notes
 
 
 def _cell(

@@ -20,7 +20,7 @@ _PRECISIONS = {COST: "g", _COUNT[:2]: "g", "AR": ".2f"}
 SETTINGS_ONLY = "with these settings, and not trained with them"
 """What the note says of a row that another network than its own stands in for."""
 OTHERS_STAR = "*"
-STARRED = "of the paper's own network and image (0.907 Mpx), not of a network that was given"
+_STARRED = "of the paper's own network and image (0.907 Mpx), not of a network that was given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,16 +229,21 @@ def _how(role: str, measurer: Measurer) -> str:
 def rows_of(table: FilledTable) -> tuple[list[tuple[str, ...]], list[str]]:
     """Return a table's rows as text under its titles, and the notes that the numbers in its last column
     mean."""
-    notes: list[str] = []
+    numbers, notes = numbered_notes(
+        [row.state for row in table.rows], starred=any(row.of_paper for row in table.rows)
+    )
     rows: list[tuple[str, ...]] = [(*table.heads, *table.columns, "note")]
-    for row in table.rows:
-        if row.state and row.state not in notes:
-            notes.append(row.state)
-        number = str(notes.index(row.state) + 1) if row.state else ""
+    for row, number in zip(table.rows, numbers, strict=True):
         rows.append((*row.labels, *(_cell(row, column) for column in table.columns), number))
+    return rows, notes
+
+
+def numbered_notes(states: Sequence[str], *, starred: bool) -> tuple[list[str], list[str]]:
+    """Return the number of each row's note, empty for none, and all notes; first what a star means."""
+    notes = list(dict.fromkeys(state for state in states if state))
+    numbers = [str(notes.index(state) + 1) if state else "" for state in states]
     numbered = [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
-    marks = [f"{OTHERS_STAR} {STARRED}"] if any(row.of_paper for row in table.rows) else []
-    return rows, [*marks, *numbered]
+    return numbers, [*([f"{OTHERS_STAR} {_STARRED}"] if starred else []), *numbered]
 
 
 def _cell(row: FilledRow, column: str) -> str:
@@ -253,24 +258,32 @@ def of_paper(column: str, number: float | None) -> str:
     return "-" if number is None else format(number, _PRECISIONS.get(column[:2], ".1f"))
 
 
-def title(table: FilledTable) -> str:
+def title(number: str, about: str) -> str:
     """Return what stands over a table."""
-    return f"Table {table.number}: {table.about}"
+    return f"Table {number}: {about}"
 
 
 def screen_lines(table: FilledTable) -> list[str]:
     """Return a table with its notes for a screen."""
-    rows, notes = rows_of(table)
-    return [title(table), "", *on_screen(rows), *notes, ""]
+    return lines_on_screen(title(table.number, table.about), *rows_of(table))
+
+
+def lines_on_screen(heading: str, rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> list[str]:
+    """Return rows under their titles, with a heading and notes, for a screen."""
+    return [heading, "", *on_screen(rows), *notes, ""]
 
 
 def markdown_lines(table: FilledTable) -> list[str]:
     """Return a table with its notes for a page."""
-    rows, notes = rows_of(table)
+    return lines_in_markdown(title(table.number, table.about), *rows_of(table))
+
+
+def lines_in_markdown(heading: str, rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> list[str]:
+    """Return rows under their titles, with a heading and notes, for a page."""
     marks = [f"\\{note}" for note in notes if note.startswith(OTHERS_STAR)]
     numbered = [note for note in notes if not note.startswith(OTHERS_STAR)]
     below = [*marks, *([""] if marks and numbered else []), *numbered]
-    return [f"## {title(table)}", "", *in_markdown(rows), "", *below, ""]
+    return [f"## {heading}", "", *in_markdown(rows), "", *below, ""]
 
 
 def as_json(tables: Sequence[FilledTable]) -> list[dict[str, Any]]:
