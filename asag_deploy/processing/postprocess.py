@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Probing
-from asag_deploy.loop.probing import LevelRun, Probed, passed_on
+from asag_deploy.loop.probing import FIRST_PATCHES, LevelRun, Probed, passed_on
 from asag_deploy.loop.stages import Stages
-from asag_deploy.loop.trace import LevelTrace, ProbingTrace
+from asag_deploy.loop.trace import LevelCandidates, LevelTrace, ProbingTrace
 
 Boxes = NDArray[np.float32]
 
@@ -52,6 +53,13 @@ def detections_of(
     return Found(clip(xyxy, height, width), confidence, class_id)
 
 
+def best_of(found: Found, threshold: float, most: int | None) -> Found:
+    """Return the best `most` (None: all) of those detections whose confidence is at least `threshold`."""
+    count = int(np.count_nonzero(found.confidence >= threshold))  # they are sorted, the best first
+    count = count if most is None else min(count, most)
+    return Found(found.xyxy[:count], found.confidence[:count], found.class_id[:count])
+
+
 def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[np.bool_]:
     """Return (n,) what class-wise greedy NMS keeps of boxes (n, 4) that are sorted, the best first.
 
@@ -79,15 +87,18 @@ def traces_of(
     sizes: NDArray[np.int64],
     anchor_count: NDArray[np.int64],
     scales: list[tuple[float, float]],
+    reached: NDArray[np.floating] | None = None,
 ) -> tuple[ProbingTrace, ...]:
     """Return the probing trace of each image of a batch.
 
     sizes (B, 2) are the valid heights and widths, anchor_count (B,) what reached the decoder; patch boxes are
-    in pixels `scales[i]` (x, y) times larger than the network's.
+    in pixels `scales[i]` (x, y) times larger than the network's.  reached: (B, Q, 4) the anchors that reached
+    the decoder, for traces that keep the anchors of every level.
     """
     origins = [None if run.origins is None else network.download(run.origins) for run in probed.levels]
     strides = {level.level: level.stride for level in probing.levels}
     anchors = passed_on(probed.levels, probed.probed)
+    predicted = [] if reached is None else [_Predicted.of(network, probing, run) for run in probed.levels]
 
     def level_trace(image: int, number: int) -> LevelTrace:
         run = probed.levels[number]
@@ -98,7 +109,12 @@ def traces_of(
         else:
             corner = of_level[image, : run.patches[image]]
             boxes = _patch_boxes(corner, strides[run.level], probing.patch_size, height, width)
-        return _level_trace(run, image, int(anchors[number][image]), boxes * _twice(scales[image]))
+        level = _level_trace(run, image, int(anchors[number][image]), boxes * _twice(scales[image]))
+        if reached is None:
+            return level
+        decoded = reached[image, : anchor_count[image]]
+        candidates = predicted[number].candidates(image, level.patches, decoded, scales[image])
+        return dataclasses.replace(level, candidates=candidates)
 
     return tuple(
         ProbingTrace(
@@ -112,6 +128,43 @@ def traces_of(
         )
         for image in range(len(sizes))
     )
+
+
+class _Predicted(NamedTuple):
+    """The N anchors of a level of a batch of B images, on the host; N is of as many patches as any has."""
+
+    anchors: NDArray[np.floating]
+    """(B, N, 5) cx, cy, w, h in the network's pixels, and the score."""
+    selected: NDArray[np.bool_]
+    """(B, N)"""
+    per_patch: int
+
+    @classmethod
+    def of(cls, network: Stages, probing: Probing, run: LevelRun) -> _Predicted:
+        anchors = network.download(run.anchors)
+        asked = None if run.selected is None else network.download(run.selected)
+        per_patch = {level.level: level.anchors_per_patch for level in probing.levels}
+        return cls(
+            anchors,
+            np.zeros(anchors.shape[:2], dtype=np.bool_) if asked is None else asked,
+            per_patch.get(run.level, anchors.shape[1] // FIRST_PATCHES),
+        )
+
+    def candidates(
+        self, image: int, patches: int, decoded: NDArray[np.floating], scale: tuple[float, float]
+    ) -> LevelCandidates:
+        """Return those of an image; `decoded` (q, 4) are the anchors that reached the decoder."""
+        own = self.anchors[image, : patches * self.per_patch]
+        # The decoder's anchors are copies, so that equal numbers tell which they are.
+        reached = {row.tobytes() for row in np.ascontiguousarray(decoded.astype(np.float32))}
+        rows = np.ascontiguousarray(own[:, :4].astype(np.float32))
+        return LevelCandidates(
+            boxes=anchors_of(own[:, :4], scale),
+            scores=own[:, 4].astype(np.float32),
+            asked=self.selected[image, : len(own)].astype(np.bool_),
+            passed=np.array([row.tobytes() in reached for row in rows], dtype=np.bool_),
+            patch=np.arange(len(own), dtype=np.int64) // self.per_patch,
+        )
 
 
 def clip(xyxy: Boxes, height: int, width: int) -> Boxes:
