@@ -29,7 +29,7 @@ _BROUGHT = {
     "gpu": ("cuda",),
     "openvino": ("openvino",),
     "peers": ("transformers",),
-    "serve": ("starlette", "uvicorn"),
+    "serve": ("starlette", "uvicorn", "prometheus_client", "python_multipart"),
     "supervision": ("supervision",),
     "tensorboard": ("tensorboard",),
     "video": ("av",),

@@ -1,4 +1,4 @@
-"""What the server answers: `POST /detect` and `GET /health`, everything as JSON.
+"""What the server answers at each of its `endpoints`, and what every request goes through.
 
 Starlette is imported when the application is made, so that this module costs nothing where nobody serves.
 """
@@ -7,287 +7,323 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from asag_deploy._version import __version__
+from asag_deploy.detections import Detections
 from asag_deploy.errors import AsagError, ConfigError, ImageError
 from asag_deploy.extras import missing
-from asag_deploy.images.reading import checked_header, decode_image
-from asag_deploy.serving.limits import Limits, RefusedError
+from asag_deploy.serving import access_log, answers, openapi, protocol
+from asag_deploy.serving.batching import Batching
+from asag_deploy.serving.endpoints import ENDPOINTS, OF_CROWD, Endpoint
+from asag_deploy.serving.exchange import EXCHANGE, Exchange, Outcome, exchange_of
+from asag_deploy.serving.forms import form_of
+from asag_deploy.serving.limits import FRAME_BYTES, Limits, RefusedError, reason_of, unavailable
+from asag_deploy.serving.metrics import Metrics
+from asag_deploy.serving.options import Asked, Deadline, Defaults, read_asked
 from asag_deploy.serving.requests import (
     ClientGone,
-    Exchange,
     body_of,
     check_head,
-    check_threshold,
-    megapixels,
+    check_kind,
+    is_form,
     path_of,
-    shown,
-    threshold_of,
-    watched,
+    pieces_of,
 )
+from asag_deploy.serving.service import ServedDetector, Service
+from asag_deploy.serving.tensors import HEADER_LENGTH, read_request, write_response
+from asag_deploy.timing import since
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from asag_deploy.bundle.manifest import Manifest
-    from asag_deploy.detections import Detections
-    from asag_deploy.images.reading import RgbImage
-
 CROWDED = "asag.crowded"
 """The entry of a request's scope that says that there are too many connections."""
 
 _log = logging.getLogger("asag_deploy.serving")
-_BODY_NAME = "request body"
-_RETRY_SECONDS = "1"
-_LINGER_SECONDS = 2.0
-_PATIENCE_SECONDS = 0.2
-"""How long a request waits for a place: those before it may be of clients that are just seen to have gone."""
-_HEALTH = "/health"
-_EXCHANGE = "asag.exchange"
-
-App = Callable[[Any, Any, Any], Awaitable[None]]
+_ALONE = Batching()
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application."""
 
 
-class ServedDetector(Protocol):
-    """What is asked of a detector: `asag_deploy.Detector`, or what stands in for it."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
-        ...
-
-    def __call__(self, images: RgbImage, *, channel_order: Any) -> Detections:
-        """Detect in one image."""
-        ...
-
-
-def make_app(detector: ServedDetector, limits: Limits, *, backend: str, threshold: float) -> App:
+def make_app(
+    detector: ServedDetector,
+    limits: Limits,
+    *,
+    backend: str,
+    threshold: float,
+    deadline_ms: float | None = None,
+    max_detections: int | None = None,
+    model_name: str | None = None,
+    bundle: str = "",
+    batching: Batching = _ALONE,
+    warm_up: bool = False,
+    log: access_log.LineSink | None = None,
+) -> App:
     """Make the ASGI application around a loaded detector.
 
-    `backend` is what `/health` says runs the network; `threshold` the least confidence (0 to 1) where a
-    request names none.  Raises ConfigError for a threshold that makes no sense, or if Starlette is missing.
+    backend: what `/health` says runs the network; threshold, deadline_ms, max_detections: the least
+    confidence (0 to 1), the milliseconds from a request's arrival, and the most detections, where a request
+    names none; model_name: the model's in the Open Inference Protocol, None for the variant; bundle: what
+    tells the bundle from others, for the metrics; batching: of images of several requests; warm_up: detect
+    once before it is ready; log: what takes a line for each request.
+
+    Raises ConfigError for a value that makes no sense, or if a package that serving needs is missing.
     """
-    check_threshold(threshold)
+    defaults = Defaults(threshold=threshold, deadline_ms=deadline_ms, max_detections=max_detections)
     try:
+        import python_multipart  # noqa: F401  # for the first form
         from starlette.applications import Starlette
         from starlette.exceptions import HTTPException
         from starlette.routing import Route
     except ImportError as error:
         raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
-    service = _Service(detector, limits, backend, threshold)
-    app = Starlette(
+    metrics = Metrics(detector.manifest, backend=backend, bundle=bundle, threshold=threshold)
+    service = Service(detector, limits, metrics, batching=batching, warm_up=warm_up)
+    state = _State()
+    handlers = Handlers(
+        service,
+        limits,
+        metrics,
+        model=protocol.Model(model_name, detector.manifest),
+        defaults=defaults,
+        backend=backend,
+        state=state,
+    )
+    inner = Starlette(
         routes=[
-            Route("/detect", service.detect, methods=["POST"]),
-            Route(_HEALTH, service.health, methods=["GET"]),
+            Route(endpoint.path, _handling(endpoint, handlers), methods=[endpoint.method])
+            for endpoint in ENDPOINTS
         ],
         exception_handlers={
-            HTTPException: _http_error,
-            RefusedError: _refused,
-            Exception: _unexpected,
+            HTTPException: answers.http_error,
+            RefusedError: answers.refused,
+            ClientGone: answers.gone,
+            Exception: answers.unexpected,
         },
-        lifespan=service.lifespan,
+        lifespan=handlers.lifespan,
     )
-    app.router.redirect_slashes = False
-    return _guarded(app)
+    inner.router.redirect_slashes = False
+    return App(inner, metrics, state, log)
 
 
-class _Service:
-    """The two endpoints, and the requests they have in hand."""
+def _handling(endpoint: Endpoint, handlers: Handlers) -> Callable[[Request], Awaitable[Response]]:
+    handler: Callable[[Request], Awaitable[Response]] = getattr(handlers, endpoint.handler)
 
-    def __init__(self, detector: ServedDetector, limits: Limits, backend: str, threshold: float) -> None:
-        self._detector = detector
-        self._limits = limits
-        self._backend = backend
-        self._threshold = threshold
-        self._in_hand = 0  # touched by the event loop's thread alone
-        self._places = asyncio.Semaphore(limits.requests + limits.queue)
-        self._turns = asyncio.Semaphore(limits.requests)
-        self._pool = ThreadPoolExecutor(limits.requests, thread_name_prefix="asag-serve")
+    async def handle(request: Request) -> Response:
+        exchange_of(request.scope).endpoint = endpoint.path
+        return await handler(request)
+
+    return handle
+
+
+class _State:
+    """What application and server tell each other."""
+
+    def __init__(self) -> None:
+        self.is_stopping: Callable[[], bool] = lambda: False
+
+
+class Handlers:
+    """The endpoints, by the names that `ENDPOINTS` has for them."""
+
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        model: protocol.Model,
+        defaults: Defaults,
+        backend: str,
+        state: _State,
+    ) -> None:
+        self._service, self._limits, self._metrics = service, limits, metrics
+        self._model, self._defaults, self._backend = model, defaults, backend
+        self._state = state
+        self._manifest = service.manifest
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """Let go of the threads with the server; one that is still detecting ends once it has."""
-        try:
+        """Let go of what the service holds with the server."""
+        async with self._service.running():
             yield
-        finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, _request: Request) -> Response:
         """Answer 200 as long as the server listens, also when it is full."""
-        manifest = self._detector.manifest
-        return _json(
+        return answers.as_json(
             {
                 "status": "ok",
                 "version": __version__,
-                "variant": manifest.variant,
-                "trained": manifest.trained,
-                "classes": len(manifest.categories),
+                "variant": self._manifest.variant,
+                "trained": self._manifest.trained,
+                "classes": len(self._manifest.categories),
                 "backend": self._backend,
-                "requests": self._in_hand,
+                "requests": self._service.in_hand,
             }
         )
 
+    async def metrics(self, _request: Request) -> Response:
+        """Answer with the figures, also when the server is full."""
+        text, kind = self._metrics.text()
+        return answers.as_bytes(text, {"Content-Type": kind})
+
+    async def openapi(self, _request: Request) -> Response:
+        """Answer with the document of all endpoints."""
+        return answers.as_json(openapi.document(self._manifest, self._limits, self._defaults))
+
     async def detect(self, request: Request) -> Response:
-        """Detect in the image file that the body is; answer with its `Detections.to_json`."""
-        threshold = threshold_of(request, self._threshold)
+        """Detect in the image file of the body or of the form in it; answer with its `Detections.to_json`."""
+        exchange = exchange_of(request.scope)
+        query = request.query_params.multi_items()
+        asked = read_asked(query, self._manifest, self._defaults)
+        deadline = Deadline(exchange.arrived, asked.deadline_ms)
+        async with self._service.place(deadline):
+            if is_form(request):
+                form = await form_of(request, self._limits, deadline)
+                data = form.image
+                asked = read_asked([*query, *form.fields], self._manifest, self._defaults)
+                deadline = Deadline(exchange.arrived, asked.deadline_ms)
+            else:
+                data = await body_of(request, self._limits, deadline)
+            (found,) = await self._detected(request, [data], asked, deadline)
+        return answers.as_json(found.to_json())
+
+    async def v2_server(self, _request: Request) -> Response:
+        """Say what the server is."""
+        return answers.as_json(protocol.SERVER)
+
+    async def v2_live(self, _request: Request) -> Response:
+        """Answer 200 as long as the server listens."""
+        return answers.as_json({"live": True})
+
+    async def v2_ready(self, _request: Request) -> Response:
+        """Answer 200 while requests may be sent here: not before it is warm, not once it is stopping.
+
+        A full queue is no reason to be unready: it passes sooner than whoever asks comes again, and one
+        server after the other taken away would leave the load to fewer.
+        """
+        return self._ready({})
+
+    async def v2_model(self, request: Request) -> Response:
+        """Describe the model."""
+        self._model.check(request.path_params)
+        return answers.as_json(self._model.metadata())
+
+    async def v2_model_ready(self, request: Request) -> Response:
+        """Answer 200 while the model may be asked."""
+        self._model.check(request.path_params)
+        return self._ready({"name": self._model.name})
+
+    async def v2_infer(self, request: Request) -> Response:
+        """Detect in the image files of an inference request; answer with tensors."""
+        self._model.check(request.path_params)
+        exchange = exchange_of(request.scope)
+        no_deadline = Deadline(exchange.arrived, None)  # what the request asks for stands in its body
+        async with self._service.place(no_deadline):
+            check_kind(request)
+            data = bytearray()
+            most = self._limits.max_bytes + FRAME_BYTES
+            async for piece in pieces_of(request, self._limits, no_deadline, most=most):
+                data += piece
+            length = request.headers.get(HEADER_LENGTH)
+            asks = await asyncio.to_thread(read_request, bytes(data), length)
+            options = protocol.with_deadline(asks.options)
+            beside = f", {protocol.TIMEOUT}, binary_data_output"
+            asked = read_asked(options, self._manifest, self._defaults, beside=beside)
+            deadline = Deadline(exchange.arrived, asked.deadline_ms)
+            found = await self._detected(request, asks.images, asked, deadline)
+        head = self._model.head(asks.id)
+        return answers.as_bytes(*write_response(head, protocol.tensors_of(found), asks.outputs))
+
+    async def _detected(
+        self, request: Request, images: Sequence[bytes], asked: Asked, deadline: Deadline
+    ) -> list[Detections]:
+        """Detect in the images of a request; refuse it in the words of what the detector raises."""
         try:
-            async with self._place():
-                data = await body_of(request, self._limits)
-                return _json(await self._detect(request, data, threshold))
-        except ClientGone:
-            return _json({"error": "the client went away"}, HTTPStatus.BAD_REQUEST)  # which nobody reads
+            timed = await self._service.detect(request, images, asked, deadline)
         except ImageError as error:
-            raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+            raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), reason="not_an_image") from None
+        except ConfigError as error:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, str(error), reason="bad_parameter") from None
         except AsagError as error:
             _log.error("%s", error)
-            raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
-
-    async def _detect(self, request: Request, data: bytes, threshold: float) -> dict[str, Any]:
-        """Wait for a turn, as long as somebody waits for the answer, and detect."""
-        async with watched(request) as gone:
-            await self._turn(gone)
-        work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, data, threshold)
-        # Not before it has ended, even if nobody waits for it any more, since until then it takes memory.
-        work.add_done_callback(lambda _: self._turns.release())
-        return await asyncio.shield(work)
-
-    async def _turn(self, gone: asyncio.Task[None]) -> None:
-        """Wait until the network has time; raise ClientGone or RefusedError if that comes to nothing."""
-        turn = asyncio.create_task(self._turns.acquire())
-        given = False
-        try:
-            await asyncio.wait(
-                (turn, gone), timeout=self._limits.queue_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            given = turn.done() and not gone.done()
-        finally:
-            if not given and not turn.cancel():
-                self._turns.release()
-        if gone.done():
-            raise ClientGone
-        if not given:
             raise RefusedError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"the network had no time within {self._limits.queue_seconds:g} seconds; try again later",
-                {"Retry-After": _RETRY_SECONDS},
-            )
-
-    def _run(self, data: bytes, threshold: float) -> dict[str, Any]:
-        header, most = checked_header(data, _BODY_NAME), self._limits.max_pixels
-        if header.height * header.width > most:
-            raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the image has {header.width} x {header.height} pixels, more than the {megapixels(most)} "
-                "that this server takes; send a smaller one",
-            )
-        image = decode_image(data, _BODY_NAME, max_pixels=most)
-        return self._detector(image, channel_order="rgb").filter(threshold).to_json()
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """Take one of the places that there are, before the body is read, so that memory is bounded too."""
-        try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self._places.acquire()
-        except TimeoutError:
-            raise RefusedError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"the server is busy with {self._in_hand} images, which is all it takes; try again soon",
-                {"Retry-After": _RETRY_SECONDS},
+                HTTPStatus.INTERNAL_SERVER_ERROR, str(error), reason="backend_failed"
             ) from None
-        self._in_hand += 1
-        try:
-            yield
-        finally:
-            self._in_hand -= 1
-            self._places.release()
+        found = [asked.of(one.found) for one in timed]
+        exchange_of(request.scope).outcome = Outcome(
+            images=tuple(timed), options=dict(asked.given), detections=sum(map(len, found))
+        )
+        return found
+
+    def _ready(self, said: dict[str, Any]) -> Response:
+        reason = "the server is stopping" if self._state.is_stopping() else "the network is being tried"
+        if self._state.is_stopping() or not self._service.warm:
+            return answers.as_json({**said, "ready": False, "error": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return answers.as_json({**said, "ready": True})
 
 
-def _guarded(app: App) -> App:
-    """Refuse what no endpoint has to see, and end what is cut off when the server stops without a word."""
+class App:
+    """The application as the server calls it.
 
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+    It refuses what no endpoint has to see, ends what is cut off when the server stops without a word, and
+    counts and logs every request.
+    """
+
+    def __init__(self, app: Asgi, metrics: Metrics, state: _State, log: access_log.LineSink | None) -> None:
+        self._app, self._metrics, self._state, self._log_lines = app, metrics, state, log
+        if log is not None:
+            log.lost = metrics.lost_log_lines.inc
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, or take part in the server's beginning and end."""
         if scope["type"] != "http":
-            await app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
-        exchange = Exchange(receive, send)
-        scope = {**scope, "path": path_of(scope), _EXCHANGE: exchange}
+        exchange = Exchange(scope, receive, send)
+        path = path_of(scope)
+        try:
+            await self._answer({**scope, "path": path, EXCHANGE: exchange}, exchange)
+        finally:
+            seconds = since(exchange.arrived) / 1000
+            self._metrics.answered(exchange, seconds)
+            if self._log_lines is not None:
+                self._log_lines.write(access_log.line_of(exchange, path, seconds))
+
+    async def _answer(self, scope: dict[str, Any], exchange: Exchange) -> None:
         try:
             check_head(scope)
             _check_crowd(scope)
-            await app(scope, exchange.receive, exchange.send)
+            await self._app(scope, exchange.receive, exchange.send)
         except RefusedError as error:
-            await _refusal(error)(scope, exchange.receive, exchange.send)
+            await answers.refusal(error)(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:  # the time to end in has passed
             if not exchange.answered:
                 exchange.body_read = True  # no time to wait for what is still on its way
                 sentence = "the server is stopping; send the image again"
-                await _refusal(RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence))(scope, receive, send)
+                cut_off = RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence, reason="stopping")
+                await answers.refusal(cut_off)(scope, exchange.receive, exchange.send)
 
-    return guarded
+    def is_stopping_when(self, stopping: Callable[[], bool]) -> None:
+        """Be told how to see that the server is about to stop."""
+        self._state.is_stopping = stopping
+
+    def turned_away(self, status: HTTPStatus, sentence: str) -> None:
+        """Count and log a connection that was answered before there was a request."""
+        self._metrics.turned_away(int(status), reason_of(status))
+        if self._log_lines is not None:
+            self._log_lines.write(access_log.turned_away(int(status), reason_of(status), sentence))
 
 
-def _check_crowd(scope: Any) -> None:
-    if scope.get(CROWDED, False) and scope["path"] != _HEALTH:
-        raise RefusedError(
-            HTTPStatus.SERVICE_UNAVAILABLE,
+def _check_crowd(scope: dict[str, Any]) -> None:
+    if scope.get(CROWDED, False) and scope["path"] not in OF_CROWD:
+        raise unavailable(
             "there are too many connections to this server; close those that are idle, or try again soon",
-            {"Retry-After": _RETRY_SECONDS},
+            "too_many_connections",
         )
-
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError), "registered for it alone"
-    return _refusal(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer Starlette's own errors: an unknown path or method."""
-    from starlette.exceptions import HTTPException
-
-    assert isinstance(error, HTTPException), "registered for it alone"
-    sentence = (
-        f"there is no {shown(request.method)} {shown(request.scope['path'])}; there are POST /detect, with "
-        "an image as the body, and GET /health"
-    )
-    return _refusal(RefusedError(HTTPStatus(error.status_code), sentence, dict(error.headers or {})))
-
-
-async def _unexpected(request: Request, _error: Exception) -> Response:
-    """Answer without details; Starlette raises the error again, so that only the log has its traceback."""
-    sentence = f"the server failed at {shown(request.scope['path'])}; its log says why"
-    return _json({"error": sentence}, HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
-def _refusal(error: RefusedError) -> Response:
-    """Answer with the sentence, and close the connection if a body is still on its way."""
-    from starlette.responses import JSONResponse
-
-    class Refusal(JSONResponse):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            exchange: Exchange = scope[_EXCHANGE]
-            if exchange.body_read:
-                await super().__call__(scope, receive, send)
-                return
-            self.headers["Connection"] = "close"
-            start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            await send(start)
-            await send({"type": "http.response.body", "body": self.body, "more_body": True})
-            await exchange.discard_body(_LINGER_SECONDS)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    return Refusal({"error": error.sentence}, status_code=int(error.status), headers=error.headers)
-
-
-def _json(content: object, status: int = HTTPStatus.OK) -> Response:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(content, status_code=int(status))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
     ALL_FINE,
     MOST_SECONDS,
@@ -18,7 +21,9 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
+from asag_deploy.serving.access_log import AccessLog
 from asag_deploy.serving.app import make_app
+from asag_deploy.serving.batching import MOST_IMAGES, Batching
 from asag_deploy.serving.limits import Limits
 from asag_deploy.serving.server import address_of, allow_connections, listen, make_server, run
 
@@ -51,18 +56,46 @@ def _serve(options: argparse.Namespace) -> int:
         queue_seconds=options.queue_seconds,
         answer_seconds=options.answer_seconds,
     )
+    batching = Batching(images=options.batch, wait_ms=options.batch_wait_ms)
     allow_connections(limits)
-    with chosen.load(options.bundle) as detector:
+    bundle = Bundle.open(options.bundle)
+    # The most detections are applied to what is found, as a request may ask for more.
+    with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector, _log(options) as log:
         if not detector.manifest.trained:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
         app = make_app(
-            detector, limits, backend=chosen.backend or DEFAULT_BACKEND, threshold=options.threshold
+            detector,
+            limits,
+            backend=chosen.backend or DEFAULT_BACKEND,
+            threshold=options.threshold,
+            deadline_ms=chosen.deadline_ms,
+            max_detections=chosen.max_detections,
+            model_name=options.model_name,
+            bundle=bundle.fingerprint,
+            batching=batching,
+            warm_up=options.warm_up,
+            log=log,
         )
-        server = make_server(app, limits, grace_seconds=options.grace_seconds)
+        server = make_server(
+            app, limits, grace_seconds=options.grace_seconds, drain_seconds=options.drain_seconds
+        )
         listener = listen(options.host, options.port)
         print(f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}", flush=True)
         run(server, listener)
     return ALL_FINE
+
+
+@contextmanager
+def _log(options: argparse.Namespace) -> Iterator[AccessLog | None]:
+    """Open the access log, if one is asked for."""
+    if options.access_log is None:
+        yield None
+        return
+    log = AccessLog(options.access_log)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def _bytes(mebibytes: float) -> int:
@@ -126,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help=text,
     )
-    text = "open connections, beyond which only /health answers (default: %(default)s)"
+    text = "open connections, beyond which only /health and /metrics answer (default: %(default)s)"
     add("--connections", type=whole_number(1), default=256, metavar="N", help=text)
     text = "for a client to send the head of its request in (default: %(default)s)"
     add("--head-seconds", type=real_number(0, MOST_SECONDS, above=True), default=10, metavar="S", help=text)
@@ -143,6 +176,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="to end in (default: %(default)s)",
     )
+    text = "to go on before that, saying that it is not ready (default: %(default)s)"
+    add("--drain-seconds", type=real_number(0, MOST_SECONDS), default=0, metavar="S", help=text)
+    add("--warm-up", action="store_true", help="try the network before saying that it is ready")
+    add("--access-log", type=Path, metavar="FILE", help="write a line of JSON for each request; - is stderr")
+    add("--model-name", metavar="NAME", help="in the Open Inference Protocol (default: the variant)")
+    text = "images of several requests that go through the network together (default: %(default)s)"
+    add("--batch", type=whole_number(1, MOST_IMAGES), default=1, metavar="N", help=text)
+    text = "for the first image of a batch to wait for others (default: %(default)s)"
+    add("--batch-wait-ms", type=real_number(0, 60_000), default=5, metavar="W", help=text)
     add_detector_options(parser)
     return parser
 

@@ -11,6 +11,9 @@ MOST_HEADER_BYTES = 16 * 2**10
 """All headers of a request together; more are refused with 431."""
 MOST_HEADERS = 100
 """Headers of a request; more are refused with 431."""
+FRAME_BYTES = 64 * 2**10
+"""What a body may have beside its images: a form's other fields, the JSON of an inference request."""
+_RETRY_SECONDS = "1"
 LONGEST_TARGET = 2048
 """Bytes of a request's path and parameters; a longer one is refused with 414."""
 
@@ -24,9 +27,9 @@ class Limits:
     queue: int = 16
     """Requests that may wait beside those; one more is refused with 503."""
     connections: int = 256
-    """Open connections; on those beyond, all but `/health` is refused with 503."""
+    """Open connections; on those beyond, all is refused with 503 but what watches the server (`/health`)."""
     max_bytes: int = 20 * 2**20
-    """Largest request body; more is refused with 413."""
+    """Largest image; more is refused with 413, and so is a body that is `FRAME_BYTES` larger still."""
     max_pixels: int = 100_000_000
     """Pixels of the largest image; one with more is refused with 413 before it is decoded."""
     head_seconds: float = 10.0
@@ -51,16 +54,39 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that is answered with a status and a sentence."""
+    """A request that is answered with a status and a sentence.
 
-    def __init__(self, status: HTTPStatus, sentence: str, headers: dict[str, str] | None = None) -> None:
+    reason: one word for it, of a few dozen, by which refusals are counted; None for that of the status.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        sentence: str,
+        headers: dict[str, str] | None = None,
+        *,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(status, sentence, headers)
         self.status = status
         self.sentence = sentence
         self.headers = headers
+        self.reason = reason_of(status) if reason is None else reason
 
     def __str__(self) -> str:
         return self.sentence
+
+
+def unavailable(sentence: str, reason: str) -> RefusedError:
+    """Make the refusal of a request that may be sent again soon."""
+    return RefusedError(
+        HTTPStatus.SERVICE_UNAVAILABLE, sentence, {"Retry-After": _RETRY_SECONDS}, reason=reason
+    )
+
+
+def reason_of(status: HTTPStatus) -> str:
+    """Return the word by which refusals of a status are counted, where there is none of their own."""
+    return status.name.lower()
 
 
 def _check(option: str, value: int, least: int) -> None:

@@ -1,17 +1,16 @@
-"""What a request asks for: head and body, read within the limits, and whether its client is still there."""
+"""Head and body of a request, read within the limits, and whether its client is still there."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from asag_deploy.errors import ConfigError
 from asag_deploy.serving.limits import (
     LONGEST_TARGET,
     MOST_HEADER_BYTES,
@@ -19,13 +18,14 @@ from asag_deploy.serving.limits import (
     Limits,
     RefusedError,
 )
+from asag_deploy.serving.options import NAMES, Deadline
+from asag_deploy.serving.texts import mebibytes, shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 _VERSIONS = ("1.0", "1.1")
-_FORM = "multipart/"
-_LONGEST_ECHO = 40
+_PARTS, _FORM = "multipart/", "multipart/form-data"
 
 
 class ClientGone(Exception):
@@ -52,7 +52,7 @@ def check_head(scope: dict[str, Any]) -> None:
     if target > LONGEST_TARGET:
         raise RefusedError(
             HTTPStatus.REQUEST_URI_TOO_LONG,
-            f"path and parameters are longer than {LONGEST_TARGET} bytes; the only parameter is threshold",
+            f"path and parameters are longer than {LONGEST_TARGET} bytes; the parameters are {NAMES}",
         )
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     if len(headers) > MOST_HEADERS or sum(len(n) + len(v) for n, v in headers) > MOST_HEADER_BYTES:
@@ -67,65 +67,55 @@ def check_head(scope: dict[str, Any]) -> None:
         )
 
 
-def threshold_of(request: Request, default: float) -> float:
-    """Return the threshold that a request asks for; raise RefusedError for one that makes no sense."""
-    unknown = sorted(set(request.query_params) - {"threshold"})
-    if unknown:
-        raise RefusedError(
-            HTTPStatus.BAD_REQUEST,
-            f"unknown parameter '{shown(unknown[0])}'; the only one there is is threshold",
-        )
-    values = request.query_params.getlist("threshold")
-    if not values:
-        return default
-    if len(values) > 1:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"threshold is given {len(values)} times; give it once")
-    try:
-        value = float(values[0])
-        check_threshold(value)
-    except ValueError:  # a ConfigError is one too
-        raise RefusedError(
-            HTTPStatus.BAD_REQUEST,
-            f"threshold is '{shown(values[0])}', which is not a number between 0 and 1",
-        ) from None
-    return value
-
-
-def check_threshold(threshold: float) -> None:
-    """Raise ConfigError unless a threshold is from 0 to 1."""
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold is {threshold:g}, which is not between 0 and 1")
-
-
-async def body_of(request: Request, limits: Limits) -> bytes:
+async def body_of(request: Request, limits: Limits, deadline: Deadline) -> bytes:
     """Read the whole body, whatever type it claims: curl calls every file a form.
 
-    Raises RefusedError for multipart forms, for compressed bodies, and for more bytes or seconds than the
-    limits allow, ClientGone if the client goes away.
+    Raises RefusedError for bodies of several parts, for compressed ones, for more bytes or seconds than the
+    limits allow, and once the deadline has passed; ClientGone if the client goes away.
+    """
+    check_kind(request)
+    data = bytearray()
+    async for piece in pieces_of(request, limits, deadline, most=limits.max_bytes):
+        data += piece
+    if not data:
+        sentence = "the request has no body; send an image file as its body"
+        raise RefusedError(HTTPStatus.BAD_REQUEST, sentence, reason="no_image")
+    return bytes(data)
+
+
+async def pieces_of(
+    request: Request, limits: Limits, deadline: Deadline, *, most: int
+) -> AsyncGenerator[bytes, None]:
+    """Yield the body piece by piece, `most` bytes at most.
+
+    Raises RefusedError for more bytes, or more seconds than there are, ClientGone if the client goes away.
     """
     from starlette.requests import ClientDisconnect
 
-    _check_kind(request)
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limits.max_bytes:
-        raise _too_large(limits)
-    data = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > limits.max_bytes:
-                    raise _too_large(limits)
-    except TimeoutError:
-        raise RefusedError(
-            HTTPStatus.REQUEST_TIMEOUT,
-            f"the image did not arrive within {limits.body_seconds:g} seconds; send it again",
-        ) from None
-    except ClientDisconnect:
-        raise ClientGone from None
-    if not data:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "the request has no body; send an image file as its body")
-    return bytes(data)
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large(limits)
+    end, count = time.perf_counter() + limits.body_seconds, 0
+    stream = request.stream()
+    while True:
+        left = min(end - time.perf_counter(), deadline.seconds_left)
+        try:
+            async with asyncio.timeout(left):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            deadline.check()
+            raise RefusedError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the image did not arrive within {limits.body_seconds:g} seconds; send it again",
+            ) from None
+        except ClientDisconnect:
+            raise ClientGone from None
+        if piece is None:
+            return
+        count += len(piece)
+        if count > most:
+            raise too_large(limits)
+        yield piece
 
 
 @asynccontextmanager
@@ -145,61 +135,19 @@ async def watched(request: Request) -> AsyncIterator[asyncio.Task[None]]:
             await gone
 
 
-class Exchange:
-    """A request and its answer, as an application receives and sends them, and how far they have come."""
-
-    def __init__(self, receive: Any, send: Any) -> None:
-        self._receive, self._send = receive, send
-        self.body_read = False
-        """Whether the body has come to its end."""
-        self.answered = False
-        """Whether an answer has begun."""
-
-    async def receive(self) -> Any:
-        """Receive the next message."""
-        message = await self._receive()
-        self.body_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
-        return message
-
-    async def send(self, message: Any) -> None:
-        """Send the next message."""
-        self.answered = True
-        await self._send(message)
-
-    async def discard_body(self, seconds: float) -> None:
-        """Let a client end what it is sending, and throw it away; for so long at most.
-
-        Closing the connection at once would make the answer, which it has not read yet, disappear.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not self.body_read:
-                    await self.receive()
+def is_form(request: Request) -> bool:
+    """Tell whether the body is a form with a file, as browsers and `curl -F` send it."""
+    return _kind(request).startswith(_FORM)
 
 
-def shown(text: str) -> str:
-    """Return a client's text as it may stand in a sentence."""
-    plain = text if text.isprintable() else ascii(text)[1:-1]
-    return plain if len(plain) <= _LONGEST_ECHO else f"{plain[:_LONGEST_ECHO]}..."
-
-
-def mebibytes(count: int) -> str:
-    """Return a number of bytes in MiB."""
-    return f"{count / 2**20:g} MiB"
-
-
-def megapixels(count: int) -> str:
-    """Return a number of pixels in millions, rounded up."""
-    return f"{math.ceil(count / 1e4) / 100:g} million pixels"
-
-
-def _check_kind(request: Request) -> None:
-    kind = request.headers.get("content-type", "").lower()
-    if kind.startswith(_FORM):
+def check_kind(request: Request) -> None:
+    """Raise RefusedError for a body that has to be unpacked before it is an image."""
+    kind = _kind(request)
+    if kind.startswith(_PARTS) and not kind.startswith(_FORM):
         raise RefusedError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the request is a form ({shown(kind.partition(';')[0])}); send the image file itself as the "
-            "body, as `curl --data-binary @photo.jpg` does",
+            f"the request is of several parts ({shown(kind.partition(';')[0])}); send the image file itself "
+            "as the body, as `curl --data-binary @photo.jpg` does, or a multipart/form-data with it",
         )
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -209,9 +157,14 @@ def _check_kind(request: Request) -> None:
         )
 
 
-def _too_large(limits: Limits) -> RefusedError:
+def too_large(limits: Limits) -> RefusedError:
+    """Make the refusal of a body, or an image in it, that is larger than the limits allow."""
     return RefusedError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the image is larger than {mebibytes(limits.max_bytes)}, which is all this server takes; send a "
         "smaller one",
     )
+
+
+def _kind(request: Request) -> str:
+    return str(request.headers.get("content-type", "")).strip().lower()

@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -74,11 +75,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Server:
+def make_server(
+    app: App, limits: Limits, *, grace_seconds: int, drain_seconds: float = 0.0
+) -> uvicorn.Server:
     """Make a server that, told to stop, takes no more requests and gives those it has `grace_seconds` to end.
 
-    limits: of connections, and of the time to send a head and to read an answer; the application keeps the
-    others.
+    Before that it goes on for `drain_seconds`, but says that it is not ready, so that nothing is sent to it
+    any more; being told again cuts that short.  limits: of connections, and of the time to send a head and to
+    read an answer; the application keeps the others.
 
     Raises ConfigError if uvicorn is missing, or for a time that makes no sense.
     """
@@ -87,10 +91,35 @@ def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Serv
     try:
         import uvicorn
 
-        http = connection_class(limits)
+        http = connection_class(limits, app.turned_away)
     except ImportError as error:
         raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
-    return uvicorn.Server(
+
+    class Server(uvicorn.Server):
+        """Ends in two steps: unready, then closed."""
+
+        _drained: float | None = None
+        """When it closes, by `time.monotonic`; None if it has not been told to stop."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """Be told to stop."""
+            if self._drained is None and drain_seconds > 0 and not self.should_exit:
+                self._captured_signals.append(sig)
+                self._drained = time.monotonic() + drain_seconds
+            else:
+                super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            """Close once it is time to."""
+            if self._drained is not None and time.monotonic() >= self._drained:
+                self.should_exit = True
+            return await super().on_tick(counter)
+
+        def is_stopping(self) -> bool:
+            """Tell whether it has been told to stop."""
+            return self.should_exit or self._drained is not None
+
+    server = Server(
         uvicorn.Config(
             app,
             http=http,
@@ -106,6 +135,8 @@ def make_server(app: App, limits: Limits, *, grace_seconds: int) -> uvicorn.Serv
             timeout_graceful_shutdown=grace_seconds,
         )
     )
+    app.is_stopping_when(server.is_stopping)
+    return server
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -126,7 +157,7 @@ def _hangup_ends_well(server: uvicorn.Server) -> Iterator[None]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        server.should_exit = True
+        server.handle_exit(number, frame)
 
     before = signal.signal(number, receive)
     try:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Manifest
-from asag_deploy.detections import Detections
-from asag_deploy.serving.app import ServedDetector, make_app
+from asag_deploy.serving.app import make_app
 from asag_deploy.serving.limits import Limits
 from asag_deploy.serving.server import listen, make_server, run
+from asag_deploy.serving.service import ServedDetector
 from support.detection_samples import make_detections
 from support.tiny_bundle import picture, tiny_manifest
 
@@ -36,21 +36,27 @@ class GatedDetector:
         self.running = 0
         self.most_running = 0
         self.calls = 0
+        self.asked: list[dict[str, Any]] = []
+        self.batches: list[int] = []
         self._lock = threading.Lock()
 
     @property
     def manifest(self) -> Manifest:
         return tiny_manifest()
 
-    def __call__(self, images: NDArray[np.uint8], *, channel_order: Any) -> Detections:
+    def __call__(self, images: Any, *, channel_order: Any = "bgr", **options: Any) -> Any:
         with self._lock:
             self.running += 1
             self.calls += 1
             self.most_running = max(self.most_running, self.running)
+            self.asked.append(options)
+            self.batches.append(len(images) if isinstance(images, list) else 1)
         try:
             assert self.gate.wait(SECONDS), "the test has opened the gate"
             if self.error is not None:
                 raise self.error
+            if isinstance(images, list):
+                return [make_detections(image.shape[:2]) for image in images]
             return make_detections(images.shape[:2])
         finally:
             with self._lock:
@@ -83,11 +89,18 @@ class Served(Client):
     """A server in a thread of this process."""
 
     def __init__(
-        self, detector: ServedDetector, limits: Limits, grace_seconds: int, listener: socket.socket
+        self,
+        detector: ServedDetector,
+        limits: Limits,
+        listener: socket.socket,
+        *,
+        grace_seconds: int,
+        drain_seconds: float,
+        **settings: Any,
     ) -> None:
         super().__init__(listener)
-        app = make_app(detector, limits, backend="onnxruntime", threshold=0.3)
-        self.server = make_server(app, limits, grace_seconds=grace_seconds)
+        app = make_app(detector, limits, **{"backend": "onnxruntime", "threshold": 0.3, **settings})
+        self.server = make_server(app, limits, grace_seconds=grace_seconds, drain_seconds=drain_seconds)
         self.thread = threading.Thread(target=run, args=(self.server, listener))
         self.thread.start()
 
@@ -97,11 +110,20 @@ def serving(
     detector: ServedDetector,
     *,
     grace_seconds: int = 20,
+    drain_seconds: float = 0,
     listener: socket.socket | None = None,
+    settings: dict[str, Any] | None = None,
     **limits: Any,
 ) -> Iterator[Served]:
-    """Serve until the block ends."""
-    served = Served(detector, Limits(**limits), grace_seconds, listener or listen("127.0.0.1", 0))
+    """Serve until the block ends; settings: of `make_app`."""
+    served = Served(
+        detector,
+        Limits(**limits),
+        listener or listen("127.0.0.1", 0),
+        grace_seconds=grace_seconds,
+        drain_seconds=drain_seconds,
+        **(settings or {}),
+    )
     try:
         yield served
     finally:

@@ -18,6 +18,7 @@ import pytest
 
 from asag_deploy import Detector
 from asag_deploy._version import __version__
+from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.serving import cli
 from asag_deploy.serving.app import make_app
@@ -103,7 +104,8 @@ def test_health(served: Served) -> None:
         (IMAGE, "?treshold=0.5", {}, 400, "unknown parameter 'treshold'"),
         (b"no image at all", "", {}, 422, "'request body' is damaged or is not an image"),
         (IMAGE[:-20], "", {}, 422, "truncated"),
-        (IMAGE, "", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "multipart/form-data"),
+        (IMAGE, "", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "multipart/form-data"),
+        (IMAGE, "", {"Content-Type": "multipart/mixed; boundary=x"}, 415, "multipart/mixed"),
         (bytes(10_001), "", {}, 413, "larger than"),
         ([bytes(6_000), bytes(6_000)], "", {}, 413, "larger than"),  # chunked: no length announced
     ],
@@ -249,17 +251,18 @@ def test_bad_usage_is_one_sentence(
     [([], "auto", 1), (["--loop", "host", "--requests", "3"], "host", 3)],
 )
 def test_what_the_detector_is_loaded_with(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], loop: str, requests: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], loop: str, requests: int
 ) -> None:
     """The threads are divided among the images in work at once."""
+    make_bundle(tmp_path / "bundle")
     asked: dict[str, Any] = {}
 
-    def load(bundle: Path, **options: Any) -> Detector:
+    def load(bundle: Bundle, **options: Any) -> Detector:
         asked.update(options)
         raise BackendError("enough")
 
     monkeypatch.setattr(Detector, "load", load)
-    assert cli.main(["bundle", *arguments]) == 2
+    assert cli.main([str(tmp_path / "bundle"), *arguments]) == 2
     assert (asked["loop"], asked["requests"]) == (loop, requests)
 
 

@@ -1,0 +1,97 @@
+"""What the server says of itself and its one model, and how it answers, in the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+
+from asag_deploy._version import __version__
+from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.detections import Detections
+from asag_deploy.errors import ConfigError
+from asag_deploy.serving.endpoints import VERSION
+from asag_deploy.serving.limits import RefusedError
+from asag_deploy.serving.tensors import INPUT, OUTPUTS
+from asag_deploy.serving.texts import shown
+
+TIMEOUT = "timeout"
+"""A request's parameter by which clients name a deadline in microseconds."""
+SERVER = {"name": "asag-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Model:
+    """The model that is served, by its name."""
+
+    def __init__(self, name: str | None, manifest: Manifest) -> None:
+        """Take its name, None for the variant's; raises ConfigError if it cannot stand in an address."""
+        self.name = manifest.variant if name is None else name
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"--model-name is '{shown(self.name)}'; it must be of letters, digits, dots, dashes and "
+                "underscores"
+            )
+        self._manifest = manifest
+
+    def check(self, path_params: dict[str, str]) -> None:
+        """Raise RefusedError if a request is for another model, or another version."""
+        asked, version = path_params["model"], path_params.get("version", VERSION)
+        if asked != self.name:
+            raise RefusedError(
+                HTTPStatus.NOT_FOUND, f"there is no model '{shown(asked)}'; there is '{self.name}' alone"
+            )
+        if version != VERSION:
+            raise RefusedError(
+                HTTPStatus.NOT_FOUND,
+                f"there is no version '{shown(version)}' of '{self.name}'; there is {VERSION} alone",
+            )
+
+    def metadata(self) -> dict[str, Any]:
+        """Describe its inputs, outputs and classes."""
+        categories = self._manifest.categories
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": "asag",
+            "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [
+                {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in OUTPUTS
+            ],
+            "properties": {
+                "classes": json.dumps([category.name for category in categories]),
+                "category_ids": json.dumps([category.id for category in categories]),
+            },
+        }
+
+    def head(self, request_id: str | None) -> dict[str, Any]:
+        """Return what stands in a response beside its outputs."""
+        head = {"model_name": self.name, "model_version": VERSION}
+        return head if request_id is None else {**head, "id": request_id}
+
+
+def tensors_of(found: Sequence[Detections]) -> dict[str, Any]:
+    """Return the outputs for the images of a request, by name."""
+    return {
+        "boxes": np.concatenate([each.xyxy for each in found]),
+        "scores": np.concatenate([each.confidence for each in found]),
+        "labels": np.concatenate([each.class_id for each in found]),
+        "counts": np.array([len(each) for each in found], dtype=np.int64),
+        "trace": [json.dumps(each.trace.to_dict(), separators=(",", ":")) for each in found],
+    }
+
+
+def with_deadline(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return a request's parameters with `timeout`, in microseconds, as the deadline that it is here."""
+    return [
+        ("deadline_ms", value / 1000) if name == TIMEOUT and _is_number(value) else (name, value)
+        for name, value in options
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
