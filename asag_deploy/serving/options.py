@@ -231,6 +231,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
     whole = "whole " if schema["type"] == "integer" else ""
     if "exclusiveMinimum" in schema:
         return f"a number above {schema['exclusiveMinimum']}, {schema['maximum']:.0f} at most"
+    if schema["minimum"] == schema["maximum"]:
+        return f"{schema['minimum']}, the only value that this bundle takes"
     return f"a {whole}number between {schema['minimum']} and {schema['maximum']}"
 
 

@@ -80,6 +80,12 @@ class Client:
         finally:
             connection.close()
 
+    def say(self, data: bytes) -> bytes:
+        """Send bytes over a connection of their own; return the beginning of the answer."""
+        with socket.create_connection((self.host, self.port), timeout=SECONDS) as connection:
+            connection.sendall(data)
+            return connection.recv(65536)
+
     def detect(self, body: Any, query: str = "", **headers: str) -> tuple[int, Any]:
         status, answer, _ = self.ask("POST", f"/detect{query}", body, headers)
         return status, answer

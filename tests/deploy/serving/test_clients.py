@@ -24,13 +24,6 @@ POST = b"POST /detect HTTP/1.1\r\nHost: x\r\n"
 WHOLE = POST + b"Content-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE
 
 
-@pytest.fixture
-def detector() -> Iterator[GatedDetector]:
-    gated = GatedDetector()
-    yield gated
-    gated.gate.set()
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """One server for all tests that leave it as it is."""

@@ -28,13 +28,6 @@ from support.served import IMAGE, SECONDS, Client, GatedDetector, Served, in_thr
 from support.tiny_bundle import make_bundle, picture
 
 
-@pytest.fixture
-def detector() -> Iterator[GatedDetector]:
-    gated = GatedDetector()
-    yield gated
-    gated.gate.set()
-
-
 @pytest.fixture(scope="module")
 def shared() -> Iterator[tuple[Served, GatedDetector]]:
     """One server for all tests that leave it as it is."""
