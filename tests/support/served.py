@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -69,14 +70,29 @@ class Client:
     def __init__(self, listener: socket.socket) -> None:
         self.host, self.port = listener.getsockname()[:2]
 
+    @classmethod
+    def at(cls, line: str) -> Client:
+        """The server that has said this when it began."""
+        match = re.search(r"http://([\d.]+):(\d+)", line)
+        assert match is not None, line
+        client = Client.__new__(Client)
+        client.host, client.port = match[1], int(match[2])
+        return client
+
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, http.client.HTTPMessage]:
+        status, data, answered = self.ask_plainly(method, path, body, headers)
+        return status, json.loads(data), answered
+
+    def ask_plainly(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=SECONDS)
         try:
             connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
-            return response.status, json.loads(response.read()), response.headers
+            return response.status, response.read(), response.headers
         finally:
             connection.close()
 
@@ -85,6 +101,11 @@ class Client:
         with socket.create_connection((self.host, self.port), timeout=SECONDS) as connection:
             connection.sendall(data)
             return connection.recv(65536)
+
+    def leave(self, data: bytes) -> None:
+        """Send bytes, and go away."""
+        with socket.create_connection((self.host, self.port), timeout=SECONDS) as connection:
+            connection.sendall(data)
 
     def detect(self, body: Any, query: str = "", **headers: str) -> tuple[int, Any]:
         status, answer, _ = self.ask("POST", f"/detect{query}", body, headers)
