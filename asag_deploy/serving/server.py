@@ -123,6 +123,7 @@ def make_server(
         uvicorn.Config(
             app,
             http=http,
+            loop="asyncio",  # also where another is installed, which nothing here has been tried with
             ws="none",
             h11_max_incomplete_event_size=MOST_HEADER_BYTES,
             backlog=_BACKLOG,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -151,6 +152,9 @@ def _requests() -> SearchStrategy[bytes]:
         b"Connection",
         b"Expect",
         b"Upgrade",
+        b"Inference-Header-Content-Length",
+        b"X-Request-Id",
+        b"traceparent",
         b"X",
     )
     values = (
@@ -170,6 +174,8 @@ def _requests() -> SearchStrategy[bytes]:
             b"keep-alive",
             b"100-continue",
             b"multipart/form-data; boundary=x",
+            b"multipart/form-data",
+            b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             b"h2c",
             b"image/png",
             b"\xff\xfe",
@@ -192,12 +198,43 @@ def _requests() -> SearchStrategy[bytes]:
             b"TRACE /health HTTP/1.1",
             b"GET /health HTTP/3.7",
         ),
+        *(
+            b"POST /detect?max_level=P4&deadline_ms=1 HTTP/1.1",
+            b"POST /detect?mode=fast&anchor_cap=-1 HTTP/1.1",
+        ),
+        *(
+            b"POST /v2/models/tiny/infer HTTP/1.1",
+            b"POST /v2/models/tiny/infer HTTP/1.1",
+            b"GET /v2 HTTP/1.1",
+        ),
+        *(b"GET /openapi.json HTTP/1.1", b"GET /v2/models/%00 HTTP/1.1", b"GET /v2/health/ready HTTP/1.1"),
     )
+
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        + picture
+        + b"\r\n--x--\r\n"
+    )
+    tensor = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [1],
+        "data": [base64.b64encode(picture).decode()],
+    }
+    infer = json.dumps({"id": "1", "inputs": [tensor], "parameters": {"threshold": 0.5}}).encode()
+    binary = json.dumps(
+        {"inputs": [{**tensor, "data": None, "parameters": {"binary_data_size": 7}}]}
+    ).encode()
 
     @st.composite
     def written(draw: DrawFn) -> bytes:
         body = draw(
-            st.sampled_from((picture, picture[:40], b"", b"0\r\n\r\n", b"3\r\nabc\r\n0\r\n\r\n", b"x" * 2000))
+            st.sampled_from(
+                (
+                    *(picture, picture[:40], b"", b"0\r\n\r\n", b"3\r\nabc\r\n0\r\n\r\n", b"x" * 2000),
+                    *(form, form[:-9], infer, infer[:-5], binary + b"\3\0\0\0abc"),
+                )
+            )
         )
         length = draw(st.sampled_from((len(body), len(body), len(body) + 5, max(len(body) - 5, 0))))
         headers: list[tuple[bytes, bytes]] = [
