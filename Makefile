@@ -11,7 +11,7 @@ SECONDS ?= 3600
 MOMENTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench kernels test fast others lint fuzz kill soak gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench kernels test fast others lint fuzz kill soak load gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
@@ -24,6 +24,7 @@ help:
 	@echo "make kill    programs that write are ended at MOMENTS=100 random moments each"
 	@echo "make fuzz    damaged files, requests and command lines, for SECONDS=3600 a kind"
 	@echo "make soak    ten thousand pictures and requests; the report in tests/endurance/results/"
+	@echo "make load    asag-serve under 32 clients, good and bad, for ten minutes; the report in the same folder"
 	@echo "make gpu-archive     what to carry to a machine with a GPU; build/gpu-packages.tar.xz"
 	@echo "make gpu-rehearsal   what is done on that machine, up to the missing GPU; results in gpu-report/"
 	@echo "make clean   remove .venv, caches and outputs"
@@ -59,6 +60,9 @@ kill: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python tests/endurance/soak.py
+
+load: $(STAMP)
+	$(BIN)/python tests/endurance/serving.py
 
 gpu-archive: $(STAMP)
 	$(BIN)/asag-bench gpu archive --output build/gpu-packages.tar.xz

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ms = report["milliseconds"]
     print(
         f"{report['answers_per_second']} good answers a second, p50 {ms['p50']} ms, p99 {ms['p99']} ms, "
-        f"{report['processor_ms_per_good_answer']} ms of processors each, {report['refused']} refused with 503; see {options.output}"
+        f"{report['processor_ms_per_good_answer']} ms of processors each, {report['refused']} refused with "
+        f"503; see {options.output}"
     )
     return 0 if report["clean"] else 1
 
