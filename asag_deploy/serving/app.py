@@ -34,7 +34,7 @@ from asag_deploy.serving.requests import (
     pieces_of,
 )
 from asag_deploy.serving.service import ServedDetector, Service
-from asag_deploy.serving.tensors import HEADER_LENGTH, read_request, write_response
+from asag_deploy.serving.tensors import HEADER_LENGTH, InferRequest, read_request, write_response
 from asag_deploy.timing import since
 
 if TYPE_CHECKING:
@@ -226,13 +226,7 @@ class Handlers:
         exchange = exchange_of(request.scope)
         no_deadline = Deadline(exchange.arrived, None)  # what the request asks for stands in its body
         async with self._service.place(no_deadline):
-            check_kind(request)
-            data = bytearray()
-            most = self._limits.max_bytes + FRAME_BYTES
-            async for piece in pieces_of(request, self._limits, no_deadline, most=most):
-                data += piece
-            length = request.headers.get(HEADER_LENGTH)
-            asks = await asyncio.to_thread(read_request, bytes(data), length)
+            asks = await self._infer_request(request, no_deadline)
             options = protocol.with_deadline(asks.options)
             beside = f", {protocol.TIMEOUT}, binary_data_output"
             asked = read_asked(options, self._manifest, self._defaults, beside=beside)
@@ -240,6 +234,15 @@ class Handlers:
             found = await self._detected(request, asks.images, asked, deadline)
         head = self._model.head(asks.id)
         return answers.as_bytes(*write_response(head, protocol.tensors_of(found), asks.outputs))
+
+    async def _infer_request(self, request: Request, deadline: Deadline) -> InferRequest:
+        """Read the body of an inference request; what it is read from is let go of."""
+        check_kind(request)
+        data, most = bytearray(), self._limits.max_bytes + FRAME_BYTES
+        async for piece in pieces_of(request, self._limits, deadline, most=most):
+            data += piece
+        # Megabytes of JSON would hold up everybody else's requests.
+        return await asyncio.to_thread(read_request, bytes(data), request.headers.get(HEADER_LENGTH))
 
     async def _detected(
         self, request: Request, images: Sequence[bytes], asked: Asked, deadline: Deadline

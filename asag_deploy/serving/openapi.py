@@ -194,7 +194,13 @@ _ANSWERS = {
     "v2_ready": _answer("Ready"),
     "v2_model": _answer("Model"),
     "v2_model_ready": _answer("ModelReady"),
-    "v2_infer": _answer("InferResponse"),
+    "v2_infer": {
+        "description": "The tensors, after the JSON where they are asked for as binary data",
+        "content": {
+            **_answer("InferResponse")["content"],
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
 }
 """By handler, the answer of status 200."""
 

@@ -86,12 +86,19 @@ def tensors_of(found: Sequence[Detections]) -> dict[str, Any]:
 
 
 def with_deadline(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return a request's parameters with `timeout`, in microseconds, as the deadline that it is here."""
-    return [
-        ("deadline_ms", value / 1000) if name == TIMEOUT and _is_number(value) else (name, value)
-        for name, value in options
-    ]
+    """Return a request's parameters with `timeout`, in microseconds, as the deadline that it is here.
+
+    0 is none, as clients have it.  Raises RefusedError for what is no number.
+    """
+    given = [(name, value) for name, value in options if name != TIMEOUT or value != 0]
+    return [_as_deadline(value) if name == TIMEOUT else (name, value) for name, value in given]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _as_deadline(value: object) -> tuple[str, float]:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST,
+            f"{TIMEOUT} is of the wrong type; expected a number of microseconds",
+            reason="bad_parameter",
+        )
+    return "deadline_ms", value / 1000

@@ -139,9 +139,11 @@ def test_a_timeout_is_a_deadline(triton: Any, detector: GatedDetector) -> None:
         triton.InferenceServerClient(f"{server.host}:{server.port}") as client,
     ):
         client.infer("tiny", [asked(FILES[:1])], timeout=20_000_000)
+        client.infer("tiny", [asked(FILES[:1])], timeout=0)
         with pytest.raises(triton.InferenceServerException, match="deadline_ms had passed"):
             client.infer("tiny", [asked(FILES[:1])], timeout=1)
     assert 0 < detector.asked[0]["deadline_ms"] < 20_000
+    assert detector.asked[1:] == [{}]
 
 
 def test_several_threads_with_tritons_client(triton: Any, served: Served, real: Detector) -> None:
@@ -199,6 +201,7 @@ def test_by_hand_in_json(served: Served) -> None:
         (by_json(parameters={"binary_data_output": 1}), "neither true nor false"),
         (by_json(parameters={"deadline_ms": 0}), "deadline_ms is '0'"),
         (by_json(parameters={"deadline_ms": 5, "timeout": 5}), "deadline_ms is given more than once"),
+        (by_json(parameters={"timeout": "5"}), "timeout is of the wrong type; expected a number of micro"),
         (by_json(parameters={"threshold": None}), "threshold is of the wrong type"),
         (by_json(outputs=[{"name": "masks"}]), "there is no output 'masks'; there are boxes, scores"),
         (by_json(outputs=[{"name": "boxes", "parameters": {"classification": 2}}]), "'classification'"),
