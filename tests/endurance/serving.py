@@ -145,7 +145,8 @@ def load(
                 tally.problems.append("there are still requests in hand")
             until(lambda: sample(process.pid).descriptors <= before.descriptors + 2, SECONDS)
             after = sample(process.pid)
-            tally.problems += _failures(_metrics(address))
+            figures = _metrics(address)
+            tally.problems += _failures(figures)
             process.send_signal(signal.SIGTERM)
             code = process.wait(SECONDS)
         finally:
@@ -166,6 +167,7 @@ def load(
         "refused": tally.refused,
         "answers_per_second": round(len(tally.good_ms) / took, 1),
         "milliseconds": _percentiles(tally.good_ms),
+        "images_per_batch": _mean(figures, "asag_batch_images"),
         "processor_seconds": round(cpu, 1),
         "processor_ms_per_good_answer": round(1000 * cpu / max(len(tally.good_ms), 1), 1),
         "log_lines": len(lines),
@@ -319,6 +321,15 @@ def _failures(text: str) -> list[str]:
         for line in text.splitlines()
         if re.search(r'status="5(?!03)\d\d"', line)
     ]
+
+
+def _mean(text: str, name: str) -> float | None:
+    """Return the mean of a histogram; None if it has nothing."""
+    found = dict(
+        line.split() for line in text.splitlines() if line.startswith((f"{name}_sum ", f"{name}_count "))
+    )
+    count = float(found[f"{name}_count"])
+    return round(float(found[f"{name}_sum"]) / count, 2) if count else None
 
 
 def _percentiles(milliseconds: list[float]) -> dict[str, float]:

@@ -269,6 +269,8 @@ def test_too_many_connections(detector: GatedDetector) -> None:
         assert status == 503
         assert "too many connections" in told["error"]
         assert server.ask("GET", "/health")[0] == 200
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+        assert b"too_many_connections" in server.ask_plainly("GET", "/metrics")[1]
         crowd = [clients.enter_context(connect(server)) for _ in range(40)]
         assert answer(crowd[-1])[0] == 503
         clients.close()
