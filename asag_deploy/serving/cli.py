@@ -21,6 +21,7 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
+from asag_deploy.loop.stopping import stop_rule
 from asag_deploy.serving.access_log import AccessLog
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.batching import MOST_IMAGES, Batching
@@ -59,6 +60,7 @@ def _serve(options: argparse.Namespace) -> int:
     batching = Batching(images=options.batch, wait_ms=options.batch_wait_ms)
     allow_connections(limits)
     bundle = Bundle.open(options.bundle)
+    chosen.check_limits(bundle.manifest, stop_rule(bundle.manifest, chosen.mode, chosen.max_level))
     # The most detections are applied to what is found, as a request may ask for more.
     with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector, _log(options) as log:
         if not detector.manifest.trained:

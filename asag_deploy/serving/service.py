@@ -77,7 +77,7 @@ class Service:
         self._detector, self._limits, self._metrics = detector, limits, metrics
         self._places = asyncio.Semaphore(limits.requests + limits.queue)
         # While batches are detected in, one more is decoded.
-        together = 1 if batching.images == 1 else batching.images
+        together = batching.images
         self._at_once = limits.requests if together == 1 else (limits.requests + 1) * together
         self._turns = asyncio.Semaphore(self._at_once)
         self._pool = ThreadPoolExecutor(limits.requests, thread_name_prefix="asag-serve")

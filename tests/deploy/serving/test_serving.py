@@ -207,10 +207,37 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
     assert err == "asag-serve: warning: the bundle's weights are untrained\n"
 
 
+def test_the_command_says_that_it_is_not_ready_before_it_stops(tmp_path: Path) -> None:
+    """It goes on meanwhile; being told again ends it."""
+    make_bundle(tmp_path / "bundle")
+    command = [sys.executable, "-m", "asag_deploy.serving.cli", str(tmp_path / "bundle"), "--port", "0"]
+    with subprocess.Popen([*command, "--drain-seconds", "600"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            client = Client.at(process.stdout.readline())
+            assert client.ask("GET", "/v2/health/ready")[0] == 200
+            process.terminate()
+            until(lambda: client.ask("GET", "/v2/health/ready")[0] == 503)
+            assert client.detect(IMAGE)[0] == 200
+            process.terminate()
+            assert process.wait(SECONDS) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ([], "BUNDLE"),
+        (["BUNDLE", "--batch", "0"], "--batch is 0"),
+        (["BUNDLE", "--batch-wait-ms", "-1"], "--batch-wait-ms is -1"),
+        (["BUNDLE", "--drain-seconds", "nan"], "--drain-seconds is nan"),
+        (["BUNDLE", "--model-name", "a/b"], "--model-name is 'a/b'"),
+        (
+            ["BUNDLE", "--access-log", "/no/such/folder/log"],
+            "access log '/no/such/folder/log' cannot be opened",
+        ),
+        (["BUNDLE", "--max-detections", "1000"], "max_detections is 1000"),
         (["BUNDLE", "--port", "70000"], "--port is 70000"),
         (["BUNDLE", "--host", "no such host"], "could not listen on no such host"),
         (["BUNDLE", "--requests", "0"], "--requests is 0"),
