@@ -46,6 +46,7 @@ from support.tiny_bundle import make_bundle
 RESULT = Path(__file__).parent / "results" / "serving.json"
 _MOST_MEBIBYTES = 4.0
 _SURE = 0.6
+_RETRY_SECONDS = 1.0
 _TERMINATED = 128 + signal.SIGTERM
 _FORM = (
     '--x\r\nContent-Disposition: form-data; name="max_level"\r\n\r\n{}\r\n'
@@ -93,8 +94,8 @@ class _Tally:
     problems: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, name: str, milliseconds: float, problem: str | None, good: bool) -> None:
-        """Count a request that has ended."""
+    def add(self, name: str, milliseconds: float, problem: str | None, good: bool) -> bool:
+        """Count a request that has ended; return whether it was refused for want of time or room."""
         full = problem is not None and ("status 503" in problem or "HTTP/1.1 503" in problem)
         with self.lock:
             self.done[name] += 1
@@ -104,6 +105,7 @@ class _Tally:
                 self.problems.append(f"{name}: {problem[:300]}")
             elif good:
                 self.good_ms.append(milliseconds)
+        return full
 
 
 def load(
@@ -293,7 +295,8 @@ def _send(
             problem = client(address, rng)
         except Exception as error:  # whatever it is, it is reported
             problem = f"{type(error).__name__}: {error}"
-        tally.add(name, (time.perf_counter() - begin) * 1000, problem, good)
+        if tally.add(name, (time.perf_counter() - begin) * 1000, problem, good):
+            time.sleep(_RETRY_SECONDS * (0.5 + rng.random()))  # as Retry-After says, not all at once
 
 
 def _post(address: Address, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
