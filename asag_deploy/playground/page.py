@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.errors import AsagError
@@ -25,7 +25,6 @@ _TURNS = "detector"
 _WAITING = 64
 """Visitors' changes that may wait for the detector."""
 _SWEPT_SECONDS = 600
-_LEVELS = {"P5": "P5, the first", "P4": "P4", "P3": "P3, the last"}
 
 
 def make_page(
@@ -44,7 +43,7 @@ def make_page(
     """
     import gradio as gr
 
-    visit = _Visit(detector, examples, shelf)
+    visit = Visit(detector, shelf)
     manifest = detector.manifest
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT_SECONDS, KEPT_SECONDS)
@@ -188,10 +187,10 @@ def _choosers(gr: Any, ranges: Ranges, first: Choices) -> list[Any]:
     ]
 
 
-class _Visit:
+class Visit:
     """What the page calls; nothing of a visitor is kept but on the shelf."""
 
-    def __init__(self, detector: LookingDetector, examples: Sequence[Example], shelf: Shelf) -> None:
+    def __init__(self, detector: LookingDetector, shelf: Shelf) -> None:
         self._detector = detector
         self._ranges = Ranges.of(detector.manifest)
         self._shelf = shelf
@@ -225,16 +224,23 @@ class _Visit:
             return []
 
     def _choices(
-        self, threshold: float, level: str, mode: str, deadline: float | None, cap: float, most: float
+        self,
+        threshold: float | None,
+        level: Level,
+        mode: Mode,
+        deadline: float | None,
+        cap: float | None,
+        most: float | None,
     ) -> Choices:
+        """Return what the components hold; None is a field that a visitor has emptied."""
         least_cap, most_cap = self._ranges.anchor_cap
         return Choices(
-            threshold=threshold,
-            max_level=cast(Level, level),
-            mode=cast(Mode, mode),
+            threshold=threshold or 0,
+            max_level=level,
+            mode=mode,
             deadline_ms=deadline,
-            anchor_cap=None if least_cap == most_cap else int(cap),
-            max_detections=int(most),
+            anchor_cap=None if cap is None or least_cap == most_cap else int(cap),
+            max_detections=self._ranges.max_detections if most is None else int(most),
         )
 
     def _pictures(self, captioned: Sequence[tuple[Any, str]], name: str) -> list[tuple[str, str]]:
