@@ -49,10 +49,12 @@ def _play(options: argparse.Namespace) -> int:
             examples=prepare(files, scratch / "examples"),
             shelf=Shelf(scratch / "gradio" / "shown"),
         )
-        server = make_server(page, allowed=scratch / "examples")
         listener = listen(options.host, options.port)
-        print(f"{PROGRAM}: {manifest.variant} at {address_of(listener)}", flush=True)
-        serve(server, listener)
+        address = f"{PROGRAM}: {manifest.variant} at {address_of(listener)}"
+        serve(
+            make_server(page, allowed=scratch / "examples", ready=lambda: print(address, flush=True)),
+            listener,
+        )
     return ALL_FINE
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.extras import missing
+from asag_deploy.interruption import current, held_back
 from asag_deploy.playground.page import look_of_the_page
 from asag_deploy.serving.server import run
+
+if TYPE_CHECKING:
+    import uvicorn
 
 MOST_UPLOADED = "50mb"
 _GRACE_SECONDS = 2
@@ -49,11 +53,22 @@ def silent_gradio(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def make_server(page: Any, *, allowed: Path) -> Any:
-    """Make a server of a page, a `uvicorn.Server`; allowed: the folder of the examples."""
+def make_server(page: Any, *, allowed: Path, ready: Callable[[], None]) -> uvicorn.Server:
+    """Make a server of a page.
+
+    allowed: the folder of the examples.  ready: is called once the page can be opened.
+    """
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+
+    class PageServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if current().signal is not None:  # it came before uvicorn listened to signals
+                self.should_exit = True
+            elif self.started:
+                ready()
 
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -69,7 +84,7 @@ def make_server(page: Any, *, allowed: Path) -> Any:
         enable_monitoring=False,
         **look_of_the_page(),
     )
-    return uvicorn.Server(
+    return PageServer(
         uvicorn.Config(
             app,
             log_level="critical",  # less is of visitors who leave
@@ -81,6 +96,7 @@ def make_server(page: Any, *, allowed: Path) -> Any:
     )
 
 
-def serve(server: Any, listener: socket.socket) -> None:
+def serve(server: uvicorn.Server, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
-    run(server, listener)
+    with held_back():
+        run(server, listener)
