@@ -11,7 +11,7 @@ from asag_deploy.images.level_pictures import ASKED_COLOUR, DROPPED_COLOUR, LEVE
 
 _TOTAL = "total"
 _LEGEND: tuple[tuple[str, Colour, str], ...] = (
-    ("went on to the decoder", ANCHOR_COLOUR, "solid"),
+    ("went on", ANCHOR_COLOUR, "solid"),
     ("asked for a closer look", ASKED_COLOUR, "solid"),
     ("replaced", ASKED_COLOUR, "dashed"),
     ("dropped", DROPPED_COLOUR, "solid"),
@@ -62,7 +62,7 @@ def table(found: Detections) -> str:
         corners = "".join(f"<td>{value:.0f}</td>" for value in box)
         chip = f'<i style="background: {_css(class_colour(class_id))}"></i>'
         rows.append(f"<tr><th>{chip}{escape(name)}</th><td>{confidence:.2f}</td>{corners}</tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("object", "confidence", "x1", "y1", "x2", "y2"))
+    head = "".join(f"<th>{name}</th>" for name in ("object", "score", "x1", "y1", "x2", "y2"))
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="found"><table>{body}</table></div>'
 

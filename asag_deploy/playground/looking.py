@@ -149,7 +149,11 @@ def look(detector: LookingDetector, picture: RgbImage, choices: Choices) -> Sigh
         found=found,
         picture=_with_detections(shown, scale, found),
         levels=tuple(levels),
-        story=story(found.trace, choices.deadline_ms if choices.has_deadline else None),
+        story=story(
+            found.trace,
+            deepest=Ranges.of(detector.manifest).levels[-1],
+            deadline_ms=choices.deadline_ms if choices.has_deadline else None,
+        ),
     )
 
 

@@ -96,6 +96,7 @@ def make_page(
         levels = gr.Gallery(
             show_label=False,
             columns=4,
+            fit_columns=False,
             height="auto",
             object_fit="contain",
             interactive=False,
@@ -106,7 +107,8 @@ def make_page(
         gr.HTML(html.comparison())
         stopped = gr.Gallery(
             show_label=False,
-            columns=4,
+            columns=3,
+            fit_columns=False,
             height="auto",
             object_fit="contain",
             interactive=False,

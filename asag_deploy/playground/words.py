@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.bundle.manifest import Level, Manifest
 from asag_deploy.errors import plural
 from asag_deploy.images.level_pictures import candidates_of
 from asag_deploy.loop.stopping import FAST_MIN_SELECTED
 from asag_deploy.loop.trace import ProbingTrace, StopReason
 
 
-def story(trace: ProbingTrace, deadline_ms: float | None) -> str:
-    """Tell in a few sentences what each level found, and in the last but one why probing stopped.
+def story(trace: ProbingTrace, *, deepest: Level, deadline_ms: float | None) -> str:
+    """Tell in a few sentences what each level found, and why probing stopped.
 
-    deadline_ms: what the call was allowed, for the sentence that says that it had passed.
+    deepest: the deepest level that the bundle has.  deadline_ms: what the call was allowed, if limited.
     """
     steps = [_step(trace, number) for number in range(len(trace.levels) - 1)]
-    steps.append(_end(trace, deadline_ms))
+    steps.append(_end(trace, deepest, deadline_ms))
     dropped = sum(level.patches_dropped for level in trace.levels)
     if dropped:
         steps.append(f"{_capital(_were(dropped, 'patch', 'patches'))} left out for want of room.")
@@ -64,7 +64,7 @@ def _step(trace: ProbingTrace, number: int) -> str:
     return f"{anchors} asked for a closer look, so {patches} of {below.level} {_be(below.patches)} probed."
 
 
-def _end(trace: ProbingTrace, deadline_ms: float | None) -> str:
+def _end(trace: ProbingTrace, deepest: Level, deadline_ms: float | None) -> str:
     level = trace.levels[-1]
     asked = f"{plural(level.selected, 'anchor')} asked for a closer look"
     match trace.stop:
@@ -76,8 +76,9 @@ def _end(trace: ProbingTrace, deadline_ms: float | None) -> str:
             allowed = "" if deadline_ms is None else f" of {deadline_ms:g} ms"
             reason = f"the deadline{allowed} had passed" + (f"; {asked}" if level.selected else "")
         case StopReason.MAX_LEVEL:
-            allowed = "deeper levels are not allowed, or not in this bundle"
-            reason = f"{allowed}; {asked} there" if level.selected else allowed
+            here = level.level == deepest
+            reason = "this bundle has no deeper level" if here else "deeper levels are not allowed"
+            reason += f", although {asked}" if level.selected else ""
         case StopReason.LAST_LEVEL:
             reason = "there is no level below it"
     return f"Probing stopped after {level.level}: {reason}."

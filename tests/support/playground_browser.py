@@ -76,11 +76,13 @@ def main(bundle: Path, target: Path) -> None:
         page = running.new_page(viewport={"width": VIEW[0], "height": VIEW[1]})
         page.goto(address)
         settled(page)
-        for _ in range(3):  # the first calls of a size take longer, which the bars would show
-            page.click("#threshold button[aria-label*='eset']")
-            page.wait_for_timeout(700)
+        for threshold in ("0.31", "0.29", "0.3"):  # the first calls take longer, which the bars would show
+            page.fill("#threshold input[type=number]", threshold)
+            page.press("#threshold input[type=number]", "Enter")
+            page.wait_for_timeout(1500)
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+    few = picture.quantize(_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(target, optimize=True)
 
 
 if __name__ == "__main__":

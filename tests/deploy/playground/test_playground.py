@@ -64,6 +64,10 @@ def stopped(reason: StopReason, selected: int, *, levels: int = 2) -> ProbingTra
 # --- sentences
 
 
+def told(trace: ProbingTrace) -> str:
+    return story(trace, deepest="P3", deadline_ms=None)
+
+
 @pytest.mark.parametrize(
     ("reason", "selected", "said"),
     [
@@ -76,12 +80,9 @@ def stopped(reason: StopReason, selected: int, *, levels: int = 2) -> ProbingTra
         (
             StopReason.MAX_LEVEL,
             1,
-            (
-                "after P4: deeper levels are not allowed, or not in this bundle; 1 anchor asked for a "
-                "closer look there."
-            ),
+            "after P4: deeper levels are not allowed, although 1 anchor asked for a closer look.",
         ),
-        (StopReason.MAX_LEVEL, 0, "after P4: deeper levels are not allowed, or not in this bundle."),
+        (StopReason.MAX_LEVEL, 0, "after P4: deeper levels are not allowed."),
         (StopReason.DEADLINE, 0, "after P4: the deadline of 20 ms had passed."),
         (
             StopReason.DEADLINE,
@@ -92,7 +93,7 @@ def stopped(reason: StopReason, selected: int, *, levels: int = 2) -> ProbingTra
     ],
 )
 def test_every_reason_is_a_sentence(reason: StopReason, selected: int, said: str) -> None:
-    text = story(stopped(reason, selected), 20)
+    text = story(stopped(reason, selected), deepest="P3", deadline_ms=20)
     assert text == (
         "1 anchor on P5 asked for a closer look, so 1 patch of P4 was probed. "
         f"Probing stopped {said} 2 anchors were given to the decoder."
@@ -100,13 +101,13 @@ def test_every_reason_is_a_sentence(reason: StopReason, selected: int, said: str
 
 
 def test_a_story_that_ends_at_once() -> None:
-    text = story(stopped(StopReason.NOTHING_SELECTED, 0, levels=1), None)
+    text = told(stopped(StopReason.NOTHING_SELECTED, 0, levels=1))
     assert text.startswith("Probing stopped after P5: no anchor there asked for a closer look.")
 
 
 def test_lost_patches_are_told() -> None:
-    assert "2 patches were left out for want of room." in story(make_trace(dropped=2), None)
-    assert "1 patch was left out for want of room." in story(make_trace(dropped=1), None)
+    assert "2 patches were left out for want of room." in told(make_trace(dropped=2))
+    assert "1 patch was left out for want of room." in told(make_trace(dropped=1))
 
 
 def test_captions_count_what_became_of_the_anchors() -> None:
@@ -210,7 +211,7 @@ def test_a_bundle_of_one_level(tmp_path: Path) -> None:
         assert ranges.levels == ("P5",)
         sight = look(single, PROBED_TWICE, ranges.first_choices(DetectorOptions(), 0.3))
         assert [caption.split(":")[0] for _, caption in sight.levels] == ["P5", "Decoder"]
-        assert "Probing stopped after P5: deeper levels are not allowed, or not in this bundle" in sight.story
+        assert "Probing stopped after P5: this bundle has no deeper level" in sight.story
         assert len(compare(single, PROBED_TWICE, ranges.first_choices(DetectorOptions(), 0.3))) == 1
 
 
