@@ -80,8 +80,10 @@ def main(bundle: Path, target: Path) -> None:
             page.fill("#threshold input[type=number]", threshold)
             page.press("#threshold input[type=number]", "Enter")
             page.wait_for_timeout(1500)
+        page.locator("#threshold input[type=number]").blur()
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    few = picture.quantize(_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    # Such a palette keeps rare colours, which are those of the lines.
+    few = picture.quantize(_COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     few.save(target, optimize=True)
 
 
