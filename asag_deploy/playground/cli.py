@@ -33,28 +33,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _play(options: argparse.Namespace) -> int:
     chosen = detector_options(options)
     files = list_examples(options.examples or OWN)
-    with (
-        scratch_folder() as scratch,
-        silent_gradio(scratch / "gradio"),
-        chosen.load(options.bundle) as detector,
-    ):
+    with chosen.load(options.bundle) as detector, scratch_folder() as scratch:
         manifest = detector.manifest
         if not manifest.trained:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
-        page = make_page(
-            detector,
-            Ranges.of(manifest).first_choices(chosen, options.threshold),
-            requests=chosen.requests,
-            backend=chosen.backend or DEFAULT_BACKEND,
-            examples=prepare(files, scratch / "examples"),
-            shelf=Shelf(scratch / "gradio" / "shown"),
-        )
-        listener = listen(options.host, options.port)
-        address = f"{PROGRAM}: {manifest.variant} at {address_of(listener)}"
-        serve(
-            make_server(page, allowed=scratch / "examples", ready=lambda: print(address, flush=True)),
-            listener,
-        )
+        examples = prepare(files, scratch / "examples")
+        # What takes a while comes after all that may be wrong.
+        with listen(options.host, options.port) as listener, silent_gradio(scratch / "gradio"):
+            page = make_page(
+                detector,
+                Ranges.of(manifest).first_choices(chosen, options.threshold),
+                requests=chosen.requests,
+                backend=chosen.backend or DEFAULT_BACKEND,
+                examples=examples,
+                shelf=Shelf(scratch / "gradio" / "shown"),
+            )
+            address = f"{PROGRAM}: {manifest.variant} at {address_of(listener)}"
+            server = make_server(page, allowed=scratch / "examples", ready=lambda: print(address, flush=True))
+            serve(server, listener)
     return ALL_FINE
 
 
