@@ -29,8 +29,9 @@ from asag_deploy.loop.probing import Probed
 from asag_deploy.loop.stages import Array
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.loop.trace import ProbingTrace
+from asag_deploy.processing.boxes import anchors_of
 from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared
-from asag_deploy.processing.postprocess import anchors_of, best_of, traces_of
+from asag_deploy.processing.postprocess import best_of, traces_of
 from asag_deploy.processing.preprocess import check_batch, check_batch_shape
 from asag_deploy.timing import since
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Probing
-from asag_deploy.loop.probing import FIRST_PATCHES, LevelRun, Probed, passed_on
+from asag_deploy.loop.probing import LevelRun, Probed, passed_on
 from asag_deploy.loop.stages import Stages
-from asag_deploy.loop.trace import LevelCandidates, LevelTrace, ProbingTrace
-
-Boxes = NDArray[np.float32]
+from asag_deploy.loop.trace import LevelTrace, ProbingTrace
+from asag_deploy.processing.boxes import Boxes, clip, twice
+from asag_deploy.processing.candidates import Predicted, explained
 
 
 class Found(NamedTuple):
@@ -73,13 +72,6 @@ def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[n
     return keep
 
 
-def anchors_of(cxcywh: NDArray[np.floating], scale: tuple[float, float]) -> Boxes:
-    """Convert anchors (q, 4) cx, cy, w, h of the network to x1, y1, x2, y2, `scale` (x, y) times larger."""
-    centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
-    corners: Boxes = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
-    return corners * _twice(scale)
-
-
 def traces_of(
     network: Stages,
     probing: Probing,
@@ -98,7 +90,7 @@ def traces_of(
     origins = [None if run.origins is None else network.download(run.origins) for run in probed.levels]
     strides = {level.level: level.stride for level in probing.levels}
     anchors = passed_on(probed.levels, probed.probed)
-    predicted = [] if reached is None else [_Predicted.of(network, probing, run) for run in probed.levels]
+    predicted = [] if reached is None else [Predicted.of(network, probing, run) for run in probed.levels]
 
     def level_trace(image: int, number: int) -> LevelTrace:
         run = probed.levels[number]
@@ -109,67 +101,27 @@ def traces_of(
         else:
             corner = of_level[image, : run.patches[image]]
             boxes = _patch_boxes(corner, strides[run.level], probing.patch_size, height, width)
-        level = _level_trace(run, image, int(anchors[number][image]), boxes * _twice(scales[image]))
+        return _level_trace(run, image, int(anchors[number][image]), boxes * twice(scales[image]))
+
+    def levels_of(image: int) -> list[LevelTrace]:
+        levels = [
+            level_trace(image, number)
+            for number in range(len(probed.levels))
+            if number == 0 or probed.probed[image, number - 1]
+        ]
         if reached is None:
-            return level
+            return levels
         decoded = reached[image, : anchor_count[image]]
-        candidates = predicted[number].candidates(image, level.patches, decoded, scales[image])
-        return dataclasses.replace(level, candidates=candidates)
+        return explained(levels, predicted[: len(levels)], image, decoded, scales[image])
 
     return tuple(
         ProbingTrace(
-            levels=tuple(
-                level_trace(image, number)
-                for number in range(len(probed.levels))
-                if number == 0 or probed.probed[image, number - 1]
-            ),
+            levels=tuple(levels_of(image)),
             stop=probed.stop[image],
             anchor_count=int(anchor_count[image]),
         )
         for image in range(len(sizes))
     )
-
-
-class _Predicted(NamedTuple):
-    """The N anchors of a level of a batch of B images, on the host; N is of as many patches as any has."""
-
-    anchors: NDArray[np.floating]
-    """(B, N, 5) cx, cy, w, h in the network's pixels, and the score."""
-    selected: NDArray[np.bool_]
-    """(B, N)"""
-    per_patch: int
-
-    @classmethod
-    def of(cls, network: Stages, probing: Probing, run: LevelRun) -> _Predicted:
-        anchors = network.download(run.anchors)
-        asked = None if run.selected is None else network.download(run.selected)
-        per_patch = {level.level: level.anchors_per_patch for level in probing.levels}
-        return cls(
-            anchors,
-            np.zeros(anchors.shape[:2], dtype=np.bool_) if asked is None else asked,
-            per_patch.get(run.level, anchors.shape[1] // FIRST_PATCHES),
-        )
-
-    def candidates(
-        self, image: int, patches: int, decoded: NDArray[np.floating], scale: tuple[float, float]
-    ) -> LevelCandidates:
-        """Return those of an image; `decoded` (q, 4) are the anchors that reached the decoder."""
-        own = self.anchors[image, : patches * self.per_patch]
-        # The decoder's anchors are copies, so that equal numbers tell which they are.
-        reached = {row.tobytes() for row in np.ascontiguousarray(decoded.astype(np.float32))}
-        rows = np.ascontiguousarray(own[:, :4].astype(np.float32))
-        return LevelCandidates(
-            boxes=anchors_of(own[:, :4], scale),
-            scores=own[:, 4].astype(np.float32),
-            asked=self.selected[image, : len(own)].astype(np.bool_),
-            passed=np.array([row.tobytes() in reached for row in rows], dtype=np.bool_),
-            patch=np.arange(len(own), dtype=np.int64) // self.per_patch,
-        )
-
-
-def clip(xyxy: Boxes, height: int, width: int) -> Boxes:
-    """Clip boxes (n, 4), so that none reaches beyond the image."""
-    return np.clip(xyxy, np.float32(0), np.array([width, height, width, height], dtype=np.float32))
 
 
 def _iou(xyxy: Boxes) -> NDArray[np.float32]:
@@ -213,7 +165,3 @@ def _level_trace(run: LevelRun, image: int, anchors: int, boxes: Boxes) -> Level
         selected=int(run.counts.selected[image]),
         patch_boxes=boxes,
     )
-
-
-def _twice(scale: tuple[float, float]) -> Boxes:
-    return np.array([*scale, *scale], dtype=np.float32)
