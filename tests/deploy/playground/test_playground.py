@@ -381,6 +381,12 @@ def test_examples_are_copied_as_browsers_show_them(tmp_path: Path) -> None:
     assert [read(example.thumbnail).shape[:2] for example in made] == [(80, 160), (30, 60)]
 
 
+def test_an_example_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"'broken\.png' is damaged or is not an image"):
+        prepare(list_examples(tmp_path), tmp_path / "copies")
+
+
 def test_a_dozen_examples_at_most(tmp_path: Path) -> None:
     for number in range(MOST + 3):
         (tmp_path / f"{number:02d}.png").write_bytes(b"")
