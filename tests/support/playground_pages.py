@@ -75,8 +75,9 @@ def answers(page: Any, folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def main(folder: Path) -> None:
-    manifest = tiny_manifest()
-    free = dataclasses.replace(manifest.probing, cap_can_be_lowered=True)
+    tiny = tiny_manifest()
+    free = dataclasses.replace(tiny.probing, cap_can_be_lowered=True)
+    manifest = dataclasses.replace(tiny, probing=dataclasses.replace(tiny.probing, cap_can_be_lowered=False))
     one = dataclasses.replace(manifest.probing, anchor_cap=1, anchor_floor=0)
     with silent_gradio(folder / "gradio"):
         page = page_of(manifest, folder, examples=1)

@@ -217,7 +217,8 @@ def test_a_bundle_of_one_level(tmp_path: Path) -> None:
 
 def test_ranges_are_the_bundles() -> None:
     manifest = tiny_manifest()
-    fixed = Ranges.of(manifest)
+    of_earlier_releases = dataclasses.replace(manifest.probing, cap_can_be_lowered=False)
+    fixed = Ranges.of(dataclasses.replace(manifest, probing=of_earlier_releases))
     assert fixed.modes == ("exact", "fast")
     assert fixed.anchor_cap == (24, 24)
     assert fixed.first_choices(DetectorOptions(), 0.3).anchor_cap is None
@@ -378,6 +379,12 @@ def test_examples_are_copied_as_browsers_show_them(tmp_path: Path) -> None:
     assert [example.file.name for example in made] == ["a.JPG", "b.png"]
     assert made[0].file.read_bytes() == (folder / "a.JPG").read_bytes()
     assert [read(example.thumbnail).shape[:2] for example in made] == [(80, 160), (30, 60)]
+
+
+def test_an_example_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"'broken\.png' is damaged or is not an image"):
+        prepare(list_examples(tmp_path), tmp_path / "copies")
 
 
 def test_a_dozen_examples_at_most(tmp_path: Path) -> None:
