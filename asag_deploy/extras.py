@@ -16,7 +16,7 @@ _OF_PROGRAM = {
 }
 """By program, the extras to think of first."""
 
-_EVALUATE = ("pycocotools", "matplotlib", "msgspec")
+_EVALUATE = ("faster_coco_eval", "matplotlib", "msgspec")
 _TRAIN = (*_EVALUATE, "torch", "safetensors", "scipy")
 _EXPORT = (*_TRAIN, "onnx", "onnxscript", "onnx_ir")
 _BROUGHT = {
@@ -24,7 +24,7 @@ _BROUGHT = {
     "train": _TRAIN,
     "export": _EXPORT,
     "bench": _EXPORT,
-    "quantize": ("onnx", "pycocotools"),
+    "quantize": ("onnx", "faster_coco_eval"),
     "engines": ("tensorrt_rtx", "onnx"),
     "gpu": ("cuda",),
     "openvino": ("openvino",),
