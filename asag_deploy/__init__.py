@@ -12,6 +12,7 @@ from asag_deploy import _start as _start  # first of all: the rest takes a while
 from asag_deploy._version import __version__
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Category
+from asag_deploy.call_options import CallOptions
 from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector, RawOutput
 from asag_deploy.errors import (
@@ -38,7 +39,7 @@ from asag_deploy.errors import (
     SourceError,
     TrainingError,
 )
-from asag_deploy.loop.trace import LevelTrace, ProbingTrace, StopReason
+from asag_deploy.loop.trace import LevelCandidates, LevelTrace, ProbingTrace, StopReason
 from asag_deploy.telemetry import silence_onnxruntime as _silence_onnxruntime
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "BundleError",
     "BundleNotFoundError",
     "BundleVersionError",
+    "CallOptions",
     "CaptureError",
     "Category",
     "CheckpointError",
@@ -64,6 +66,7 @@ __all__ = [
     "FieldError",
     "GpuMemoryError",
     "ImageError",
+    "LevelCandidates",
     "LevelTrace",
     "OutputError",
     "ParityError",

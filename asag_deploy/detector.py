@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Mode
+from asag_deploy.call_options import Call, CallLimits, CallOptions
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, ImageError
@@ -29,8 +29,9 @@ from asag_deploy.loop.probing import Probed
 from asag_deploy.loop.stages import Array
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.loop.trace import ProbingTrace
+from asag_deploy.processing.boxes import anchors_of
 from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared
-from asag_deploy.processing.postprocess import anchors_of, traces_of
+from asag_deploy.processing.postprocess import best_of, traces_of
 from asag_deploy.processing.preprocess import check_batch, check_batch_shape
 from asag_deploy.timing import since
 
@@ -93,6 +94,8 @@ class Detector:
         *,
         loop: Loop | None = None,
         deadline_ms: float | None = None,
+        max_detections: int | None = None,
+        anchor_cap: int | None = None,
         requests: int = 1,
     ) -> None:
         """Take a network that is loaded, whatever it was loaded from.
@@ -104,8 +107,13 @@ class Detector:
         self.requests = requests
         """Calls at once that the network was loaded for."""
         self._network: Network | None = network
-        self._rule = rule
-        self._deadline_ms = deadline_ms
+        self._limits = CallLimits(
+            manifest=manifest,
+            rule=rule,
+            deadline_ms=deadline_ms,
+            max_detections=max_detections,
+            anchor_cap=anchor_cap,
+        )
         self._loop: Loop = network.loop("auto", deadline_ms) if loop is None else loop
 
     @classmethod
@@ -120,6 +128,8 @@ class Detector:
         threads: int | None = None,
         loop: LoopChoice = "auto",
         requests: int = 1,
+        max_detections: int | None = None,
+        anchor_cap: int | None = None,
     ) -> Detector:
         """Load a bundle.
 
@@ -135,6 +145,12 @@ class Detector:
         requests: calls at once that the threads are divided among.  With 1, a call has all of them and is
         done soonest; with as many as there are cores, `stream` and calls from that many threads get most
         images a second, each taking longer.
+        max_detections: the most detections of an image, at most what the bundle was exported for.
+        anchor_cap: the most anchors that reach the decoder, from the floor to what the bundle was exported
+        for; the best-scored of more.
+
+        What a call asks for (`CallOptions`) takes precedence over mode, max_level, deadline_ms,
+        max_detections and anchor_cap.
 
         Raises BundleError if the bundle cannot be used, ConfigError for an option that makes no sense with
         it, BackendError if the backend cannot run here, EngineError if the bundle has no engine for it.
@@ -147,12 +163,19 @@ class Detector:
             "threads": threads,
             "loop": loop,
             "requests": requests,
+            "max_detections": max_detections,
+            "anchor_cap": anchor_cap,
         }
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise ConfigError(f"deadline_ms is {deadline_ms}; expected more than 0 milliseconds, or None")
         check_stages(opened)
         rule = stop_rule(opened.manifest, mode, max_level)
+        CallLimits(  # to refuse what makes no sense before the network takes its time
+            manifest=opened.manifest,
+            rule=rule,
+            deadline_ms=deadline_ms,
+            max_detections=max_detections,
+            anchor_cap=anchor_cap,
+        )
         network = open_network(backend, opened, threads, requests)
         detector = cls(
             opened.manifest,
@@ -160,6 +183,8 @@ class Detector:
             rule,
             loop=network.loop(loop, deadline_ms),
             deadline_ms=deadline_ms,
+            max_detections=max_detections,
+            anchor_cap=anchor_cap,
             requests=requests,
         )
         detector._origin = _Origin(path=opened.path, options=options)
@@ -189,12 +214,20 @@ class Detector:
     # A str is a path, although it is a Sequence[str] too.
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, images: ImageLike | GpuImage, *, channel_order: ChannelOrder = ...
+        self,
+        images: ImageLike | GpuImage,
+        *,
+        channel_order: ChannelOrder = ...,
+        **options: Unpack[CallOptions],
     ) -> Detections: ...
 
     @overload
     def __call__(
-        self, images: Sequence[ImageLike | GpuImage], *, channel_order: ChannelOrder = ...
+        self,
+        images: Sequence[ImageLike | GpuImage],
+        *,
+        channel_order: ChannelOrder = ...,
+        **options: Unpack[CallOptions],
     ) -> list[Detections]: ...
 
     def __call__(
@@ -202,6 +235,7 @@ class Detector:
         images: ImageLike | GpuImage | Sequence[ImageLike | GpuImage],
         *,
         channel_order: ChannelOrder = "bgr",
+        **options: Unpack[CallOptions],
     ) -> Detections | list[Detections]:
         """Detect objects in one image, or in a list of them as one batch.
 
@@ -211,11 +245,17 @@ class Detector:
         detections do not depend on the others, up to rounding; where sizes differ, padding changes the
         smaller images' features near the border.
 
-        Raises ImageError for what is no image, BackendError if the backend fails or the detector is closed.
+        options: what this call asks for, else it is as the detector was loaded: `threshold`, the least
+        confidence of what is returned; `mode`, `max_level`, `deadline_ms`, `max_detections` and `anchor_cap`,
+        as `load` says; `explain=True` keeps every level's anchors in the trace (`LevelTrace.candidates`).  A
+        call with a deadline is decided on by the host (`asag_deploy.call_options.CallOptions`).
+
+        Raises ImageError for what is no image, ConfigError for options that make no sense with the bundle,
+        BackendError if the backend fails or the detector is closed.
         """
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return self._detect(images, channel_order)
-        return self._detect([images], channel_order)[0]
+            return self._detect(images, channel_order, options)
+        return self._detect([images], channel_order, options)[0]
 
     def stream(
         self,
@@ -225,6 +265,7 @@ class Detector:
         requests: int | None = None,
         channel_order: ChannelOrder = "bgr",
         frames: pipeline.Frames = "first",
+        **options: Unpack[CallOptions],
     ) -> Generator[Detections, None, None]:
         """Detect in image after image, reading the next ones meanwhile; results come in the images' order.
 
@@ -234,14 +275,16 @@ class Detector:
         are near each other; with 1, detections are those of calling the detector image by image.
         requests: batches that are detected in at once; None for what the detector was loaded for.
         frames: `all` goes through every frame of animated and multi-page images, whose first is taken else.
+        options: as calling the detector takes them; a deadline is of each batch, from when it is begun.
 
         Videos need PyAV (`pip install 'asag-deploy[video]'`); `Detections.time_s` is the time of a frame.
         A few images at most are read ahead.  What calling the detector would raise for an image, and what the
         iterable raises, is raised in its turn and ends the stream; so is SourceError for a folder or video
         that gives nothing, and at the end of a video that breaks off before its own or is damaged.  Closing
         the iterator ends it early, once what is under way is done.  Raises ConfigError at once for numbers
-        less than 1.
+        less than 1, and for options that make no sense.
         """
+        self._limits.of(options, start=0)
         return pipeline.stream(
             self,
             sources,
@@ -249,6 +292,7 @@ class Detector:
             requests=requests,
             channel_order=channel_order,
             frames=frames,
+            options=options,
         )
 
     def forward(self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]) -> RawOutput:
@@ -291,7 +335,7 @@ class Detector:
     def _forward(
         self, images: NDArray[np.float32] | Any, sizes: NDArray[np.integer[Any]]
     ) -> tuple[Network, NDArray[np.int64], Probed]:
-        deadline = self._deadline()
+        call = self._limits.of({}, start=time.perf_counter())
         network = self._open_network()
         if not is_device_array(images):
             check_batch(images, sizes)
@@ -305,7 +349,7 @@ class Detector:
             if is_device_array(images):
                 check_batch_shape(image.shape, image.dtype, sizes)
             valid = sizes.astype(np.int64)
-            return network, valid, self._begin(network, image, valid, deadline).finish()
+            return network, valid, self._begin(network, image, valid, call).finish()
         finally:
             network.keep(image)
 
@@ -323,10 +367,10 @@ class Detector:
         self.close()
 
     def _detect(
-        self, images: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder
+        self, images: Sequence[ImageLike | GpuImage], channel_order: ChannelOrder, options: CallOptions
     ) -> list[Detections]:
         start = time.perf_counter()
-        deadline = self._deadline()
+        call = self._limits.of(options, start=start)
         network = self._open_network()
         if not images:
             return []
@@ -335,7 +379,7 @@ class Detector:
         times_ms = dict(prepared.times_ms)
 
         # Where the loop runs on the device, the host waits once, when all has been begun.
-        begun = self._begin(network, prepared.image, prepared.sizes, deadline)
+        begun = self._begin(network, prepared.image, prepared.sizes, call)
         finish_decoding = processing.begin_decode(begun.outputs, prepared.shapes)
         probed = begun.finish()
         times_ms.update(probed.times_ms)
@@ -344,36 +388,30 @@ class Detector:
         decoded = finish_decoding()
         if probed.outputs is not begun.outputs:  # detected again
             decoded = processing.begin_decode(probed.outputs, prepared.shapes)()
-        results = list(self._results(network, probed, prepared, decoded))
+        results = list(self._results(network, probed, prepared, decoded, call))
         times_ms["postprocess"] = since(begin)
         times_ms["total"] = since(start)
         return [Detections(**fields, times_ms=dict(times_ms)) for fields in results]
 
-    def _begin(
-        self, network: Network, image: Array, sizes: NDArray[np.int64], deadline: float | None
-    ) -> Begun:
-        rule = dataclasses.replace(self._rule, deadline=deadline)
-        return self._loop.begin(network, self.manifest.probing, rule, image, sizes)
+    def _begin(self, network: Network, image: Array, sizes: NDArray[np.int64], call: Call) -> Begun:
+        return self._loop.begin(network, call.probing, call.rule, image, sizes)
 
     def _results(
-        self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded
+        self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded, call: Call
     ) -> Iterator[dict[str, Any]]:
         """Yield the fields of each image's `Detections`, but for the times."""
         shapes, sizes, count = prepared.shapes, prepared.sizes, decoded.anchor_count
         scales = [(w / size[1], h / size[0]) for (h, w), size in zip(shapes, sizes.tolist(), strict=True)]
-        traces = traces_of(network, self.manifest.probing, probed, sizes, count, scales)
+        reached = decoded.anchors if call.explain else None
+        traces = traces_of(network, call.probing, probed, sizes, count, scales, reached)
         for i, trace in enumerate(traces):
             yield {
-                **decoded.found[i]._asdict(),
+                **best_of(decoded.found[i], call.threshold, call.max_detections)._asdict(),
                 "categories": self.manifest.categories,
                 "original_shape": shapes[i],
                 "anchors": anchors_of(decoded.anchors[i, : count[i]], scales[i]),
                 "trace": trace,
             }
-
-    def _deadline(self) -> float | None:
-        """Return the time after which this call, which begins now, must not begin another level."""
-        return None if self._deadline_ms is None else time.perf_counter() + self._deadline_ms / 1000
 
     def _open_network(self) -> Network:
         network = self._network

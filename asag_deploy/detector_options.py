@@ -12,7 +12,8 @@ from typing import Any
 from asag_deploy.backends import DEFAULT_BACKEND, check_backend, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import Level, Mode
+from asag_deploy.bundle.manifest import Level, Manifest, Mode
+from asag_deploy.call_options import CallLimits
 from asag_deploy.command_line import (
     MOST_SECONDS,
     MOST_THREADS,
@@ -23,6 +24,7 @@ from asag_deploy.command_line import (
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.loop import LOOPS, LoopChoice
+from asag_deploy.loop.stopping import StopRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class DetectorOptions:
     loop: LoopChoice = "auto"
     threads: int | None = None
     requests: int = 1
+    max_detections: int | None = None
+    anchor_cap: int | None = None
 
     def __post_init__(self) -> None:
         for option, number in (("threads", self.threads), ("requests", self.requests)):
@@ -51,18 +55,33 @@ class DetectorOptions:
         """Load a detector; raises what `asag_deploy.Detector.load` does."""
         return Detector.load(bundle, **dataclasses.asdict(self))
 
+    def check_limits(self, manifest: Manifest, rule: StopRule) -> None:
+        """Raise ConfigError, as loading a detector does, for limits that a network cannot keep."""
+        CallLimits(
+            manifest=manifest,
+            rule=rule,
+            deadline_ms=self.deadline_ms,
+            max_detections=self.max_detections,
+            anchor_cap=self.anchor_cap,
+        )
+
     def open_network(self, bundle: Bundle) -> Network:
         """Load a bundle's network alone; raises what `asag_deploy.backends.open_network` does."""
         return open_network(self.backend, bundle, self.threads, self.requests)
 
 
 def add_detector_options(
-    parser: argparse.ArgumentParser, *, several_backends: bool = False, own_requests: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    several_backends: bool = False,
+    own_requests: bool = False,
+    limits: bool = True,
 ) -> None:
     """Add the options that `detector_options` reads.
 
     several_backends: `--backend` takes names with commas, or several times; `backends_of` reads them.
     own_requests: the program has an option `--requests` of its own; what is read is 1.
+    limits: with `--max-detections` and `--anchor-cap`.
     """
     add = parser.add_argument_group("detector").add_argument
     several: dict[str, Any] = {"action": "append", "default": [], "metavar": "B,..."}
@@ -95,6 +114,12 @@ def add_detector_options(
     if not own_requests:
         text = "calls at once, each on its share of the threads (default: 1)"
         add("--requests", type=whole_number(1, MOST_THREADS), default=1, metavar="N", help=text)
+    parser.set_defaults(max_detections=None, anchor_cap=None)
+    if limits:
+        text = "the most detections of an image (default: as the bundle was exported, which is the most)"
+        add("--max-detections", type=whole_number(1), metavar="N", help=text)
+        text = "the most anchors that reach the decoder (default: as the bundle was exported, the most too)"
+        add("--anchor-cap", type=whole_number(1), metavar="N", help=text)
 
 
 def detector_options(parsed: argparse.Namespace, *, backend: str | None = None) -> DetectorOptions:

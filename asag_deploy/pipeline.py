@@ -21,11 +21,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, Unpack
 
 import numpy as np
 
 from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.call_options import CallOptions
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError, EngineUnfitError, GpuMemoryError, ImageError, SourceError
 from asag_deploy.images.reading import (
@@ -69,7 +70,9 @@ class ImageDetector(Protocol):
         """How many calls at once it was loaded for."""
         ...
 
-    def __call__(self, images: list[RgbImage], *, channel_order: ChannelOrder = ...) -> list[Detections]:
+    def __call__(
+        self, images: list[RgbImage], *, channel_order: ChannelOrder = ..., **options: Unpack[CallOptions]
+    ) -> list[Detections]:
         """Detect objects in a batch of images."""
         ...
 
@@ -81,12 +84,14 @@ def detect_all(
     image_of: Callable[[T], RgbImage | None],
     batch_size: int = 1,
     requests: int | None = None,
+    options: CallOptions | None = None,
 ) -> Generator[tuple[T, Detections | Refusal | None], None, None]:
     """Yield every item with what the detector finds in its image, in order.
 
     image_of: an item's image, uint8 (H, W, 3) RGB, or None for an item that only keeps its place.
     batch_size: images of one size that go through the network together; 1 is each by itself.
     requests: batches that are detected in at once; None for what the detector was loaded for.
+    options: what each call asks of the detector.
 
     An image that the detector refuses comes with its ImageError, EngineUnfitError or GpuMemoryError, and the
     rest go on: a batch that it refuses is halved, and halved again.  Any other exception, of the iterable
@@ -100,7 +105,7 @@ def detect_all(
     spec = detector.manifest.preprocessing
     return _run(
         _Work(
-            detect=lambda images: detector(images, channel_order="rgb"),
+            detect=lambda images: detector(images, channel_order="rgb", **(options or {})),
             image_of=image_of,
             size_of=lambda image: resized_shape(image.shape[0], image.shape[1], spec),
             batch_size=batch_size,
@@ -118,6 +123,7 @@ def stream(
     requests: int | None,
     channel_order: ChannelOrder,
     frames: Frames,
+    options: CallOptions,
 ) -> Generator[Detections, None, None]:
     """Do what `Detector.stream` does, which says what the arguments are and what is raised."""
     check_channel_order(channel_order)
@@ -135,6 +141,7 @@ def stream(
         image_of=lambda named: named.image,
         batch_size=batch_size,
         requests=requests,
+        options=options,
     )
     return _raised_in_turn(pairs)
 

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
-INTERFACE_VERSION = 9
+INTERFACE_VERSION = 10
 MAX_LEVELS = 4
 MOST_POINTS = 64
 """Of deformable sampling, on a level."""

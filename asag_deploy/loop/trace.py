@@ -27,6 +27,32 @@ class StopReason(StrEnum):
     """P3 was probed; there is none below it."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LevelCandidates:
+    """The n anchors that a level predicted for an image, whatever became of them."""
+
+    boxes: NDArray[np.float32]
+    """(n, 4) x1, y1, x2, y2 in the pixels that patches are in; they may reach beyond the image."""
+    scores: NDArray[np.float32]
+    """(n,) from 0 to 1."""
+    asked: NDArray[np.bool_]
+    """(n,) which were uncertain and small enough to ask for a closer look on the next level."""
+    passed: NDArray[np.bool_]
+    """(n,) which reached the decoder; of those that asked none, if the next level was probed."""
+    patch: NDArray[np.int64]
+    """(n,) which of the level's patches predicted each: an index into `LevelTrace.patch_boxes`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return them as plain JSON values."""
+        return {
+            "boxes": [[round(float(v), 2) for v in box] for box in self.boxes],
+            "scores": [round(float(score), 6) for score in self.scores],
+            "asked": self.asked.tolist(),
+            "passed": self.passed.tolist(),
+            "patch": self.patch.tolist(),
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class LevelTrace:
     """One level that was run for an image."""
@@ -43,6 +69,20 @@ class LevelTrace:
     """Anchors that asked for a closer look on the next level."""
     patch_boxes: NDArray[np.float32]
     """Where the patches lay, (patches, 4) x1, y1, x2, y2 in pixels; of the original image in `Detections`."""
+    candidates: LevelCandidates | None = None
+    """Every anchor it predicted, if the call asked to `explain`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the level as plain JSON values."""
+        plain: dict[str, Any] = {
+            "level": self.level,
+            "patches": self.patches,
+            "patches_dropped": self.patches_dropped,
+            "anchors": self.anchors,
+            "selected": self.selected,
+            "patch_boxes": [[round(float(v), 2) for v in box] for box in self.patch_boxes],
+        }
+        return plain if self.candidates is None else plain | {"candidates": self.candidates.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +105,5 @@ class ProbingTrace:
             "exit_level": self.exit_level,
             "stop": self.stop.value,
             "anchor_count": self.anchor_count,
-            "levels": [
-                {
-                    "level": level.level,
-                    "patches": level.patches,
-                    "patches_dropped": level.patches_dropped,
-                    "anchors": level.anchors,
-                    "selected": level.selected,
-                    "patch_boxes": [[round(float(v), 2) for v in box] for box in level.patch_boxes],
-                }
-                for level in self.levels
-            ],
+            "levels": [level.to_dict() for level in self.levels],
         }

@@ -11,8 +11,8 @@ from asag_deploy.bundle.manifest import Probing
 from asag_deploy.loop.probing import LevelRun, Probed, passed_on
 from asag_deploy.loop.stages import Stages
 from asag_deploy.loop.trace import LevelTrace, ProbingTrace
-
-Boxes = NDArray[np.float32]
+from asag_deploy.processing.boxes import Boxes, clip, twice
+from asag_deploy.processing.candidates import Predicted, explained
 
 
 class Found(NamedTuple):
@@ -52,6 +52,13 @@ def detections_of(
     return Found(clip(xyxy, height, width), confidence, class_id)
 
 
+def best_of(found: Found, threshold: float, most: int | None) -> Found:
+    """Return the best `most` (None: all) of those detections whose confidence is at least `threshold`."""
+    count = int(np.count_nonzero(found.confidence >= threshold))  # they are sorted, the best first
+    count = count if most is None else min(count, most)
+    return Found(found.xyxy[:count], found.confidence[:count], found.class_id[:count])
+
+
 def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[np.bool_]:
     """Return (n,) what class-wise greedy NMS keeps of boxes (n, 4) that are sorted, the best first.
 
@@ -65,13 +72,6 @@ def keep_best(xyxy: Boxes, class_id: NDArray[np.int64], iou: float) -> NDArray[n
     return keep
 
 
-def anchors_of(cxcywh: NDArray[np.floating], scale: tuple[float, float]) -> Boxes:
-    """Convert anchors (q, 4) cx, cy, w, h of the network to x1, y1, x2, y2, `scale` (x, y) times larger."""
-    centre, half = cxcywh[:, :2], cxcywh[:, 2:] / 2
-    corners: Boxes = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
-    return corners * _twice(scale)
-
-
 def traces_of(
     network: Stages,
     probing: Probing,
@@ -79,15 +79,18 @@ def traces_of(
     sizes: NDArray[np.int64],
     anchor_count: NDArray[np.int64],
     scales: list[tuple[float, float]],
+    reached: NDArray[np.floating] | None = None,
 ) -> tuple[ProbingTrace, ...]:
     """Return the probing trace of each image of a batch.
 
     sizes (B, 2) are the valid heights and widths, anchor_count (B,) what reached the decoder; patch boxes are
-    in pixels `scales[i]` (x, y) times larger than the network's.
+    in pixels `scales[i]` (x, y) times larger than the network's.  reached: (B, Q, 4) the anchors that reached
+    the decoder, for traces that keep the anchors of every level.
     """
     origins = [None if run.origins is None else network.download(run.origins) for run in probed.levels]
     strides = {level.level: level.stride for level in probing.levels}
     anchors = passed_on(probed.levels, probed.probed)
+    predicted = [] if reached is None else [Predicted.of(network, probing, run) for run in probed.levels]
 
     def level_trace(image: int, number: int) -> LevelTrace:
         run = probed.levels[number]
@@ -98,25 +101,27 @@ def traces_of(
         else:
             corner = of_level[image, : run.patches[image]]
             boxes = _patch_boxes(corner, strides[run.level], probing.patch_size, height, width)
-        return _level_trace(run, image, int(anchors[number][image]), boxes * _twice(scales[image]))
+        return _level_trace(run, image, int(anchors[number][image]), boxes * twice(scales[image]))
+
+    def levels_of(image: int) -> list[LevelTrace]:
+        levels = [
+            level_trace(image, number)
+            for number in range(len(probed.levels))
+            if number == 0 or probed.probed[image, number - 1]
+        ]
+        if reached is None:
+            return levels
+        decoded = reached[image, : anchor_count[image]]
+        return explained(levels, predicted[: len(levels)], image, decoded, scales[image])
 
     return tuple(
         ProbingTrace(
-            levels=tuple(
-                level_trace(image, number)
-                for number in range(len(probed.levels))
-                if number == 0 or probed.probed[image, number - 1]
-            ),
+            levels=tuple(levels_of(image)),
             stop=probed.stop[image],
             anchor_count=int(anchor_count[image]),
         )
         for image in range(len(sizes))
     )
-
-
-def clip(xyxy: Boxes, height: int, width: int) -> Boxes:
-    """Clip boxes (n, 4), so that none reaches beyond the image."""
-    return np.clip(xyxy, np.float32(0), np.array([width, height, width, height], dtype=np.float32))
 
 
 def _iou(xyxy: Boxes) -> NDArray[np.float32]:
@@ -160,7 +165,3 @@ def _level_trace(run: LevelRun, image: int, anchors: int, boxes: Boxes) -> Level
         selected=int(run.counts.selected[image]),
         patch_boxes=boxes,
     )
-
-
-def _twice(scale: tuple[float, float]) -> Boxes:
-    return np.array([*scale, *scale], dtype=np.float32)

@@ -163,7 +163,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", type=Path, metavar="DIR", help="write result.json, result.md and plots to DIR")
     add("--no-plots", action="store_true", help="no plots beside result.json and result.md")
     add("--quiet", action="store_true", help="no progress and no table")
-    add_detector_options(parser, several_backends=True)
+    add_detector_options(parser, several_backends=True, limits=False)
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -261,7 +261,7 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     several = {**_LIST, "dest": "several_requests", "metavar": "N,..."}
     several["type"] = numbers(whole_number(2, MOST_THREADS))
     add("--requests", **several, help="concurrent requests (default: 2, and as many as cores)")
-    add_detector_options(parser, own_requests=True)
+    add_detector_options(parser, own_requests=True, limits=False)
 
 
 def _throughput(options: argparse.Namespace) -> int:

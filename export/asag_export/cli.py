@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
         type=whole_number(32, MOST_PIXELS),
         help=f"the most their longer side may be {said}, 1333, CrowdHuman 1500)",
     )
+    said = "(default: as the network was trained; no weight depends on it)"
+    add(
+        "--anchor-cap", metavar="N", type=whole_number(1, 4096), help=f"anchors that reach the decoder {said}"
+    )
+    add("--max-detections", metavar="N", type=whole_number(1), help=f"detections of an image {said}")
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that fails the parity gate")
     add("--quiet", action="store_true", help="no progress, no notes and no table")
@@ -113,7 +118,7 @@ def _run(options: argparse.Namespace) -> int:
     from asag_export.gate.parity import format_report
 
     engines = _engines(options)  # before an export that takes minutes
-    checkpoint = _checkpoint(options)
+    checkpoint = _with_limits(_checkpoint(options), options)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
         notes = [] if options.quiet else _notes(options, checkpoint)
@@ -181,6 +186,14 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
             raise ConfigError("--untrained needs to know which network: give --variant NAME")
         return untrained_checkpoint(options.variant)
     return load_checkpoint(options.checkpoint, variant=options.variant, weights=options.weights)
+
+
+def _with_limits(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint:
+    """Give the network room for other numbers of anchors and detections than it was trained with."""
+    from asag_training.checkpoints.checkpoint import change_settings
+
+    asked = {"anchor_cap": options.anchor_cap, "max_detections": options.max_detections}
+    return change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
 
 
 def _notes(options: argparse.Namespace, checkpoint: Checkpoint) -> list[str]:

@@ -312,7 +312,9 @@ def PadAnchors(
     place = op.Concat(first_place, op.Slice(place, first, total, one), axis=1)
 
     kept = op.ReduceSum(op.Cast(keep, to=7), one, keepdims=0)
-    limit = op.Constant(value_int=cap)
+    # The number of queries from their values, not from their shape, which an engine knows on the host alone.
+    given = op.ReduceSum(op.Cast(slots >= op.Constant(value_int=0), to=7), zero, keepdims=1)
+    limit = op.Min(op.Constant(value_int=cap), given)
     over = op.Unsqueeze(kept > limit, one)
     never = op.Constant(value_float=-1e30)
     key = op.Where(keep, op.Where(over, score, op.Neg(op.Cast(place, to=1))), never)

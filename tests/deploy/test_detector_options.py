@@ -24,7 +24,18 @@ def test_what_is_asked_for_reaches_the_detector(monkeypatch: pytest.MonkeyPatch)
         "asag_deploy.detector.Detector.load", lambda *one, **named: given.append((one, named))
     )
     arguments = ["--backend", "openvino", "--mode", "fast", "--max-level", "P4", "--deadline-ms", "12.5"]
-    arguments += ["--threads", "3", "--requests", "2", "--loop", "host"]
+    arguments += [
+        "--threads",
+        "3",
+        "--requests",
+        "2",
+        "--loop",
+        "host",
+        "--max-detections",
+        "7",
+        "--anchor-cap",
+        "30",
+    ]
     detector_options(parse(*arguments)).load("some/bundle")
     asked = {
         "backend": "openvino",
@@ -34,6 +45,8 @@ def test_what_is_asked_for_reaches_the_detector(monkeypatch: pytest.MonkeyPatch)
         "threads": 3,
         "requests": 2,
         "loop": "host",
+        "max_detections": 7,
+        "anchor_cap": 30,
     }
     assert given == [(("some/bundle",), asked)]
 
@@ -52,6 +65,8 @@ def test_nothing_asked_for_is_the_detectors_own_choice() -> None:
         (["--deadline-ms", "nan"], "--deadline-ms is nan"),
         (["--mode", "slow"], "invalid choice: 'slow'"),
         (["--max-level", "P7"], "invalid choice: 'P7'"),
+        (["--max-detections", "0"], "--max-detections is 0"),
+        (["--anchor-cap", "many"], "--anchor-cap"),
         (["--loop", "gpu"], "invalid choice: 'gpu'"),
     ],
 )

@@ -240,11 +240,12 @@ def pad_anchors(
         if len(first) < settings.floor:
             first = sorted(range(settings.first_level), key=lambda i: -scores[i])[: settings.floor]
         chosen = first + [i for i in range(settings.first_level, len(scores)) if keep[image, i]]
-        if len(chosen) > settings.cap:
-            chosen = sorted(chosen, key=lambda i: (-scores[i], i))[: settings.cap]
+        most = min(settings.cap, slots)
+        if len(chosen) > most:
+            chosen = sorted(chosen, key=lambda i: (-scores[i], i))[:most]
         counts[image] = len(chosen)
         queries[image] = [width / 2, height / 2, width, height]
-        for slot, i in enumerate(chosen[:slots]):
+        for slot, i in enumerate(chosen):
             queries[image, slot] = anchors[image, i, :4]
     return queries, counts
 

@@ -140,6 +140,7 @@ def tiny_manifest(
             patch_nms_iou=PATCH_NMS_IOU,
             anchor_floor=5,
             anchor_cap=ANCHOR_CAP,
+            cap_can_be_lowered=True,
             max_patches=max_patches,
         ),
         postprocessing=Postprocessing(max_detections=MAX_DETECTIONS, nms_iou=nms_iou),

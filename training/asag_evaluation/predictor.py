@@ -40,6 +40,7 @@ def bundle_predictor(bundle: Bundle, options: DetectorOptions | None = None) -> 
     # First, so that options that make no sense are refused before the network is loaded.
     check_stages(bundle)
     rule = stop_rule(manifest, chosen.mode, chosen.max_level)
+    chosen.check_limits(manifest, rule)
     return proposing_predictor(
         manifest, chosen.open_network(bundle), rule, chosen, name=name, requests=chosen.requests
     )
@@ -56,10 +57,18 @@ def proposing_predictor(
 ) -> Predictor:
     """Make a predictor of a network whose decoder gives out its proposals.
 
-    Of the options only the loop and the deadline are looked at; the rest is in the network and the rule.
+    Of the options the loop, the deadline and the limits are looked at; the rest is in the network and the
+    rule.
     """
     loop = ProposalLoop(network, network.loop(options.loop, options.deadline_ms))
     detector = Detector(
-        manifest, network, rule, loop=loop, deadline_ms=options.deadline_ms, requests=requests
+        manifest,
+        network,
+        rule,
+        loop=loop,
+        deadline_ms=options.deadline_ms,
+        max_detections=options.max_detections,
+        anchor_cap=options.anchor_cap,
+        requests=requests,
     )
     return Predictor(detector=detector, name=name, proposals=loop.proposals)

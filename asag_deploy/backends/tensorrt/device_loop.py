@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from asag_deploy.backends.tensorrt.stage import DeviceStage
 
 MOST_GRAPHS = 64
-"""Combinations of image shapes and stop rules that a graph is kept for.
+"""Combinations of image shapes, stop rules and anchor caps that a graph is kept for.
 
 A data set's pictures come in a few dozen shapes (COCO's, padded to 32, in some 36), each of which is to be
 captured once.  A graph costs little: all of them share the memory that they work in.
 """
 
-_Key = tuple[tuple[int, ...], np.dtype[np.generic], int, int | None, str]
+_Key = tuple[tuple[int, ...], np.dtype[np.generic], int, int | None, str, int]
 
 
 def why_no_device_loop(cuda: Cuda, kernels: KernelLibrary | None) -> str | None:
@@ -126,7 +126,8 @@ class DeviceLoop(Loop):
         self._workspace.close()
 
     def _graph(self, probing: Probing, rule: StopRule, image: DeviceArray) -> LoopGraph:
-        key = (image.shape, image.dtype, rule.min_selected, rule.max_patches, rule.max_level)
+        stop = (rule.min_selected, rule.max_patches, rule.max_level)
+        key = (image.shape, image.dtype, *stop, probing.anchor_cap)
         graph = self._graphs.get(key)
         if graph is None:
             if len(self._graphs) >= MOST_GRAPHS:

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define ASAG_INTERFACE_VERSION 9
+#define ASAG_INTERFACE_VERSION 10
 #define ASAG_MAX_LEVELS 4
 #define ASAG_MOST_POINTS 64
 
@@ -113,7 +113,7 @@ typedef struct AsagPadAnchors {
     const uint8_t* keep;       /* (B, N) 0 or 1 */
     const int64_t* image_size; /* (B, 2) valid height, width in pixels */
     void* queries;             /* (B, slots, 4) cx, cy, w, h in pixels, of `type` */
-    int64_t* counts;           /* (B,) how many anchors are real, which may exceed the slots */
+    int64_t* counts;           /* (B,) how many anchors are real: at most `cap`, and `slots` */
     int32_t type;
     int32_t batch;
     int32_t anchor_count;

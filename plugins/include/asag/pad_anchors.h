@@ -48,7 +48,8 @@ template <class Block>
 ASAG_HD void pad_anchors_block(const Block& block, const AsagPadAnchors& arguments, int image, void* memory) {
     SelectScratch& select = static_cast<PadAnchorsShared*>(memory)->select;
     const PadAnchorsArrays arrays = pad_anchors_arrays(arguments, memory);
-    const int count = arguments.anchor_count, first = pad_anchors_first(arguments), cap = arguments.cap;
+    const int count = arguments.anchor_count, first = pad_anchors_first(arguments);
+    const int cap = smaller(arguments.cap, arguments.slots);
     const bool is_half = arguments.type == ASAG_FLOAT16;
     const AnyFloats values{arguments.anchors, is_half};
     const int64_t first_value = static_cast<int64_t>(image) * count * 5;

@@ -13,7 +13,8 @@ from asag_deploy.bundle.manifest import ProbeLevel, Probing
 from asag_deploy.loop.probing import LevelRun, Probed
 from asag_deploy.loop.stages import Counts
 from asag_deploy.loop.trace import StopReason
-from asag_deploy.processing.postprocess import Found, anchors_of, clip, detections_of, keep_best, traces_of
+from asag_deploy.processing.boxes import anchors_of, clip
+from asag_deploy.processing.postprocess import Found, detections_of, keep_best, traces_of
 
 Rows = list[list[float]]
 

@@ -16,7 +16,7 @@ from asag_deploy.bundle.manifest import Manifest, Probing
 from asag_deploy.loop.loop import Begun, Loop
 from asag_deploy.loop.stages import Array, Stages
 from asag_deploy.loop.stopping import StopRule
-from asag_deploy.processing.postprocess import anchors_of
+from asag_deploy.processing.boxes import anchors_of
 from asag_evaluation.metrics.overlaps import Boxes
 
 SCORES, BOXES = "proposal_scores", "proposal_boxes"

@@ -195,8 +195,8 @@ def pad_anchors(
 
     anchors: float32 (B, N, 5) of all levels, cx, cy, w, h in pixels, and score; keep: bool (B, N); slots:
     (Q,), whose length is the number of queries.  If fewer than `floor` of the first `first_level` anchors are
-    kept, the best-scored `floor` of those are instead, best first.  If more than `cap` are kept in all, the
-    best-scored `cap` are, best first.
+    kept, the best-scored `floor` of those are instead, best first.  If more than `cap`, or than there are
+    queries, are kept in all, the best-scored of them are, best first.
 
     Returns queries float32 (B, Q, 4) cxcywh in pixels, padded with boxes that are the whole image, and counts
     int64 (B,): how many are real.
@@ -340,14 +340,15 @@ def _pad_anchors(
     position = torch.cat([first_position, position[:, first_level:]], dim=1)
 
     kept = keep.sum(dim=1)
-    over = (kept > cap)[:, None]
+    limit = torch.sym_min(cap, len(slots))  # type: ignore[no-untyped-call]
+    over = (kept > limit)[:, None]
     key = torch.where(over, score, -position.float()).masked_fill(~keep, -torch.inf)
     order = torch.argsort(key, dim=1, descending=True, stable=True)[:, : len(slots)]
     chosen = torch.gather(anchors[..., :4], 1, order[..., None].expand(-1, -1, 4))
     missing = len(slots) - chosen.shape[1]
     if missing > 0:
         chosen = torch.nn.functional.pad(chosen, (0, 0, 0, missing))
-    count = kept.clamp(max=cap)
+    count = kept.clamp(max=limit)
     real = slots < count[:, None]
     filler = box_ops.whwh(image_size) * torch.tensor([0.5, 0.5, 1.0, 1.0], device=anchors.device)
     return torch.where(real[..., None], chosen, filler), count

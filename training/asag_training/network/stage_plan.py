@@ -38,6 +38,7 @@ def probing_plan(config: AsagConfig, levels: str = "p3-p6", mode: Mode = "exact"
         anchor_floor=config.anchor_floor,
         anchor_cap=config.anchor_cap,
         max_patches=config.max_patches,
+        cap_can_be_lowered=True,
     )
 
 
