@@ -5,6 +5,7 @@ from __future__ import annotations
 _OF_PROGRAM = {
     "asag-bench": ("bench", "export", "peers"),
     "asag-build": ("engines",),
+    "asag-data": ("yolo",),
     "asag-eval": ("evaluate", "train"),
     "asag-export": ("export", "engines"),
     "asag-paper": ("bench", "export", "peers"),
@@ -33,6 +34,7 @@ _BROUGHT = {
     "supervision": ("supervision",),
     "tensorboard": ("tensorboard",),
     "video": ("av",),
+    "yolo": ("yaml",),
 }
 """By extra, the modules that it brings, as pyproject.toml has it."""
 _ALWAYS = {
