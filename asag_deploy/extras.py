@@ -28,6 +28,7 @@ _BROUGHT = {
     "quantize": ("onnx", "faster_coco_eval"),
     "engines": ("tensorrt_rtx", "onnx"),
     "gpu": ("cuda",),
+    "hub": ("huggingface_hub",),
     "openvino": ("openvino",),
     "peers": ("transformers",),
     "serve": ("starlette", "uvicorn"),

@@ -22,6 +22,7 @@ from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, T
 from asag_deploy.bundle.manifest_json import export_again, manifest_from_json, manifest_to_json
 from asag_deploy.bundle.model_card import MODEL_CARD, model_card
 from asag_deploy.errors import BundleCorruptError, BundleNotFoundError
+from asag_deploy.fetching.locate import local_bundle
 
 MANIFEST = "manifest.json"
 
@@ -48,10 +49,13 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read a bundle and verify it: the manifest, and the SHA-256 of every graph.
 
+        path: its folder, or an address that it is fetched from once and kept, hf:// or http(s)://.
+
         Raises BundleNotFoundError if there is none at `path`, BundleVersionError if a newer release wrote
-        it, BundleCorruptError if anything in it is missing, truncated, altered or malformed.
+        it, BundleCorruptError if anything in it is missing, truncated, altered or malformed, DownloadError if
+        it cannot be fetched.
         """
-        directory = Path(path)
+        directory = local_bundle(path)
         manifest = manifest_from_json(_read_manifest(directory), str(directory / MANIFEST))
         problem = _contradiction(manifest)
         if problem is not None:
