@@ -299,6 +299,12 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [part_of(name) for name in ("val2017", "Test", "mine")] == ["val", "test", "train"]
 
 
+def test_one_that_is_not_converted_is_known(tmp_path: Path) -> None:
+    root = write(tmp_path / "yolo", {"images/train/a.png": ""})
+    with pytest.raises(DataError, match="is a data set in YOLO layout: convert it with `asag-data yolo"):
+        CocoDataset.open(root)
+
+
 def test_files_of_others_stay(tmp_path: Path) -> None:
     root = write(tmp_path / "yolo", {"images/train/a.png": "1 0.5 0.5 0.5 0.5\n"})
     file = tmp_path / "coco" / "annotations" / "instances_s.json"
