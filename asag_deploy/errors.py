@@ -18,6 +18,7 @@ AsagError
 │   ├── EngineMissingError       none was built for this GPU
 │   ├── EngineStaleError         from another graph or release of its library, or damaged
 │   └── EngineUnfitError         for another GPU or other shapes
+├── DownloadError            an address of a bundle or a checkpoint that gave none
 ├── SourceError              a file, folder, video or camera that gives no frames
 ├── OutputError              results that could not be written
 ├── ExportError              a network that could not be exported
@@ -116,6 +117,10 @@ class EngineStaleError(EngineError):
 
 class EngineUnfitError(EngineError):
     """The engine was built for another GPU, or for other shapes."""
+
+
+class DownloadError(AsagError):
+    """An address of a bundle or checkpoint that gave nothing, or nothing that could be kept."""
 
 
 class SourceError(AsagError):

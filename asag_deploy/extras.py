@@ -5,6 +5,7 @@ from __future__ import annotations
 _OF_PROGRAM = {
     "asag-bench": ("bench", "export", "peers"),
     "asag-build": ("engines",),
+    "asag-data": ("yolo",),
     "asag-eval": ("evaluate", "train"),
     "asag-export": ("export", "engines"),
     "asag-paper": ("bench", "export", "peers"),
@@ -17,7 +18,7 @@ _OF_PROGRAM = {
 }
 """By program, the extras to think of first."""
 
-_EVALUATE = ("pycocotools", "matplotlib", "msgspec")
+_EVALUATE = ("faster_coco_eval", "matplotlib", "msgspec")
 _TRAIN = (*_EVALUATE, "torch", "safetensors", "scipy")
 _EXPORT = (*_TRAIN, "onnx", "onnxscript", "onnx_ir")
 _BROUGHT = {
@@ -25,9 +26,10 @@ _BROUGHT = {
     "train": _TRAIN,
     "export": _EXPORT,
     "bench": _EXPORT,
-    "quantize": ("onnx", "pycocotools"),
+    "quantize": ("onnx", "faster_coco_eval"),
     "engines": ("tensorrt_rtx", "onnx"),
     "gpu": ("cuda",),
+    "hub": ("huggingface_hub",),
     "openvino": ("openvino",),
     "peers": ("transformers",),
     "playground": ("gradio",),
@@ -35,6 +37,7 @@ _BROUGHT = {
     "supervision": ("supervision",),
     "tensorboard": ("tensorboard",),
     "video": ("av",),
+    "yolo": ("yaml",),
 }
 """By extra, the modules that it brings, as pyproject.toml has it."""
 _ALWAYS = {

@@ -5,7 +5,7 @@ FROM python:${PYTHON_VERSION}-slim-trixie AS install
 ARG EXTRAS=openvino,video
 WORKDIR /source
 RUN python -m venv /opt/asag
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY asag_deploy asag_deploy
 COPY training/asag_evaluation training/asag_evaluation
 COPY training/asag_training training/asag_training

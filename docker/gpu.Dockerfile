@@ -21,7 +21,7 @@ FROM python:${PYTHON_VERSION}-slim-trixie AS install
 ARG EXTRAS=engines,serve,tensorrt-rtx
 WORKDIR /source
 RUN python -m venv /opt/asag
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY asag_deploy asag_deploy
 COPY training/asag_evaluation training/asag_evaluation
 COPY training/asag_training training/asag_training

@@ -26,7 +26,7 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3-venv=3.12.3-* \
  && rm -rf /var/lib/apt/lists/* \
  && python3 -m venv --system-site-packages /opt/asag
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY asag_deploy asag_deploy
 COPY training/asag_evaluation training/asag_evaluation
 COPY training/asag_training training/asag_training

@@ -157,7 +157,7 @@ def test_an_extra_that_is_half_there(folder: Path) -> None:
     torch = ["torch", "torchgen", "mpmath", "sympy", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"]
     command = ["asag-eval", "bundle", "--data", "data", "--output-dir", "figures"]
     (without_coco,) = run([command], folder, ["matplotlib", "onnx", "ml_dtypes"])
-    assert "needs the package pycocotools" in without_coco["err"]
+    assert "needs the package faster_coco_eval" in without_coco["err"]
     assert "asag-deploy[evaluate]" in without_coco["err"]
     (without_onnx,) = run([EXPORT], folder, [*torch, "safetensors", "scipy", "typing_extensions"])
     assert "this needs the package onnx" in without_onnx["err"], without_onnx

@@ -20,7 +20,9 @@ from pathlib import Path, PurePosixPath
 from asag_deploy.atomic import atomic_directory
 from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again, manifest_from_json, manifest_to_json
+from asag_deploy.bundle.model_card import MODEL_CARD, model_card
 from asag_deploy.errors import BundleCorruptError, BundleNotFoundError
+from asag_deploy.fetching.locate import local_bundle
 
 MANIFEST = "manifest.json"
 
@@ -47,10 +49,13 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read a bundle and verify it: the manifest, and the SHA-256 of every graph.
 
+        path: its folder, or an address that it is fetched from once and kept, hf:// or http(s)://.
+
         Raises BundleNotFoundError if there is none at `path`, BundleVersionError if a newer release wrote
-        it, BundleCorruptError if anything in it is missing, truncated, altered or malformed.
+        it, BundleCorruptError if anything in it is missing, truncated, altered or malformed, DownloadError if
+        it cannot be fetched.
         """
-        directory = Path(path)
+        directory = local_bundle(path)
         manifest = manifest_from_json(_read_manifest(directory), str(directory / MANIFEST))
         problem = _contradiction(manifest)
         if problem is not None:
@@ -75,7 +80,7 @@ def stage_names(levels: Sequence[Level]) -> tuple[str, ...]:
     return ("normalize", "backbone", *(f"probe_{level.lower()}" for level in levels), "decoder")
 
 
-PARTS = (*(f"{name}.onnx" for name in stage_names(_PROBING_ORDER)), "engines/*")
+PARTS = (*(f"{name}.onnx" for name in stage_names(_PROBING_ORDER)), "engines/*", MODEL_CARD)
 """What there is in a bundle's directory besides the manifest, as patterns of paths."""
 
 
@@ -116,14 +121,16 @@ class BundleWriter:
         self._graphs[name] = spec
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Write `manifest.json`, `manifest` with the graphs that were added, and open the bundle where it is.
+        """Write `manifest.json`, `manifest` with the graphs that were added, and the model card.
 
+        Opens the bundle where it is, and returns it.
         May be called again, to add the report of the parity gate that ran on what the first call returned.
         Raises BundleCorruptError if what was added makes no bundle.
         """
         complete = dataclasses.replace(manifest, graphs=tuple(self._graphs.values()))
         (self.directory / MANIFEST).write_text(manifest_to_json(complete), encoding="utf-8")
         bundle = Bundle.open(self.directory)
+        (self.directory / MODEL_CARD).write_text(model_card(complete), encoding="utf-8")
         self.finished = True
         return bundle
 
@@ -132,7 +139,8 @@ class BundleWriter:
 def write_bundle(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BundleWriter]:
     """Give a writer for a new bundle, which appears at `output_dir` only when the block ends without error.
 
-    With `overwrite`, a bundle that is already there is replaced, unless it holds other files.
+    With `overwrite`, a bundle that is already there is replaced, its model card too, unless it holds other
+    files.
     Raises OutputError where it may not be, or if the files cannot be written.
     """
     with atomic_directory(output_dir, overwrite=overwrite, marker=MANIFEST, parts=PARTS) as directory:
@@ -265,8 +273,13 @@ def _digest(file: Path, manifest: Manifest) -> str:
 
 
 def _others(directory: Path, manifest: Manifest) -> bool:
-    """Return whether a bundle holds more than manifest, graphs and engines."""
-    known = {MANIFEST, "engines", *(PurePosixPath(graph.file).parts[0] for graph in manifest.graphs)}
+    """Return whether a bundle holds more than manifest, model card, graphs and engines."""
+    known = {
+        MANIFEST,
+        MODEL_CARD,
+        "engines",
+        *(PurePosixPath(graph.file).parts[0] for graph in manifest.graphs),
+    }
     return any(file.name not in known for file in directory.iterdir())
 
 

@@ -109,7 +109,7 @@ class Probing:
     """The most anchors that reach the decoder; best first where there are more."""
     max_patches: int | None = None
     """The most patches per image and level, beyond which the lowest scored are dropped (CrowdHuman: 60)."""
-    cap_can_be_lowered: bool = False
+    cap_can_be_lowered: bool = field(default=False, metadata={"may_be_missing": True})
     """Whether the decoder takes the best-scored anchors where it is given fewer queries than pass; false in
     bundles of earlier releases."""
 

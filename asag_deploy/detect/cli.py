@@ -131,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         nargs="*",
         metavar="BUNDLE SOURCE",
-        help="the bundle's folder, then images, folders, globs, videos, addresses (rtsp://..., https://...) "
-        "or cameras (camera:0)",
+        help="the bundle's folder or address, then images, folders, globs, videos, "
+        "addresses (rtsp://..., https://...) or cameras (camera:0)",
     )
     add("--output-dir", type=Path, metavar="DIR", help="write annotated pictures and videos to DIR")
     add(

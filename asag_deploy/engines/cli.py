@@ -147,7 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="With tensorrt-rtx no GPU is needed; with tensorrt it takes the GPU that the engines are for.",
     )
     add = parser.add_argument
-    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add(
+        "bundle",
+        metavar="BUNDLE",
+        type=Path,
+        help="the folder that asag-export has written, or its address",
+    )
     formats = " or ".join(FORMATS)
     add("--format", metavar="NAME", default=FORMATS[0], help=f"{formats} (default %(default)s)")
     add("--precision", metavar="NAME", help="fp32, fp16 or int8: fail unless the bundle is in it")

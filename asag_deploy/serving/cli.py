@@ -123,7 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="There is no encryption and no authentication: put it behind a proxy that has them.",
     )
     add = parser.add_argument
-    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add(
+        "bundle",
+        metavar="BUNDLE",
+        type=Path,
+        help="the folder that asag-export has written, or its address",
+    )
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
     add(
         "--port",

@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="a .pth in the public layout, or a .safetensors file"
+        "--checkpoint",
+        metavar="FILE",
+        type=Path,
+        help="a .pth in the public layout, or a .safetensors file, or its address",
     )
     source.add_argument(
         "--untrained",

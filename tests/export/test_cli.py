@@ -316,5 +316,6 @@ def test_bundle_made_by_the_command(half_bundle: Bundle) -> None:
     assert {spec.dtype for spec in manifest.graph("decoder").outputs} == {"float32", "int64"}
     assert {path.name for path in half_bundle.path.iterdir()} == {
         *(f"{name}.onnx" for name in ("normalize", "backbone", "probe_p4", "decoder")),
+        "README.md",
         "manifest.json",
     }

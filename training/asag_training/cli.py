@@ -78,7 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--train-split", default=TRAIN_SPLIT, metavar="NAME", help="default: %(default)s")
     add("--val-split", default=VAL_SPLIT, metavar="NAME", help="default: %(default)s")
     add_orientation_option(parser)
-    add("--backbone", type=Path, metavar="FILE", help="ImageNet weights to start the backbone from")
+    add(
+        "--backbone",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet weights for the backbone, a file or its address",
+    )
     add(
         "--init",
         type=Path,

@@ -18,7 +18,7 @@ from asag_deploy.replacing import check_own_file
 from asag_deploy.scratch import scratch_folder
 
 MIB = 2**20
-PACKAGES = ("onnxruntime-gpu", "pycocotools")
+PACKAGES = ("onnxruntime-gpu", "faster-coco-eval")
 """The project's third way onto a GPU, and what measures AP; all else is there."""
 UNWANTED = "flash|[Mm]oe|fpA_intB|attention|fmha|llm"
 """Kernels of language models, which no detector launches."""

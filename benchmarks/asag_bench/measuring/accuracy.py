@@ -32,7 +32,7 @@ def open_data(plan: Plan, runner: DetectorRunner) -> tuple[Any | None, str | Non
     """
     assert plan.data is not None
     try:
-        import pycocotools  # noqa: F401
+        import faster_coco_eval  # noqa: F401
 
         from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
     except ImportError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pycocotools  # noqa: F401  (one of the processes needs it, and would end without)
+import faster_coco_eval  # noqa: F401  (one of the processes needs it, and would end without)
 
 from asag_bench.measuring.annotation_files import write_annotated
 from asag_bench.measuring.machine import describe_machine

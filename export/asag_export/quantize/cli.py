@@ -40,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"With --data alone it calibrates on {TRAIN_SPLIT} and measures AP on {VAL_SPLIT}.",
     )
     add = parser.add_argument
-    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add(
+        "bundle",
+        metavar="BUNDLE",
+        type=Path,
+        help="the folder that asag-export has written, or its address",
+    )
     add("--output-dir", metavar="DIR", type=Path, required=True, help="where the INT8 bundle is written")
     add("--images", metavar="PATH", nargs="+", help="folders, globs or files to calibrate on")
     add("--data", metavar="DIR", type=Path, help="a data set in COCO layout: AP before and after is measured")

@@ -139,7 +139,7 @@ def compare_accuracy(
 ) -> tuple[AccuracyPair, ...]:
     """Measure COCO AP of both bundles with each backend on all images of a data set.
 
-    Raises BackendError if a backend or pycocotools is missing, DataError if there is nothing to measure.
+    Raises BackendError if a backend or faster-coco-eval is missing, DataError if there is nothing to measure.
     """
     return tuple(
         AccuracyPair(

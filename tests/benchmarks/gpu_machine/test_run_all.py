@@ -44,8 +44,8 @@ COMMANDS = {
 CLONE = ROOT / "benchmarks"
 """What Python runs where nothing is installed."""
 MISSING = (
-    *("pycocotools", "supervision", "starlette", "uvicorn", "openvino", "hatchling", "matplotlib", "PIL"),
-    *("tensorrt", "tensorrt_rtx", "cupy", "tensorboard"),
+    *("faster_coco_eval", "supervision", "starlette", "uvicorn", "openvino", "hatchling", "matplotlib"),
+    *("PIL", "pycocotools", "tensorrt", "tensorrt_rtx", "cupy", "tensorboard"),
 )
 """What the machine to plan for does not have."""
 WITHOUT_THEM = f"""
@@ -303,12 +303,12 @@ class TestLoops:
 class TestWork:
     def test_nothing_is_installed(self, tmp_path: Path) -> None:
         """Modules are found in the tree, and carried packages where they are asked for."""
-        packages = {name: tmp_path / name for name in ("onnxruntime-gpu", "pycocotools")}
-        for name, module in (("onnxruntime-gpu", "onnxruntime"), ("pycocotools", "pycocotools")):
+        packages = {name: tmp_path / name for name in ("onnxruntime-gpu", "faster-coco-eval")}
+        for name, module in (("onnxruntime-gpu", "onnxruntime"), ("faster-coco-eval", "faster_coco_eval")):
             (packages[name] / module).mkdir(parents=True)
             (packages[name] / module / "__init__.py").touch()
         here = Work(folder=tmp_path, gpu="sm90", packages=packages)
-        names = ("onnxruntime", "pycocotools", "asag_bench", "support.small_network")
+        names = ("onnxruntime", "faster_coco_eval", "asag_bench", "support.small_network")
         ask = f"import importlib.util as u\nfor name in {names}: print(u.find_spec(name).origin)"
         command = [sys.executable, "-P", "-c", ask]
         plain, coco, bench, small = here.run(command, 60).split()

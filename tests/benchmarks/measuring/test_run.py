@@ -385,10 +385,10 @@ def test_accuracy_without_its_library(
     bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     arguments = ["--images", str(photos), "--data", str(tmp_path), "--limit", "1"]
     assert main([str(bundle.path), *arguments, *QUICK[:-1]]) == 0
-    assert "accuracy was not measured: it needs pycocotools" in capsys.readouterr().out
+    assert "accuracy was not measured: it needs faster_coco_eval" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

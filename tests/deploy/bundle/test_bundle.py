@@ -151,7 +151,7 @@ def test_manifest_that_contradicts_itself(bundle: Bundle, change: Change, messag
 def test_first_level_alone_needs_no_probe_graphs(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", levels=())
     names = sorted(file.name for file in bundle.path.iterdir())
-    assert names == ["backbone.onnx", "decoder.onnx", "manifest.json", "normalize.onnx"]
+    assert names == ["README.md", "backbone.onnx", "decoder.onnx", "manifest.json", "normalize.onnx"]
 
 
 def test_writer_opens_a_draft_and_takes_the_manifest_again(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_evaluation.data.scenes import KINDS, USUAL_KINDS, write_scenes
 from asag_evaluation.data.stored_boxes import about_boxes_as_stored
+from asag_evaluation.data.yolo import PARTS, Converted, convert_yolo
+from asag_evaluation.data.yolo_writing import part_of, write_yolo
 
 PROGRAM = "asag-data"
 
@@ -84,6 +86,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
     crowdhuman.set_defaults(run=_crowdhuman)
 
+    yolo = commands.add_parser("yolo", help="convert a data set in YOLO layout to COCO layout")
+    add = yolo.add_argument
+    add("data", type=Path, metavar="DATA", help="the data set's folder, or its data.yaml")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
+    add("--part", choices=PARTS, default=PARTS[0], help="which images of data.yaml (default: train)")
+    add("--split", metavar="NAME", help="what to call it (default: train2017, val2017 or test2017)")
+    yolo.set_defaults(run=_yolo)
+
+    to_yolo = commands.add_parser("to-yolo", help="convert a data set in COCO layout to YOLO layout")
+    add = to_yolo.add_argument
+    add("data", type=Path, metavar="DIR", help="the data set's folder")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
+    add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    add("--part", choices=PARTS, help="what data.yaml calls it (default: as the split is called)")
+    add_orientation_option(to_yolo)
+    to_yolo.set_defaults(run=_to_yolo)
+
     check = commands.add_parser("check", help="read every image and annotation of a data set")
     check.add_argument("data", type=Path, metavar="DIR", help="the data set's folder")
     check.add_argument("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"default: {TRAIN_SPLIT}")
@@ -120,6 +139,40 @@ def _crowdhuman(options: argparse.Namespace) -> int:
         )
     dataset = CocoDataset.from_files(file, options.output_dir / options.split)
     print(f"{file}: {dataset.counts.describe()}")
+    return ALL_FINE
+
+
+def _yolo(options: argparse.Namespace) -> int:
+    split = options.split or f"{options.part}2017"
+    with progress(unit="image") as bar:
+        made = convert_yolo(
+            options.data,
+            options.output_dir,
+            part=options.part,
+            split=split,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    dataset = CocoDataset.from_files(made.file, options.output_dir / split)
+    return _said(made, dataset)
+
+
+def _to_yolo(options: argparse.Namespace) -> int:
+    dataset = CocoDataset.open(options.data, options.split, orientation=options.orientation)
+    with progress(total=len(dataset), unit="image") as bar:
+        made = write_yolo(
+            dataset,
+            options.output_dir,
+            split=options.split,
+            part=options.part or part_of(options.split),
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    return _said(made, dataset)
+
+
+def _said(made: Converted, dataset: CocoDataset) -> int:
+    print(printable(f"{made.file}: {dataset.counts.describe()}"))
+    for remark in made.remarks:
+        print(printable(remark))
     return ALL_FINE
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from asag_deploy.atomic import atomic_write_text, real_path
+from asag_deploy.atomic import atomic_write_text
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import DataError, ImageError, OutputError
+from asag_deploy.errors import DataError, ImageError
 from asag_deploy.images.reading import read_image
 from asag_evaluation.data.values import flag
 from asag_evaluation.data.values import number as measure_of
-from asag_evaluation.data.written import check_ours
+from asag_evaluation.data.written import check_ours, link_images
 
 CROWDHUMAN_CATEGORIES: tuple[Category, ...] = (Category(id=1, name="person"),)
 """The one class of CrowdHuman."""
@@ -61,7 +61,7 @@ def convert_crowdhuman(
         "categories": [{"id": _PERSON.id, "name": _PERSON.name}],
     }
     atomic_write_text(file, json.dumps(content))
-    _link(output_dir / split, image_dir)
+    link_images(output_dir / split, image_dir)
     return file
 
 
@@ -121,15 +121,3 @@ def _measure(value: Any) -> float:
     if found is None:
         raise ValueError("it is no number")
     return found
-
-
-def _link(link: Path, image_dir: Path) -> None:
-    target = real_path(image_dir)
-    if real_path(link) == target:
-        return
-    try:
-        link.symlink_to(target, target_is_directory=True)
-    except OSError as error:
-        raise OutputError(
-            f"could not make '{link}' a link to the images in '{image_dir}': {error.strerror}"
-        ) from None

@@ -64,7 +64,7 @@ def other_text(text: str) -> str | None:
         return "it holds one JSON object a line, where COCO has one object in all: convert it"
     parts = lines[0].split()
     if len(parts) >= 5 and all(_is_number(part) for part in parts):
-        return f"it is YOLO's text of one image: {_EXPORT}, or convert the whole data set"
+        return "it is YOLO's text of one image: convert the whole data set with `asag-data yolo`"
     if lines[0].count(",") >= 4 and not set(lines[0]) & set("{["):
         return f"it is a table with commas (CSV): {_EXPORT}"
     return None

@@ -107,9 +107,9 @@ def _box_around_mask(
 
 
 def _box_around_packed(mask: dict[str, Any], runs: str) -> tuple[float, float, float, float] | None:
-    """Return the box around run lengths that are packed into text, where pycocotools is installed."""
+    """Return the box around run lengths that are packed into text, where faster-coco-eval is installed."""
     try:
-        from pycocotools import mask as masks
+        from faster_coco_eval import mask as masks
     except ImportError:
         return None
     size = mask.get("size")

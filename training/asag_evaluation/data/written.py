@@ -1,10 +1,14 @@
-"""Annotation files that this project writes, told from those that it must not replace."""
+"""Annotation files that this project writes, and links to images.
+
+Files of its own are told from those that it must not replace.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from asag_deploy.atomic import real_path
 from asag_deploy.errors import OutputError
 
 
@@ -22,3 +26,21 @@ def check_ours(file: Path, description: str) -> None:
             f"there is a '{file}' already that was not written by this: remove it, or choose another "
             "--output-dir or --split"
         )
+
+
+def link_images(link: Path, image_dir: Path) -> None:
+    """Make `link` a link to a folder of images, unless it leads there already.
+
+    Raises OutputError if something else is there, or it cannot be made.
+    """
+    target = real_path(image_dir)
+    if real_path(link) == target:
+        return
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(
+            f"could not make '{link}' a link to the images in '{image_dir}': {reason}"
+        ) from None

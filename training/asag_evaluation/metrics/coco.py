@@ -1,17 +1,14 @@
-"""COCO's average precision and recall, as pycocotools computes them."""
+"""COCO's average precision and recall: the figures of pycocotools, by faster-coco-eval's compiled code."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from asag_deploy.bundle.manifest import Category, distinct_names
 
@@ -114,19 +111,18 @@ def _of_class(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return precision and recall of one class.
 
-    pycocotools measures each class for itself, but of all that it is given it keeps what it found of every
-    image, class and size until the end: gigabytes for COCO's 5000 images.
+    One class at a time, since of all that it is given the library keeps what it found of every image until
+    the end.
     """
     listed = {"info": {}, "images": ground_truth["images"], "categories": [{"id": class_id}]}
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
-        run = COCOeval(
-            _index(listed, truth),
-            _index(listed, [_as_annotation(result) for result in results]),
-            iouType="bbox",
-        )
-        run.params.maxDets = [1, 10, most]
-        run.evaluate()
-        run.accumulate()
+    run = COCOeval_faster(
+        _index(listed, truth),
+        _index(listed, [_as_annotation(result) for result in results]),
+        iouType="bbox",
+    )
+    run.params.maxDets = [1, 10, most]
+    run.evaluate()
+    run.accumulate()
     return run.eval["precision"], run.eval["recall"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from asag_deploy.errors import CheckpointError
+from asag_deploy.fetching.locate import local_checkpoint
 from asag_training.checkpoints.containers import find_weights
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
 from asag_training.checkpoints.reading import as_float32, read_weight_file
@@ -32,7 +33,7 @@ def load_backbone(model: Asag, path: str | Path) -> tuple[str, ...]:
     classifier and BatchNorm's counters are left out.  Return sentences about what was taken.  Raises
     CheckpointError, which names the first tensors that do not fit and the backbone that would.
     """
-    path = Path(path)
+    path = local_checkpoint(path)
     found = find_weights(path, read_weight_file(path), _root)
     weights = {
         _PREFIX + name: tensor for name, tensor in found.tensors.items() if not name.startswith(_CLASSIFIERS)

@@ -12,6 +12,7 @@ import numpy as np
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, ConfigError
+from asag_deploy.fetching.locate import local_checkpoint
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.values import whole_number
 from asag_training.checkpoints.checkpoint import CLASSES_UNNAMED, Checkpoint, preparation_assumed, select_head
@@ -70,12 +71,14 @@ def load_checkpoint(
     trained and their moving average (EMA).  Code in the file is never run; weights become float32.  `notes`
     and `assumed` of what comes back say which weights were taken, and what the file does not say.
 
+    `path` may be an address, hf:// or http(s)://, from which it is fetched once and kept.
+
     Raises CheckpointError, which names the first tensors that do not fit and the variant that would, or says
-    what the file is, and ConfigError for an unknown variant.
+    what the file is, ConfigError for an unknown variant, and DownloadError if it cannot be fetched.
     """
-    path = Path(path)
     if isinstance(variant, str):
         variant_config(variant)  # refused before a large file is read
+    path = local_checkpoint(path)
     file = read_weight_file(path)
     if is_native(file):
         if weights != "model":

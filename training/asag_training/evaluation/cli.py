@@ -19,6 +19,7 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
 from asag_deploy.errors import CheckpointError, ConfigError
+from asag_deploy.fetching.locate import local_model
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.checkpoints.foreign_files import what_checkpoints
@@ -46,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure a checkpoint or a bundle on a data set in COCO layout.",
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="BUNDLE_OR_CHECKPOINT", help="a bundle's folder, or a checkpoint's file")
+    add(
+        "model",
+        type=Path,
+        metavar="BUNDLE_OR_CHECKPOINT",
+        help="a bundle's folder, or a checkpoint's file, or its address",
+    )
     add("--data", type=Path, required=True, metavar="DIR", help="the data set's folder")
     add("--split", default=VAL_SPLIT, metavar="NAME", help=f"which part of it (default: {VAL_SPLIT})")
     add_orientation_option(parser)
@@ -95,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    options.model = local_model(options.model)
     if not options.model.is_dir():
         import asag_training.evaluation.checkpoint_predictor  # noqa: F401 (says what is missing, first)
     from asag_evaluation.evaluate import evaluate

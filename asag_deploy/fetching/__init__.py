@@ -1,0 +1,1 @@
+"""Bundles and checkpoints by their address: fetched once, and kept."""

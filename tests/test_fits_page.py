@@ -1,0 +1,90 @@
+"""The page of what works together: its Python runs, and its commands and options are there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from asag_evaluation.data.cli import main as asag_data
+from support.coco_files import box, write_coco
+from support.tiny_bundle import make_bundle
+
+PAGE = (Path(__file__).parent.parent / "docs" / "fits.md").read_text(encoding="utf-8")
+
+
+def program(heading: str) -> str:
+    """The Python below a heading."""
+    part = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    (found,) = re.findall(r"```python\n(.*?)```", part, re.DOTALL)
+    return str(found)
+
+
+@pytest.fixture
+def _street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the bundle and the picture that the page speaks of."""
+    monkeypatch.chdir(tmp_path)
+    make_bundle(tmp_path / "bundle")
+    noise = np.random.default_rng(0).integers(0, 255, (48, 96, 3), dtype=np.uint8)
+    cv2.imwrite("street.jpg", noise)
+
+
+@pytest.mark.usefixtures("_street")
+def test_supervision() -> None:
+    pytest.importorskip("supervision", reason="supervision draws detections")
+    names: dict[str, Any] = {}
+    exec(program("supervision"), names)
+    assert len(names["found"]) > 0
+    assert (names["annotated"] != names["picture"]).any()
+
+
+class Sample(dict[str, Any]):
+    """Stands for FiftyOne's: fields by name."""
+
+    def __init__(self, filepath: str) -> None:
+        super().__init__(filepath=filepath)
+
+
+class Label:
+    """Stands for FiftyOne's Detection and Detections: holds what it is given by name."""
+
+    def __init__(self, **given: Any) -> None:
+        vars(self).update(given)
+
+
+@pytest.mark.usefixtures("_street")
+def test_fiftyone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = ModuleType("fiftyone")
+    vars(stand_in).update(Sample=Sample, Detection=Label, Detections=Label)
+    monkeypatch.setitem(sys.modules, "fiftyone", stand_in)
+    names: dict[str, Any] = {}
+    exec(program("FiftyOne"), names)
+    (sample,) = names["samples"]
+    found = vars(sample["asag"])["detections"]
+    assert sample["exit_level"] in ("P5", "P4", "P3")
+    assert found
+    for one in map(vars, found):
+        x, y, w, h = one["bounding_box"]
+        assert -1e-6 <= x <= x + w <= 1 + 1e-6
+        assert -1e-6 <= y <= y + h <= 1 + 1e-6
+        assert isinstance(one["confidence"], float)
+        assert isinstance(one["label"], str)
+
+
+def test_commands_of_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, from what its last one writes."""
+    pytest.importorskip("yaml", reason="PyYAML reads data.yaml")
+    monkeypatch.chdir(tmp_path)
+    for split in ("train2017", "val2017"):
+        write_coco(tmp_path / "start", [box(1, [1, 2, 3, 4])], split=split)
+        assert asag_data(["to-yolo", "start", "--output-dir", "street", "--split", split]) == 0
+    said = re.findall(r"^asag-data (.*?)(?:\s+#.*)?$", PAGE, re.MULTILINE)
+    assert len(said) == 4
+    for line in said:
+        assert asag_data(line.split()) == 0, line
