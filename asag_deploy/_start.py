@@ -21,7 +21,10 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 _NOTHING_DONE = 2
 _INSTALLED = frozenset(
     f"asag-{name}"
-    for name in ("bench", "build", "data", "detect", "eval", "export", "quantize", "serve", "train")
+    for name in (
+        *("batch", "bench", "build", "data", "detect", "eval"),
+        *("export", "paper", "quantize", "serve", "train"),
+    )
 )
 _PACKAGES = frozenset(f"asag_{name}" for name in ("bench", "deploy", "evaluation", "export", "training"))
 _OPTIONS_WITH_VALUES = ("-W", "-X", "--check-hash-based-pycs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _OF_PROGRAM = {
+    "asag-batch": ("ray",),
     "asag-bench": ("bench", "export", "peers"),
     "asag-build": ("engines",),
     "asag-eval": ("evaluate", "train"),
@@ -29,6 +30,7 @@ _BROUGHT = {
     "gpu": ("cuda",),
     "openvino": ("openvino",),
     "peers": ("transformers",),
+    "ray": ("ray", "pyarrow", "pandas"),
     "serve": ("starlette", "uvicorn"),
     "supervision": ("supervision",),
     "tensorboard": ("tensorboard",),
