@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from asag_deploy.atomic import check_spares
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.batch.cluster import AUTO, Crew, cpus_here, cpus_of, ray_here, reports
+from asag_deploy.batch.cluster import AUTO, Crew, cpus_here, cpus_of, knock, ray_here, reports
 from asag_deploy.batch.index import Part
 from asag_deploy.batch.places import Place
 from asag_deploy.batch.run import RESULTS, Identity, Run, open_run
@@ -186,8 +186,8 @@ def _batch(options: Options) -> int:
     if place.is_local:
         check_spares(place.name, bundle.path)
         _check_apart(place, sources)
-    cpus = cpus_here() if options.address is None else cpus_of(options.address)
-    crew = _crew(options, cpus)
+    if options.address is not None:
+        knock(options.address)
     tell = _Teller(options)
     if not bundle.manifest.trained and not options.quiet:
         tell.warn("the bundle's weights are untrained, so its detections mean nothing")
@@ -204,10 +204,10 @@ def _batch(options: Options) -> int:
             threshold=options.threshold,
             batch=options.batch,
         )
-        return _work(options, run, plan, crew, tell)
+        return _work(options, run, plan, tell)
 
 
-def _work(options: Options, run: Run, plan: Plan, crew: Crew, tell: _Teller) -> int:
+def _work(options: Options, run: Run, plan: Plan, tell: _Teller) -> int:
     done, pending = run.parts()
     failed_before = sum(run.count_failed(done)) if done else 0
     if options.retry_failed and failed_before:
@@ -216,27 +216,26 @@ def _work(options: Options, run: Run, plan: Plan, crew: Crew, tell: _Teller) -> 
             run.forget(part)
         done, pending = run.parts()
         failed_before = 0
-    total = Total(crew=crew, before=_pictures(done), failed_before=failed_before)
+    total = Total(before=_pictures(done), failed_before=failed_before)
     try:
         if pending:
-            _detect(options, run, plan, crew, tell, pending, total)
+            total.crew = _crew(options)
+            _detect(options, run, plan, tell, pending, total)
         run.tidy()
     except KeyboardInterrupt:
-        tell.report(total, run, ended=True)
+        tell.report(total, run, left=sum(part.pictures for part in run.parts()[1]))
         raise
     tell.report(total, run)
     return SOME_FAILED if total.failed or total.failed_before else ALL_FINE
 
 
-def _detect(
-    options: Options, run: Run, plan: Plan, crew: Crew, tell: _Teller, pending: list[Part], total: Total
-) -> None:
+def _detect(options: Options, run: Run, plan: Plan, tell: _Teller, pending: list[Part], total: Total) -> None:
     with (
-        ray_here(options.address, crew),
+        ray_here(options.address, total.crew),
         progress(total=run.pictures, done=total.before, unit="image", quiet=options.quiet) as bar,
     ):
         start = time.perf_counter()
-        for report in reports(plan, pending, crew):
+        for report in reports(plan, pending, total.crew):
             if report.problem is not None:
                 raise BackendError(report.problem)
             total.add(report)
@@ -255,7 +254,7 @@ def _detect(
 class Total:
     """What has come of this start of a run."""
 
-    crew: Crew
+    crew: Crew = field(default_factory=lambda: Crew(actors=0, threads=0, gpus=0))
     before: int
     """Pictures that were done before."""
     failed_before: int
@@ -275,8 +274,8 @@ class Total:
         self.classes.update(report.classes)
         self.exits.update(report.exits)
 
-    def text(self, run: Run, *, threshold: float, ended: bool) -> str:
-        """Write it in a few lines."""
+    def text(self, run: Run, *, threshold: float, left: int | None) -> str:
+        """Write it in a few lines; left: pictures that are still to be done, None if all are."""
         names = ", ".join(f"{count} {name}" for name, count in self.classes.most_common())
         count = f"{plural(self.pictures, 'image')}, {plural(self.classes.total(), 'detection')}"
         lines = [f"{count} of confidence {threshold:g} or more{f': {names}' if names else ''}"]
@@ -291,8 +290,7 @@ class Total:
         if self.failed or self.failed_before:
             earlier = f", and {self.failed_before} before" if self.failed_before else ""
             lines.append(f"failed: {self.failed}{earlier} (the column 'error' says why)")
-        left = run.pictures - self.before - self.pictures
-        if ended:
+        if left is not None:
             lines.append(f"left: {plural(left, 'image')}; the same command goes on")
         lines.append(f"results: {run.place.name}/{RESULTS}")
         return "\n".join(lines)
@@ -344,12 +342,12 @@ class _Teller:
         """Print a sentence that no results need, but their reader does."""
         self._say(f"{PROGRAM}: warning: {sentence}")
 
-    def report(self, total: Total, run: Run, *, ended: bool = False) -> None:
+    def report(self, total: Total, run: Run, *, left: int | None = None) -> None:
         """Print the summary."""
         if run.repeated and not self._options.quiet:
             self.warn(f"{plural(run.repeated, 'picture')} that the lists name again: each is taken once")
         if not self._options.quiet:
-            print(printable_lines(total.text(run, threshold=self._options.threshold, ended=ended)))
+            print(printable_lines(total.text(run, threshold=self._options.threshold, left=left)))
 
     def _say(self, text: str) -> None:
         tqdm.write(printable(text), file=sys.stderr)
@@ -364,12 +362,10 @@ def _pictures(parts: Sequence[Part]) -> int:
     return sum(part.pictures for part in parts)
 
 
-def _crew(options: Options, cpus: int) -> Crew:
-    """Return how many actors there are; a cluster that grows by itself starts with those it has room for."""
-    room = max(cpus // options.threads, 1)
-    actors = options.actors or room
-    if options.address is not None and options.actors is None:
-        actors = max((cpus - 1) // options.threads, 1)  # what Ray does beside them needs a CPU too
+def _crew(options: Options) -> Crew:
+    """Return how many actors there are; of a cluster, one CPU is left for what Ray does beside them."""
+    cpus = cpus_here() if options.address is None else cpus_of(options.address) - 1
+    actors = options.actors or max(cpus // options.threads, 1)
     return Crew(actors=actors, threads=options.threads, gpus=options.gpus_of_an_actor)
 
 

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ import logging, sys, ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
 except Exception as error:
+    while error.__cause__ is not None:
+        error = error.__cause__
     print(next(iter(str(error).splitlines()), type(error).__name__))
     sys.exit(1)
 print(int(ray.cluster_resources().get("CPU", 0)))
@@ -63,14 +67,10 @@ def cpus_here() -> int:
 def cpus_of(address: str) -> int:
     """Return how many CPUs a cluster has that is running.
 
-    address: `host:port`, or `auto` for the one that this machine belongs to.  Raises BackendError within
-    seconds where none answers, ConfigError for another kind of address.
+    address: `host:port`, or `auto` for the one that this machine belongs to.  Raises BackendError where Ray
+    cannot join it, half a minute later at most.
     """
     _quieten()
-    import ray  # noqa: F401  (that it is missing is said before anything else)
-
-    if address != AUTO:
-        _knock(address)
     remedy = "check the address, and that the same Ray and Python run there (`ray status`)"
     try:
         asked = subprocess.run(
@@ -89,8 +89,13 @@ def cpus_of(address: str) -> int:
     return int(said[-1])
 
 
-def _knock(address: str) -> None:
-    """Raise BackendError where no machine takes a connection, for which Ray would wait two minutes."""
+def knock(address: str) -> None:
+    """Raise BackendError where no machine takes a connection, for which Ray alone would wait two minutes.
+
+    Raises ConfigError for what is no address of a cluster.
+    """
+    if address == AUTO:
+        return
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(
@@ -134,7 +139,10 @@ def ray_here(address: str | None, crew: Crew) -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-    with only_own_messages():
+        # Else Ray leaves one in the user's home, and takes whoever connects where there can be none.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with only_own_messages(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray warns of its own settings
         with _own_signals():
             try:
                 ray.init(**wanted, log_to_driver=False, logging_level=logging.ERROR)

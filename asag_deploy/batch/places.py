@@ -110,7 +110,7 @@ class Place:
         try:
             with self._files.open_input_stream(f"{self._root}/{name}") as stream:
                 content: bytes = stream.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise SourceError(f"cannot read '{self.name}/{name}': {first_line(error)}") from None
@@ -175,6 +175,9 @@ class Place:
         """
         from pyarrow.fs import FileSelector
 
+        if self.is_local and not recursive:
+            yield from _files_here(Path(self.name, folder))
+            return
         path = f"{self._root}/{folder}".rstrip("/")
         try:
             found = self._files.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
@@ -196,16 +199,32 @@ class Place:
         return next(self.files(recursive=True), None) is not None
 
 
+def _files_here(folder: Path) -> Iterator[Listed]:
+    """Yield the files in a folder of this machine, whatever bytes their names have."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SourceError(f"cannot read '{folder}': {(error.strerror or '').lower()}") from None
+    for entry in found:
+        if not entry.name.startswith(".") and entry.is_file():
+            yield Listed(name=entry.path, size=entry.stat().st_size)
+
+
 def kind_of(name: str) -> Literal["file", "folder", "nothing"]:
     """Return what lies at a path or an address.  Raises SourceError where that cannot be known."""
     try:
+        from pyarrow.fs import FileType
+
         files, path = _opened(whole_name(name))
         info = files.get_file_info(path)
     except OSError as error:
         raise SourceError(f"cannot read '{name}': {first_line(error)}") from None
     if info.is_file:
         return "file"
-    return "nothing" if str(info.type) == "FileType.NotFound" else "folder"
+    return "nothing" if info.type == FileType.NotFound else "folder"
 
 
 def _opened(name: str) -> tuple[FileSystem, str]:

@@ -8,6 +8,7 @@ and a picture at which the process has died twice becomes a row with an error.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -260,7 +261,14 @@ class _Attempt:
         self._place.remove(self._name)
 
     def _leave_word(self, at: int | None) -> None:
-        word = {"begun": self.begun + 1, "starts": self._starts, "at": at, "deaths": dict(self.deaths)}
+        word = {
+            "begun": self.begun + 1,
+            "starts": self._starts,
+            "at": at,
+            "deaths": dict(self.deaths),
+            "machine": socket.gethostname(),
+            "process": os.getpid(),
+        }
         self._place.write(self._name, json.dumps(word).encode())
 
 
