@@ -160,7 +160,7 @@ class Worker:
         if self._detector is not None:
             return
         content = plan.place.read(IDENTITY)
-        if content is None or json.loads(content).get("key") != plan.key:
+        if content is None or json.dumps(plan.key).encode() not in content:
             raise OutputError(
                 f"the machine '{socket.gethostname()}' does not see the run in '{plan.place.name}': --output "
                 "must be on storage that all machines of the cluster share"
