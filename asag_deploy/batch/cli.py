@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from asag_deploy.atomic import check_spares
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.batch.cluster import AUTO, Crew, cpus_here, cpus_of, knock, ray_here, reports
+from asag_deploy.batch.cluster import AUTO, PROGRAM, Crew, cpus_here, cpus_of, knock, ray_here, reports
 from asag_deploy.batch.index import Part
 from asag_deploy.batch.places import Place
 from asag_deploy.batch.run import RESULTS, Identity, Run, open_run
@@ -38,7 +38,6 @@ from asag_deploy.detector_options import DetectorOptions, add_detector_options, 
 from asag_deploy.errors import BackendError, ConfigError, SourceError, plural
 from asag_deploy.loop.stopping import stop_rule
 
-PROGRAM = "asag-batch"
 _MOST_ACTORS = 100_000
 _MOST_GPUS = 64
 _MOST_FAILURES_SAID = 10

@@ -116,8 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "") == "chunked":
             body = b""
-            while size := int(self.rfile.readline().partition(b";")[0], 16):
-                body += self.rfile.read(size)
+            while length := int(self.rfile.readline().partition(b";")[0], 16):
+                body += self.rfile.read(length)
                 self.rfile.readline()
             self.rfile.readline()
         else:

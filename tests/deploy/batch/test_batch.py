@@ -89,6 +89,18 @@ def test_results_are_those_of_asag_detect(tmp_path: Path, bundle: Path) -> None:
         assert name in error
     assert not (out / "attempts").exists()
 
+    (folder / "broken.png").write_bytes((folder / "0000.png").read_bytes())
+    arguments: list[str | Path] = [bundle, folder, "--output", out, "--threshold", "0.1"]
+    code, said, _ = run(arguments)
+    assert (code, said.splitlines()[1:3]) == (
+        1,
+        ["done before: 47 images", "failed: 0, and 2 before (the column 'error' says why)"],
+    )
+    code, said, _ = run([*arguments, "--retry-failed"])
+    assert (code, said.splitlines()[-2]) == (1, "failed: 1 (the column 'error' says why)")
+    assert [row["path"] for row in rows(out) if row["error"] is not None] == [str(folder / "empty.jpg")]
+    assert len(rows(out)) == 47
+
 
 def test_a_second_run_does_nothing_again_and_takes_new_pictures(
     tmp_path: Path, bundle: Path, joined: list[str | Path]

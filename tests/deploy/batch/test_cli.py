@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
+from asag_deploy.batch import cluster
 from asag_deploy.batch.cli import main, parse_arguments
 from asag_deploy.errors import ConfigError
 from support.batch_runs import make_pictures
@@ -77,6 +80,33 @@ def test_bad_input_is_one_sentence(
 def test_bad_options(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_arguments(arguments)
+
+
+def test_a_cluster_that_goes_ends_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    watch: cluster._Watch
+
+    def end(code: int) -> None:
+        codes.append(code)
+        watch.stop()
+
+    monkeypatch.setattr(cluster, "_KNOCK_S", 0.01)
+    monkeypatch.setattr(cluster, "_GONE_S", 0.05)
+    monkeypatch.setattr(os, "_exit", end)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        watch = cluster._Watch("h:6379", address)
+        watch.start()
+        watch.join(0.2)
+        assert codes == []
+    watch.join(30)
+    assert codes == [2]
+    assert capsys.readouterr().err == (
+        "asag-batch: error: the Ray cluster ('h:6379') has gone: start it anew, and give the same "
+        "command again\n"
+    )
 
 
 def test_gpus_of_an_actor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,25 @@ def test_what_a_machine_of_the_cluster_lacks_is_said(tmp_path: Path) -> None:
         problem = Worker(plan).do(part).problem
         assert problem is not None
         assert "must be on storage that all machines of the cluster share" in problem
+
+
+def test_the_snippets_of_the_page_read_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with begun(tmp_path, 6) as (run, plan):
+        (tmp_path / "a" / "0005.png").write_bytes(b"nothing")
+        (part,) = run.parts()[1]
+        Worker(plan).do(part)
+    (tmp_path / "out").rename(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, {})
+    said = capsys.readouterr().out
+    assert said.startswith("1 failed\n")
+    assert "path  patches\n0 " in said
 
 
 def test_the_threshold_is_asked_for(tmp_path: Path) -> None:
