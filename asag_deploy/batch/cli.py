@@ -208,18 +208,17 @@ def _batch(options: Options) -> int:
 
 def _work(options: Options, run: Run, plan: Plan, tell: _Teller) -> int:
     done, pending = run.parts()
-    failed_before = sum(run.count_failed(done)) if done else 0
-    if options.retry_failed and failed_before:
-        again = [part for part, failed in zip(done, run.count_failed(done), strict=True) if failed]
-        for part in again:
-            run.forget(part)
+    if options.retry_failed:
+        for part, failed in zip(done, run.count_failed(done), strict=True):
+            if failed:
+                run.forget(part)
         done, pending = run.parts()
-        failed_before = 0
-    total = Total(before=_pictures(done), failed_before=failed_before)
+    total = Total(before=_pictures(done))
     try:
         if pending:
             total.crew = _crew(options)
             _detect(options, run, plan, tell, pending, total)
+        total.failed_before = sum(run.count_failed(done))  # last, for it reads a little of every file
         run.tidy()
     except KeyboardInterrupt:
         tell.report(total, run, left=sum(part.pictures for part in run.parts()[1]))
@@ -256,7 +255,7 @@ class Total:
     crew: Crew = field(default_factory=lambda: Crew(actors=0, threads=0, gpus=0))
     before: int
     """Pictures that were done before."""
-    failed_before: int
+    failed_before: int = 0
     pictures: int = 0
     failed: int = 0
     deaths: int = 0

@@ -31,7 +31,7 @@ _SPARE_CPUS = 4
 _OBJECT_STORE_BYTES = 200_000_000
 """Only words on parts go through it: a share of the memory, as Ray takes, would be wasted."""
 _CONNECT_S = 4.0
-_ANSWER_S = 25.0
+_ANSWER_S = 60.0
 _MOST_BLOCKS = 10_000
 _KNOCK_S = 3.0
 _GONE_S = 20.0
@@ -73,7 +73,7 @@ def cpus_of(address: str) -> int:
     """Return how many CPUs a cluster has that is running.
 
     address: `host:port`, or `auto` for the one that this machine belongs to.  Raises BackendError where Ray
-    cannot join it, half a minute later at most.
+    cannot join it, a minute later at most.
     """
     _quieten()
     remedy = "check the address, and that the same Ray and Python run there (`ray status`)"

@@ -106,7 +106,7 @@ class Survey:
 def survey(sources: Sequence[Source], seen: Callable[[int], object] = lambda _: None) -> Survey:
     """Count the pictures of all sources, and find which may be listed several times.
 
-    That takes 8 bytes a picture, and so lists may be longer than the memory.  `seen` is told of pictures.
+    That takes 16 bytes a picture, and so lists may be longer than the memory.  `seen` is told of pictures.
     Raises what `Source.pictures` does.
     """
     hashes: list[NDArray[np.uint64]] = []
@@ -120,7 +120,9 @@ def survey(sources: Sequence[Source], seen: Callable[[int], object] = lambda _: 
             seen(len(pictures))
         if not source.may_grow:
             digests[source.name] = digest.hexdigest()
-    every = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0, np.uint64)
+    every = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+    hashes.clear()
+    every.sort()
     doubtful = np.unique(every[1:][every[1:] == every[:-1]])
     return Survey(pictures=len(every), digests=digests, doubtful=doubtful)
 

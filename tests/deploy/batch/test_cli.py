@@ -10,7 +10,7 @@ import pytest
 
 from asag_deploy.batch import cluster
 from asag_deploy.batch.cli import main, parse_arguments
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import BackendError, ConfigError
 from support.batch_runs import make_pictures
 from support.tiny_bundle import make_bundle
 
@@ -107,6 +107,16 @@ def test_a_cluster_that_goes_ends_the_program(
         "asag-batch: error: the Ray cluster ('h:6379') has gone: start it anew, and give the same "
         "command again\n"
     )
+
+
+def test_what_answers_but_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
+    with socket.create_server(("", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        cluster.knock(address)
+        with pytest.raises(BackendError, match="something answers, but no Ray cluster does"):
+            cluster.cpus_of(address)
 
 
 def test_gpus_of_an_actor() -> None:
