@@ -42,7 +42,7 @@ def joined(address: str) -> list[str | Path]:
     return ["--address", address, "--actors", "2"]
 
 
-def test_results_are_those_of_asag_detect(tmp_path: Path, bundle: Path) -> None:
+def test_results_are_those_of_asag_detect(tmp_path: Path, bundle: Path, joined: list[str | Path]) -> None:
     folder = tmp_path / "pictures"
     make_pictures(folder, 45)
     (folder / "broken.png").write_bytes((folder / "0000.png").read_bytes()[:40])
@@ -96,7 +96,7 @@ def test_results_are_those_of_asag_detect(tmp_path: Path, bundle: Path) -> None:
         1,
         ["done before: 47 images", "failed: 0, and 2 before (the column 'error' says why)"],
     )
-    code, said, _ = run([*arguments, "--retry-failed"])
+    code, said, _ = run([*arguments, "--retry-failed", *joined])
     assert (code, said.splitlines()[-2]) == (1, "failed: 1 (the column 'error' says why)")
     assert [row["path"] for row in rows(out) if row["error"] is not None] == [str(folder / "empty.jpg")]
     assert len(rows(out)) == 47
