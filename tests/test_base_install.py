@@ -75,6 +75,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["asag-build", "bundle"], "engines"),
     (["asag-serve", "bundle", "--port", "0"], "serve"),
     (["asag-batch", "bundle", "data/val2017", "--output", "batch"], "ray"),
+    (["asag-playground", "bundle", "--port", "0"], "playground"),
     (["asag-eval", "bundle", "--data", "data"], "evaluate"),
     (["asag-eval", "a.pth", "--data", "data"], "train"),
     (["asag-train", "--data", "data", "--output-dir", "run"], "train"),

@@ -27,6 +27,12 @@ BLACK: Colour = (0, 0, 0)
 PATCH_COLOUR: Colour = (255, 32, 32)
 ANCHOR_COLOUR: Colour = WHITE
 
+SHOWN_AT = (640, 1280)
+"""Pixels of the longer side, at least and at most, at which lines and letters are seen on a screen."""
+
+_LEGEND_GROUND: Colour = (24, 24, 27)
+_DASH = 4
+"""Times the width of a line."""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_HEIGHT = 22
 """Height in pixels of a capital letter at scale 1."""
@@ -61,10 +67,27 @@ def draw_detections(
     colours = [class_colour(int(i)) for i in class_id]
     for box, colour in reversed(list(zip(xyxy, colours, strict=True))):
         _rectangle(picture, box, colour, style.line)
+    wordings = [
+        (f"{name} {sure:.2f}", name, f"{sure:.2f}") for name, sure in zip(names, confidence, strict=True)
+    ]
+    draw_labels(picture, xyxy, wordings, colours)
+
+
+def draw_labels(
+    picture: Picture,
+    xyxy: NDArray[np.float32],
+    wordings: Sequence[tuple[str, ...]],
+    colours: Sequence[Colour],
+) -> None:
+    """Write a label at each box (n, 4) in pixels, in the first of its wordings that fits.
+
+    Those that find no place, or would leave too little of the picture to see, are left out, the last first.
+    """
+    style = _Style.of(picture)
     taken: list[Rectangle] = []
     room = _LABELLED_PART * picture.shape[0] * picture.shape[1]
-    for box, name, sure, colour in zip(xyxy, names, confidence, colours, strict=True):
-        text = _fitting(picture, style, (f"{name} {sure:.2f}", name, f"{sure:.2f}"))
+    for box, wording, colour in zip(xyxy, wordings, colours, strict=True):
+        text = _fitting(picture, style, wording)
         place = _label_place(picture, text, box, taken) if text is not None else None
         if text is None or place is None or text.width * text.height > room:
             continue
@@ -72,6 +95,16 @@ def draw_detections(
         taken.append(place)
         cv2.rectangle(picture, place[:2], (place[2] - 1, place[3] - 1), colour, cv2.FILLED)
         text.draw(picture, place[0], place[1], _readable_on(colour))
+
+
+def draw_boxes(
+    picture: Picture, xyxy: NDArray[np.float32], colour: Colour, *, thin: bool = False, dashed: bool = False
+) -> None:
+    """Draw the outlines of boxes (n, 4) in pixels, the first on top."""
+    style = _Style.of(picture)
+    line = style.thin if thin else style.line
+    for box in reversed(xyxy):
+        _rectangle(picture, box, colour, line, dash=_DASH * style.line if dashed else None)
 
 
 def draw_trace(picture: Picture, anchors: NDArray[np.float32], trace: ProbingTrace) -> None:
@@ -121,6 +154,75 @@ def trace_caption(trace: ProbingTrace) -> list[str]:
         f"{trace.anchor_count} anchors",
     ]
     return [*phrases, f"{dropped} patches dropped"] if dropped else phrases
+
+
+def shown_at(picture: Picture) -> tuple[Picture, tuple[float, float]]:
+    """Return a picture at a size at which what is drawn on it can be seen, as a copy, and its scale.
+
+    One whose longer side is outside `SHOWN_AT` is enlarged or reduced to it.  The scale (x, y) leads from
+    pixels of the picture given to pixels of the one returned.
+    """
+    height, width = picture.shape[:2]
+    least, most = SHOWN_AT
+    factor = min(max(least / max(height, width), 1), most / max(height, width))
+    if factor == 1:
+        return picture.copy(), (1.0, 1.0)
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    shown = cv2.resize(picture, size, interpolation=method).astype(np.uint8, copy=False)
+    return shown, (size[0] / width, size[1] / height)
+
+
+def muted(picture: Picture) -> Picture:
+    """Return a darker copy with little colour, on which thin coloured lines are seen."""
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(picture, 0.2, grey, 0.3, 0).astype(np.uint8, copy=False)
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """What a kind of line on a picture means."""
+
+    text: str
+    colour: Colour
+    thin: bool = False
+    dashed: bool = False
+
+
+def with_legend(picture: Picture, entries: Sequence[LegendEntry]) -> Picture:
+    """Return the picture with a strip below it that says what its lines mean, as many as fit its width."""
+    style = _Style.of(picture)
+    width = picture.shape[1]
+    rows: list[list[tuple[LegendEntry, _Text, int]]] = []
+    left = width
+    for entry in entries:
+        text = _Text(entry.text, style.text)
+        takes = text.width + 3 * text.height // 2
+        if takes > width:
+            continue
+        if left + takes > width:
+            rows.append([])
+            left = 0
+        rows[-1].append((entry, text, left))
+        left += takes
+    if not rows:
+        return picture.copy()
+    high = rows[0][0][1].height + max(2, style.line)
+    strip = np.full((high * len(rows), width, 3), _LEGEND_GROUND, dtype=np.uint8)
+    for number, row in enumerate(rows):
+        for entry, text, x in row:
+            _sample(strip, entry, (x, number * high), text, style)
+    return np.concatenate([picture, strip])
+
+
+def _sample(strip: Picture, entry: LegendEntry, at: tuple[int, int], text: _Text, style: _Style) -> None:
+    """Draw one entry of a legend with its upper left corner at (x, y): a small box, then what it means."""
+    x, y = at
+    inset, side = text.margin + style.line, text.height
+    box = np.array([x + inset, y + inset, x + side + inset, y + side - inset], dtype=np.float32)
+    dash = _DASH * style.line if entry.dashed else None
+    _rectangle(strip, box, entry.colour, style.thin if entry.thin else style.line, dash=dash)
+    text.draw(strip, x + side + 2 * inset - text.margin, y, WHITE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,14 +299,27 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _rectangle(picture: Picture, box: NDArray[np.float32], colour: Colour, line: int) -> None:
-    """Draw a box's outline, kept wholly inside the picture so that its border lines show."""
+def _rectangle(
+    picture: Picture, box: NDArray[np.float32], colour: Colour, line: int, *, dash: int | None = None
+) -> None:
+    """Draw a box's outline, kept wholly inside the picture so that its border lines show.
+
+    dash: pixels of a dash and of the gap behind it; None draws lines without gaps.
+    """
     height, width = picture.shape[:2]
     inset = line // 2
     x1, y1, x2, y2 = (round(float(v)) for v in box)
     start = (min(max(x1, inset), width - 1 - inset), min(max(y1, inset), height - 1 - inset))
     end = (min(max(x2, inset), width - 1 - inset), min(max(y2, inset), height - 1 - inset))
-    cv2.rectangle(picture, start, end, colour, line)
+    if dash is None:
+        cv2.rectangle(picture, start, end, colour, line)
+        return
+    for x in range(start[0], end[0] + 1, 2 * dash):
+        for y in (start[1], end[1]):
+            cv2.line(picture, (x, y), (min(x + dash, end[0]), y), colour, line)
+    for y in range(start[1], end[1] + 1, 2 * dash):
+        for x in (start[0], end[0]):
+            cv2.line(picture, (x, y), (x, min(y + dash, end[1])), colour, line)
 
 
 def _readable_on(colour: Colour) -> Colour:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.detections import Detections
-from asag_deploy.loop.trace import LevelTrace, ProbingTrace, StopReason
+from asag_deploy.loop.trace import LevelCandidates, LevelTrace, ProbingTrace, StopReason
 
 CATEGORIES = (Category(id=3, name="car"), Category(id=8, name="traffic light"), Category(id=21, name="cow"))
 
@@ -41,6 +41,47 @@ def make_trace(
             )
     stop = StopReason.NOTHING_SELECTED if p3 is None else StopReason.LAST_LEVEL
     return ProbingTrace(levels=tuple(levels), stop=stop, anchor_count=12)
+
+
+def explained_trace() -> ProbingTrace:
+    """A trace of an image of 640 x 640 with every anchor: P5 has one that went on, one that asked, and one
+    that was dropped; its only patch on P4 has one that went on and one that was dropped."""
+    first = LevelCandidates(
+        boxes=boxes((50, 20, 100, 60), (300, 300, 340, 340), (440, 500, 490, 560)),
+        scores=np.array([0.9, 0.4, 0.05], dtype=np.float32),
+        asked=np.array([False, True, False]),
+        passed=np.array([True, False, False]),
+        patch=np.array([0, 4, 3]),
+    )
+    second = LevelCandidates(
+        boxes=boxes((310, 310, 330, 330), (220, 220, 230, 230)),
+        scores=np.array([0.8, 0.01], dtype=np.float32),
+        asked=np.array([False, False]),
+        passed=np.array([True, False]),
+        patch=np.array([0, 0]),
+    )
+    quarters = boxes(
+        (0, 0, 320, 320), (320, 0, 640, 320), (0, 320, 320, 640), (320, 320, 640, 640), (0, 0, 640, 640)
+    )
+    p5 = LevelTrace(
+        level="P5",
+        patches=5,
+        patches_dropped=0,
+        anchors=1,
+        selected=1,
+        patch_boxes=quarters,
+        candidates=first,
+    )
+    p4 = LevelTrace(
+        level="P4",
+        patches=1,
+        patches_dropped=0,
+        anchors=1,
+        selected=0,
+        patch_boxes=boxes((200, 200, 400, 400)),
+        candidates=second,
+    )
+    return ProbingTrace(levels=(p5, p4), stop=StopReason.NOTHING_SELECTED, anchor_count=2)
 
 
 def make_detections(

@@ -11,6 +11,7 @@ PROGRAMS = {
     "asag-build": "asag_deploy.engines.cli",
     "asag-serve": "asag_deploy.serving.cli",
     "asag-batch": "asag_deploy.batch.cli",
+    "asag-playground": "asag_deploy.playground.cli",
     "asag-data": "asag_evaluation.data.cli",
     "asag-eval": "asag_training.evaluation.cli",
     "asag-train": "asag_training.cli",

@@ -12,11 +12,17 @@ from asag_deploy.detections import Detections
 from asag_deploy.images.drawing import (
     ANCHOR_COLOUR,
     PATCH_COLOUR,
+    SHOWN_AT,
+    LegendEntry,
     class_colour,
+    draw_boxes,
     draw_caption,
     draw_detections,
     draw_trace,
+    muted,
+    shown_at,
     trace_caption,
+    with_legend,
 )
 from support.detection_samples import make_detections, make_trace
 
@@ -187,3 +193,69 @@ def test_caption_takes_a_third_of_a_small_picture_at_most() -> None:
     tiny = canvas(20, 20)
     draw_caption(tiny, trace_caption(make_trace()))
     assert not drawn(tiny).any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((64, 32), (640, 320)),
+        ((3000, 4000), (960, 1280)),
+        ((700, 900), (700, 900)),
+        ((1, 1), (640, 640)),
+        ((1, 20_000), (1, 1280)),
+    ],
+)
+def test_pictures_are_shown_at_a_size_for_a_screen(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    picture = canvas(*shape)
+    shown, scale = shown_at(picture)
+    assert shown.shape == (*expected, 3)
+    assert shown.dtype == np.uint8
+    assert SHOWN_AT[0] <= max(shown.shape) <= SHOWN_AT[1]
+    assert scale == (expected[1] / shape[1], expected[0] / shape[0])
+    shown[:] = 0
+    assert (picture == GREY).all()  # a copy, also at the same size
+
+
+def test_dashes_have_gaps() -> None:
+    solid, dashed = canvas(480, 480), canvas(480, 480)
+    box = np.array([[100, 100, 300, 300]], dtype=np.float32)
+    draw_boxes(solid, box, PATCH_COLOUR)
+    draw_boxes(dashed, box, PATCH_COLOUR, dashed=True)
+    line = shows(dashed, PATCH_COLOUR)[100, 100:300]
+    assert shows(solid, PATCH_COLOUR)[100, 100:300].all()
+    assert 0.3 < line.mean() < 0.9
+    assert not (drawn(dashed) & ~drawn(solid)).any()
+
+
+def test_thin_lines_are_thinner() -> None:
+    thick, thin = canvas(960, 960), canvas(960, 960)
+    box = np.array([[100, 100, 300, 300]], dtype=np.float32)
+    draw_boxes(thick, box, PATCH_COLOUR)
+    draw_boxes(thin, box, PATCH_COLOUR, thin=True)
+    assert drawn(thin).sum() < drawn(thick).sum()
+
+
+def test_a_muted_picture_is_darker_and_nearly_grey() -> None:
+    picture = np.full((4, 4, 3), (250, 30, 30), dtype=np.uint8)
+    result = muted(picture)
+    assert result.max() < 128
+    assert int(result.max()) - int(result.min()) < 60
+    assert (picture == (250, 30, 30)).all()
+
+
+def test_a_legend_stands_below_and_leaves_out_what_does_not_fit() -> None:
+    picture = canvas(200, 400)
+    entries = [
+        LegendEntry("one", PATCH_COLOUR),
+        LegendEntry("x" * 200, ANCHOR_COLOUR),
+        LegendEntry("two", (0, 9, 9)),
+    ]
+    result = with_legend(picture, entries)
+    assert not drawn(result[:200]).any()
+    strip = result[200:]
+    assert shows(strip, PATCH_COLOUR).any()
+    assert shows(strip, (0, 9, 9)).any()
+    assert len(with_legend(picture, entries[:1])) == len(result)  # in one row
+    assert len(with_legend(picture, [LegendEntry("a label of some length", PATCH_COLOUR)] * 3)) > len(result)
+    np.testing.assert_array_equal(with_legend(picture, []), picture)
+    np.testing.assert_array_equal(with_legend(canvas(3, 3), entries), canvas(3, 3))

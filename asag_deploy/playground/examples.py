@@ -1,0 +1,74 @@
+"""The pictures that the page offers: those that come with the package, or a folder of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from asag_deploy.errors import ConfigError
+from asag_deploy.images.drawing import Picture
+from asag_deploy.images.sources import IMAGE_SUFFIXES
+from asag_deploy.images.writing import write_picture
+from asag_deploy.playground.looking import read
+
+OWN = Path(__file__).parent / "examples"
+"""Generated scenes; `tests/support/playground_examples.py` draws them."""
+MOST = 12
+_SHOWN_BY_BROWSERS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+_THUMBNAIL = 160
+"""Pixels of the longer side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture to begin with."""
+
+    file: Path
+    """What is detected in; browsers show it."""
+    thumbnail: Path
+
+
+def list_examples(folder: Path) -> list[Path]:
+    """Return the images of a folder by name, the first dozen.
+
+    Raises ConfigError if there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--examples: there is no folder '{folder}'")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ConfigError(f"--examples: the folder '{folder}' holds no images")
+    return files[:MOST]
+
+
+def prepare(files: list[Path], folder: Path) -> list[Example]:
+    """Copy pictures to `folder`, each with a thumbnail, for the server to show.
+
+    Raises ImageError for a file that is no image.
+    """
+    result = []
+    for number, file in enumerate(files):
+        picture = read(file)
+        place = folder / f"{number:02d}"
+        place.mkdir(parents=True)
+        suffix = file.suffix.lower()
+        copy = place / (file.name if suffix in _SHOWN_BY_BROWSERS else f"{file.stem}.png")
+        if copy.name == file.name:
+            copy.write_bytes(file.read_bytes())
+        else:
+            write_picture(copy, picture)
+        thumbnail = folder / f"{number:02d}.jpg"
+        write_picture(thumbnail, _thumbnail(picture))
+        result.append(Example(file=copy, thumbnail=thumbnail))
+    return result
+
+
+def _thumbnail(picture: Picture) -> Picture:
+    """Return the picture with a longer side of 160 pixels at most."""
+    height, width = picture.shape[:2]
+    factor = min(_THUMBNAIL / max(height, width), 1)
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)

@@ -1,0 +1,262 @@
+"""The page: what a visitor gives and chooses, and where what was seen is shown.
+
+Gradio is imported when the page is made, so that this module costs nothing where nobody opens one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asag_deploy.bundle.manifest import Level, Mode
+from asag_deploy.errors import AsagError
+from asag_deploy.playground import html
+from asag_deploy.playground.examples import Example
+from asag_deploy.playground.looking import Choices, LookingDetector, Ranges, compare, look, read
+from asag_deploy.playground.shelf import KEPT_SECONDS, Shelf
+from asag_deploy.playground.words import about
+
+TITLE = "ASAG playground"
+CSS = Path(__file__).with_name("page.css")
+_NO_PICTURE = "Choose a picture: upload one, take one with the camera, or begin with an example."
+_TURNS = "detector"
+"""What all that detects takes turns at."""
+_WAITING = 64
+"""Visitors' changes that may wait for the detector."""
+_SWEPT_SECONDS = 600
+
+
+def make_page(
+    detector: LookingDetector,
+    first: Choices,
+    *,
+    requests: int,
+    backend: str,
+    examples: Sequence[Example],
+    shelf: Shelf,
+) -> Any:
+    """Make the page, a `gradio.Blocks`, on which a detector is tried.
+
+    first: where its choices begin.  requests: detections at once.  backend: what the page says runs the
+    network.  shelf: keeps what it shows, in Gradio's own folder.  Raises ImportError without Gradio.
+    """
+    import gradio as gr
+
+    visit = Visit(detector, shelf)
+    manifest = detector.manifest
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT_SECONDS, KEPT_SECONDS)
+    ) as page:
+        gr.HTML(html.heading(about(manifest, backend), trained=manifest.trained))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=10, min_width=280):
+                given = gr.Image(
+                    value=str(examples[0].file) if examples else None,
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "webcam", "clipboard"],
+                    label="Picture",
+                    buttons=[],
+                    height=256,
+                    elem_id="given",
+                )
+                # Our own reader takes the file as it is, and refuses it in a sentence.
+                given.preprocess = _path_of
+                offered = gr.Gallery(
+                    value=[str(example.thumbnail) for example in examples],
+                    label="Examples",
+                    columns=4,
+                    height=96 if len(examples) <= 4 else 170,
+                    object_fit="cover",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    visible=bool(examples),
+                    elem_id="examples",
+                )
+            with gr.Column(scale=11, min_width=270):
+                choosers = _choosers(gr, Ranges.of(manifest), first)
+            with gr.Column(scale=16, min_width=360):
+                drawn = gr.Image(
+                    label="Detections",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    height=404,
+                    elem_id="drawn",
+                )
+            with gr.Column(scale=13, min_width=300):
+                with gr.Group():
+                    table = gr.HTML(label="Detections", elem_id="found", padding=True)
+                with gr.Group():
+                    times = gr.HTML(elem_id="times", padding=True)
+                download = gr.DownloadButton("Trace as JSON", size="sm", elem_id="download")
+        story = gr.HTML(elem_id="story")
+        gr.HTML(html.legend())
+        levels = gr.Gallery(
+            show_label=False,
+            columns=4,
+            fit_columns=False,
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            buttons=["fullscreen"],
+            elem_id="levels",
+            elem_classes="levels",
+        )
+        gr.HTML(html.comparison())
+        stopped = gr.Gallery(
+            show_label=False,
+            columns=3,
+            fit_columns=False,
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            buttons=["fullscreen"],
+            elem_id="stopped",
+            elem_classes="levels",
+        )
+        inputs = [given, *choosers]
+        common = {
+            "inputs": inputs,
+            "trigger_mode": "always_last",  # of a slider's changes meanwhile the last one counts
+            "concurrency_limit": requests,
+            "concurrency_id": _TURNS,
+            "show_progress": "minimal",
+            "api_visibility": "private",
+        }
+        changes = [page.load, *(component.change for component in inputs)]
+        gr.on(changes, visit.look, outputs=[story, drawn, table, times, levels, download], **common)
+        of_comparison = [page.load, *(component.change for component in (given, *choosers[1:]))]
+        gr.on(of_comparison, visit.compare, outputs=[stopped], **common)
+
+        def take(event: Any) -> str:
+            return str(examples[event.index].file)
+
+        take.__annotations__ = {"event": gr.SelectData}  # by which Gradio knows what to pass
+        offered.select(take, outputs=given, queue=False, show_progress="hidden", api_visibility="private")
+    page.queue(max_size=_WAITING, default_concurrency_limit=requests)
+    return page
+
+
+def look_of_the_page() -> dict[str, Any]:
+    """Return how the page looks, for `gradio.mount_gradio_app`: fonts are those that the visitor has."""
+    import gradio as gr
+
+    theme = gr.themes.Default(
+        primary_hue="red",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+        spacing_size="sm",
+        text_size="sm",
+    )
+    return {"theme": theme, "css_paths": [CSS], "footer_links": []}
+
+
+def _choosers(gr: Any, ranges: Ranges, first: Choices) -> list[Any]:
+    """Make the components a visitor chooses with, in the order in which `_choices` takes their values."""
+    least, most = ranges.anchor_cap
+    fixed = least == most
+    threshold = gr.Slider(0, 1, value=first.threshold, step=0.01, label="Threshold", elem_id="threshold")
+    level = gr.Radio(list(ranges.levels), value=first.max_level, label="Deepest level", elem_id="level")
+    with gr.Row():
+        mode = gr.Radio(
+            list(ranges.modes), value=first.mode, label="Mode", scale=2, min_width=170, elem_id="mode"
+        )
+        deadline = gr.Number(
+            first.deadline_ms or 0, minimum=0, label="Deadline, ms", min_width=80, elem_id="deadline"
+        )
+    return [
+        *(threshold, level, mode, deadline),
+        gr.Slider(
+            min(least, most - 1),
+            most,
+            value=first.anchor_cap or most,
+            step=1,
+            label="Anchors, at most",
+            interactive=not fixed,
+            info="fixed in this bundle" if fixed else None,
+            elem_id="cap",
+        ),
+        gr.Slider(
+            min(1, ranges.max_detections - 1),
+            ranges.max_detections,
+            value=first.max_detections,
+            step=1,
+            label="Detections, at most",
+            elem_id="most",
+        ),
+    ]
+
+
+class Visit:
+    """What the page calls; nothing of a visitor is kept but on the shelf."""
+
+    def __init__(self, detector: LookingDetector, shelf: Shelf) -> None:
+        self._detector = detector
+        self._ranges = Ranges.of(detector.manifest)
+        self._shelf = shelf
+
+    def look(self, file: str | None, *values: Any) -> tuple[Any, ...]:
+        """Return story, picture, table, times, levels and the trace's file; a sentence if it cannot be."""
+        if file is None:
+            return _nothing(html.sentence(_NO_PICTURE))
+        try:
+            sight = look(self._detector, read(Path(file)), self._choices(*values))
+        except AsagError as error:
+            return _nothing(html.sentence(str(error), problem=True))
+        return (
+            html.sentence(sight.story),
+            self._shelf.picture(sight.picture, "detections"),
+            html.table(sight.found),
+            html.bars(sight.found.times_ms),
+            self._pictures(sight.levels, "level"),
+            self._shelf.put(sight.trace_json.encode(), "trace.json"),
+        )
+
+    def compare(self, file: str | None, *values: Any) -> list[tuple[str, str]]:
+        """Return a picture for each level as the deepest; nothing where `look` says why."""
+        if file is None:
+            return []
+        try:
+            return self._pictures(
+                compare(self._detector, read(Path(file)), self._choices(*values)), "stopped"
+            )
+        except AsagError:
+            return []
+
+    def _choices(
+        self,
+        threshold: float | None,
+        level: Level,
+        mode: Mode,
+        deadline: float | None,
+        cap: float | None,
+        most: float | None,
+    ) -> Choices:
+        """Return what the components hold; None is a field that a visitor has emptied."""
+        least_cap, most_cap = self._ranges.anchor_cap
+        return Choices(
+            threshold=threshold or 0,
+            max_level=level,
+            mode=mode,
+            deadline_ms=deadline,
+            anchor_cap=None if cap is None or least_cap == most_cap else int(cap),
+            max_detections=self._ranges.max_detections if most is None else int(most),
+        )
+
+    def _pictures(self, captioned: Sequence[tuple[Any, str]], name: str) -> list[tuple[str, str]]:
+        return [
+            (self._shelf.picture(picture, f"{name}-{number}"), caption)
+            for number, (picture, caption) in enumerate(captioned, start=1)
+        ]
+
+
+def _nothing(said: str) -> tuple[Any, ...]:
+    return said, None, "", "", [], None
+
+
+def _path_of(payload: Any) -> str | None:
+    """Return where an uploaded picture lies, untouched."""
+    path = getattr(payload, "path", None)
+    return None if path is None else str(path)
