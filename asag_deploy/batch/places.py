@@ -14,6 +14,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import ConfigError, ImageError, OutputError, SourceError, first_line
 from asag_deploy.images.reading import RgbImage, decode_image, read_image
+from asag_deploy.interruption import end_before
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -248,6 +249,7 @@ def _local() -> FileSystem:
 def _elsewhere(address: str) -> tuple[FileSystem, str]:
     from pyarrow.fs import FileSystem
 
+    end_before("pyarrow")
     try:
         files, start = FileSystem.from_uri(address)
     except (OSError, ValueError) as error:
