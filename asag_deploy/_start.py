@@ -22,16 +22,8 @@ _NOTHING_DONE = 2
 _INSTALLED = frozenset(
     f"asag-{name}"
     for name in (
-        "bench",
-        "build",
-        "data",
-        "detect",
-        "eval",
-        "export",
-        "playground",
-        "quantize",
-        "serve",
-        "train",
+        *("batch", "bench", "build", "data", "detect", "eval", "export"),
+        *("paper", "playground", "quantize", "serve", "train"),
     )
 )
 _PACKAGES = frozenset(f"asag_{name}" for name in ("bench", "deploy", "evaluation", "export", "training"))

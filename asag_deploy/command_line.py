@@ -194,6 +194,36 @@ class _Messages(io.TextIOWrapper):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
+@contextlib.contextmanager
+def only_own_messages() -> Iterator[None]:
+    """Let what libraries and the processes that they start print go nowhere, and our messages on stderr on.
+
+    What Python prints on stdout is theirs too, so print results after this.
+    """
+    if (
+        not isinstance(sys.stderr, io.TextIOWrapper) or sys.stderr.fileno() != _STDERR
+    ):  # another's, as a test's
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+        return
+    before = sys.stderr
+    before.flush()
+    own = os.dup(_STDERR)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), _STDERR)
+    sys.stderr = _Messages(
+        io.FileIO(own, "w"), encoding=before.encoding, errors=before.errors, write_through=True
+    )
+    _kept.append(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        os.dup2(own, _STDERR)
+        sys.stderr = before
+
+
+_STDERR = 2
 _kept: list[_Messages] = []
 """Those that loggers may still write to; one that nobody holds would close stderr."""
 

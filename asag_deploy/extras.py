@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _OF_PROGRAM = {
+    "asag-batch": ("ray",),
     "asag-bench": ("bench", "export", "peers"),
     "asag-build": ("engines",),
     "asag-data": ("yolo",),
@@ -33,6 +34,7 @@ _BROUGHT = {
     "openvino": ("openvino",),
     "peers": ("transformers",),
     "playground": ("gradio",),
+    "ray": ("ray", "pyarrow", "pandas"),
     "serve": ("starlette", "uvicorn", "prometheus_client", "python_multipart"),
     "supervision": ("supervision",),
     "tensorboard": ("tensorboard",),

@@ -155,13 +155,21 @@ def leave_behind(thread: threading.Thread) -> None:
     _left_behind.append(thread)
 
 
+_at_once: list[str] = []
+
+
+def end_before(library: str) -> None:
+    """Take note of a library that may abort the process when Python ends, such as pyarrow's for S3."""
+    _at_once.append(library)
+
+
 def end_without_what_is_left(code: int) -> None:
-    """Let the program end at once if such a thread is there, with this exit code.
+    """Let the program end at once if such a thread or library is there, with this exit code.
 
     It would go on in its library while that is taken down around it, and now and then end in a segmentation
     fault.
     """
-    if any(thread.is_alive() for thread in _left_behind):
+    if _at_once or any(thread.is_alive() for thread in _left_behind):
         atexit.register(os._exit, code)  # what is registered last is called first
 
 

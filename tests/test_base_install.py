@@ -74,6 +74,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["asag-data", "check", "scenes"], WORKS),
     (["asag-build", "bundle"], "engines"),
     (["asag-serve", "bundle", "--port", "0"], "serve"),
+    (["asag-batch", "bundle", "data/val2017", "--output", "batch"], "ray"),
     (["asag-playground", "bundle", "--port", "0"], "playground"),
     (["asag-eval", "bundle", "--data", "data"], "evaluate"),
     (["asag-eval", "a.pth", "--data", "data"], "train"),

@@ -39,6 +39,7 @@ _PROGRAMS = (
     _Program("asag-detect", "asag_deploy.detect.cli", (), ("no-bundle", "no-picture")),
     _Program("asag-build", "asag_deploy.engines.cli", (), ("no-bundle",)),
     _Program("asag-serve", "asag_deploy.serving.cli", (), ("no-bundle",)),
+    _Program("asag-batch", "asag_deploy.batch.cli", (), ("no-bundle", "no-list", "--output", _NOWHERE)),
     _Program("asag-playground", "asag_deploy.playground.cli", (), ("no-bundle",)),
     _Program("asag-export", "asag_export.cli", (), ("--checkpoint", "no-file", "--output-dir", _NOWHERE)),
     _Program("asag-quantize", "asag_export.quantize.cli", (), ("--output-dir", _NOWHERE, "no-bundle")),

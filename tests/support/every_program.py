@@ -10,6 +10,7 @@ PROGRAMS = {
     "asag-detect": "asag_deploy.detect.cli",
     "asag-build": "asag_deploy.engines.cli",
     "asag-serve": "asag_deploy.serving.cli",
+    "asag-batch": "asag_deploy.batch.cli",
     "asag-playground": "asag_deploy.playground.cli",
     "asag-data": "asag_evaluation.data.cli",
     "asag-eval": "asag_training.evaluation.cli",

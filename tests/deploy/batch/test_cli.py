@@ -1,0 +1,126 @@
+"""`asag-batch` before Ray is asked for anything: bad input is one sentence, and writes nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from asag_deploy.batch import cluster
+from asag_deploy.batch.cli import main, parse_arguments
+from asag_deploy.errors import BackendError, ConfigError
+from support.batch_runs import make_pictures
+from support.tiny_bundle import make_bundle
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """A bundle, pictures, an empty folder and lists."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    make_bundle(tmp_path / "bundle")
+    make_pictures(tmp_path / "a", 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.csv").write_text("file,size\na.png,3\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["bundle", "empty"], "'{}/empty' has no pictures in it"),
+        (
+            ["bundle", "list.csv"],
+            "the list '{}/list.csv' has no column 'path', but 'file', 'size': --column names that of",
+        ),
+        (["bundle", "nowhere"], "'nowhere' does not exist: name a list of paths or a folder of pictures"),
+        (["nowhere", "a"], "there is no bundle 'nowhere'; check the path, or make one with"),
+        (["bundle", "a", "--column", "x"], "--column is for lists in Parquet or CSV, and none is given"),
+        (["bundle", "a", "--backend", "caffe"], "unknown backend 'caffe'"),
+        (
+            ["bundle", "a", "--max-detections", "11"],
+            "max_detections is 11, and the bundle was exported for 10",
+        ),
+        (["bundle", "a", "--address", "somewhere"], "--address is 'somewhere'; it must be host:port"),
+        (["bundle", "a", "--address", "ray://h:10001"], "--address is 'ray://h:10001'; it must be host:port"),
+        (
+            ["bundle", "a", "--address", "no.such.host.invalid:6379"],
+            "there is no Ray cluster at 'no.such.host",
+        ),
+        (["bundle", ".", "a"], "--output '{}/out' and '{}' lie one within the other"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    given: Path,
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(given)
+    assert main([*arguments, "--output", "out", "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("asag-batch: error: " + sentence.replace("{}", str(given)))
+    assert err.count("\n") == 1
+    assert not (given / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["b", "--output", "o"], "INDEX_OR_FOLDER"),
+        (["b", "a"], "--output"),
+        (["b", "a", "--output", ""], "an empty path names nothing"),
+        (["b", "a", "--output", "o", "--threshold", "2"], "--threshold"),
+        (["b", "a", "--output", "o", "--actors", "0"], "--actors is 0"),
+        (["b", "a", "--output", "o", "--requests", "2"], "--requests divides the threads of an actor"),
+    ],
+)
+def test_bad_options(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_arguments(arguments)
+
+
+def test_a_cluster_that_goes_ends_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    watch: cluster._Watch
+
+    def end(code: int) -> None:
+        codes.append(code)
+        watch.stop()
+
+    monkeypatch.setattr(cluster, "_KNOCK_S", 0.01)
+    monkeypatch.setattr(cluster, "_GONE_S", 0.05)
+    monkeypatch.setattr(os, "_exit", end)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        watch = cluster._Watch("h:6379", address)
+        watch.start()
+        watch.join(0.2)
+        assert codes == []
+    watch.join(30)
+    assert codes == [2]
+    assert capsys.readouterr().err == (
+        "asag-batch: error: the Ray cluster ('h:6379') has gone: start it anew, and give the same "
+        "command again\n"
+    )
+
+
+def test_what_answers_but_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
+    with socket.create_server(("", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        cluster.knock(address)
+        with pytest.raises(BackendError, match="something answers, but no Ray cluster does"):
+            cluster.cpus_of(address)
+
+
+def test_gpus_of_an_actor() -> None:
+    given = ["b", "a", "--output", "o"]
+    assert parse_arguments(given).gpus_of_an_actor == 0
+    assert parse_arguments([*given, "--backend", "tensorrt-rtx"]).gpus_of_an_actor == 1
+    assert parse_arguments([*given, "--gpus", "0.5"]).gpus_of_an_actor == 0.5
