@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
+
 from asag_deploy.bundle.manifest import Level, Manifest, Mode, Probing
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stopping import StopRule, stop_rule
@@ -83,7 +85,7 @@ class CallLimits:
             ),
             threshold=_threshold(options.get("threshold")),
             max_detections=self._max_detections(_asked(options, "max_detections", self.max_detections)),
-            explain=bool(options.get("explain", False)),
+            explain=_explain(options.get("explain", False)),
         )
 
     def _rule(self, mode: Mode | None, max_level: Level | None) -> StopRule:
@@ -153,11 +155,21 @@ def _threshold(value: float | None) -> float:
     return float(value)
 
 
+def _explain(value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"explain is {value!r}; expected True or False")
+    return bool(value)
+
+
 def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not hasattr(value, "__index__") or np.ndim(value) > 0:  # type: ignore[arg-type]
         raise ConfigError(f"{name} is {value!r}; expected a whole number")
 
 
 def _check_real(name: str, value: object) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not hasattr(value, "__float__") or np.ndim(value) > 0:  # type: ignore[arg-type]
         raise ConfigError(f"{name} is {value!r}; expected a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise ConfigError(f"{name} is too large a number") from None

@@ -31,7 +31,7 @@ BENCH, TRAINING = "asag_bench.cli", "asag_training"
         (BENCH, ["page", "--results", "results", "--plot", "{photo}"]),
         (BENCH, ["page", "--results", "{page}"]),
         (BENCH, ["gpu", "archive", "--output", "{photo}"]),
-        ("asag_export.demo", ["--output-dir", "{gallery}"]),
+        ("asag_export.demo.cli", ["--output-dir", "{gallery}"]),
     ],
 )
 def test_what_somebody_else_made_stays(

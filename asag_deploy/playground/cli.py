@@ -10,13 +10,13 @@ from pathlib import Path
 from asag_deploy.backends import DEFAULT_BACKEND
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, real_number, whole_number
 from asag_deploy.detector_options import add_detector_options, detector_options
-from asag_deploy.playground.examples import OWN, list_examples, prepare
+from asag_deploy.playground.examples import list_examples, own_examples, prepare
 from asag_deploy.playground.looking import Ranges
 from asag_deploy.playground.page import make_page
-from asag_deploy.playground.server import make_server, serve, silent_gradio
+from asag_deploy.playground.server import make_server, silent_gradio
 from asag_deploy.playground.shelf import Shelf
 from asag_deploy.scratch import scratch_folder
-from asag_deploy.serving.server import address_of, listen
+from asag_deploy.serving.server import address_of, listen, run
 
 PROGRAM = "asag-playground"
 
@@ -32,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _play(options: argparse.Namespace) -> int:
     chosen = detector_options(options)
-    files = list_examples(options.examples or OWN)
+    given = None if options.examples is None else list_examples(options.examples)
     with chosen.load(options.bundle) as detector, scratch_folder() as scratch:
         manifest = detector.manifest
         if not manifest.trained:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
+        files = own_examples(manifest) if given is None else given
         examples = prepare(files, scratch / "examples")
         # What takes a while comes after all that may be wrong.
         with listen(options.host, options.port) as listener, silent_gradio(scratch / "gradio"):
@@ -50,7 +51,7 @@ def _play(options: argparse.Namespace) -> int:
             )
             address = f"{PROGRAM}: {manifest.variant} at {address_of(listener)}"
             server = make_server(page, allowed=scratch / "examples", ready=lambda: print(address, flush=True))
-            serve(server, listener)
+            run(server, listener)
     return ALL_FINE
 
 
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--examples",
         type=Path,
         metavar="DIR",
-        help="pictures to offer, a dozen at most (default: scenes that come with the package)",
+        help="pictures to offer, a dozen at most (default: some that come with the package)",
     )
     add(
         "--threshold",

@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.errors import ConfigError
+from asag_deploy.examples import PHOTOGRAPHS_CLASSES, photographs
 from asag_deploy.images.drawing import Picture
 from asag_deploy.images.sources import IMAGE_SUFFIXES
 from asag_deploy.images.writing import write_picture
@@ -29,6 +31,13 @@ class Example:
     file: Path
     """What is detected in; browsers show it."""
     thumbnail: Path
+
+
+def own_examples(manifest: Manifest) -> list[Path]:
+    """Return pictures that come with the package: photographs for a network of their classes, else scenes."""
+    if tuple(category.name for category in manifest.categories) == PHOTOGRAPHS_CLASSES:
+        return photographs()
+    return list_examples(OWN)
 
 
 def list_examples(folder: Path) -> list[Path]:

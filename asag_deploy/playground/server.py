@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.extras import missing
-from asag_deploy.interruption import current, held_back
+from asag_deploy.interruption import current
 from asag_deploy.playground.page import look_of_the_page
-from asag_deploy.serving.server import run
 
 if TYPE_CHECKING:
     import uvicorn
@@ -94,9 +93,3 @@ def make_server(page: Any, *, allowed: Path, ready: Callable[[], None]) -> uvico
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
     )
-
-
-def serve(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
-    with held_back():
-        run(server, listener)

@@ -310,7 +310,7 @@ class App:
             if not exchange.answered:
                 exchange.body_read = True  # no time to wait for what is still on its way
                 sentence = "the server is stopping; send the image again"
-                cut_off = RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence, reason="stopping")
+                cut_off = unavailable(sentence, "stopping")
                 await answers.refusal(cut_off)(scope, exchange.receive, exchange.send)
 
     def is_stopping_when(self, stopping: Callable[[], bool]) -> None:

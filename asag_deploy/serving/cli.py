@@ -78,11 +78,15 @@ def _serve(options: argparse.Namespace) -> int:
             warm_up=options.warm_up,
             log=log,
         )
-        server = make_server(
-            app, limits, grace_seconds=options.grace_seconds, drain_seconds=options.drain_seconds
-        )
         listener = listen(options.host, options.port)
-        print(f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}", flush=True)
+        address = f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}"
+        server = make_server(
+            app,
+            limits,
+            grace_seconds=options.grace_seconds,
+            drain_seconds=options.drain_seconds,
+            ready=lambda: print(address, flush=True),
+        )
         run(server, listener)
     return ALL_FINE
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from asag_deploy.serving.app import CROWDED
-from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
+from asag_deploy.serving.limits import MOST_HEADER_BYTES, RETRY_SECONDS, Limits
 
 if TYPE_CHECKING:
     import asyncio
@@ -159,8 +159,10 @@ class _Answering(_Timed):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self._answering():
             sentence = _SENTENCES.get(status, _NO_REQUEST)
             body = json.dumps({"error": sentence}).encode()
+            again = status == HTTPStatus.SERVICE_UNAVAILABLE
+            retry = f"retry-after: {RETRY_SECONDS}\r\n" if again else ""
             self.transport.write(
-                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n{retry}"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
                 + body
             )

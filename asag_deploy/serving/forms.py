@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asag_deploy.serving.limits import FRAME_BYTES, Limits, RefusedError
-from asag_deploy.serving.options import Deadline
+from asag_deploy.serving.options import PARAMETERS, Deadline
 from asag_deploy.serving.requests import check_kind, pieces_of, too_large
 from asag_deploy.serving.texts import shown
 
@@ -130,9 +130,15 @@ def _may_be_image(part: _Part) -> bool:
 
 def _form(parts: list[_Part]) -> Form:
     files = [part for part in parts if _may_be_image(part)]
+    # A browser sends the fields that nobody has filled in as well.
     fields = [
-        (part.name or "", part.data.decode(errors="replace")) for part in parts if not _may_be_image(part)
+        (part.name or "", part.data.decode(errors="replace"))
+        for part in parts
+        if part.data and not _may_be_image(part)
     ]
+    for part in files:
+        if part.name in {parameter.name for parameter in PARAMETERS}:
+            raise _bad(f"the form's field '{part.name}' is a file; send its value as text")
     named = [part for part in files if part.name == IMAGE_FIELD]
     chosen = named or files
     if not chosen:

@@ -13,7 +13,7 @@ MOST_HEADERS = 100
 """Headers of a request; more are refused with 431."""
 FRAME_BYTES = 64 * 2**10
 """What a body may have beside its images: a form's other fields, the JSON of an inference request."""
-_RETRY_SECONDS = "1"
+RETRY_SECONDS = "1"
 LONGEST_TARGET = 2048
 """Bytes of a request's path and parameters; a longer one is refused with 414."""
 
@@ -80,7 +80,7 @@ class RefusedError(Exception):
 def unavailable(sentence: str, reason: str) -> RefusedError:
     """Make the refusal of a request that may be sent again soon."""
     return RefusedError(
-        HTTPStatus.SERVICE_UNAVAILABLE, sentence, {"Retry-After": _RETRY_SECONDS}, reason=reason
+        HTTPStatus.SERVICE_UNAVAILABLE, sentence, {"Retry-After": RETRY_SECONDS}, reason=reason
     )
 
 

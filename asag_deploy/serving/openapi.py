@@ -12,7 +12,7 @@ from asag_deploy.loop.trace import StopReason
 from asag_deploy.serving.endpoints import ENDPOINTS, Endpoint
 from asag_deploy.serving.forms import IMAGE_FIELD
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.options import PARAMETERS, Defaults
+from asag_deploy.serving.options import MOST_DEADLINE_MS, PARAMETERS, Defaults
 from asag_deploy.serving.protocol import TIMEOUT
 from asag_deploy.serving.tensors import HEADER_LENGTH, INPUT, MOST_IMAGES, OUTPUTS
 
@@ -127,7 +127,12 @@ def _image_body(manifest: Manifest, limits: Limits, defaults: Defaults) -> dict[
 
 
 def _infer_body(manifest: Manifest, defaults: Defaults) -> dict[str, Any]:
-    timeout = {"type": "number", "exclusiveMinimum": 0, "description": "`deadline_ms`, in microseconds."}
+    timeout = {
+        "type": "number",
+        "minimum": 0,
+        "maximum": MOST_DEADLINE_MS * 1000,
+        "description": "`deadline_ms`, in microseconds; 0 for none.",
+    }
     binary = {"type": "boolean", "default": False, "description": "Whether outputs are binary tensors."}
     options = {**option_schemas(manifest, defaults), TIMEOUT: timeout, "binary_data_output": binary}
     the_input = {

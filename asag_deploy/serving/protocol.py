@@ -16,6 +16,7 @@ from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.endpoints import VERSION
 from asag_deploy.serving.limits import RefusedError
+from asag_deploy.serving.options import MOST_DEADLINE_MS
 from asag_deploy.serving.tensors import INPUT, OUTPUTS
 from asag_deploy.serving.texts import shown
 
@@ -23,6 +24,9 @@ TIMEOUT = "timeout"
 """A request's parameter by which clients name a deadline in microseconds."""
 SERVER = {"name": "asag-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+_TIMES = f"expected a number of microseconds, {MOST_DEADLINE_MS * 1000:.0f} at most, or 0 for none"
 
 
 class Model:
@@ -90,15 +94,23 @@ def with_deadline(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
     0 is none, as clients have it.  Raises RefusedError for what is no number.
     """
-    given = [(name, value) for name, value in options if name != TIMEOUT or value != 0]
-    return [_as_deadline(value) if name == TIMEOUT else (name, value) for name, value in given]
+    names = {name for name, _ in options}
+    if {TIMEOUT, "deadline_ms"} <= names:
+        raise _bad_timeout("is given, and so is deadline_ms; give one of them")
+    return [
+        pair
+        for name, value in options
+        for pair in (_as_deadline(value) if name == TIMEOUT else [(name, value)])
+    ]
 
 
-def _as_deadline(value: object) -> tuple[str, float]:
+def _as_deadline(value: object) -> list[tuple[str, float]]:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise RefusedError(
-            HTTPStatus.BAD_REQUEST,
-            f"{TIMEOUT} is of the wrong type; expected a number of microseconds",
-            reason="bad_parameter",
-        )
-    return "deadline_ms", value / 1000
+        raise _bad_timeout(f"is of the wrong type; {_TIMES}")
+    if not 0 <= value <= MOST_DEADLINE_MS * 1000:
+        raise _bad_timeout(f"is {value!r:.40}; {_TIMES}")
+    return [("deadline_ms", value / 1000)] if value else []
+
+
+def _bad_timeout(what: str) -> RefusedError:
+    return RefusedError(HTTPStatus.BAD_REQUEST, f"{TIMEOUT} {what}", reason="bad_parameter")

@@ -7,13 +7,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.extras import missing
+from asag_deploy.interruption import current, held_back
 from asag_deploy.serving.connections import BEYOND, connection_class
 from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
 
@@ -36,6 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises ConfigError if the address cannot be had.
     """
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host  # as in an address
     if not host:  # a variable that is not set; it would be every address that the machine has
         raise ConfigError("--host is empty; name the address to listen on (0.0.0.0 is all)")
     if not 0 <= port <= _LARGEST_PORT:
@@ -44,7 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while attempting")[0]
         raise ConfigError(
             f"could not listen on {host}, port {port}: {reason}; name another --host or --port"
         ) from None
@@ -76,13 +78,18 @@ def address_of(listener: socket.socket) -> str:
 
 
 def make_server(
-    app: App, limits: Limits, *, grace_seconds: int, drain_seconds: float = 0.0
+    app: App,
+    limits: Limits,
+    *,
+    grace_seconds: int,
+    drain_seconds: float = 0.0,
+    ready: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """Make a server that, told to stop, takes no more requests and gives those it has `grace_seconds` to end.
 
     Before that it goes on for `drain_seconds`, but says that it is not ready, so that nothing is sent to it
     any more; being told again cuts that short.  limits: of connections, and of the time to send a head and to
-    read an answer; the application keeps the others.
+    read an answer; the application keeps the others.  ready: is called once it answers, and would end well.
 
     Raises ConfigError if uvicorn is missing, or for a time that makes no sense.
     """
@@ -100,6 +107,14 @@ def make_server(
 
         _drained: float | None = None
         """When it closes, by `time.monotonic`; None if it has not been told to stop."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Begin, unless a signal came before uvicorn listened to them."""
+            await super().startup(sockets=sockets)
+            if current().signal is not None:
+                self.should_exit = True
+            elif self.started:
+                ready()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """Be told to stop."""
@@ -142,7 +157,7 @@ def make_server(
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
-    with listener, _hangup_ends_well(server):
+    with listener, held_back(), _hangup_ends_well(server):
         server.run(sockets=[listener])
 
 

@@ -34,6 +34,13 @@ _PATIENCE_SECONDS = 0.2
 """How long a request waits for a place: those before it may be of clients that are just seen to have gone."""
 
 
+class _File(NamedTuple):
+    """An image file as it came."""
+
+    data: bytes
+    name: str
+
+
 class ServedDetector(Protocol):
     """What is asked of a detector: `asag_deploy.Detector`, or what stands in for it."""
 
@@ -153,18 +160,18 @@ class Service:
         """
         width = asyncio.Semaphore(self._at_once)  # one request is not before all others with all its images
 
-        async def one(data: bytes, gone: asyncio.Task[None]) -> Timed:
+        async def one(file: _File, gone: asyncio.Task[None]) -> Timed:
             async with width:
                 begin = time.perf_counter()
                 await self._turn(gone, deadline)
                 queue_ms = since(begin)
-                worked = await asyncio.shield(self._begin(data, asked.call, deadline))
+                worked = await asyncio.shield(self._begin(file, asked.call, deadline))
                 queue_ms += worked.wait_ms
                 self._metrics.detected(worked.found, queue_ms=queue_ms, decode_ms=worked.decode_ms)
                 return Timed(worked.found, queue_ms)
 
         async with watched(request) as gone:
-            tasks = [asyncio.create_task(one(data, gone)) for data in images]
+            tasks = [asyncio.create_task(one(file, gone)) for file in _named(images)]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
@@ -194,7 +201,7 @@ class Service:
                 "no_time",
             )
 
-    def _begin(self, data: bytes, options: CallOptions, deadline: Deadline) -> asyncio.Future[_Worked]:
+    def _begin(self, file: _File, options: CallOptions, deadline: Deadline) -> asyncio.Future[_Worked]:
         """Begin with an image whose turn it is; the turn ends when the work does, whoever waits for it.
 
         Until then it takes memory, and the network's time.
@@ -202,48 +209,57 @@ class Service:
         work: asyncio.Future[_Worked]
         if self._batcher is None:
             loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._pool, self._detect_alone, data, options, deadline)
+            work = loop.run_in_executor(self._pool, self._detect_alone, file, options, deadline)
         else:
-            work = asyncio.ensure_future(self._in_a_batch(self._batcher, data, options, deadline))
+            work = asyncio.ensure_future(self._in_a_batch(self._batcher, file, options, deadline))
         work.add_done_callback(lambda _: self._turns.release())
         return work
 
     async def _in_a_batch(
-        self, batcher: Batcher, data: bytes, options: CallOptions, deadline: Deadline
+        self, batcher: Batcher, file: _File, options: CallOptions, deadline: Deadline
     ) -> _Worked:
         begin = time.perf_counter()
         image, decode_ms = await asyncio.get_running_loop().run_in_executor(
-            self._decoders, self._decode, data
+            self._decoders, self._decode, file
         )
         size = resized_shape(image.shape[0], image.shape[1], self.manifest.preprocessing)
         found = await batcher.detect(image, size, _with(options, deadline))
         waited = since(begin) - decode_ms - found.times_ms.get("total", 0.0)
         return _Worked(found, decode_ms, max(waited, 0.0))
 
-    def _detect_alone(self, data: bytes, options: CallOptions, deadline: Deadline) -> _Worked:
-        image, decode_ms = self._decode(data)
+    def _detect_alone(self, file: _File, options: CallOptions, deadline: Deadline) -> _Worked:
+        image, decode_ms = self._decode(file)
         found = self._detector(image, channel_order="rgb", **_with(options, deadline))
         return _Worked(found, decode_ms, 0.0)
 
     def _detect_together(self, images: list[RgbImage], options: CallOptions) -> list[Detections]:
         return self._detector(images, channel_order="rgb", **options)
 
-    def _decode(self, data: bytes) -> tuple[RgbImage, float]:
+    def _decode(self, file: _File) -> tuple[RgbImage, float]:
         """Return the image, and how many milliseconds that took."""
         begin = time.perf_counter()
-        header, most = checked_header(data, _BODY_NAME), self._limits.max_pixels
+        data, name = file
+        header, most = checked_header(data, name), self._limits.max_pixels
         if header.height * header.width > most:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the image has {header.width} x {header.height} pixels, more than the {megapixels(most)} "
+                f"{'the image' if name == _BODY_NAME else name} has {header.width} x {header.height} pixels, "
+                f"more than the {megapixels(most)} "
                 "that this server takes; send a smaller one",
                 reason="too_many_pixels",
             )
-        return decode_image(data, _BODY_NAME, max_pixels=most), since(begin)
+        return decode_image(data, name, max_pixels=most), since(begin)
 
     def _in_hand(self, more: int) -> None:
         self.in_hand += more
         self._metrics.in_flight.set(self.in_hand)
+
+
+def _named(images: Sequence[bytes]) -> list[_File]:
+    """Return the image files of a request, each with what sentences call it."""
+    if len(images) == 1:
+        return [_File(images[0], _BODY_NAME)]
+    return [_File(data, f"image {i} of {len(images)}") for i, data in enumerate(images, start=1)]
 
 
 def _with(options: CallOptions, deadline: Deadline) -> CallOptions:

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from asag_deploy.errors import FieldError
 from asag_deploy.serving.limits import RefusedError
 from asag_deploy.serving.texts import shown
+from asag_deploy.typed_json import parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes the JSON has, where binary data follows."""
@@ -76,8 +78,10 @@ def read_request(data: bytes, header_length: str | None) -> InferRequest:
     """
     head, binary = _split(data, header_length)
     try:
-        return _read(json.loads(head), binary)
-    except (ValueError, RecursionError):
+        return _read(parse_json(head), binary)
+    except FieldError as error:
+        raise _bad(f"in the request, {error}; give it once") from None
+    except ValueError:
         raise _bad("the request is no JSON that can be read; see the Open Inference Protocol") from None
 
 
@@ -148,7 +152,7 @@ def _images(given: Mapping[str, Any], binary: bytes) -> list[bytes]:
     if datatype != "BYTES":
         raise _bad(f"the input '{INPUT}' is of type {shown(str(datatype))}; send image files, as BYTES")
     sides = shape if isinstance(shape, list) else []
-    whole = all(isinstance(side, int) and side > 0 for side in sides)
+    whole = all(type(side) is int and side > 0 for side in sides)
     if not whole or not 1 <= len(sides) <= 2 or sides[1:] not in ([], [1]):
         raise _bad(f"the input '{INPUT}' is of shape {shown(json.dumps(shape))}; expected [n] or [n, 1]")
     if sides[0] > MOST_IMAGES:

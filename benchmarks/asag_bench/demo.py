@@ -17,7 +17,7 @@ from asag_evaluation.data.coco import VAL_SPLIT
 from asag_evaluation.data.scenes import write_scenes
 from asag_evaluation.plots import check_plots
 from asag_export.bundle_export import export_bundle
-from asag_export.demo import CHECKPOINT, SEED
+from asag_export.demo.networks import CHECKPOINT, SEED
 from asag_training.checkpoints import load_checkpoint
 
 ON_CPU = ("onnxruntime", "openvino", "openvino-bf16")

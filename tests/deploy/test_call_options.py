@@ -179,6 +179,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"threshold": math.nan}, "threshold is nan"),
     ({"threshold": "0.5"}, "threshold is '0.5'; expected a number"),
     ({"threshold": True}, "threshold is True"),
+    ({"threshold": np.array([0.5, 0.6])}, "threshold is array.*; expected a number"),
+    ({"deadline_ms": np.array([5.0])}, "deadline_ms is array.*; expected a number"),
+    ({"deadline_ms": 10**400}, "deadline_ms is too large a number"),
+    ({"max_detections": np.array([1, 2])}, "max_detections is array.*; expected a whole number"),
     ({"mode": "slow"}, "unknown mode 'slow'"),
     ({"max_level": "P2"}, "unknown max_level 'P2'"),
     ({"deadline_ms": 0}, "deadline_ms is 0; expected more than 0 milliseconds"),
@@ -204,6 +208,11 @@ def test_what_makes_no_sense_is_refused(detector: Detector, options: dict[str, A
 def test_so_it_is_when_loading(bundle: Bundle, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Detector.load(bundle, **options)
+
+
+def test_explain_is_yes_or_no(detector: Detector) -> None:
+    with pytest.raises(ConfigError, match="explain is 'no'; expected True or False"):
+        detect(detector, explain="no")
 
 
 def test_unknown_options_are_a_mistake_in_the_program(detector: Detector) -> None:

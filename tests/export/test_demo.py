@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.examples import PHOTOGRAPHS, PHOTOGRAPHS_SPLIT, photographs
 from asag_deploy.images.reading import read_image
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.scenes import SCENE_CATEGORIES
 from asag_evaluation.evaluate import evaluate
 from asag_evaluation.predictor import bundle_predictor
 from asag_evaluation.report import table
-from asag_export import demo
+from asag_export.demo import networks, scenes
+from asag_export.demo.cli import main
 from asag_training.checkpoints import load_checkpoint
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
 from support.demo_run import SCENES, DemoRun
@@ -21,11 +23,40 @@ from support.demo_run import SCENES, DemoRun
 pytestmark = pytest.mark.slow
 
 
-def test_checkpoint_is_small_and_trained() -> None:
-    assert demo.CHECKPOINT.stat().st_size < 20e6
-    checkpoint = load_checkpoint(demo.CHECKPOINT)
-    assert checkpoint.trained
-    assert checkpoint.categories == SCENE_CATEGORIES
+@pytest.mark.parametrize("path", [networks.CHECKPOINT, networks.PHOTOGRAPHS_CHECKPOINT])
+def test_checkpoints_are_small_and_trained(path: Path) -> None:
+    assert path.stat().st_size < 15 * 2**20
+    assert load_checkpoint(path).trained
+
+
+def test_checkpoints_know_their_classes() -> None:
+    assert load_checkpoint(networks.CHECKPOINT).categories == SCENE_CATEGORIES
+    of_photographs = load_checkpoint(networks.PHOTOGRAPHS_CHECKPOINT).categories
+    assert of_photographs == CocoDataset.open(PHOTOGRAPHS, PHOTOGRAPHS_SPLIT).categories
+    assert [category.name for category in of_photographs] == ["RBC", "WBC", "Platelets"]
+
+
+def test_photographs_come_first(demo_run: DemoRun) -> None:
+    lines = demo_run.printed.splitlines()
+    rows = {path.name: next(line for line in lines if path.name in line).split() for path in photographs()}
+    assert len(rows) == 6
+    stopped_at = {name: row[1] for name, row in rows.items()}
+    assert len(set(stopped_at.values())) > 1, "the photographs shall show that the network adapts"
+    hits = next(line for line in lines if "annotated cells are among" in line).split()
+    found, objects = int(hits[0]), int(hits[2])
+    assert found > 0.85 * objects > 40
+    scenes_begin = next(i for i, line in enumerate(lines) if "generated scenes" in line)
+    assert max(i for i, line in enumerate(lines) if photographs()[0].name in line) < scenes_begin
+
+
+def test_more_anchors_find_more_objects(demo_run: DemoRun) -> None:
+    lines = demo_run.printed.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split()[:2] == ["anchors", "at"])
+    rows = [list(map(float, line.split())) for line in lines[first + 1 : first + 5]]
+    assert [(cap, most) for cap, most, *_ in rows] == [(150, 100), (150, 600), (300, 600), (600, 600)]
+    recall = [row[2] for row in rows]
+    assert recall[0] < recall[1] < recall[2] < recall[3]
+    assert recall[3] > recall[0] + 0.15
 
 
 def test_it_detects(demo_run: DemoRun) -> None:
@@ -48,7 +79,7 @@ def test_the_bundle_detects_and_proposes_what_the_checkpoint_does(demo_run: Demo
     scenes = CocoDataset.open(demo_run.folder / "scenes", VAL_SPLIT).first(12)
     of_bundle, of_checkpoint = (
         evaluate(predictor.detector, scenes, proposals=predictor.proposals, batch=2)
-        for predictor in (bundle_predictor(bundle), checkpoint_predictor(demo.CHECKPOINT))
+        for predictor in (bundle_predictor(bundle), checkpoint_predictor(networks.CHECKPOINT))
     )
     assert of_checkpoint.coco.ap is not None
     assert of_bundle.coco.ap == pytest.approx(of_checkpoint.coco.ap, abs=1e-6)
@@ -64,7 +95,7 @@ def test_probing_is_worth_it(demo_run: DemoRun) -> None:
     lines = [line.strip() for line in demo_run.printed.splitlines()]
     ap = {
         way: float(line.removeprefix(way).split()[0])
-        for way in demo._WAYS
+        for way in scenes._WAYS
         for line in lines
         if line.startswith(f"{way} ") and len(line.removeprefix(way).split()) == 8
     }
@@ -74,16 +105,17 @@ def test_probing_is_worth_it(demo_run: DemoRun) -> None:
 
 def test_pictures(demo_run: DemoRun) -> None:
     assert read_image(str(demo_run.folder / "gallery.jpg")).shape == (1280, 1920, 3)
+    assert read_image(str(demo_run.folder / "photographs.jpg")).shape == (960, 1920, 3)
     assert {path.name for path in (demo_run.folder / "evaluation").glob("*.png")} >= {"exit_levels.png"}
 
 
 def test_a_second_demo_takes_the_scenes_of_the_first(demo_run: DemoRun, tmp_path: Path) -> None:
-    assert len(demo._scenes(demo_run.folder / "scenes", SCENES)) == SCENES
-    other = demo._scenes(demo_run.folder / "scenes", 3)
+    assert len(scenes._scenes(demo_run.folder / "scenes", SCENES)) == SCENES
+    other = scenes._scenes(demo_run.folder / "scenes", 3)
     assert len(other) == 3
-    assert len(demo._scenes(demo_run.folder / "scenes", 3)) == 3
+    assert len(scenes._scenes(demo_run.folder / "scenes", 3)) == 3
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--scenes", "some"]) == 2
+    assert main(["--scenes", "some"]) == 2
     assert capsys.readouterr().err.startswith("demo: error: --scenes is some; it must be a whole number")

@@ -22,12 +22,14 @@ class DemoRun(NamedTuple):
 
 def run_demo(folder: Path) -> None:
     """Run the demo on `SCENES` scenes, and keep what it prints beside what it writes."""
-    from asag_export import demo  # with pycocotools, which a machine that is there for its GPU may lack
+    from asag_export.demo.cli import (
+        main,  # with pycocotools, which a machine that is there for its GPU may lack
+    )
 
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.print", lambda *words, **options: lines.append(" ".join(map(str, words))))
-        assert demo.main(["--output-dir", str(folder), "--scenes", str(SCENES)]) == 0
+        assert main(["--output-dir", str(folder), "--scenes", str(SCENES), "--crowds", "4"]) == 0
     (folder / _PRINTED).write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ PROGRAMS = {
     "pack": "asag_training.checkpoints.pack",
     "asag-quantize": "asag_export.quantize.cli",
     "asag-export": "asag_export.cli",
-    "demo": "asag_export.demo",
+    "demo": "asag_export.demo.cli",
     "asag-bench": "asag_bench.cli",
     "asag-paper": "asag_bench.paper.cli",
 }

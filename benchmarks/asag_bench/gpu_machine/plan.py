@@ -17,7 +17,7 @@ from asag_bench.gpu_machine.work import ONNXRUNTIME, ROOT, Work
 from asag_deploy.backends import BACKENDS
 from asag_deploy.errors import BackendError
 
-# As in `asag_export.demo`, which imports what such a machine may lack; a test holds that they are the same.
+# As in `asag_export.demo.networks`; a test holds that they are the same.
 CHECKPOINT = ROOT / "export" / "asag_export" / "asag-a-scenes.safetensors"
 SEED = 2
 VAL_SPLIT = "val2017"

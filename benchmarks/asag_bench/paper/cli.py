@@ -205,7 +205,7 @@ def given(options: argparse.Namespace, *, timed: int = 0) -> Iterator[Given]:
             "networks are measured on their data: give --data DIR, or no --network and no --peer"
         )
     from asag_evaluation.data.scenes import write_scenes
-    from asag_export.demo import CHECKPOINT, SEED
+    from asag_export.demo.networks import CHECKPOINT, SEED
 
     with scratch_folder() as folder:
         data = folder / "scenes"

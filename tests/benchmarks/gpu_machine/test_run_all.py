@@ -26,7 +26,7 @@ from asag_deploy.backends import BACKENDS
 from asag_deploy.cuda import why_no_cuda
 from asag_deploy.errors import BackendError, ConfigError
 from asag_evaluation.data.coco import VAL_SPLIT
-from asag_export import demo
+from asag_export.demo import networks as demo
 from support import plugin_builds
 from support.programs import in_python
 from support.simulated_gpu.fake_cuda import FakeCuda

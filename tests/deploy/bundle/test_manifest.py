@@ -126,7 +126,15 @@ def test_every_field_must_be_there() -> None:
         assert f"`{_shown(where)}`" in str(error.value)
 
 
-LATER = [f"graphs.{i}.precision" for i in range(9)]
+LATER = ["probing.cap_can_be_lowered", *(f"graphs.{i}.precision" for i in range(9))]
+
+
+def test_the_cap_of_bundles_of_earlier_releases_is_fixed() -> None:
+    data = as_data()
+    data["probing"]["cap_can_be_lowered"] = True
+    assert read(data).probing.cap_can_be_lowered
+    del data["probing"]["cap_can_be_lowered"]
+    assert not read(data).probing.cap_can_be_lowered
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -21,12 +21,13 @@ import pytest
 from numpy.typing import NDArray
 
 from asag_deploy import Detections, Detector
-from asag_deploy.bundle.manifest import Manifest
+from asag_deploy.bundle.manifest import Category, Manifest
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError, ImageError
+from asag_deploy.examples import PHOTOGRAPHS_CLASSES, photographs
 from asag_deploy.loop.trace import ProbingTrace, StopReason
 from asag_deploy.playground import cli, html
-from asag_deploy.playground.examples import MOST, OWN, list_examples, prepare
+from asag_deploy.playground.examples import MOST, OWN, list_examples, own_examples, prepare
 from asag_deploy.playground.looking import Choices, Ranges, Sight, compare, look, read
 from asag_deploy.playground.page import Visit
 from asag_deploy.playground.shelf import KEPT_SECONDS, Shelf
@@ -367,6 +368,14 @@ def test_the_packages_own_examples_are_the_generated_scenes() -> None:
     for name in SCENES:
         difference = np.abs(read(OWN / name).astype(int) - drawn_example(name).astype(int))
         assert difference.mean() < 4, name  # what JPEG makes of it
+
+
+def test_photographs_for_a_network_of_their_classes(tmp_path: Path) -> None:
+    manifest = make_bundle(tmp_path / "bundle").manifest
+    assert own_examples(manifest) == list_examples(OWN)
+    cells = tuple(Category(id=i, name=name) for i, name in enumerate(PHOTOGRAPHS_CLASSES, start=1))
+    assert own_examples(dataclasses.replace(manifest, categories=cells)) == photographs()
+    assert len(photographs()) == 6
 
 
 def test_examples_are_copied_as_browsers_show_them(tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ def connect(server: Served) -> socket.socket:
 
 def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     """Read one answer."""
+    head, body = whole_answer(connection)
+    return int(head.split()[1]), json.loads(body)
+
+
+def whole_answer(connection: socket.socket) -> tuple[str, bytes]:
+    """Read one answer: its head, and its body."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = connection.recv(65536)
@@ -48,7 +54,7 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     )
     while len(body) < length:
         body += connection.recv(65536)
-    return int(head.split()[1]), json.loads(body)
+    return head.decode(), body
 
 
 def said(server: Served, *pieces: bytes) -> tuple[int, dict[str, Any]]:
@@ -272,7 +278,9 @@ def test_too_many_connections(detector: GatedDetector) -> None:
         assert server.ask("GET", "/v2/health/ready")[0] == 200
         assert b"too_many_connections" in server.ask_plainly("GET", "/metrics")[1]
         crowd = [clients.enter_context(connect(server)) for _ in range(40)]
-        assert answer(crowd[-1])[0] == 503
+        head, _ = whole_answer(crowd[-1])
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "retry-after: 1" in head.lower()
         clients.close()
         until(lambda: server.detect(IMAGE)[0] == 200)
 
@@ -309,8 +317,10 @@ def test_what_is_cut_off_at_the_end_is_told(
             connection.sendall(WHOLE[:-5])
             until(lambda: in_hand(server) == 1)
             server.server.should_exit = True
-            status, told = answer(connection)
-        assert (status, told) == (503, {"error": "the server is stopping; send the image again"})
+            head, body = whole_answer(connection)
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "retry-after: 1" in head.lower()
+        assert json.loads(body) == {"error": "the server is stopping; send the image again"}
     assert "Traceback" not in capfd.readouterr().err
 
 

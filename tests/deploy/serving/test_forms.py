@@ -83,6 +83,7 @@ def test_fields_and_query_are_one(shared: tuple[Served, GatedDetector]) -> None:
         (written([file()])[:-9], 400, "the form breaks off"),
         (written([file()], "other"), 400, "the form cannot be read"),
         (b"", 400, "the form breaks off"),
+        (written([file(), file("threshold", b".5")]), 400, "field 'threshold' is a file; send its value"),
         (written([*[field(f"f{i}", "") for i in range(40)]]), 400, "more than 32 fields"),
         (written([file(data=b"no image")]), 422, "damaged or is not an image"),
         (written([file(data=bytes(10_001))]), 413, "larger than"),
@@ -97,6 +98,12 @@ def test_a_form_that_is_refused(
     assert (got, list(answer)) == (status, ["error"])
     assert sentence in answer["error"]
     assert send(shared[0], written([file()]))[0] == 200
+
+
+def test_fields_that_nobody_has_filled_in(shared: tuple[Served, GatedDetector]) -> None:
+    server, detector = shared
+    assert send(server, written([file(), field("max_level", ""), field("threshold", "")]))[0] == 200
+    assert detector.asked[-1] == {}
 
 
 def test_a_form_without_boundary(shared: tuple[Served, GatedDetector]) -> None:

@@ -200,7 +200,12 @@ def test_by_hand_in_json(served: Served) -> None:
         (by_json(input={"parameters": {"binary_data_size": 5}}), "is 5, but 0 bytes follow"),
         (by_json(parameters={"binary_data_output": 1}), "neither true nor false"),
         (by_json(parameters={"deadline_ms": 0}), "deadline_ms is '0'"),
-        (by_json(parameters={"deadline_ms": 5, "timeout": 5}), "deadline_ms is given more than once"),
+        (by_json(parameters={"deadline_ms": 5, "timeout": 5}), "timeout is given, and so is deadline_ms"),
+        (by_json(parameters={"timeout": -5}), "timeout is -5; expected a number of microseconds"),
+        (by_json(parameters={"timeout": 1e18}), "timeout is 1e+18; expected"),
+        (by_json(parameters={"timeout": False}), "timeout is of the wrong type"),
+        (by_json().replace(b'"id": "7"', b'"id": "7", "id": "8"'), "`id` stands there twice; give it once"),
+        (by_json(input={"shape": [True]}), "is of shape [true]"),
         (by_json(parameters={"timeout": "5"}), "timeout is of the wrong type; expected a number of micro"),
         (by_json(parameters={"threshold": None}), "threshold is of the wrong type"),
         (by_json(outputs=[{"name": "masks"}]), "there is no output 'masks'; there are boxes, scores"),
@@ -213,6 +218,13 @@ def test_a_request_that_is_refused(served: Served, body: bytes, sentence: str) -
     assert (status, list(answer)) == (400, ["error"]), answer
     assert sentence in answer["error"]
     assert len(answer["error"].splitlines()) == 1
+
+
+def test_which_of_several_images_is_bad(served: Served) -> None:
+    data = [base64.b64encode(each).decode() for each in (IMAGE, b"no image")]
+    status, answer, _ = served.ask("POST", INFER, by_json(input={"shape": [2], "data": data}))
+    assert status == 422
+    assert answer["error"].startswith("'image 2 of 2' is damaged or is not an image")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`make demo`: from trained checkpoints to detections and figures, on any machine."""
