@@ -16,7 +16,7 @@ from asag_training.recipes import ABLATIONS, RECIPES, Recipe, recipe
 from asag_training.settings import Optimisation, apply_changes
 
 OF_OTHERS = ("scenes-s", "bccd-s", "scenes-d", "bccd-d")
-SMALL = ("scenes", "bccd", "scenes-lite", "bccd-lite", *OF_OTHERS)
+SMALL = ("scenes", "bccd", "photographs", "scenes-lite", "bccd-lite", *OF_OTHERS)
 D = ("asag-d-r50-100-3x", "asag-d-r50-300-3x")
 LIGHT = ("asag-a-lite-s-3x", "asag-a-lite-m-3x")
 PUBLISHED = [name for name in RECIPES if name not in (*SMALL, *LIGHT)]

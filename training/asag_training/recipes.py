@@ -171,6 +171,26 @@ def _bccd() -> Recipe:
     )
 
 
+def _photographs() -> Recipe:
+    """Return the recipe of the network for blood cells that comes with the project.
+
+    It begins with the weights of the one for scenes (`--init`), sees the cells at more sizes than `bccd`, and
+    drops duplicates by NMS, since after so short a training several queries answer to one object.
+    """
+    of = _bccd()
+    return dataclasses.replace(
+        of,
+        network=of.network.with_changes(detection_nms_iou=0.7),
+        schedule=Schedule(epochs=105, drops=(82, 98), warmup_steps=100),
+        augmentation=of.augmentation.with_changes(
+            shorter_sides=(256, 288, 320, 352, 384),
+            longer_side=512,
+            colour=0.4,
+            crop=CropRecipe(shorter_sides=(480,), smallest=240, largest=400, probability=0.3),
+        ),
+    )
+
+
 def _with_decoder(of: Callable[[], Recipe], decoder: DecoderType) -> Callable[[], Recipe]:
     """Return a recipe for small data with another decoder: all else, data and updates included, is the
     same."""
@@ -244,6 +264,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     ),
     "scenes": _scenes,
     "bccd": _bccd,
+    "photographs": _photographs,
     "scenes-s": _with_decoder(_scenes, "sparse-rcnn"),
     "bccd-s": _with_decoder(_bccd, "sparse-rcnn"),
     "scenes-d": _with_decoder(_scenes, "deformable-detr"),
