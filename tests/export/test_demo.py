@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.examples import PHOTOGRAPHS, PHOTOGRAPHS_SPLIT, photographs
 from asag_deploy.images.reading import read_image
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
@@ -77,9 +78,10 @@ def test_the_bundle_detects_and_proposes_what_the_checkpoint_does(demo_run: Demo
     bundle = Bundle.open(demo_run.folder / "bundle")
     assert bundle.manifest.parity["passed"] is True
     scenes = CocoDataset.open(demo_run.folder / "scenes", VAL_SPLIT).first(12)
+    as_trained = DetectorOptions(anchor_cap=150, max_detections=100)  # it is exported for more
     of_bundle, of_checkpoint = (
         evaluate(predictor.detector, scenes, proposals=predictor.proposals, batch=2)
-        for predictor in (bundle_predictor(bundle), checkpoint_predictor(networks.CHECKPOINT))
+        for predictor in (bundle_predictor(bundle, as_trained), checkpoint_predictor(networks.CHECKPOINT))
     )
     assert of_checkpoint.coco.ap is not None
     assert of_bundle.coco.ap == pytest.approx(of_checkpoint.coco.ap, abs=1e-6)
