@@ -8,14 +8,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from asag_deploy.atomic import atomic_directory
 from asag_deploy.downloads import is_web_page
-from asag_deploy.errors import DownloadError, OutputError
+from asag_deploy.errors import DownloadError, OutputError, first_line
 from asag_deploy.fetching.manifests import MANIFEST
 from asag_deploy.fetching.web import MOST_BYTES
 
@@ -62,9 +62,25 @@ def _unpack(archive: Path, address: str, folder: Path) -> None:
                     shutil.copyfileobj(source, target, 2**20)
 
 
+def _bounded(members: Iterable[_Member], address: str) -> Iterator[_Member]:
+    """Yield members as long as they are no more than a bundle may hold, before the next is looked for."""
+    total = 0
+    for number, member in enumerate(members, start=1):
+        total += member.size
+        if number > _MOST_FILES or total > MOST_BYTES:
+            raise DownloadError(f"'{address}' would unpack to more than any bundle holds: it is refused")
+        yield member
+
+
 def _check(members: Sequence[_Member], address: str) -> None:
-    if len(members) > _MOST_FILES or sum(member.size for member in members) > MOST_BYTES:
-        raise DownloadError(f"'{address}' would unpack to more than any bundle holds: it is refused")
+    seen: set[PurePosixPath] = set()
+    for member in members:
+        if member.path in seen:
+            raise DownloadError(f"'{address}' holds '{member.path}' twice: it is refused")
+        seen.add(member.path)
+    both = next((path for member in members for path in member.path.parents if path in seen), None)
+    if both is not None:
+        raise DownloadError(f"'{address}' holds '{both}' both as a file and as a folder: it is refused")
     for member in members:
         parts = member.path.parts
         if (
@@ -97,23 +113,28 @@ class _Reader:
 def _members(archive: Path, address: str) -> Iterator[tuple[list[_Member], _Reader]]:
     """Give the regular files of an archive, and what opens them; links and devices are refused."""
     try:
-        if zipfile.is_zipfile(archive):
+        if address.lower().endswith(".zip") or zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
                 infos = [info for info in packed.infolist() if not info.is_dir()]
                 _no_links((i.filename for i in infos if stat.S_ISLNK(i.external_attr >> 16)), address)
-                members = [_Member(PurePosixPath(i.filename), i.file_size, i) for i in infos]
-                yield members, _Reader(packed)
+                files = (_Member(PurePosixPath(i.filename), i.file_size, i) for i in infos)
+                yield list(_bounded(files, address)), _Reader(packed)
         else:
             with tarfile.open(archive) as packed_tar:
-                items = [item for item in packed_tar if not item.isdir()]
-                _no_links((i.name for i in items if not i.isreg()), address)
-                yield [_Member(PurePosixPath(i.name), i.size, i) for i in items], _Reader(packed_tar)
+                items = (item for item in packed_tar if not item.isdir())
+                entries = (_Member(PurePosixPath(i.name), i.size, i) for i in items)
+                members = list(_bounded(entries, address))
+                _no_links((i.name for i in packed_tar.getmembers() if not (i.isdir() or i.isreg())), address)
+                yield members, _Reader(packed_tar)
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         with archive.open("rb") as file:
             what = "is a web page" if is_web_page(file.read(1024)) else "is damaged, or no archive"
-        raise DownloadError(f"'{address}' {what}: check the address ({error})") from None
+        why = (
+            "" if isinstance(error, tarfile.TarError) else f" ({first_line(error)})"
+        )  # those are of many lines
+        raise DownloadError(f"'{address}' {what}: check the address{why}") from None
 
 
 def _no_links(names: Iterator[str], address: str) -> None:

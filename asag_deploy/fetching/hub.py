@@ -90,7 +90,10 @@ class HubFiles:
 
     def remember(self) -> None:
         """Note which commit the revision is, once all of it is here, for when nobody answers."""
-        if self._commit is not None:
+        kept = self._kept_folder()
+        if self._commit is not None and (
+            kept is None or kept.name != self._commit or not self._reference().is_file()
+        ):
             atomic_write_text(self._reference(), self._commit)
 
     def _folder(self) -> Path:

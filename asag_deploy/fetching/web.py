@@ -6,6 +6,7 @@ is asked each time whether it has something newer; where it cannot be reached, w
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import hashlib
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from http.client import HTTPMessage
 from pathlib import Path
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write_text
 from asag_deploy.errors import DownloadError, first_line
-from asag_deploy.fetching.addresses import cache_folder, shown
+from asag_deploy.fetching.addresses import as_asked, cache_folder, shown
 
 MOST_BYTES = 16 * 2**30
 """Of a file; no checkpoint of a detector is nearly so large."""
@@ -40,9 +41,11 @@ _MIB = 2**20
 _SECONDS = 30.0
 """Without a byte, after which a server has gone."""
 _ATTEMPTS = 3
+_LOGIN = "Authorization"
 _ENTRY, _PARTIAL, _PARTIAL_ENTRY = "entry.json", "partial", "partial.json"
 _UNFIT = re.compile(r"[^\w.+-]+")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UnreachableError(Exception):
@@ -78,9 +81,10 @@ def download(address: str, *, most: int = MOST_BYTES) -> Path:
             return _newest(address, place, kept, most)
         except UnreachableError as error:
             if kept is None:
+                goes_on = _headers(place, kept)[1] > 0
                 raise DownloadError(
-                    f"'{shown(address)}' cannot be fetched ({error}): check the address and the network; "
-                    "what came is kept, and goes on when you try again"
+                    f"'{shown(address)}' cannot be fetched ({error}): check the address and the network"
+                    + ("; what came is kept, and goes on when you try again" if goes_on else "")
                 ) from None
             warn_unreachable(address, str(error))
             return place / kept.file
@@ -109,10 +113,18 @@ def _as_download_error(address: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """Let one process at a time fetch from an address; the others then find what it fetched."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Let one process at a time fetch from an address; the others then find what it fetched.
+
+    What is kept where nothing can be written is taken without a lock.
+    """
+    with ExitStack() as stack:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((place / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _READ_ONLY or _read_entry(place) is None:
+                raise
         yield
 
 
@@ -144,12 +156,9 @@ def _newest(address: str, place: Path, kept: _Kept | None, most: int) -> Path:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 (place / _PARTIAL_ENTRY).unlink(missing_ok=True)
                 continue
-            said = f"{error.code} {error.reason}".strip()
             if error.code >= 500 or error.code == http.HTTPStatus.TOO_MANY_REQUESTS:
-                raise UnreachableError(f"the server answers {said}") from None
-            raise DownloadError(
-                f"there is nothing at '{shown(address)}' ({said}): check the address"
-            ) from None
+                raise UnreachableError(f"the server answers {error.code} {error.reason}".strip()) from None
+            raise DownloadError(_refusal(address, error)) from None
         except (urllib.error.URLError, http.client.HTTPException, UnicodeError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UnreachableError(_said(reason)) from None
@@ -157,6 +166,24 @@ def _newest(address: str, place: Path, kept: _Kept | None, most: int) -> Path:
             if attempt == _ATTEMPTS - 1:
                 raise UnreachableError(str(error)) from None
     raise UnreachableError("it never comes whole")
+
+
+def _refusal(address: str, error: urllib.error.HTTPError) -> str:
+    """Return a sentence on an answer that will be the same the next time."""
+    said = f"{error.code} {error.reason}".strip()
+    if error.code in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+        return (
+            f"'{shown(address)}' needs a login, or is not for you ({said}): give one as "
+            "https://user:password@host/path, or ask whoever serves it"
+        )
+    if error.code in range(300, 400):
+        to = error.headers.get("Location", "")
+        if urlsplit(to).scheme not in ("", "http", "https"):
+            return (
+                f"'{shown(address)}' leads to '{shown(to)}', which is neither http nor https: it is refused"
+            )
+        return f"'{shown(address)}' redirects in circles, or to nowhere ({error.code}): check the address"
+    return f"there is nothing at '{shown(address)}' ({said}): check the address"
 
 
 def _said(reason: Any) -> str:
@@ -198,7 +225,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"'{shown(req.full_url)}' leads to '{shown(newurl)}', which is not https: give that address "
                 "itself"
             )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        address, _ = as_asked(newurl)
+        request = super().redirect_request(req, fp, code, msg, headers, address)
+        login = req.unredirected_hdrs.get(_LOGIN)
+        if request is not None and login and urlsplit(address).netloc == urlsplit(req.full_url).netloc:
+            request.add_unredirected_header(_LOGIN, login)  # which no other host is to see
+        return request
 
 
 def _open(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -215,10 +247,13 @@ def _open(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     )
     for handler in handlers:
         opener.add_handler(handler)
+    asked, login = as_asked(address)
+    request = urllib.request.Request(asked, headers=headers)
+    if login is not None:
+        coded = base64.b64encode(login.encode()).decode()
+        request.add_unredirected_header(_LOGIN, f"Basic {coded}")
     try:
-        response: http.client.HTTPResponse = opener.open(
-            urllib.request.Request(address, headers=headers), timeout=_SECONDS
-        )
+        response: http.client.HTTPResponse = opener.open(request, timeout=_SECONDS)
     except (urllib.error.HTTPError, urllib.error.URLError):
         raise
     except OSError as error:  # such as a connection that is reset before its answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -21,9 +22,9 @@ import pytest
 
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
-from asag_deploy.errors import BackendError, BundleNotFoundError, DownloadError
-from asag_deploy.fetching.addresses import address_of, cache_folder, hub_place, shown
-from asag_deploy.fetching.locate import local_bundle, local_checkpoint, local_model
+from asag_deploy.errors import BackendError, DownloadError
+from asag_deploy.fetching.addresses import cache_folder
+from asag_deploy.fetching.locate import local_checkpoint, local_model
 from asag_deploy.fetching.web import download
 from support.tiny_bundle import make_bundle
 
@@ -165,49 +166,6 @@ def serve_folder(site: Site, bundle: Bundle, prefix: str) -> None:
         site.files[prefix + path.name] = path.read_bytes()
 
 
-class TestAddresses:
-    @pytest.mark.parametrize(
-        ("given", "address"),
-        [
-            ("hf://org/repo", "hf://org/repo"),
-            (Path("hf://org/repo/x@v1"), "hf://org/repo/x@v1"),
-            (Path("HTTPS://host/a.zip?token=1"), "https://host/a.zip?token=1"),
-            ("http://host", "http://host"),
-            ("bundle", None),
-            ("/hf:/x", None),
-            ("ftp://host/x", None),
-            ("https", None),
-        ],
-    )
-    def test_what_is_one(self, given: str | Path, address: str | None) -> None:
-        assert address_of(given) == address
-
-    def test_places_on_the_hub(self) -> None:
-        assert hub_place("hf://org/repo") == ("org/repo", "", None)
-        assert hub_place("hf://org/repo/a/b.pth@refs/pr/1") == ("org/repo", "a/b.pth", "refs/pr/1")
-        assert str(hub_place("hf://org/repo/a@v1")) == "hf://org/repo/a@v1"
-        assert hub_place("http://x/y") is None
-
-    @pytest.mark.parametrize("address", ["hf://org", "hf://org/repo@", "hf://org/repo/../x", "hf://o r/x"])
-    def test_places_that_are_none(self, address: str) -> None:
-        with pytest.raises(DownloadError, match="is no address: expected hf://"):
-            hub_place(address)
-
-    def test_secrets_are_not_shown(self) -> None:
-        assert shown("https://me:word@host/a.zip?token=1#x") == "https://host/a.zip"
-
-    def test_paths_stay(self, tmp_path: Path) -> None:
-        for local in (local_bundle, local_checkpoint, local_model):
-            assert local(tmp_path / "x") == tmp_path / "x"
-        with pytest.raises(BundleNotFoundError):
-            Bundle.open(tmp_path / "x")
-
-    def test_where_it_is_kept(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.delenv("ASAG_CACHE_DIR", raising=False)
-        monkeypatch.setenv("HOME", str(tmp_path))
-        assert cache_folder() == tmp_path / ".cache" / "asag-deploy"
-
-
 class TestFiles:
     def test_once_and_again_only_when_it_changed(self, site: Site) -> None:
         site.files["/w.pth"] = b"one"
@@ -257,11 +215,54 @@ class TestFiles:
         site.moved["/w.pth"] = "/real"
         assert download(site.address + "/w.pth").read_bytes() == b"here"
         site.moved["/loop"] = "/loop"
-        with pytest.raises(DownloadError, match="redirect"):
+        with pytest.raises(DownloadError, match=r"/loop' redirects in circles.*check the address$"):
             download(site.address + "/loop")
         site.moved["/file"] = "file:///etc/hostname"
-        with pytest.raises(DownloadError, match="/file'"):
+        with pytest.raises(DownloadError, match="leads to 'file:///etc/hostname', which is neither"):
             download(site.address + "/file")
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_without_a_login(self, site: Site, status: int) -> None:
+        site.status["/w.pth"] = status
+        with pytest.raises(DownloadError, match=rf"/w.pth' needs a login, or is not for you \({status} "):
+            download(site.address + "/w.pth")
+
+    def test_a_login_is_for_its_host_alone(self, site: Site) -> None:
+        site.files["/real"] = b"here"
+        site.moved["/near"] = "/real"
+        port = site.address.rpartition(":")[2]
+        site.moved["/far"] = f"http://localhost:{port}/real"
+        with_login = site.address.replace("//", "//me:w%20rd@")
+        for path in ("/near", "/far"):
+            assert download(with_login + path).read_bytes() == b"here"
+        sent = [headers.get("Authorization") for _, _, headers in site.asked]
+        assert sent == ["Basic bWU6dyByZA=="] * 3 + [None]
+        site.status["/w.pth"] = 401
+        with pytest.raises(DownloadError) as caught:
+            download(with_login + "/w.pth")
+        assert "w%20rd" not in str(caught.value)
+
+    def test_letters_that_addresses_lack(self, site: Site) -> None:
+        site.files["/a%20b/%C3%A9%2B.pth"] = b"here"
+        assert download(site.address + "/a b/\u00e9%2B.pth?q=a b").read_bytes() == b"here"
+        assert site.asked[-1][1].endswith("?q=a%20b")
+
+    def test_nothing_came(self, site: Site) -> None:
+        site.stop()
+        with pytest.raises(DownloadError, match=r"refused\): check the address and the network$"):
+            download(site.address + "/w.pth")
+
+    def test_a_cache_that_is_read_only(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        site.files["/w.pth"] = b"one"
+        first = download(site.address + "/w.pth")
+
+        def refuse(*args: Any, **options: Any) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        assert download(site.address + "/w.pth") == first
+        with pytest.raises(DownloadError, match=r"\(read-only file system\): make it writable"):
+            download(site.address + "/other.pth")
 
     def test_never_from_https_to_http(self) -> None:
         from asag_deploy.fetching.web import _Redirects
@@ -373,9 +374,10 @@ class TestBundles:
         else:
             with tarfile.open(fileobj=content, mode="a:") as tar:
                 tar.addfile(tarfile.TarInfo(name))
-        site.files["/b.bin.zip"] = content.getvalue()
+        address = f"/b.{kind or 'tar'}"
+        site.files[address] = content.getvalue()
         with pytest.raises(DownloadError, match="which would lie outside it: it is refused"):
-            Bundle.open(site.address + "/b.bin.zip")
+            Bundle.open(site.address + address)
         assert not list(tmp_path.rglob("*evil*"))
         assert not list(tmp_path.glob("cache/web/*/*/bundle"))
 
@@ -410,8 +412,31 @@ class TestBundles:
     ) -> None:
         for name, kind in (("b.zip", "zip"), ("b.tar.gz", "gz")):
             site.files[f"/{name}"] = change(packed(bundle, kind))
-            with pytest.raises(DownloadError, match=problem):
+            with pytest.raises(DownloadError, match=problem) as caught:
                 Bundle.open(f"{site.address}/{name}")
+            assert "method gz" not in str(caught.value), "what the library tried"
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_archives_that_hold_a_name_twice(self, site: Site, bundle: Bundle) -> None:
+        for name, said in (("manifest.json", "twice"), ("manifest.json/x", "both as a file and as a folder")):
+            content = io.BytesIO(packed(bundle, "zip"))
+            with zipfile.ZipFile(content, "a") as archive:
+                archive.writestr(name, b"")
+            site.files["/b.zip"] = content.getvalue()
+            with pytest.raises(DownloadError, match=f"holds 'manifest.json' {said}: it is refused"):
+                Bundle.open(site.address + "/b.zip")
+
+    def test_a_tar_that_says_it_is_huge(self, site: Site) -> None:
+        huge = tarfile.TarInfo("manifest.json")
+        huge.size = 2**45
+        site.files["/b.tar"] = huge.tobuf() + bytes(2048)
+        with pytest.raises(DownloadError, match="more than any bundle holds"):
+            Bundle.open(site.address + "/b.tar")
+
+    def test_a_zip_that_is_a_tar(self, site: Site, bundle: Bundle) -> None:
+        site.files["/b.zip"] = packed(bundle, "")
+        with pytest.raises(DownloadError, match=r"no archive: check the address \(File is not a zip file\)"):
+            Bundle.open(site.address + "/b.zip")
 
     def test_archives_that_are_no_bundles_or_too_much(self, site: Site) -> None:
         content = io.BytesIO()
@@ -442,7 +467,7 @@ class TestHub:
     def _client(self) -> None:
         pytest.importorskip("huggingface_hub", reason="huggingface_hub fetches from hf:// addresses")
 
-    def test_bundle(self, site: Site, bundle: Bundle) -> None:
+    def test_bundle(self, site: Site, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         serve_folder(site, bundle, self.PREFIX + "net/")
         site.files[self.PREFIX + "other/large.bin"] = b"x"
         found = Bundle.open("hf://org/repo/net@v1")
@@ -450,6 +475,9 @@ class TestHub:
         assert Path(cache_folder()) in found.path.parents
         assert not any("large.bin" in path for _, path, _ in site.asked)
         assert Bundle.open(Path("hf://org/repo/net@v1")).path == found.path
+        with monkeypatch.context() as patch:  # a cache that is read-only
+            patch.setattr("asag_deploy.fetching.hub.atomic_write_text", None)
+            assert Bundle.open("hf://org/repo/net@v1").path == found.path
         with pytest.raises(DownloadError, match=r"holds no manifest.json; there are some in net"):
             Bundle.open("hf://org/repo")
 

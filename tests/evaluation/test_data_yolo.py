@@ -61,6 +61,7 @@ def test_boxes_and_classes(tmp_path: Path) -> None:
     ("description", "place"),
     [
         ("train: images/train\nnames: {0: cup, 1: ball}\n", "images/train"),
+        ("train: images/train\nnames: {'0': cup, '1': ball}\nnc: '2'\n", "images/train"),
         ("train: ../train/images\nnames: [cup, ball]\nnc: 2\n", "train/images"),  # Roboflow's
         ("train: [images/one, images/two]\nnames: [cup, ball]\n", "images/two"),
         ("path: ../yolo\ntrain: images\nnames: [cup, ball]\n", "images/deep/er"),
@@ -112,6 +113,18 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
     assert len(by_name["flat.png"]) == 1
 
 
+def test_images_that_share_labels_and_a_path_that_is_not_there(tmp_path: Path) -> None:
+    rows = "1 0.5 0.5 0.5 0.25\n"
+    description = "path: /nowhere/x\ntrain: images\nnames: [cup, ball]\n"
+    root = write(tmp_path / "yolo", {"images/x.jpg": rows, "images/x.png": rows}, description)
+    dataset, remarks = convert(root)
+    assert [len(dataset[i].boxes) for i in range(2)] == [1, 1]
+    assert [remark.partition("(")[0] for remark in remarks] == [
+        "1 image with the label file of another, whose objects it got as well ",
+        "1 folder called `path` in data.yaml not being there, passed over: '/nowhere/x'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
@@ -141,6 +154,13 @@ def test_rows_that_are_none(tmp_path: Path, rows: str, problem: str) -> None:
         ("train: images/train\nnames: {1: cup, 2: ball}\n", "are not 0, 1, 2 and so on"),
         ("train: images/train\nnames: [cup, ball]\nnc: 3\n", r"says that there are 3 classes \(nc\)"),
         ("train: images/train\nnames: [cup, '']\n", "class 1 in .* has no name"),
+        (
+            "train: images/train\nnames: [cup, yes]\n",
+            "class 1 in .* as True, which is no text: put it between",
+        ),
+        ("train: images/train\nnames: [null, ball]\n", "class 0 in .* as None, which is no text"),
+        ("train: images/train\nnames: [cup, cup]\n", "two classes in .* are called 'cup'"),
+        ("train: images\\\\train\nnames: [cup, ball]\n", r"; write / instead of \\ between folders$"),
         ("val: images/train\nnames: [cup, ball]\n", "no part 'train' in .*; it has val"),
         ("train: elsewhere\nnames: [cup, ball]\n", "elsewhere', which is `train` in .*, is not there"),
         ("train: {a: 1}\nnames: [cup, ball]\n", "expected a folder of images"),

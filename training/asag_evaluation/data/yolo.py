@@ -27,6 +27,7 @@ PARTS = ("train", "val", "test")
 DESCRIPTION = "converted from YOLO's layout"
 
 _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+_LONGEST_NUMBER = 10
 _FARTHEST = 2.0
 """A relative coordinate beyond this is none, but one in pixels."""
 
@@ -71,6 +72,11 @@ _ODDITIES = {
     "unlabelled": ("image", "{n} without a label file, taken as background (the first is {first})"),
     "empty": ("label file", "{n} without a row, taken as background (the first is {first})"),
     "orphan": ("label file", "{n} without an image, passed over (the first is {first})"),
+    "shared": (
+        "image",
+        "{n} with the label file of another, whose objects it got as well (the first is {first})",
+    ),
+    "no path": ("folder", "{n} called `path` in data.yaml not being there, passed over: {first}"),
     "outline": ("outline", "{n} instead of boxes, whose boxes were taken (the first is {first})"),
     "clipped": ("row", "{n} with a box reaching beyond the picture, clipped to it (the first is {first})"),
     "outside": ("row", "{n} with a box wholly outside the picture, left out (the first is {first})"),
@@ -113,6 +119,8 @@ def convert_yolo(
     check_ours(file, DESCRIPTION)
     dataset = read_yaml(data)
     remarks = Remarks()
+    if not dataset.root.is_dir():
+        remarks.note("no path", f"'{dataset.root}'")
     paths = list(_images(dataset, part, remarks))
     labels = [label_file(path) for path in paths]
     if not any(is_file(label) for label in labels):
@@ -120,6 +128,7 @@ def convert_yolo(
             f"none of the {len(paths)} images of '{part}' in '{dataset.file}' has a label file (looked for "
             f"'{labels[0]}'): put them into a folder 'labels' beside 'images'"
         )
+    _note_shared(paths, labels, remarks)
     _note_orphans(labels, remarks)
     folder = Path(paths[0]).parent if len(paths) == 1 else _common_folder(paths)
     images: list[dict[str, Any]] = []
@@ -234,6 +243,7 @@ def _yaml_file(data: Path) -> Path:
 def _classes(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
+        names = {_number(key): name for key, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise DataError(
                 f"the keys of `names` in '{file}' are not 0, 1, 2 and so on: number the classes so"
@@ -241,13 +251,28 @@ def _classes(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names or any(isinstance(name, (dict, list)) for name in names):
         raise DataError(f"`names` in '{file}' is {names!r:.60}, expected the names of the classes")
+    odd = next((i for i, name in enumerate(names) if name is None or isinstance(name, bool)), None)
+    if odd is not None:
+        raise DataError(
+            f"YAML reads the name of class {odd} in '{file}' as {names[odd]!r:.60}, which is no text: put it "
+            "between quotes"
+        )
     classes = tuple(" ".join(str(name).split()) for name in names)
     if not all(classes):
         raise DataError(f"class {classes.index('')} in '{file}' has no name: give it one")
-    count = content.get("nc", len(classes))
+    twice = next((name for i, name in enumerate(classes) if name in classes[:i]), None)
+    if twice is not None:
+        raise DataError(f"two classes in '{file}' are called '{twice}': give each a name of its own")
+    count = _number(content.get("nc", len(classes)))
     if count != len(classes):
         raise DataError(f"'{file}' says that there are {count!r:.60} classes (nc), but names {len(classes)}")
     return classes
+
+
+def _number(given: Any) -> Any:
+    """Return a number that was put between quotes; anything else as it is."""
+    is_digits = isinstance(given, str) and given.isascii() and given.isdecimal()
+    return int(given) if is_digits and len(given) < _LONGEST_NUMBER else given
 
 
 def _images(dataset: YoloDataset, part: str, remarks: Remarks) -> Iterator[Path]:
@@ -261,7 +286,7 @@ def _images(dataset: YoloDataset, part: str, remarks: Remarks) -> Iterator[Path]
         if place is None:
             raise DataError(
                 f"'{dataset.root / entry}', which is `{part}` in '{dataset.file}', is not there: check "
-                f"`path` and `{part}` in that file"
+                f"`path` and `{part}` in that file{_backslashes(f'{dataset.root}{entry}')}"
             )
         found = _listed(place, dataset) if is_file(place) else _in_folder(place)
         for path in found:
@@ -286,6 +311,11 @@ def _place(dataset: YoloDataset, entry: str) -> Path | None:
     return next((path for path in candidates if path.is_dir() or is_file(path)), None)
 
 
+def _backslashes(text: str) -> str:
+    """Return what to say of a path that was written on Windows."""
+    return "; write / instead of \\ between folders" if "\\" in text else ""
+
+
 def _in_folder(folder: Path) -> list[Path]:
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted(path for path in found if not path.name.startswith(".") and is_file(path))
@@ -299,7 +329,9 @@ def _listed(file: Path, dataset: YoloDataset) -> Iterator[Path]:
         candidates = (file.parent / line, dataset.root / line)
         found = next((path for path in candidates if is_file(path)), None)
         if found is None:
-            raise DataError(f"line {number} of '{file}' names the image '{line}', which is not there")
+            raise DataError(
+                f"line {number} of '{file}' names the image '{line}', which is not there{_backslashes(line)}"
+            )
         yield found
 
 
@@ -309,6 +341,15 @@ def _lines(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"'{file}' cannot be read as text: {error}") from None
     return [line.strip() for line in text.splitlines()]
+
+
+def _note_shared(paths: Sequence[Path], labels: Sequence[Path], remarks: Remarks) -> None:
+    """Note images that differ only in how their names end, such as x.jpg and x.png."""
+    seen: set[Path] = set()
+    for path, label in zip(paths, labels, strict=True):
+        if label in seen and is_file(label):
+            remarks.note("shared", f"'{path}'")
+        seen.add(label)
 
 
 def _note_orphans(labels: Sequence[Path], remarks: Remarks) -> None:
