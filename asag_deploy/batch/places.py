@@ -40,10 +40,16 @@ def whole_name(text: str) -> str:
 
 
 def beside(place: str, name: str) -> str:
-    """Return where `name` lies, a path that may be relative to the folder `place`, or an address."""
-    if "://" in name or name.startswith("/"):
+    """Return where `name` lies, a path that may be relative to the folder `place`, or an address.
+
+    Paths of this machine come in their shortest spelling, without `file://`.
+    """
+    if is_remote(name):
         return name
-    return f"{place.rstrip('/')}/{name}"
+    name = name.removeprefix(_FILE)
+    if not name.startswith("/"):
+        name = f"{place.rstrip('/')}/{name}"
+    return name if is_remote(name) else whole_name(name)
 
 
 def folder_of(name: str) -> str:
