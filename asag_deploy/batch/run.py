@@ -264,6 +264,8 @@ def _alone(place: Place) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # storage without locks: twice the work is done, and results are the same
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock)):
+            raise OutputError(f"another asag-batch has just ended in '{place.name}': start again")
         try:
             yield
         finally:

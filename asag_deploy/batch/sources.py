@@ -230,7 +230,7 @@ def _csv(name: str, column: str) -> Iterator[list[Any]]:
     from pyarrow import csv
 
     place, file_name = Place(folder_of(name) or "/"), PurePosixPath(name).name
-    if not place.size(file_name):
+    if place.size(file_name) == 0:
         return
     delimiter = "\t" if name.lower().endswith(".tsv") else ","
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)

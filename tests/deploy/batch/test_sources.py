@@ -112,7 +112,7 @@ def test_a_column_that_holds_no_paths(tmp_path: Path) -> None:
 
 def test_spellings_of_a_path_are_one_picture(tmp_path: Path) -> None:
     spellings = ["p/a.jpg", "./p/a.jpg", "p//a.jpg", "q/../p/a.jpg", f"{tmp_path}/./p/a.jpg"]
-    spellings += [f"file://{tmp_path}/p/a.jpg", f"//{tmp_path}/p/a.jpg"]
+    spellings += [f"file://{tmp_path}/p/a.jpg", f"file://{tmp_path}/p/%61.jpg", f"/{tmp_path}/p/a.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(spellings))
     found = listed(tmp_path / "list.txt")
     assert [picture.path for picture in found] == spellings
