@@ -36,14 +36,26 @@ def whole_name(text: str) -> str:
     """
     if is_remote(text):
         return text.rstrip("/")
-    return os.path.abspath(text.removeprefix(_FILE))  # noqa: PTH100 (which keeps links)
+    path = os.path.abspath(text.removeprefix(_FILE))  # noqa: PTH100 (which keeps links)
+    return path[1:] if path.startswith("//") else path  # two slashes, which POSIX lets mean anything
 
 
 def beside(place: str, name: str) -> str:
-    """Return where `name` lies, a path that may be relative to the folder `place`, or an address."""
-    if "://" in name or name.startswith("/"):
+    """Return where `name` lies, a path that may be relative to the folder `place`, or an address.
+
+    Paths of this machine come in their shortest spelling, without `file://` if their bytes are UTF-8.
+    """
+    if is_remote(name):
         return name
-    return f"{place.rstrip('/')}/{name}"
+    if name.startswith(_FILE):
+        path = whole_name(os.fsdecode(unquote_to_bytes(name.removeprefix(_FILE))))
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return as_address(path)
+        return path
+    whole = name if name.startswith("/") else f"{place.rstrip('/')}/{name}"
+    return whole if is_remote(whole) else whole_name(whole)
 
 
 def folder_of(name: str) -> str:

@@ -31,10 +31,11 @@ from asag_deploy.batch.places import Place
 from asag_deploy.batch.rows import count_errors, is_whole
 from asag_deploy.batch.sources import Source
 from asag_deploy.batch.worker import ATTEMPTS, IDENTITY
-from asag_deploy.errors import OutputError, SourceError, plural
+from asag_deploy.errors import OutputError, SourceError, first_line, plural
 from asag_deploy.leftovers import remove_leftovers
 
 RESULTS = "results"
+_LOCK = ".lock"
 _FORMAT = 1
 _NUMBER = re.compile(r"part-(\d{7,})\.parquet")
 _AT_ONCE = 16
@@ -132,33 +133,37 @@ def open_run(
     seen: is told of pictures while they are listed.  Raises OutputError for a folder that holds anything else
     or a run of something else, and what listing the sources raises.
     """
-    content = place.read(IDENTITY)
-    if content is None:
-        if place.holds_anything():
-            raise OutputError(
-                f"'{place.name}' holds files, but no run of asag-batch: choose a new or an empty folder"
-            )
-        found = survey(identity.sources, seen)
-        if not found.pictures:
-            raise SourceError(_nothing(identity.sources))
-        key, size = secrets.token_hex(8), part_size(found.pictures)
-        said = {
-            "format": _FORMAT,
-            "producer": f"asag-deploy {__version__}",
-            "key": key,
-            **identity.to_dict(),
-            "pictures_a_part": size,
-        }
-        place.write(IDENTITY, json.dumps(said, indent=1).encode())
-        with _alone(place):
-            generations = [add_generation(place, 0, identity.sources, found, size, frozenset())]
-            yield Run(place, key, size, generations)
-        return
-    said = _read(content, place)
-    _check_same(said, identity, place)
+    if place.holds_anything() and place.read(IDENTITY) is None:  # in this order: a run's first file is that
+        raise OutputError(
+            f"'{place.name}' holds files, but no run of asag-batch: choose a new or an empty folder"
+        )
     with _alone(place):
+        content = place.read(IDENTITY)
+        if content is None:
+            yield _begin(place, identity, seen)
+            return
+        said = _read(content, place)
+        _check_same(said, identity, place)
         generations = _go_on(place, identity, said["pictures_a_part"], seen)
         yield Run(place, said["key"], said["pictures_a_part"], generations)
+
+
+def _begin(place: Place, identity: Identity, seen: Callable[[int], object]) -> Run:
+    """List the sources, and write what the run is of and its index."""
+    found = survey(identity.sources, seen)
+    if not found.pictures:
+        raise SourceError(_nothing(identity.sources))
+    key, size = secrets.token_hex(8), part_size(found.pictures)
+    said = {
+        "format": _FORMAT,
+        "producer": f"asag-deploy {__version__}",
+        "key": key,
+        **identity.to_dict(),
+        "pictures_a_part": size,
+    }
+    place.write(IDENTITY, json.dumps(said, indent=1).encode())
+    generations = [add_generation(place, 0, identity.sources, found, size, frozenset())]
+    return Run(place, key, size, generations)
 
 
 def _go_on(place: Place, identity: Identity, size: int, seen: Callable[[int], object]) -> list[Generation]:
@@ -242,7 +247,14 @@ def _alone(place: Place) -> Iterator[None]:
     if not place.is_local:
         yield
         return
-    lock = os.open(Path(place.name, IDENTITY), os.O_RDONLY | os.O_CLOEXEC)
+    folder = Path(place.name)
+    path, is_new = folder / _LOCK, not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A file of its own: one that is replaced, as all others are, would be another to whoever comes later.
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"could not write '{path}': {first_line(error)}") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -252,7 +264,16 @@ def _alone(place: Place) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # storage without locks: twice the work is done, and results are the same
-        yield
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(lock)):
+            raise OutputError(f"another asag-batch has just ended in '{place.name}': start again")
+        try:
+            yield
+        finally:
+            if not (folder / IDENTITY).exists():  # nothing has begun, and nothing is left of it
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    if is_new:
+                        folder.rmdir()
     finally:
         with contextlib.suppress(OSError):
             os.close(lock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -136,6 +137,10 @@ def _is_parquet(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _PARQUET
 
 
+def _is_csv(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in _LISTS["csv"]
+
+
 def _is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
@@ -217,23 +222,28 @@ def _lines(name: str) -> Iterator[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"the list '{name}' is no text in UTF-8 (at byte {error.start})") from None
-    yield from filter(str.strip, text.splitlines())
+    yield from filter(str.strip, re.split("\r?\n", text))  # `splitlines` knows ends that paths may hold
 
 
 def _csv(name: str, column: str) -> Iterator[list[Any]]:
     import pyarrow as pa
     from pyarrow import csv
 
-    with Place(folder_of(name) or "/").open(PurePosixPath(name).name) as file:
-        table = csv.open_csv(
-            file,
-            parse_options=csv.ParseOptions(delimiter="\t" if name.lower().endswith(".tsv") else ","),
-            convert_options=csv.ConvertOptions(column_types={column: pa.string()}),
-        )
-        with table:
-            _check_column(column, table.schema.names, name)
-            for batch in table:
-                yield batch.column(column).to_pylist()
+    place, file_name = Place(folder_of(name) or "/"), PurePosixPath(name).name
+    if place.size(file_name) == 0:
+        return
+    delimiter = "\t" if name.lower().endswith(".tsv") else ","
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with place.open(file_name) as file, csv.open_csv(file, parse_options=parse) as table:
+        _check_column(column, table.schema.names, name)
+    # That of the paths alone: pyarrow takes the types of the others from the beginning, which may not last.
+    only = csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()})
+    with (
+        place.open(file_name) as file,
+        csv.open_csv(file, parse_options=parse, convert_options=only) as table,
+    ):
+        for batch in table:
+            yield batch.column(0).to_pylist()
 
 
 def _parquet(name: str, column: str) -> Iterator[list[Any]]:
@@ -255,6 +265,11 @@ def _check_column(column: str, names: Sequence[str], name: str) -> None:
         has = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
         several = f" has {plural(names.count(column), 'column')} '{column}'"
         lacks = f" has no column '{column}', but {has}"
+        if len(names) == 1 and _is_csv(name) and ";" in names[0]:
+            raise ConfigError(
+                f"the list '{name}'{lacks}: columns are parted by commas in .csv, by tabs in .tsv, "
+                "and not by semicolons"
+            )
         raise ConfigError(
             f"the list '{name}'{several if column in names else lacks}: --column names that of the paths"
         )

@@ -189,3 +189,21 @@ def test_the_errors_of_a_file_are_counted_by_its_footer(tmp_path: Path) -> None:
         with (tmp_path / "a.parquet").open("rb") as file:
             assert count_errors(file) == failed
     assert tuple(schema().names) == COLUMNS
+
+
+def test_a_run_is_alone_while_it_is_listed(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "a", 2)
+    place, of = Place(str(tmp_path / "new" / "out")), identity(tmp_path / "a")
+    said = []
+
+    def come_between(_: int) -> None:
+        with (
+            pytest.raises(OutputError, match="another asag-batch is at work") as refused,
+            open_run(place, of),
+        ):
+            pass
+        said.append(refused)
+
+    with open_run(place, of, come_between) as run:
+        assert run.pictures == 2
+    assert said

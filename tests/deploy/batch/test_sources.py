@@ -77,7 +77,7 @@ def test_another_column(tmp_path: Path) -> None:
         ("a.csv", b"file\nx\n", ConfigError, "has no column 'path', but 'file'"),
         ("a.csv", b"path,path\nx,y\n", ConfigError, "has 2 columns 'path'"),
         ("a.csv", b"path,n\nx,1\n,2\n", DataError, "entry 2 of '.*a.csv' is empty, and no path"),
-        ("a.csv", b"", DataError, "cannot read the list"),
+        ("a.csv", b"path;n\nx;1\n", ConfigError, "parted by commas in .csv, .* and not by semicolons"),
         ("a.parquet", b"PAR1 nothing", DataError, "cannot read the list"),
         ("a.txt", b"a.png\n\xff\n", DataError, r"is no text in UTF-8 \(at byte 6\)"),
         ("a.txt", b"a\0.png\n", DataError, "entry 1 of '.*a.txt' holds a null byte"),
@@ -108,3 +108,30 @@ def test_a_column_that_holds_no_paths(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"path": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"entry 1 of .* is 1, and no path"):
         listed(tmp_path / "a.parquet")
+
+
+def test_spellings_of_a_path_are_one_picture(tmp_path: Path) -> None:
+    spellings = ["p/a.jpg", "./p/a.jpg", "p//a.jpg", "q/../p/a.jpg", f"{tmp_path}/./p/a.jpg"]
+    spellings += [f"file://{tmp_path}/p/a.jpg", f"file://{tmp_path}/p/%61.jpg", f"/{tmp_path}/p/a.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(spellings))
+    found = listed(tmp_path / "list.txt")
+    assert [picture.path for picture in found] == spellings
+    assert {picture.location for picture in found} == {f"{tmp_path}/p/a.jpg"}
+
+
+def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
+    rows = "".join(f"{i},{i}.png\n" for i in range(200_000))
+    (tmp_path / "list.csv").write_text(f'id,path\n{rows}abc,last.png\n"two\nlines",more.png\n')
+    found = listed(tmp_path / "list.csv")
+    assert (len(found), found[-2].path, found[-1].path) == (200_002, "last.png", "more.png")
+
+
+def test_a_text_is_cut_at_its_line_ends_only(tmp_path: Path) -> None:
+    paths = ["a\u2028b.png", "c\x85.png", "d\x0b.png", "e\x0c.png"]
+    (tmp_path / "list.txt").write_bytes("\r\n".join(paths).encode())
+    assert [picture.path for picture in listed(tmp_path / "list.txt")] == paths
+
+
+def test_an_empty_csv_lists_nothing(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").touch()
+    assert listed(tmp_path / "list.csv") == []
