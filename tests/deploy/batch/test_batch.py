@@ -142,7 +142,7 @@ def test_a_driver_that_is_killed_again_and_again(
     assert run(arguments)[0] == 0
     found = [row["path"] for row in rows(out)]
     assert found == [str(path) for path in paths]
-    assert sorted(item.name for item in out.iterdir()) == ["index", "results", "run.json"]
+    assert sorted(item.name for item in out.iterdir()) == [".lock", "index", "results", "run.json"]
 
 
 def test_an_actor_that_dies_is_replaced_and_a_picture_that_kills_is_given_up(

@@ -15,7 +15,7 @@ from asag_training.run.start import start
 from asag_training.run.worth import check_beginning, check_length
 from support.training_runs import write_pictures
 
-SMALL = tuple(name for name in RECIPES if name.startswith(("scenes", "bccd")))
+SMALL = tuple(name for name in RECIPES if name.startswith(("scenes", "bccd", "photographs")))
 TRAINS_ALL = ["optimisation.freeze_stem=false", "optimisation.batch_statistics=true"]
 
 
