@@ -86,7 +86,11 @@ def unavailable(sentence: str, reason: str) -> RefusedError:
 
 def reason_of(status: HTTPStatus) -> str:
     """Return the word by which refusals of a status are counted, where there is none of their own."""
-    return status.name.lower()
+    return _RENAMED.get(status.value, status.name.lower())
+
+
+_RENAMED = {413: "content_too_large", 414: "uri_too_long", 422: "unprocessable_content"}
+"""Statuses whose name Python 3.13 has changed: figures are called the same on every Python."""
 
 
 def _check(option: str, value: int, least: int) -> None:

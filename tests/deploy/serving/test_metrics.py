@@ -83,7 +83,7 @@ def test_requests_and_refusals_are_counted(detector: GatedDetector) -> None:
         ("none", "400"),
     ):
         assert seen["asag_requests_total", (endpoint, status)] == 1, (endpoint, status)
-    for reason in ("not_an_image", "bad_parameter", "request_entity_too_large", "bad_request"):
+    for reason in ("not_an_image", "bad_parameter", "content_too_large", "bad_request"):
         assert seen["asag_refusals_total", (reason,)] == 1, reason
     assert seen["asag_refusals_total", ("not_found",)] == 2
     assert seen["asag_request_seconds_count", ("/detect",)] == 4
