@@ -343,3 +343,28 @@ def progress(
     return tqdm(
         total=total, initial=done, unit=unit, desc=description, file=sys.stderr, disable=off, leave=False
     )
+
+
+def add_threshold(parser: argparse.ArgumentParser, text: str = "least confidence") -> None:
+    """Add `--threshold`, a confidence from 0 to 1; `text` says what it is of."""
+    parser.add_argument(
+        "--threshold",
+        type=real_number(0, 1),
+        default=0.3,
+        metavar="T",
+        help=f"{text} (default: %(default)s)",
+    )
+
+
+def add_listening(parser: argparse.ArgumentParser, *, port: int) -> None:
+    """Add `--host` and `--port` of a program that listens, by default on this machine alone, at `port`."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=whole_number(0, 65_535),
+        default=port,
+        metavar="N",
+        help="0 is any free one (default: %(default)s)",
+    )

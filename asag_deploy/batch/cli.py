@@ -28,6 +28,7 @@ from asag_deploy.command_line import (
     ALL_FINE,
     SOME_FAILED,
     OneSentenceParser,
+    add_threshold,
     exit_code,
     printable,
     progress,
@@ -157,13 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus", type=real_number(0, _MOST_GPUS), metavar="G", help=text)
     text = "detect once more in parts with pictures that failed"
     add("--retry-failed", action="store_true", help=text)
-    add(
-        "--threshold",
-        type=real_number(0, 1),
-        default=0.3,
-        metavar="T",
-        help="least confidence (default: 0.3)",
-    )
+    add_threshold(parser)
     text = "images of one size a batch (default: 1)"
     add("--batch", type=whole_number(1), default=1, metavar="N", help=text)
     add("--quiet", action="store_true", help="print nothing but failures")

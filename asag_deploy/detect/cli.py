@@ -23,10 +23,10 @@ from asag_deploy.command_line import (
     ALL_FINE,
     SOME_FAILED,
     OneSentenceParser,
+    add_threshold,
     exit_code,
     printable,
     progress,
-    real_number,
     whole_number,
 )
 from asag_deploy.detect.coco_ids import CocoIds, annotated_ids, made_ids
@@ -158,13 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         default="first",
         help="what animated and multi-page images give (default: first)",
     )
-    add(
-        "--threshold",
-        type=real_number(0, 1),
-        default=0.3,
-        metavar="T",
-        help="least confidence (default: 0.3)",
-    )
+    add_threshold(parser)
     add("--trace", action="store_true", help="draw probed patches in red and anchors in white")
     add(
         "--batch",

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asag_deploy.backends import DEFAULT_BACKEND
-from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code, real_number, whole_number
+from asag_deploy.command_line import (
+    ALL_FINE,
+    OneSentenceParser,
+    add_listening,
+    add_threshold,
+    exit_code,
+)
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.playground.examples import list_examples, own_examples, prepare
 from asag_deploy.playground.looking import Ranges
@@ -63,27 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
-    add(
-        "--port",
-        type=whole_number(0, 65_535),
-        default=7860,
-        metavar="N",
-        help="0 is any free one (default: %(default)s)",
-    )
+    add_listening(parser, port=7860)
     add(
         "--examples",
         type=Path,
         metavar="DIR",
         help="pictures to offer, a dozen at most (default: some that come with the package)",
     )
-    add(
-        "--threshold",
-        type=real_number(0, 1),
-        default=0.3,
-        metavar="T",
-        help="least confidence to begin with (default: %(default)s)",
-    )
+    add_threshold(parser, "least confidence to begin with")
     add_detector_options(parser)
     return parser
 

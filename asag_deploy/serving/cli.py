@@ -15,6 +15,8 @@ from asag_deploy.command_line import (
     ALL_FINE,
     MOST_SECONDS,
     OneSentenceParser,
+    add_listening,
+    add_threshold,
     exit_code,
     real_number,
     whole_number,
@@ -133,21 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="the folder that asag-export has written, or its address",
     )
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
-    add(
-        "--port",
-        type=whole_number(0, 65_535),
-        default=8000,
-        metavar="N",
-        help="0 is any free one (default: %(default)s)",
-    )
-    add(
-        "--threshold",
-        type=real_number(0, 1),
-        default=0.3,
-        metavar="T",
-        help="least confidence (default: %(default)s)",
-    )
+    add_listening(parser, port=8000)
+    add_threshold(parser)
     add(
         "--queue",
         type=whole_number(0),

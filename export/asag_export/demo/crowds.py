@@ -9,12 +9,11 @@ from asag_deploy.command_line import progress
 from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
 from asag_evaluation.data.scenes import write_scenes
 from asag_evaluation.metrics.hits import Compared, count_hits
-from asag_export.demo.networks import CHECKPOINT, SEED, SIZE
+from asag_export.demo.networks import CHECKPOINT, SEED, SIZE, TRAINED_FOR
 
 CAPS = (150, 300, 600)
 """Anchors that reach the decoder; the network was trained with the first."""
 MOST_ANCHORS, MOST_DETECTIONS = CAPS[-1], 600
-_TRAINED = {"anchor_cap": 150, "max_detections": 100}
 _THRESHOLD = 0.3
 
 
@@ -34,7 +33,8 @@ def show_crowds(bundle: Bundle, output_dir: Path, count: int) -> None:
         f"from {CHECKPOINT.name}, which was trained with {CAPS[0]} anchors"
     )
     print(f"   {'anchors at most':<16} {'detections at most':<19} {'recall':>6} {'precision':>9} {'ms':>6}")
-    ways = [(_TRAINED["anchor_cap"], _TRAINED["max_detections"]), *((cap, MOST_DETECTIONS) for cap in CAPS)]
+    trained = TRAINED_FOR["anchor_cap"], TRAINED_FOR["max_detections"]
+    ways = [trained, *((cap, MOST_DETECTIONS) for cap in CAPS)]
     with Detector.load(bundle) as detector:
         for cap, most in ways:
             recall, precision, milliseconds = _measure(detector, crowds, cap, most)

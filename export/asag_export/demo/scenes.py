@@ -11,14 +11,12 @@ from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
 from asag_evaluation.data.scenes import KINDS, write_scenes
 from asag_export.demo.crowds import MOST_ANCHORS, MOST_DETECTIONS
 from asag_export.demo.exporting import export
-from asag_export.demo.networks import CHECKPOINT, SEED, SIZE
+from asag_export.demo.networks import CHECKPOINT, SEED, SIZE, TRAINED_FOR
 from asag_export.demo.pictures import SCENES_GALLERY, write_gallery
 
 if TYPE_CHECKING:  # what it takes beyond the base install is imported once it runs
     from asag_evaluation.evaluate import Evaluation
 
-_TRAINED: dict[str, Any] = {"anchor_cap": 150, "max_detections": 100}
-"""What the network was trained with; its bundle is exported for more, which the crowds are shown with."""
 _WAYS: dict[str, dict[str, Any]] = {
     "exact": {},
     "fast": {"mode": "fast"},
@@ -39,7 +37,7 @@ def show_scenes(output_dir: Path, count: int) -> Bundle:
     dataset = _scenes(output_dir / "scenes", count)
     measured: dict[str, Evaluation] = {}
     for way, options in _WAYS.items():
-        with Detector.load(bundle, **_TRAINED, **options) as detector:
+        with Detector.load(bundle, **TRAINED_FOR, **options) as detector:
             measured[way] = _measure(detector, dataset, way)
             if way == "exact":
                 pictures = [sample.image for sample in _first_of_each_kind(dataset)]
