@@ -61,7 +61,7 @@ class Summary:
         return "\n".join(lines)
 
     def _make_room(self, phases: Sequence[str]) -> None:
-        """Give a phase that is new its place behind the one before it: not every image goes to every level."""
+        """Give a phase that is new its place behind the one before it: not every image sees every level."""
         order = list(self.times_ms)
         for number, phase in enumerate(phases):
             if phase not in order:
