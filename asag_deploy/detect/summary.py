@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
@@ -30,8 +31,10 @@ class Summary:
         self.images += 1
         self.classes.update(detections.names)
         self.exits[detections.trace.exit_level] += 1
+        if not detections.times_ms.keys() <= self.times_ms.keys():
+            self._make_room(list(detections.times_ms))
         for phase, taken in detections.times_ms.items():
-            self.times_ms.setdefault(phase, deque(maxlen=_TIMES_KEPT)).append(taken)
+            self.times_ms[phase].append(taken)
 
     def text(self, *, threshold: float, batch: int) -> str:
         """Write the summary in a few lines, with mean and median times.
@@ -56,6 +59,14 @@ class Summary:
                 for phase, times in self.times_ms.items()
             ]
         return "\n".join(lines)
+
+    def _make_room(self, phases: Sequence[str]) -> None:
+        """Give a phase that is new its place behind the one before it: not every image sees every level."""
+        order = list(self.times_ms)
+        for number, phase in enumerate(phases):
+            if phase not in order:
+                order.insert(order.index(phases[number - 1]) + 1 if number else 0, phase)
+        self.times_ms = {phase: self.times_ms.get(phase, deque(maxlen=_TIMES_KEPT)) for phase in order}
 
 
 def counted(counts: Counter[str]) -> str:

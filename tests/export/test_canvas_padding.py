@@ -1,7 +1,7 @@
 """What it changes that pictures are padded to a few canvases, and not just to a multiple of 32 pixels.
 
-The network of the demo on scenes of all formats that its recipe's canvases are for, in ONNX Runtime.  README
-has the numbers that this test prints with ASAG_PADDING_SCENES=200.
+The network of the demo on scenes of all formats that its recipe's canvases are for, in ONNX Runtime.
+docs/engines.md has the numbers that this test prints with ASAG_PADDING_SCENES=200.
 """
 
 from __future__ import annotations

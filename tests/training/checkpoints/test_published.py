@@ -23,8 +23,8 @@ def test_ten_files_were_published() -> None:
         assert file.head in VARIANTS[file.variant].head_names
 
 
-def test_the_table_of_the_readme() -> None:
-    text = (Path(__file__).parents[3] / "README.md").read_text()
+def test_the_table_of_the_page() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
     for file in PUBLISHED_FILES:
         assert f"| `{file.name}` | `{file.variant}` | `{file.head}` | {file.ap} |" in text
 

@@ -46,7 +46,7 @@ def about_heads(path: Path, checkpoint: Checkpoint, head: str | None) -> list[st
     known = next((file for file in PUBLISHED_FILES if file.name.lower() == path.stem.lower()), None)
     taken = f"of its {len(names)} decoders '{MAIN_HEAD}' is taken"
     if known is None or known.head not in names:
-        return [f"{taken}, and --head takes another: most published AP are of aux_2, see the README's table"]
+        return [f"{taken}, and --head takes another: most published AP are of aux_2, see docs/export.md"]
     if known.head == MAIN_HEAD:
         return []
     other = f"its published AP, {known.ap}, is of '{known.head}': --head {known.head} takes that one"
