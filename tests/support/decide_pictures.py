@@ -41,6 +41,7 @@ from asag_deploy.images.level_pictures import (
 from asag_deploy.images.reading import RgbImage, load
 from asag_deploy.images.writing import write_picture
 from asag_deploy.playground.examples import OWN
+from asag_deploy.playground.looking import LookingDetector
 from asag_deploy.playground.words import decoder_caption, level_caption, story
 from asag_evaluation.data.scenes import Scene, draw
 from asag_evaluation.metrics.overlaps import iou
@@ -131,7 +132,7 @@ WAYS: tuple[tuple[str, CallOptions], ...] = (
 )
 
 
-def scene_table(detector: Detector) -> tuple[list[str], Picture]:
+def scene_table(detector: LookingDetector) -> tuple[list[str], Picture]:
     """Detect in the scene in four ways: rows of the page's table, and two rows of pictures."""
     image = load(str(SCENE), "rgb")
     kind, number = SCENES[SCENE.name]
@@ -139,7 +140,8 @@ def scene_table(detector: Detector) -> tuple[list[str], Picture]:
     shown, scale = shown_at(image)
     rows, pictures = [], []
     for name, options in WAYS:
-        found = detector(image, channel_order="rgb", threshold=THRESHOLD, **options)
+        asked: CallOptions = {**options, "threshold": THRESHOLD}
+        found = detector(image, channel_order="rgb", **asked)
         seen = _seen(scene, found)
         rows.append(_row(name, found, seen))
         drawn = muted(shown)
