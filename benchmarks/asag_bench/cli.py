@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
             _throughput,
         ),
         ("compare", "whether two results of `run` agree within what they claim", _add_compare, _compare),
-        ("page", "write the page of recorded results, and the README's plot", _add_page, _page),
+        ("page", "write the page of recorded results, and the plot of docs/speed.md", _add_page, _page),
         ("demo", "measure the network that comes with the project", _add_demo, _demo),
         ("parity", "put the exporter's parity gate to a bundle on any backend", _add_parity, _parity),
         ("training-step", "what an update of a training run costs", _add_training_step, _training_step),

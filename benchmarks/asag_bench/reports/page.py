@@ -1,4 +1,4 @@
-"""The page of recorded results, and the README's plot, made from the JSON files alone.
+"""The page of recorded results, and the plot of docs/speed.md, made from the JSON files alone.
 
 Each result of `asag-bench run` among them becomes a section, in the order of their names; what else was
 measured, such as the reports of GPU machines, is listed with its command; what opening a data set took has a

@@ -1,4 +1,4 @@
-"""Plots of a run, and the README's: how many times as fast by exit level, and speed against accuracy."""
+"""Plots of a run, and that of docs/speed.md: how many times as fast by exit level, speed against accuracy."""
 
 from __future__ import annotations
 
