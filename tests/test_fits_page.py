@@ -13,17 +13,27 @@ import numpy as np
 import pytest
 
 from asag_evaluation.data.cli import main as asag_data
-from support.coco_files import box, write_coco
+from support.coco_files import box, gradient, write_coco, write_image
 from support.tiny_bundle import make_bundle
 
 PAGE = (Path(__file__).parent.parent / "docs" / "fits.md").read_text(encoding="utf-8")
 
 
+def below(heading: str) -> str:
+    """What stands below a heading."""
+    return PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
 def program(heading: str) -> str:
     """The Python below a heading."""
-    part = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    (found,) = re.findall(r"```python\n(.*?)```", part, re.DOTALL)
+    (found,) = re.findall(r"```python\n(.*?)```", below(heading), re.DOTALL)
     return str(found)
+
+
+def commands(heading: str) -> list[list[str]]:
+    """The arguments of `asag-data` below a heading."""
+    said = re.findall(r"^asag-data (.*?)(?:\s+#.*)?$", below(heading), re.MULTILINE)
+    return [line.split() for line in said]
 
 
 @pytest.fixture
@@ -84,7 +94,26 @@ def test_commands_of_yolo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for split in ("train2017", "val2017"):
         write_coco(tmp_path / "start", [box(1, [1, 2, 3, 4])], split=split)
         assert asag_data(["to-yolo", "start", "--output-dir", "street", "--split", split]) == 0
-    said = re.findall(r"^asag-data (.*?)(?:\s+#.*)?$", PAGE, re.MULTILINE)
+    said = commands("Data sets in YOLO layout")
     assert len(said) == 4
-    for line in said:
-        assert asag_data(line.split()) == 0, line
+    for arguments in said:
+        assert asag_data(arguments) == 0, arguments
+
+
+def test_commands_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    xml = "<object><name>bus</name><bndbox>{}</bndbox></object>".format(
+        "".join(
+            f"<{tag}>{value}</{tag}>" for tag, value in (("xmin", 1), ("ymin", 1), ("xmax", 9), ("ymax", 9))
+        )
+    )
+    for folder, part in (("VOCdevkit/VOC2007", "train"), ("street", "val")):
+        for place, name, text in (("ImageSets/Main", f"{part}.txt", "a"), ("Annotations", "a.xml", xml)):
+            file = tmp_path / folder / place / name
+            file.parent.mkdir(parents=True)
+            file.write_text(text if text == "a" else f"<annotation>{text}</annotation>")
+        write_image(tmp_path / folder / "JPEGImages" / "a.jpg", gradient(40, 60))
+    said = commands("Data sets in Pascal VOC's layout")
+    assert len(said) == 2
+    for arguments in said:
+        assert asag_data(arguments) == 0, arguments

@@ -1,4 +1,4 @@
-"""Annotation files: COCO's JSON, and CrowdHuman's lines of it."""
+"""Annotation files: COCO's JSON, CrowdHuman's lines of it, and Pascal VOC's XML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from asag_deploy.detect.coco_ids import annotated_ids
 from asag_deploy.images.sources import list_sources
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
-from endurance.damage import damaged_json
+from asag_evaluation.data.voc import convert_voc
+from endurance.damage import damaged_bytes, damaged_json
 from endurance.judging import Target, WrongError
 from endurance.targets import one_of_parts
 from support.coco_files import box, gradient, write_coco, write_image
@@ -41,10 +42,17 @@ _COCO_VALUES = (
 )
 _ODGT_VALUES = ("person", "mask", 1, 0, [1, 2, 3, 4], ["a", 1, 2, 3], {"ignore": 1}, {"ignore": "1"})
 
+_XML = b"""<?xml version="1.0" encoding="utf-8"?>
+<annotation><filename>a.jpg</filename><size><width>60</width><height>40</height></size>
+<object><name>cup</name><difficult>0</difficult>
+<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>21</xmax><ymax>40</ymax></bndbox></object>
+<object><name>&#x1F42C; b</name><difficult>1</difficult>
+<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>70</xmax><ymax>12</ymax></bndbox></object></annotation>"""
+
 
 @contextmanager
 def open_annotations(folder: Path) -> Iterator[Target]:
-    """`coco`, `odgt` or `ids` (of results, by names in it), and on the next lines the file."""
+    """`coco`, `odgt`, `voc` or `ids` (of results, by names in it), and on the next lines the file."""
     file = write_coco(
         folder / "data",
         [
@@ -73,6 +81,19 @@ def open_annotations(folder: Path) -> Iterator[Target]:
         finally:
             shutil.rmtree(folder / "out", ignore_errors=True)
 
+    write_image(folder / "voc" / "a.jpg", gradient(40, 60))
+    xml = folder / "voc" / "a.xml"
+    xml.write_bytes(b"")
+
+    def run_voc(data: bytes) -> None:
+        xml.write_bytes(data)
+        try:
+            made = convert_voc(folder / "voc", folder / "out", split="val", count_from_one=True)
+            json.dumps(made.remarks).encode()
+            check(CocoDataset.from_files(made.file, folder / "voc"))
+        finally:
+            shutil.rmtree(folder / "out", ignore_errors=True)
+
     sources = list_sources([str(pictures)]).sources
     classes = [Category(id=1, name="ball"), Category(id=2, name="cup")]
 
@@ -87,6 +108,7 @@ def open_annotations(folder: Path) -> Iterator[Target]:
             "ids": (damaged_json([coco], values=_COCO_VALUES), run_ids),
             "coco": (damaged_json([coco], values=_COCO_VALUES), run_coco),
             "odgt": (damaged_json([_crowd()], values=_ODGT_VALUES, lines=True), run_odgt),
+            "voc": (damaged_bytes([_XML]), run_voc),
         }
     )
     yield Target(inputs=inputs, run=run, names=(str(folder),))

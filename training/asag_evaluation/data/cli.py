@@ -24,7 +24,9 @@ from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_evaluation.data.scenes import KINDS, USUAL_KINDS, write_scenes
 from asag_evaluation.data.stored_boxes import about_boxes_as_stored
-from asag_evaluation.data.yolo import PARTS, Converted, convert_yolo
+from asag_evaluation.data.voc import TRAIN_PART, convert_voc
+from asag_evaluation.data.written import Converted
+from asag_evaluation.data.yolo import PARTS, convert_yolo
 from asag_evaluation.data.yolo_writing import part_of, write_yolo
 
 PROGRAM = "asag-data"
@@ -94,6 +96,29 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", metavar="NAME", help="what to call it (default: train2017, val2017 or test2017)")
     yolo.set_defaults(run=_yolo)
 
+    voc = commands.add_parser("voc", help="convert a data set in Pascal VOC's layout to COCO layout")
+    add = voc.add_argument
+    add("data", type=Path, metavar="DATA", help="the folder that holds Annotations, or images and XML files")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
+    add(
+        "--part",
+        metavar="NAME",
+        help=f"a list of ImageSets/Main (default: {TRAIN_PART}; without lists, all images are taken)",
+    )
+    add("--split", metavar="NAME", help="what to call it (default: PART2017)")
+    add(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="the classes, by id (default: all that the XML files name, in the alphabet's order)",
+    )
+    add(
+        "--count-from-one",
+        action="store_true",
+        help="the first pixel is 1, as in PASCAL's own files, and not 0 as most tools have it",
+    )
+    voc.set_defaults(run=_voc)
+
     to_yolo = commands.add_parser("to-yolo", help="convert a data set in COCO layout to YOLO layout")
     add = to_yolo.add_argument
     add("data", type=Path, metavar="DIR", help="the data set's folder")
@@ -150,6 +175,22 @@ def _yolo(options: argparse.Namespace) -> int:
             options.output_dir,
             part=options.part,
             split=split,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    dataset = CocoDataset.from_files(made.file, options.output_dir / split)
+    return _said(made, dataset)
+
+
+def _voc(options: argparse.Namespace) -> int:
+    split = options.split or f"{options.part or TRAIN_PART}2017"
+    with progress(unit="image") as bar:
+        made = convert_voc(
+            options.data,
+            options.output_dir,
+            split=split,
+            part=options.part,
+            classes=options.classes,
+            count_from_one=options.count_from_one,
             progress=lambda done: bar.update(done - bar.n),
         )
     dataset = CocoDataset.from_files(made.file, options.output_dir / split)

@@ -295,6 +295,8 @@ def _no_such_split(folder: Path, split: str, file: Path) -> str:
     annotations = folder / "annotations"
     if not annotations.is_dir() and (folder / "data.yaml").is_file():
         return f"'{folder}' is a data set in YOLO layout: convert it with `asag-data yolo '{folder}'`"
+    if not annotations.is_dir() and (folder / "Annotations").is_dir():
+        return f"'{folder}' is a data set in Pascal VOC's layout: convert it with `asag-data voc '{folder}'`"
     if not annotations.is_dir():
         return (
             f"'{folder}' is not a data set in COCO layout: it has no folder 'annotations' "

@@ -55,8 +55,9 @@ def other_text(text: str) -> str | None:
     if is_web_page(start.encode(errors="replace")):
         return "it is a web page: download the file itself"
     if start.startswith("<"):
-        kind = "Pascal VOC's XML of one image" if "<annotation" in start else "XML, perhaps CVAT's"
-        return f"it is {kind}: {_EXPORT}"
+        if "<annotation>" in start:
+            return "it is Pascal VOC's XML of one image: convert the whole data set with `asag-data voc`"
+        return f"it is XML, perhaps CVAT's: {_EXPORT}"
     lines = start.splitlines()
     if [line[:1] for line in lines[:2]] == ["{", "{"] and lines[0].rstrip().endswith("}"):
         if '"gtboxes"' in lines[0]:

@@ -1,4 +1,4 @@
-"""Annotation files that this project writes, and links to images.
+"""Annotation files that this project writes, links to images, and what is said of a conversion.
 
 Files of its own are told from those that it must not replace.
 """
@@ -6,10 +6,45 @@ Files of its own are told from those that it must not replace.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from asag_deploy.atomic import real_path
-from asag_deploy.errors import OutputError
+from asag_deploy.errors import OutputError, plural
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a conversion made."""
+
+    file: Path
+    """The annotation file."""
+    remarks: tuple[str, ...]
+    """Sentences on what was odd."""
+
+
+@dataclass
+class Remarks:
+    """What was odd in the files of a data set, with the first place of each kind."""
+
+    kinds: Mapping[str, tuple[str, str]]
+    """By its name, what is counted of a kind, and the sentence, in which {n} and {first} are filled in."""
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def note(self, what: str, where: str) -> None:
+        """Count an oddity."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        self.first.setdefault(what, where)
+
+    def sentences(self) -> list[str]:
+        """Return a sentence for each kind that was found, in the order of `kinds`."""
+        return [
+            said.format(n=plural(self.counts[what], noun), first=self.first[what])
+            for what, (noun, said) in self.kinds.items()
+            if what in self.counts
+        ]
 
 
 def check_ours(file: Path, description: str) -> None:

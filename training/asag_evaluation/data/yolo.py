@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asag_deploy.atomic import atomic_write_text
-from asag_deploy.errors import BackendError, DataError, ImageError, plural
+from asag_deploy.errors import BackendError, DataError, ImageError
 from asag_deploy.extras import missing
 from asag_deploy.images.reading import read_image
 from asag_deploy.images.sources import IMAGE_SUFFIXES
 from asag_evaluation.data.image_files import is_file, stored_size
-from asag_evaluation.data.written import check_ours, link_images
+from asag_evaluation.data.written import Converted, Remarks, check_ours, link_images
 
 PARTS = ("train", "val", "test")
 """The keys of `data.yaml` that name images."""
@@ -47,27 +47,6 @@ class YoloDataset:
     """Values of keypoints that follow a box in its row."""
 
 
-@dataclass(kw_only=True)
-class Remarks:
-    """What was found in label files, with the first place of each."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def note(self, what: str, where: str) -> None:
-        """Count an oddity."""
-        self.counts[what] = self.counts.get(what, 0) + 1
-        self.first.setdefault(what, where)
-
-    def sentences(self) -> list[str]:
-        """Return a sentence for each kind, in the order of `_ODDITIES`."""
-        return [
-            said.format(n=plural(self.counts[what], noun), first=self.first[what])
-            for what, (noun, said) in _ODDITIES.items()
-            if what in self.counts
-        ]
-
-
 _ODDITIES = {
     "unlabelled": ("image", "{n} without a label file, taken as background (the first is {first})"),
     "empty": ("label file", "{n} without a row, taken as background (the first is {first})"),
@@ -90,16 +69,6 @@ _ODDITIES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Converted:
-    """What a conversion made."""
-
-    file: Path
-    """The annotation file."""
-    remarks: tuple[str, ...]
-    """Sentences on what was odd."""
-
-
 def convert_yolo(
     data: Path,
     output_dir: Path,
@@ -118,7 +87,7 @@ def convert_yolo(
     file = output_dir / "annotations" / f"instances_{split}.json"
     check_ours(file, DESCRIPTION)
     dataset = read_yaml(data)
-    remarks = Remarks()
+    remarks = Remarks(_ODDITIES)
     if not dataset.root.is_dir():
         remarks.note("no path", f"'{dataset.root}'")
     paths = list(_images(dataset, part, remarks))

@@ -14,8 +14,8 @@ from asag_deploy.atomic import atomic_directory, atomic_write_text
 from asag_deploy.errors import DataError, OutputError, plural
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.image_files import stored_size
-from asag_evaluation.data.written import link_images
-from asag_evaluation.data.yolo import PARTS, Converted, load_yaml
+from asag_evaluation.data.written import Converted, link_images
+from asag_evaluation.data.yolo import PARTS, load_yaml
 
 _YAML = "data.yaml"
 _OURS = "# Written by asag-data to-yolo"

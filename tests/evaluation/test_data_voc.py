@@ -1,0 +1,211 @@
+"""Pascal VOC's layout becomes COCO's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from asag_deploy.errors import DataError, OutputError
+from asag_evaluation.data.cli import main
+from asag_evaluation.data.coco import CocoDataset
+from asag_evaluation.data.voc import convert_voc
+from support.coco_files import gradient, write_image
+
+SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+
+
+def thing(name: str, *corners: object, more: str = "") -> str:
+    """An object, with the corners of its box."""
+    tags = ("xmin", "ymin", "xmax", "ymax")
+    box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(tags, corners, strict=False))
+    return f"<object><name>{name}</name>{more}<bndbox>{box}</bndbox></object>"
+
+
+def xml(*objects: str, size: str = SIZE) -> str:
+    return f"<annotation><filename>else.jpg</filename>{size}{''.join(objects)}</annotation>"
+
+
+BALL = xml(thing("ball", 1, 2, 21, 32))
+
+
+def write(
+    root: Path, files: Mapping[str, str | None], lists: Mapping[str, Sequence[str]] | None = None
+) -> Path:
+    """A data set whose images of 40 x 60 pixels have these XML files (None: none), and these lists."""
+    for name, content in files.items():
+        write_image(root / "JPEGImages" / f"{name}.png", gradient(40, 60))
+        (root / "Annotations").mkdir(exist_ok=True)
+        if content is not None:
+            (root / "Annotations" / f"{name}.xml").write_text(content)
+    for name, lines in (lists or {}).items():
+        file = root / "ImageSets" / "Main" / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(lines) + "\n")
+    return root
+
+
+def convert(root: Path, **options: object) -> tuple[CocoDataset, tuple[str, ...]]:
+    """The data set that a conversion gives, and its remarks."""
+    made = convert_voc(root, root.parent / "coco", split="s", **options)  # type: ignore[arg-type]
+    return CocoDataset.open(root.parent / "coco", "s"), made.remarks
+
+
+def test_boxes_classes_and_lists(tmp_path: Path) -> None:
+    files = {
+        "a": xml(thing("cup", 0, 0, 60, 40), thing("ball", "1.5", 2, 21, 32)),
+        "b": BALL,
+        "c": xml(thing("arm", 5, 5, 9, 9)),
+    }
+    root = write(tmp_path / "voc", files, {"train": ["b", "a.png", ""], "val": ["c"]})
+    dataset, remarks = convert(root)
+    assert [record.file_name for record in dataset.records] == ["b.png", "a.png"]
+    assert [(c.id, c.name) for c in dataset.categories] == [(1, "arm"), (2, "ball"), (3, "cup")]
+    assert dataset[0].boxes.tolist() == [[1, 2, 21, 32]]
+    assert dataset[1].boxes.tolist() == [[0, 0, 60, 40], [1.5, 2, 21, 32]]
+    assert dataset[1].labels.tolist() == [2, 1]
+    assert remarks == ()
+    dataset, _ = convert(root, part="val", classes=["cup", "ball", "arm"])
+    assert [c.name for c in dataset.categories] == ["cup", "ball", "arm"]
+    assert dataset[0].labels.tolist() == [2]
+
+
+def test_pixels_counted_from_one(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", {"a": xml(thing("cup", 1, 1, 60, 40))})
+    assert convert(root)[0][0].boxes.tolist() == [[1, 1, 60, 40]]
+    assert convert(root, count_from_one=True)[0][0].boxes.tolist() == [[0, 0, 60, 40]]
+    write(root, {"a": xml(thing("cup", 3, 0, 60, 40))})
+    with pytest.raises(DataError, match=r"object 1 in .*a\.xml' begins at 0, so pixels are counted from 0"):
+        convert(root, count_from_one=True)
+
+
+def test_xml_beside_the_images_and_no_lists(tmp_path: Path) -> None:
+    root = tmp_path / "voc"
+    for name in ("b.one", "a"):
+        write_image(root / f"{name}.png", gradient(40, 60))
+    (root / "b.one.xml").write_text(xml(thing("ball", 1, 2, 21, 32), size="<size><width>0</width></size>"))
+    (root / "gone.xml").write_text(BALL)
+    dataset, remarks = convert(root)
+    assert [record.file_name for record in dataset.records] == ["a.png", "b.one.png"]
+    assert (dataset.records[1].height, dataset.records[1].width) == (40, 60)
+    assert [len(dataset[i].boxes) for i in range(2)] == [0, 1]
+    assert [remark.partition(" (")[0] for remark in remarks] == [
+        "1 image without an XML file, taken as background",
+        "1 XML file without an image, passed over",
+    ]
+    with pytest.raises(DataError, match=r"has no lists in .*: leave --part train out"):
+        convert(root, part="train")
+
+
+def test_what_is_odd_is_said(tmp_path: Path) -> None:
+    part = "<part><name>head</name><bndbox><xmin>7</xmin></bndbox></part>"
+    content = xml(
+        thing("ball", 1, 2, 21, 32, more=part),
+        thing("ball", 1, 2, 21, 32),
+        thing("ball", 9, 9, 9, 20),
+        thing("ball", 5, 5, 25, 25, more="<difficult>1</difficult>"),
+        thing("ball", -4, 5, 80, 25),
+    )
+    dataset, remarks = convert(write(tmp_path / "voc", {"a": content}, {"train": ["a", "a"]}))
+    assert [remark.partition(" (")[0] for remark in remarks] == [
+        "1 object with a box without width or height, left out",
+        "1 object standing in a file twice, taken once",
+        "1 object marked as difficult, taken as crowds, which are not learned from",
+        "1 line naming an image again, passed over",
+    ]
+    assert dataset[0].boxes.tolist() == [[1, 2, 21, 32], [0, 5, 60, 25]]
+    assert (dataset.counts.crowd, dataset.counts.clipped) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("<annotation><object>", r"a\.xml' is no XML \(.*\): export it again"),
+        ('<?xml version="1.0" encoding="no"?><annotation/>', "is no XML"),
+        ("<annotations/>", "is no XML of Pascal VOC: it begins with 'annotations'"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
+        (xml(thing(" ", 1, 2, 3, 4)), "object 1 in .* has no name"),
+        (
+            xml(thing("cup", 1, 2, 3, 4), "<object><name>cup</name></object>"),
+            "object 2 .* has no bndbox, only",
+        ),
+        (xml("<object><name>cup</name><robndbox/></object>"), "only 'name, robndbox': export boxes that are"),
+        (xml(thing("cup", 1, 2, 3)), "has None for ymax, expected pixels"),
+        (xml(thing("cup", 1, 2, "nan", 4)), "has 'nan' for xmax, expected pixels"),
+        (
+            xml(thing("cup", 1, 2, 3, 4, more="<difficult>very</difficult>")),
+            "'very' for difficult, expected 0",
+        ),
+    ],
+)
+def test_xml_that_is_refused(tmp_path: Path, content: str, problem: str) -> None:
+    root = write(tmp_path / "voc", {"a": content})
+    with pytest.raises(DataError, match=problem):
+        convert(root)
+    assert not (tmp_path / "coco").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"part": "test"}, r"there is no list '.*test\.txt'; its lists are all, empty, train, val"),
+        ({"part": "val"}, "line 2 of .* names the image 'gone', which is not in"),
+        ({"part": "all"}, "line 1 of .*; a list with -1, 0 or 1 behind the names is of one class"),
+        ({"part": "empty"}, "lists no images"),
+        ({"classes": ["cup"]}, "has an object 'ball', which is none of --classes: add it"),
+        ({"classes": ["cup", "cup"]}, "'cup' is named twice"),
+        ({"classes": ["cup", " "]}, "has no letters"),
+    ],
+)
+def test_lists_and_classes_that_are_refused(
+    tmp_path: Path, options: Mapping[str, object], problem: str
+) -> None:
+    lists = {"train": ["a"], "val": ["a", "gone"], "all": ["a  -1"], "empty": [" "]}
+    root = write(tmp_path / "voc", {"a": BALL}, lists)
+    with pytest.raises(DataError, match=problem):
+        convert(root, **options)
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no data set"):
+        convert(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"has no XML files, .*: check the path"):
+        convert(tmp_path)
+    root = write(tmp_path / "repository" / "voc", {"a": None})
+    (root / "Annotations" / "b.xml").write_text(BALL)
+    with pytest.raises(DataError, match=r"has no XML files, .*; give '.*repository/voc', which has them"):
+        convert(tmp_path / "repository")
+    with pytest.raises(DataError, match=r"none of the 1 images has an XML file \(looked for .*a\.xml'\)"):
+        convert(root)
+    with pytest.raises(DataError, match="in Pascal VOC's layout: convert it with `asag-data voc"):
+        CocoDataset.open(root)
+    write_image(root / "JPEGImages" / "a.jpg", gradient(40, 60))
+    (root / "Annotations" / "a.xml").write_text(BALL)
+    with pytest.raises(DataError, match=r"a\.jpg' and 'a\.png' would share the file 'a\.xml'"):
+        convert(root)
+    (root / "JPEGImages" / "a.jpg").unlink()
+    (root / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(DataError, match="there are no images in"):
+        convert(root)
+    (root / "Annotations" / "b.xml").unlink()
+    write(root, {"a": xml()})
+    with pytest.raises(DataError, match="has an object: name the classes with --classes"):
+        convert(root)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"a": BALL, "b": xml(thing("cup", 9, 9, 9, 9), thing("cup", 0, 0, 5, 5))}
+    root = write(tmp_path / "voc", files, {"train": ["a"], "val": ["b"]})
+    arguments = ["voc", str(root), "--output-dir", str(tmp_path / "coco"), "--classes", "cup", "ball"]
+    assert [main(arguments), main([*arguments, "--part", "val"])] == [0, 0]
+    said = capsys.readouterr().out
+    assert "instances_train2017.json: 1 images, 1 objects\n" in said
+    assert "instances_val2017.json: 1 images, 1 objects\n1 object with a box without width or height" in said
+    assert [c.name for c in CocoDataset.open(tmp_path / "coco", "val2017").categories] == ["cup", "ball"]
+    assert main(["check", str(tmp_path / "coco")]) == 0
+    stranger = tmp_path / "coco" / "annotations" / "instances_mine.json"
+    stranger.write_text("{}")
+    with pytest.raises(OutputError, match="that was not written by this"):
+        convert_voc(root, tmp_path / "coco", split="mine")
+    assert stranger.read_text() == "{}"
