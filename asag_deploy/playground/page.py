@@ -5,7 +5,7 @@ Gradio is imported when the page is made, so that this module costs nothing wher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from asag_deploy.playground import html
 from asag_deploy.playground.examples import Example
 from asag_deploy.playground.looking import Choices, LookingDetector, Ranges, compare, look, read
 from asag_deploy.playground.shelf import KEPT_SECONDS, Shelf
+from asag_deploy.playground.turns import Turns
 from asag_deploy.playground.words import about
 
 TITLE = "ASAG playground"
 CSS = Path(__file__).with_name("page.css")
 _NO_PICTURE = "Choose a picture: upload one, take one with the camera, or begin with an example."
-_TURNS = "detector"
-"""What all that detects takes turns at."""
+_TOO_MANY = "Too many visitors wait for the detector: change something again in a moment."
 _WAITING = 64
 """Visitors' changes that may wait for the detector."""
 _SWEPT_SECONDS = 600
@@ -44,6 +44,7 @@ def make_page(
     import gradio as gr
 
     visit = Visit(detector, shelf)
+    turns = Turns(at_once=requests, waiting=_WAITING)
     manifest = detector.manifest
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT_SECONDS, KEPT_SECONDS)
@@ -120,23 +121,34 @@ def make_page(
         common = {
             "inputs": inputs,
             "trigger_mode": "always_last",  # of a slider's changes meanwhile the last one counts
-            "concurrency_limit": requests,
-            "concurrency_id": _TURNS,
+            "queue": False,  # a result can get lost in Gradio's: see `turns`
             "show_progress": "minimal",
             "api_visibility": "private",
         }
         changes = [page.load, *(component.change for component in inputs)]
-        gr.on(changes, visit.look, outputs=[story, drawn, table, times, levels, download], **common)
+        looking = _in_turn(gr, turns, visit.look, lambda: _nothing(html.sentence(_TOO_MANY, problem=True)))
+        gr.on(changes, looking, outputs=[story, drawn, table, times, levels, download], **common)
         of_comparison = [page.load, *(component.change for component in (given, *choosers[1:]))]
-        gr.on(of_comparison, visit.compare, outputs=[stopped], **common)
+        gr.on(of_comparison, _in_turn(gr, turns, visit.compare, list), outputs=[stopped], **common)
 
         def take(event: Any) -> str:
             return str(examples[event.index].file)
 
         take.__annotations__ = {"event": gr.SelectData}  # by which Gradio knows what to pass
         offered.select(take, outputs=given, queue=False, show_progress="hidden", api_visibility="private")
-    page.queue(max_size=_WAITING, default_concurrency_limit=requests)
     return page
+
+
+def _in_turn(gr: Any, turns: Turns, work: Callable[..., Any], otherwise: Callable[[], Any]) -> Any:
+    """Make what Gradio calls to do `work` when it is its turn; it returns `otherwise()` if it gets none."""
+
+    async def wait(visitor: Any, *values: Any) -> Any:
+        result = await turns.take(lambda: work(*values), visitor.request.is_disconnected)
+        return otherwise() if result is None else result
+
+    wait.__name__ = work.__name__
+    wait.__annotations__ = {"visitor": gr.Request}  # by which Gradio knows what to pass
+    return wait
 
 
 def look_of_the_page() -> dict[str, Any]:

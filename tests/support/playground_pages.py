@@ -7,9 +7,12 @@ prints what they are made of as JSON.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import cv2
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.detections import Detections
 from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.errors import ConfigError
 from asag_deploy.playground.examples import prepare
 from asag_deploy.playground.looking import Ranges
 from asag_deploy.playground.page import look_of_the_page, make_page
@@ -27,6 +31,7 @@ from support.detection_samples import make_detections
 from support.tiny_bundle import picture, tiny_manifest
 
 REQUESTS = 3
+CROWD, GONE = 12, 2
 
 
 class Found:
@@ -74,6 +79,52 @@ def answers(page: Any, folder: Path) -> dict[str, tuple[int, str]]:
         return {name: ((got := client.get(path)).status_code, got.text) for name, path in paths.items()}
 
 
+class Visitor:
+    """Who has changed something, as Gradio tells of them."""
+
+    def __init__(self, *, gone: bool) -> None:
+        self.request = self
+        self._gone = gone
+
+    async def is_disconnected(self) -> bool:
+        return self._gone
+
+
+def crowd(folder: Path) -> dict[str, int]:
+    """How many of a crowd that changes something at once a page serves, and how many of them at once."""
+    now: set[int] = set()
+    most, done = 0, 0
+
+    class Slow(Found):
+        def __call__(self, images: Any, **options: Any) -> Detections:
+            nonlocal most, done
+            now.add(threading.get_ident())
+            most = max(most, len(now))
+            time.sleep(0.02)
+            now.remove(threading.get_ident())
+            done += 1
+            raise ConfigError("it is only counted")
+
+    page = make_page(
+        Slow(tiny_manifest()),
+        Ranges.of(tiny_manifest()).first_choices(DetectorOptions(), 0.4),
+        requests=REQUESTS,
+        backend="onnxruntime",
+        examples=[],
+        shelf=Shelf(folder / "gradio" / "shown"),
+    )
+    (look,) = (function.fn for function in page.fns.values() if function.fn.__name__ == "look")
+    picture_file = folder / "crowd.png"
+    cv2.imwrite(str(picture_file), picture(0))
+    values = (str(picture_file), 0.3, "P3", "exact", 0, 24, 10)
+
+    async def come() -> None:
+        await asyncio.gather(*(look(Visitor(gone=number < GONE), *values) for number in range(CROWD)))
+
+    asyncio.run(come())
+    return {"most_at_once": most, "done": done}
+
+
 def main(folder: Path) -> None:
     tiny = tiny_manifest()
     free = dataclasses.replace(tiny.probing, cap_can_be_lowered=True)
@@ -86,8 +137,7 @@ def main(folder: Path) -> None:
             "functions": [
                 (
                     function.fn.__name__,
-                    function.concurrency_limit,
-                    function.concurrency_id,
+                    function.queue,
                     function.trigger_mode,
                     function.api_visibility,
                 )
@@ -105,6 +155,7 @@ def main(folder: Path) -> None:
                 )
             ),
             "answers": answers(page, folder),
+            "crowd": crowd(folder),
             "footer": look_of_the_page()["footer_links"],
         }
     print(json.dumps(made))

@@ -16,7 +16,7 @@ import pytest
 from asag_deploy.errors import ConfigError
 from asag_deploy.playground.server import silent_gradio
 from support import playground_pages
-from support.playground_pages import REQUESTS
+from support.playground_pages import CROWD, GONE, REQUESTS
 
 GRADIO = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None,
@@ -42,10 +42,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @GRADIO
 @pytest.mark.slow
+def test_no_change_goes_through_gradios_queue(made: dict[str, Any]) -> None:
+    """Which loses results: see `asag_deploy.playground.turns`."""
+    assert [one[0] for one in made["functions"]] == ["look", "compare", "take"]
+    assert {one[1] for one in made["functions"]} == {False}
+    assert [one[2] for one in made["functions"]][:2] == ["always_last"] * 2
+    assert {one[3] for one in made["functions"]} == {"private"}
+
+
+@GRADIO
+@pytest.mark.slow
 def test_all_that_detects_takes_turns(made: dict[str, Any]) -> None:
-    detecting = [one[1:4] for one in made["functions"] if one[0] in ("look", "compare")]
-    assert detecting == [[REQUESTS, "detector", "always_last"]] * 2
-    assert {one[4] for one in made["functions"]} == {"private"}
+    """Of visitors who change something at once, so many are served at once, and those who have gone never."""
+    assert made["crowd"] == {"most_at_once": REQUESTS, "done": CROWD - GONE}
 
 
 @GRADIO
