@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("asag_deploy", "training", "export", "benchmarks", "tests")
+SOURCES = ("asag_deploy", "training", "export", "benchmarks", "docs", "tests")
 SKIPPED_FOLDERS = {
     *(".git", ".venv", "__pycache__", "build", "dist"),
     *("demo-output", "bench-output", "gpu-report", "runs"),
