@@ -103,15 +103,16 @@ class Tree:
             if found["target"] is None:
                 return found[0]
             label, target = self.markdown(found["label"], file), found["target"]
+            title = found["title"] or ""
             if re.match(r"[a-z]+:|//|#", target):
-                return f"{found['sign']}[{label}]({target}{found['title'] or ''})"
+                return f"{found['sign']}[{label}]({target}{title})"
             path, mark, anchor = target.partition("#")
             there = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
             place = self._place(there, file, target)
             if place is None:
                 return label if there in label.replace("`", "") else f"{label} (`{there}`)"
             here = posixpath.dirname(self.staged[file])
-            return f"{found['sign']}[{label}]({posixpath.relpath(place, here or '.')}{mark}{anchor})"
+            return f"{found['sign']}[{label}]({posixpath.relpath(place, here or '.')}{mark}{anchor}{title})"
 
         return _LINK.sub(changed, text)
 
@@ -181,6 +182,7 @@ def notebook_page(notebook: NotebookNode, pictures: Path) -> str:
 
     pictures: the folder for them, to lie beside the page; made if there is one.
     """
+    notebook.metadata.setdefault("language_info", {"name": "python"})  # a kernel says so by itself
     text, resources = MarkdownExporter().from_notebook_node(
         notebook, resources={"unique_key": "output", "output_files_dir": pictures.name}
     )

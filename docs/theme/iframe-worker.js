@@ -10,7 +10,7 @@ if (location.protocol === "file:") {
         if (event.source === inner && this.onmessage) this.onmessage(event);
       };
       window.addEventListener("message", this.heard);
-      this.ready = new Promise((resolve) => inner.addEventListener("load", resolve));
+      this.ready = new Promise((resolve) => this.frame.addEventListener("load", resolve));
       inner.document.write(
         '<script>self.postMessage = (data) => parent.postMessage(data, "*")</script>' +
           `<script src="${url}"></script>`,
