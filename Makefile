@@ -11,11 +11,12 @@ SECONDS ?= 3600
 MOMENTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench kernels test fast others lint fuzz kill soak load gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench docs kernels test fast others lint fuzz kill soak load gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
 	@echo "make bench   what that network costs on this machine, beside others; results in bench-output/"
+	@echo "make docs    the documentation as a site, notebooks executed; build/site/index.html"
 	@echo "make kernels compile the network's operators for this CPU and install them in .venv; needs a C++ compiler"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
@@ -34,6 +35,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/asag-bench demo --output-dir bench-output
+
+docs: $(STAMP)
+	$(BIN)/python docs/site_build.py
 
 kernels: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ./plugins

@@ -15,6 +15,7 @@ _OF_PROGRAM = {
     "asag-serve": ("serve",),
     "asag-train": ("train",),
     "demo": ("export",),
+    "docs": ("docs",),
     "pack": ("train",),
 }
 """By program, the extras to think of first."""
@@ -27,6 +28,7 @@ _BROUGHT = {
     "train": _TRAIN,
     "export": _EXPORT,
     "bench": _EXPORT,
+    "docs": ("ipykernel", "mkdocstrings_handlers", "nbclient", "nbconvert", "nbformat", "zensical"),
     "quantize": ("onnx", "faster_coco_eval"),
     "engines": ("tensorrt_rtx", "onnx"),
     "gpu": ("cuda",),

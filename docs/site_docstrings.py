@@ -1,0 +1,57 @@
+"""How docstrings become the API reference: an extension of Griffe, which reads them for mkdocstrings.
+
+A docstring is plain sentences.  What it says of a parameter (`levels: the manual stop; mode: ...`) becomes an
+item of a list, and what is indented below a colon stays as it is written, as code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import griffe
+
+_SAID_OF_ONE = r"(?:^|(?<=[;.])\s+)({}):\s+"
+"""How a sentence about a parameter begins: with its name, first of all or after another sentence."""
+_INDENTED = re.compile(r"(:\n)(?= {2,}\S)")
+
+
+def as_markdown(text: str, names: Collection[str]) -> str:
+    """Return a docstring as Markdown; names: the parameters that it may speak of."""
+    paragraphs = _INDENTED.sub(r"\1\n", text).split("\n\n")
+    return "\n\n".join(_with_items(paragraph, names) for paragraph in paragraphs)
+
+
+def _with_items(paragraph: str, names: Collection[str]) -> str:
+    """Return a paragraph with what it says of each parameter as an item of a list."""
+    if not names or paragraph.startswith((" ", "- ", "* ", "|")):
+        return paragraph
+    choice = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    before, *said = re.split(_SAID_OF_ONE.format(choice), paragraph)
+    items = [
+        f"- `{name}`: {' '.join(what.split()).rstrip(';')}"
+        for name, what in zip(said[::2], said[1::2], strict=True)
+    ]
+    return "\n\n".join(part for part in (before, "\n".join(items)) if part)
+
+
+class PlainSentences(griffe.Extension):
+    """Makes Markdown of every docstring once its module has been read."""
+
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        """Take the parameters of a function, with the methods of which `self` is none."""
+        self._change(func, [parameter.name.lstrip("*") for parameter in func.parameters])
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Take the fields of a class, which are what a dataclass is made of."""
+        self._change(cls, [name for name, member in cls.members.items() if member.is_attribute])
+
+    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Keep an attribute's sentences, but for what is indented."""
+        self._change(attr, ())
+
+    @staticmethod
+    def _change(thing: griffe.Object, names: Collection[str]) -> None:
+        if thing.docstring is not None:
+            thing.docstring.value = as_markdown(thing.docstring.value, names)
