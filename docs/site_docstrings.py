@@ -48,7 +48,8 @@ class PlainSentences(griffe.Extension):
         self._change(cls, [name for name, member in cls.members.items() if member.is_attribute])
 
     def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """Keep an attribute's sentences, but for what is indented."""
+        """Keep an attribute's sentences; where it is kept, which its labels say, helps no reader."""
+        attr.labels -= {"class-attribute", "instance-attribute"}
         self._change(attr, ())
 
     @staticmethod

@@ -54,6 +54,14 @@ def test_every_link_picture_and_anchor_is_there(site: Path) -> None:
     assert broken(site) == []
 
 
+def test_every_page_has_its_place(site: Path) -> None:
+    text = (site / "index.html").read_text(encoding="utf-8")
+    (sidebar,) = re.findall(r'<nav class="md-nav md-nav--primary.*?</nav>\s*</div>', text, re.DOTALL)
+    led = set(re.findall(r'href="(?:\./)?([^"#]*\.html)"', sidebar))
+    pages = {page.relative_to(site).as_posix() for page in site.rglob("*.html")}
+    assert led | {"404.html"} == pages
+
+
 def test_search_leads_to_pages(site: Path) -> None:
     found = json.loads((site / "search.json").read_text(encoding="utf-8"))["items"]
     assert len(found) > 100

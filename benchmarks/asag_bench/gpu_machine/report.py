@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,8 @@ MOST_BYTES = 15 * 2**20
 """Of each file."""
 _PAGE = "page"
 """What of a step's data is Markdown for the page."""
+_CODE_OR_MARK = re.compile(r"(`[^`]+`)|([<\[*])")
+"""Code, which stays as it is, or what begins something else in Markdown."""
 
 
 def write_report(
@@ -65,7 +68,9 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")
+    """Return what a step says as a cell; what other programs have written in it is no HTML and no link."""
+    line = " ".join(text.split()).replace("|", "/")
+    return _CODE_OR_MARK.sub(lambda found: found[1] or f"\\{found[2]}", line)
 
 
 def _cut(text: str, suffix: str) -> bytes:

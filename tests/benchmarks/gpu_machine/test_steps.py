@@ -136,6 +136,11 @@ class TestReport:
         assert "- packages: numpy 2" in text
         assert text.endswith("## two\n\n## Table\n")
 
+    def test_what_a_program_wrote_is_no_html_and_no_link(self) -> None:
+        said = r"say `pip install x[y]`; \x1b[1m[E:a] [b] C<d::e> 2*3"
+        result = Result(name="one", state="failed", seconds=1, detail=said)
+        assert r"say `pip install x[y]`; \x1b\[1m\[E:a] \[b] C\<d::e> 2\*3 |" in page({}, [result])
+
     def test_folders_of_the_machine_are_not_in_it(self, tmp_path: Path) -> None:
         results = [Result(name="one", state="passed", data={"page": "`asag-bench run /home/me/tree/x`"})]
         write_report(tmp_path, {}, results, ["$ python /home/me/tree/benchmarks"], {"/home/me/tree": "."})
