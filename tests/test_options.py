@@ -93,7 +93,7 @@ def test_every_option_that_the_pages_mention_exists() -> None:
     known = {option for _, _, _, action in options() for option in action.option_strings}
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     pages += [ROOT / name / "README.md" for name in ("benchmarks", "plugins")]
-    of_others = {"--data-binary", "--nproc-per-node", "--rdzv-endpoint"}
+    of_others = {"--data-binary", "--logdir", "--nproc-per-node", "--rdzv-endpoint"}
     for page in pages:
         lines = [line for line in page.read_text().splitlines() if "asag" in line]
         mentioned = {

@@ -83,10 +83,10 @@ def test_thresholds_of_the_page_are_those_of_the_network_that_comes_with_the_pro
     assert {name: float(value) for name, value in changes.items()} == {name: config[name] for name in changes}
 
 
-def test_both_parts_are_converted_with_classes_in_the_order_of_the_network() -> None:
+def test_all_parts_are_converted_with_classes_in_the_order_of_the_network() -> None:
     said = [
         parsed(*line) for line in command_lines("train.md") if line[0] == "asag-data" and "voc" in line[1]
     ]
-    assert [options.part for options in said] == [None, "val"]
+    assert [options.part for options in said] == [None, "val", "test"]
     assert {(*options.classes,) for options in said} == {PHOTOGRAPHS_CLASSES}
     assert {str(options.output_dir) for options in said} == {"bccd"}
