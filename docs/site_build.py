@@ -21,18 +21,15 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import MarkdownExporter
-from nbformat import NotebookNode
-from traitlets.config import Config
+from typing import TYPE_CHECKING, Any
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
 from asag_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "zensical.toml"
@@ -163,6 +160,10 @@ def execute(notebook: NotebookNode, file: Path) -> None:
 
     Raises ConfigError if a cell fails, after what it said.
     """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
+
     with tempfile.TemporaryDirectory() as own:  # else IPython keeps a history in the home folder
         # By files of its own: no port that others could reach.
         reached = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(own, "kernel"))}})
@@ -182,6 +183,8 @@ def notebook_page(notebook: NotebookNode, pictures: Path) -> str:
 
     pictures: the folder for them, to lie beside the page; made if there is one.
     """
+    from nbconvert import MarkdownExporter
+
     notebook.metadata.setdefault("language_info", {"name": "python"})  # a kernel says so by itself
     text, resources = MarkdownExporter().from_notebook_node(
         notebook, resources={"unique_key": "output", "output_files_dir": pictures.name}
@@ -194,6 +197,8 @@ def notebook_page(notebook: NotebookNode, pictures: Path) -> str:
 
 def stage(tree: Tree, pages: Path, *, notebooks: bool) -> None:
     """Write every page, and what pages link to, into an empty folder."""
+    import nbformat
+
     for file, name in tree.staged.items():
         source, target = tree.root / file, pages / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -222,10 +227,14 @@ def build(folder: Path, *, root: Path = ROOT, notebooks: bool = True) -> Path:
     left in the folder is replaced.  Raises ConfigError for what keeps the site from being whole; what
     Zensical says about it goes to stderr.
     """
+    import_module("zensical")  # it runs on its own below: what is missing is said before that
     config = root / CONFIG
     tree = Tree.of(root, tomllib.loads(config.read_text(encoding="utf-8")))
-    for old in (PAGES, SITE):
-        shutil.rmtree(folder / old, ignore_errors=True)
+    folder = folder.resolve()
+    for old in (folder / PAGES, folder / SITE):
+        if old.exists() and not (folder / CONFIG).exists():
+            raise ConfigError(f"'{old}' is of no earlier build: give another --output-dir")
+        shutil.rmtree(old, ignore_errors=True)
     stage(tree, folder / PAGES, notebooks=notebooks)
     shutil.copyfile(config, folder / CONFIG)
     done = subprocess.run(

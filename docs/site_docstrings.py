@@ -40,11 +40,11 @@ class PlainSentences(griffe.Extension):
     """Makes Markdown of every docstring once its module has been read."""
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        """Take the parameters of a function, with the methods of which `self` is none."""
+        """Make lists of what a function or method says of its parameters."""
         self._change(func, [parameter.name.lstrip("*") for parameter in func.parameters])
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        """Take the fields of a class, which are what a dataclass is made of."""
+        """Make lists of what a class says of its fields."""
         self._change(cls, [name for name, member in cls.members.items() if member.is_attribute])
 
     def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:

@@ -123,6 +123,14 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path: Path) -> None:
     assert "<Image>" not in text
 
 
+def test_a_folder_that_no_build_has_made_stays(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "mine.html").write_text("mine")
+    with pytest.raises(ConfigError, match="is of no earlier build: give another --output-dir"):
+        site_build.build(tmp_path, notebooks=False)
+    assert (tmp_path / "site" / "mine.html").exists()
+
+
 def test_docstrings_become_lists_of_what_they_say() -> None:
     text = (
         "Do it.\n\nfirst: what\nit is; or not.  second: of `first: x`; third: more.\n\n"
