@@ -28,7 +28,8 @@ from asag_deploy.serving.access_log import AccessLog
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.batching import MOST_IMAGES, Batching
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import address_of, allow_connections, listen, make_server, run
+from asag_deploy.serving.protocol import Model
+from asag_deploy.serving.server import address_of, allow_connections, bind, make_server, run
 
 PROGRAM = "asag-serve"
 _MEBIBYTE = 2**20
@@ -61,35 +62,37 @@ def _serve(options: argparse.Namespace) -> int:
     )
     batching = Batching(images=options.batch, wait_ms=options.batch_wait_ms)
     allow_connections(limits)
-    bundle = Bundle.open(options.bundle)
-    chosen.check_limits(bundle.manifest, stop_rule(bundle.manifest, chosen.mode, chosen.max_level))
-    # The most detections are applied to what is found, as a request may ask for more.
-    with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector, _log(options) as log:
-        if not detector.manifest.trained:
-            print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
-        app = make_app(
-            detector,
-            limits,
-            backend=chosen.backend or DEFAULT_BACKEND,
-            threshold=options.threshold,
-            deadline_ms=chosen.deadline_ms,
-            max_detections=chosen.max_detections,
-            model_name=options.model_name,
-            bundle=bundle.fingerprint,
-            batching=batching,
-            warm_up=options.warm_up,
-            log=log,
-        )
-        listener = listen(options.host, options.port)
-        address = f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}"
-        server = make_server(
-            app,
-            limits,
-            grace_seconds=options.grace_seconds,
-            drain_seconds=options.drain_seconds,
-            ready=lambda: print(address, flush=True),
-        )
-        run(server, listener)
+    # Loading takes seconds: what else may be wrong is seen before.
+    with _log(options) as log, bind(options.host, options.port) as listener:
+        bundle = Bundle.open(options.bundle)
+        chosen.check_limits(bundle.manifest, stop_rule(bundle.manifest, chosen.mode, chosen.max_level))
+        Model(options.model_name, bundle.manifest)
+        # The most detections are applied to what is found, as a request may ask for more.
+        with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector:
+            if not detector.manifest.trained:
+                print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
+            app = make_app(
+                detector,
+                limits,
+                backend=chosen.backend or DEFAULT_BACKEND,
+                threshold=options.threshold,
+                deadline_ms=chosen.deadline_ms,
+                max_detections=chosen.max_detections,
+                model_name=options.model_name,
+                bundle=bundle.fingerprint,
+                batching=batching,
+                warm_up=options.warm_up,
+                log=log,
+            )
+            address = f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}"
+            server = make_server(
+                app,
+                limits,
+                grace_seconds=options.grace_seconds,
+                drain_seconds=options.drain_seconds,
+                ready=lambda: print(address, flush=True),
+            )
+            run(server, listener)
     return ALL_FINE
 
 

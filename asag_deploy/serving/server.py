@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,10 @@ _IDLE_SECONDS = 5
 """How long a connection stays open without a request."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Listen on `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one).
+def bind(host: str, port: int) -> socket.socket:
+    """Take `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one) for what is to be served.
+
+    Clients are refused until `run` listens there, so that nobody waits while a bundle is loaded.
 
     Raises ConfigError if the address cannot be had.
     """
@@ -43,10 +45,31 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= _LARGEST_PORT:
         raise ConfigError(f"--port is {port}; it must be from 0 to {_LARGEST_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as unless_bound, _refused_as_config_error(host, port):
+        listener = unless_bound.enter_context(socket.socket(family))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # soon after another server's end, too
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        unless_bound.pop_all()
+    return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Let clients connect to an address that `bind` has taken.
+
+    Raises ConfigError if another program, which had taken it at the same time, listens there already.
+    """
+    with _refused_as_config_error(*listener.getsockname()[:2]):
+        listener.listen(_BACKLOG)
+
+
+@contextmanager
+def _refused_as_config_error(host: str, port: int) -> Iterator[None]:
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        yield
     except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while attempting")[0]
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"could not listen on {host}, port {port}: {reason}; name another --host or --port"
         ) from None
@@ -72,7 +95,7 @@ def allow_connections(limits: Limits) -> None:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Return the URL at which a listening socket is reached."""
+    """Return the URL at which a socket that is bound is reached."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -156,8 +179,12 @@ def make_server(
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done.
+
+    Raises ConfigError if somebody else listens there by now.
+    """
     with listener, held_back(), _hangup_ends_well(server):
+        listen(listener)
         server.run(sockets=[listener])
 
 

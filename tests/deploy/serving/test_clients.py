@@ -16,8 +16,17 @@ import pytest
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import listen
-from support.served import IMAGE, SECONDS, GatedDetector, Served, in_threads, png, serving, until
+from support.served import (
+    IMAGE,
+    SECONDS,
+    GatedDetector,
+    Served,
+    in_threads,
+    listening,
+    png,
+    serving,
+    until,
+)
 from support.tiny_bundle import picture
 
 POST = b"POST /detect HTTP/1.1\r\nHost: x\r\n"
@@ -95,7 +104,7 @@ def test_clients_that_have_gone_are_not_computed(detector: GatedDetector) -> Non
 
 def test_a_burst_of_clients_that_have_gone_takes_no_place(detector: GatedDetector) -> None:
     """They have sent and gone before the server looks at any of them."""
-    listener = listen("127.0.0.1", 0)
+    listener = listening()
     for _ in range(60):
         with socket.create_connection(listener.getsockname()) as gone:
             gone.sendall(WHOLE)
@@ -289,7 +298,7 @@ def test_too_many_connections(detector: GatedDetector) -> None:
 def test_an_answer_that_is_not_read(detector: GatedDetector) -> None:
     """It is thrown away, with the connection."""
     requests = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 200
-    listener, connection = listen("127.0.0.1", 0), socket.socket()
+    listener, connection = listening(), socket.socket()
     # What the system buffers for both takes thousands of answers to fill.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
