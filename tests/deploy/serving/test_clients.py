@@ -318,11 +318,13 @@ def _send_on(connection: socket.socket, data: bytes) -> None:
 
 
 def test_what_is_cut_off_at_the_end_is_told(
-    detector: GatedDetector, capfd: pytest.CaptureFixture[str]
+    detector: GatedDetector, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The time to end in is over, an image has not arrived."""
+    """The time to end in is over, and two requests have not arrived, one of which was answered already."""
     with serving(detector, grace_seconds=1) as server:
-        with connect(server) as connection:
+        with connect(server) as connection, connect(server) as other:
+            other.sendall(WHOLE[:-5].replace(b"/detect", b"/detect?threshold=2"))
+            assert other.recv(4096).startswith(b"HTTP/1.1 400 ")
             connection.sendall(WHOLE[:-5])
             until(lambda: in_hand(server) == 1)
             server.server.should_exit = True
@@ -330,7 +332,9 @@ def test_what_is_cut_off_at_the_end_is_told(
         assert head.startswith("HTTP/1.1 503 ")
         assert "retry-after: 1" in head.lower()
         assert json.loads(body) == {"error": "the server is stopping; send the image again"}
-    assert "Traceback" not in capfd.readouterr().err
+    said = "2 requests were cut off: --grace-seconds (1) had passed"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
