@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import math
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from asag_deploy._start import IS_PROGRAM
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, OutputError, first_line
 from asag_deploy.interruption import Interruption, end_without_what_is_left
+from asag_deploy.plain_numbers import real, whole
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 """Exit codes; a program that a signal ends has 128 and the signal's number, see `interruption`."""
@@ -286,9 +286,7 @@ def whole_number(least: int, most: int = LARGEST) -> Callable[[str], int]:
     """Return what reads a whole number of an option, from `least` to `most`."""
 
     def read(text: str) -> int:
-        number: int | None = None
-        with contextlib.suppress(ValueError):
-            number = int(text)
+        number = whole(text)
         if number is None or not least <= number <= most:
             raise argparse.ArgumentTypeError(f"is {text}; it must be a whole number from {least} to {most}")
         return number
@@ -300,10 +298,8 @@ def real_number(least: float, most: float, *, above: bool = False) -> Callable[[
     """Return what reads a number of an option, from `least` (or `above` it) to `most`."""
 
     def read(text: str) -> float:
-        number = math.nan
-        with contextlib.suppress(ValueError):
-            number = float(text)
-        if not least <= number <= most or (above and number == least):  # which nothing is that is no number
+        number = real(text)
+        if number is None or not least <= number <= most or (above and number == least):
             begins = f"more than {least:g}, {most:.9g} at most" if above else f"from {least:g} to {most:.9g}"
             raise argparse.ArgumentTypeError(f"is {text}; it must be {begins}")
         return number

@@ -23,6 +23,7 @@ from asag_deploy.batch.index import Part
 from asag_deploy.batch.worker import Plan, Report, Worker
 from asag_deploy.command_line import NOTHING_DONE, only_own_messages
 from asag_deploy.errors import BackendError, ConfigError, first_line
+from asag_deploy.plain_numbers import unsigned
 
 PROGRAM = "asag-batch"
 AUTO = "auto"
@@ -88,10 +89,11 @@ def cpus_of(address: str) -> int:
     except subprocess.TimeoutExpired:
         raise BackendError(f"at '{address}' something answers, but no Ray cluster does: {remedy}") from None
     said = asked.stdout.strip().splitlines()
-    if asked.returncode != 0 or not said or not said[-1].isdecimal():
+    cores = unsigned(said[-1]) if said else None
+    if asked.returncode != 0 or cores is None:
         reason = said[-1] if said else first_line(Exception(asked.stderr.strip() or "no answer"))
         raise BackendError(f"the Ray cluster at '{address}' cannot be used ({reason}): {remedy}")
-    return int(said[-1])
+    return cores
 
 
 def knock(address: str) -> None:
@@ -101,14 +103,15 @@ def knock(address: str) -> None:
     """
     if address == AUTO:
         return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    host, _, digits = address.rpartition(":")
+    port = unsigned(digits)
+    if "://" in address or not host or port is None or not 0 < port < 2**16:
         raise ConfigError(
             f"--address is '{address}'; it must be host:port of a cluster's head (6379 is the usual port), "
             f"or {AUTO} on one of its machines"
         )
     try:
-        socket.create_connection((_meant(host), int(port)), timeout=_CONNECT_S).close()
+        socket.create_connection((_meant(host), port), timeout=_CONNECT_S).close()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BackendError(

@@ -14,6 +14,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import ConfigError
 from asag_deploy.images.file_names import alike, meant_names, said_name
 from asag_deploy.images.sources import Source
+from asag_deploy.plain_numbers import unsigned
 
 ImageId = int | str
 """As an annotation file writes it; pycocotools compares it with that."""
@@ -47,9 +48,9 @@ def made_ids(sources: Sequence[Source]) -> CocoIds:
     stems = [Path(source.name).stem for source in sources]
     are_images = all(source.kind == "image" for source in sources)
     numbers = {
-        source: int(stem)
+        source: number
         for source, stem in zip(sources, stems, strict=True)
-        if are_images and stem.isdecimal() and stem.isascii()
+        if are_images and (number := unsigned(stem)) is not None
     }
     remedy = "--coco-annotations FILE takes them from an annotation file"
     if len(numbers) == len(set(numbers.values())) == len(sources):

@@ -38,7 +38,7 @@ def parse_target(text: str) -> str:
 
     Raises ConfigError for anything else.
     """
-    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
+    found = re.fullmatch(r"(?:sm_?)?([0-9]{1,2})\.?([0-9])", text.strip().lower())
     if found is None:
         raise ConfigError(
             f"unknown GPU '{text}'; name its compute capability, such as {', '.join(DEFAULT_CAPABILITIES)}, "

@@ -33,6 +33,7 @@ from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write_text
 from asag_deploy.errors import DownloadError, first_line
 from asag_deploy.fetching.addresses import as_asked, cache_folder, shown
+from asag_deploy.plain_numbers import unsigned
 
 MOST_BYTES = 16 * 2**30
 """Of a file; no checkpoint of a detector is nearly so large."""
@@ -263,8 +264,8 @@ def _open(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 
 def _receive(address: str, response: http.client.HTTPResponse, place: Path, offset: int, most: int) -> None:
     """Write what comes to the partial file, from `offset` on, until it is whole."""
-    length = response.headers.get("Content-Length", "")
-    total = offset + int(length) if length.isdecimal() else None
+    length = unsigned(response.headers.get("Content-Length", ""))
+    total = None if length is None else offset + length
     if (total or 0) > most:
         raise DownloadError(f"'{shown(address)}' is {_mib(total)} MiB, more than {_mib(most)}: it is refused")
     free = shutil.disk_usage(place).free

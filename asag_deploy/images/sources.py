@@ -13,6 +13,7 @@ from typing import Literal
 
 import cv2
 
+from asag_deploy.command_line import LARGEST
 from asag_deploy.errors import AsagError, SourceError, plural
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
 from asag_deploy.images.decoder_log import quiet_opencv
@@ -21,6 +22,7 @@ from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, read_image
 from asag_deploy.images.video_containers import MJPEG_SUFFIXES, container_of, holds_pictures
 from asag_deploy.images.videos import Video
+from asag_deploy.plain_numbers import unsigned
 
 
 def _suffixes(text: str) -> frozenset[str]:
@@ -218,12 +220,13 @@ def _expand_path(path: Path, argument: str) -> list[Source]:
         return _known_files(sorted(path.iterdir()), f"folder '{path}' holds no images or videos")
     if path.is_file():
         return [_file(path)]
-    if path.is_char_device() or re.fullmatch(r"/dev/video\d+", str(path)):
+    if path.is_char_device() or re.fullmatch("/dev/video[0-9]+", str(path)):
         if not path.name.startswith("video"):
             raise SourceError(f"'{path}' is a device and no camera")
         return [Source(name=f"{_CAMERA}{path}", kind="camera")]
-    if argument.isdecimal() and argument.isascii():
-        return [Source(name=f"{_CAMERA}{int(argument)}", kind="camera")]
+    number = unsigned(argument)
+    if number is not None and number <= LARGEST:
+        return [Source(name=f"{_CAMERA}{number}", kind="camera")]
     if glob.has_magic(argument):
         # Not Path.glob, which takes no absolute pattern and does not enter links to folders.
         matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207
@@ -369,7 +372,11 @@ def _camera_frames(source: Source, first_number: int) -> Iterator[Frame | Failur
 def _capture(source: Source) -> Iterator[cv2.VideoCapture]:
     with quiet_opencv():
         address = source.name.removeprefix(_CAMERA)
-        capture = cv2.VideoCapture(int(address)) if address.isdecimal() else cv2.VideoCapture(address)
+        number = unsigned(address)
+        if number is None or number > LARGEST:
+            capture = cv2.VideoCapture(address)
+        else:
+            capture = cv2.VideoCapture(number)
     try:
         yield capture
     finally:

@@ -22,7 +22,7 @@ from asag_deploy.playground.page import make_page
 from asag_deploy.playground.server import make_server, silent_gradio
 from asag_deploy.playground.shelf import Shelf
 from asag_deploy.scratch import scratch_folder
-from asag_deploy.serving.server import address_of, listen, run
+from asag_deploy.serving.server import address_of, bind, run
 
 PROGRAM = "asag-playground"
 
@@ -39,14 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _play(options: argparse.Namespace) -> int:
     chosen = detector_options(options)
     given = None if options.examples is None else list_examples(options.examples)
-    with chosen.load(options.bundle) as detector, scratch_folder() as scratch:
+    # What takes a while, such as loading, comes after what may be wrong.
+    with (
+        bind(options.host, options.port) as listener,
+        chosen.load(options.bundle) as detector,
+        scratch_folder() as scratch,
+    ):
         manifest = detector.manifest
         if not manifest.trained:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
         files = own_examples(manifest) if given is None else given
         examples = prepare(files, scratch / "examples")
-        # What takes a while comes after all that may be wrong.
-        with listen(options.host, options.port) as listener, silent_gradio(scratch / "gradio"):
+        with silent_gradio(scratch / "gradio"):
             page = make_page(
                 detector,
                 Ranges.of(manifest).first_choices(chosen, options.threshold),

@@ -40,7 +40,7 @@ class Canvas:
 
 def parse_canvas(text: str) -> Canvas:
     """Read `800x1088`, height first, as a canvas.  Raises ConfigError for anything else."""
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip().lower())
+    found = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.strip().lower())
     if found is None:
         raise ConfigError(f"unknown canvas '{text}'; give height and width in pixels, such as 800x1088")
     return Canvas(int(found[1]), int(found[2]))

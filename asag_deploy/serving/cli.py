@@ -28,7 +28,8 @@ from asag_deploy.serving.access_log import AccessLog
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.batching import MOST_IMAGES, Batching
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import address_of, allow_connections, listen, make_server, run
+from asag_deploy.serving.protocol import Model
+from asag_deploy.serving.server import address_of, allow_connections, bind, make_server, run
 
 PROGRAM = "asag-serve"
 _MEBIBYTE = 2**20
@@ -61,35 +62,37 @@ def _serve(options: argparse.Namespace) -> int:
     )
     batching = Batching(images=options.batch, wait_ms=options.batch_wait_ms)
     allow_connections(limits)
-    bundle = Bundle.open(options.bundle)
-    chosen.check_limits(bundle.manifest, stop_rule(bundle.manifest, chosen.mode, chosen.max_level))
-    # The most detections are applied to what is found, as a request may ask for more.
-    with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector, _log(options) as log:
-        if not detector.manifest.trained:
-            print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
-        app = make_app(
-            detector,
-            limits,
-            backend=chosen.backend or DEFAULT_BACKEND,
-            threshold=options.threshold,
-            deadline_ms=chosen.deadline_ms,
-            max_detections=chosen.max_detections,
-            model_name=options.model_name,
-            bundle=bundle.fingerprint,
-            batching=batching,
-            warm_up=options.warm_up,
-            log=log,
-        )
-        listener = listen(options.host, options.port)
-        address = f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}"
-        server = make_server(
-            app,
-            limits,
-            grace_seconds=options.grace_seconds,
-            drain_seconds=options.drain_seconds,
-            ready=lambda: print(address, flush=True),
-        )
-        run(server, listener)
+    # Loading takes seconds: what else may be wrong is seen before.
+    with _log(options) as log, bind(options.host, options.port) as listener:
+        bundle = Bundle.open(options.bundle)
+        chosen.check_limits(bundle.manifest, stop_rule(bundle.manifest, chosen.mode, chosen.max_level))
+        Model(options.model_name, bundle.manifest)
+        # The most detections are applied to what is found, as a request may ask for more.
+        with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector:
+            if not detector.manifest.trained:
+                print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
+            app = make_app(
+                detector,
+                limits,
+                backend=chosen.backend or DEFAULT_BACKEND,
+                threshold=options.threshold,
+                deadline_ms=chosen.deadline_ms,
+                max_detections=chosen.max_detections,
+                model_name=options.model_name,
+                bundle=bundle.fingerprint,
+                batching=batching,
+                warm_up=options.warm_up,
+                log=log,
+            )
+            address = f"{PROGRAM}: {detector.manifest.variant} at {address_of(listener)}"
+            server = make_server(
+                app,
+                limits,
+                grace_seconds=options.grace_seconds,
+                drain_seconds=options.drain_seconds,
+                ready=lambda: print(address, flush=True),
+            )
+            run(server, listener)
     return ALL_FINE
 
 
@@ -128,8 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a bundle: POST an image file to /detect, and get detections and trace as JSON.",
         epilog="There is no encryption and no authentication: put it behind a proxy that has them.",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "bundle",
         metavar="BUNDLE",
         type=Path,
@@ -137,6 +139,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_listening(parser, port=8000)
     add_threshold(parser)
+    _add_limits(parser)
+    _add_ending(parser)
+    _add_ways_to_serve(parser)
+    add_detector_options(parser)
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add what `Limits` are made of."""
+    add, time = parser.add_argument, real_number(0, MOST_SECONDS, above=True)
     add(
         "--queue",
         type=whole_number(0),
@@ -162,13 +174,18 @@ def _parser() -> argparse.ArgumentParser:
     text = "open connections, beyond which only /health and /metrics answer (default: %(default)s)"
     add("--connections", type=whole_number(1), default=256, metavar="N", help=text)
     text = "for a client to send the head of its request in (default: %(default)s)"
-    add("--head-seconds", type=real_number(0, MOST_SECONDS, above=True), default=10, metavar="S", help=text)
+    add("--head-seconds", type=time, default=10, metavar="S", help=text)
     text = "for a client to send its image in (default: %(default)s)"
-    add("--body-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    add("--body-seconds", type=time, default=30, metavar="S", help=text)
     text = "for a request to wait for the network (default: %(default)s)"
-    add("--queue-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    add("--queue-seconds", type=time, default=30, metavar="S", help=text)
     text = "for a client to read its answer in (default: %(default)s)"
-    add("--answer-seconds", type=real_number(0, MOST_SECONDS, above=True), default=30, metavar="S", help=text)
+    add("--answer-seconds", type=time, default=30, metavar="S", help=text)
+
+
+def _add_ending(parser: argparse.ArgumentParser) -> None:
+    """Add how long the server takes to stop."""
+    add = parser.add_argument
     add(
         "--grace-seconds",
         type=whole_number(1, int(MOST_SECONDS)),
@@ -178,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "to go on before that, saying that it is not ready (default: %(default)s)"
     add("--drain-seconds", type=real_number(0, MOST_SECONDS), default=0, metavar="S", help=text)
+
+
+def _add_ways_to_serve(parser: argparse.ArgumentParser) -> None:
+    """Add how it begins, what it writes, what its model is called, and how it batches."""
+    add = parser.add_argument
     add("--warm-up", action="store_true", help="try the network before saying that it is ready")
     add("--access-log", type=Path, metavar="FILE", help="write a line of JSON for each request; - is stderr")
     add("--model-name", metavar="NAME", help="in the Open Inference Protocol (default: the variant)")
@@ -185,8 +207,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=whole_number(1, MOST_IMAGES), default=1, metavar="N", help=text)
     text = "for the first image of a batch to wait for others (default: %(default)s)"
     add("--batch-wait-ms", type=real_number(0, 60_000), default=5, metavar="W", help=text)
-    add_detector_options(parser)
-    return parser
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from asag_deploy._version import __version__
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.loop.trace import StopReason
+from asag_deploy.plain_numbers import REAL, WHOLE
 from asag_deploy.serving.endpoints import ENDPOINTS, Endpoint
 from asag_deploy.serving.forms import IMAGE_FIELD
 from asag_deploy.serving.limits import Limits
@@ -18,9 +19,19 @@ from asag_deploy.serving.tensors import HEADER_LENGTH, INPUT, MOST_IMAGES, OUTPU
 
 _JSON = "application/json"
 _BOX = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+_IMAGE_TEXT = {"type": "string", "contentEncoding": "base64"}
+_INPUT_SHAPE = {
+    "type": "array",
+    "prefixItems": [{"type": "integer", "minimum": 1, "maximum": MOST_IMAGES}, {"const": 1}],
+    "items": {"type": "integer"},
+    "minItems": 1,
+    "maxItems": 2,
+    "description": "[n] or [n, 1], for n images.",
+}
 _REFUSALS = {
     "400": "No image, a parameter that makes no sense, or a form or a request that cannot be read",
     "404": "Another model or version",
+    "405": "Another method than this path has; `Allow` says which it has",
     "408": "The head or the image did not arrive in time",
     "413": "The image has too many bytes or pixels",
     "414": "Path and parameters are too long",
@@ -28,10 +39,16 @@ _REFUSALS = {
     "422": "The body is no image, or a damaged one",
     "431": "Too many headers",
     "500": "The network failed; the log says why",
+    "505": "HTTP of another version than 1.0 and 1.1",
     "503": "The server is full, stopping, or the deadline has passed; `Retry-After` says when to ask again",
 }
-_OF_DETECTING = ("400", "408", "413", "414", "415", "422", "431", "500", "503")
-_OF_READING = ("414", "431", "503")
+_HEADERS = {
+    "405": {"Allow": "The methods that this path has."},
+    "503": {"Retry-After": "The seconds after which to ask again."},
+}
+"""What refusals have beside the sentence, by status."""
+_OF_READING = ("405", "414", "431", "503", "505")
+_OF_DETECTING = (*_OF_READING, "400", "408", "413", "415", "422", "500")
 
 
 def document(manifest: Manifest, limits: Limits, defaults: Defaults) -> dict[str, Any]:
@@ -107,6 +124,17 @@ def option_schemas(manifest: Manifest, defaults: Defaults) -> dict[str, dict[str
     return schemas
 
 
+def _also_as_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a number in JSON that may also be given as text, as some clients do.
+
+    The text's range is the number's, which no schema can say.  Other schemas stay as they are.
+    """
+    if schema["type"] not in ("integer", "number"):
+        return schema
+    pattern = WHOLE if schema["type"] == "integer" else REAL
+    return {**schema, "type": [schema["type"], "string"], "pattern": f"^({pattern})$"}
+
+
 def _image_body(manifest: Manifest, limits: Limits, defaults: Defaults) -> dict[str, Any]:
     image = {"type": "string", "format": "binary"}
     text = f"An image file of {limits.max_bytes} bytes and {limits.max_pixels} pixels at most."
@@ -134,20 +162,20 @@ def _infer_body(manifest: Manifest, defaults: Defaults) -> dict[str, Any]:
         "description": "`deadline_ms`, in microseconds; 0 for none.",
     }
     binary = {"type": "boolean", "default": False, "description": "Whether outputs are binary tensors."}
-    options = {**option_schemas(manifest, defaults), TIMEOUT: timeout, "binary_data_output": binary}
+    own = {name: _also_as_text(schema) for name, schema in option_schemas(manifest, defaults).items()}
+    options = {**own, TIMEOUT: timeout, "binary_data_output": binary}
     the_input = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
         "properties": {
             "name": {"const": INPUT},
-            "shape": {
-                "type": "array",
-                "items": {"type": "integer", "minimum": 1, "maximum": MOST_IMAGES},
-                "minItems": 1,
-                "maxItems": 2,
-            },
+            "shape": _INPUT_SHAPE,
             "datatype": {"const": "BYTES"},
-            "data": {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}},
+            "data": {
+                "type": "array",
+                "items": {"anyOf": [_IMAGE_TEXT, {**_array(_IMAGE_TEXT), "minItems": 1, "maxItems": 1}]},
+                "description": "The image files as base64, each alone or in a list of its own.",
+            },
             "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
         },
     }
@@ -186,7 +214,12 @@ def _answer(schema: str) -> dict[str, Any]:
 
 
 def _refusal(status: str) -> dict[str, Any]:
-    return {**_answer("Error"), "description": _REFUSALS[status]}
+    refusal = {**_answer("Error"), "description": _REFUSALS[status]}
+    headers = {
+        name: {"description": text, "required": status == "405", "schema": {"type": "string"}}
+        for name, text in _HEADERS.get(status, {}).items()
+    }
+    return {**refusal, "headers": headers} if headers else refusal
 
 
 _ANSWERS = {

@@ -18,6 +18,7 @@ from asag_deploy.call_options import CallOptions
 from asag_deploy.command_line import MOST_SECONDS
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError
+from asag_deploy.plain_numbers import real, whole
 from asag_deploy.serving.limits import RefusedError, unavailable
 from asag_deploy.serving.texts import shown
 
@@ -175,10 +176,9 @@ def checked(name: str, schema: Mapping[str, Any], value: object) -> Any:
         if text not in schema["enum"]:
             raise refused
         return text
-    try:
-        number = int(text) if schema["type"] == "integer" else float(text)
-    except ValueError:
-        raise refused from None
+    number = whole(text) if schema["type"] == "integer" else real(text)
+    if number is None:
+        raise refused
     above = (
         number > schema["exclusiveMinimum"] if "exclusiveMinimum" in schema else number >= schema["minimum"]
     )

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from asag_deploy.plain_numbers import unsigned
 from asag_deploy.serving.limits import (
     LONGEST_TARGET,
     MOST_HEADER_BYTES,
@@ -92,8 +93,7 @@ async def pieces_of(
     """
     from starlette.requests import ClientDisconnect
 
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
+    if (unsigned(request.headers.get("content-length", "")) or 0) > most:
         raise too_large(limits)
     end, count = time.perf_counter() + limits.body_seconds, 0
     stream = request.stream()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -20,9 +22,13 @@ from asag_deploy.serving.limits import MOST_HEADER_BYTES, Limits
 
 if TYPE_CHECKING:
     import uvicorn
+    from uvicorn import Server as _Base
 
     from asag_deploy.serving.app import App
+else:
+    _Base = object
 
+_log = logging.getLogger("asag_deploy.serving")
 _BACKLOG = 128
 """Connections that wait to be accepted; as many are accepted at once, before the first is turned away."""
 _LARGEST_PORT = 65535
@@ -32,8 +38,10 @@ _IDLE_SECONDS = 5
 """How long a connection stays open without a request."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Listen on `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one).
+def bind(host: str, port: int) -> socket.socket:
+    """Take `host` (a name or an IPv4 or IPv6 address) and `port` (0: any free one) for what is to be served.
+
+    Clients are refused until `run` listens there, so that nobody waits while a bundle is loaded.
 
     Raises ConfigError if the address cannot be had.
     """
@@ -43,10 +51,31 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= _LARGEST_PORT:
         raise ConfigError(f"--port is {port}; it must be from 0 to {_LARGEST_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as unless_bound, _refused_as_config_error(host, port):
+        listener = unless_bound.enter_context(socket.socket(family))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # soon after another server's end, too
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        unless_bound.pop_all()
+    return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Let clients connect to an address that `bind` has taken.
+
+    Raises ConfigError if another program, which had taken it at the same time, listens there already.
+    """
+    with _refused_as_config_error(*listener.getsockname()[:2]):
+        listener.listen(_BACKLOG)
+
+
+@contextmanager
+def _refused_as_config_error(host: str, port: int) -> Iterator[None]:
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        yield
     except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while attempting")[0]
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"could not listen on {host}, port {port}: {reason}; name another --host or --port"
         ) from None
@@ -72,7 +101,7 @@ def allow_connections(limits: Limits) -> None:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Return the URL at which a listening socket is reached."""
+    """Return the URL at which a socket that is bound is reached."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -96,68 +125,104 @@ def make_server(
     if grace_seconds < 1:
         raise ConfigError(f"--grace-seconds is {grace_seconds}; it must be at least 1")
     try:
-        import uvicorn
-
-        http = connection_class(limits, app.turned_away)
+        config = _configuration(app, limits, grace_seconds)
     except ImportError as error:
         raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
-
-    class Server(uvicorn.Server):
-        """Ends in two steps: unready, then closed."""
-
-        _drained: float | None = None
-        """When it closes, by `time.monotonic`; None if it has not been told to stop."""
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            """Begin, unless a signal came before uvicorn listened to them."""
-            await super().startup(sockets=sockets)
-            if current().signal is not None:
-                self.should_exit = True
-            elif self.started:
-                ready()
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            """Be told to stop."""
-            if self._drained is None and drain_seconds > 0 and not self.should_exit:
-                self._captured_signals.append(sig)
-                self._drained = time.monotonic() + drain_seconds
-            else:
-                super().handle_exit(sig, frame)
-
-        async def on_tick(self, counter: int) -> bool:
-            """Close once it is time to."""
-            if self._drained is not None and time.monotonic() >= self._drained:
-                self.should_exit = True
-            return await super().on_tick(counter)
-
-        def is_stopping(self) -> bool:
-            """Tell whether it has been told to stop."""
-            return self.should_exit or self._drained is not None
-
-    server = Server(
-        uvicorn.Config(
-            app,
-            http=http,
-            loop="asyncio",  # also where another is installed, which nothing here has been tried with
-            ws="none",
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_IDLE_SECONDS,
-            proxy_headers=False,
-            log_level="error",  # warnings are of what clients do
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=grace_seconds,
-        )
-    )
+    server = _server_class(grace_seconds, drain_seconds, ready)(config)
     app.is_stopping_when(server.is_stopping)
     return server
 
 
+def _configuration(app: App, limits: Limits, grace_seconds: int) -> uvicorn.Config:
+    """Tell uvicorn how to serve; raises ImportError if it is missing."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        http=connection_class(limits, app.turned_away),
+        loop="asyncio",  # also where another is installed, which nothing here has been tried with
+        ws="none",
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_IDLE_SECONDS,
+        proxy_headers=False,
+        log_level="error",  # warnings are of what clients do
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=grace_seconds
+        + 1,  # the server below is sooner, and says so in its own words
+    )
+
+
+def _server_class(grace_seconds: int, drain_seconds: float, ready: Callable[[], None]) -> type[_Server]:
+    import uvicorn
+
+    told = {"grace_seconds": grace_seconds, "drain_seconds": drain_seconds, "ready": staticmethod(ready)}
+    return type("Server", (_Server, uvicorn.Server), told)
+
+
+class _Server(_Base):
+    """Ends in two steps: unready, then closed."""
+
+    grace_seconds: int
+    drain_seconds: float
+    ready: Callable[[], None]
+    _drained: float | None = None
+    """When it closes, by `time.monotonic`; None if it has not been told to stop."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin, unless a signal came before uvicorn listened to them."""
+        await super().startup(sockets=sockets)
+        if current().signal is not None:
+            self.should_exit = True
+        elif self.started:
+            self.ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Be told to stop."""
+        if self._drained is None and self.drain_seconds > 0 and not self.should_exit:
+            self._captured_signals.append(sig)
+            self._drained = time.monotonic() + self.drain_seconds
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close once it is time to."""
+        if self._drained is not None and time.monotonic() >= self._drained:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def is_stopping(self) -> bool:
+        """Tell whether it has been told to stop."""
+        return self.should_exit or self._drained is not None
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """Let requests end; cut off those that take longer than they may, and say how many."""
+        try:
+            async with asyncio.timeout(self.grace_seconds):
+                await super()._wait_tasks_to_complete()
+        except TimeoutError:
+            tasks = self.server_state.tasks
+            if tasks:
+                _log.warning(
+                    "%s cut off: --grace-seconds (%d) had passed",
+                    "1 request was" if len(tasks) == 1 else f"{len(tasks)} requests were",
+                    self.grace_seconds,
+                )
+            # Uvicorn would say it again, of every answer that is not whole.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            for task in tasks:
+                task.cancel()
+
+
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done."""
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, which is raised as before when all is done.
+
+    Raises ConfigError if somebody else listens there by now.
+    """
     with listener, held_back(), _hangup_ends_well(server):
+        listen(listener)
         server.run(sockets=[listener])
 
 

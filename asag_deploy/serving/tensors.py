@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.errors import FieldError
+from asag_deploy.plain_numbers import unsigned
 from asag_deploy.serving.limits import RefusedError
 from asag_deploy.serving.texts import shown
 from asag_deploy.typed_json import parse_json
@@ -136,13 +137,12 @@ def write_response(
 def _split(data: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return data, b""
-    if not (header_length.isdecimal() and header_length.isascii()) or not 0 < int(header_length[:20]) <= len(
-        data
-    ):
+    length = unsigned(header_length)
+    if length is None or not 0 < length <= len(data):
         raise _bad(
             f"{HEADER_LENGTH} is '{shown(header_length)}', which is not the length of a JSON in the body"
         )
-    return data[: int(header_length)], data[int(header_length) :]
+    return data[:length], data[length:]
 
 
 def _images(given: Mapping[str, Any], binary: bytes) -> list[bytes]:

@@ -43,6 +43,7 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
+from asag_deploy.plain_numbers import unsigned
 from asag_deploy.replacing import check_own_file, check_own_folder, is_json_with
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.settings import WEIGHTS_CHOICES
@@ -557,14 +558,14 @@ def _gpu_archive(options: argparse.Namespace) -> int:
     from asag_bench.gpu_machine.archive import make_archive
     from asag_bench.gpu_machine.work import ROOT
 
-    digits = options.gpu.removeprefix("sm")
-    if not digits.isdecimal():
+    capability = unsigned(options.gpu.removeprefix("sm"))
+    if capability is None:
         raise ConfigError(f"--gpu is '{options.gpu}'; expected a compute capability, such as sm90")
     carried = make_archive(
         options.output,
         ROOT,
         wheels=options.wheel,
-        gpu=int(digits),
+        gpu=capability,
         limit_mib=options.limit_mib,
         python=options.python,
     )

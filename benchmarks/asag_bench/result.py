@@ -21,6 +21,7 @@ from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError, FieldError, SourceError
 from asag_deploy.loop.loop import LoopChoice
+from asag_deploy.plain_numbers import unsigned
 from asag_deploy.typed_json import read_fields
 
 _KEYS = ("strata", "bundles", "machine", "options")
@@ -443,7 +444,8 @@ def parse_machine(data: Mapping[str, Any]) -> Machine:
 
 def read_shape(text: str) -> tuple[int, int]:
     """Read height and width of `800x1088`.  Raises ConfigError for what is none."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+    first, _, second = text.lower().partition("x")
+    height, width = unsigned(first), unsigned(second)
+    if not height or not width:
         raise ConfigError(f"--shape is '{text}'; expected height x width in pixels, such as 800x1088")
-    return int(height), int(width)
+    return height, width

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import listen, make_server, run
+from asag_deploy.serving.server import bind, make_server, run
 from asag_deploy.serving.service import ServedDetector
 from support.detection_samples import make_detections
 from support.tiny_bundle import picture, tiny_manifest
@@ -146,7 +146,7 @@ def serving(
     served = Served(
         detector,
         Limits(**limits),
-        listener or listen("127.0.0.1", 0),
+        listener or listening(),
         grace_seconds=grace_seconds,
         drain_seconds=drain_seconds,
         **(settings or {}),
@@ -157,6 +157,13 @@ def serving(
         served.server.should_exit = True
         served.thread.join(SECONDS)
         assert not served.thread.is_alive()
+
+
+def listening() -> socket.socket:
+    """A socket to which clients may connect, of any free port."""
+    listener = bind("127.0.0.1", 0)
+    listener.listen(128)
+    return listener
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

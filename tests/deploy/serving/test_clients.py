@@ -16,8 +16,17 @@ import pytest
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import listen
-from support.served import IMAGE, SECONDS, GatedDetector, Served, in_threads, png, serving, until
+from support.served import (
+    IMAGE,
+    SECONDS,
+    GatedDetector,
+    Served,
+    in_threads,
+    listening,
+    png,
+    serving,
+    until,
+)
 from support.tiny_bundle import picture
 
 POST = b"POST /detect HTTP/1.1\r\nHost: x\r\n"
@@ -95,7 +104,7 @@ def test_clients_that_have_gone_are_not_computed(detector: GatedDetector) -> Non
 
 def test_a_burst_of_clients_that_have_gone_takes_no_place(detector: GatedDetector) -> None:
     """They have sent and gone before the server looks at any of them."""
-    listener = listen("127.0.0.1", 0)
+    listener = listening()
     for _ in range(60):
         with socket.create_connection(listener.getsockname()) as gone:
             gone.sendall(WHOLE)
@@ -289,7 +298,7 @@ def test_too_many_connections(detector: GatedDetector) -> None:
 def test_an_answer_that_is_not_read(detector: GatedDetector) -> None:
     """It is thrown away, with the connection."""
     requests = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 200
-    listener, connection = listen("127.0.0.1", 0), socket.socket()
+    listener, connection = listening(), socket.socket()
     # What the system buffers for both takes thousands of answers to fill.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -309,11 +318,13 @@ def _send_on(connection: socket.socket, data: bytes) -> None:
 
 
 def test_what_is_cut_off_at_the_end_is_told(
-    detector: GatedDetector, capfd: pytest.CaptureFixture[str]
+    detector: GatedDetector, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The time to end in is over, an image has not arrived."""
+    """The time to end in is over, and two requests have not arrived, one of which was answered already."""
     with serving(detector, grace_seconds=1) as server:
-        with connect(server) as connection:
+        with connect(server) as connection, connect(server) as other:
+            other.sendall(WHOLE[:-5].replace(b"/detect", b"/detect?threshold=2"))
+            assert other.recv(4096).startswith(b"HTTP/1.1 400 ")
             connection.sendall(WHOLE[:-5])
             until(lambda: in_hand(server) == 1)
             server.server.should_exit = True
@@ -321,7 +332,9 @@ def test_what_is_cut_off_at_the_end_is_told(
         assert head.startswith("HTTP/1.1 503 ")
         assert "retry-after: 1" in head.lower()
         assert json.loads(body) == {"error": "the server is stopping; send the image again"}
-    assert "Traceback" not in capfd.readouterr().err
+    said = "2 requests were cut off: --grace-seconds (1) had passed"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_fields_and_query_are_one(shared: tuple[Served, GatedDetector]) -> None:
         (written([file(), file()]), 400, "holds 2 files of that name"),
         (written([file(), field("treshold", "1")]), 400, "unknown parameter 'treshold'"),
         (written([file(), field("deadline_ms", "0")]), 400, "deadline_ms is '0'"),
+        (written([file(), field("threshold", "0_1")]), 400, "threshold is '0_1', which is not a number"),
         (written([file(), field("threshold", "x" * 2000)]), 400, "'threshold' is longer than 1024 bytes"),
         (written([file()])[:-9], 400, "the form breaks off"),
         (written([file()], "other"), 400, "the form cannot be read"),

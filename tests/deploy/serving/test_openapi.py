@@ -14,8 +14,8 @@ from asag_deploy import Detector
 from asag_deploy.serving.endpoints import ENDPOINTS
 from asag_deploy.serving.limits import Limits, RefusedError
 from asag_deploy.serving.openapi import document
-from asag_deploy.serving.options import PARAMETERS, Defaults, checked
-from asag_deploy.serving.tensors import OUTPUTS
+from asag_deploy.serving.options import PARAMETERS, Defaults, checked, read_asked
+from asag_deploy.serving.tensors import OUTPUTS, read_request
 from support.served import IMAGE, Served, png, serving
 from support.tiny_bundle import make_bundle, picture, tiny_manifest
 
@@ -77,9 +77,12 @@ def test_what_it_says_is_answered(served: Served, method: str, path: str, operat
     assert str(headers["Content-Type"]).startswith(kind)
     if kind == "application/json":
         is_valid(json.loads(answer), content["schema"])
-    status, answer, _ = served.ask_plainly("DELETE", real)
+    status, answer, headers = served.ask_plainly("DELETE", real)
+    described = operation["responses"][str(status)]
     assert status == 405
-    is_valid(json.loads(answer), {"$ref": "#/components/schemas/Error"})
+    is_valid(json.loads(answer), described["content"]["application/json"]["schema"])
+    assert method.upper() in headers["Allow"]
+    assert described["headers"]["Allow"]["required"]
 
 
 def test_refusals_are_described(served: Served) -> None:
@@ -88,10 +91,12 @@ def test_refusals_are_described(served: Served) -> None:
         ("/detect", b"no image", 422),
         ("/v2/models/other/infer", b"", 404),
         ("/v2/models/tiny/infer", b"", 400),
+        ("/health", b"", 405),
     ):
         status, answer, _ = served.ask("POST", path, body)
         template = path.replace("other", "{model}").replace("tiny", "{model}")
-        described = DOCUMENT["paths"][template]["post"]["responses"]
+        ((_, operation), *_) = DOCUMENT["paths"][template].items()
+        described = operation["responses"]
         assert (status, str(status) in described) == (wanted, True)
         is_valid(answer, {"$ref": "#/components/schemas/Error"})
 
@@ -109,6 +114,56 @@ def test_parameters_are_those_that_are_read() -> None:
     assert query["threshold"]["default"] == 0.3
     outputs = infer["application/json"]["schema"]["properties"]["outputs"]["items"]["properties"]["name"]
     assert outputs["enum"] == [spec.name for spec in OUTPUTS]
+
+
+def infer_schema(served_by: dict[str, Any] = DOCUMENT) -> dict[str, Any]:
+    operation = served_by["paths"]["/v2/models/{model}/infer"]["post"]
+    schema: dict[str, Any] = operation["requestBody"]["content"]["application/json"]["schema"]
+    return schema
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[1], [1, 1], [2], [64, 1], [0], [0, 1], [65], [1, 0], [1, 2], [1, 1, 1], [], 1, [-1], ["1"], [True]],
+    ids=str,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_shapes_of_images_that_are_taken(shape: Any, nested: bool) -> None:
+    """The same ones, by the document and by the server; each image may stand in a list of its own."""
+    image = base64.b64encode(IMAGE).decode()
+    count = shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int else 1
+    data = [[image] if nested else image] * count
+    request = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": shape, "data": data}]}
+    try:
+        read_request(json.dumps(request).encode(), None)
+        taken = True
+    except RefusedError:
+        taken = False
+    assert jsonschema.Draft202012Validator(infer_schema()).is_valid(request) == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("threshold", value)
+            for value in (0.5, "0.5", ".5", "1e-1", "+1", "0_1", " 1", "nan", "x", "", 2, True)
+        ),
+        *(("deadline_ms", value) for value in (5, "5", "1e3", "inf", "\u0665", 0)),
+        *(("max_detections", value) for value in (5, "5", "5.0", "0x5", "5 ", "1_0", 0, None)),
+        *(("anchor_cap", value) for value in (6, "6", "six", [6])),
+        *(("mode", value) for value in ("fast", "1", 1)),
+    ],
+)
+def test_numbers_that_may_be_given_as_text(name: str, value: Any) -> None:
+    """Everything but the range of a text is the same by the document and by the server."""
+    try:
+        read_asked([(name, value)], tiny_manifest(), Defaults(threshold=0.3))
+        taken = True
+    except RefusedError:
+        taken = False
+    options = infer_schema()["properties"]["parameters"]
+    assert jsonschema.Draft202012Validator(options).is_valid({name: value}) == taken
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: str(parameter.name))

@@ -208,6 +208,8 @@ def test_by_hand_in_json(served: Served) -> None:
         (by_json(input={"shape": [True]}), "is of shape [true]"),
         (by_json(parameters={"timeout": "5"}), "timeout is of the wrong type; expected a number of micro"),
         (by_json(parameters={"threshold": None}), "threshold is of the wrong type"),
+        (by_json(parameters={"threshold": " 0.5"}), "threshold is ' 0.5', which is not a number"),
+        (by_json(parameters={"max_detections": "0_1"}), "max_detections is '0_1', which is not a whole"),
         (by_json(outputs=[{"name": "masks"}]), "there is no output 'masks'; there are boxes, scores"),
         (by_json(outputs=[{"name": "boxes", "parameters": {"classification": 2}}]), "'classification'"),
         (by_json(outputs=7), "no list of objects"),

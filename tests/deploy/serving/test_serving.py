@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
@@ -10,9 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,11 +21,23 @@ from asag_deploy import Detector
 from asag_deploy._version import __version__
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.errors import BackendError, ConfigError
+from asag_deploy.playground import cli as playground_cli
 from asag_deploy.serving import cli
 from asag_deploy.serving.app import make_app
 from asag_deploy.serving.limits import Limits
-from asag_deploy.serving.server import address_of, allow_connections, listen, make_server
-from support.served import IMAGE, SECONDS, Client, GatedDetector, Served, in_threads, png, serving, until
+from asag_deploy.serving.server import address_of, allow_connections, bind, listen, make_server
+from support.served import (
+    IMAGE,
+    SECONDS,
+    Client,
+    GatedDetector,
+    Served,
+    in_threads,
+    listening,
+    png,
+    serving,
+    until,
+)
 from support.tiny_bundle import make_bundle, picture
 
 
@@ -258,7 +271,8 @@ def test_bad_usage_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], sentence: str
 ) -> None:
     make_bundle(tmp_path / "bundle")
-    assert cli.main([str(tmp_path / "bundle") if a == "BUNDLE" else a for a in arguments]) == 2
+    given = [str(tmp_path / "bundle") if a == "BUNDLE" else a for a in arguments]
+    assert cli.main([*given[:1], "--port", "0", *given[1:]]) == 2  # others may listen at the usual one
     out, err = capsys.readouterr()
     error = err.splitlines()[-1]
     assert out == ""
@@ -282,21 +296,86 @@ def test_what_the_detector_is_loaded_with(
         raise BackendError("enough")
 
     monkeypatch.setattr(Detector, "load", load)
-    assert cli.main([str(tmp_path / "bundle"), *arguments]) == 2
+    assert cli.main([str(tmp_path / "bundle"), "--port", "0", *arguments]) == 2
     assert (asked["loop"], asked["requests"]) == (loop, requests)
 
 
 def test_a_port_that_is_taken() -> None:
-    with listen("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0) as taken:
+        listen(taken)
         port = taken.getsockname()[1]
         assert address_of(taken) == f"http://127.0.0.1:{port}"
         with pytest.raises(ConfigError, match=rf"port {port}: .*another --host or --port"):
-            listen("127.0.0.1", port)
+            bind("127.0.0.1", port)
+
+
+def test_a_port_that_two_take_at_once() -> None:
+    """The system lets both, as neither listens yet."""
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port) as second:
+            listen(second)
+            with pytest.raises(ConfigError, match=rf"127\.0\.0\.1, port {port}: .*another --host or --port"):
+                listen(first)
+
+
+@pytest.mark.parametrize("main", [cli.main, playground_cli.main])
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(Bundle, "open", opened.append)
+    with listening() as taken:
+        port = taken.getsockname()[1]
+        assert main(["bundle", "--port", str(port)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, opened, len(err.splitlines())) == ("", [], 1)
+    assert f"error: could not listen on 127.0.0.1, port {port}: Address already in use; name another" in err
+
+
+@pytest.mark.parametrize("main", [cli.main, playground_cli.main])
+def test_clients_are_refused_while_it_loads(
+    monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], int]
+) -> None:
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    refused: list[bool] = []
+
+    def opening(_path: object) -> NoReturn:
+        with socket.socket() as client:
+            refused.append(client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED)
+        raise BackendError("enough")
+
+    monkeypatch.setattr(Bundle, "open", opening)
+    assert main(["bundle", "--port", str(port)]) == 2
+    assert refused == [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model-name", "a/b"], "--model-name is 'a/b'"),
+        (["--access-log", "/no/log"], "cannot be opened"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_network_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    make_bundle(tmp_path / "bundle")
+    loaded: list[Any] = []
+    monkeypatch.setattr(Detector, "load", lambda *_, **options: loaded.append(options))
+    assert cli.main([str(tmp_path / "bundle"), "--port", "0", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert loaded == []
 
 
 def test_a_host_that_is_not_set() -> None:
     with pytest.raises(ConfigError, match="--host is empty; name the address"):
-        listen("", 0)
+        bind("", 0)
 
 
 @pytest.mark.parametrize(("connections", "then"), [(1000, 1224), (100, 1024)])
