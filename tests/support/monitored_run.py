@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import cv2
@@ -46,7 +46,8 @@ def served(bundle: Path) -> Iterator[http.client.HTTPConnection]:
         try:
             said = re.search(r"http://([\d.]+):(\d+)", process.stdout.readline())
             assert said is not None
-            yield http.client.HTTPConnection(said[1], int(said[2]), timeout=60)
+            with closing(http.client.HTTPConnection(said[1], int(said[2]), timeout=60)) as connection:
+                yield connection
         finally:
             process.terminate()
 
@@ -132,7 +133,12 @@ def picture(read: Sequence[Samples], path: Path, images: int = IMAGES) -> None:
             axes.axvline(number * images, color="black", linestyle="--", linewidth=1)
     for number, (_, words) in enumerate(PHASES):
         middle = (max(number * images, sent[0]) + (number + 1) * images) / 2
-        place = {"ha": "center", "va": "center", "bbox": {"facecolor": "white", "alpha": 0.8, "lw": 0}}
+        place = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 9,
+            "bbox": {"facecolor": "white", "alpha": 0.8, "lw": 0},
+        }
         levels.text(middle, 0.5, words, **place)
     figure.savefig(path, dpi=100)
 

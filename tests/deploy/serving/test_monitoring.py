@@ -20,6 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from asag_deploy import Detector
+from support import monitored_run
 from support.promql import Known, WrongQueryError, labels_of
 from support.served import GatedDetector, Served, in_threads, png, serving, until
 from support.tiny_bundle import make_bundle, picture
@@ -225,3 +226,33 @@ def test_every_alarm_is_tried() -> None:
     alarms = {rule["alert"] for rule in RULES if "alert" in rule}
     assert sounds == alarms
     assert {"AsagExitLevelsChanged", "AsagPatchesChanged", "AsagDown", "AsagNotReady", "AsagFails"} <= silent
+
+
+def test_the_page_has_every_panel_and_alarm() -> None:
+    page = (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    panels, alarms = page.partition("## The dashboard")[2].split("## In a Grafana")[0].split("## Alarms")
+    named = {
+        title.strip() for row in re.findall(r"^\| ([^|]+) \|", panels, re.MULTILINE) for title in parts(row)
+    }
+    assert {panel["title"] for panel in SHOWN} == named - {"panel"}
+    assert {rule["alert"] for rule in RULES if "alert" in rule} == set(re.findall(r"`(Asag\w+)`", alarms))
+
+
+def parts(row: str) -> list[str]:
+    """The titles in the first cell of a row: several stand for themselves where a panel is not called so."""
+    titles = {panel["title"] for panel in SHOWN}
+    return [row] if row in titles else re.split(r"; |, (?=[A-Z])", row)
+
+
+def test_the_pictures_run(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    read = monitored_run.run(bundle.path, images=20)
+    assert len(read) == 1 + 3 * 20 // monitored_run.STEP
+    ends = monitored_run.windows(read)
+    assert [at for at, _ in ends] == list(range(monitored_run.WINDOW, 61, monitored_run.STEP))
+    for _, rise in ends:
+        assert sum(monitored_run.shares(rise).values()) == pytest.approx(1)
+        assert rise["asag_patches_count"] == monitored_run.WINDOW
+    assert len(list(monitored_run.table(read, images=20))) == 3
+    monitored_run.picture(read, tmp_path / "drawn.png", images=20)
+    assert (tmp_path / "drawn.png").stat().st_size > 10_000
