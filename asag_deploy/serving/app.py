@@ -147,6 +147,7 @@ class Handlers:
         self._model, self._defaults, self._backend = model, defaults, backend
         self._state = state
         self._manifest = service.manifest
+        metrics.ready.set_function(lambda: float(self._is_ready()))
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
@@ -265,9 +266,12 @@ class Handlers:
         )
         return found
 
+    def _is_ready(self) -> bool:
+        return self._service.warm and not self._state.is_stopping()
+
     def _ready(self, said: dict[str, Any]) -> Response:
         reason = "the server is stopping" if self._state.is_stopping() else "the network is being tried"
-        if self._state.is_stopping() or not self._service.warm:
+        if not self._is_ready():
             return answers.as_json({**said, "ready": False, "error": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
         return answers.as_json({**said, "ready": True})
 

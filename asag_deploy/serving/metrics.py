@@ -21,7 +21,7 @@ from asag_deploy.loop.trace import StopReason
 from asag_deploy.serving.exchange import Exchange
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_PATCHES = (5, 6, 8, 10, 15, 20, 30, 40, 60, 80)
+_PATCHES = (4, 5, 6, 8, 10, 15, 20, 30, 40, 60, 80)
 _ANCHORS = (10, 25, 50, 75, 100, 150, 200, 250, 300)
 _DETECTIONS = (0, 1, 2, 3, 5, 10, 20, 50, 100)
 _SCORES = tuple(number / 20 for number in range(1, 20))
@@ -85,6 +85,7 @@ class Metrics:
         self.in_flight = gauge(
             "requests_in_flight", "Requests whose images are read, wait or are detected in"
         )
+        self.ready = gauge("ready", "1 while requests may be sent, as /v2/health/ready has it; 0 otherwise")
         self.queue_length = gauge("queue_length", "Images that wait for the network")
         self.lost_log_lines = counter(
             "access_log_lost_lines", "Lines of the access log that could not be written"

@@ -147,3 +147,13 @@ def test_without_prometheus_client(monkeypatch: pytest.MonkeyPatch, detector: Ga
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ConfigError, match=r"pip install 'asag-deploy\[serve\]'"):
         make_app(detector, Limits(), backend="onnxruntime", threshold=0.3)
+
+
+def test_whether_it_is_ready_is_seen(detector: GatedDetector) -> None:
+    detector.gate.clear()
+    with serving(detector, settings={"warm_up": True}) as server:
+        assert scraped(server)["asag_ready", ()] == 0
+        assert server.ask("GET", "/v2/health/ready")[0] == 503
+        detector.gate.set()
+        until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200)
+        assert scraped(server)["asag_ready", ()] == 1
