@@ -207,7 +207,7 @@ def test_everything_is_asked_of_the_source_that_is_provisioned() -> None:
     [
         ["check", "config", "prometheus.yml"],
         ["check", "rules", "alerts.yml"],
-        ["test", "rules", "alerts.test.yml"],
+        pytest.param(["test", "rules", "alerts.test.yml"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -244,7 +244,8 @@ def parts(row: str) -> list[str]:
     return [row] if row in titles else re.split(r"; |, (?=[A-Z])", row)
 
 
-def test_the_pictures_run(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     read = monitored_run.run(bundle.path, images=20)
     assert len(read) == 1 + 3 * 20 // monitored_run.STEP
