@@ -11,6 +11,7 @@ from asag_deploy.errors import DataError, OutputError
 from asag_evaluation.data.cli import main
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.voc import convert_voc
+from asag_evaluation.data.yolo_writing import write_yolo
 from support.coco_files import gradient, write_image
 
 SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
@@ -209,3 +210,37 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(OutputError, match="that was not written by this"):
         convert_voc(root, tmp_path / "coco", split="mine")
     assert stranger.read_text() == "{}"
+
+
+def test_parts_do_not_see_each_others_images(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "voc", {"a": BALL, "b": BALL, "c": BALL}, {"train": ["a"], "all": ["a", "b", "c"]}
+    )
+    assert convert(root, part="all")[0].path(0).parent.is_symlink()  # all that there are: one link will do
+    dataset, _ = convert(root)
+    assert sorted(path.name for path in dataset.image_dir.iterdir()) == [".asag-data", "a.png"]
+    assert (root / "JPEGImages" / "b.png").is_file()
+    dataset, _ = convert(root, part="all")  # again, over what was made before
+    assert len(dataset) == 3
+    dataset[2]
+    (dataset.image_dir / "mine.png").write_bytes(b"x")
+    with pytest.raises(OutputError, match=r"mine\.png' is no link that was made here"):
+        convert(root)
+    assert (dataset.image_dir / "mine.png").read_bytes() == b"x"
+
+
+def test_yolo_gets_the_listed_images_alone(tmp_path: Path) -> None:
+    write(tmp_path / "voc", {"a": BALL, "b": BALL}, {"train": ["a"]})
+    made = convert_voc(tmp_path / "voc", tmp_path / "coco", split="s")
+    dataset = CocoDataset.from_files(made.file, tmp_path / "voc" / "JPEGImages")  # which holds more
+    write_yolo(dataset, tmp_path / "yolo", split="s", part="train")
+    names = sorted(path.name for path in (tmp_path / "yolo" / "images" / "s").glob("*.*"))
+    assert names == [".asag-data", "a.png"]
+
+
+def test_a_document_type_in_any_encoding(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", {"a": BALL})
+    text = f"<?xml version='1.0' encoding='utf-16'?><!DOCTYPE a [<!ENTITY b 'c'>]>{BALL}"
+    (root / "Annotations" / "a.xml").write_bytes(text.encode("utf-16"))
+    with pytest.raises(DataError, match="declares a document type"):
+        convert(root)

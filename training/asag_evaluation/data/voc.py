@@ -179,7 +179,7 @@ def convert_voc(
     are 1, as PASCAL's own files have it, and not 0.  A box then begins one pixel before them; it ends at
     xmax and ymax in either case.
 
-    `output_dir/split` becomes a link to the folder of images.  Image ids are numbered from 1 in the list's
+    `output_dir/split` leads to the images of the part.  Image ids are numbered from 1 in the list's
     order.  Raises DataError for what is missing or malformed, OutputError if nothing can be written.
     """
     file = output_dir / "annotations" / f"instances_{split}.json"
@@ -227,8 +227,8 @@ def convert_voc(
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for name, i in ids.items()],
     }
+    link_images(output_dir / split, layout.images, (image["file_name"] for image in images))
     atomic_write_text(file, json.dumps(content))
-    link_images(output_dir / split, layout.images)
     return Converted(file=file, remarks=tuple(remarks.sentences()))
 
 
@@ -288,6 +288,18 @@ def _read(xml: Path, first: int) -> _Annotated:
     return _Annotated(size, tuple(found))
 
 
+class _DocumentTypeError(Exception):
+    """A few bytes of a document type can stand for gigabytes."""
+
+
+class _TreeBuilder(ElementTree.TreeBuilder):
+    """Builds the tree of an XML file without a document type, whatever its encoding."""
+
+    def doctype(self, name: str, pubid: str, system: str) -> None:
+        """Refuse it."""
+        raise _DocumentTypeError(name)
+
+
 def _root(xml: Path) -> ElementTree.Element:
     try:
         if xml.stat().st_size > _MOST_BYTES:
@@ -295,10 +307,13 @@ def _root(xml: Path) -> ElementTree.Element:
         content = xml.read_bytes()
     except OSError as error:
         raise DataError(f"'{xml}' cannot be read: {error.strerror or error}") from None
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # a few bytes of these can stand for gigabytes
-        raise DataError(f"'{xml}' declares a document type, which Pascal VOC's files do not: remove it")
+    parser = ElementTree.XMLParser(target=_TreeBuilder())
     try:
-        return ElementTree.fromstring(content)
+        return ElementTree.fromstring(content, parser=parser)
+    except _DocumentTypeError:
+        raise DataError(
+            f"'{xml}' declares a document type, which Pascal VOC's files do not: remove it"
+        ) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: its encoding
         raise DataError(f"'{xml}' is no XML ({error}): export it again, or remove it") from None
 
