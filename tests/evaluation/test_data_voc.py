@@ -319,3 +319,12 @@ def test_names_of_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert "is no name of a part" in capsys.readouterr().err
     assert main([*arguments, "--part", "val.txt"]) == 0
     assert (tmp_path / "coco" / "annotations" / "instances_val2017.json").is_file()
+
+
+def test_parts_of_other_classes_are_told_how_to_agree(tmp_path: Path) -> None:
+    for name, content in (("train", BALL), ("val", xml(thing("cup", 1, 2, 21, 32)))):
+        write(tmp_path / name, {"a": content})
+        convert_voc(tmp_path / name, tmp_path / "coco", split=name)
+    known = CocoDataset.open(tmp_path / "coco", "train").categories
+    with pytest.raises(DataError, match="asag-data voc --classes` gives all parts the same"):
+        CocoDataset.open(tmp_path / "coco", "val", categories=known)
