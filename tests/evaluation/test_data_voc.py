@@ -328,3 +328,14 @@ def test_parts_of_other_classes_are_told_how_to_agree(tmp_path: Path) -> None:
     known = CocoDataset.open(tmp_path / "coco", "train").categories
     with pytest.raises(DataError, match="asag-data voc --classes` gives all parts the same"):
         CocoDataset.open(tmp_path / "coco", "val", categories=known)
+
+
+def test_an_interruption_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asag_evaluation.data.cli.convert_voc", interrupted)
+    assert main(["voc", str(tmp_path), "--output-dir", str(tmp_path / "coco")]) == 130
+    assert "asag-data: interrupted\n" in capsys.readouterr().err
