@@ -113,7 +113,10 @@ def test_commands_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             file.parent.mkdir(parents=True)
             file.write_text(text if text == "a" else f"<annotation>{text}</annotation>")
         write_image(tmp_path / folder / "JPEGImages" / "a.jpg", gradient(40, 60))
+    for folder in ("robo/train", "robo/valid"):
+        write_image(tmp_path / folder / "a.jpg", gradient(40, 60))
+        (tmp_path / folder / "a.xml").write_text(f"<annotation>{xml}</annotation>")
     said = commands("Data sets in Pascal VOC's layout")
-    assert len(said) == 2
+    assert len(said) == 4
     for arguments in said:
         assert asag_data(arguments) == 0, arguments

@@ -11,6 +11,7 @@ from asag_deploy.errors import DataError, OutputError
 from asag_evaluation.data.cli import main
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.voc import convert_voc
+from asag_evaluation.data.yolo_writing import write_yolo
 from support.coco_files import gradient, write_image
 
 SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
@@ -133,10 +134,6 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
         (xml("<object><name>cup</name><robndbox/></object>"), "only 'name, robndbox': export boxes that are"),
         (xml(thing("cup", 1, 2, 3)), "has None for ymax, expected pixels"),
         (xml(thing("cup", 1, 2, "nan", 4)), "has 'nan' for xmax, expected pixels"),
-        (
-            xml(thing("cup", 1, 2, 3, 4, more="<difficult>very</difficult>")),
-            "'very' for difficult, expected 0",
-        ),
     ],
 )
 def test_xml_that_is_refused(tmp_path: Path, content: str, problem: str) -> None:
@@ -149,7 +146,7 @@ def test_xml_that_is_refused(tmp_path: Path, content: str, problem: str) -> None
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"part": "test"}, r"there is no list '.*test\.txt'; its lists are all, empty, train, val"),
+        ({"part": "test"}, r"there is no list '.*test\.txt'; its lists are train, val, all, empty"),
         ({"part": "val"}, "line 2 of .* names the image 'gone', which is not in"),
         ({"part": "all"}, "line 1 of .*; a list with -1, 0 or 1 behind the names is of one class"),
         ({"part": "empty"}, "lists no images"),
@@ -174,7 +171,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         convert(tmp_path)
     root = write(tmp_path / "repository" / "voc", {"a": None})
     (root / "Annotations" / "b.xml").write_text(BALL)
-    with pytest.raises(DataError, match=r"has no XML files, .*; give '.*repository/voc', which has them"):
+    with pytest.raises(DataError, match=r"has no XML files, .*; give '.*repository/voc', which has some"):
         convert(tmp_path / "repository")
     with pytest.raises(DataError, match=r"none of the 1 images has an XML file \(looked for .*a\.xml'\)"):
         convert(root)
@@ -209,3 +206,136 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(OutputError, match="that was not written by this"):
         convert_voc(root, tmp_path / "coco", split="mine")
     assert stranger.read_text() == "{}"
+
+
+def test_parts_do_not_see_each_others_images(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "voc", {"a": BALL, "b": BALL, "c": BALL}, {"train": ["a"], "all": ["a", "b", "c"]}
+    )
+    assert convert(root, part="all")[0].path(0).parent.is_symlink()  # all that there are: one link will do
+    dataset, _ = convert(root)
+    assert sorted(path.name for path in dataset.image_dir.iterdir()) == [".asag-data", "a.png"]
+    assert (root / "JPEGImages" / "b.png").is_file()
+    dataset, _ = convert(root, part="all")  # again, over what was made before
+    assert len(dataset) == 3
+    dataset[2]
+    (dataset.image_dir / "mine.png").write_bytes(b"x")
+    with pytest.raises(OutputError, match=r"mine\.png' is no link that was made here"):
+        convert(root)
+    assert (dataset.image_dir / "mine.png").read_bytes() == b"x"
+
+
+def test_yolo_gets_the_listed_images_alone(tmp_path: Path) -> None:
+    write(tmp_path / "voc", {"a": BALL, "b": BALL}, {"train": ["a"]})
+    made = convert_voc(tmp_path / "voc", tmp_path / "coco", split="s")
+    dataset = CocoDataset.from_files(made.file, tmp_path / "voc" / "JPEGImages")  # which holds more
+    write_yolo(dataset, tmp_path / "yolo", split="s", part="train")
+    names = sorted(path.name for path in (tmp_path / "yolo" / "images" / "s").glob("*.*"))
+    assert names == [".asag-data", "a.png"]
+
+
+def test_a_document_type_in_any_encoding(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", {"a": BALL})
+    text = f"<?xml version='1.0' encoding='utf-16'?><!DOCTYPE a [<!ENTITY b 'c'>]>{BALL}"
+    (root / "Annotations" / "a.xml").write_bytes(text.encode("utf-16"))
+    with pytest.raises(DataError, match="declares a document type"):
+        convert(root)
+
+
+@pytest.mark.parametrize(
+    ("image", "file"),
+    [
+        ("IMG_1.png", "img_1.xml"),
+        ("a.png", "a.XML"),
+        ("a.png", "a.png.xml"),
+        ("caf\u00e9.png", "cafe\u0301.xml"),
+    ],
+)
+def test_xml_of_a_name_that_is_meant(tmp_path: Path, image: str, file: str) -> None:
+    write_image(tmp_path / "voc" / "images" / image, gradient(40, 60))
+    (tmp_path / "voc" / "annotations").mkdir()
+    (tmp_path / "voc" / "annotations" / file).write_text(BALL)
+    dataset, remarks = convert(tmp_path / "voc")
+    assert (dataset.records[0].file_name, len(dataset[0].boxes), remarks) == (image, 1, ())
+
+
+def test_exact_names_go_before_those_alike(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", {"a": BALL, "A": xml(thing("cup", 1, 2, 3, 4), thing("cup", 5, 6, 7, 8))})
+    dataset, _ = convert(root)
+    assert [(record.file_name, len(record.boxes)) for record in dataset.records] == [
+        ("A.png", 2),
+        ("a.png", 1),
+    ]
+    (root / "Annotations" / "a.png.xml").write_text(BALL)
+    with pytest.raises(DataError, match=r"a\.png\.xml' and 'a\.xml' may both be of .*a\.png': remove one"):
+        convert(root)
+
+
+def test_lists_with_folders_and_beside_main(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", {"a": BALL, "b": BALL}, {"train": ["data/images/b.PNG"]})
+    (root / "ImageSets" / "Main" / "train.txt").rename(root / "ImageSets" / "train.txt")
+    (root / "Annotations" / "gone.xml").write_text(BALL)
+    dataset, remarks = convert(root)
+    assert [record.file_name for record in dataset.records] == ["b.png"]
+    assert [remark.partition(" (")[0] for remark in remarks] == ["1 XML file without an image, passed over"]
+
+
+def test_what_does_not_stop_a_conversion_is_said(tmp_path: Path) -> None:
+    odd = xml(thing("Cup", 20, 30, 10, 5), thing("cup", 1, 2, 3, 4, more="<difficult>very</difficult>"))
+    root = write(tmp_path / "voc", {"a": odd, "b": "<annotation>"}, {"train": ["a"]})
+    dataset, remarks = convert(root)
+    assert dataset[0].boxes.tolist() == [[10, 5, 20, 30], [1, 2, 3, 4]]
+    assert [remark.partition(" (")[0].partition(":")[0] for remark in remarks] == [
+        "1 object with a box that ends before it begins, whose corners were exchanged",
+        "1 object with something else than 0 or 1 for difficult, taken as not difficult",
+        "1 XML file of other images not to be read, passed over",
+        "2 class names differing from another in capitals alone, taken as another class",
+    ]
+    write_image(root / "JPEGImages" / "more" / "c.png", gradient(40, 60))
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    (root / "Annotations" / "b.xml").unlink()
+    assert any("1 folder beside the images, passed over" in remark for remark in convert(root)[1])
+
+
+def test_the_folder_that_is_meant_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", {"a": BALL})
+    (root / "images").mkdir()  # empty, beside JPEGImages
+    assert len(convert(root)[0]) == 1
+    with pytest.raises(DataError, match=r"there are no images in .*; give '.*/voc', the folder above"):
+        convert(root / "Annotations")
+    for name in ("train", "valid"):
+        write_image(tmp_path / "robo" / name / "a.png", gradient(40, 60))
+        (tmp_path / "robo" / name / "a.xml").write_text(BALL)
+    (tmp_path / "robo" / "empty" / "Annotations").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"; '.*/train', '.*/valid' have some: convert each, with a --split"):
+        convert(tmp_path / "robo")
+
+
+def test_names_of_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "voc", {"a": BALL}, {"val": ["a"]})
+    arguments = ["voc", str(root), "--output-dir", str(tmp_path / "coco")]
+    for name in ("", "..", "a/b"):
+        assert main([*arguments, "--part", "val", "--split", name]) == 2
+        assert "is no name of a part" in capsys.readouterr().err
+    assert main([*arguments, "--part", "val.txt"]) == 0
+    assert (tmp_path / "coco" / "annotations" / "instances_val2017.json").is_file()
+
+
+def test_parts_of_other_classes_are_told_how_to_agree(tmp_path: Path) -> None:
+    for name, content in (("train", BALL), ("val", xml(thing("cup", 1, 2, 21, 32)))):
+        write(tmp_path / name, {"a": content})
+        convert_voc(tmp_path / name, tmp_path / "coco", split=name)
+    known = CocoDataset.open(tmp_path / "coco", "train").categories
+    with pytest.raises(DataError, match="asag-data voc --classes` gives all parts the same"):
+        CocoDataset.open(tmp_path / "coco", "val", categories=known)
+
+
+def test_an_interruption_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asag_evaluation.data.cli.convert_voc", interrupted)
+    assert main(["voc", str(tmp_path), "--output-dir", str(tmp_path / "coco")]) == 130
+    assert "asag-data: interrupted\n" in capsys.readouterr().err

@@ -22,6 +22,10 @@ from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
 from asag_evaluation.data.records import ImageEntry, Objects
 from asag_evaluation.data.values import box_around, box_of, flag, number, whole_number
 
+_SAME_CLASSES = (
+    "use a data set of the same classes (`asag-data voc --classes` gives all parts the same, in one order)"
+)
+
 
 def check_categories(found: Sequence[Category], known: Sequence[Category], where: str) -> None:
     """Check that every class of a data set is one a network knows, under the same id.
@@ -33,12 +37,12 @@ def check_categories(found: Sequence[Category], known: Sequence[Category], where
         if category.id not in names:
             raise DataError(
                 f"'{where}' has the class '{category.name}' (id {category.id}), which is not among the "
-                f"{len(known)} classes of the network: use a data set of the same classes"
+                f"{len(known)} classes of the network: {_SAME_CLASSES}"
             )
         if names[category.id] != category.name:
             raise DataError(
                 f"in '{where}' class id {category.id} is '{category.name}', but in the network it is "
-                f"'{names[category.id]}': use a data set of the same classes"
+                f"'{names[category.id]}': {_SAME_CLASSES}"
             )
 
 

@@ -24,7 +24,8 @@ from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_evaluation.data.scenes import KINDS, USUAL_KINDS, write_scenes
 from asag_evaluation.data.stored_boxes import about_boxes_as_stored
-from asag_evaluation.data.voc import TRAIN_PART, convert_voc
+from asag_evaluation.data.voc import convert_voc
+from asag_evaluation.data.voc_layout import TRAIN_PART
 from asag_evaluation.data.written import Converted
 from asag_evaluation.data.yolo import PARTS, convert_yolo
 from asag_evaluation.data.yolo_writing import part_of, write_yolo
@@ -43,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         options = _parser().parse_args(argv)
-        return int(options.run(options))
+        try:
+            return int(options.run(options))
+        except KeyboardInterrupt:
+            print(f"{PROGRAM}: interrupted", file=sys.stderr)
+            raise
 
     return exit_code(PROGRAM, command)
 
@@ -68,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="width and height (default: 320)",
     )
-    add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    add(
+        "--split",
+        type=_file_name,
+        default=TRAIN_SPLIT,
+        metavar="NAME",
+        help=f"which part it is (default: {TRAIN_SPLIT})",
+    )
     add(
         "--kinds",
         nargs="+",
@@ -85,7 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     add("odgt", type=Path, metavar="ODGT", help="annotation_train.odgt or annotation_val.odgt")
     add("--images", type=Path, required=True, metavar="DIR", help="the folder of the images")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    add(
+        "--split",
+        type=_file_name,
+        default=TRAIN_SPLIT,
+        metavar="NAME",
+        help=f"which part it is (default: {TRAIN_SPLIT})",
+    )
     crowdhuman.set_defaults(run=_crowdhuman)
 
     yolo = commands.add_parser("yolo", help="convert a data set in YOLO layout to COCO layout")
@@ -93,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     add("data", type=Path, metavar="DATA", help="the data set's folder, or its data.yaml")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
     add("--part", choices=PARTS, default=PARTS[0], help="which images of data.yaml (default: train)")
-    add("--split", metavar="NAME", help="what to call it (default: train2017, val2017 or test2017)")
+    add(
+        "--split",
+        type=_file_name,
+        metavar="NAME",
+        help="what to call it (default: train2017, val2017 or test2017)",
+    )
     yolo.set_defaults(run=_yolo)
 
     voc = commands.add_parser("voc", help="convert a data set in Pascal VOC's layout to COCO layout")
@@ -102,10 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
     add(
         "--part",
+        type=_list_name,
         metavar="NAME",
         help=f"a list of ImageSets/Main (default: {TRAIN_PART}; without lists, all images are taken)",
     )
-    add("--split", metavar="NAME", help="what to call it (default: PART2017)")
+    add("--split", type=_file_name, metavar="NAME", help="what to call it (default: PART2017)")
     add(
         "--classes",
         nargs="+",
@@ -123,17 +146,37 @@ def _parser() -> argparse.ArgumentParser:
     add = to_yolo.add_argument
     add("data", type=Path, metavar="DIR", help="the data set's folder")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
-    add("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"which part it is (default: {TRAIN_SPLIT})")
+    add(
+        "--split",
+        type=_file_name,
+        default=TRAIN_SPLIT,
+        metavar="NAME",
+        help=f"which part it is (default: {TRAIN_SPLIT})",
+    )
     add("--part", choices=PARTS, help="what data.yaml calls it (default: as the split is called)")
     add_orientation_option(to_yolo)
     to_yolo.set_defaults(run=_to_yolo)
 
     check = commands.add_parser("check", help="read every image and annotation of a data set")
     check.add_argument("data", type=Path, metavar="DIR", help="the data set's folder")
-    check.add_argument("--split", default=TRAIN_SPLIT, metavar="NAME", help=f"default: {TRAIN_SPLIT}")
+    check.add_argument(
+        "--split", type=_file_name, default=TRAIN_SPLIT, metavar="NAME", help=f"default: {TRAIN_SPLIT}"
+    )
     add_orientation_option(check)
     check.set_defaults(run=_check)
     return parser
+
+
+def _file_name(text: str) -> str:
+    """Return the name of a split; raises ArgumentTypeError for one that no file in a folder can have."""
+    if not text.strip() or text in (".", "..") or any(sign in text for sign in "/\\\0"):
+        raise argparse.ArgumentTypeError(f"{text!r:.100} is no name of a part: give a word, such as val2017")
+    return text
+
+
+def _list_name(text: str) -> str:
+    """Return the name of a list, without `.txt`."""
+    return _file_name(text.removesuffix(".txt"))
 
 
 def _scenes(options: argparse.Namespace) -> int:

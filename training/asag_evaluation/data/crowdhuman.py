@@ -38,7 +38,7 @@ def convert_crowdhuman(
 ) -> Path:
     """Write `output_dir/annotations/instances_{split}.json` and return it.
 
-    `image_dir` holds an image `ID.jpg` for each line of `odgt`; `output_dir/split` becomes a link to it,
+    `image_dir` holds an image `ID.jpg` for each line of `odgt`; `output_dir/split` leads to them,
     unless it is that folder.  Image ids are numbered from 1 in the order of the file.  Raises DataError for a
     file that is missing or malformed and for images that are, OutputError if nothing can be written.
     """
@@ -60,8 +60,8 @@ def convert_crowdhuman(
         "annotations": annotations,
         "categories": [{"id": _PERSON.id, "name": _PERSON.name}],
     }
+    link_images(output_dir / split, image_dir, (image["file_name"] for image in images))
     atomic_write_text(file, json.dumps(content))
-    link_images(output_dir / split, image_dir)
     return file
 
 

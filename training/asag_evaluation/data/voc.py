@@ -10,27 +10,22 @@ Tools also write the XML files beside the images, and no lists.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from asag_deploy.atomic import atomic_write_text
+from asag_deploy.atomic import atomic_write_text, real_path
 from asag_deploy.errors import DataError, ImageError
 from asag_deploy.images.reading import read_image
-from asag_deploy.images.sources import IMAGE_SUFFIXES
-from asag_evaluation.data.image_files import is_file, stored_size
+from asag_evaluation.data.image_files import stored_size
 from asag_evaluation.data.values import flag, number, whole_number
+from asag_evaluation.data.voc_layout import VocLayout
 from asag_evaluation.data.written import Converted, Remarks, check_ours, link_images
 
 DESCRIPTION = "converted from Pascal VOC's layout"
-ANNOTATIONS = "Annotations"
-TRAIN_PART = "train"
-"""The list that is taken if none is named."""
-
-_LISTS = Path("ImageSets", "Main")
-_IMAGES = ("JPEGImages", "images", "Images")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _MOST_BYTES = 2**24
 """Of an XML file; those of an image have some kilobytes."""
@@ -39,11 +34,25 @@ _ODDITIES = {
     "unlabelled": ("image", "{n} without an XML file, taken as background (the first is {first})"),
     "orphan": ("XML file", "{n} without an image, passed over (the first is {first})"),
     "flat": ("object", "{n} with a box without width or height, left out (the first is in {first})"),
+    "exchanged": (
+        "object",
+        "{n} with a box that ends before it begins, whose corners were exchanged (the first is in {first})",
+    ),
     "repeated": ("object", "{n} standing in a file twice, taken once (the first is in {first})"),
     "difficult": (
         "object",
         "{n} marked as difficult, taken as crowds, which are not learned from (the first is in {first})",
     ),
+    "unclear": (
+        "object",
+        "{n} with something else than 0 or 1 for difficult, taken as not difficult (the first is in {first})",
+    ),
+    "broken": ("XML file", "{n} of other images not to be read, passed over (the first: {first})"),
+    "capitals": (
+        "class name",
+        "{n} differing from another in capitals alone, taken as another class: {first}",
+    ),
+    "inner": ("folder", "{n} beside the images, passed over with what is in it (the first is {first})"),
     "listed twice": ("line", "{n} naming an image again, passed over (the first is {first})"),
 }
 
@@ -57,6 +66,10 @@ class _Object:
     box: tuple[float, float, float, float]
     """x1, y1, x2, y2 in pixels, counted from 0."""
     difficult: bool
+    unclear: bool
+    """Whether the file says neither that it is difficult nor that it is not."""
+    exchanged: bool
+    """Whether its box ended before it began, and was put right."""
 
 
 @dataclass(frozen=True)
@@ -66,99 +79,6 @@ class _Annotated:
     size: tuple[int, int] | None
     """Height and width, if it says them."""
     objects: tuple[_Object, ...]
-
-
-class _Layout:
-    """Where a data set has its files; raises DataError for a folder that is none."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        if not data.is_dir():
-            raise DataError(f"there is no data set '{data}': check the path, and give its folder")
-        with_xml = [folder for folder in (data / ANNOTATIONS, data) if any(folder.glob("*.xml"))]
-        if not with_xml:
-            raise DataError(f"'{data}' has no XML files, in '{ANNOTATIONS}' or by themselves{_below(data)}")
-        self.annotations = with_xml[0]
-        found = next((data / name for name in _IMAGES if (data / name).is_dir()), None)
-        self.images = found or self.annotations
-        self._files: dict[str, list[Path]] = {}
-        for path in sorted(self.images.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and is_file(path):
-                self._files.setdefault(path.stem, []).append(path)
-        if not self._files:
-            raise DataError(f"there are no images in '{self.images}', for the XML files of '{data}'")
-
-    def image(self, name: str) -> Path | None:
-        """Return the image of a name (DataError if there is more than one)."""
-        found = self._files.get(name, [])
-        if len(found) > 1:
-            raise DataError(
-                f"'{found[0]}' and '{found[1].name}' would share the file '{name}.xml': remove one of them"
-            )
-        return found[0] if found else None
-
-    def xml(self, name: str) -> Path:
-        """Return where the XML file of a name is, if there is one."""
-        return self.annotations / f"{name}.xml"
-
-    def xml_files(self) -> list[Path]:
-        """Return all XML files, sorted."""
-        return sorted(path for path in self.annotations.glob("*.xml") if not path.name.startswith("."))
-
-    def names(self, part: str | None, remarks: Remarks) -> list[str]:
-        """Return the names of the images of a part: those of its list, or all if there are no lists."""
-        lists = self.data / _LISTS
-        if lists.is_dir():
-            return list(self._listed(lists, part or TRAIN_PART, remarks))
-        if part is not None:
-            raise DataError(f"'{self.data}' has no lists in '{_LISTS}': leave --part {part} out to take all")
-        for path in self.xml_files():
-            if path.stem not in self._files:
-                remarks.note("orphan", f"'{path}'")
-        return sorted(self._files)
-
-    def _listed(self, lists: Path, part: str, remarks: Remarks) -> Iterator[str]:
-        file = lists / f"{part}.txt"
-        if not is_file(file):
-            found = sorted(path.stem for path in lists.glob("*.txt"))
-            has = f"its lists are {', '.join(found[:10])}" if found else "there is none at all"
-            raise DataError(f"there is no list '{file}'; {has}")
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"'{file}' cannot be read as text: {error}") from None
-        seen: set[str] = set()
-        for count, line in enumerate(lines, start=1):
-            name = line.strip()
-            if not name:
-                continue
-            where = f"line {count} of '{file}'"
-            name = self._meant(name, where)
-            if name in seen:
-                remarks.note("listed twice", where)
-                continue
-            seen.add(name)
-            yield name
-        if not seen:
-            raise DataError(f"'{file}' lists no images")
-
-    def _meant(self, name: str, where: str) -> str:
-        """Return the name of an image that a list names, with or without how its file's name ends."""
-        for candidate in (name, name.rpartition(".")[0]):
-            if candidate in self._files:
-                return candidate
-        of_class = "; a list with -1, 0 or 1 behind the names is of one class: take the list of all"
-        more = of_class if name.split()[-1] in ("-1", "0", "1") and len(name.split()) > 1 else ""
-        raise DataError(f"{where} names the image {name!r:.100}, which is not in '{self.images}'{more}")
-
-
-def _below(data: Path) -> str:
-    """Return which folder below is meant, where that is plain."""
-    found = sorted(path.parent for path in (*data.glob(f"*/{ANNOTATIONS}"), *data.glob(f"*/*/{ANNOTATIONS}")))
-    if found:
-        return f"; give '{found[0]}', which has them"
-    with_xml = sorted({path.parent for path in data.glob("*/*.xml")})
-    return f"; give '{with_xml[0]}', which has some" if with_xml else ": check the path"
 
 
 def convert_voc(
@@ -179,32 +99,33 @@ def convert_voc(
     are 1, as PASCAL's own files have it, and not 0.  A box then begins one pixel before them; it ends at
     xmax and ymax in either case.
 
-    `output_dir/split` becomes a link to the folder of images.  Image ids are numbered from 1 in the list's
+    `output_dir/split` leads to the images of the part.  Image ids are numbered from 1 in the list's
     order.  Raises DataError for what is missing or malformed, OutputError if nothing can be written.
     """
     file = output_dir / "annotations" / f"instances_{split}.json"
     check_ours(file, DESCRIPTION)
-    layout, remarks = _Layout(data), Remarks(_ODDITIES)
-    names = layout.names(part, remarks)
-    if not any(is_file(layout.xml(name)) for name in names):
+    layout, remarks = VocLayout(data), Remarks(_ODDITIES)
+    taken = layout.part(part)
+    pictures = layout.pictures(taken, remarks)
+    if not any(layout.xml(image) for image in pictures):
         raise DataError(
-            f"none of the {len(names)} images has an XML file (looked for '{layout.xml(names[0])}')"
+            f"none of the {len(pictures)} images has an XML file (looked for "
+            f"'{layout.annotations / pictures[0].stem}.xml')"
         )
-    ids = {name: i for i, name in enumerate(_class_names(layout, classes), start=1)}
+    wanted = {layout.xml(image) for image in pictures}
+    ids = {name: i for i, name in enumerate(_class_names(layout, classes, wanted, remarks), start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, name in enumerate(names, start=1):
-        image, xml = layout.image(name), layout.xml(name)
-        if image is None:
-            raise DataError(f"there is no image '{name}' in '{layout.images}'")
+    for image_id, image in enumerate(pictures, start=1):
+        xml = layout.xml(image)
         annotated = _Annotated(None, ())
-        if is_file(xml):
-            annotated = _read(xml, 1 if count_from_one else 0)
-        else:
+        if xml is None:
             remarks.note("unlabelled", f"'{image}'")
+        else:
+            annotated = _read(xml, 1 if count_from_one else 0)
         height, width = annotated.size or _size(image)
         images.append({"id": image_id, "file_name": image.name, "height": height, "width": width})
-        for found in _kept(annotated.objects, xml, remarks):
+        for found in _kept(annotated.objects, f"'{xml}'", remarks):
             if found.name not in ids:
                 raise DataError(
                     f"'{xml}' has an object {found.name!r:.100}, which is none of --classes: add it"
@@ -222,22 +143,36 @@ def convert_voc(
             )
         progress(image_id)
     content = {
-        "info": {"description": f"{'all' if part is None else part} of '{data.name}', {DESCRIPTION}"},
+        "info": {"description": f"{taken or 'all'} of '{real_path(data).name}', {DESCRIPTION}"},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for name, i in ids.items()],
     }
+    link_images(output_dir / split, layout.images, (image["file_name"] for image in images))
     atomic_write_text(file, json.dumps(content))
-    link_images(output_dir / split, layout.images)
     return Converted(file=file, remarks=tuple(remarks.sentences()))
 
 
-def _class_names(layout: _Layout, classes: Sequence[str] | None) -> list[str]:
+def _class_names(
+    layout: VocLayout, classes: Sequence[str] | None, wanted: Set[Path | None], remarks: Remarks
+) -> list[str]:
+    """Return the classes by id; `wanted`: the XML files that have to be right, whatever the others are."""
     if classes is None:
-        names = sorted({found.name for xml in layout.xml_files() for found in _read(xml, 0).objects})
-        if not names:
+        found: set[str] = set()
+        for xml in layout.xml_files:
+            try:
+                found.update(one.name for one in _read(xml, 0).objects)
+            except DataError as error:
+                if xml in wanted:
+                    raise
+                remarks.note("broken", str(error))
+        if not found:
             raise DataError(f"no XML file of '{layout.data}' has an object: name the classes with --classes")
-        return names
+        small = Counter(name.casefold() for name in found)
+        for name in sorted(found):
+            if small[name.casefold()] > 1:
+                remarks.note("capitals", f"'{name}'")
+        return sorted(found)
     names = [" ".join(name.split()) for name in classes]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None or not all(names):
@@ -246,18 +181,19 @@ def _class_names(layout: _Layout, classes: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _kept(objects: Sequence[_Object], xml: Path, remarks: Remarks) -> Iterator[_Object]:
+def _kept(objects: Sequence[_Object], where: str, remarks: Remarks) -> Iterator[_Object]:
     """Yield the objects that have a box, each once."""
     seen: set[_Object] = set()
     for found in objects:
         x1, y1, x2, y2 = found.box
         if found in seen:
-            remarks.note("repeated", f"'{xml}'")
+            remarks.note("repeated", where)
         elif not (x2 > x1 and y2 > y1):
-            remarks.note("flat", f"'{xml}'")
+            remarks.note("flat", where)
         else:
-            if found.difficult:
-                remarks.note("difficult", f"'{xml}'")
+            for oddity in ("difficult", "exchanged", "unclear"):
+                if getattr(found, oddity):
+                    remarks.note(oddity, where)
             yield found
         seen.add(found)
 
@@ -288,6 +224,18 @@ def _read(xml: Path, first: int) -> _Annotated:
     return _Annotated(size, tuple(found))
 
 
+class _DocumentTypeError(Exception):
+    """A few bytes of a document type can stand for gigabytes."""
+
+
+class _TreeBuilder(ElementTree.TreeBuilder):
+    """Builds the tree of an XML file without a document type, whatever its encoding."""
+
+    def doctype(self, name: str, pubid: str, system: str) -> None:
+        """Refuse it."""
+        raise _DocumentTypeError(name)
+
+
 def _root(xml: Path) -> ElementTree.Element:
     try:
         if xml.stat().st_size > _MOST_BYTES:
@@ -295,10 +243,13 @@ def _root(xml: Path) -> ElementTree.Element:
         content = xml.read_bytes()
     except OSError as error:
         raise DataError(f"'{xml}' cannot be read: {error.strerror or error}") from None
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # a few bytes of these can stand for gigabytes
-        raise DataError(f"'{xml}' declares a document type, which Pascal VOC's files do not: remove it")
+    parser = ElementTree.XMLParser(target=_TreeBuilder())
     try:
-        return ElementTree.fromstring(content)
+        return ElementTree.fromstring(content, parser=parser)
+    except _DocumentTypeError:
+        raise DataError(
+            f"'{xml}' declares a document type, which Pascal VOC's files do not: remove it"
+        ) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: its encoding
         raise DataError(f"'{xml}' is no XML ({error}): export it again, or remove it") from None
 
@@ -307,9 +258,6 @@ def _object(element: ElementTree.Element, first: int, where: str) -> _Object:
     name = " ".join((element.findtext("name") or "").split())
     if not name:
         raise DataError(f"{where} has no name: give it its class")
-    difficult = flag(element.findtext("difficult"))
-    if difficult is None:
-        raise DataError(f"{where} has {element.findtext('difficult')!r:.60} for difficult, expected 0 or 1")
     corners = element.find("bndbox")
     if corners is None:
         has = ", ".join(sorted({str(part.tag) for part in element}))
@@ -320,9 +268,16 @@ def _object(element: ElementTree.Element, first: int, where: str) -> _Object:
         if value is None:
             raise DataError(f"{where} has {corners.findtext(corner)!r:.60} for {corner}, expected pixels")
         found.append(value)
-    x1, y1, x2, y2 = found
+    (x1, x2), (y1, y2) = sorted(found[::2]), sorted(found[1::2])
     if 0 <= min(x1, y1) < first:
         raise DataError(
             f"{where} begins at {min(x1, y1):g}, so pixels are counted from 0: leave --count-from-one out"
         )
-    return _Object(name, (x1 - first, y1 - first, x2, y2), difficult)
+    difficult = flag(element.findtext("difficult"))
+    return _Object(
+        name=name,
+        box=(x1 - first, y1 - first, x2, y2),
+        difficult=bool(difficult),
+        unclear=difficult is None,
+        exchanged=[x1, y1, x2, y2] != found,
+    )

@@ -79,8 +79,8 @@ def convert_yolo(
 ) -> Converted:
     """Write `output_dir/annotations/instances_{split}.json` of a part of a data set in YOLO layout.
 
-    data: its folder, or its `data.yaml`; part: `train`, `val` or `test`.  `output_dir/split` becomes a link
-    to the folder that holds all images of the part.  Image ids are numbered from 1 in the order of the files'
+    data: its folder, or its `data.yaml`; part: `train`, `val` or `test`.  `output_dir/split` leads to
+    the images of the part (see `link_images`).  Image ids are numbered from 1 in the order of the files'
     names, or of the list; the id of a class is its number and 1.  Raises DataError for what is missing or
     malformed, OutputError if nothing can be written, BackendError without PyYAML.
     """
@@ -125,8 +125,8 @@ def convert_yolo(
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)],
     }
+    link_images(output_dir / split, folder, (image["file_name"] for image in images))
     atomic_write_text(file, json.dumps(content))
-    link_images(output_dir / split, folder)
     return Converted(file=file, remarks=tuple(remarks.sentences()))
 
 

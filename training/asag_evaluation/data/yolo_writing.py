@@ -1,4 +1,4 @@
-"""A data set in COCO layout, written in YOLO's: `data.yaml`, a link to the images, and labels beside them."""
+"""A data set in COCO layout, written in YOLO's: `data.yaml`, links to the images, and labels beside them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_yolo(
 ) -> Converted:
     """Write a data set in YOLO layout, and return its `data.yaml`.
 
-    `output_dir/images/{split}` becomes a link to the images, `output_dir/labels/{split}` holds the labels,
+    `output_dir/images/{split}` leads to these images alone, `output_dir/labels/{split}` holds the labels,
     and `data.yaml` names them as `part` (`train`, `val` or `test`), beside other parts that were written into
     the same folder before.  The number of a class is its place by id.  Crowds are left out, since YOLO knows
     none; boxes are clipped to their image, and turned with photographs that were annotated as they are
@@ -69,7 +69,8 @@ def write_yolo(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(_rows(boxes, record.labels)), encoding="utf-8")
             progress(number)
-    link_images(output_dir / "images" / split, dataset.image_dir)
+    names = (record.file_name for record in dataset.records)
+    link_images(output_dir / "images" / split, dataset.image_dir, names)
     atomic_write_text(output_dir / _YAML, content)
     return Converted(file=output_dir / _YAML, remarks=tuple(_remarks(dataset, len(turned))))
 
