@@ -168,7 +168,13 @@ def test_search_finds_a_page_and_asks_no_other_host(site: Path, opened: str) -> 
         start = address if opened == "served" else site.as_uri()
         page.goto(f"{start}/serve.html", wait_until="networkidle")
         page.keyboard.press("Control+k")
-        page.locator("input[role=combobox]").fill("anchor_cap", timeout=MILLISECONDS)
+        typed = page.locator("input[role=combobox]")
+        for word in ("Grafana", "ResNet", "anchor_cap"):
+            typed.fill("", timeout=MILLISECONDS)
+            typed.press_sequentially(word, delay=20, timeout=MILLISECONDS)
+            said = page.locator("[role=option]").filter(has_text=re.compile(word, re.IGNORECASE))
+            said.first.wait_for(timeout=MILLISECONDS)
+            assert typed.input_value() == word
         found = page.locator("[role=option]").filter(has_text="that reach the decoder, best-scored first")
         found.first.click(timeout=MILLISECONDS)
         page.wait_for_url("**/reference/detector.html*", timeout=MILLISECONDS)
