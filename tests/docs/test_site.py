@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +136,33 @@ def test_a_notebook_that_fails_is_refused(tmp_path: Path, capfd: pytest.CaptureF
     with pytest.raises(ConfigError, match=r"the notebook n\.ipynb fails"):
         site_build.execute(content, tmp_path / "n.ipynb")
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+_ENDED = """
+import os, pathlib, sys, time
+import nbformat, site_build
+from asag_deploy.command_line import exit_code
+cell = nbformat.v4.new_code_cell("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)")
+book = nbformat.v4.new_notebook(cells=[cell])
+sys.exit(exit_code("docs", lambda: site_build.execute(book, pathlib.Path("n.ipynb").absolute()) or 0))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_build_is_ended_while_a_notebook_runs(tmp_path: Path, number: int, code: int) -> None:
+    program = [sys.executable, "-c", _ENDED]
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(program, cwd=tmp_path, env=places, stderr=subprocess.PIPE, text=True) as process:
+        pid = tmp_path / "pid"
+        until = time.monotonic() + 60
+        while not (pid.exists() and pid.read_text()) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 @contextmanager
