@@ -179,19 +179,30 @@ def execute(notebook: NotebookNode, file: Path) -> None:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
-    with tempfile.TemporaryDirectory() as own:  # else IPython keeps a history in the home folder
+    with tempfile.TemporaryDirectory() as own:  # for what a kernel leaves, however it ends
         # By files of its own: no port that others could reach.
         reached = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(own, "kernel"))}})
         where = {"metadata": {"path": str(file.parent)}}
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=_SECONDS, resources=where, config=reached
         )
-        try:
-            with asyncio.Runner(loop_factory=_NoHandlers) as runner:
-                runner.run(client.async_execute(env=_environment() | {"IPYTHONDIR": own}))
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            print(error, file=sys.stderr)
-            raise ConfigError(f"the notebook {file.name} fails; what its cell said stands above") from None
+        with Path(own, "stderr").open("w+", errors="replace") as said:
+            try:
+                with asyncio.Runner(loop_factory=_NoHandlers) as runner:
+                    try:
+                        environment = _environment() | {"IPYTHONDIR": own, "TMPDIR": own}
+                        runner.run(client.async_execute(env=environment, stderr=said))
+                    except KeyboardInterrupt:
+                        # Asked politely the kernel tells of its own end, and nbclient calls that a failure.
+                        client.shutdown_kernel = "immediate"
+                        runner.get_loop().set_exception_handler(lambda *_: None)
+                        raise
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                said.seek(0)
+                print(f"{said.read()}{error}", file=sys.stderr)
+                raise ConfigError(
+                    f"the notebook {file.name} fails; what its cell said stands above"
+                ) from None
 
 
 def notebook_page(notebook: NotebookNode, pictures: Path) -> str:

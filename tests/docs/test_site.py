@@ -89,7 +89,13 @@ def test_the_reference_says_what_the_docstrings_say(site: Path) -> None:
     ).anchors
     assert "<li><code>deadline_ms</code>: no further level is begun" in text
     assert "<p>Raises BundleError if the bundle cannot be used" in text
+    assert "<li><code>bundle</code>: its folder" in text
     assert "__reduce__" not in text
+    assert (
+        not {"asag_deploy.Detector.requests", "asag_deploy.Detector.__init__"}
+        & SitePage.of(site / "reference" / "detector.html").anchors
+    )
+    assert "for</span> <span" not in text  # how `BACKENDS` is made
 
 
 def test_what_is_broken_or_foreign_is_found(tmp_path: Path) -> None:
@@ -183,6 +189,23 @@ def _served(folder: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_names_in_tables_are_whole_and_pages_no_wider_than_the_window(site: Path, width: int) -> None:
+    pytest.importorskip("playwright", reason="needs Playwright, which drives the browser")
+    with browser() as running:
+        page = running.new_page(viewport={"width": width, "height": 1000})
+        for name in ("decide", "errors", "run", "export"):
+            page.goto((site / f"{name}.html").as_uri())
+            codes = "[...document.querySelectorAll('td code, th code')]"
+            assert page.evaluate(f"{codes}.length") > 5
+            assert (
+                page.evaluate(f"{codes}.filter(c => c.getClientRects().length > 1).map(c => c.innerText)")
+                == []
+            )
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium")

@@ -199,3 +199,10 @@ def test_docstrings_become_lists_of_what_they_say() -> None:
         "Do it.\n\n- `first`: what it is; or not.\n- `second`: of `first: x`\n- `third`: more.\n\n"
         "Raises Oops: never.\n\n- `first`: stays\n\nLike so:\n\n    code(first: 1)"
     )
+
+
+def test_what_is_raised_or_returned_is_said_of_no_parameter() -> None:
+    text = "first: what; second: more,\nif any.  Raises Oops if\nfirst is none.  Returns it."
+    assert as_markdown(text, ["first", "second"]) == (
+        "- `first`: what\n- `second`: more, if any.\n\nRaises Oops if first is none. Returns it."
+    )
