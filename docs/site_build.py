@@ -161,7 +161,7 @@ def _file_of(root: Path, name: str) -> str:
 class _NoHandlers(asyncio.SelectorEventLoop):
     """An event loop that leaves signals to the program: nbclient would end the kernel alone, and fail."""
 
-    def add_signal_handler(self, *args: Any, **named: Any) -> None:
+    def add_signal_handler(self, *args: Any, **named: Any) -> None:  # type: ignore[override]
         """Refuse, as a loop in another thread does."""
         raise RuntimeError("signals belong to the program")
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,6 +135,7 @@ def test_a_notebook_runs_and_becomes_a_page(notebook: Path, tmp_path: Path) -> N
     shown = re.findall(r"!\[[^\]]*\]\(output/([^)]+)\)", text)
     assert {path.name for path in (tmp_path / "output").iterdir()} == set(shown)
     assert shown
+    assert notebook.stem != "read-the-trace" or f"{tempfile.gettempdir()}/" not in text
     assert before == {path: path.stat().st_mtime_ns for path in notebook.parent.iterdir()}
 
 
