@@ -133,6 +133,8 @@ class Detector:
     ) -> Detector:
         """Load a bundle.
 
+        bundle: its folder, or an address that it is fetched from once and kept, hf:// or http(s)://; or a
+        `Bundle` that is open.
         backend: a name of `asag_deploy.backends.BACKENDS`, or None for ONNX Runtime on the CPU.
         mode: `exact`, or `fast` (stop when fewer than 3 anchors ask for a closer look, 15 patches a level at
         most); None for what the bundle was exported for.

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import posixpath
 import re
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asag_deploy.command_line import ALL_FINE, OneSentenceParser, exit_code
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -35,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "zensical.toml"
 PAGES, SITE, THEME = "pages", "site", "theme"
 """Staged pages and the finished site, both below the build folder; style and scripts, below docs/."""
+MARKER = ".made-by-site_build"
+"""The file by which a folder is known for one of ours, whose pages and site may be replaced."""
 _PACKAGES = (".", "training", "export", "benchmarks", "docs")
 """Where the API reference finds what it describes, and how docstrings are read."""
 _COPIED = (".csv", ".jpg", ".json", ".png", ".svg")
@@ -155,6 +158,18 @@ def _file_of(root: Path, name: str) -> str:
     )
 
 
+class _NoHandlers(asyncio.SelectorEventLoop):
+    """An event loop that leaves signals to the program: nbclient would end the kernel alone, and fail."""
+
+    def add_signal_handler(self, *args: Any, **named: Any) -> None:  # type: ignore[override]
+        """Refuse, as a loop in another thread does."""
+        raise RuntimeError("signals belong to the program")
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Return that there was none."""
+        return False
+
+
 def execute(notebook: NotebookNode, file: Path) -> None:
     """Run the cells of a notebook in its folder, in a new process that finds this repository's packages.
 
@@ -164,18 +179,30 @@ def execute(notebook: NotebookNode, file: Path) -> None:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
-    with tempfile.TemporaryDirectory() as own:  # else IPython keeps a history in the home folder
+    with tempfile.TemporaryDirectory() as own:  # for what a kernel leaves, however it ends
         # By files of its own: no port that others could reach.
         reached = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(own, "kernel"))}})
         where = {"metadata": {"path": str(file.parent)}}
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=_SECONDS, resources=where, config=reached
         )
-        try:
-            client.execute(env=_environment() | {"IPYTHONDIR": own})
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            print(error, file=sys.stderr)
-            raise ConfigError(f"the notebook {file.name} fails; what its cell said stands above") from None
+        with Path(own, "stderr").open("w+", errors="replace") as said:
+            try:
+                with asyncio.Runner(loop_factory=_NoHandlers) as runner:
+                    try:
+                        environment = _environment() | {"IPYTHONDIR": own, "TMPDIR": own}
+                        runner.run(client.async_execute(env=environment, stderr=said))
+                    except KeyboardInterrupt:
+                        # Asked politely the kernel tells of its own end, and nbclient calls that a failure.
+                        client.shutdown_kernel = "immediate"
+                        runner.get_loop().set_exception_handler(lambda *_: None)
+                        raise
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                said.seek(0)
+                print(f"{said.read()}{error}", file=sys.stderr)
+                raise ConfigError(
+                    f"the notebook {file.name} fails; what its cell said stands above"
+                ) from None
 
 
 def notebook_page(notebook: NotebookNode, pictures: Path) -> str:
@@ -184,9 +211,13 @@ def notebook_page(notebook: NotebookNode, pictures: Path) -> str:
     pictures: the folder for them, to lie beside the page; made if there is one.
     """
     from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     notebook.metadata.setdefault("language_info", {"name": "python"})  # a kernel says so by itself
-    text, resources = MarkdownExporter().from_notebook_node(
+    exporter = MarkdownExporter()
+    # What a cell prints comes in pieces, at random.
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    text, resources = exporter.from_notebook_node(
         notebook, resources={"unique_key": "output", "output_files_dir": pictures.name}
     )
     for name, content in resources["outputs"].items():
@@ -197,13 +228,11 @@ def notebook_page(notebook: NotebookNode, pictures: Path) -> str:
 
 def stage(tree: Tree, pages: Path, *, notebooks: bool) -> None:
     """Write every page, and what pages link to, into an empty folder."""
-    import nbformat
-
     for file, name in tree.staged.items():
         source, target = tree.root / file, pages / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".ipynb":
-            notebook = nbformat.read(source, as_version=4)
+            notebook = _notebook(source, file)
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = tree.markdown(cell.source, file)
@@ -211,13 +240,59 @@ def stage(tree: Tree, pages: Path, *, notebooks: bool) -> None:
                 execute(notebook, source)
             text = notebook_page(notebook, target.with_name(f"{target.stem}-output"))
         else:
-            text = tree.markdown(source.read_text(encoding="utf-8"), file)
+            text = tree.markdown(_text(source, file), file)
         target.write_text(text, encoding="utf-8")
     copies = {tree.root / file: pages / name for file, name in tree.copied.items()}
     copies |= {path: pages / THEME / path.name for path in (tree.root / "docs" / THEME).iterdir()}
     for source, target in copies.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+
+
+def _text(source: Path, file: str) -> str:
+    try:
+        return source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _notebook(source: Path, file: str) -> NotebookNode:
+    import nbformat
+
+    text = _text(source, file)
+    try:
+        return nbformat.reads(text, as_version=4)
+    except Exception as error:  # whatever it stumbles over: it looks before it validates
+        raise ConfigError(f"{file} is no notebook: {first_line(error)}") from error
+
+
+def _config(root: Path) -> dict[str, Any]:
+    """Read zensical.toml; raises ConfigError if it is none, or has no `nav`."""
+    try:
+        config = tomllib.loads(_text(root / CONFIG, CONFIG))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{CONFIG} is no TOML: {first_line(error)}") from error
+    project = config.get("project")
+    if not isinstance(project, dict) or not isinstance(project.get("nav"), list):
+        raise ConfigError(f"{CONFIG} has no list `nav` in [project], which says what pages there are")
+    return config
+
+
+def _make_way(folder: Path, root: Path) -> None:
+    """Remove what an earlier build has left in a folder; raises ConfigError if that is of no build."""
+    docs = root.resolve() / "docs"
+    if folder == root.resolve() or folder.is_relative_to(docs):
+        raise ConfigError(f"'{folder}' holds what the site is made of: give another --output-dir")
+    made = [folder / name for name in (PAGES, SITE, CONFIG)]
+    if not (folder / MARKER).exists():
+        there = next((path for path in made if path.exists()), None)
+        if there is not None:
+            raise ConfigError(f"'{there}' is of no earlier build: remove it, or give another --output-dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        # First of all, so that a build that fails or is ended can be repeated.
+        (folder / MARKER).write_text(f"{', '.join(path.name for path in made)} are replaced by every build\n")
+    for old in (folder / PAGES, folder / SITE):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def build(folder: Path, *, root: Path = ROOT, notebooks: bool = True) -> Path:
@@ -228,15 +303,11 @@ def build(folder: Path, *, root: Path = ROOT, notebooks: bool = True) -> Path:
     Zensical says about it goes to stderr.
     """
     import_module("zensical")  # it runs on its own below: what is missing is said before that
-    config = root / CONFIG
-    tree = Tree.of(root, tomllib.loads(config.read_text(encoding="utf-8")))
+    tree = Tree.of(root, _config(root))
     folder = folder.resolve()
-    for old in (folder / PAGES, folder / SITE):
-        if old.exists() and not (folder / CONFIG).exists():
-            raise ConfigError(f"'{old}' is of no earlier build: give another --output-dir")
-        shutil.rmtree(old, ignore_errors=True)
+    _make_way(folder, root)
     stage(tree, folder / PAGES, notebooks=notebooks)
-    shutil.copyfile(config, folder / CONFIG)
+    shutil.copyfile(root / CONFIG, folder / CONFIG)
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", folder / CONFIG],
         cwd=folder,
@@ -247,7 +318,9 @@ def build(folder: Path, *, root: Path = ROOT, notebooks: bool = True) -> Path:
     )
     first = folder / SITE / "index.html"
     if done.returncode != 0 or not first.is_file():
-        print(done.stdout, file=sys.stderr)
+        # After what is wrong with the pages it only shows where in itself it gave up.
+        said, gave_up, why = done.stdout.partition("Traceback (most recent call last):")
+        print(said if "Aborted because --strict" in why else said + gave_up + why, file=sys.stderr)
         raise ConfigError("the site cannot be built; what Zensical says stands above")
     return first
 

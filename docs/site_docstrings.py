@@ -14,6 +14,8 @@ import griffe
 
 _SAID_OF_ONE = r"(?:^|(?<=[;.])\s+)({}):\s+"
 """How a sentence about a parameter begins: with its name, first of all or after another sentence."""
+_SAID_OF_ALL = re.compile(r"(?<=[;.])\s+(?=(?:Raises|Returns)\s)")
+"""Where a sentence begins that is of the whole again."""
 _INDENTED = re.compile(r"(:\n)(?= {2,}\S)")
 
 
@@ -29,11 +31,12 @@ def _with_items(paragraph: str, names: Collection[str]) -> str:
         return paragraph
     choice = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     before, *said = re.split(_SAID_OF_ONE.format(choice), paragraph)
-    items = [
-        f"- `{name}`: {' '.join(what.split()).rstrip(';')}"
-        for name, what in zip(said[::2], said[1::2], strict=True)
-    ]
-    return "\n\n".join(part for part in (before, "\n".join(items)) if part)
+    items, after = [], []
+    for name, sentences in zip(said[::2], said[1::2], strict=True):
+        what, *of_all = _SAID_OF_ALL.split(sentences)
+        items.append(f"- `{name}`: {' '.join(what.split()).rstrip(';')}")
+        after += [" ".join(sentence.split()) for sentence in of_all]
+    return "\n\n".join(part for part in (before, "\n".join(items), " ".join(after)) if part)
 
 
 class PlainSentences(griffe.Extension):

@@ -18,7 +18,8 @@ if (location.protocol === "file:") {
       inner.document.close();
     }
 
-    postMessage(data) {
+    postMessage(message) {
+      const data = structuredClone(message); // as a worker's: the sender goes on changing its own
       this.ready.then(() => this.frame.contentWindow?.dispatchEvent(new MessageEvent("message", { data })));
     }
 

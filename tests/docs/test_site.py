@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +90,13 @@ def test_the_reference_says_what_the_docstrings_say(site: Path) -> None:
     ).anchors
     assert "<li><code>deadline_ms</code>: no further level is begun" in text
     assert "<p>Raises BundleError if the bundle cannot be used" in text
+    assert "<li><code>bundle</code>: its folder" in text
     assert "__reduce__" not in text
+    assert (
+        not {"asag_deploy.Detector.requests", "asag_deploy.Detector.__init__"}
+        & SitePage.of(site / "reference" / "detector.html").anchors
+    )
+    assert "for</span> <span" not in text  # how `BACKENDS` is made
 
 
 def test_what_is_broken_or_foreign_is_found(tmp_path: Path) -> None:
@@ -125,6 +135,7 @@ def test_a_notebook_runs_and_becomes_a_page(notebook: Path, tmp_path: Path) -> N
     shown = re.findall(r"!\[[^\]]*\]\(output/([^)]+)\)", text)
     assert {path.name for path in (tmp_path / "output").iterdir()} == set(shown)
     assert shown
+    assert notebook.stem != "read-the-trace" or f"{tempfile.gettempdir()}/" not in text
     assert before == {path: path.stat().st_mtime_ns for path in notebook.parent.iterdir()}
 
 
@@ -133,6 +144,33 @@ def test_a_notebook_that_fails_is_refused(tmp_path: Path, capfd: pytest.CaptureF
     with pytest.raises(ConfigError, match=r"the notebook n\.ipynb fails"):
         site_build.execute(content, tmp_path / "n.ipynb")
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+_ENDED = """
+import os, pathlib, sys, time
+import nbformat, site_build
+from asag_deploy.command_line import exit_code
+cell = nbformat.v4.new_code_cell("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(100)")
+book = nbformat.v4.new_notebook(cells=[cell])
+sys.exit(exit_code("docs", lambda: site_build.execute(book, pathlib.Path("n.ipynb").absolute()) or 0))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_build_is_ended_while_a_notebook_runs(tmp_path: Path, number: int, code: int) -> None:
+    program = [sys.executable, "-c", _ENDED]
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(program, cwd=tmp_path, env=places, stderr=subprocess.PIPE, text=True) as process:
+        pid = tmp_path / "pid"
+        until = time.monotonic() + 60
+        while not (pid.exists() and pid.read_text()) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 @contextmanager
@@ -156,6 +194,23 @@ def _served(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_names_in_tables_are_whole_and_pages_no_wider_than_the_window(site: Path, width: int) -> None:
+    pytest.importorskip("playwright", reason="needs Playwright, which drives the browser")
+    with browser() as running:
+        page = running.new_page(viewport={"width": width, "height": 1000})
+        for name in ("decide", "errors", "run", "export"):
+            page.goto((site / f"{name}.html").as_uri())
+            codes = "[...document.querySelectorAll('td code, th code')]"
+            assert page.evaluate(f"{codes}.length") > 5
+            assert (
+                page.evaluate(f"{codes}.filter(c => c.getClientRects().length > 1).map(c => c.innerText)")
+                == []
+            )
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium")
 @pytest.mark.parametrize("opened", ["served", "as files"])
 def test_search_finds_a_page_and_asks_no_other_host(site: Path, opened: str) -> None:
     pytest.importorskip("playwright", reason="needs Playwright, which drives the browser")
@@ -168,7 +223,13 @@ def test_search_finds_a_page_and_asks_no_other_host(site: Path, opened: str) -> 
         start = address if opened == "served" else site.as_uri()
         page.goto(f"{start}/serve.html", wait_until="networkidle")
         page.keyboard.press("Control+k")
-        page.locator("input[role=combobox]").fill("anchor_cap", timeout=MILLISECONDS)
+        typed = page.locator("input[role=combobox]")
+        for word in ("Grafana", "ResNet", "anchor_cap"):
+            typed.fill("", timeout=MILLISECONDS)
+            typed.press_sequentially(word, delay=20, timeout=MILLISECONDS)
+            said = page.locator("[role=option]").filter(has_text=re.compile(word, re.IGNORECASE))
+            said.first.wait_for(timeout=MILLISECONDS)
+            assert typed.input_value() == word
         found = page.locator("[role=option]").filter(has_text="that reach the decoder, best-scored first")
         found.first.click(timeout=MILLISECONDS)
         page.wait_for_url("**/reference/detector.html*", timeout=MILLISECONDS)

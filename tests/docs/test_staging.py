@@ -110,6 +110,7 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path: Path) -> None:
     cell = nbformat.v4.new_code_cell("f()")
     cell.outputs = [
         nbformat.v4.new_output("stream", text="said\n"),
+        nbformat.v4.new_output("stream", text="and\n"),
         nbformat.v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Image>"}),
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), cell])
@@ -118,7 +119,7 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path: Path) -> None:
     assert picture.read_bytes() == b"picture"
     assert text.startswith("# Title")
     assert "```python\nf()\n```" in text
-    assert "    said\n" in text
+    assert "    said\n    and\n" in text
     assert f"(n-output/{picture.name})" in text
     assert "<Image>" not in text
 
@@ -126,9 +127,67 @@ def test_a_notebook_becomes_a_page_with_its_outputs(tmp_path: Path) -> None:
 def test_a_folder_that_no_build_has_made_stays(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "mine.html").write_text("mine")
-    with pytest.raises(ConfigError, match="is of no earlier build: give another --output-dir"):
-        site_build.build(tmp_path, notebooks=False)
+    (tmp_path / "zensical.toml").write_text("# of a site of their own")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is of no earlier build: remove it, or give another"):
+            site_build.build(tmp_path, notebooks=False)
     assert (tmp_path / "site" / "mine.html").exists()
+    (tmp_path / "site" / "mine.html").unlink()
+    (tmp_path / "site").rmdir()
+    with pytest.raises(ConfigError, match=r"zensical\.toml' is of no earlier build"):
+        site_build.build(tmp_path, notebooks=False)
+
+
+@pytest.mark.parametrize("place", [".", "docs", "docs/b", "kit/../docs"])
+def test_the_site_is_not_built_into_what_it_is_made_of(tree: site_build.Tree, place: str) -> None:
+    _configured(tree.root)
+    with pytest.raises(ConfigError, match="holds what the site is made of: give another --output-dir"):
+        site_build.build(tree.root / place, root=tree.root, notebooks=False)
+
+
+def _configured(root: Path) -> None:
+    pages = '["index.md", "a.md", "b/c.md", "kit/README.md"]'
+    (root / "zensical.toml").write_text(f"[project]\nnav = {pages}\n")
+
+
+def test_a_build_that_failed_can_be_repeated(tree: site_build.Tree) -> None:
+    _configured(tree.root)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"docs/b/c\.ipynb is no notebook: .*JSON"):
+            site_build.build(tree.root / "build", root=tree.root, notebooks=False)
+        assert (tree.root / "build" / "pages" / "index.md").exists()
+
+
+@pytest.mark.parametrize("text", ["nope", "[]", "{}", '{"nbformat": 4, "cells": 3, "metadata": {}}'])
+def test_what_is_no_notebook_is_refused(tree: site_build.Tree, tmp_path: Path, text: str) -> None:
+    (tree.root / "docs/b/c.ipynb").write_text(text)
+    with pytest.raises(ConfigError, match=r"docs/b/c\.ipynb is no notebook: "):
+        site_build.stage(tree, tmp_path / "pages", notebooks=False)
+
+
+@pytest.mark.parametrize("name", ["docs/a.md", "docs/b/c.ipynb"])
+def test_a_page_that_is_not_utf8_is_refused(tree: site_build.Tree, tmp_path: Path, name: str) -> None:
+    (tree.root / "docs/b/c.ipynb").write_text(
+        '{"nbformat": 4, "nbformat_minor": 5, "cells": [], "metadata": {}}'
+    )
+    (tree.root / name).write_bytes(b"# Caf\xe9\n")
+    with pytest.raises(ConfigError, match=rf"{name} is no UTF-8 text: .* at byte 5"):
+        site_build.stage(tree, tmp_path / "pages", notebooks=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"[project\n", r"zensical\.toml is no TOML: .*line 1"),
+        (b"# \xe9", r"zensical\.toml is no UTF-8 text"),
+        (b"project = 1", r"zensical\.toml has no list `nav`"),
+        (b"[project]\nnav = 1", r"zensical\.toml has no list `nav`"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "zensical.toml").write_bytes(text)
+    with pytest.raises(ConfigError, match=said):
+        site_build.build(tmp_path / "build", root=tmp_path, notebooks=False)
 
 
 def test_docstrings_become_lists_of_what_they_say() -> None:
@@ -139,4 +198,11 @@ def test_docstrings_become_lists_of_what_they_say() -> None:
     assert as_markdown(text, ["first", "second", "third"]) == (
         "Do it.\n\n- `first`: what it is; or not.\n- `second`: of `first: x`\n- `third`: more.\n\n"
         "Raises Oops: never.\n\n- `first`: stays\n\nLike so:\n\n    code(first: 1)"
+    )
+
+
+def test_what_is_raised_or_returned_is_said_of_no_parameter() -> None:
+    text = "first: what; second: more,\nif any.  Raises Oops if\nfirst is none.  Returns it."
+    assert as_markdown(text, ["first", "second"]) == (
+        "- `first`: what\n- `second`: more, if any.\n\nRaises Oops if first is none. Returns it."
     )
