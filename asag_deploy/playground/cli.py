@@ -21,6 +21,7 @@ from asag_deploy.playground.looking import Ranges
 from asag_deploy.playground.page import make_page
 from asag_deploy.playground.server import make_server, silent_gradio
 from asag_deploy.playground.shelf import Shelf
+from asag_deploy.playground.turns import Turns
 from asag_deploy.scratch import scratch_folder
 from asag_deploy.serving.server import address_of, bind, run
 
@@ -50,11 +51,11 @@ def _play(options: argparse.Namespace) -> int:
             print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
         files = own_examples(manifest) if given is None else given
         examples = prepare(files, scratch / "examples")
-        with silent_gradio(scratch / "gradio"):
+        with silent_gradio(scratch / "gradio"), Turns(at_once=chosen.requests) as turns:
             page = make_page(
                 detector,
                 Ranges.of(manifest).first_choices(chosen, options.threshold),
-                requests=chosen.requests,
+                turns=turns,
                 backend=chosen.backend or DEFAULT_BACKEND,
                 examples=examples,
                 shelf=Shelf(scratch / "gradio" / "shown"),

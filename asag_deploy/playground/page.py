@@ -22,8 +22,6 @@ TITLE = "ASAG playground"
 CSS = Path(__file__).with_name("page.css")
 _NO_PICTURE = "Choose a picture: upload one, take one with the camera, or begin with an example."
 _TOO_MANY = "Too many visitors wait for the detector: change something again in a moment."
-_WAITING = 64
-"""Visitors' changes that may wait for the detector."""
 _SWEPT_SECONDS = 600
 
 
@@ -31,20 +29,19 @@ def make_page(
     detector: LookingDetector,
     first: Choices,
     *,
-    requests: int,
+    turns: Turns,
     backend: str,
     examples: Sequence[Example],
     shelf: Shelf,
 ) -> Any:
     """Make the page, a `gradio.Blocks`, on which a detector is tried.
 
-    first: where its choices begin.  requests: detections at once.  backend: what the page says runs the
+    first: where its choices begin.  turns: at the detector.  backend: what the page says runs the
     network.  shelf: keeps what it shows, in Gradio's own folder.  Raises ImportError without Gradio.
     """
     import gradio as gr
 
     visit = Visit(detector, shelf)
-    turns = Turns(at_once=requests, waiting=_WAITING)
     manifest = detector.manifest
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT_SECONDS, KEPT_SECONDS)

@@ -17,6 +17,8 @@ from reference_weights import reference_image, reference_state_dict
 HERE = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in (HERE / "cases").glob("*.npz")))
 
+_VARIANTS = {"asag-s-crowdhuman": "asag-s-r50-crowdhuman"}
+
 LOGITS, BOXES = 1e-3, 1e-4
 """How far logits and normalised boxes may be from the reference."""
 
@@ -57,6 +59,24 @@ class ReferenceCase:
 @lru_cache(maxsize=1)  # cases that follow each other have the same
 def _weights(layout: str, seed: int, score_bias: float) -> dict[str, NDArray[np.float32]]:
     return reference_state_dict(HERE / f"layout_{layout}.json", seed, score_bias)
+
+
+def load_more_case(name: str) -> ReferenceCase:
+    """The case called `name` in `more_cases`, of the usual patch size; arrays named as in `cases`."""
+    with np.load(HERE / "more_cases" / f"{name}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    renamed: dict[str, str] = {"logits": "main_logits", "boxes": "main_boxes", "valid": "anchors_valid"}
+    variant = str(arrays["layout"]).replace("_", "-")
+    config = variant_config(_VARIANTS.get(variant, variant))
+    return ReferenceCase(
+        name=name,
+        config=config,
+        levels="p3-p6",
+        seed=int(arrays["seed"]),
+        score_bias=float(arrays["score_bias"]),
+        sizes=arrays["sizes"],
+        arrays={renamed.get(str(key), str(key)): array for key, array in arrays.items()},
+    )
 
 
 def load_case(name: str) -> ReferenceCase:

@@ -27,6 +27,7 @@ from asag_deploy.playground.looking import Ranges
 from asag_deploy.playground.page import look_of_the_page, make_page
 from asag_deploy.playground.server import make_server, silent_gradio
 from asag_deploy.playground.shelf import Shelf
+from asag_deploy.playground.turns import Turns
 from support.detection_samples import make_detections
 from support.tiny_bundle import picture, tiny_manifest
 
@@ -52,7 +53,7 @@ def page_of(manifest: Manifest, folder: Path, *, examples: int = 0) -> Any:
     return make_page(
         Found(manifest),
         Ranges.of(manifest).first_choices(DetectorOptions(max_level="P5"), 0.4),
-        requests=REQUESTS,
+        turns=Turns(at_once=REQUESTS),
         backend="onnxruntime",
         examples=prepare(files, folder / "examples"),
         shelf=Shelf(folder / "gradio" / "shown"),
@@ -108,7 +109,7 @@ def crowd(folder: Path) -> dict[str, int]:
     page = make_page(
         Slow(tiny_manifest()),
         Ranges.of(tiny_manifest()).first_choices(DetectorOptions(), 0.4),
-        requests=REQUESTS,
+        turns=Turns(at_once=REQUESTS),
         backend="onnxruntime",
         examples=[],
         shelf=Shelf(folder / "gradio" / "shown"),

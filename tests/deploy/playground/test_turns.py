@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -57,3 +58,76 @@ def test_what_fails_leaves_the_turn_to_the_next() -> None:
         return await turns.take(lambda: 7, stays)
 
     assert asyncio.run(come()) == 7
+
+
+def test_a_turn_lasts_as_long_as_its_thread() -> None:
+    """Who waits for it may be cancelled; a thread may not."""
+    at_work: list[int] = []
+    most: list[int] = []
+    gate = threading.Event()
+
+    def work() -> None:
+        at_work.append(1)
+        most.append(len(at_work))
+        gate.wait()
+        at_work.pop()
+
+    async def come() -> None:
+        turns = Turns(at_once=1, waiting=1)
+        for _ in range(4):
+            task = asyncio.create_task(turns.take(work, stays))
+            while not most:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        gate.set()
+        await turns.take(work, stays)
+
+    asyncio.run(come())
+    assert most == [1, 1]  # the first, and the last: those between left while they waited
+
+
+def test_as_many_work_at_once_as_it_says() -> None:
+    """Asyncio's own threads are 32 and fewer."""
+    together = threading.Barrier(40, timeout=20)
+
+    async def come() -> list[int | None]:
+        turns = Turns(at_once=40, waiting=0)
+        return await asyncio.gather(*(turns.take(together.wait, stays) for _ in range(40)))
+
+    assert len(set(asyncio.run(come()))) == 40
+
+
+def test_a_line_that_does_not_answer_holds_nobody_up() -> None:
+    async def never() -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    async def come() -> tuple[int | None, int | None]:
+        turns = Turns(at_once=1, waiting=1, patience_seconds=0.01)
+        return await asyncio.gather(turns.take(lambda: 1, never), turns.take(lambda: 2, stays))
+
+    assert list(asyncio.run(asyncio.wait_for(come(), 10))) == [1, 2]
+
+
+def test_the_end_waits_for_what_is_still_done() -> None:
+    """What it works with goes right after."""
+    done: list[int] = []
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        time.sleep(0.2)
+        done.append(1)
+
+    async def come(turns: Turns) -> None:
+        task = asyncio.create_task(turns.take(work, stays))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+
+    with Turns(at_once=1) as turns:
+        asyncio.run(come(turns))
+    assert done == [1]
