@@ -22,7 +22,7 @@ from asag_deploy._start import IS_PROGRAM
 from asag_deploy._version import __version__
 from asag_deploy.errors import AsagError, ConfigError, OutputError, first_line
 from asag_deploy.interruption import Interruption, end_without_what_is_left
-from asag_deploy.plain_numbers import real, whole
+from asag_deploy.plain_numbers import LARGEST, real, whole
 
 ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 """Exit codes; a program that a signal ends has 128 and the signal's number, see `interruption`."""
@@ -30,8 +30,6 @@ ALL_FINE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
 _NO_OTHER_CODES: Mapping[type[AsagError], int] = MappingProxyType({})
 
 
-LARGEST = 2**31 - 1
-"""Of all whole numbers that options take."""
 MOST_THREADS = 1024
 """More than any machine has cores; libraries start as many as they are told to."""
 MOST_PIXELS = 65_535

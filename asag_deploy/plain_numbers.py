@@ -14,6 +14,8 @@ WHOLE = "[+-]?[0-9]+"
 REAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
 """What is read as a number."""
 
+LARGEST = 2**31 - 1
+"""Of all whole numbers that options take."""
 _LONGEST = 40
 """Signs of a whole number; no option takes as many, and thousands are more than Python reads."""
 

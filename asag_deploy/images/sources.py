@@ -13,7 +13,6 @@ from typing import Literal
 
 import cv2
 
-from asag_deploy.command_line import LARGEST
 from asag_deploy.errors import AsagError, SourceError, plural
 from asag_deploy.images.addresses import as_file, is_address, is_live, normal, without_secrets
 from asag_deploy.images.decoder_log import quiet_opencv
@@ -22,7 +21,7 @@ from asag_deploy.images.frames import count_image_frames, read_frames
 from asag_deploy.images.reading import RgbImage, as_rgb, read_image
 from asag_deploy.images.video_containers import MJPEG_SUFFIXES, container_of, holds_pictures
 from asag_deploy.images.videos import Video
-from asag_deploy.plain_numbers import unsigned
+from asag_deploy.plain_numbers import LARGEST, unsigned
 
 
 def _suffixes(text: str) -> frozenset[str]:

@@ -29,7 +29,6 @@ from asag_bench.runners.references import REFERENCES
 from asag_deploy.atomic import atomic_write_text, check_spares, check_writable, check_writable_file
 from asag_deploy.command_line import (
     ALL_FINE,
-    LARGEST,
     MOST_PIXELS,
     MOST_SECONDS,
     MOST_THREADS,
@@ -43,7 +42,7 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError, ParityError
-from asag_deploy.plain_numbers import unsigned
+from asag_deploy.plain_numbers import LARGEST, unsigned
 from asag_deploy.replacing import check_own_file, check_own_folder, is_json_with
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.settings import WEIGHTS_CHOICES

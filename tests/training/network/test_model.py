@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -225,10 +226,12 @@ def test_batch_norm_that_learns_is_batch_norm() -> None:
     torch.testing.assert_close(ours.eval()(x), norm.eval()(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet", "small", "medium"])
-def test_training_folds_fixed_statistics_into_the_convolutions(name: str) -> None:
+@pytest.mark.parametrize(
+    "make", [lambda: ResNet(26, width=4), lambda: MobileNet("small", 8), lambda: MobileNet("medium", 8)]
+)
+def test_training_folds_fixed_statistics_into_the_convolutions(make: Callable[[], Body]) -> None:
     torch.manual_seed(0)  # of so few channels all may be dead by chance, and have no gradient
-    body: Body = ResNet(26, width=4) if name == "resnet" else MobileNet("small" if name == "small" else "medium", 8)
+    body = make()
     with torch.no_grad():
         for module in body.modules():
             if isinstance(module, FrozenBatchNorm2d):
