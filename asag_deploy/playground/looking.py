@@ -147,7 +147,7 @@ def look(detector: LookingDetector, picture: RgbImage, choices: Choices) -> Sigh
     levels.append((decoder_picture(shown, scale, found.trace), decoder_caption(found.trace)))
     return Sight(
         found=found,
-        picture=_with_detections(shown, scale, found),
+        picture=with_detections(shown, scale, found),
         levels=tuple(levels),
         story=story(
             found.trace,
@@ -177,7 +177,7 @@ def compare(detector: LookingDetector, picture: RgbImage, choices: Choices) -> l
             found[level] = detector(picture, channel_order="rgb", **options)
             times[level] = min(times[level], found[level].times_ms["total"])
     return [
-        (_with_detections(shown, scale, found[level]), _stopped_caption(level, found[level], times[level]))
+        (with_detections(shown, scale, found[level]), _stopped_caption(level, found[level], times[level]))
         for level in levels
     ]
 
@@ -191,7 +191,8 @@ def _stopped_caption(level: Level, found: Detections, time_ms: float) -> str:
     return f"{caption}; it stopped after {exit_level}, where {few} asked for a closer look"
 
 
-def _with_detections(shown: Picture, scale: Scale, found: Detections) -> Picture:
+def with_detections(shown: Picture, scale: Scale, found: Detections) -> Picture:
+    """Return a copy of a picture with detections drawn on it; scale: from the image's pixels to its own."""
     drawn = np.array(shown)
     draw_detections(
         drawn,

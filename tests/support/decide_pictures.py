@@ -25,7 +25,6 @@ from asag_deploy.images.drawing import (
     LegendEntry,
     Picture,
     draw_boxes,
-    draw_detections,
     muted,
     shown_at,
     with_legend,
@@ -41,7 +40,7 @@ from asag_deploy.images.level_pictures import (
 from asag_deploy.images.reading import RgbImage, load
 from asag_deploy.images.writing import write_picture
 from asag_deploy.playground.examples import OWN
-from asag_deploy.playground.looking import LookingDetector
+from asag_deploy.playground.looking import LookingDetector, with_detections
 from asag_deploy.playground.words import decoder_caption, level_caption, story
 from asag_evaluation.data.scenes import Scene, draw
 from asag_evaluation.metrics.overlaps import iou
@@ -102,7 +101,7 @@ def photograph_pictures(looked: Looked) -> Iterator[tuple[str, Picture]]:
         yield f"photo-{level.level.lower()}", level_picture(shown, scale, trace, number)
     yield "photo-patches", _patches(shown, scale, looked.found)
     yield "photo-decoder", decoder_picture(shown, scale, trace)
-    yield "photo-found", _detected(shown, scale, looked.found)
+    yield "photo-found", with_detections(shown, scale, looked.found)
 
 
 def _patches(shown: Picture, scale: Scale, found: Detections) -> Picture:
@@ -181,18 +180,6 @@ def _seen(scene: Scene, found: Detections) -> NDArray[np.bool_]:
         best = int(np.where(seen, 0, overlap[:, number]).argmax())
         seen[best] |= overlap[best, number] >= _LEAST_IOU
     return seen
-
-
-def _detected(shown: Picture, scale: Scale, found: Detections) -> Picture:
-    drawn = np.array(shown)
-    draw_detections(
-        drawn,
-        xyxy=scaled(found.xyxy, scale),
-        class_id=found.class_id,
-        names=found.names,
-        confidence=found.confidence,
-    )
-    return drawn
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asag_deploy.command_line import (
@@ -73,13 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="width and height (default: 320)",
     )
-    add(
-        "--split",
-        type=_file_name,
-        default=TRAIN_SPLIT,
-        metavar="NAME",
-        help=f"which part it is (default: {TRAIN_SPLIT})",
-    )
+    _add_split(add)
     add(
         "--kinds",
         nargs="+",
@@ -96,13 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("odgt", type=Path, metavar="ODGT", help="annotation_train.odgt or annotation_val.odgt")
     add("--images", type=Path, required=True, metavar="DIR", help="the folder of the images")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the data set's folder")
-    add(
-        "--split",
-        type=_file_name,
-        default=TRAIN_SPLIT,
-        metavar="NAME",
-        help=f"which part it is (default: {TRAIN_SPLIT})",
-    )
+    _add_split(add)
     crowdhuman.set_defaults(run=_crowdhuman)
 
     yolo = commands.add_parser("yolo", help="convert a data set in YOLO layout to COCO layout")
@@ -146,13 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add = to_yolo.add_argument
     add("data", type=Path, metavar="DIR", help="the data set's folder")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder of the data set to write")
-    add(
-        "--split",
-        type=_file_name,
-        default=TRAIN_SPLIT,
-        metavar="NAME",
-        help=f"which part it is (default: {TRAIN_SPLIT})",
-    )
+    _add_split(add)
     add("--part", choices=PARTS, help="what data.yaml calls it (default: as the split is called)")
     add_orientation_option(to_yolo)
     to_yolo.set_defaults(run=_to_yolo)
@@ -165,6 +147,16 @@ def _parser() -> argparse.ArgumentParser:
     add_orientation_option(check)
     check.set_defaults(run=_check)
     return parser
+
+
+def _add_split(add: Callable[..., object]) -> None:
+    add(
+        "--split",
+        type=_file_name,
+        default=TRAIN_SPLIT,
+        metavar="NAME",
+        help=f"which part it is (default: {TRAIN_SPLIT})",
+    )
 
 
 def _file_name(text: str) -> str:
