@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The same command goes on with a run that was ended, and takes new pictures of its folders.",
     )
     add = parser.add_argument
-    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written, or its address")
     add(
         "sources",
         nargs="+",

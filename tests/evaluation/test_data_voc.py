@@ -173,7 +173,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     (root / "Annotations" / "b.xml").write_text(BALL)
     with pytest.raises(DataError, match=r"has no XML files, .*; give '.*repository/voc', which has some"):
         convert(tmp_path / "repository")
-    with pytest.raises(DataError, match=r"none of the 1 images has an XML file \(looked for .*a\.xml'\)"):
+    with pytest.raises(DataError, match=r"none of the 1 image has an XML file \(looked for .*a\.xml'\)"):
         convert(root)
     with pytest.raises(DataError, match="in Pascal VOC's layout: convert it with `asag-data voc"):
         CocoDataset.open(root)
@@ -197,8 +197,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["voc", str(root), "--output-dir", str(tmp_path / "coco"), "--classes", "cup", "ball"]
     assert [main(arguments), main([*arguments, "--part", "val"])] == [0, 0]
     said = capsys.readouterr().out
-    assert "instances_train2017.json: 1 images, 1 objects\n" in said
-    assert "instances_val2017.json: 1 images, 1 objects\n1 object with a box without width or height" in said
+    assert "instances_train2017.json: 1 image, 1 object\n" in said
+    assert "instances_val2017.json: 1 image, 1 object\n1 object with a box without width or height" in said
     assert [c.name for c in CocoDataset.open(tmp_path / "coco", "val2017").categories] == ["cup", "ball"]
     assert main(["check", str(tmp_path / "coco")]) == 0
     stranger = tmp_path / "coco" / "annotations" / "instances_mine.json"

@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from asag_deploy.atomic import atomic_write_text, real_path
-from asag_deploy.errors import DataError, ImageError
+from asag_deploy.errors import DataError, ImageError, plural
 from asag_deploy.images.reading import read_image
 from asag_evaluation.data.image_files import stored_size
 from asag_evaluation.data.values import flag, number, whole_number
@@ -109,7 +109,7 @@ def convert_voc(
     pictures = layout.pictures(taken, remarks)
     if not any(layout.xml(image) for image in pictures):
         raise DataError(
-            f"none of the {len(pictures)} images has an XML file (looked for "
+            f"none of the {plural(len(pictures), 'image')} has an XML file (looked for "
             f"'{layout.annotations / pictures[0].stem}.xml')"
         )
     wanted = {layout.xml(image) for image in pictures}
