@@ -168,9 +168,14 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def plural(count: int, noun: str) -> str:
-    """Return how many of something there are, in words: 1 frame, 2 frames."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, one: str, several: str | None = None) -> str:
+    """Return how many of something there are, in words: 1 frame, 2 frames, 2 boxes, 2 classes.
+
+    several: what follows another number than 1, where it is not `one` with an ending: `1 image is read`.
+    """
+    if several is None:
+        several = f"{one}{'es' if one.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{count} {one if count == 1 else several}"
 
 
 def first_line(error: BaseException) -> str:

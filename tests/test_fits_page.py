@@ -36,6 +36,18 @@ def commands(heading: str) -> list[list[str]]:
     return [line.split() for line in said]
 
 
+def test_what_an_example_imports_is_told_how_to_install() -> None:
+    ours = {*sys.stdlib_module_names, "asag_deploy", "cv2", "numpy"}  # the base install brings these
+    examples = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    seen = 0
+    for heading, text in examples:
+        code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+        for module in {*re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)} - ours:
+            seen += 1
+            assert re.search(rf"pip install [^`\n]*{module}", text), (heading, module)
+    assert seen == 2
+
+
 @pytest.fixture
 def _street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the bundle and the picture that the page speaks of."""

@@ -64,6 +64,16 @@ def test_no_path_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument BUNDLE: an empty path names nothing" in capsys.readouterr().err
 
 
+def test_whatever_takes_a_bundle_or_a_checkpoint_says_that_an_address_will_do() -> None:
+    taking = {"bundle", "bundles", "checkpoint", "backbone", "init", "model", "paths"}
+    seen = 0
+    for program, words, _, action in options():
+        if action.dest in taking:
+            seen += 1
+            assert "address" in str(action.help), (program, words, action.dest)
+    assert seen > 15
+
+
 def test_whatever_takes_a_checkpoint_asks_which_of_its_weights() -> None:
     taking = [parser for *_, parser, action in options() if "--checkpoint" in action.option_strings]
     assert len(taking) > 3
@@ -100,6 +110,37 @@ def test_every_option_that_the_pages_mention_exists() -> None:
             option for line in lines for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\w(?![\w-])", line)
         }
         assert mentioned <= known | of_others, (page, mentioned - known)
+
+
+_PAGES = {
+    "asag-detect": ("docs/run.md",),
+    "asag-build": ("docs/engines.md",),
+    "asag-serve": ("docs/serve.md", "docs/run.md"),
+    "asag-batch": ("docs/scale.md",),
+    "asag-playground": ("docs/playground.md", "docs/run.md"),
+    "asag-data": ("docs/fits.md", "docs/train.md", "docs/front.md"),
+    "asag-eval": ("docs/evaluate.md", "docs/run.md"),
+    "asag-train": ("docs/train.md", "docs/fine-tune.md"),
+    "pack": ("docs/train.md",),
+    "asag-quantize": ("docs/quantise.md",),
+    "asag-export": ("docs/export.md", "docs/engines.md"),
+    "demo": ("docs/index.md",),
+    "asag-bench": ("benchmarks/README.md", "docs/front.md", "docs/peers.md"),
+    "asag-paper": ("docs/paper.md",),
+}
+"""Where the options of each program are told of."""
+
+
+def test_every_option_is_on_a_page_of_its_program() -> None:
+    missing, pages = [], {}
+    for program, names in _PAGES.items():
+        texts = [(ROOT / name).read_text(encoding="utf-8") for name in names]
+        pages[program] = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w(?![\w-])", "\n".join(texts)))
+    for program, words, _, action in options():
+        long = {option for option in action.option_strings if option.startswith("--")}
+        if long and not long & (pages[program] | {"--help", "--version"}):
+            missing.append((program, *words, *long))
+    assert not missing
 
 
 BUNDLE = "bundle"

@@ -21,7 +21,7 @@ from asag_deploy.atomic import atomic_directory
 from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again, manifest_from_json, manifest_to_json
 from asag_deploy.bundle.model_card import MODEL_CARD, model_card
-from asag_deploy.errors import BundleCorruptError, BundleNotFoundError
+from asag_deploy.errors import BundleCorruptError, BundleNotFoundError, plural
 from asag_deploy.fetching.locate import local_bundle
 
 MANIFEST = "manifest.json"
@@ -241,7 +241,8 @@ def _class_contradiction(manifest: Manifest) -> str | None:
         return "the graph 'decoder' has no output 'logits'"
     classes = logits.shape[-1]
     if isinstance(classes, int) and classes != len(manifest.categories):
-        return f"`categories` names {len(manifest.categories)} classes, but the graphs predict {classes}"
+        named = plural(len(manifest.categories), "class")
+        return f"`categories` names {named}, but the graphs predict {classes}"
     return None
 
 

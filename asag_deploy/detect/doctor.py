@@ -21,7 +21,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda import open_cuda, why_no_cuda
 from asag_deploy.cuda.driver import find_gpus
 from asag_deploy.engines.sidecar import Format, built_engines
-from asag_deploy.errors import BackendError, Problem, first_line
+from asag_deploy.errors import BackendError, Problem, first_line, plural
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, cuda_library_path, open_cuda_library
 from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, cpu_library_path
 
@@ -113,7 +113,7 @@ def describe_bundle(bundle: Bundle) -> str:
     weights = "trained" if manifest.trained else "untrained"
     sound = (
         f"bundle '{bundle.path}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
-        f"{weights} weights, {len(manifest.categories)} classes), written by {manifest.producer}"
+        f"{weights} weights, {plural(len(manifest.categories), 'class')}), written by {manifest.producer}"
     )
     lines = [sound]
     for engine_format in get_args(Format):

@@ -44,7 +44,7 @@ from asag_deploy.engines.targets import (
     targets,
 )
 from asag_deploy.engines.targets import this_gpu as find_gpu
-from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, EngineError
+from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, EngineError, plural
 from asag_deploy.processing.canvases import Canvas, check_canvas, default_canvases, in_order
 
 Progress = Callable[[str, int, int], None]
@@ -352,8 +352,9 @@ def summary(report: BuildReport, bundle: Bundle) -> Sequence[str]:
     if not report.built:
         lines = [f"nothing to do: all {len(report.current)} engines of '{bundle.path}' are current"]
     else:
-        kept = f", {len(report.current)} were current" if report.current else ""
-        lines = [f"built {len(report.built)} engines with {report.library}{kept}"]
+        current = plural(len(report.current), "was current", "were current")
+        kept = f", {current}" if report.current else ""
+        lines = [f"built {plural(len(report.built), 'engine')} with {report.library}{kept}"]
     if report.plugins:
         lines.append(f"plugins: {', '.join(report.plugins)}")
     return [*lines, *folders]

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write_text
-from asag_deploy.errors import DownloadError, first_line
+from asag_deploy.errors import DownloadError, first_line, plural
 from asag_deploy.fetching.addresses import as_asked, cache_folder, shown
 from asag_deploy.plain_numbers import unsigned
 
@@ -294,7 +294,7 @@ def _receive(address: str, response: http.client.HTTPResponse, place: Path, offs
             try:
                 piece = response.read(_MIB)
             except (OSError, http.client.HTTPException) as error:
-                raise _BrokenOffError(f"it broke off after {done} bytes: {_said(error)}") from None
+                raise _BrokenOffError(f"it broke off after {plural(done, 'byte')}: {_said(error)}") from None
             if not piece:
                 break
             file.write(piece)
@@ -307,7 +307,7 @@ def _receive(address: str, response: http.client.HTTPResponse, place: Path, offs
         file.flush()
         os.fsync(file.fileno())
     if total is not None and done != total:
-        raise _BrokenOffError(f"it broke off after {done} of {total} bytes")
+        raise _BrokenOffError(f"it broke off after {done} of {plural(total, 'byte')}")
 
 
 def _keep(address: str, place: Path, headers: HTTPMessage) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL
+from asag_deploy.errors import plural
 from asag_deploy.loop.trace import ProbingTrace
 
 Picture = NDArray[np.uint8]
@@ -151,9 +152,9 @@ def trace_caption(trace: ProbingTrace) -> list[str]:
     phrases = [
         f"exit {trace.exit_level}: {trace.stop.value}",
         f"patches {patches}" if patches else "no patches",
-        f"{trace.anchor_count} anchors",
+        plural(trace.anchor_count, "anchor"),
     ]
-    return [*phrases, f"{dropped} patches dropped"] if dropped else phrases
+    return [*phrases, f"{plural(dropped, 'patch')} dropped"] if dropped else phrases
 
 
 def shown_at(picture: Picture) -> tuple[Picture, tuple[float, float]]:

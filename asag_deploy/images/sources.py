@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,9 @@ _SHARED_SUFFIXES = _suffixes(
 
 _PLAYLISTS = _suffixes("m3u8")
 """Lists of videos, which are one together; in a folder the videos themselves lie beside them."""
+
+_MOST_LOOKED_AT = 10_000
+"""Files and folders below a folder that are looked at for the sake of a better sentence."""
 
 _MAY_HAVE_SEVERAL = _suffixes("apng avif avifs gif png tif tiff webp")
 Kind = Literal["image", "animation", "pages", "video", "camera"]
@@ -125,7 +129,7 @@ def list_sources(arguments: Sequence[str], *, all_frames: bool = False) -> Listi
 
     - a file: a video if its content or else its suffix says so, otherwise an image (even if it does not
       exist: reading it will tell)
-    - a folder: the images and videos directly in it, by name
+    - a folder: the images and videos directly in it, by name; its subfolders are not entered
     - a glob, where `**` goes through subfolders: the images and videos it matches, by name
     - an address: `rtsp://...`, `https://.../clip.mp4` and whatever else PyAV reads; `file://...` is a file
     - a camera: `camera:0`, or just `0`; also `camera:/dev/video0`
@@ -216,7 +220,7 @@ def _is_there(path: Path) -> bool:
 
 def _expand_path(path: Path, argument: str) -> list[Source]:
     if path.is_dir():
-        return _known_files(sorted(path.iterdir()), f"folder '{path}' holds no images or videos")
+        return _known_files(sorted(path.iterdir()), f"folder '{path}' holds no images or videos", path)
     if path.is_file():
         return [_file(path)]
     if path.is_char_device() or re.fullmatch("/dev/video[0-9]+", str(path)):
@@ -239,14 +243,36 @@ def _at(address: str) -> Source:
     return Source(name=without_secrets(address), kind=kind, address=address)
 
 
-def _known_files(paths: Sequence[Path], otherwise: str) -> list[Source]:
-    """Keep what is an image or video by its suffix; hidden files are other programs' business."""
-    found = [
-        _file(path) for path in paths if not path.name.startswith(".") and _is_known(path) and path.is_file()
-    ]
+def _known_files(paths: Sequence[Path], otherwise: str, folder: Path | None = None) -> list[Source]:
+    """Keep what is an image or video by its suffix; hidden files are other programs' business.
+
+    Raises SourceError that says `otherwise` if there is none, and how to name those of the subfolders of
+    `folder`.
+    """
+    found = [_file(path) for path in paths if _is_wanted(path)]
     if not found:
+        if folder is not None and _subfolders_hold_some(folder):
+            every = Path(glob.escape(str(folder)), "**", "*")
+            otherwise += f", but its subfolders do: give '{every}' in quotes"
         raise SourceError(otherwise)
     return found
+
+
+def _subfolders_hold_some(folder: Path) -> bool:
+    """Tell whether images or videos lie below a folder, as far as a short look shows."""
+    seen = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(_is_wanted(Path(place, name)) for name in files[:_MOST_LOOKED_AT]):
+            return True
+        seen += len(folders) + len(files)
+        if seen > _MOST_LOOKED_AT:
+            break
+    return False
+
+
+def _is_wanted(path: Path) -> bool:
+    return not path.name.startswith(".") and _is_known(path) and path.is_file()
 
 
 def _is_known(path: Path) -> bool:

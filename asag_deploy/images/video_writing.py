@@ -199,7 +199,8 @@ class VideoFile:
                 self._stack.__exit__(OutputError, failure, None)
                 raise failure from error
             self._stack.close()
-            raise OutputError(f"{failure}; its first {kept} frames are kept") from error
+            frames = "first frame is" if kept == 1 else f"first {kept} frames are"
+            raise OutputError(f"{failure}; its {frames} kept") from error
 
     def _cut_to_whole(self) -> int:
         """Cut the file after its last whole fragment, and return how many frames that leaves."""

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="There is no encryption and no authentication; by default only this machine sees the page.",
     )
     add = parser.add_argument
-    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written")
+    add("bundle", metavar="BUNDLE", type=Path, help="the folder that asag-export has written, or its address")
     add_listening(parser, port=7860)
     add(
         "--examples",

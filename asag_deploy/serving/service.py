@@ -15,6 +15,7 @@ import numpy as np
 from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.call_options import CallOptions
 from asag_deploy.detections import Detections
+from asag_deploy.errors import plural
 from asag_deploy.images.reading import ChannelOrder, RgbImage, checked_header, decode_image
 from asag_deploy.processing.preprocess import resized_shape
 from asag_deploy.serving.batching import Batcher, Batching
@@ -139,7 +140,8 @@ class Service:
         except TimeoutError:
             deadline.check()
             raise unavailable(
-                f"the server is busy with {self.in_hand} images, which is all it takes; try again soon",
+                f"the server is busy with {plural(self.in_hand, 'image')}, which is all it takes; try again "
+                "soon",
                 "busy",
             ) from None
         self._in_hand(1)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asag_deploy.errors import FieldError
+from asag_deploy.errors import FieldError, plural
 from asag_deploy.plain_numbers import unsigned
 from asag_deploy.serving.limits import RefusedError
 from asag_deploy.serving.texts import shown
@@ -160,7 +160,7 @@ def _images(given: Mapping[str, Any], binary: bytes) -> list[bytes]:
     size = _parameters(given, f"input '{INPUT}'").get("binary_data_size")
     images = list(_from_json(given.get("data"), binary) if size is None else _unpacked(binary, size))
     if len(images) != sides[0]:
-        raise _bad(f"the input '{INPUT}' holds {len(images)} images, and its shape says {sides[0]}")
+        raise _bad(f"the input '{INPUT}' holds {plural(len(images), 'image')}, and its shape says {sides[0]}")
     return images
 
 
@@ -181,7 +181,8 @@ def _from_json(data: object, binary: bytes) -> Iterator[bytes]:
 
 def _unpacked(binary: bytes, size: object) -> Iterator[bytes]:
     if size != len(binary) or isinstance(size, bool):
-        raise _bad(f"binary_data_size is {shown(repr(size))}, but {len(binary)} bytes follow the JSON")
+        follow = plural(len(binary), "byte follows", "bytes follow")
+        raise _bad(f"binary_data_size is {shown(repr(size))}, but {follow} the JSON")
     start = 0
     while start < len(binary):
         begin = start + _LENGTH.size

@@ -122,7 +122,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         f"Columns: {'; '.join(f'{column.title}, {column.measured}' for column in COLUMNS)}."
     )
     add = parser.add_argument
-    add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a bundle's folder; several of one network")
+    text = "a bundle's folder or address; several of one network"
+    add("bundles", type=Path, nargs="+", metavar="BUNDLE", help=text)
     _add_pictures(parser)
     add("--data", type=Path, metavar="DIR", help="a data set in COCO layout: pictures to time, and its AP")
     add_orientation_option(parser)
@@ -130,7 +131,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--batch", **_LIST, type=numbers(whole_number(1)), metavar="N,...", help="images a call (default: 1)")
     add("--reference", **_LIST, metavar="NAME,...", help="time these beside it, listed below")
     add("--baseline", metavar="NAME", help="whose speed counts as 1 (default: torch, or the first)")
-    add("--checkpoint", type=Path, metavar="FILE", help="what the bundle was made from, for PyTorch")
+    text = "what the bundle was made from, or its address, for PyTorch"
+    add("--checkpoint", type=Path, metavar="FILE", help=text)
     _add_weights(parser)
     add(
         "--duration",
@@ -233,7 +235,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    add("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder or address")
     _add_pictures(parser)
     add(
         "--batch",
@@ -354,9 +356,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _add_parity(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    add("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder or address")
     add("--backend", required=True, metavar="B", help="what runs it")
-    add("--checkpoint", type=Path, metavar="FILE", help="what it was exported from (default: --untrained)")
+    text = "what it was exported from, or its address (default: --untrained)"
+    add("--checkpoint", type=Path, metavar="FILE", help=text)
     _add_weights(parser)
     add("--output", type=Path, metavar="FILE", help="write the report here too")
 
@@ -465,7 +468,7 @@ def _annotations(options: argparse.Namespace) -> int:
 def _add_loop(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--variant", default="asag-a-r50-100", metavar="NAME", help="random weights (default: %(default)s)")
-    add("--checkpoint", type=Path, metavar="FILE", help="trained weights instead")
+    add("--checkpoint", type=Path, metavar="FILE", help="trained weights instead, a file or its address")
     _add_weights(parser)
     add("--precision", choices=("fp16", "fp32"), default="fp16", help="default: %(default)s")
     add("--shape", default="800x1088", metavar="HxW", help="of the image (default: %(default)s)")

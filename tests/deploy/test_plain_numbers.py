@@ -10,7 +10,7 @@ import pytest
 from asag_deploy.batch.cluster import knock
 from asag_deploy.command_line import numbers, real_number, whole_number
 from asag_deploy.engines.targets import parse_target
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, plural
 from asag_deploy.images.sources import Failure, iter_frames, list_sources
 from asag_deploy.plain_numbers import real, unsigned, whole
 from asag_deploy.processing.canvases import parse_canvas
@@ -58,3 +58,19 @@ def test_other_options_of_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert [source.kind for source in list_sources([number]).sources] == ["image"]
     (failure,) = iter_frames(list_sources(["camera:" + "9" * 12]).sources)
     assert isinstance(failure, Failure)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (plural(0, "frame"), "0 frames"),
+        (plural(1, "frame"), "1 frame"),
+        (plural(2, "box"), "2 boxes"),
+        (plural(1, "class"), "1 class"),
+        (plural(3, "patch"), "3 patches"),
+        (plural(1, "image is used", "images are used"), "1 image is used"),
+        (plural(2, "image is used", "images are used"), "2 images are used"),
+    ],
+)
+def test_counts_in_words(said: str, words: str) -> None:
+    assert said == words

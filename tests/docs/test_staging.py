@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,6 +158,32 @@ def test_a_build_that_failed_can_be_repeated(tree: site_build.Tree) -> None:
         with pytest.raises(ConfigError, match=r"docs/b/c\.ipynb is no notebook: .*JSON"):
             site_build.build(tree.root / "build", root=tree.root, notebooks=False)
         assert (tree.root / "build" / "pages" / "index.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("gave_up", "shown"), [("Aborted because --strict", False), ("KeyError: 'nav'", True)]
+)
+def test_where_zensical_gave_up_is_shown_unless_the_pages_are_at_fault(
+    tree: site_build.Tree,
+    gave_up: str,
+    shown: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _configured(tree.root)
+    (tree.root / "docs/b/c.ipynb").write_text(
+        '{"nbformat": 4, "nbformat_minor": 5, "cells": [], "metadata": {}}'
+    )
+    said = f"a.md: page 'z.md' does not exist\nTraceback (most recent call last):\n  File main\n{gave_up}\n"
+    done = subprocess.CompletedProcess([], returncode=1, stdout=said)
+    stand_in = SimpleNamespace(run=lambda *_, **__: done, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(site_build, "subprocess", stand_in)
+    monkeypatch.setattr(site_build, "import_module", lambda name: None)
+    with pytest.raises(ConfigError, match="the site cannot be built; what Zensical says stands above"):
+        site_build.build(tree.root / "build", root=tree.root, notebooks=False)
+    err = capsys.readouterr().err
+    assert "page 'z.md' does not exist" in err
+    assert ("Traceback" in err, gave_up in err) == (shown, shown)
 
 
 @pytest.mark.parametrize("text", ["nope", "[]", "{}", '{"nbformat": 4, "cells": 3, "metadata": {}}'])

@@ -124,7 +124,7 @@ class TestCommand:
     def test_limit_and_quiet(self, bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([str(bundle), "--data", str(data), "--limit", "1"]) == 0
         output = capsys.readouterr().out
-        assert "1 images" in output
+        assert "1 image, " in output
         assert "3 images, " in output  # what is in the whole file is said too
         assert main([str(bundle), "--data", str(data), "--quiet"]) == 0
         assert capsys.readouterr().out == ""

@@ -51,7 +51,7 @@ def test_odd_annotations_are_counted(tmp_path: Path) -> None:
     assert (counts.unknown_class, counts.unknown_image) == (1, 1)
     assert dataset[0].boxes.tolist() == [[10, 10, 15, 15], [0, 30, 15, 40]]
     assert counts.describe() == (
-        "2 images, 2 objects, 1 empty images, 1 crowd, 1 clipped, 1 outside, 2 zero sized, "
+        "2 images, 2 objects, 1 empty image, 1 crowd, 1 clipped, 1 outside, 2 zero sized, "
         "1 unknown class, 1 unknown image"
     )
 
@@ -95,7 +95,7 @@ def test_classes_of_a_checkpoint_decide_the_labels(tmp_path: Path) -> None:
     dataset = CocoDataset.open(tmp_path, categories=renumbered)
     assert (dataset.categories, dataset[0].labels.tolist()) == (renumbered, [0])
     assert [each["category_id"] for each in dataset.ground_truth()["annotations"]] == [0]
-    with pytest.raises(DataError, match=r"has the class 'cup' \(id 7\), which is not among the 1 classes"):
+    with pytest.raises(DataError, match=r"has the class 'cup' \(id 7\), which is not among the 1 class of"):
         CocoDataset.open(tmp_path, categories=known[2:])
     with pytest.raises(DataError, match="class id 3 is 'ball', but in the network it is 'bowl'"):
         CocoDataset.open(tmp_path, categories=(known[1], Category(id=3, name="bowl")))

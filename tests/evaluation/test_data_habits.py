@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import DataError
 from asag_evaluation.data.cli import main
 from asag_evaluation.data.coco import CocoDataset
+from asag_evaluation.data.records import Counts
 from support.coco_files import CATEGORIES, box, gradient, write_coco, write_image, write_json
 
 
@@ -271,7 +273,7 @@ def test_files_of_other_kinds_are_called_by_their_names(tmp_path: Path, content:
             [box(1, [5, 6, 10, 20], area=area) for area in (1.0, 150, 9000)],
             "2 of 3 objects in .* have an area that does not fit their box",
         ),
-        ([box(1, [0, 0, 0, 0])], "none of the 1 annotations in .* is an object"),
+        ([box(1, [0, 0, 0, 0])], "none of the 1 annotation in .* is an object"),
         (
             [{**box(1, [5, 6, 10, 20]), "image_id": "1.png"}] * 2,
             "none of the 2 annotations in .* is an object",
@@ -307,6 +309,16 @@ def test_ids_that_count_from_another_number_are_doubted(
     assert any(doubt in said for said in doubts) if doubt else not doubts
 
 
+def test_counts_of_one_are_said_of_one() -> None:
+    names = [field.name for field in dataclasses.fields(Counts)]
+    assert Counts(**dict.fromkeys(names, 1)).describe() == (
+        "1 image, 1 object, 1 empty image, 1 crowd, 1 clipped, 1 outside, 1 zero sized, 1 unknown class, "
+        "1 unknown image, 1 without box, 1 repeated, 1 object of one box, 1 number as text, 1 box from an "
+        "outline, 1 size from a file, 1 name found otherwise, 1 supercategory"
+    )
+    assert "2 empty images, 2 crowd, " in Counts(**dict.fromkeys(names, 2)).describe()
+
+
 def test_counts_are_all_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """None of the counts can be left out of what `asag-data check` prints."""
     _file(
@@ -322,6 +334,6 @@ def test_counts_are_all_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     assert main(["check", str(tmp_path)]) == 0
     assert (
-        "1 images, 1 objects, 1 crowd, 1 outside, 1 unknown class, 1 unknown image, 1 without box, "
-        "1 numbers as text"
+        "1 image, 1 object, 1 crowd, 1 outside, 1 unknown class, 1 unknown image, 1 without box, "
+        "1 number as text"
     ) in capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_sizes_that_contradict_each_other_leave_the_rest_to_the_setting(
     assert main(["check", str(tmp_path)]) == 1
     output = capsys.readouterr()
     assert "1 were annotated upright and 1 as stored, and of 1 it does not tell" in output.out
-    assert "1 images cannot be read" in output.out
+    assert "1 image cannot be read" in output.out
     assert main(["check", str(tmp_path), "--orientation", "stored"]) == 0
     stored = CocoDataset.open(tmp_path, orientation="stored")
     assert [_box_is_on_object(stored, i) for i in range(3)] == [True] * 3

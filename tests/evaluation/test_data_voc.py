@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import pytest
 
 from asag_deploy.errors import DataError, OutputError
+from asag_evaluation.data import voc
 from asag_evaluation.data.cli import main
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.voc import convert_voc
@@ -70,6 +72,31 @@ def test_boxes_classes_and_lists(tmp_path: Path) -> None:
     dataset, _ = convert(root, part="val", classes=["cup", "ball", "arm"])
     assert [c.name for c in dataset.categories] == ["cup", "ball", "arm"]
     assert dataset[0].labels.tolist() == [2]
+
+
+def test_a_size_that_is_not_the_images_is_said(tmp_path: Path) -> None:
+    other = xml(thing("ball", 1, 2, 21, 32), size="<size><width>61</width><height>40</height></size>")
+    turned = xml(thing("ball", 1, 2, 21, 32), size="<size><width>40</width><height>60</height></size>")
+    _, remarks = convert(write(tmp_path / "voc", {"a": BALL, "b": other, "c": turned}))
+    (said,) = remarks
+    assert said.startswith("2 images of another size than its XML file says, which is taken: ")
+    assert said.endswith("b.png')")
+
+
+@pytest.mark.parametrize("classes", [None, ["ball"]])
+def test_every_xml_file_is_read_once(
+    classes: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    whole = voc._root
+
+    def counting(xml: Path) -> Element:
+        read.append(xml)
+        return whole(xml)
+
+    monkeypatch.setattr(voc, "_root", counting)
+    convert(write(tmp_path / "voc", {"a": BALL, "b": BALL}), classes=classes)
+    assert sorted(xml.name for xml in read) == ["a.xml", "b.xml"]
 
 
 def test_pixels_counted_from_one(tmp_path: Path) -> None:
@@ -173,7 +200,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     (root / "Annotations" / "b.xml").write_text(BALL)
     with pytest.raises(DataError, match=r"has no XML files, .*; give '.*repository/voc', which has some"):
         convert(tmp_path / "repository")
-    with pytest.raises(DataError, match=r"none of the 1 images has an XML file \(looked for .*a\.xml'\)"):
+    with pytest.raises(DataError, match=r"none of the 1 image has an XML file \(looked for .*a\.xml'\)"):
         convert(root)
     with pytest.raises(DataError, match="in Pascal VOC's layout: convert it with `asag-data voc"):
         CocoDataset.open(root)
@@ -197,8 +224,8 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["voc", str(root), "--output-dir", str(tmp_path / "coco"), "--classes", "cup", "ball"]
     assert [main(arguments), main([*arguments, "--part", "val"])] == [0, 0]
     said = capsys.readouterr().out
-    assert "instances_train2017.json: 1 images, 1 objects\n" in said
-    assert "instances_val2017.json: 1 images, 1 objects\n1 object with a box without width or height" in said
+    assert "instances_train2017.json: 1 image, 1 object\n" in said
+    assert "instances_val2017.json: 1 image, 1 object\n1 object with a box without width or height" in said
     assert [c.name for c in CocoDataset.open(tmp_path / "coco", "val2017").categories] == ["cup", "ball"]
     assert main(["check", str(tmp_path / "coco")]) == 0
     stranger = tmp_path / "coco" / "annotations" / "instances_mine.json"

@@ -152,7 +152,10 @@ def test_rows_that_are_none(tmp_path: Path, rows: str, problem: str) -> None:
         ("just text", "holds no keys"),
         ("train: images/train\n", "`names` in .* is None"),
         ("train: images/train\nnames: {1: cup, 2: ball}\n", "are not 0, 1, 2 and so on"),
-        ("train: images/train\nnames: [cup, ball]\nnc: 3\n", r"says that there are 3 classes \(nc\)"),
+        (
+            "train: images/train\nnames: [cup, ball]\nnc: 3\n",
+            r"gives 3 as the number of classes \(nc\), but",
+        ),
         ("train: images/train\nnames: [cup, '']\n", "class 1 in .* has no name"),
         (
             "train: images/train\nnames: [cup, yes]\n",
@@ -311,7 +314,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "coco"
     assert main(["yolo", str(root), "--output-dir", str(out), "--part", "val"]) == 0
     said = capsys.readouterr().out
-    assert "instances_val2017.json: 2 images, 1 objects, 1 empty images" in said
+    assert "instances_val2017.json: 2 images, 1 object, 1 empty image" in said
     assert "1 image without a label file" in said
     assert main(["check", str(out), "--split", "val2017"]) == 0
     assert main(["yolo", str(root), "--output-dir", str(out)]) == 2

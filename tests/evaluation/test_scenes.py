@@ -152,7 +152,7 @@ class TestCommand:
         (tmp_path / "train2017" / "000002.jpg").write_bytes(b"")
         assert main(["check", str(tmp_path)]) == 1
         output = capsys.readouterr()
-        assert "1 images cannot be read" in output.out
+        assert "1 image cannot be read" in output.out
         assert "000002.jpg' is empty" in output.err
         assert main(["scenes", *place]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from asag_deploy.atomic import atomic_write_text, check_writable
+from asag_deploy.errors import plural
 from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_evaluation.evaluate import Evaluation
 from asag_evaluation.metrics.coco import CocoMetrics
@@ -43,7 +44,7 @@ def table(evaluation: Evaluation) -> str:
     coco, anchors = evaluation.coco, evaluation.anchors
     lines = [
         (
-            f"{evaluation.images} images, {evaluation.objects} objects, "
+            f"{plural(evaluation.images, 'image')}, {plural(evaluation.objects, 'object')}, "
             f"{evaluation.ms_per_image:.0f} ms an image"
         ),
         "",

@@ -18,7 +18,7 @@ from asag_deploy.command_line import (
     printable,
     whole_number,
 )
-from asag_deploy.errors import ConfigError, OutputError
+from asag_deploy.errors import ConfigError, OutputError, plural
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
 from asag_training.recipes import ABLATIONS, AT, RECIPES, Recipe, recipe
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--init",
         type=Path,
         metavar="FILE",
-        help="a checkpoint of the recipe's network to start from, with any classes",
+        help="a checkpoint of the recipe's network to start from, with any classes, or its address",
     )
     add(
         "--weights",
@@ -170,7 +170,8 @@ def _train(options: argparse.Namespace, process: Process) -> None:
             for sentence in trainer.changed if resumed else notes:
                 print(sentence)
             for part, data, used in (("training:  ", found, training), ("validation:", held_out, validation)):
-                print(part, f"{data.counts.describe()}; {len(used)} images are used")
+                use = plural(len(used), "image is used", "images are used")
+                print(part, f"{data.counts.describe()}; {use}")
                 left_out = data.left_out_of_training() if data is found else ""
                 for remark in filter(None, (left_out, *data.remarks())):
                     print(part, printable(remark))
@@ -243,9 +244,10 @@ def _loader(
     o = chosen.optimisation
     share = process.world_size * o.accumulate
     if o.batch_size % share:
+        among = f"{plural(process.world_size, 'process')} and {plural(o.accumulate, 'pass')}"
         raise ConfigError(
-            f"a batch of {o.batch_size} images cannot be split among {process.world_size} processes and "
-            f"{o.accumulate} passes: change optimisation.batch_size to a multiple of {share}"
+            f"a batch of {plural(o.batch_size, 'image')} cannot be split among {among}: change "
+            f"optimisation.batch_size to a multiple of {share}"
         )
     return TrainingLoader(
         training,

@@ -10,7 +10,7 @@ from typing import Any
 from asag_deploy.atomic import atomic_write_text, check_writable, check_writable_file
 from asag_deploy.backends import DEFAULT_BACKEND, check_backend
 from asag_deploy.command_line import ALL_FINE, MOST_THREADS, listed, real_number, whole_number
-from asag_deploy.errors import ConfigError, OutputError
+from asag_deploy.errors import ConfigError, OutputError, plural
 from asag_deploy.replacing import check_own_file, check_own_folder, is_json_with
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
@@ -85,7 +85,7 @@ def train_peer(options: argparse.Namespace) -> int:
         training = PeerTraining(said, data, folder, options.orientation)
         training(quiet=options.quiet)
     if not options.quiet:
-        of = f"{said.recipe.peer}, seed {said.seed}, {training.position.step} updates"
+        of = f"{said.recipe.peer}, seed {said.seed}, {plural(training.position.step, 'update')}"
         print(f"{folder}: {of}; `asag-bench eval-peer {folder} --data {options.data}` measures it")
     return ALL_FINE
 
@@ -123,7 +123,12 @@ def add_front(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     several: dict[str, Any] = {"type": Path, "action": "append", "default": [], "metavar": "DIR"}
     add("--data", type=Path, required=True, metavar="DIR", help="a data set in COCO layout")
-    add("--bundle", **several, required=True, help="a bundle, or several seeds of it; may be repeated")
+    add(
+        "--bundle",
+        **several,
+        required=True,
+        help="a bundle's folder or address; several seeds; may be repeated",
+    )
     add(
         "--run",
         dest="run_dirs",

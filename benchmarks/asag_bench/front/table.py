@@ -8,6 +8,7 @@ from collections import defaultdict
 from statistics import fmean
 
 from asag_bench.front.result import Contender, Front
+from asag_deploy.errors import plural
 
 
 def csv_text(front: Front) -> str:
@@ -29,14 +30,15 @@ def markdown(front: Front) -> str:
     """Return the page of a front: the networks, averaged over their seeds, and what deciding gained."""
     machine, pictures = front.machine, front.pictures
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    cores, most = plural(machine.cores, "core"), plural(max(pictures.objects), "object")
     lines = [
         f"# AP against time: {pictures.data}",
         "",
         f"`{front.command}`",
         "",
-        f"- {machine.processor}, {machine.cores} cores, {in_threads(front.threads)}, {machine.date}",
+        f"- {machine.processor}, {cores}, {in_threads(front.threads)}, {machine.date}",
         f"- {packages}",
-        f"- {len(pictures.ids)} pictures with {min(pictures.objects)} to {max(pictures.objects)} objects",
+        f"- {plural(len(pictures.ids), 'picture')} with {min(pictures.objects)} to {most}",
         f"- one picture at a time, {front.rounds} rounds; a picture's time is the median of its rounds",
         "- AP counts 300 detections a picture; of several seeds means, and least to most",
         "",
@@ -63,7 +65,7 @@ def markdown(front: Front) -> str:
 
 def in_threads(threads: int | None) -> str:
     """Say how many threads something ran in; None is the backend's choice."""
-    return "the backend's threads" if threads is None else f"{threads} thread{'s'[: threads != 1]}"
+    return "the backend's threads" if threads is None else plural(threads, "thread")
 
 
 def _adaptivity(front: Front) -> list[str]:

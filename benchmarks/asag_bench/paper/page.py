@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from asag_bench.paper.measuring import Measurer
+from asag_deploy.errors import plural
 from asag_evaluation.data.coco import COCO_CATEGORIES
 
 _COCO_VAL = 5000
@@ -24,10 +25,12 @@ def header(measurer: Measurer) -> list[str]:
         f"{role}: {said.recipe.peer} beside {said.recipe.network.variant}"
         for role, said in measurer.peers.items()
     ]
-    data = f"{given.data.resolve().name} {given.split}, {len(dataset)} images, {objects} objects"
-    on = f"{machine.processor}, {machine.cores} cores, PyTorch with {torch.get_num_threads()} threads"
+    counts = f"{plural(len(dataset), 'image')}, {plural(objects, 'object')}"
+    data = f"{given.data.resolve().name} {given.split}, {counts}"
+    threads = plural(torch.get_num_threads(), "thread")
+    on = f"{machine.processor}, {plural(machine.cores, 'core')}, PyTorch with {threads}"
     lines = [
-        f"Here: {data}, {len(dataset.categories)} classes.",
+        f"Here: {data}, {plural(len(dataset.categories), 'class')}.",
         f"Networks: {'; '.join(whose) or 'none'}.",
         f"Measured on {machine.date}, {on}; {versions}.",
         "In brackets: the paper's numbers, of COCO val2017; its images a second (FPS) of an RTX 3090.",

@@ -21,7 +21,7 @@ from asag_bench.reports.plots import draw_summary
 from asag_bench.reports.report import markdown
 from asag_bench.result import Machine, Result, is_result, parse_machine, parse_result
 from asag_deploy.atomic import atomic_write, atomic_write_text
-from asag_deploy.errors import FieldError, SourceError
+from asag_deploy.errors import FieldError, SourceError, plural
 from asag_deploy.replacing import check_own_file
 from asag_evaluation.plots import check_plots
 
@@ -59,7 +59,7 @@ def write_page(folder: Path, plot: Path) -> list[str]:
     check_own_file(folder / PAGE, _is_page, "the page of recorded results")
     check_own_file(plot, _is_plot, "the plot of recorded results")
     atomic_write_text(folder / PAGE, page(results))
-    done = [f"wrote {folder / PAGE}, of {len(results)} files"]
+    done = [f"wrote {folder / PAGE}, of {plural(len(results), 'file')}"]
     speed, accuracy = (None if name is None else results[name].result for name in shown(results))
     if speed is not None:
         check_plots("asag-bench")

@@ -10,6 +10,7 @@ from asag_bench.reports.columns import on_screen as table_on_screen
 from asag_bench.reports.plots import PLOTS, write_plots
 from asag_bench.result import Headline, Result, Spread, json_text
 from asag_deploy.atomic import atomic_write_text
+from asag_deploy.errors import plural
 from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_evaluation.plots import check_plots
 
@@ -100,10 +101,11 @@ def _introduction(result: Result) -> Iterator[str]:
         )
     clock = machine.clock_mhz
     speed = f", {clock[0]:.0f} to {clock[1]:.0f} MHz" if clock else ""
-    yield f"{machine.processor}, {machine.cores} cores{speed}, {machine.memory_gib} GiB, {machine.date}"
+    cores = plural(machine.cores, "core")
+    yield f"{machine.processor}, {cores}{speed}, {machine.memory_gib} GiB, {machine.date}"
     yield ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     levels = ", ".join(f"{level} {count}" for level, count in given.exit_levels.items())
-    yield f"{given.pictures} pictures ({given.origin}); exit levels: {levels}"
+    yield f"{plural(given.pictures, 'picture')} ({given.origin}); exit levels: {levels}"
 
 
 def _notes(result: Result) -> Iterator[str]:
@@ -136,7 +138,7 @@ def _notes(result: Result) -> Iterator[str]:
     for name, accuracy in result.accuracy.items():
         values = {"AP": accuracy.ap, "AP50": accuracy.ap50, "AP75": accuracy.ap75}
         figures = ", ".join(f"{key} {percent(value)}" for key, value in values.items())
-        yield f"accuracy of {name}: {figures} on {accuracy.images} images"
+        yield f"accuracy of {name}: {figures} on {plural(accuracy.images, 'image')}"
     yield from result.notes
 
 

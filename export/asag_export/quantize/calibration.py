@@ -15,7 +15,7 @@ from asag_deploy.backends.hooked_network import HookedNetwork
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.detector import Detector
-from asag_deploy.errors import ConfigError, DataError, SourceError
+from asag_deploy.errors import ConfigError, DataError, SourceError, plural
 from asag_deploy.images.reading import RgbImage, read_image
 from asag_deploy.images.sources import list_sources
 from asag_deploy.loop.stages import Array
@@ -50,9 +50,11 @@ def choose(files: Sequence[Path], count: int) -> list[Path]:
     Raises ConfigError if fewer than `LEAST` are asked for, DataError if there are fewer.
     """
     if count < LEAST:
-        raise ConfigError(f"{count} pictures are asked for; {_why_so_many()}")
+        asked = plural(count, "picture is asked for", "pictures are asked for")
+        raise ConfigError(f"{asked}; {_why_so_many()}")
     if len(files) < LEAST:
-        raise DataError(f"there are {len(files)} pictures to calibrate on; {_why_so_many()}")
+        there = "is" if len(files) == 1 else "are"
+        raise DataError(f"there {there} {plural(len(files), 'picture')} to calibrate on; {_why_so_many()}")
     indices = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
     return [files[i] for i in indices]
 

@@ -13,7 +13,7 @@ from asag_deploy.backends import open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector import Detector
-from asag_deploy.errors import BackendError, DataError
+from asag_deploy.errors import BackendError, DataError, plural
 from asag_deploy.extras import missing
 from asag_deploy.loop.stages import FEATURES
 from asag_evaluation.data.coco import CocoDataset
@@ -95,7 +95,7 @@ class QuantizationReport:
 def format_quantization(report: QuantizationReport) -> str:
     """Write the report as a few lines of plain text."""
     ratios = ", ".join(f"{name} {value:.1f}" for name, value in report.signal_to_noise.items())
-    calibrated = f"calibrated on {report.pictures} pictures, activations {report.activations}"
+    calibrated = f"calibrated on {plural(report.pictures, 'picture')}, activations {report.activations}"
     lines = [
         f"{report.convolutions} convolutions and {report.products} matrix products in int8, {calibrated}",
         f"  signal to noise in dB (at least {report.least_signal_to_noise:g}): {ratios}",
@@ -103,7 +103,7 @@ def format_quantization(report: QuantizationReport) -> str:
     if not report.accuracy:
         lines.append("  accuracy was not measured: give --data DIR, a data set in COCO layout")
     lines += [
-        f"  AP on {pair.images} images, {pair.backend}: float32 {pair.float32:.4f}, "
+        f"  AP on {plural(pair.images, 'image')}, {pair.backend}: float32 {pair.float32:.4f}, "
         f"int8 {pair.int8:.4f}, loss {pair.loss:+.4f} (at most {report.most_loss:g})"
         for pair in report.accuracy
     ]
@@ -162,7 +162,7 @@ def _average_precision(
     with Detector.load(bundle, backend=backend) as detector:
         found = evaluate(detector, data, on_image=lambda sample, detections: on_image()).coco.ap
     if found is None:
-        raise DataError(f"there are no objects in the {len(data)} images, so AP cannot be measured")
+        raise DataError(f"there are no objects in {plural(len(data), 'image')}, so AP cannot be measured")
     return found
 
 

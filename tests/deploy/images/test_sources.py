@@ -116,6 +116,24 @@ def test_what_stands_for_nothing(
     assert sentence in listing.failures[0].message
 
 
+def test_a_folder_whose_subfolders_alone_hold_some_says_how_to_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inner = tmp_path / "photos [1]" / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "photos [1]" / ".trash").mkdir()
+    for name in ("a/notes.txt", "a/b/.hidden.jpg", ".trash/old.jpg"):
+        (tmp_path / "photos [1]" / name).write_text("none")
+    with pytest.raises(SourceError, match=r"^folder 'photos \[1\]' holds no images or videos$"):
+        list_sources(["photos [1]"])
+    write_image(inner / "good.jpg")
+    with pytest.raises(SourceError, match=r"but its subfolders do: give '.*' in quotes") as caught:
+        list_sources(["photos [1]"])
+    glob = str(caught.value).split("give '")[1].split("' in quotes")[0]
+    assert [source.name for source in list_sources([glob]).sources] == ["photos [1]/a/b/good.jpg"]
+
+
 def test_nothing_at_all(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no sources given"):
         list_sources([])

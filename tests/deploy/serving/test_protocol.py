@@ -188,7 +188,7 @@ def test_by_hand_in_json(served: Served) -> None:
         (by_json(id=5), "id is no string"),
         (by_json(input={"name": "images"}), "there is no input 'images'"),
         (by_json(input={"datatype": "UINT8"}), "of type UINT8; send image files, as BYTES"),
-        (by_json(input={"shape": [2]}), "holds 1 images, and its shape says 2"),
+        (by_json(input={"shape": [2]}), "holds 1 image, and its shape says 2"),
         (by_json(input={"shape": [1, 2]}), "is of shape [1, 2]; expected [n] or [n, 1]"),
         (by_json(input={"shape": [0]}), "is of shape [0]"),
         (by_json(input={"shape": 1}), "is of shape 1;"),

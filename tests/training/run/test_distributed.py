@@ -166,6 +166,28 @@ def test_others_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dist.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("LOCAL_RANK", value) for value in ("one", "", "-1", "1_0")), ("RANK", "one"), ("WORLD_SIZE", "one")],
+)
+def test_variables_of_a_launcher_that_are_no_numbers(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }
+    for variable, said in {**place, name: value}.items():
+        monkeypatch.setenv(variable, said)
+    sentence = rf"{name} is '{value}', expected a whole number" if name == "LOCAL_RANK" else "could not join"
+    with pytest.raises(ConfigError, match=sentence), joined("cpu"):
+        pass
+    assert not dist.is_initialized()
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="unknown device 'gpu'; choose cpu, cuda or auto"), joined("gpu"):
         pass

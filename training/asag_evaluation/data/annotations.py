@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import DataError
+from asag_deploy.errors import DataError, plural
 from asag_deploy.images.file_names import said_name
 from asag_evaluation.data.assembly import Found
 from asag_evaluation.data.columns import NO_ID
@@ -37,7 +37,7 @@ def check_categories(found: Sequence[Category], known: Sequence[Category], where
         if category.id not in names:
             raise DataError(
                 f"'{where}' has the class '{category.name}' (id {category.id}), which is not among the "
-                f"{len(known)} classes of the network: {_SAME_CLASSES}"
+                f"{plural(len(known), 'class')} of the network: {_SAME_CLASSES}"
             )
         if names[category.id] != category.name:
             raise DataError(

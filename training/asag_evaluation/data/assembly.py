@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import Category
+from asag_deploy.errors import plural
 from asag_evaluation.data.columns import NO_ID
 from asag_evaluation.data.records import ImageEntry, Objects, packed
 
@@ -88,8 +89,8 @@ class Found:
 
     def _nothing_left(self) -> str:
         return (
-            f"none of the {self.annotations} annotations in '{self.where}' is an object with a box, of an "
-            "image and a class that the file lists: look at how ids and boxes are written"
+            f"none of the {plural(self.annotations, 'annotation')} in '{self.where}' is an object with a "
+            "box, of an image and a class that the file lists: look at how ids and boxes are written"
         )
 
     def _doubts(self, height: NDArray[np.int64], width: NDArray[np.int64]) -> list[str]:

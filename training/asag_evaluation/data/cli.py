@@ -18,7 +18,7 @@ from asag_deploy.command_line import (
     progress,
     whole_number,
 )
-from asag_deploy.errors import DataError
+from asag_deploy.errors import DataError, plural
 from asag_evaluation.data.coco import TRAIN_SPLIT, CocoDataset
 from asag_evaluation.data.crowdhuman import convert_crowdhuman
 from asag_evaluation.data.orientation import add_orientation_option
@@ -271,7 +271,7 @@ def _check(options: argparse.Namespace) -> int:
                 if damaged <= _MOST_REPORTED:
                     bar.write(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
             bar.update()
-    print(f"{damaged} images cannot be read" if damaged else "all images can be read")
+    print(f"{plural(damaged, 'image')} cannot be read" if damaged else "all images can be read")
     return SOME_FAILED if damaged or dataset.doubts or as_stored else ALL_FINE
 
 

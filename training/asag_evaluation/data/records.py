@@ -104,7 +104,26 @@ class Counts:
         """Return the counts in a line; what did not occur is left out."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         always = ("images", "objects")
-        return ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in values.items() if n or name in always)
+        said = [
+            f"{n} {(_OF_ONE.get(name, name) if n == 1 else name).replace('_', ' ')}"
+            for name, n in values.items()
+            if n or name in always
+        ]
+        return ", ".join(said)
+
+
+_OF_ONE = {
+    "images": "image",
+    "objects": "object",
+    "empty_images": "empty_image",
+    "objects_of_one_box": "object_of_one_box",
+    "numbers_as_text": "number_as_text",
+    "boxes_from_outlines": "box_from_an_outline",
+    "sizes_from_files": "size_from_a_file",
+    "names_found_otherwise": "name_found_otherwise",
+    "supercategories": "supercategory",
+}
+"""What counts are called that are of several things, when there is one."""
 
 
 class ImageEntry(NamedTuple):

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from asag_deploy.atomic import atomic_write_text, real_path
-from asag_deploy.errors import DataError, ImageError
+from asag_deploy.errors import DataError, ImageError, plural
 from asag_deploy.images.reading import read_image
 from asag_evaluation.data.image_files import stored_size
 from asag_evaluation.data.values import flag, number, whole_number
@@ -33,6 +33,10 @@ _MOST_BYTES = 2**24
 _ODDITIES = {
     "unlabelled": ("image", "{n} without an XML file, taken as background (the first is {first})"),
     "orphan": ("XML file", "{n} without an image, passed over (the first is {first})"),
+    "size": (
+        "image",
+        "{n} of another size than its XML file says, which is taken: try `asag-data check` (first: {first})",
+    ),
     "flat": ("object", "{n} with a box without width or height, left out (the first is in {first})"),
     "exchanged": (
         "object",
@@ -109,11 +113,13 @@ def convert_voc(
     pictures = layout.pictures(taken, remarks)
     if not any(layout.xml(image) for image in pictures):
         raise DataError(
-            f"none of the {len(pictures)} images has an XML file (looked for "
+            f"none of the {plural(len(pictures), 'image')} has an XML file (looked for "
             f"'{layout.annotations / pictures[0].stem}.xml')"
         )
     wanted = {layout.xml(image) for image in pictures}
-    ids = {name: i for i, name in enumerate(_class_names(layout, classes, wanted, remarks), start=1)}
+    read: dict[Path, _Annotated] = {}
+    names = _class_names(layout, wanted, read, remarks) if classes is None else _given_names(classes)
+    ids = {name: i for i, name in enumerate(names, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, image in enumerate(pictures, start=1):
@@ -122,25 +128,17 @@ def convert_voc(
         if xml is None:
             remarks.note("unlabelled", f"'{image}'")
         else:
-            annotated = _read(xml, 1 if count_from_one else 0)
-        height, width = annotated.size or _size(image)
+            annotated = read.pop(xml) if xml in read else _read(xml)
+            if count_from_one:
+                annotated = _from_one(annotated, xml)
+        height, width = _size(image, annotated.size, remarks)
         images.append({"id": image_id, "file_name": image.name, "height": height, "width": width})
         for found in _kept(annotated.objects, f"'{xml}'", remarks):
             if found.name not in ids:
                 raise DataError(
                     f"'{xml}' has an object {found.name!r:.100}, which is none of --classes: add it"
                 )
-            x1, y1, x2, y2 = found.box
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": ids[found.name],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(found.difficult),
-                }
-            )
+            annotations.append(_as_coco(found, len(annotations) + 1, image_id, ids[found.name]))
         progress(image_id)
     content = {
         "info": {"description": f"{taken or 'all'} of '{real_path(data).name}', {DESCRIPTION}"},
@@ -153,26 +151,49 @@ def convert_voc(
     return Converted(file=file, remarks=tuple(remarks.sentences()))
 
 
+def _as_coco(found: _Object, number: int, image_id: int, category_id: int) -> dict[str, Any]:
+    """Return an object as COCO's files have it; number: its id."""
+    x1, y1, x2, y2 = found.box
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": int(found.difficult),
+    }
+
+
 def _class_names(
-    layout: VocLayout, classes: Sequence[str] | None, wanted: Set[Path | None], remarks: Remarks
+    layout: VocLayout, wanted: Set[Path | None], read: dict[Path, _Annotated], remarks: Remarks
 ) -> list[str]:
-    """Return the classes by id; `wanted`: the XML files that have to be right, whatever the others are."""
-    if classes is None:
-        found: set[str] = set()
-        for xml in layout.xml_files:
-            try:
-                found.update(one.name for one in _read(xml, 0).objects)
-            except DataError as error:
-                if xml in wanted:
-                    raise
-                remarks.note("broken", str(error))
-        if not found:
-            raise DataError(f"no XML file of '{layout.data}' has an object: name the classes with --classes")
-        small = Counter(name.casefold() for name in found)
-        for name in sorted(found):
-            if small[name.casefold()] > 1:
-                remarks.note("capitals", f"'{name}'")
-        return sorted(found)
+    """Return the classes that the XML files name, by id, and leave what the wanted ones say in `read`.
+
+    wanted: the XML files that have to be right, whatever the others are.
+    """
+    found: set[str] = set()
+    for xml in layout.xml_files:
+        try:
+            annotated = _read(xml)
+        except DataError as error:
+            if xml in wanted:
+                raise
+            remarks.note("broken", str(error))
+            continue
+        found.update(one.name for one in annotated.objects)
+        if xml in wanted:
+            read[xml] = annotated
+    if not found:
+        raise DataError(f"no XML file of '{layout.data}' has an object: name the classes with --classes")
+    small = Counter(name.casefold() for name in found)
+    for name in sorted(found):
+        if small[name.casefold()] > 1:
+            remarks.note("capitals", f"'{name}'")
+    return sorted(found)
+
+
+def _given_names(classes: Sequence[str]) -> list[str]:
+    """Return the classes that were given, by id (DataError if one has no name of its own)."""
     names = [" ".join(name.split()) for name in classes]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None or not all(names):
@@ -198,9 +219,14 @@ def _kept(objects: Sequence[_Object], where: str, remarks: Remarks) -> Iterator[
         seen.add(found)
 
 
-def _size(image: Path) -> tuple[int, int]:
-    """Return height and width of an image once it is upright."""
+def _size(image: Path, said: tuple[int, int] | None, remarks: Remarks) -> tuple[int, int]:
+    """Return height and width of an image: what its XML file says, else those of the image, upright."""
     size = stored_size(image)
+    if said is not None:
+        # As it is stored is no mistake: whoever reads the boxes asks on which pixels they were drawn.
+        if size is not None and said not in (size.upright, (size.height, size.width)):
+            remarks.note("size", f"'{image}'")
+        return said
     if size is not None:
         return size.upright
     try:
@@ -210,18 +236,33 @@ def _size(image: Path) -> tuple[int, int]:
     return height, width
 
 
-def _read(xml: Path, first: int) -> _Annotated:
-    """Read an XML file that calls the first pixel `first` (DataError, with the object, if malformed)."""
+def _read(xml: Path) -> _Annotated:
+    """Read an XML file, as if it called the first pixel 0 (DataError, with the object, if malformed)."""
     root = _root(xml)
     if root.tag != "annotation":
         raise DataError(f"'{xml}' is no XML of Pascal VOC: it begins with {root.tag!r:.60}, not 'annotation'")
     height, width = (whole_number(root.findtext(f"size/{side}")) for side in ("height", "width"))
     size = (height, width) if height and width and min(height, width) > 0 else None
-    found = (
-        _object(element, first, f"object {i} in '{xml}'")
-        for i, element in enumerate(root.findall("object"), 1)
-    )
+    found = (_object(element, _nth(i, xml)) for i, element in enumerate(root.findall("object"), 1))
     return _Annotated(size, tuple(found))
+
+
+def _nth(number: int, xml: Path) -> str:
+    return f"object {number} in '{xml}'"
+
+
+def _from_one(annotated: _Annotated, xml: Path) -> _Annotated:
+    """Return what a file says that calls the first pixel 1 (DataError if it does not)."""
+    moved = []
+    for nth, found in enumerate(annotated.objects, 1):
+        x1, y1, x2, y2 = found.box
+        if 0 <= min(x1, y1) < 1:
+            raise DataError(
+                f"{_nth(nth, xml)} begins at {min(x1, y1):g}, so pixels are counted from 0: leave "
+                "--count-from-one out"
+            )
+        moved.append(replace(found, box=(x1 - 1, y1 - 1, x2, y2)))
+    return _Annotated(annotated.size, tuple(moved))
 
 
 class _DocumentTypeError(Exception):
@@ -254,7 +295,7 @@ def _root(xml: Path) -> ElementTree.Element:
         raise DataError(f"'{xml}' is no XML ({error}): export it again, or remove it") from None
 
 
-def _object(element: ElementTree.Element, first: int, where: str) -> _Object:
+def _object(element: ElementTree.Element, where: str) -> _Object:
     name = " ".join((element.findtext("name") or "").split())
     if not name:
         raise DataError(f"{where} has no name: give it its class")
@@ -269,14 +310,10 @@ def _object(element: ElementTree.Element, first: int, where: str) -> _Object:
             raise DataError(f"{where} has {corners.findtext(corner)!r:.60} for {corner}, expected pixels")
         found.append(value)
     (x1, x2), (y1, y2) = sorted(found[::2]), sorted(found[1::2])
-    if 0 <= min(x1, y1) < first:
-        raise DataError(
-            f"{where} begins at {min(x1, y1):g}, so pixels are counted from 0: leave --count-from-one out"
-        )
     difficult = flag(element.findtext("difficult"))
     return _Object(
         name=name,
-        box=(x1 - first, y1 - first, x2, y2),
+        box=(x1, y1, x2, y2),
         difficult=bool(difficult),
         unclear=difficult is None,
         exchanged=[x1, y1, x2, y2] != found,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asag_deploy.atomic import atomic_write_text
-from asag_deploy.errors import BackendError, DataError, ImageError
+from asag_deploy.errors import BackendError, DataError, ImageError, plural
 from asag_deploy.extras import missing
 from asag_deploy.images.reading import read_image
 from asag_deploy.images.sources import IMAGE_SUFFIXES
@@ -94,8 +94,8 @@ def convert_yolo(
     labels = [label_file(path) for path in paths]
     if not any(is_file(label) for label in labels):
         raise DataError(
-            f"none of the {len(paths)} images of '{part}' in '{dataset.file}' has a label file (looked for "
-            f"'{labels[0]}'): put them into a folder 'labels' beside 'images'"
+            f"none of the {plural(len(paths), 'image')} of '{part}' in '{dataset.file}' has a label file "
+            f"(looked for '{labels[0]}'): put them into a folder 'labels' beside 'images'"
         )
     _note_shared(paths, labels, remarks)
     _note_orphans(labels, remarks)
@@ -234,7 +234,9 @@ def _classes(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
         raise DataError(f"two classes in '{file}' are called '{twice}': give each a name of its own")
     count = _number(content.get("nc", len(classes)))
     if count != len(classes):
-        raise DataError(f"'{file}' says that there are {count!r:.60} classes (nc), but names {len(classes)}")
+        raise DataError(
+            f"'{file}' gives {count!r:.60} as the number of classes (nc), but names {len(classes)}"
+        )
     return classes
 
 
@@ -406,8 +408,8 @@ def _box(
     if count not in (4, 4 + dataset.keypoints) and (count < 6 or count % 2 or dataset.keypoints):
         more = "; with one more, a confidence, they are a detector's results" if count == 5 else ""
         raise DataError(
-            f"{where} has {count} numbers after the class, expected 4 (centre, width and height), or the "
-            f"corners of an outline, two each{more}"
+            f"{where} has {plural(count, 'number')} after the class, expected 4 (centre, width and height), "
+            f"or the corners of an outline, two each{more}"
         )
     wanted = values[1:] if count != 4 + dataset.keypoints else values[1:5]
     far = next((value for value in wanted if abs(value) > _FARTHEST), None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asag_deploy.bundle.manifest import Category, Preprocessing
-from asag_deploy.errors import CheckpointError, ConfigError
+from asag_deploy.errors import CheckpointError, ConfigError, plural
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
 from asag_training.network.config import AsagConfig, default_categories, own_preprocessing, variant_config
 from asag_training.network.model import build
@@ -69,9 +69,8 @@ class Checkpoint:
                 f"the weights are not those of {config.variant} with these settings ({wrong})"
             )
         if len(self.categories) != config.num_classes:
-            raise CheckpointError(
-                f"{len(self.categories)} class names were given for a network of {config.num_classes} classes"
-            )
+            given = plural(len(self.categories), "class name was", "class names were")
+            raise CheckpointError(f"{given} given for a network of {plural(config.num_classes, 'class')}")
         if len({category.id for category in self.categories}) != len(self.categories):
             raise CheckpointError("two classes have the same id: give each its own")
         if self.head is not None and config.heads != 1:

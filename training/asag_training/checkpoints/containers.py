@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asag_deploy.errors import CheckpointError, ConfigError, first_line
+from asag_deploy.errors import CheckpointError, ConfigError, first_line, plural
 from asag_training.checkpoints.pickles import refused_class
 from asag_training.checkpoints.reading import WeightFile
 from asag_training.settings import WEIGHTS_CHOICES, WeightsChoice
@@ -167,9 +167,8 @@ def _find_weights(path: Path, file: WeightFile, root: Root, choice: WeightsChoic
         if lacking:
             found |= lacking
             one, other = ("average", "model") if taken is average else ("model", "average")
-            notes.append(
-                f"the {one} has no BatchNorm statistics, so {len(lacking)} tensors are the {other}'s"
-            )
+            taken_over = plural(len(lacking), "tensor is", "tensors are")
+            notes.append(f"the {one} has no BatchNorm statistics, so {taken_over} the {other}'s")
     tensors, more = _as_tensors(path, found)
     return Weights(tensors=tensors, names=taken.names, notes=(*notes, *more))
 

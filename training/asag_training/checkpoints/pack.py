@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Store a checkpoint in half the space, its weights rounded to float16.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="any checkpoint that asag-export reads")
+    add("checkpoint", type=Path, help="any checkpoint that asag-export reads, or its address")
     add("output", type=Path, help="the .safetensors file to write")
     add(
         "--weights",

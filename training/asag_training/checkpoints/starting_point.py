@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import CheckpointError
+from asag_deploy.errors import CheckpointError, plural
 from asag_training.checkpoints.checkpoint import Checkpoint
 from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
 from asag_training.network.config import AsagConfig
@@ -129,9 +129,10 @@ def _about_classes(
     new = [category.name for label, category in enumerate(categories) if label not in rows]
     kept = [category.name for label, category in enumerate(categories) if label in rows]
     if not kept:
-        return f"{where} begin anew, for the {count} classes {_listed(new)}"
+        return f"{where} begin anew, for the {plural(count, 'class')} {_listed(new)}"
     begins = f"; those of {_listed(new)} begin anew" if new else ""
-    return f"{where} keep the rows of the {len(kept)} classes of the same name ({_listed(kept)}){begins}"
+    of = plural(len(kept), "class")
+    return f"{where} keep the rows of the {of} of the same name ({_listed(kept)}){begins}"
 
 
 def _listed(names: Sequence[str]) -> str:

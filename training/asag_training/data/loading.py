@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from asag_deploy.bundle.manifest import Preprocessing
-from asag_deploy.errors import ConfigError, DataError, TrainingError
+from asag_deploy.errors import ConfigError, DataError, TrainingError, plural
 from asag_deploy.interruption import held_back
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_training.data.transforms import Augmentation, augment, sample_rng
@@ -108,10 +108,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if length < 1 or batch_size < 1:
             raise ConfigError(
-                f"no batches of {batch_size} can be made of {length} images: expected 1 or more"
+                f"no batches of {batch_size} can be made of {plural(length, 'image')}: expected 1 or more"
             )
         if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} is not among {world_size} processes")
+            raise ConfigError(f"rank {rank} is not among {plural(world_size, 'process')}")
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.batches = max(length // (batch_size * world_size), 1)

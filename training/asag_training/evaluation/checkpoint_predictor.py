@@ -77,7 +77,9 @@ def evaluated_checkpoint(
         found = tuple(classes())
         if len(found) == checkpoint.config.num_classes:
             checkpoint = dataclasses.replace(checkpoint, categories=found)
-            note(f"its {len(found)} classes are taken for those of the data, in the order of their ids")
+            one = "its class is taken for that of the data"
+            several = f"its {len(found)} classes are taken for those of the data, in the order of their ids"
+            note(one if len(found) == 1 else several)
     said = preprocessing or checkpoint.prepared
     checkpoint = dataclasses.replace(checkpoint, preprocessing=change_sides(said, shorter_side, longer_side))
     return select_head(checkpoint, head or checkpoint.head_names[-1])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asag_deploy.atomic import atomic_write_text, check_writable
+from asag_deploy.errors import plural
 from asag_deploy.replacing import check_own_folder, is_json_with
 from asag_evaluation.evaluate import Evaluation
 from asag_evaluation.metrics.coco import CocoMetrics
@@ -87,7 +88,7 @@ def write_sweep(rows: Sequence[SweepRow], output_dir: Path, *, name: str, images
     files = {
         _JSON: json.dumps(content, allow_nan=False, indent=1) + "\n",
         _CSV: table.getvalue(),
-        _MARKDOWN: "\n".join([f"{name}, {images} images", "", *lines]) + "\n",
+        _MARKDOWN: "\n".join([f"{name}, {plural(images, 'image')}", "", *lines]) + "\n",
     }
     for file, text in files.items():
         atomic_write_text(output_dir / file, text)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from asag_deploy.errors import ConfigError
+from asag_deploy.plain_numbers import unsigned
 
 _PATIENCE = datetime.timedelta(hours=12)
 """How long processes wait for each other: the main one evaluates and saves while the others wait."""
@@ -44,10 +45,11 @@ def joined(device: str) -> Iterator[Process]:
     """Join the other processes of the run, if `torchrun` started any; leave them in the end.
 
     device: `cpu`, `cuda` (each process its own GPU), or `auto`.  Uses NCCL on GPUs, gloo on CPUs.  Raises
-    ConfigError if there is no such device, or if the others cannot be reached.
+    ConfigError if there is no such device, if the others cannot be reached, or if a variable of the launcher
+    is no number.
     """
     launched = all(name in os.environ for name in _LAUNCHED_BY)
-    local = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if launched else 0)
+    local = _device(device, _local_rank() if launched else 0)
     if not launched:
         yield Process(device=local)
         return
@@ -65,6 +67,18 @@ def joined(device: str) -> Iterator[Process]:
         yield Process(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
     finally:
         dist.destroy_process_group()
+
+
+def _local_rank() -> int:
+    """Return the number of this process on its machine (ConfigError if the launcher's variable is none)."""
+    value = os.environ.get("LOCAL_RANK", "0")
+    rank = unsigned(value)
+    if rank is None:
+        raise ConfigError(
+            f"the environment variable LOCAL_RANK is {value!r:.60}, expected a whole number: start with "
+            "torchrun, which sets it, or unset it"
+        )
+    return rank
 
 
 def wait_for_all() -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, plural
 from asag_training.checkpoints import Checkpoint, load_backbone, load_checkpoint, start_from
 from asag_training.network.model import Asag
 from asag_training.recipes import Recipe
@@ -57,7 +57,8 @@ def start(
     said, count = recipe.network.num_classes, len(categories)
     if "network.num_classes" in named and said != count:
         raise ConfigError(
-            f"network.num_classes is {said}, but the data has {count} classes: leave it out, the data decides"
+            f"network.num_classes is {said}, but the data has {plural(count, 'class')}: leave it out, the "
+            "data decides"
         )
     recipe = dataclasses.replace(recipe, network=recipe.network.with_changes(num_classes=count))
     initial, notes = None, list[str]()

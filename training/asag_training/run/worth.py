@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, plural
 from asag_training.recipes import Recipe
 
 _OFTEN = 2
@@ -41,7 +41,7 @@ def check_length(recipe: Recipe, updates: int, *, probes: bool) -> None:
     total = schedule.epochs * updates
     if schedule.warmup_steps > total:
         raise ConfigError(
-            f"the warm-up takes {schedule.warmup_steps} updates and the whole run {total} (epochs: "
+            f"the warm-up takes {plural(schedule.warmup_steps, 'update')} and the whole run {total} (epochs: "
             f"{schedule.epochs}), so that the learning rate is never what it is set to: lower "
             "schedule.warmup_steps, or raise schedule.epochs"
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from asag_bench.paper.figures.canvas import Picture, enlarged, write_grid
 from asag_deploy.bundle.manifest import FIRST_LEVEL
 from asag_deploy.detections import Detections
+from asag_deploy.errors import plural
 from asag_deploy.images.drawing import class_colour, draw_trace
 from asag_deploy.loop.trace import ProbingTrace
 from asag_evaluation.data.coco import Sample
@@ -110,7 +111,7 @@ def _captioned(picture: Picture, text: str) -> Picture:
 def _short(trace: ProbingTrace) -> str:
     probed = [level for level in trace.levels if level.level != FIRST_LEVEL]
     patches = ", ".join(f"{level.level} {level.patches}" for level in probed) or "none"
-    return f"{trace.anchor_count} anchors, patches: {patches}"
+    return f"{plural(trace.anchor_count, 'anchor')}, patches: {patches}"
 
 
 def _sides(picture: Picture) -> NDArray[np.float64]:
