@@ -60,7 +60,7 @@ class Bundle:
         problem = _contradiction(manifest)
         if problem is not None:
             raise BundleCorruptError(
-                f"in '{directory / MANIFEST}', {problem}; {export_again(manifest.variant)}"
+                f"in '{directory / MANIFEST}', {problem}; {export_again(manifest)}"
             )
         _verify_graphs(directory, manifest)
         return cls(path=directory.absolute(), manifest=manifest)
@@ -159,7 +159,7 @@ def _read_manifest(directory: Path) -> bytes:
     if not exists:
         raise BundleNotFoundError(
             f"there is no bundle '{directory}'; check the path, or make one with "
-            f"`asag-export --checkpoint FILE --variant NAME --output-dir '{directory}'`"
+            f"`asag-export --checkpoint FILE --output-dir '{directory}'`"
         )
     if not directory.is_dir():
         raise BundleNotFoundError(f"'{directory}' is a file, but a bundle is a directory; pass the directory")
@@ -256,13 +256,13 @@ def _verify_graphs(directory: Path, manifest: Manifest) -> None:
         if digest != graph.sha256:
             raise BundleCorruptError(
                 f"'{directory / graph.file}' is truncated or was altered, its SHA-256 is not the one in "
-                f"{MANIFEST}; copy the bundle again, or {export_again(manifest.variant)}"
+                f"{MANIFEST}; copy the bundle again, or {export_again(manifest)}"
             )
 
 
 def _digest(file: Path, manifest: Manifest) -> str:
     """Return the SHA-256 of a graph's file; raise BundleCorruptError if it cannot be read."""
-    again = f"copy the bundle again, or {export_again(manifest.variant)}"
+    again = f"copy the bundle again, or {export_again(manifest)}"
     try:
         _check_regular(file)
         with file.open("rb") as stream:
@@ -288,7 +288,7 @@ def _check_weights(file: Path, manifest: Manifest) -> None:
     if _EXTERNAL_WEIGHTS in file.read_bytes():
         raise BundleCorruptError(
             f"'{file}' has weights in another file, for which {MANIFEST} does not vouch; copy the bundle "
-            f"again, or {export_again(manifest.variant)}"
+            f"again, or {export_again(manifest)}"
         )
 
 

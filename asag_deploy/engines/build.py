@@ -15,6 +15,7 @@ from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Precision
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines.adapter import CompileOptions, Library, open_library
 from asag_deploy.engines.host_work import read_host_work
@@ -133,7 +134,7 @@ def build_engines(
     _check_precision(bundle, options)
     if not bundle.manifest.graphs:
         raise BundleCorruptError(
-            f"the bundle '{bundle.path}' holds no graphs; export it again with `asag-export`"
+            f"the bundle '{bundle.path}' holds no graphs; {export_again(bundle.manifest)}"
         )
     canvases = _canvases(bundle, options)
     require_onnx()

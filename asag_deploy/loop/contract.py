@@ -48,7 +48,7 @@ def check_stages(bundle: Bundle) -> None:
     problem = next(_problems(bundle.manifest), None)
     if problem is not None:
         raise BundleCorruptError(
-            f"in '{bundle.path / MANIFEST}', {problem}; {export_again(bundle.manifest.variant)}"
+            f"in '{bundle.path / MANIFEST}', {problem}; {export_again(bundle.manifest)}"
         )
 
 
