@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from asag_deploy.atomic import atomic_directory
+from asag_deploy.atomic import atomic_directory, check_replaceable
 from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again, manifest_from_json, manifest_to_json
 from asag_deploy.bundle.model_card import MODEL_CARD, model_card
@@ -59,9 +59,7 @@ class Bundle:
         manifest = manifest_from_json(_read_manifest(directory), str(directory / MANIFEST))
         problem = _contradiction(manifest)
         if problem is not None:
-            raise BundleCorruptError(
-                f"in '{directory / MANIFEST}', {problem}; {export_again(manifest)}"
-            )
+            raise BundleCorruptError(f"in '{directory / MANIFEST}', {problem}; {export_again(manifest)}")
         _verify_graphs(directory, manifest)
         return cls(path=directory.absolute(), manifest=manifest)
 
@@ -133,6 +131,11 @@ class BundleWriter:
         (self.directory / MODEL_CARD).write_text(model_card(complete), encoding="utf-8")
         self.finished = True
         return bundle
+
+
+def check_bundle_place(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise OutputError where `write_bundle` would not write, before what takes minutes."""
+    check_replaceable(output_dir, overwrite=overwrite, marker=MANIFEST, parts=PARTS)
 
 
 @contextmanager

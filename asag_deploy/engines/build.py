@@ -14,10 +14,10 @@ from pathlib import Path
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import GraphSpec, Precision
+from asag_deploy.bundle.manifest import GraphSpec, Precision, Preprocessing
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.cuda.driver import Gpu
-from asag_deploy.engines.adapter import CompileOptions, Library, open_library
+from asag_deploy.engines.adapter import CompileOptions, Library, check_plugin_file, open_library
 from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.parser_graph import (
     Plugin,
@@ -120,6 +120,22 @@ class BuildReport:
     current: tuple[Path, ...]
     """Engines that were there already and needed no work."""
     plugins: tuple[str, ...]
+
+
+def check_targets(options: BuildOptions) -> None:
+    """Raise now what `build_engines` would of its library, of GPUs and of the plugins' file.
+
+    For callers that make the bundle first, which takes minutes.
+    """
+    _targets(open_library(options.engine_format), options, find_gpu())
+    if options.plugins is not None:
+        check_plugin_file(options.plugins)
+
+
+def check_canvases(options: BuildOptions, preprocessing: Preprocessing) -> None:
+    """Raise ConfigError for a canvas that is of no use to pictures that are resized by this rule."""
+    for canvas in options.canvases:
+        check_canvas(canvas, preprocessing)
 
 
 def build_engines(
@@ -297,8 +313,7 @@ def _spells_out_products(target: Target, library: Library) -> bool:
 
 def _canvases(bundle: Bundle, options: BuildOptions) -> tuple[Canvas, ...]:
     preprocessing = bundle.manifest.preprocessing
-    for canvas in options.canvases:
-        check_canvas(canvas, preprocessing)
+    check_canvases(options, preprocessing)
     usual = default_canvases(preprocessing) if options.usual_canvases else ()
     return in_order((*options.canvases, *usual))
 

@@ -44,13 +44,18 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
     return files
 
 
+def check_count(count: int) -> None:
+    """Raise ConfigError if fewer pictures than `LEAST` are asked for."""
+    if count < LEAST:
+        raise ConfigError(f"{count} pictures are asked for; {_why_so_many()}")
+
+
 def choose(files: Sequence[Path], count: int) -> list[Path]:
     """Choose at most `count` of the files, evenly from first to last.
 
     Raises ConfigError if fewer than `LEAST` are asked for, DataError if there are fewer.
     """
-    if count < LEAST:
-        raise ConfigError(f"{count} pictures are asked for; {_why_so_many()}")
+    check_count(count)
     if len(files) < LEAST:
         raise DataError(f"there are {len(files)} pictures to calibrate on; {_why_so_many()}")
     indices = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
