@@ -68,6 +68,10 @@ class Bundle:
         """A text that two bundles have in common only if everything in them is the same."""
         return hashlib.sha256(manifest_to_json(self.manifest).encode()).hexdigest()
 
+    def as_named(self, given: Path) -> Path:
+        """Return the bundle's directory as the user named it; its own path where that was an address."""
+        return given if given.is_dir() else self.path
+
     def graph_path(self, name: str) -> Path:
         """Return the file of the stage graph called `name` (KeyError if the bundle has none)."""
         return self.path / self.manifest.graph(name).file

@@ -362,11 +362,13 @@ def _plugins(library: Library, bundle: Bundle, options: BuildOptions) -> tuple[P
     return library.load_plugins(options.plugins, sorted(used))
 
 
-def summary(report: BuildReport, bundle: Bundle) -> Sequence[str]:
-    """Summarise the report in a few lines for people."""
-    folders = sorted({str(path.parent) for path in (*report.built, *report.current)})
+def summary(report: BuildReport, bundle: Bundle, given: Path) -> Sequence[str]:
+    """Summarise the report in a few lines for people; `given` is what they called the bundle."""
+    shown = bundle.as_named(given)
+    places = {path.parent.relative_to(bundle.path) for path in (*report.built, *report.current)}
+    folders = sorted(str(shown / place) for place in places)
     if not report.built:
-        lines = [f"nothing to do: all {len(report.current)} engines of '{bundle.path}' are current"]
+        lines = [f"nothing to do: all {len(report.current)} engines of '{shown}' are current"]
     else:
         kept = f", {len(report.current)} were current" if report.current else ""
         lines = [f"built {len(report.built)} engines with {report.library}{kept}"]

@@ -160,14 +160,14 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"  layers of {stage}: {in_words(layers)}")
         manifest = result.bundle.manifest
         print(
-            f"{result.bundle.path}: {manifest.variant}, {manifest.precision_in_words}, ready for asag-detect"
+            f"{options.output_dir}: {manifest.variant}, {manifest.precision_in_words}, ready for asag-detect"
         )
     if not result.parity.passed or (result.engines is not None and not result.engines.report.passed):
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although it failed the parity gate")
     if engines is not None:
         report = build_with_progress(result.bundle, engines, quiet=options.quiet)
         if not options.quiet:
-            print("\n".join(summary(report, result.bundle)))
+            print("\n".join(summary(report, result.bundle, options.output_dir)))
     return 0
 
 

@@ -240,10 +240,12 @@ def test_bundles_of_earlier_releases_have_one_cap(bundle: Bundle) -> None:
 def test_an_int8_bundle_can_do_more_once_its_float32_bundle_can(bundle: Bundle) -> None:
     """`asag-export` makes none in INT8."""
     int8 = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precision="int8"))
-    for option, value in (("anchor_cap", 4000), ("max_detections", 4000)):
+    asked: list[dict[str, Any]] = [{"anchor_cap": 4000}, {"max_detections": 4000}]
+    for options in asked:
+        (option,) = options
         again = f"export its float32 bundle again with `asag-export --{option.replace('_', '-')} 4000`, and"
         with pytest.raises(ConfigError, match=again):
-            Detector.load(int8, **{option: value})
+            Detector.load(int8, **options)
 
 
 def test_a_deadline_is_of_one_call(detector: Detector) -> None:

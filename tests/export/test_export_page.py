@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asag_deploy.bundle.manifest import Precision
 from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.engines.cli import add_engine_options
 from support.tiny_bundle import make_bundle, tiny_manifest
@@ -53,7 +54,7 @@ def test_every_variant_is_there() -> None:
 @pytest.mark.parametrize(
     ("module", "precision"), [("asag_export.cli", "fp16"), ("asag_export.quantize.cli", "int8")]
 )
-def test_what_a_damaged_bundle_says_to_run_is_a_command(module: str, precision: str) -> None:
+def test_what_a_damaged_bundle_says_to_run_is_a_command(module: str, precision: Precision) -> None:
     cli = pytest.importorskip(module)
     manifest = dataclasses.replace(tiny_manifest(), precision=precision)
     (command,) = re.findall("`(.*)`", export_again(manifest))

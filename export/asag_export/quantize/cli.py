@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     if not options.quiet:
         print(format_quantization(result.report))
-        print(f"{result.bundle.path}: {result.bundle.manifest.variant}, int8, ready for asag-detect")
+        print(f"{options.output_dir}: {result.bundle.manifest.variant}, int8, ready for asag-detect")
     if result.report.failures():
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although quantising costs too much")
     return 0
