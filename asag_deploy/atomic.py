@@ -124,7 +124,9 @@ def check_replaceable(
             f"'{shown}' holds {what}, so it is not replaced; choose a new or an empty directory"
         )
     if not overwrite:
-        raise OutputError(f"'{shown}' already exists; choose another directory, or ask to overwrite it")
+        raise OutputError(
+            f"'{shown}' already exists; choose another directory, or replace it with --overwrite"
+        )
     foreign = _foreign(final, (marker, *parts))
     if foreign is not None:
         raise OutputError(

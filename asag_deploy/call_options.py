@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from asag_deploy.bundle.manifest import Level, Manifest, Mode, Probing
+from asag_deploy.bundle.manifest_json import export_again, export_with
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stopping import StopRule, stop_rule
 
@@ -107,12 +108,12 @@ class CallLimits:
         if cap > probing.anchor_cap:
             raise ConfigError(
                 f"anchor_cap is {cap}, and the bundle was exported for {probing.anchor_cap} at most; "
-                f"export it again with `asag-export --anchor-cap {cap}`"
+                f"{export_with(self.manifest, f'--anchor-cap {cap}')}"
             )
         if cap < probing.anchor_cap and not probing.cap_can_be_lowered:
             raise ConfigError(
                 f"anchor_cap is {cap}, and the bundle is of a release whose cap of {probing.anchor_cap} is "
-                "fixed; export it again with `asag-export`"
+                f"fixed; {export_again(self.manifest)}"
             )
         return dataclasses.replace(probing, anchor_cap=cap)
 
@@ -126,7 +127,7 @@ class CallLimits:
         if most > exported:
             raise ConfigError(
                 f"max_detections is {most}, and the bundle was exported for {exported} at most; "
-                f"export it again with `asag-export --max-detections {most}`"
+                f"{export_with(self.manifest, f'--max-detections {most}')}"
             )
         return most
 

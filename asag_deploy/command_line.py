@@ -10,10 +10,11 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from tqdm import tqdm
 
@@ -93,6 +94,8 @@ def exit_code(
     `head`, gives 2, and so does an output that takes no more; messages on stderr that nobody takes stop
     nothing.  argparse's own exits, after --help or --version, are taken as they are.
     """
+    if IS_PROGRAM:
+        say_warnings(program)
     with _messages(), Interruption() as interruption:
         try:
             code = _exit_code(program, lambda: _uncovered(command, interruption), codes)
@@ -104,6 +107,16 @@ def exit_code(
     if IS_PROGRAM:
         end_without_what_is_left(code)
     return code
+
+
+def say_warnings(program: str) -> None:
+    """Let Python's warnings be one sentence each on stderr from now on, without file and line."""
+
+    def say(message: Warning | str, *where: Any, **place: Any) -> None:
+        with contextlib.suppress(OSError):
+            tqdm.write(f"{program}: warning: {printable(str(message))}", file=sys.stderr)
+
+    warnings.showwarning = cast(Any, say)
 
 
 def _uncovered(command: Callable[[], int], interruption: Interruption) -> int:

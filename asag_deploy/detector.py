@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy import pipeline
-from asag_deploy.backends import open_network
+from asag_deploy.backends import check_runs_here, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Mode
@@ -168,6 +168,7 @@ class Detector:
             "max_detections": max_detections,
             "anchor_cap": anchor_cap,
         }
+        check_runs_here(backend)  # before a bundle is fetched
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         check_stages(opened)
         rule = stop_rule(opened.manifest, mode, max_level)

@@ -40,6 +40,16 @@ def check_backend(name: str) -> None:
         raise ConfigError(f"unknown backend '{name}'; the backends are {', '.join(BACKENDS)}")
 
 
+def check_runs_here(backend: str | None) -> None:
+    """Raise, before a bundle is opened, ConfigError for an unknown backend, BackendError for one that lacks
+    something on this machine; None is the default one."""
+    name = DEFAULT_BACKEND if backend is None else backend
+    check_backend(name)
+    problem = BACKENDS[name].problem()
+    if problem is not None:
+        raise BackendError(f"the backend '{name}' cannot run on this machine: {problem}")
+
+
 def open_network(
     backend: str | None, bundle: Bundle, threads: int | None = None, requests: int = 1
 ) -> Network:
@@ -47,15 +57,11 @@ def open_network(
 
     Raises ConfigError for a name that is not in `BACKENDS`, BackendError if this machine cannot run it.
     """
-    name = DEFAULT_BACKEND if backend is None else backend
-    check_backend(name)
+    check_runs_here(backend)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1, or None for the backend's choice")
     if requests < 1:
         raise ConfigError(f"requests is {requests}; expected at least 1 call at a time")
-    problem = BACKENDS[name].problem()
-    if problem is not None:
-        raise BackendError(f"the backend '{name}' cannot run on this machine: {problem}")
-    network = BACKENDS[name].open(bundle, threads=threads, requests=requests)
+    network = BACKENDS[backend or DEFAULT_BACKEND].open(bundle, threads=threads, requests=requests)
     return_freed_memory()
     return kept_in_forks(network)

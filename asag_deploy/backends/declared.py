@@ -24,7 +24,7 @@ def check_declared(
     if problem is not None:
         raise BundleCorruptError(
             f"'{bundle.graph_path(name)}' is not the graph that {MANIFEST} describes: {problem}; "
-            f"{export_again(bundle.manifest.variant)}"
+            f"{export_again(bundle.manifest)}"
         )
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from asag_deploy.atomic import atomic_directory
+from asag_deploy.atomic import atomic_directory, check_replaceable
 from asag_deploy.bundle.manifest import GraphSpec, Level, Manifest, Precision, TensorSpec
 from asag_deploy.bundle.manifest_json import export_again, manifest_from_json, manifest_to_json
 from asag_deploy.bundle.model_card import MODEL_CARD, model_card
@@ -59,9 +59,7 @@ class Bundle:
         manifest = manifest_from_json(_read_manifest(directory), str(directory / MANIFEST))
         problem = _contradiction(manifest)
         if problem is not None:
-            raise BundleCorruptError(
-                f"in '{directory / MANIFEST}', {problem}; {export_again(manifest.variant)}"
-            )
+            raise BundleCorruptError(f"in '{directory / MANIFEST}', {problem}; {export_again(manifest)}")
         _verify_graphs(directory, manifest)
         return cls(path=directory.absolute(), manifest=manifest)
 
@@ -69,6 +67,10 @@ class Bundle:
     def fingerprint(self) -> str:
         """A text that two bundles have in common only if everything in them is the same."""
         return hashlib.sha256(manifest_to_json(self.manifest).encode()).hexdigest()
+
+    def as_named(self, given: Path) -> Path:
+        """Return the bundle's directory as the user named it; its own path where that was an address."""
+        return given if given.is_dir() else self.path
 
     def graph_path(self, name: str) -> Path:
         """Return the file of the stage graph called `name` (KeyError if the bundle has none)."""
@@ -135,6 +137,11 @@ class BundleWriter:
         return bundle
 
 
+def check_bundle_place(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise OutputError where `write_bundle` would not write, before what takes minutes."""
+    check_replaceable(output_dir, overwrite=overwrite, marker=MANIFEST, parts=PARTS)
+
+
 @contextmanager
 def write_bundle(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BundleWriter]:
     """Give a writer for a new bundle, which appears at `output_dir` only when the block ends without error.
@@ -159,7 +166,7 @@ def _read_manifest(directory: Path) -> bytes:
     if not exists:
         raise BundleNotFoundError(
             f"there is no bundle '{directory}'; check the path, or make one with "
-            f"`asag-export --checkpoint FILE --variant NAME --output-dir '{directory}'`"
+            f"`asag-export --checkpoint FILE --output-dir '{directory}'`"
         )
     if not directory.is_dir():
         raise BundleNotFoundError(f"'{directory}' is a file, but a bundle is a directory; pass the directory")
@@ -257,13 +264,13 @@ def _verify_graphs(directory: Path, manifest: Manifest) -> None:
         if digest != graph.sha256:
             raise BundleCorruptError(
                 f"'{directory / graph.file}' is truncated or was altered, its SHA-256 is not the one in "
-                f"{MANIFEST}; copy the bundle again, or {export_again(manifest.variant)}"
+                f"{MANIFEST}; copy the bundle again, or {export_again(manifest)}"
             )
 
 
 def _digest(file: Path, manifest: Manifest) -> str:
     """Return the SHA-256 of a graph's file; raise BundleCorruptError if it cannot be read."""
-    again = f"copy the bundle again, or {export_again(manifest.variant)}"
+    again = f"copy the bundle again, or {export_again(manifest)}"
     try:
         _check_regular(file)
         with file.open("rb") as stream:
@@ -289,7 +296,7 @@ def _check_weights(file: Path, manifest: Manifest) -> None:
     if _EXTERNAL_WEIGHTS in file.read_bytes():
         raise BundleCorruptError(
             f"'{file}' has weights in another file, for which {MANIFEST} does not vouch; copy the bundle "
-            f"again, or {export_again(manifest.variant)}"
+            f"again, or {export_again(manifest)}"
         )
 
 

@@ -15,9 +15,25 @@ from asag_deploy.errors import BundleCorruptError, BundleVersionError, FieldErro
 from asag_deploy.typed_json import parse_json, read_fields
 
 
-def export_again(variant: str = "NAME") -> str:
-    """Write the half sentence that says how to export a bundle again."""
-    return f"export it again with `asag-export --checkpoint FILE --variant {variant} --output-dir DIR`"
+def export_again(manifest: Manifest | None = None) -> str:
+    """Write the half sentence that says how to make a bundle again.
+
+    manifest: the bundle's, where it can be read: it tells which program made it.  No variant is named: the
+    checkpoint's file says it, and not every variant of a bundle is one that `asag-export` knows by name.
+    """
+    if manifest is not None and manifest.precision == "int8":
+        return "quantise its float32 bundle again with `asag-quantize BUNDLE --images PATH --output-dir DIR`"
+    return "export it again with `asag-export --checkpoint FILE --output-dir DIR`"
+
+
+def export_with(manifest: Manifest, options: str) -> str:
+    """Write the half sentence that says how to make a bundle again so that it can do more.
+
+    options: of `asag-export`, such as `--anchor-cap 300`.
+    """
+    if manifest.precision == "int8":
+        return f"export its float32 bundle again with `asag-export {options}`, and quantise that again"
+    return f"export it again with `asag-export {options}`"
 
 
 def manifest_to_json(manifest: Manifest) -> str:

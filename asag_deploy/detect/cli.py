@@ -178,7 +178,7 @@ def _doctor(options: Options) -> int:
     if options.bundle is not None:
         bundle = Bundle.open(options.bundle)
         options.detector.load(bundle).close()
-        print(f"\n{describe_bundle(bundle)}")
+        print(f"\n{describe_bundle(bundle, options.bundle)}")
     return ALL_FINE
 
 

@@ -107,12 +107,13 @@ def describe(backends: Sequence[BackendReport], computer: MachineReport) -> str:
     return "\n".join(lines)
 
 
-def describe_bundle(bundle: Bundle) -> str:
-    """Write what a bundle holds, and for which GPUs and canvases engines lie in it."""
+def describe_bundle(bundle: Bundle, given: Path) -> str:
+    """Write what a bundle, which the user called `given`, holds, and for which GPUs and canvases engines lie
+    in it."""
     manifest = bundle.manifest
     weights = "trained" if manifest.trained else "untrained"
     sound = (
-        f"bundle '{bundle.path}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
+        f"bundle '{bundle.as_named(given)}' is sound: {manifest.variant} ({manifest.precision_in_words}, "
         f"{weights} weights, {plural(len(manifest.categories), 'class')}), written by {manifest.producer}"
     )
     lines = [sound]

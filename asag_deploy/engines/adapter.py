@@ -289,9 +289,14 @@ def _install(engine_format: Format) -> str:
     return "`pip install tensorrt`, on the machine with the GPU"
 
 
-def _register(path: Path) -> None:
+def check_plugin_file(path: Path) -> None:
+    """Raise ConfigError if there is no file of plugins at `path`."""
     if not path.is_file():
         raise ConfigError(f"there is no plugin library '{path}'; build it as plugins/README.md says")
+
+
+def _register(path: Path) -> None:
+    check_plugin_file(path)
     try:
         # Its symbols must be found by the library that deserialises engines.
         library = ctypes.CDLL(os.fspath(path.resolve()), mode=ctypes.RTLD_GLOBAL)

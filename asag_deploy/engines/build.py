@@ -14,9 +14,10 @@ from pathlib import Path
 from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.bundle import Bundle
-from asag_deploy.bundle.manifest import GraphSpec, Precision
+from asag_deploy.bundle.manifest import GraphSpec, Precision, Preprocessing
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.cuda.driver import Gpu
-from asag_deploy.engines.adapter import CompileOptions, Library, open_library
+from asag_deploy.engines.adapter import CompileOptions, Library, check_plugin_file, open_library
 from asag_deploy.engines.host_work import read_host_work
 from asag_deploy.engines.parser_graph import (
     Plugin,
@@ -121,6 +122,22 @@ class BuildReport:
     plugins: tuple[str, ...]
 
 
+def check_targets(options: BuildOptions) -> None:
+    """Raise now what `build_engines` would of its library, of GPUs and of the plugins' file.
+
+    For callers that make the bundle first, which takes minutes.
+    """
+    _targets(open_library(options.engine_format), options, find_gpu())
+    if options.plugins is not None:
+        check_plugin_file(options.plugins)
+
+
+def check_canvases(options: BuildOptions, preprocessing: Preprocessing) -> None:
+    """Raise ConfigError for a canvas that is of no use to pictures that are resized by this rule."""
+    for canvas in options.canvases:
+        check_canvas(canvas, preprocessing)
+
+
 def build_engines(
     bundle: Bundle, options: BuildOptions, *, progress: Progress = lambda step, done, total: None
 ) -> BuildReport:
@@ -133,7 +150,7 @@ def build_engines(
     _check_precision(bundle, options)
     if not bundle.manifest.graphs:
         raise BundleCorruptError(
-            f"the bundle '{bundle.path}' holds no graphs; export it again with `asag-export`"
+            f"the bundle '{bundle.path}' holds no graphs; {export_again(bundle.manifest)}"
         )
     canvases = _canvases(bundle, options)
     require_onnx()
@@ -296,8 +313,7 @@ def _spells_out_products(target: Target, library: Library) -> bool:
 
 def _canvases(bundle: Bundle, options: BuildOptions) -> tuple[Canvas, ...]:
     preprocessing = bundle.manifest.preprocessing
-    for canvas in options.canvases:
-        check_canvas(canvas, preprocessing)
+    check_canvases(options, preprocessing)
     usual = default_canvases(preprocessing) if options.usual_canvases else ()
     return in_order((*options.canvases, *usual))
 
@@ -346,11 +362,13 @@ def _plugins(library: Library, bundle: Bundle, options: BuildOptions) -> tuple[P
     return library.load_plugins(options.plugins, sorted(used))
 
 
-def summary(report: BuildReport, bundle: Bundle) -> Sequence[str]:
-    """Summarise the report in a few lines for people."""
-    folders = sorted({str(path.parent) for path in (*report.built, *report.current)})
+def summary(report: BuildReport, bundle: Bundle, given: Path) -> Sequence[str]:
+    """Summarise the report in a few lines for people; `given` is what they called the bundle."""
+    shown = bundle.as_named(given)
+    places = {path.parent.relative_to(bundle.path) for path in (*report.built, *report.current)}
+    folders = sorted(str(shown / place) for place in places)
     if not report.built:
-        lines = [f"nothing to do: all {len(report.current)} engines of '{bundle.path}' are current"]
+        lines = [f"nothing to do: all {len(report.current)} engines of '{shown}' are current"]
     else:
         current = plural(len(report.current), "was current", "were current")
         kept = f", {current}" if report.current else ""

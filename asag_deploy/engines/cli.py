@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     report = build_with_progress(bundle, wanted, quiet=options.quiet)
     if not options.quiet:
-        print("\n".join(summary(report, bundle)))
+        print("\n".join(summary(report, bundle, options.bundle)))
     return 0
 
 

@@ -99,7 +99,7 @@ def _input_range(
         if isinstance(size, str) and size not in sizes:
             raise BundleCorruptError(
                 f"the input '{spec.name}' of the graph '{graph.name}' has a dynamic size '{size}' that this "
-                f"release does not know; {export_again(manifest.variant)}"
+                f"release does not know; {export_again(manifest)}"
             )
         ranges.append(sizes[size] if isinstance(size, str) else _Range(least=size, usual=size, most=size))
     return InputRange(

@@ -47,9 +47,7 @@ def check_stages(bundle: Bundle) -> None:
     """Raise BundleCorruptError if a stage of a bundle takes or gives something else than the loop does."""
     problem = next(_problems(bundle.manifest), None)
     if problem is not None:
-        raise BundleCorruptError(
-            f"in '{bundle.path / MANIFEST}', {problem}; {export_again(bundle.manifest.variant)}"
-        )
+        raise BundleCorruptError(f"in '{bundle.path / MANIFEST}', {problem}; {export_again(bundle.manifest)}")
 
 
 def stage_contracts(manifest: Manifest) -> dict[str, StageContract]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Mode
+from asag_deploy.bundle.manifest_json import export_with
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stages import Counts
 from asag_deploy.loop.trace import StopReason
@@ -45,7 +46,7 @@ def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) ->
     if mode == "exact" and probing.mode == "fast":
         raise ConfigError(
             "the bundle was exported for mode 'fast' and cannot run in mode 'exact'; "
-            "export it again with `asag-export --mode exact`"
+            f"{export_with(manifest, '--mode exact')}"
         )
     levels: list[Level] = [FIRST_LEVEL, *(level.level for level in probing.levels)]
     deepest = levels[-1] if max_level is None else max_level
@@ -54,7 +55,7 @@ def stop_rule(manifest: Manifest, mode: Mode | None, max_level: Level | None) ->
     if deepest not in levels:
         raise ConfigError(
             f"max_level '{deepest}' is beyond the bundle, which was exported up to {levels[-1]}; "
-            f"export it again with `asag-export --levels {deepest.lower()}-p6`"
+            f"{export_with(manifest, f'--levels {deepest.lower()}-p6')}"
         )
     if mode == "exact":
         return StopRule(max_patches=probing.max_patches, max_level=deepest)

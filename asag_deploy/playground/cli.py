@@ -19,7 +19,7 @@ from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.playground.examples import list_examples, own_examples, prepare
 from asag_deploy.playground.looking import Ranges
 from asag_deploy.playground.page import make_page
-from asag_deploy.playground.server import make_server, silent_gradio
+from asag_deploy.playground.server import check_gradio, make_server, silent_gradio
 from asag_deploy.playground.shelf import Shelf
 from asag_deploy.playground.turns import Turns
 from asag_deploy.scratch import scratch_folder
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
+    check_gradio()
     chosen = detector_options(options)
     given = None if options.examples is None else list_examples(options.examples)
     # What takes a while, such as loading, comes after what may be wrong.

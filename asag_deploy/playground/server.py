@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 MOST_UPLOADED = "50mb"
 _GRACE_SECONDS = 2
 """For detections to end in; open pages would keep their connections for ever."""
+
+
+def check_gradio() -> None:
+    """Raise ConfigError, before a bundle is loaded, if Gradio is not installed.
+
+    It is looked for and not imported, since it reads its settings from the environment when it is.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        error = ModuleNotFoundError("no module named gradio", name="gradio")
+        raise ConfigError(missing(error, "asag-playground", purpose="the playground"))
 
 
 @contextmanager

@@ -51,6 +51,17 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application."""
 
 
+def check_packages() -> None:
+    """Raise ConfigError, before a bundle is loaded, if a package that serving needs is missing."""
+    try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401  # for the first form
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
+
+
 def make_app(
     detector: ServedDetector,
     limits: Limits,
@@ -76,13 +87,11 @@ def make_app(
     Raises ConfigError for a value that makes no sense, or if a package that serving needs is missing.
     """
     defaults = Defaults(threshold=threshold, deadline_ms=deadline_ms, max_detections=max_detections)
-    try:
-        import python_multipart  # noqa: F401  # for the first form
-        from starlette.applications import Starlette
-        from starlette.exceptions import HTTPException
-        from starlette.routing import Route
-    except ImportError as error:
-        raise ConfigError(missing(error, "asag-serve", purpose="serving")) from None
+    check_packages()
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.routing import Route
+
     metrics = Metrics(detector.manifest, backend=backend, bundle=bundle, threshold=threshold)
     service = Service(detector, limits, metrics, batching=batching, warm_up=warm_up)
     state = _State()

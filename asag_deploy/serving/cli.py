@@ -25,7 +25,7 @@ from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.stopping import stop_rule
 from asag_deploy.serving.access_log import AccessLog
-from asag_deploy.serving.app import make_app
+from asag_deploy.serving.app import check_packages, make_app
 from asag_deploy.serving.batching import MOST_IMAGES, Batching
 from asag_deploy.serving.limits import Limits
 from asag_deploy.serving.protocol import Model
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    check_packages()
     chosen = detector_options(options)
     limits = Limits(
         requests=chosen.requests,

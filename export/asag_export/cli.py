@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asag_deploy.bundle.bundle import check_bundle_place
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import (
     MOST_PIXELS,
@@ -16,8 +17,7 @@ from asag_deploy.command_line import (
     progress,
     whole_number,
 )
-from asag_deploy.engines.adapter import open_library
-from asag_deploy.engines.build import BuildOptions, summary
+from asag_deploy.engines.build import BuildOptions, check_canvases, check_targets, summary
 from asag_deploy.engines.cli import (
     add_engine_options,
     build_with_progress,
@@ -121,7 +121,11 @@ def _run(options: argparse.Namespace) -> int:
     from asag_export.gate.parity import format_report
 
     engines = _engines(options)  # before an export that takes minutes
+    check_bundle_place(options.output_dir, overwrite=options.overwrite)
     checkpoint = _with_limits(_checkpoint(options), options)
+    preprocessing = _preprocessing(options, checkpoint)
+    if engines is not None:
+        check_canvases(engines, preprocessing)
     steps = 4 + len(MANUAL_STOPS.get(options.levels, ()))
     with progress(total=steps, unit="step", quiet=options.quiet) as bar:
         notes = [] if options.quiet else _notes(options, checkpoint)
@@ -140,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
             mode=options.mode,
             precision=options.precision,
             opset=options.opset,
-            preprocessing=_preprocessing(options, checkpoint),
+            preprocessing=preprocessing,
             engines=engines,
             overwrite=options.overwrite,
             keep_failed=options.keep_failed,
@@ -156,19 +160,19 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"  layers of {stage}: {in_words(layers)}")
         manifest = result.bundle.manifest
         print(
-            f"{result.bundle.path}: {manifest.variant}, {manifest.precision_in_words}, ready for asag-detect"
+            f"{options.output_dir}: {manifest.variant}, {manifest.precision_in_words}, ready for asag-detect"
         )
     if not result.parity.passed or (result.engines is not None and not result.engines.report.passed):
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although it failed the parity gate")
     if engines is not None:
         report = build_with_progress(result.bundle, engines, quiet=options.quiet)
         if not options.quiet:
-            print("\n".join(summary(report, result.bundle)))
+            print("\n".join(summary(report, result.bundle, options.output_dir)))
     return 0
 
 
 def _engines(options: argparse.Namespace) -> BuildOptions | None:
-    """Read how engines are built, if they are asked for, and see that their library is there."""
+    """Read how engines are built, if they are asked for, and see that their library can build them."""
     if options.format not in FORMATS:
         raise ConfigError(f"unknown format '{options.format}'; choose one of {', '.join(FORMATS)}")
     if options.format == "onnx":
@@ -177,7 +181,7 @@ def _engines(options: argparse.Namespace) -> BuildOptions | None:
             raise ConfigError(f"{given[0]} is for engines; give --format tensorrt-rtx too, or leave it out")
         return None
     engines = engine_options(options, engine_format=options.format, precision=options.precision)
-    open_library(engines.engine_format)
+    check_targets(engines)
     return engines
 
 

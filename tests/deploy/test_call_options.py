@@ -237,6 +237,17 @@ def test_bundles_of_earlier_releases_have_one_cap(bundle: Bundle) -> None:
         assert detect(detector, anchor_cap=ANCHOR_CAP).trace.anchor_count == ANCHOR_CAP
 
 
+def test_an_int8_bundle_can_do_more_once_its_float32_bundle_can(bundle: Bundle) -> None:
+    """`asag-export` makes none in INT8."""
+    int8 = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precision="int8"))
+    asked: list[dict[str, Any]] = [{"anchor_cap": 4000}, {"max_detections": 4000}]
+    for options in asked:
+        (option,) = options
+        again = f"export its float32 bundle again with `asag-export --{option.replace('_', '-')} 4000`, and"
+        with pytest.raises(ConfigError, match=again):
+            Detector.load(int8, **options)
+
+
 def test_a_deadline_is_of_one_call(detector: Detector) -> None:
     assert detect(detector, deadline_ms=1e-9).trace.stop == StopReason.DEADLINE
     assert detect(detector, deadline_ms=60_000).trace.stop == StopReason.LAST_LEVEL

@@ -214,6 +214,33 @@ def test_engines_that_cannot_be_built_are_refused_before_the_export(
         assert not output.exists()
 
 
+@needs_rtx
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--gpu", "smx", "unknown GPU 'smx'; name its compute capability"),
+        ("--gpu", "sm90", "cannot build for sm90 (H100, H200)"),
+        ("--canvas", "801x1088", "the canvas 801x1088 is no multiple of 32 pixels; use 832x1088"),
+    ],
+)
+def test_so_are_gpus_and_canvases(
+    option: str,
+    value: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An export would fail here."""
+    monkeypatch.setattr("asag_export.bundle_export.export_bundle", None)
+    checkpoint = tmp_path / "small.safetensors"
+    save_checkpoint(checkpoint, small_checkpoint())
+    given = ["--checkpoint", str(checkpoint), "--output-dir", str(tmp_path / "bundle")]
+    assert export_main([*given, "--format", "tensorrt-rtx", option, value]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
 def _run(content: bytes, feed: dict[str, Any]) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

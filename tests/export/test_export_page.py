@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from asag_deploy.bundle.manifest import Precision
+from asag_deploy.bundle.manifest_json import export_again
 from asag_deploy.engines.cli import add_engine_options
-from support.tiny_bundle import make_bundle
+from support.tiny_bundle import make_bundle, tiny_manifest
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "export.md").read_text(encoding="utf-8")
@@ -45,6 +49,22 @@ def test_every_variant_is_there() -> None:
     named = set(re.findall(r"`(asag-[asd]-[\w-]+)`", PAGE))
     first = {name for name in config.VARIANTS if "-r101-" not in name or name.endswith("-100")}
     assert first <= named <= set(config.VARIANTS) | {"asag-a-bccd"}
+
+
+@pytest.mark.parametrize(
+    ("module", "precision"), [("asag_export.cli", "fp16"), ("asag_export.quantize.cli", "int8")]
+)
+def test_what_a_damaged_bundle_says_to_run_is_a_command(module: str, precision: Precision) -> None:
+    cli = pytest.importorskip(module)
+    manifest = dataclasses.replace(tiny_manifest(), precision=precision)
+    (command,) = re.findall("`(.*)`", export_again(manifest))
+    program, *words = shlex.split(command)
+    assert program == cli.PROGRAM
+    assert cli._parser().parse_args(words).output_dir == Path("DIR")
+
+
+def test_what_a_damaged_bundle_says_is_quoted() -> None:
+    assert export_again() in PAGE.replace("\n", " ")
 
 
 def test_its_python_runs(

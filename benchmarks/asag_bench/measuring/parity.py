@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asag_deploy.backends import check_backend, open_network
+from asag_deploy.backends import check_runs_here, open_network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.engines.build import BuildOptions
 from asag_deploy.errors import ConfigError
@@ -33,7 +33,7 @@ def judge(
     Raises BundleError, CheckpointError or BackendError if one cannot be used, ConfigError where a trained
     bundle's checkpoint is not given.
     """
-    check_backend(backend)
+    check_runs_here(backend)
     bundle = Bundle.open(path)
     check_stages(bundle)
     manifest = bundle.manifest

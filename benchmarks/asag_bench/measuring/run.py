@@ -40,6 +40,7 @@ from asag_bench.runners.peer_runner import open_peer
 from asag_bench.runners.peers import PEERS, Peer
 from asag_bench.runners.references import check_references, open_reference, rule_of
 from asag_bench.runners.runner import DetectorRunner, Runner, StoppedRunner
+from asag_deploy.backends import check_runs_here
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level
@@ -78,6 +79,8 @@ def run(plan: Plan) -> Result:
     check_references(plan.options.references, plan.checkpoint, bundle.manifest)
     check_shape(plan.options.shape, bundle.manifest.preprocessing)
     baseline = _baseline(plan, chosen)
+    for each in chosen:  # before the first is compiled
+        check_runs_here(each.options.backend)
     clocks = clocks_mhz()
     loaded = _load_detectors(chosen, opening_s)
     data, why_not = open_data(plan, loaded.detectors[0]) if plan.data else (None, None)

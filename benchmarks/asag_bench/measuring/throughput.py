@@ -30,7 +30,7 @@ from asag_bench.measuring.plan import check_shape
 from asag_bench.measuring.timing import Timings, are_stable, ratio
 from asag_bench.result import MethodResult, ThroughputBundle, ThroughputInput, ThroughputResult
 from asag_deploy import Bundle, Detections, Detector
-from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.backends import DEFAULT_BACKEND, check_runs_here
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.command_line import progress
 from asag_deploy.detector_options import DetectorOptions
@@ -107,6 +107,7 @@ def measure(plan: ThroughputPlan) -> ThroughputResult:
     manifest, options = bundle.manifest, plan.detector
     spec = manifest.preprocessing
     check_shape(plan.shape, spec)
+    check_runs_here(options.backend)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
         pictures = _pictures(plan, folder)

@@ -44,14 +44,19 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
     return files
 
 
+def check_count(count: int) -> None:
+    """Raise ConfigError if fewer pictures than `LEAST` are asked for."""
+    if count < LEAST:
+        asked = plural(count, "picture is asked for", "pictures are asked for")
+        raise ConfigError(f"{asked}; {_why_so_many()}")
+
+
 def choose(files: Sequence[Path], count: int) -> list[Path]:
     """Choose at most `count` of the files, evenly from first to last.
 
     Raises ConfigError if fewer than `LEAST` are asked for, DataError if there are fewer.
     """
-    if count < LEAST:
-        asked = plural(count, "picture is asked for", "pictures are asked for")
-        raise ConfigError(f"{asked}; {_why_so_many()}")
+    check_count(count)
     if len(files) < LEAST:
         there = "is" if len(files) == 1 else "are"
         raise DataError(f"there {there} {plural(len(files), 'picture')} to calibrate on; {_why_so_many()}")

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND
-from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.atomic import check_spares
+from asag_deploy.backends import BACKENDS, DEFAULT_BACKEND, check_runs_here
+from asag_deploy.bundle.bundle import Bundle, check_bundle_place
 from asag_deploy.command_line import (
     OneSentenceParser,
     exit_code,
@@ -20,8 +21,14 @@ from asag_deploy.command_line import (
 from asag_deploy.errors import ConfigError, ParityError
 from asag_evaluation.data.coco import TRAIN_SPLIT, VAL_SPLIT, CocoDataset
 from asag_evaluation.data.orientation import add_orientation_option
-from asag_export.quantize.calibration import DEFAULT_COUNT, choose, image_files, read_pictures
-from asag_export.quantize.cost import ACTIVATIONS, DEFAULT_MOST_LOSS, RESULTS, format_quantization
+from asag_export.quantize.calibration import DEFAULT_COUNT, check_count, choose, image_files, read_pictures
+from asag_export.quantize.cost import (
+    ACTIVATIONS,
+    DEFAULT_MOST_LOSS,
+    RESULTS,
+    check_measurable,
+    format_quantization,
+)
 
 PROGRAM = "asag-quantize"
 
@@ -83,6 +90,8 @@ def _run(options: argparse.Namespace) -> int:
 
     bundle = Bundle.open(options.bundle)
     check_quantizable(bundle)
+    check_spares(options.output_dir, bundle.path)
+    check_bundle_place(options.output_dir, overwrite=options.overwrite)
     data = _open_data(options, options.split or VAL_SPLIT, bundle, options.limit) if options.data else None
     for remark in [] if data is None or options.quiet else data.remarks():
         print(printable(remark))
@@ -110,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     if not options.quiet:
         print(format_quantization(result.report))
-        print(f"{result.bundle.path}: {result.bundle.manifest.variant}, int8, ready for asag-detect")
+        print(f"{options.output_dir}: {result.bundle.manifest.variant}, int8, ready for asag-detect")
     if result.report.failures():
         raise ParityError(f"the bundle at '{options.output_dir}' was kept although quantising costs too much")
     return 0
@@ -130,9 +139,14 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"unknown activations '{options.activations}'; choose one of {', '.join(ACTIVATIONS)}"
         )
+    check_count(options.count)
     unknown = [name for name in options.backends or () if name not in BACKENDS]
     if unknown:
         raise ConfigError(f"unknown backend '{unknown[0]}'; choose one of {', '.join(BACKENDS)}")
+    for name in options.backends or ():
+        check_runs_here(name)
+    if options.data is not None:
+        check_measurable()
 
 
 def _files(options: argparse.Namespace, bundle: Bundle) -> list[Path]:

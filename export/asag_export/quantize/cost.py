@@ -152,13 +152,20 @@ def compare_accuracy(
     )
 
 
+def check_measurable() -> None:
+    """Raise BackendError if AP cannot be measured here for want of a package."""
+    try:
+        import asag_evaluation.evaluate  # noqa: F401
+    except ImportError as error:
+        raise BackendError(missing(error, "asag-quantize", purpose="measuring AP")) from None
+
+
 def _average_precision(
     bundle: Bundle, backend: str, data: CocoDataset, on_image: Callable[[], object]
 ) -> float:
-    try:
-        from asag_evaluation.evaluate import evaluate
-    except ImportError as error:
-        raise BackendError(missing(error, "asag-quantize", purpose="measuring AP")) from None
+    check_measurable()
+    from asag_evaluation.evaluate import evaluate
+
     with Detector.load(bundle, backend=backend) as detector:
         found = evaluate(detector, data, on_image=lambda sample, detections: on_image()).coco.ap
     if found is None:

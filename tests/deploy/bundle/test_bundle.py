@@ -104,7 +104,18 @@ def test_altered_graph(bundle: Bundle) -> None:
         Bundle.open(bundle.path)
     assert str(error.value) == (
         f"'{file}' is truncated or was altered, its SHA-256 is not the one in manifest.json; copy the bundle "
-        "again, or export it again with `asag-export --checkpoint FILE --variant tiny --output-dir DIR`"
+        "again, or export it again with `asag-export --checkpoint FILE --output-dir DIR`"
+    )
+
+
+def test_a_damaged_int8_bundle_names_what_makes_such(bundle: Bundle) -> None:
+    change_manifest(bundle, lambda data: data.update(precision="int8"))
+    bundle.graph_path("decoder").write_bytes(b"")
+    with pytest.raises(BundleCorruptError) as error:
+        Bundle.open(bundle.path)
+    assert str(error.value).endswith(
+        "copy the bundle again, or quantise its float32 bundle again with "
+        "`asag-quantize BUNDLE --images PATH --output-dir DIR`"
     )
 
 

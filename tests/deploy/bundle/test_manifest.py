@@ -110,7 +110,7 @@ def test_wrong_type(where: str, value: object, message: str) -> None:
         read(data)
     assert str(error.value) == (
         f"in 'demo/manifest.json', {message}; "
-        "export it again with `asag-export --checkpoint FILE --variant NAME --output-dir DIR`"
+        "export it again with `asag-export --checkpoint FILE --output-dir DIR`"
     )
 
 

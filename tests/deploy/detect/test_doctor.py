@@ -130,9 +130,9 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bundle_and_its_engines(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     sound = f"bundle '{bundle.path}' is sound: tiny (fp32, untrained weights, 3 classes), written by tests"
-    assert doctor.describe_bundle(bundle) == sound
+    assert doctor.describe_bundle(bundle, bundle.path) == sound
     write_engines(bundle, canvases=(Canvas(64, 96), Canvas(64, 64)))
-    lines = doctor.describe_bundle(bundle).splitlines()
+    lines = doctor.describe_bundle(bundle, bundle.path).splitlines()
     assert lines[0] == sound
     shapes = "every shape, the canvas 64x64, the canvas 64x96"
     assert f"engines of tensorrt-rtx for sm86: {shapes}" in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from asag_deploy.backends import BACKENDS, open_network
 from asag_deploy.bundle.bundle import Bundle, write_bundle
 from asag_deploy.detector import Detector
 from asag_deploy.engines.build import BuildOptions, build_engines
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, Problem
 from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
 from asag_evaluation.data.doodles import draw_doodles
 from asag_export.quantize import graph_quantization
@@ -408,6 +409,26 @@ def test_options_that_make_no_sense(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert message in refused(small_bundle, tmp_path / "out", capsys, *options)
+
+
+def test_what_is_refused_before_pictures_are_read(
+    small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data set is not even there, and nothing can be looked for in it."""
+    data = ("--data", "nowhere")
+    assert "3 pictures are asked for" in refused(
+        small_bundle, tmp_path / "out", capsys, *data, "--count", "3"
+    )
+    missing = Problem("it is not installed", "install it")
+    monkeypatch.setattr(type(BACKENDS["openvino"]), "problem", lambda self: missing)
+    message = refused(small_bundle, tmp_path / "out", capsys, *data, "--backend", "openvino")
+    assert "the backend 'openvino' cannot run on this machine" in message
+    made = tmp_path / "made"
+    shutil.copytree(small_bundle.path, made)
+    assert main([str(small_bundle.path), *data, "--output-dir", str(made)]) == 2
+    assert (
+        "already exists; choose another directory, or replace it with --overwrite" in capsys.readouterr().err
+    )
 
 
 def test_bundles_that_cannot_be_quantised(
