@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,26 @@ def test_a_notebook_is_stored_as_it_was_written(notebook: Path) -> None:
     assert [cell for cell in code if cell["outputs"] or cell["execution_count"] is not None] == []
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     assert (content["nbformat"], texts(notebook)[0].startswith("# ")) == (4, True)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=_named)
+def test_a_notebook_says_first_what_it_needs(notebook: Path) -> None:
+    command = re.search(r"`pip install -e '\.\[([\w,-]+)\]' jupyter`", texts(notebook)[0])
+    assert command is not None
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(command[1].split(",")) <= extras.keys() - {"dev", "test", "docs"}
+
+
+def test_diagrams_fit_beside_the_sites_navigation() -> None:
+    lines = [
+        (page.name, line)
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.search(r"^[^|`]*->[^|`]*->", line) or line.strip().startswith("+--")
+    ]
+    assert ("index.md", "+--Detector--> detections + trace") in [(page, line.strip()) for page, line in lines]
+    assert {page for page, _ in lines} >= {"decide.md", "export.md"}
+    assert [(page, line) for page, line in lines if len(line) > 80] == []
 
 
 def test_the_reference_has_every_public_name() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.examples import PHOTOGRAPHS, PHOTOGRAPHS_SPLIT, photographs
 from asag_deploy.images.reading import read_image
@@ -103,6 +105,35 @@ def test_probing_is_worth_it(demo_run: DemoRun) -> None:
     }
     assert ap.keys() == {"exact", "fast", "stop at P4", "stop at P5"}
     assert ap["exact"] > ap["stop at P4"] > ap["stop at P5"]
+
+
+def test_what_the_bundle_is_exported_for_is_said(demo_run: DemoRun) -> None:
+    manifest = Bundle.open(demo_run.folder / "bundle").manifest
+    limits = manifest.probing.anchor_cap, manifest.postprocessing.max_detections
+    said = f"bundle is exported for {limits[0]} anchors and {limits[1]} detections; "
+    assert f"{said}--anchor-cap 150 --max-detections 100 give the table above" in demo_run.printed
+
+
+def test_the_ways_take_turns(demo_run: DemoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = list[tuple[str, int]]()
+    detect = Detector.__call__
+
+    def noting(detector: Detector, images: Any, **options: Any) -> Any:
+        found = detect(detector, images, **options)
+        if isinstance(images, list):  # the gallery's are single ones
+            rule = detector._limits.rule
+            called.append((rule.max_level, rule.min_selected))
+        return found
+
+    monkeypatch.setattr(Detector, "__call__", noting)
+    bundle = Bundle.open(demo_run.folder / "bundle")
+    dataset = CocoDataset.open(demo_run.folder / "scenes", VAL_SPLIT).first(3)
+    measured = scenes._measure(bundle, dataset, tmp_path / "gallery.jpg")
+    assert list(measured) == list(scenes._WAYS)
+    ways = called[:4]
+    assert len(set(ways)) == 4
+    assert called == ways * 3
+    assert [found.anchors.exit_levels for found in measured.values()][3] == {"P5": 3, "P4": 0, "P3": 0}
 
 
 def test_pictures(demo_run: DemoRun) -> None:
