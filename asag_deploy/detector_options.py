@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from asag_deploy.backends import DEFAULT_BACKEND, check_backend, open_network
 from asag_deploy.backends.network import Network
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level, Manifest, Mode
-from asag_deploy.call_options import CallLimits
+from asag_deploy.call_options import OPTION_NAMES, CallLimits
 from asag_deploy.command_line import (
     MOST_SECONDS,
     MOST_THREADS,
@@ -24,7 +26,7 @@ from asag_deploy.command_line import (
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_deploy.loop.loop import LOOPS, LoopChoice
-from asag_deploy.loop.stopping import StopRule
+from asag_deploy.loop.stopping import StopRule, stop_rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +55,40 @@ class DetectorOptions:
 
     def load(self, bundle: str | os.PathLike[str] | Bundle) -> Detector:
         """Load a detector; raises what `asag_deploy.Detector.load` does."""
-        return Detector.load(bundle, **dataclasses.asdict(self))
+        with _in_words_of_the_command_line():
+            return Detector.load(bundle, **dataclasses.asdict(self))
 
-    def check_limits(self, manifest: Manifest, rule: StopRule) -> None:
-        """Raise ConfigError, as loading a detector does, for limits that a network cannot keep."""
-        CallLimits(
-            manifest=manifest,
-            rule=rule,
-            deadline_ms=self.deadline_ms,
-            max_detections=self.max_detections,
-            anchor_cap=self.anchor_cap,
-        )
+    def stop_rule(self, manifest: Manifest) -> StopRule:
+        """Return the rule by which probing stops.
+
+        Raises ConfigError, as loading a detector does, for options that a network cannot keep.
+        """
+        with _in_words_of_the_command_line():
+            rule = stop_rule(manifest, self.mode, self.max_level)
+            CallLimits(
+                manifest=manifest,
+                rule=rule,
+                deadline_ms=self.deadline_ms,
+                max_detections=self.max_detections,
+                anchor_cap=self.anchor_cap,
+            )
+        return rule
 
     def open_network(self, bundle: Bundle) -> Network:
         """Load a bundle's network alone; raises what `asag_deploy.backends.open_network` does."""
         return open_network(self.backend, bundle, self.threads, self.requests)
+
+
+@contextlib.contextmanager
+def _in_words_of_the_command_line() -> Iterator[None]:
+    """Let a message that begins with an option's name in Python begin with its name on the command line."""
+    try:
+        yield
+    except ConfigError as error:
+        name, space, said = str(error).partition(" ")
+        if name not in OPTION_NAMES:
+            raise
+        raise ConfigError(f"--{name.replace('_', '-')}{space}{said}") from None
 
 
 def add_detector_options(

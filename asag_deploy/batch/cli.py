@@ -37,7 +37,6 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, detector_options
 from asag_deploy.errors import BackendError, ConfigError, SourceError, plural
-from asag_deploy.loop.stopping import stop_rule
 
 _MOST_ACTORS = 100_000
 _MOST_GPUS = 64
@@ -376,8 +375,7 @@ def _check_detector(detector: DetectorOptions, bundle: Bundle) -> None:
 
     if detector.backend is not None:
         check_backend(detector.backend)
-    rule = stop_rule(bundle.manifest, detector.mode, detector.max_level)
-    detector.check_limits(bundle.manifest, rule)
+    detector.stop_rule(bundle.manifest)
 
 
 def _check_apart(place: Place, sources: Sequence[Source]) -> None:

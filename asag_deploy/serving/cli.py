@@ -23,7 +23,6 @@ from asag_deploy.command_line import (
 )
 from asag_deploy.detector_options import add_detector_options, detector_options
 from asag_deploy.errors import ConfigError
-from asag_deploy.loop.stopping import stop_rule
 from asag_deploy.serving.access_log import AccessLog
 from asag_deploy.serving.app import check_packages, make_app
 from asag_deploy.serving.batching import MOST_IMAGES, Batching
@@ -66,7 +65,7 @@ def _serve(options: argparse.Namespace) -> int:
     # Loading takes seconds: what else may be wrong is seen before.
     with _log(options) as log, bind(options.host, options.port) as listener:
         bundle = Bundle.open(options.bundle)
-        chosen.check_limits(bundle.manifest, stop_rule(bundle.manifest, chosen.mode, chosen.max_level))
+        chosen.stop_rule(bundle.manifest)
         Model(options.model_name, bundle.manifest)
         # The most detections are applied to what is found, as a request may ask for more.
         with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector:

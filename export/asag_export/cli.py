@@ -199,6 +199,11 @@ def _with_limits(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpo
     """Give the network room for other numbers of anchors and detections than it was trained with."""
     from asag_training.checkpoints.checkpoint import change_settings
 
+    floor = checkpoint.config.anchor_floor
+    if options.anchor_cap is not None and options.anchor_cap < floor:
+        raise ConfigError(
+            f"--anchor-cap is {options.anchor_cap}; the network passes at least {floor} anchors"
+        )
     asked = {"anchor_cap": options.anchor_cap, "max_detections": options.max_detections}
     return change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from asag_deploy.backends import BACKENDS
 from asag_deploy.command_line import OneSentenceParser
 from asag_deploy.detector_options import DetectorOptions, add_detector_options, backends_of, detector_options
 from asag_deploy.errors import ConfigError
+from support.tiny_bundle import ANCHOR_CAP, MAX_DETECTIONS, make_bundle
 
 
 def parse(*arguments: str, several: bool = False) -> Any:
@@ -73,6 +75,30 @@ def test_nothing_asked_for_is_the_detectors_own_choice() -> None:
 def test_what_makes_no_sense_is_refused(arguments: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         detector_options(parse(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--anchor-cap", "1000"], f"--anchor-cap is 1000, and the bundle was exported for {ANCHOR_CAP}"),
+        (["--anchor-cap", "1"], "--anchor-cap is 1; the bundle's network passes at least"),
+        (["--max-detections", "99"], f"--max-detections is 99, and the bundle .* for {MAX_DETECTIONS} at"),
+        (["--max-level", "P3"], "--max-level 'P3' is beyond the bundle, which was exported up to P4"),
+    ],
+)
+def test_what_a_bundle_cannot_do_is_said_in_words_of_the_command_line(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", levels=("P4",))
+    chosen = detector_options(parse(*arguments))
+    for refused in (lambda: chosen.load(bundle), lambda: chosen.stop_rule(bundle.manifest)):
+        with pytest.raises(ConfigError, match=f"^{sentence}"):
+            refused()
+
+
+def test_what_names_no_option_stays_as_it_is() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown backend 'torch'"):
+        detector_options(parse("--backend", "torch")).load("some/bundle")
 
 
 def test_several_backends() -> None:

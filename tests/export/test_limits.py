@@ -87,7 +87,7 @@ def test_an_export_for_more(checkpoint: Path, tmp_path: Path, parity: ParityRepo
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--anchor-cap", "3"], "anchor_floor 5 and anchor_cap 3 is not possible"),
+        (["--anchor-cap", "3"], "error: --anchor-cap is 3; the network passes at least 5 anchors"),
         (["--anchor-cap", "0"], "--anchor-cap"),
         (["--max-detections", "-1"], "--max-detections"),
     ],

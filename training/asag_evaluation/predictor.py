@@ -11,7 +11,7 @@ from asag_deploy.bundle.manifest import Manifest
 from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.loop.contract import check_stages
-from asag_deploy.loop.stopping import StopRule, stop_rule
+from asag_deploy.loop.stopping import StopRule
 from asag_evaluation.evaluate import ProposalSource
 from asag_evaluation.metrics.proposals import ProposalLoop, gives_proposals
 
@@ -39,8 +39,7 @@ def bundle_predictor(bundle: Bundle, options: DetectorOptions | None = None) -> 
         return Predictor(detector=chosen.load(bundle), name=name, proposals=None)
     # First, so that options that make no sense are refused before the network is loaded.
     check_stages(bundle)
-    rule = stop_rule(manifest, chosen.mode, chosen.max_level)
-    chosen.check_limits(manifest, rule)
+    rule = chosen.stop_rule(manifest)
     return proposing_predictor(
         manifest, chosen.open_network(bundle), rule, chosen, name=name, requests=chosen.requests
     )

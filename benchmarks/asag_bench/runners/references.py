@@ -104,7 +104,7 @@ def rule_of(manifest: Manifest, options: DetectorOptions) -> Rule:
 
     Raises ConfigError for options that make no sense with the bundle.
     """
-    stop_rule(manifest, options.mode, options.max_level)
+    options.stop_rule(manifest)
 
     def rule(max_level: Level | None) -> StopRule:
         given = [level for level in (max_level, options.max_level) if level is not None]

@@ -40,7 +40,7 @@ def given(tmp_path: Path) -> Path:
         (["bundle", "a", "--backend", "caffe"], "unknown backend 'caffe'"),
         (
             ["bundle", "a", "--max-detections", "11"],
-            "max_detections is 11, and the bundle was exported for 10",
+            "--max-detections is 11, and the bundle was exported for 10",
         ),
         (["bundle", "a", "--address", "somewhere"], "--address is 'somewhere'; it must be host:port"),
         (["bundle", "a", "--address", "ray://h:10001"], "--address is 'ray://h:10001'; it must be host:port"),

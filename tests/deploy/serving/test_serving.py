@@ -250,7 +250,7 @@ def test_the_command_says_that_it_is_not_ready_before_it_stops(tmp_path: Path) -
             ["BUNDLE", "--access-log", "/no/such/folder/log"],
             "access log '/no/such/folder/log' cannot be opened",
         ),
-        (["BUNDLE", "--max-detections", "1000"], "max_detections is 1000"),
+        (["BUNDLE", "--max-detections", "1000"], "error: --max-detections is 1000, and the"),
         (["BUNDLE", "--port", "70000"], "--port is 70000"),
         (["BUNDLE", "--host", "no such host"], "could not listen on no such host"),
         (["BUNDLE", "--requests", "0"], "--requests is 0"),

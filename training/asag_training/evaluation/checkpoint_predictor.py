@@ -15,7 +15,6 @@ import torch
 from asag_deploy import __version__
 from asag_deploy.bundle.manifest import Category, Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
-from asag_deploy.loop.stopping import stop_rule
 from asag_evaluation.predictor import Predictor, proposing_predictor
 from asag_training.checkpoints import Checkpoint, load_checkpoint, select_head
 from asag_training.checkpoints.published import about_heads
@@ -116,6 +115,6 @@ def network_predictor(
         postprocessing=postprocessing_plan(model.config),
         graphs=(),
     )
-    rule = stop_rule(manifest, chosen.mode, chosen.max_level)
+    rule = chosen.stop_rule(manifest)
     name = f"{model.config.variant} (torch)"
     return proposing_predictor(manifest, TorchNetwork(stages, device), rule, chosen, name=name)
