@@ -126,6 +126,9 @@ class TestCommand:
         output = capsys.readouterr().out
         assert "1 image, " in output
         assert "3 images, " in output  # what is in the whole file is said too
+        assert "measured on 1 of 3 images\n" in output
+        assert main([str(bundle), "--data", str(data), "--limit", "3"]) == 0
+        assert "measured on" not in capsys.readouterr().out
         assert main([str(bundle), "--data", str(data), "--quiet"]) == 0
         assert capsys.readouterr().out == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,20 @@ def test_classes_of_a_checkpoint_decide_the_labels(tmp_path: Path) -> None:
     dataset = CocoDataset.open(tmp_path, categories=renumbered)
     assert (dataset.categories, dataset[0].labels.tolist()) == (renumbered, [0])
     assert [each["category_id"] for each in dataset.ground_truth()["annotations"]] == [0]
-    with pytest.raises(DataError, match=r"has the class 'cup' \(id 7\), which is not among the 1 class of"):
-        CocoDataset.open(tmp_path, categories=known[2:])
-    with pytest.raises(DataError, match="class id 3 is 'ball', but in the network it is 'bowl'"):
-        CocoDataset.open(tmp_path, categories=(known[1], Category(id=3, name="bowl")))
+    for part, remedy in ((known[2:], r" \(.*`asag-data voc --classes`.*\)$"), (known[:1], "classes$")):
+        unknown = rf"'(cup|ball)', which the network does not know \(it knows {part[0].name}\)"
+        with pytest.raises(DataError, match=f"has the class {unknown}") as caught:
+            CocoDataset.open(tmp_path, categories=part)
+        assert re.search(remedy, str(caught.value))
+    many = [Category(id=i, name=f"c{i}") for i in range(9)]
+    with pytest.raises(DataError, match=r"it knows c0, c1, c2, c3, c4, c5 and 3 more\)"):
+        CocoDataset.open(tmp_path, categories=many)
+    twice = (Category(id=3, name="ball"), Category(id=8, name="cup"), Category(id=9, name="cup"))
+    with pytest.raises(DataError, match=r"class id 7 is 'cup', but in the network it has no such id, and as"):
+        CocoDataset.open(tmp_path, categories=twice)
+    turned = (Category(id=3, name="cup"), Category(id=7, name="ball"), Category(id=9, name="cup"))
+    with pytest.raises(DataError, match="id 3 is 'ball', but in the network it is 'cup', and as several"):
+        CocoDataset.open(tmp_path, categories=turned)
 
 
 def test_orientation_that_the_annotations_ignore(tmp_path: Path) -> None:

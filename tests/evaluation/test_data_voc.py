@@ -349,7 +349,8 @@ def test_names_of_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_parts_of_other_classes_are_told_how_to_agree(tmp_path: Path) -> None:
-    for name, content in (("train", BALL), ("val", xml(thing("cup", 1, 2, 21, 32)))):
+    both = xml(thing("ball", 1, 2, 21, 32), thing("cup", 1, 2, 21, 32))
+    for name, content in (("train", BALL), ("val", both)):
         write(tmp_path / name, {"a": content})
         convert_voc(tmp_path / name, tmp_path / "coco", split=name)
     known = CocoDataset.open(tmp_path / "coco", "train").categories

@@ -14,7 +14,7 @@ from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.errors import ConfigError
 from asag_deploy.processing.postprocess import Found
-from asag_evaluation.data.annotations import check_categories
+from asag_evaluation.data.annotations import labels_of
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_evaluation.data.records import ImageRecord
 from asag_evaluation.metrics.anchors import AnchorMetrics, ProbedImage, anchor_metrics, average_recall
@@ -93,7 +93,7 @@ def evaluate_together(
         raise ConfigError("there are no images to evaluate on")
     for detector, _ in detectors:
         if dataset.categories != detector.manifest.categories:
-            check_categories(dataset.categories, detector.manifest.categories, str(dataset.image_dir))
+            labels_of(dataset.categories, detector.manifest.categories, str(dataset.image_dir))
             raise ConfigError(
                 "the data set's labels are not the network's: open it with the network's categories"
             )

@@ -106,8 +106,8 @@ def test_how_far_to_probe_is_an_option(tmp_path: Path) -> None:
         (["--threads", "2"], "--threads and --requests are for bundles"),
         (["--requests", "2"], "--threads and --requests are for bundles"),
         (["--head", "aux_7"], "there is no head 'aux_7'"),
-        ([], "class id 3 is 'ball', but in the network it is 'triangle'"),
-        (["--backend", "torch"], "class id 3 is 'ball', but in the network it is"),
+        ([], "has the class 'ball', which the network does not know (it knows disc"),
+        (["--backend", "torch"], "has the class 'ball', which the network does not know"),
     ],
 )
 def test_errors_are_one_sentence(

@@ -123,6 +123,8 @@ def test_the_program_prints_and_writes_a_table(
     command += ["--set", "score_low=0.05,0.5", "--set", "detection_nms_iou=0.5", "--limit", "2"]
     assert main(command) == 0
     out = capsys.readouterr().out.splitlines()
+    assert out[1].startswith("3 images, ")
+    assert "measured on 2 of 3 images" in out
     assert out[-3].split()[:3] == ["score_low", "detection_nms_iou", "AP"]
     assert [line.split()[0] for line in out[-2:]] == ["0.05", "0.5"]
     written = json.loads((output / "sweep.json").read_text())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import DataError, plural
+from asag_deploy.errors import DataError
 from asag_deploy.images.file_names import said_name
 from asag_evaluation.data.assembly import Found
 from asag_evaluation.data.columns import NO_ID
@@ -22,42 +22,52 @@ from asag_evaluation.data.image_files import ImageFiles, is_file, stored_size
 from asag_evaluation.data.records import ImageEntry, Objects
 from asag_evaluation.data.values import box_around, box_of, flag, number, whole_number
 
-_SAME_CLASSES = (
-    "use a data set of the same classes (`asag-data voc --classes` gives all parts the same, in one order)"
-)
-
-
-def check_categories(found: Sequence[Category], known: Sequence[Category], where: str) -> None:
-    """Check that every class of a data set is one a network knows, under the same id.
-
-    Raises DataError, naming the first one that is not.
-    """
-    names = {category.id: category.name for category in known}
-    for category in found:
-        if category.id not in names:
-            raise DataError(
-                f"'{where}' has the class '{category.name}' (id {category.id}), which is not among the "
-                f"{plural(len(known), 'class')} of the network: {_SAME_CLASSES}"
-            )
-        if names[category.id] != category.name:
-            raise DataError(
-                f"in '{where}' class id {category.id} is '{category.name}', but in the network it is "
-                f"'{names[category.id]}': {_SAME_CLASSES}"
-            )
+_NAMED = 6
+"""As many classes a message names."""
 
 
 def labels_of(own: Sequence[Category], known: Sequence[Category], where: str) -> list[int]:
     """Return the label that each class of a file has in a network.
 
-    It is known by its name, whatever its number, unless another has the same; DataError for one that is not.
+    It is known by its name, whatever its number, unless another has the same: then by both.  Raises
+    DataError, naming the first class that the network does not know.
     """
-    by_name = {category.name: label for label, category in enumerate(known)}
+    names = {category.name for category in known}
+    for category in own:
+        if category.name not in names:
+            raise DataError(_unknown_class(category.name, own, known, where))
     counts = [Counter(category.name for category in categories) for categories in (own, known)]
-    if any(count[category.name] != 1 for category in own for count in counts):
-        check_categories(own, known, where)
-        by_id = {category.id: label for label, category in enumerate(known)}
-        return [by_id[category.id] for category in own]
+    if any(count[category.name] > 1 for category in own for count in counts):
+        return _labels_by_id(own, known, where)
+    by_name = {category.name: label for label, category in enumerate(known)}
     return [by_name[category.name] for category in own]
+
+
+def _unknown_class(name: str, own: Sequence[Category], known: Sequence[Category], where: str) -> str:
+    """Say that a network does not know a class, and what helps."""
+    more = len(known) - _NAMED
+    those = ", ".join(category.name for category in known[:_NAMED])
+    if more > 0:
+        those += f" and {more} more"
+    advice = "use a data set of its classes"
+    if {category.name for category in own} & {category.name for category in known}:  # parts of one, maybe
+        advice += " (of Pascal VOC's layout, `asag-data voc --classes` gives all parts the same)"
+    return f"'{where}' has the class '{name}', which the network does not know (it knows {those}): {advice}"
+
+
+def _labels_by_id(own: Sequence[Category], known: Sequence[Category], where: str) -> list[int]:
+    """Return the labels where several classes have one name, which only ids tell apart (else DataError)."""
+    by_id = {category.id: label for label, category in enumerate(known)}
+    for category in own:
+        label = by_id.get(category.id)
+        if label is None or known[label].name != category.name:
+            theirs = "it has no such id" if label is None else f"it is '{known[label].name}'"
+            raise DataError(
+                f"in '{where}' class id {category.id} is '{category.name}', but in the network {theirs}, and "
+                "as several classes have one name, ids have to be the same: use the ids that the network "
+                "was trained with"
+            )
+    return [by_id[category.id] for category in own]
 
 
 class Row(NamedTuple):

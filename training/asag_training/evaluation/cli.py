@@ -129,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
             on_image=lambda sample, detections: bar.update(),
         )
     if not options.quiet:
-        read = [found.counts.describe(), *found.remarks()]
+        read = _what_was_read(found, dataset)
         print("\n".join([f"{predictor.name} on {options.data} {options.split}", *read, table(evaluation)]))
     if options.output_dir is not None:
         write_report(evaluation, options.output_dir, name=f"{predictor.name}, {options.split}")
@@ -173,9 +173,15 @@ def _sweep(options: argparse.Namespace) -> int:
             if options.output_dir is not None:  # what is measured is kept, whatever comes
                 write_sweep(rows, options.output_dir, name=name, images=len(dataset))
     if not options.quiet:
-        read = [found.counts.describe(), *found.remarks()]
+        read = _what_was_read(found, dataset)
         print("\n".join([name, *read, "", *on_screen(rows)]))
     return ALL_FINE
+
+
+def _what_was_read(found: CocoDataset, dataset: CocoDataset) -> list[str]:
+    """Return lines about the data that was found, and about how much of it is measured on."""
+    part = [] if len(dataset) == len(found) else [f"measured on {len(dataset)} of {len(found)} images"]
+    return [found.counts.describe(), *found.remarks(), *part]
 
 
 def _print_notes(options: argparse.Namespace, notes: Sequence[str], trained: bool) -> None:
