@@ -56,11 +56,12 @@ def draw_detections(
     xyxy: NDArray[np.float32],
     class_id: NDArray[np.int64],
     names: Sequence[str],
-    confidence: NDArray[np.float32],
+    confidence: NDArray[np.float32] | None,
 ) -> None:
     """Draw boxes in the colours of their classes, each with its name and confidence.
 
-    xyxy: (n, 4) x1, y1, x2, y2 in pixels, best first; class_id, names, confidence (0 to 1): (n,).
+    xyxy: (n, 4) x1, y1, x2, y2 in pixels, best first; class_id, names, confidence (0 to 1): (n,).  Without
+    confidence, as of what was annotated, the names stand alone.
     Labels stay inside the picture and off each other.  Those that find no place, or would leave too little of
     the picture to see, are left out, the least confident first; the colour still tells the class.
     """
@@ -68,9 +69,11 @@ def draw_detections(
     colours = [class_colour(int(i)) for i in class_id]
     for box, colour in reversed(list(zip(xyxy, colours, strict=True))):
         _rectangle(picture, box, colour, style.line)
-    wordings = [
-        (f"{name} {sure:.2f}", name, f"{sure:.2f}") for name, sure in zip(names, confidence, strict=True)
-    ]
+    wordings: list[tuple[str, ...]] = [(name,) for name in names]
+    if confidence is not None:
+        wordings = [
+            (f"{name} {sure:.2f}", name, f"{sure:.2f}") for name, sure in zip(names, confidence, strict=True)
+        ]
     draw_labels(picture, xyxy, wordings, colours)
 
 

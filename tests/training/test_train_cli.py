@@ -20,6 +20,7 @@ from asag_evaluation.evaluate import evaluate
 from asag_training.checkpoints import load_checkpoint, pack
 from asag_training.cli import main
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor
+from asag_training.run import progress_pictures
 from asag_training.run.run_loop import Rhythm, TrainingRun, summary
 from asag_training.run.state import Position
 from asag_training.run.trainer import Trainer
@@ -56,9 +57,18 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_and_its_end(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_and_its_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sure = list[object]()
+
+    def noting(picture: object, *, confidence: object, **boxes: object) -> None:
+        sure.append(confidence)
+
+    monkeypatch.setattr(progress_pictures, "draw_detections", noting)
     run = tmp_path / "run"
     assert train(data, run, "--pictures", "2") == 0
+    assert sure == [None] * 4, "nobody annotates a confidence"
     assert {path.name for path in run.iterdir()} - {"tensorboard"} == {
         "best.safetensors",
         "evaluations.csv",

@@ -18,6 +18,7 @@ from asag_deploy.images.drawing import (
     draw_boxes,
     draw_caption,
     draw_detections,
+    draw_labels,
     draw_trace,
     muted,
     shown_at,
@@ -63,6 +64,18 @@ def test_the_first_colours_are_far_apart() -> None:
     colours += [np.array(PATCH_COLOUR), np.array(ANCHOR_COLOUR)]
     for one, other in itertools.combinations(colours, 2):
         assert np.abs(one - other).sum() > 80
+
+
+def test_what_was_annotated_has_a_name_alone() -> None:
+    found = make_detections((480, 640), xyxy=((100, 200, 300, 400),), confidence=(1.0,), class_id=(2,))
+    named, expected, sure = canvas(480, 640), canvas(480, 640), canvas(480, 640)
+    draw_detections(named, xyxy=found.xyxy, class_id=found.class_id, names=found.names, confidence=None)
+    colours = [class_colour(2)]
+    draw_boxes(expected, found.xyxy, colours[0])
+    draw_labels(expected, found.xyxy, [(found.names[0],)], colours)
+    draw(sure, found)
+    assert np.array_equal(named, expected)
+    assert drawn(named).sum() < drawn(sure).sum()
 
 
 def test_box_lies_where_it_should() -> None:

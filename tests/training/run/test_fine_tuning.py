@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,16 @@ def test_another_network_is_refused_with_what_would_fit() -> None:
     assert "'c.pth' is not a checkpoint of asag-a-scenes as the recipe has it" in str(caught.value)
     assert "--set network.backbone_depth=50 --set network.first_level_anchors=12" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_to_do_comes_before_the_weights_that_differ() -> None:
+    checkpoint = checkpoint_of(OWN, decoder="sparse-rcnn", backbone_depth=50)
+    with pytest.raises(CheckpointError) as caught:
+        started(checkpoint, OWN)
+    said = str(caught.value)
+    assert re.search(r": give the recipe of that network, or .*\(missing: .*; and \d+ more\)$", said)
+    assert len(re.findall(r"\w+(?:\.\w+){2,}", said)) <= 3
+    assert len(said) < 500
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,26 @@ def expected_layout(config: AsagConfig) -> Layout:
 
 def mismatch(found: Layout, expected: Layout) -> str | None:
     """Say how `found` differs from `expected`, naming the first tensors of each kind; None if it does not."""
-    kinds = {
+    kinds = _kinds(found, expected)
+    said = [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
+    return "; ".join(said + _renamed(kinds["missing"], kinds["unexpected"])) or None
+
+
+def differences(found: Layout, expected: Layout) -> str | None:
+    """Say in few words how another network's layout differs: three tensors at most, and how many more.
+
+    None if it does not.
+    """
+    kinds = {kind: names for kind, names in _kinds(found, expected).items() if names}
+    each = _NAMED // max(len(kinds), 1)
+    more = sum(max(len(names) - each, 0) for names in kinds.values())
+    said = "; ".join(f"{kind}: {', '.join(names[:each])}" for kind, names in kinds.items())
+    return (said + (f"; and {more} more" if more else "")) or None
+
+
+def _kinds(found: Layout, expected: Layout) -> dict[str, list[str]]:
+    """Return the tensors in which `found` differs, by how they do."""
+    return {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
         "misshapen": [
@@ -83,8 +102,6 @@ def mismatch(found: Layout, expected: Layout) -> str | None:
             if name in found and found[name] != shape
         ],
     }
-    said = [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
-    return "; ".join(said + _renamed(kinds["missing"], kinds["unexpected"])) or None
 
 
 def count_heads(names: Iterable[str]) -> int:

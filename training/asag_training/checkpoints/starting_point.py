@@ -16,7 +16,7 @@ from torch import Tensor
 from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, plural
 from asag_training.checkpoints.checkpoint import Checkpoint
-from asag_training.checkpoints.layout import expected_layout, layout_of, mismatch
+from asag_training.checkpoints.layout import differences, expected_layout, layout_of
 from asag_training.network.config import AsagConfig
 from asag_training.network.model import Asag
 
@@ -39,7 +39,7 @@ def start_from(
     by_class = class_layers(config)
     found = {name: shape for name, shape in layout_of(state).items() if name not in by_class}
     expected = {name: shape for name, shape in expected_layout(config).items() if name not in by_class}
-    wrong = mismatch(found, expected)
+    wrong = differences(found, expected)
     if wrong is not None or not by_class <= state.keys():
         raise CheckpointError(_why_it_does_not_fit(path, checkpoint, config, wrong))
     rows = _rows(categories, checkpoint)
@@ -152,9 +152,10 @@ def _why_it_does_not_fit(
     advice = "give the recipe it was trained by"
     if changes:
         advice = f"give the recipe of that network, or {' '.join(changes)}"
+    where = "" if wrong is None else f" ({wrong})"
     return (
         f"'{path}' is not a checkpoint of {config.variant} as the recipe has it, but of "
-        f"{checkpoint.config.variant} ({wrong}); {advice}"
+        f"{checkpoint.config.variant}: {advice}{where}"
     )
 
 

@@ -38,7 +38,7 @@ def write_progress_pictures(
             xyxy=sample.boxes,
             class_id=sample.labels,
             names=[names[label] for label in sample.labels],
-            confidence=np.ones(len(sample.boxes), dtype=np.float32),
+            confidence=None,
         )
         traced = found.filter(1.0).plot(sample.image, trace=True, channel_order="rgb")
         detected = found.filter(threshold).plot(sample.image, channel_order="rgb")
