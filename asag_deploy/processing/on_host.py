@@ -49,6 +49,12 @@ class Prepared(NamedTuple):
     times_ms: dict[str, float]
     """`preprocess` and `normalize`."""
 
+    @property
+    def scales(self) -> list[tuple[float, float]]:
+        """How many times (x, y) as large as the network's each given image is."""
+        sizes = self.sizes.tolist()
+        return [(w / size[1], h / size[0]) for (h, w), size in zip(self.shapes, sizes, strict=True)]
+
 
 class Decoded(NamedTuple):
     """What the decoder made of a batch of B images, on the host."""
