@@ -86,8 +86,8 @@ def exported(request: pytest.FixtureRequest, bundle: Bundle, file: Path) -> Expo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_export, "export_stage", export)
-        for module in (adamixer, deformable_detr, sparse_rcnn):
-            patch.setattr(module, "LAYERS", FEW)
+        for layered in (adamixer, deformable_detr, sparse_rcnn):
+            patch.setattr(layered, "LAYERS", FEW)
         patch.setattr(efficient_detr, "ENCODER_LAYERS", FEW)
         graph = reference(request.param, bundle, file)
         module = reference(f"torch-{request.param}", bundle, file)
