@@ -109,7 +109,7 @@ def write(case: ReferenceCase, graphs: Mapping[str, ExportedStage], path: Path) 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_forward(size: str, tmp_path: Path) -> None:
+def test_forward_of_bundles(size: str, tmp_path: Path) -> None:
     """Every stage is exported once; weights of other cases take the place of those it was exported with.
 
     Those that are exported compile to engines, too, but for the stages of `MORE`.
