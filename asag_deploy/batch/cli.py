@@ -251,8 +251,11 @@ class Total:
     before: int
     """Pictures that were done before."""
     failed_before: int = 0
+    """Of those."""
     pictures: int = 0
+    """Pictures that were done now, also those that failed."""
     failed: int = 0
+    """Of those."""
     deaths: int = 0
     seconds: float = 0.0
     """From the start of the processes to the last part."""
@@ -268,18 +271,23 @@ class Total:
         self.exits.update(report.exits)
 
     def text(self, run: Run, *, threshold: float, left: int | None) -> str:
-        """Write it in a few lines; left: pictures that are still to be done, None if all are."""
+        """Write it in a few lines; left: pictures that are still to be done, None if all are.
+
+        What is counted first, and its rate, are pictures that were detected in: exit levels add up to them.
+        """
         names = ", ".join(f"{count} {name}" for name, count in self.classes.most_common())
-        count = f"{plural(self.pictures, 'image')}, {plural(self.classes.total(), 'detection')}"
+        detected = self.pictures - self.failed
+        count = f"{plural(detected, 'image')}, {plural(self.classes.total(), 'detection')}"
         lines = [f"{count} of confidence {threshold:g} or more{f': {names}' if names else ''}"]
-        if self.pictures:
+        if detected:
             lines.append(f"exit levels: {', '.join(f'{level} {self.exits[level]}' for level in _LEVELS)}")
         if self.seconds > 0:
             crew = f"{plural(self.crew.actors, 'actor')} of {plural(self.crew.threads, 'thread')}"
-            rate = f"{self.pictures / self.seconds:.3g} images/s"
+            rate = f"{detected / self.seconds:.3g} images/s"
             lines.append(f"{rate}, from reading to writing, in {self.seconds:.1f} s, by {crew}")
         if self.before:
-            lines.append(f"done before: {plural(self.before, 'image')}")
+            of_them = f", of which {self.failed_before} failed" if self.failed_before else ""
+            lines.append(f"done before: {plural(self.before, 'image')}{of_them}")
         if self.failed or self.failed_before:
             earlier = f", and {self.failed_before} before" if self.failed_before else ""
             lines.append(f"failed: {self.failed}{earlier} (the column 'error' says why)")
