@@ -204,10 +204,9 @@ def _batch(options: Options) -> int:
 def _work(options: Options, run: Run, plan: Plan, tell: _Teller) -> int:
     done, pending = run.parts()
     if options.retry_failed:
-        for part, failed in zip(done, run.count_failed(done), strict=True):
-            if failed:
-                run.forget(part)
-        done, pending = run.parts()
+        counted = list(zip(done, run.count_failed(done), strict=True))
+        done = [part for part, failed in counted if not failed]
+        pending += [dataclasses.replace(part, anew=True) for part, failed in counted if failed]
     total = Total(before=_pictures(done))
     try:
         if pending:
@@ -216,7 +215,9 @@ def _work(options: Options, run: Run, plan: Plan, tell: _Teller) -> int:
         total.failed_before = sum(run.count_failed(done))  # last, for it reads a little of every file
         run.tidy()
     except KeyboardInterrupt:
-        tell.report(total, run, left=sum(part.pictures for part in run.parts()[1]))
+        missing = {part.number for part in run.parts()[1]}
+        left = [p for p in pending if p.number in missing or (p.anew and p.number not in total.parts)]
+        tell.report(total, run, left=_pictures(left))
         raise
     tell.report(total, run)
     return SOME_FAILED if total.failed or total.failed_before else ALL_FINE
@@ -257,6 +258,8 @@ class Total:
     failed: int = 0
     """Of those."""
     deaths: int = 0
+    parts: set[int] = field(default_factory=set)
+    """Numbers of the parts that were done now."""
     seconds: float = 0.0
     """From the start of the processes to the last part."""
     classes: Counter[str] = field(default_factory=Counter)
@@ -264,6 +267,7 @@ class Total:
 
     def add(self, report: Report) -> None:
         """Count a part."""
+        self.parts.add(report.part)
         self.pictures += report.pictures
         self.failed += report.failed
         self.deaths += report.deaths

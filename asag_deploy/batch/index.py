@@ -38,6 +38,8 @@ class Part:
     group: int
     """Which row group of that file."""
     pictures: int
+    anew: bool = False
+    """Whether it is done although its results are there, which stay until the new ones take their place."""
 
     @property
     def results(self) -> str:

@@ -101,10 +101,6 @@ class Run:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(count, parts))
 
-    def forget(self, part: Part) -> None:
-        """Remove the results of a part, so that it is done anew."""
-        self.place.remove(part.results)
-
     def tidy(self) -> None:
         """Remove what is there for a run under way only, and what killed processes have left."""
         self.place.remove(ATTEMPTS)

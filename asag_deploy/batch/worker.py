@@ -120,14 +120,14 @@ class Worker:
     def do(self, part: Part) -> Report:
         """Detect in the pictures of a part and write their results; nothing is raised, the report says it.
 
-        A part whose results are there is left alone.
+        A part whose results are there is left alone, unless it is to be done anew.
         """
         report = Report(part=part.number)
         try:
             attempt = _Attempt(self._plan, part)
             report.deaths = attempt.begun
             self._check_place()
-            if is_whole(self._plan.place.size(part.results)):
+            if not part.anew and is_whole(self._plan.place.size(part.results)):
                 return self._already(part, report, attempt)
             attempt.begin()
             rows = []

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from asag_deploy.batch import cluster
+from asag_deploy.batch import cli, cluster
 from asag_deploy.batch.cli import main, parse_arguments
+from asag_deploy.batch.cluster import Crew
+from asag_deploy.batch.index import Part
+from asag_deploy.batch.worker import Plan, Report, Worker
 from asag_deploy.errors import BackendError, ConfigError
-from support.batch_runs import make_pictures
+from support.batch_runs import make_pictures, parts, rows
 from support.tiny_bundle import make_bundle
 
 
@@ -117,6 +122,61 @@ def test_what_answers_but_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None
         cluster.knock(address)
         with pytest.raises(BackendError, match="something answers, but no Ray cluster does"):
             cluster.cpus_of(address)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have parts done in this process, in their order."""
+
+    def done_here(plan: Plan, parts: Sequence[Part], crew: Crew) -> Iterator[Report]:
+        return map(Worker(plan).do, parts)
+
+    monkeypatch.setattr(cli, "ray_here", lambda address, crew: nullcontext())
+    monkeypatch.setattr(cli, "reports", done_here)
+
+
+def test_a_retry_that_fails_or_is_ended_costs_no_results(
+    given: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = make_pictures(given / "many", 45)
+    broken = {i: pictures[i].read_bytes() for i in (1, 42)}
+    for i in broken:
+        pictures[i].unlink()
+        pictures[i].write_bytes(b"nothing")
+    arguments = [str(given / name) for name in ("bundle", "many")] + ["--output", str(given / "out")]
+    retry = [*arguments, "--retry-failed"]
+    assert main(arguments) == 1
+    before = rows(given / "out")
+    for i, content in broken.items():
+        pictures[i].write_bytes(content)
+
+    def failing(address: str | None, crew: Crew) -> nullcontext[None]:
+        raise BackendError("no Ray today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "ray_here", failing)
+        assert main(retry) == 2
+    assert rows(given / "out") == before
+
+    def ended(plan: Plan, parts: Sequence[Part], crew: Crew) -> Iterator[Report]:
+        yield Worker(plan).do(parts[0])
+        raise KeyboardInterrupt
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "reports", ended)
+        assert main(retry) == 130
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("20 images, ")
+    assert "done before: 20 images" in said
+    assert "left: 5 images; the same command goes on" in said
+    assert [row["error"] is None for row in rows(given / "out")] == [i != 42 for i in range(45)]
+
+    kept = {file: file.stat().st_mtime_ns for file in parts(given / "out")[:2]}
+    assert main(retry) == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert [row["error"] for row in rows(given / "out")] == [None] * 45
+    assert [row["path"] for row in rows(given / "out")] == [row["path"] for row in before]
 
 
 def test_gpus_of_an_actor() -> None:
