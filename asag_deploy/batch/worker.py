@@ -31,7 +31,7 @@ from asag_deploy.errors import (
     BundleError,
     ImageError,
     OutputError,
-    first_line,
+    reason_of,
 )
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.pipeline import ImageDetector, detect_all
@@ -141,7 +141,8 @@ class Worker:
         except MemoryError:
             report.problem = f"'{socket.gethostname()}' has not enough memory for it"
         except OSError as error:
-            report.problem = f"on '{socket.gethostname()}': {first_line(error)}"
+            named = "" if error.filename is None else f"'{error.filename}': "
+            report.problem = f"on '{socket.gethostname()}': {named}{reason_of(error)}"
         return report
 
     def _already(self, part: Part, report: Report, attempt: _Attempt) -> Report:
