@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from asag_deploy._version import __version__
+from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.detections import Detections
 from asag_deploy.errors import AsagError, ConfigError, ImageError
 from asag_deploy.extras import missing
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 CROWDED = "asag.crowded"
 """The entry of a request's scope that says that there are too many connections."""
+UNREADABLE = "asag.unreadable"
+"""The entry of a request's scope that has the refusal by which its connection has answered, because what came
+was no HTTP, while the application was at the request."""
 
 _log = logging.getLogger("asag_deploy.serving")
 _ALONE = Batching()
@@ -59,6 +63,9 @@ def make_app(
     threshold: float,
     deadline_ms: float | None = None,
     max_detections: int | None = None,
+    mode: Mode | None = None,
+    max_level: Level | None = None,
+    anchor_cap: int | None = None,
     model_name: str | None = None,
     bundle: str = "",
     batching: Batching = _ALONE,
@@ -69,13 +76,21 @@ def make_app(
 
     backend: what `/health` says runs the network; threshold, deadline_ms, max_detections: the least
     confidence (0 to 1), the milliseconds from a request's arrival, and the most detections, where a request
-    names none; model_name: the model's in the Open Inference Protocol, None for the variant; bundle: what
-    tells the bundle from others, for the metrics; batching: of images of several requests; warm_up: detect
-    once before it is ready; log: what takes a line for each request.
+    names none; mode, max_level, anchor_cap: what the detector was loaded for, if that was asked for, as the
+    OpenAPI document says; model_name: the model's in the Open Inference Protocol, None for the variant;
+    bundle: what tells the bundle from others, for the metrics; batching: of images of several requests;
+    warm_up: detect once before it is ready; log: what takes a line for each request.
 
     Raises ConfigError for a value that makes no sense, or if a package that serving needs is missing.
     """
-    defaults = Defaults(threshold=threshold, deadline_ms=deadline_ms, max_detections=max_detections)
+    defaults = Defaults(
+        threshold=threshold,
+        deadline_ms=deadline_ms,
+        max_detections=max_detections,
+        mode=mode,
+        max_level=max_level,
+        anchor_cap=anchor_cap,
+    )
     try:
         import python_multipart  # noqa: F401  # for the first form
         from starlette.applications import Starlette
@@ -298,6 +313,8 @@ class App:
         try:
             await self._answer({**scope, "path": path, EXCHANGE: exchange}, exchange)
         finally:
+            if UNREADABLE in scope:
+                exchange.was_answered(scope[UNREADABLE])
             seconds = since(exchange.arrived) / 1000
             self._metrics.answered(exchange, seconds)
             if self._log_lines is not None:

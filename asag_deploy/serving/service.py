@@ -223,13 +223,13 @@ class Service:
             self._decoders, self._decode, file
         )
         size = resized_shape(image.shape[0], image.shape[1], self.manifest.preprocessing)
-        found = await batcher.detect(image, size, _with(options, deadline))
+        found = await batcher.detect(image, size, options, deadline)
         waited = since(begin) - decode_ms - found.times_ms.get("total", 0.0)
         return _Worked(found, decode_ms, max(waited, 0.0))
 
     def _detect_alone(self, file: _File, options: CallOptions, deadline: Deadline) -> _Worked:
         image, decode_ms = self._decode(file)
-        found = self._detector(image, channel_order="rgb", **_with(options, deadline))
+        found = self._detector(image, channel_order="rgb", **deadline.added_to(options))
         return _Worked(found, decode_ms, 0.0)
 
     def _detect_together(self, images: list[RgbImage], options: CallOptions) -> list[Detections]:
@@ -260,9 +260,3 @@ def _named(images: Sequence[bytes]) -> list[_File]:
     if len(images) == 1:
         return [_File(images[0], _BODY_NAME)]
     return [_File(data, f"image {i} of {len(images)}") for i, data in enumerate(images, start=1)]
-
-
-def _with(options: CallOptions, deadline: Deadline) -> CallOptions:
-    """Return the options of a call that begins now."""
-    left = deadline.for_the_detector
-    return options if left is None else {**options, "deadline_ms": left}
