@@ -34,7 +34,7 @@ from asag_deploy.serving.requests import (
     path_of,
     pieces_of,
 )
-from asag_deploy.serving.service import ServedDetector, Service
+from asag_deploy.serving.service import ImageFile, ServedDetector, Service
 from asag_deploy.serving.tensors import HEADER_LENGTH, InferRequest, read_request, write_response
 from asag_deploy.timing import since
 
@@ -202,12 +202,12 @@ class Handlers:
         async with self._service.place(deadline):
             if is_form(request):
                 form = await form_of(request, self._limits, deadline)
-                data = form.image
+                file = ImageFile(form.image, "file of the form")
                 asked = read_asked([*query, *form.fields], self._manifest, self._defaults)
                 deadline = Deadline(exchange.arrived, asked.deadline_ms)
             else:
-                data = await body_of(request, self._limits, deadline)
-            (found,) = await self._detected(request, [data], asked, deadline)
+                file = ImageFile(await body_of(request, self._limits, deadline))
+            (found,) = await self._detected(request, [file], asked, deadline)
         return answers.as_json(found.to_json())
 
     async def v2_server(self, _request: Request) -> Response:
@@ -246,14 +246,16 @@ class Handlers:
             options = protocol.with_deadline(asks.options)
             beside = f", {protocol.TIMEOUT}, binary_data_output"
             asked = read_asked(options, self._manifest, self._defaults, beside=beside)
-            deadline = Deadline(exchange.arrived, asked.deadline_ms)
-            found = await self._detected(request, asks.images, asked, deadline)
+            name = protocol.deadline_name(asks.options)
+            deadline = Deadline(exchange.arrived, asked.deadline_ms, name=name)
+            files = [ImageFile(*named) for named in protocol.named(asks.images)]
+            found = await self._detected(request, files, asked, deadline)
         head = self._model.head(asks.id)
         return answers.as_bytes(*write_response(head, protocol.tensors_of(found), asks.outputs))
 
     async def _infer_request(self, request: Request, deadline: Deadline) -> InferRequest:
         """Read the body of an inference request; what it is read from is let go of."""
-        check_kind(request)
+        check_kind(request, inference=True)
         data, most = bytearray(), self._limits.max_bytes + FRAME_BYTES
         async for piece in pieces_of(request, self._limits, deadline, most=most):
             data += piece
@@ -261,7 +263,7 @@ class Handlers:
         return await asyncio.to_thread(read_request, bytes(data), request.headers.get(HEADER_LENGTH))
 
     async def _detected(
-        self, request: Request, images: Sequence[bytes], asked: Asked, deadline: Deadline
+        self, request: Request, images: Sequence[ImageFile], asked: Asked, deadline: Deadline
     ) -> list[Detections]:
         """Detect in the images of a request; refuse it in the words of what the detector raises."""
         try:

@@ -205,8 +205,9 @@ def _unless_lifted(deadline_ms: float | None) -> float | None:
 class Deadline:
     """When a request has to be answered: so many milliseconds after it has arrived, or never."""
 
-    def __init__(self, arrived: float, milliseconds: float | None) -> None:
-        """Begin at `arrived`, a `time.perf_counter()` value."""
+    def __init__(self, arrived: float, milliseconds: float | None, *, name: str = "deadline_ms") -> None:
+        """Begin at `arrived`, a `time.perf_counter()` value; name: what the request calls it."""
+        self._name = name
         self._milliseconds = milliseconds
         self._end = math.inf if milliseconds is None else arrived + milliseconds / 1000
 
@@ -234,7 +235,7 @@ class Deadline:
     def refusal(self) -> RefusedError:
         """Make the refusal of a request whose deadline has passed before its turn."""
         return unavailable(
-            f"the {self._milliseconds:g} ms of deadline_ms had passed before the network had time; allow "
+            f"the {self._milliseconds:g} ms of {self._name} had passed before the network had time; allow "
             "more, or try again later",
             "deadline",
         )
