@@ -248,7 +248,7 @@ def test_pixels_are_counted_before_they_are_decoded(served: Served) -> None:
     status, told = served.detect(png(picture(3, size=(71, 71))))
     assert status == 413
     assert told["error"] == (
-        "the image has 71 x 71 pixels, more than the 0.01 million pixels that this server takes; send a "
+        "'request body' has 71 x 71 pixels, more than the 0.01 million pixels that this server takes; send a "
         "smaller one"
     )
 
