@@ -11,6 +11,7 @@ import numpy as np
 
 from asag_deploy.bundle.manifest import Level, Manifest, Mode, Probing
 from asag_deploy.errors import ConfigError
+from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_deploy.loop.stopping import StopRule, stop_rule
 
 
@@ -105,9 +106,11 @@ class CallLimits:
         if cap < least:
             raise ConfigError(f"anchor_cap is {cap}; the bundle's network passes at least {least} anchors")
         if cap > probing.anchor_cap:
+            more = f"`asag-export --anchor-cap {min(cap, MOST_ANCHORS)}`"
+            most = f", of which {MOST_ANCHORS} are the most" if cap > MOST_ANCHORS else ""
             raise ConfigError(
                 f"anchor_cap is {cap}, and the bundle was exported for {probing.anchor_cap} at most; "
-                f"export it again with `asag-export --anchor-cap {cap}`"
+                f"export it again with {more}{most}"
             )
         if cap < probing.anchor_cap and not probing.cap_can_be_lowered:
             raise ConfigError(

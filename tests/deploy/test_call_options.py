@@ -192,6 +192,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_detections": 2.0}, "max_detections is 2.0; expected a whole number"),
     ({"max_detections": 11}, "exported for 10 at most.*`asag-export --max-detections 11`"),
     ({"anchor_cap": 25}, "exported for 24 at most.*`asag-export --anchor-cap 25`"),
+    (
+        {"anchor_cap": 2049},
+        "exported for 24 at most.*--anchor-cap 2048`, of which 2048 are the most",
+    ),
     ({"anchor_cap": 0}, "anchor_cap is 0; the bundle's network passes at least"),
 ]
 
