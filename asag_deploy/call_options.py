@@ -105,12 +105,12 @@ class CallLimits:
         least = max(probing.anchor_floor, 1)
         if cap < least:
             raise ConfigError(f"anchor_cap is {cap}; the bundle's network passes at least {least} anchors")
+        if cap > max(MOST_ANCHORS, probing.anchor_cap):
+            raise ConfigError(f"anchor_cap is {cap}; no bundle can be exported for more than {MOST_ANCHORS}")
         if cap > probing.anchor_cap:
-            more = f"`asag-export --anchor-cap {min(cap, MOST_ANCHORS)}`"
-            most = f", of which {MOST_ANCHORS} are the most" if cap > MOST_ANCHORS else ""
             raise ConfigError(
                 f"anchor_cap is {cap}, and the bundle was exported for {probing.anchor_cap} at most; "
-                f"export it again with {more}{most}"
+                f"export it again with `asag-export --anchor-cap {cap}`"
             )
         if cap < probing.anchor_cap and not probing.cap_can_be_lowered:
             raise ConfigError(

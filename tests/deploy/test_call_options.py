@@ -194,7 +194,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"anchor_cap": 25}, "exported for 24 at most.*`asag-export --anchor-cap 25`"),
     (
         {"anchor_cap": 2049},
-        "exported for 24 at most.*--anchor-cap 2048`, of which 2048 are the most",
+        "anchor_cap is 2049; no bundle can be exported for more than 2048",
     ),
     ({"anchor_cap": 0}, "anchor_cap is 0; the bundle's network passes at least"),
 ]
