@@ -192,6 +192,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_detections": 2.0}, "max_detections is 2.0; expected a whole number"),
     ({"max_detections": 11}, "exported for 10 at most.*`asag-export --max-detections 11`"),
     ({"anchor_cap": 25}, "exported for 24 at most.*`asag-export --anchor-cap 25`"),
+    (
+        {"anchor_cap": 2049},
+        "anchor_cap is 2049; no bundle can be exported for more than 2048",
+    ),
     ({"anchor_cap": 0}, "anchor_cap is 0; the bundle's network passes at least"),
 ]
 

@@ -201,7 +201,10 @@ def test_engines_that_cannot_be_built_are_refused_before_the_export(
         (["--format", "engine"], "unknown format 'engine'; choose one of onnx, tensorrt-rtx, tensorrt"),
         (["--gpu", "sm86"], "--gpu is for engines; give --format tensorrt-rtx too"),
         (["--format", "tensorrt-rtx", "--max-batch", "0"], "--max-batch is 0; it must be"),
-        (["--format", "tensorrt"], "tensorrt is not installed; install it with `pip install tensorrt`"),
+        (
+            ["--format", "tensorrt"],
+            "tensorrt is not installed; install it with `pip install 'asag-deploy[tensorrt]' tensorrt`",
+        ),
     ):
         if "tensorrt" in options:
             monkeypatch.setitem(sys.modules, "tensorrt", None)

@@ -87,8 +87,9 @@ def test_an_export_for_more(checkpoint: Path, tmp_path: Path, parity: ParityRepo
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--anchor-cap", "3"], "anchor_floor 5 and anchor_cap 3 is not possible"),
-        (["--anchor-cap", "0"], "--anchor-cap"),
+        (["--anchor-cap", "4"], "error: --anchor-cap is 4; this network needs at least 5"),
+        (["--anchor-cap", "0"], "--anchor-cap is 0; it must be a whole number from 1 to 2048"),
+        (["--anchor-cap", "2049"], "--anchor-cap is 2049; it must be a whole number from 1 to 2048"),
         (["--max-detections", "-1"], "--max-detections"),
     ],
 )
