@@ -75,7 +75,7 @@ def _serve(options: argparse.Namespace) -> int:
         with own.load(bundle) as detector:
             if not detector.manifest.trained:
                 _warn("the bundle's weights are untrained")
-            if batching.images > 1 and chosen.deadline_ms is not None:
+            if batching.images > 1 and (chosen.deadline_ms or MOST_DEADLINE_MS) < MOST_DEADLINE_MS:
                 _warn(
                     "with --deadline-ms nothing is batched but requests that lift it "
                     f"(deadline_ms={MOST_DEADLINE_MS:.0f}), since an image with a deadline goes alone"

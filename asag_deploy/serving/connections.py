@@ -62,6 +62,8 @@ class _Timed(_Base):
     def data_received(self, data: bytes) -> None:
         import h11
 
+        if self.conn.their_state is h11.MUST_CLOSE:  # nothing is asked any more; the answer still comes
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             if self._deadline is None:

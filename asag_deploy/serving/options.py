@@ -73,7 +73,8 @@ PARAMETERS = (
         name="deadline_ms",
         text=(
             "Milliseconds from the arrival of the request. No further level is begun once they have passed, "
-            "so that the answer is coarser; if they pass before its turn comes, the answer is 503."
+            "so that the answer is coarser; if they pass before its turn comes, the answer is 503. The "
+            "greatest value is no deadline, where the server has one for requests that name none."
         ),
         schema=lambda _: {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_DEADLINE_MS},
     ),
