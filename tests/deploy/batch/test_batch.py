@@ -201,9 +201,8 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, bundle: Path) -> None:
 def test_a_cluster_that_wants_a_token_is_joined_with_it(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "RAY_NUM_REDIS_GET_RETRIES", "2"
-    )  # a second each, until it is known that one is wanted
+    # A second each, until it is known that a token is wanted.
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "2")
     make_pictures(tmp_path / "pictures", 2)
     for name in ("with", "without"):
         (tmp_path / name / ".ray").mkdir(parents=True)
