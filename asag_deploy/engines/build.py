@@ -26,7 +26,7 @@ from asag_deploy.engines.parser_graph import (
     operators_of,
     require_onnx,
 )
-from asag_deploy.engines.shapes import Batches, depends_on_canvas, profile
+from asag_deploy.engines.shapes import Batches, check_detections, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import (
     Compatibility,
     Recipe,
@@ -135,6 +135,9 @@ def build_engines(
         raise BundleCorruptError(
             f"the bundle '{bundle.path}' holds no graphs; export it again with `asag-export`"
         )
+    manifest = bundle.manifest
+    most = manifest.postprocessing.max_detections
+    check_detections(most, manifest.probing.anchor_cap, len(manifest.categories))
     canvases = _canvases(bundle, options)
     require_onnx()
     library = open_library(options.engine_format)
