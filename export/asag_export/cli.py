@@ -25,6 +25,7 @@ from asag_deploy.engines.cli import (
     given_engine_options,
 )
 from asag_deploy.engines.inspector import in_words
+from asag_deploy.engines.shapes import check_detections
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_export.choices import (
@@ -207,7 +208,11 @@ def _with_limits(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpo
     if options.anchor_cap is not None and options.anchor_cap < least:
         raise ConfigError(f"--anchor-cap is {options.anchor_cap}; this network needs at least {least}")
     asked = {"anchor_cap": options.anchor_cap, "max_detections": options.max_detections}
-    return change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
+    changed = change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
+    if options.format != FORMATS[0]:
+        config = changed.config
+        check_detections(config.detection_limit, config.anchor_cap, config.num_classes)
+    return changed
 
 
 def _notes(options: argparse.Namespace, checkpoint: Checkpoint) -> list[str]:

@@ -160,6 +160,11 @@ def test_paths_are_said_as_the_data_set_is_given(tmp_path: Path, monkeypatch: py
         convert(tmp_path / "yolo")
     (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.1 0.1\n")
     assert "(the first is '../yolo/images/train/b.png')" in convert(Path("../yolo"))[1][0]
+    write(tmp_path / "other", {"images/train/a.png": "1 0.5 0.5 0.1 0.1\n"})
+    with pytest.raises(
+        OutputError, match=r"^there is a '../coco/s' already .* the images in '../other/images/"
+    ):
+        convert(Path("../other"))
 
 
 def test_another_data_set_is_in_the_way(tmp_path: Path) -> None:

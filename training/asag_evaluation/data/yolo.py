@@ -130,7 +130,7 @@ def convert_yolo(
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)],
     }
-    link_images(output_dir / split, folder, (image["file_name"] for image in images))
+    link_images(output_dir / split, shown(folder), (image["file_name"] for image in images))
     atomic_write_text(file, json.dumps(content))
     return Converted(file=file, remarks=tuple(remarks.sentences()))
 
