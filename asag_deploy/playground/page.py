@@ -74,7 +74,7 @@ def make_page(
                     value=[str(example.thumbnail) for example in examples],
                     label="Examples",
                     columns=4,
-                    height=96 if len(examples) <= 4 else 170,
+                    height=118 if len(examples) <= 4 else 192,
                     object_fit="cover",
                     allow_preview=False,
                     interactive=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium"),
 ]
 
+PHONE = 390
+"""Pixels across."""
 TYPED = (
     ("most", "0", "#stopped", "P3: 1 object in "),
     ("most", "", "#stopped", "P3: 10 objects in "),
@@ -44,6 +47,18 @@ TYPED = (
     ("deadline", "", "#story", "Probing stopped after P3"),
 )
 """A field, what is typed into it, and what is then said where."""
+
+
+def nothing_is_covered_or_cut_off(page: Any) -> None:
+    """Check that no label lies over an example, and that a phone shows the whole width of every picture."""
+    label, thumbnail = page.locator("#examples label").first, page.locator("#examples .thumbnail-item").first
+    for width in (PHONE, VIEW[0]):
+        page.set_viewport_size({"width": width, "height": VIEW[1]})
+        above = label.bounding_box()
+        assert above["y"] + above["height"] <= thumbnail.bounding_box()["y"]
+        for item in page.locator("#levels .thumbnail-item, #stopped .thumbnail-item").all():
+            box = item.bounding_box()
+            assert 100 < box["width"] < box["x"] + box["width"] < width
 
 
 def test_a_visit(tmp_path: Path) -> None:
@@ -134,9 +149,11 @@ def test_a_visit(tmp_path: Path) -> None:
         wait_for("#stopped", "P5: 10 objects in ")
         page.click("#examples .thumbnail-item")
         wait_for("#story", "Probing stopped after P5")
+        wait_for("#stopped", "it stopped after P5")
         settled(page)
         assert "Your browser" not in page.inner_text("#story")
 
+        nothing_is_covered_or_cut_off(page)
         shot = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)
         assert shot is not None
         assert shot.shape == (VIEW[1], VIEW[0], 3)

@@ -375,6 +375,13 @@ def test_names_in_the_table_are_text() -> None:
     assert "Nothing" in html.table(found.filter(1))
 
 
+def test_the_lines_of_the_last_picture_are_told_apart() -> None:
+    levels, last = html.legend().split("in the last picture:")
+    assert "went on" in levels
+    assert "P5" not in levels
+    assert [f"of {level}<" in last for level in ("P5", "P4", "P3")] == [True] * 3
+
+
 def test_bars_are_parts_of_the_whole() -> None:
     text = html.bars({"backbone": 30.0, "decoder": 10.0, "total": 40.0})
     assert 'width: 75.0%"' in text
