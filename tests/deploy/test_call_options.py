@@ -244,10 +244,10 @@ def test_bundles_of_earlier_releases_have_one_cap(bundle: Bundle) -> None:
 def test_an_int8_bundle_can_do_more_once_its_float32_bundle_can(bundle: Bundle) -> None:
     """`asag-export` makes none in INT8."""
     int8 = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precision="int8"))
-    asked: list[dict[str, Any]] = [{"anchor_cap": 4000}, {"max_detections": 4000}]
+    asked: list[dict[str, Any]] = [{"anchor_cap": 400}, {"max_detections": 400}]
     for options in asked:
         (option,) = options
-        again = f"export its float32 bundle again with `asag-export --{option.replace('_', '-')} 4000`, and"
+        again = f"export its float32 bundle again with `asag-export --{option.replace('_', '-')} 400`, and"
         with pytest.raises(ConfigError, match=again):
             Detector.load(int8, **options)
 

@@ -149,6 +149,7 @@ def test_a_visit(tmp_path: Path) -> None:
         wait_for("#stopped", "P5: 10 objects in ")
         page.click("#examples .thumbnail-item")
         wait_for("#story", "Probing stopped after P5")
+        wait_for("#stopped", "it stopped after P5")
         settled(page)
         assert "Your browser" not in page.inner_text("#story")
 
