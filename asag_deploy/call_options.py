@@ -12,6 +12,7 @@ import numpy as np
 from asag_deploy.bundle.manifest import Level, Manifest, Mode, Probing
 from asag_deploy.bundle.manifest_json import export_again, export_with
 from asag_deploy.errors import ConfigError
+from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_deploy.loop.stopping import StopRule, stop_rule
 
 
@@ -105,6 +106,8 @@ class CallLimits:
         least = max(probing.anchor_floor, 1)
         if cap < least:
             raise ConfigError(f"anchor_cap is {cap}; the bundle's network passes at least {least} anchors")
+        if cap > max(MOST_ANCHORS, probing.anchor_cap):
+            raise ConfigError(f"anchor_cap is {cap}; no bundle can be exported for more than {MOST_ANCHORS}")
         if cap > probing.anchor_cap:
             raise ConfigError(
                 f"anchor_cap is {cap}, and the bundle was exported for {probing.anchor_cap} at most; "

@@ -311,7 +311,9 @@ def real_number(least: float, most: float, *, above: bool = False) -> Callable[[
     def read(text: str) -> float:
         number = real(text)
         if number is None or not least <= number <= most or (above and number == least):
-            begins = f"more than {least:g}, {most:.9g} at most" if above else f"from {least:g} to {most:.9g}"
+            begins = (
+                f"more than {least:g}, {most:.15g} at most" if above else f"from {least:g} to {most:.15g}"
+            )
             raise argparse.ArgumentTypeError(f"is {text}; it must be {begins}")
         return number
 

@@ -42,11 +42,15 @@ class Detections:
     original_shape: tuple[int, int]
     """Height and width of the original image."""
     anchors: NDArray[np.float32]
-    """(q, 4) x1, y1, x2, y2: the anchors the decoder started from, best scored first."""
+    """(q, 4) x1, y1, x2, y2: the anchors the decoder started from.
+
+    Best scored first if more would have passed than the cap lets through; otherwise level by level, as they
+    were predicted.  Their scores are in the trace of a call with `explain=True`."""
     trace: ProbingTrace
     """The levels that were run, with their patches in pixels of the original image, and why they ended."""
     times_ms: dict[str, float]
-    """Wall time in milliseconds of each phase of the call (`preprocess`, `backbone`, ..., `postprocess`).
+    """Wall time in milliseconds of each phase of the call (`preprocess`, `backbone`, ..., `postprocess`, and
+    `explain` where that was asked for).
 
     The images of a batch share it.  `normalize` begins with the upload; where images are prepared on the GPU
     it holds resizing and padding too, and `preprocess` reading them alone.  A GPU backend goes on before the

@@ -30,6 +30,7 @@ from asag_deploy.loop.stages import Array
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.loop.trace import ProbingTrace
 from asag_deploy.processing.boxes import anchors_of
+from asag_deploy.processing.candidates import explained
 from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared
 from asag_deploy.processing.postprocess import best_of, traces_of
 from asag_deploy.processing.preprocess import check_batch, check_batch_shape
@@ -391,29 +392,31 @@ class Detector:
         decoded = finish_decoding()
         if probed.outputs is not begun.outputs:  # detected again
             decoded = processing.begin_decode(probed.outputs, prepared.shapes)()
-        results = list(self._results(network, probed, prepared, decoded, call))
+        counts, scales = decoded.anchor_count, prepared.scales
+        traces = traces_of(network, call.probing, probed, prepared.sizes, counts, scales)
+        results = list(self._results(prepared, decoded, call))
         times_ms["postprocess"] = since(begin)
+        if call.explain:
+            begin = time.perf_counter()
+            traces = tuple(explained(network, call.probing, probed.levels, traces, decoded.anchors, scales))
+            times_ms["explain"] = since(begin)
         times_ms["total"] = since(start)
-        return [Detections(**fields, times_ms=dict(times_ms)) for fields in results]
+        return [
+            Detections(**fields, trace=trace, times_ms=dict(times_ms))
+            for fields, trace in zip(results, traces, strict=True)
+        ]
 
     def _begin(self, network: Network, image: Array, sizes: NDArray[np.int64], call: Call) -> Begun:
         return self._loop.begin(network, call.probing, call.rule, image, sizes)
 
-    def _results(
-        self, network: Network, probed: Probed, prepared: Prepared, decoded: Decoded, call: Call
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the fields of each image's `Detections`, but for the times."""
-        shapes, sizes, count = prepared.shapes, prepared.sizes, decoded.anchor_count
-        scales = [(w / size[1], h / size[0]) for (h, w), size in zip(shapes, sizes.tolist(), strict=True)]
-        reached = decoded.anchors if call.explain else None
-        traces = traces_of(network, call.probing, probed, sizes, count, scales, reached)
-        for i, trace in enumerate(traces):
+    def _results(self, prepared: Prepared, decoded: Decoded, call: Call) -> Iterator[dict[str, Any]]:
+        """Yield the fields of each image's `Detections`, but for trace and times."""
+        for i, (scale, count) in enumerate(zip(prepared.scales, decoded.anchor_count, strict=True)):
             yield {
                 **best_of(decoded.found[i], call.threshold, call.max_detections)._asdict(),
                 "categories": self.manifest.categories,
-                "original_shape": shapes[i],
-                "anchors": anchors_of(decoded.anchors[i, : count[i]], scales[i]),
-                "trace": trace,
+                "original_shape": prepared.shapes[i],
+                "anchors": anchors_of(decoded.anchors[i, :count], scale),
             }
 
     def _open_network(self) -> Network:

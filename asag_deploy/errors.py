@@ -30,6 +30,7 @@ tools print it and exit with code 2.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import NamedTuple
 
@@ -181,3 +182,15 @@ def plural(count: int, one: str, several: str | None = None) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why the system refused something, without its number: no such file or directory.
+
+    What pyarrow says of a file of this machine is cut to that, too.  Other errors say their first line.
+    """
+    said = getattr(error, "strerror", None)
+    if not said:
+        return first_line(error)
+    reason = re.sub(r".* Detail: \[errno \d+\] ", "", first_line(Exception(said)))
+    return reason if "'" in reason else reason.lower()  # a name in it stays as it is

@@ -28,7 +28,7 @@ def whole(text: str) -> int | None:
 def real(text: str) -> float | None:
     """Return the number that a text is; None if it is none, or not finite."""
     number = float(text) if re.fullmatch(REAL, text) else math.inf
-    return number if math.isfinite(number) else None
+    return number + 0.0 if math.isfinite(number) else None  # -0, which nobody means, becomes 0
 
 
 def unsigned(text: str) -> int | None:

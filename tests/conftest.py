@@ -57,10 +57,12 @@ def pytest_report_header() -> str | None:
 
 SHARED_EXPORTS = ("small_bundle", "half_bundle", "demo_run")
 """Fixtures that take most of a minute, and that all workers share."""
+LONGEST = ("test_forward_of_bundles", "test_a_notebook_runs_and_becomes_a_page")
+"""Tests of up to a minute and more, which no worker is to begin when the others have come to the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU or PyTorch where there is none; put tests of a shared export side by side, first.
+    """Skip what needs a GPU or PyTorch where there is none; the longest come first, then a shared export's.
 
     Each worker begins with a part of the list: so one makes these exports while others do what needs none,
     instead of waiting for it.
@@ -70,7 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = getattr(item, "fixturenames", ())
         return next((i for i, name in enumerate(SHARED_EXPORTS) if name in names), len(SHARED_EXPORTS))
 
-    items.sort(key=group)
+    items.sort(key=lambda item: (getattr(item, "originalname", "") not in LONGEST, group(item)))
     if not HAS_PYTORCH:
         for item in items:
             if group(item) < len(SHARED_EXPORTS):

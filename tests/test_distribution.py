@@ -120,13 +120,22 @@ def test_what_it_holds(built: Path, wheel: Path) -> None:
 @pytest.mark.slow
 def test_installed_alone_it_detects(wheel: Path, tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
-    assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
-    pip = (python, "-m", "pip", "--disable-pip-version-check", "--quiet", "--retries", "0", "--timeout", "20")
+    assert run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv").returncode == 0
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
+    pip += ["--retries", "0", "--timeout", "20", "install", "--no-compile"]
     pins = ROOT / "constraints.txt"
-    wanted = run(*pip, "install", "--constraint", pins, *sorted(BASE))
+    wanted = run(*pip, "--constraint", pins, *sorted(BASE))
     if wanted.returncode != 0:
         pytest.skip(f"the base packages cannot be had here: {wanted.stderr.strip().splitlines()[-1]}")
-    done = run(*pip, "install", "--no-index", wheel)
+    done = run(*pip, "--no-index", wheel)
     assert done.returncode == 0, done.stderr
     make_bundle(tmp_path / "bundle")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))

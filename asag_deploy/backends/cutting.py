@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from asag_deploy.bundle.manifest import TensorSpec
 from asag_deploy.errors import Problem, first_line
+from asag_deploy.kernels.limits import is_taken
 from asag_deploy.scratch import file_in_memory, path_in_utf8
 from asag_deploy.typed_json import parse_json, read_fields
 
@@ -264,7 +265,7 @@ class _Cutter:
         if any(name in self._constants for name in node.input):
             return False  # which are in the pieces alone
         if node.domain == DOMAIN:
-            return node.op_type in OPERATORS
+            return node.op_type in OPERATORS and is_taken(node.op_type, _numbers(node))
         if node.op_type != TOP_K or node.domain:
             return False
         options = {attribute.name: attribute.i for attribute in node.attribute}
@@ -354,6 +355,10 @@ def _reads(node: NodeProto) -> list[str]:
 
 def _graphs(attribute: Any) -> list[GraphProto]:
     return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _numbers(node: NodeProto) -> dict[str, int]:
+    return {each.name: each.i for each in node.attribute}
 
 
 def _call(node: NodeProto) -> Call:

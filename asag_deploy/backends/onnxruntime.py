@@ -409,7 +409,8 @@ def _cuda_problem() -> Problem | None:
     if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         return Problem(
             "the installed ONNX Runtime has no CUDA provider",
-            "replace it with `pip uninstall onnxruntime && pip install onnxruntime-gpu`",
+            "replace it with `pip uninstall --yes onnxruntime onnxruntime-gpu && pip install --no-deps "
+            "onnxruntime-gpu`",
         )
     load_cuda_libraries()
     try:

@@ -179,8 +179,10 @@ def _batch(options: Options) -> int:
     if place.is_local:
         check_spares(place.name, bundle.path)
         _check_apart(place, sources)
-    if options.address is not None:
+    cpus = None
+    if options.address is not None:  # before anything is listed or written
         knock(options.address)
+        cpus = cpus_of(options.address)
     tell = _Teller(options)
     if not bundle.manifest.trained and not options.quiet:
         tell.warn("the bundle's weights are untrained, so its detections mean nothing")
@@ -197,25 +199,26 @@ def _batch(options: Options) -> int:
             threshold=options.threshold,
             batch=options.batch,
         )
-        return _work(options, run, plan, tell)
+        return _work(options, run, plan, tell, cpus)
 
 
-def _work(options: Options, run: Run, plan: Plan, tell: _Teller) -> int:
+def _work(options: Options, run: Run, plan: Plan, tell: _Teller, cpus: int | None) -> int:
     done, pending = run.parts()
     if options.retry_failed:
-        for part, failed in zip(done, run.count_failed(done), strict=True):
-            if failed:
-                run.forget(part)
-        done, pending = run.parts()
+        counted = list(zip(done, run.count_failed(done), strict=True))
+        done = [part for part, failed in counted if not failed]
+        pending += [dataclasses.replace(part, anew=True) for part, failed in counted if failed]
     total = Total(before=_pictures(done))
     try:
         if pending:
-            total.crew = _crew(options)
+            total.crew = _crew(options, cpus, len(pending))
             _detect(options, run, plan, tell, pending, total)
         total.failed_before = sum(run.count_failed(done))  # last, for it reads a little of every file
         run.tidy()
     except KeyboardInterrupt:
-        tell.report(total, run, left=sum(part.pictures for part in run.parts()[1]))
+        missing = {part.number for part in run.parts()[1]}
+        left = [p for p in pending if p.number in missing or (p.anew and p.number not in total.parts)]
+        tell.report(total, run, left=_pictures(left))
         raise
     tell.report(total, run)
     return SOME_FAILED if total.failed or total.failed_before else ALL_FINE
@@ -256,6 +259,8 @@ class Total:
     failed: int = 0
     """Of those."""
     deaths: int = 0
+    parts: set[int] = field(default_factory=set)
+    """Numbers of the parts that were done now."""
     seconds: float = 0.0
     """From the start of the processes to the last part."""
     classes: Counter[str] = field(default_factory=Counter)
@@ -263,6 +268,7 @@ class Total:
 
     def add(self, report: Report) -> None:
         """Count a part."""
+        self.parts.add(report.part)
         self.pictures += report.pictures
         self.failed += report.failed
         self.deaths += report.deaths
@@ -278,6 +284,8 @@ class Total:
         detected = self.pictures - self.failed
         count = f"{plural(detected, 'image')}, {plural(self.classes.total(), 'detection')}"
         lines = [f"{count} of confidence {threshold:g} or more{f': {names}' if names else ''}"]
+        if not self.pictures and left is None:
+            lines = ["nothing is left to do"]
         if detected:
             lines.append(f"exit levels: {', '.join(f'{level} {self.exits[level]}' for level in _LEVELS)}")
         if self.seconds > 0:
@@ -287,9 +295,10 @@ class Total:
         if self.before:
             of_them = f", of which {self.failed_before} failed" if self.failed_before else ""
             lines.append(f"done before: {plural(self.before, 'image')}{of_them}")
-        if self.failed or self.failed_before:
-            earlier = f", and {self.failed_before} before" if self.failed_before else ""
-            lines.append(f"failed: {self.failed}{earlier} (the column 'error' says why)")
+        failed = ((self.failed, ""), (self.failed_before, " before"))
+        counts = [f"{count}{when}" for count, when in failed if count]
+        if counts:
+            lines.append(f"failed: {', and '.join(counts)} (the column 'error' says why)")
         if left is not None:
             lines.append(f"left: {plural(left, 'image')}; the same command goes on")
         lines.append(f"results: {run.place.name}/{RESULTS}")
@@ -362,11 +371,14 @@ def _pictures(parts: Sequence[Part]) -> int:
     return sum(part.pictures for part in parts)
 
 
-def _crew(options: Options) -> Crew:
-    """Return how many actors there are; of a cluster, one CPU is left for what Ray does beside them."""
-    cpus = cpus_here() if options.address is None else cpus_of(options.address) - 1
+def _crew(options: Options, of_cluster: int | None, parts: int) -> Crew:
+    """Return how many actors there are, no more than parts.
+
+    of_cluster: its CPUs, one of which is left for what Ray does beside the actors; None for this machine.
+    """
+    cpus = cpus_here() if of_cluster is None else of_cluster - 1
     actors = options.actors or max(cpus // options.threads, 1)
-    return Crew(actors=actors, threads=options.threads, gpus=options.gpus_of_an_actor)
+    return Crew(actors=min(actors, parts), threads=options.threads, gpus=options.gpus_of_an_actor)
 
 
 def _check_detector(detector: DetectorOptions, bundle: Bundle) -> None:

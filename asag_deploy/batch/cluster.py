@@ -22,7 +22,7 @@ from typing import Any
 from asag_deploy.batch.index import Part
 from asag_deploy.batch.worker import Plan, Report, Worker
 from asag_deploy.command_line import NOTHING_DONE, only_own_messages
-from asag_deploy.errors import BackendError, ConfigError, first_line
+from asag_deploy.errors import BackendError, ConfigError, reason_of
 from asag_deploy.plain_numbers import unsigned
 
 PROGRAM = "asag-batch"
@@ -32,6 +32,8 @@ _SPARE_CPUS = 4
 _OBJECT_STORE_BYTES = 200_000_000
 """Only words on parts go through it: a share of the memory, as Ray takes, would be wasted."""
 _CONNECT_S = 4.0
+_SPEAK_S = 15.0
+"""Longer than a head takes that is busy."""
 _ANSWER_S = 60.0
 _MOST_BLOCKS = 10_000
 _KNOCK_S = 3.0
@@ -42,17 +44,25 @@ _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_PROBE_SETTINGS = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
+"""Of 20, a second apart: what is no cluster, or wants a token, stays so."""
+_REMEDY = "check the address, and that the same Ray and Python run there (`ray status`)"
+_NO_CLUSTER = "Could not find any running Ray instance"
+_AUTH = "RAY_AUTH_MODE"
 _PROBE = """
-import logging, sys, ray
+import json, logging, sys, ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+    said = {"cpus": int(ray.cluster_resources().get("CPU", 0))}
 except Exception as error:
     while error.__cause__ is not None:
         error = error.__cause__
-    print(next(iter(str(error).splitlines()), type(error).__name__))
-    sys.exit(1)
-print(int(ray.cluster_resources().get("CPU", 0)))
+    said = {"error": f"{type(error).__name__}: {error}"}
+print(json.dumps(said))
 """
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0" + b"\0\0\0\0"
+"""What a client of HTTP/2 begins with, and settings of which none is set."""
+_SETTINGS_FRAME = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +81,27 @@ def cpus_here() -> int:
 
 
 def cpus_of(address: str) -> int:
-    """Return how many CPUs a cluster has that is running.
+    """Return how many CPUs a cluster has that is running, and have this process join it as it wants that.
 
     address: `host:port`, or `auto` for the one that this machine belongs to.  Raises BackendError where Ray
-    cannot join it, a minute later at most.
+    cannot join it, minutes later at most.
     """
     _quieten()
-    remedy = "check the address, and that the same Ray and Python run there (`ray status`)"
+    if _AUTH in os.environ:
+        return _cpus(_ask(address), address)
+    # A cluster wants a token if there was one where it was started, and Ray gives one only if it is told to.
+    # Given to one that wants none it is no error, but actors die: so what the cluster wants is found out.
+    for mode in ("disabled", "token"):
+        said = _ask(address, mode)
+        if not _wants_token(said):
+            break
+    cpus = _cpus(said, address)
+    _join_with(mode)
+    return cpus
+
+
+def _ask(address: str, mode: str | None = None) -> dict[str, Any]:
+    """Join a cluster in a process of its own; return its `cpus`, or the `error` in one line."""
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROBE, address],
@@ -85,19 +109,65 @@ def cpus_of(address: str) -> int:
             text=True,
             timeout=_ANSWER_S,
             stdin=subprocess.DEVNULL,
+            env={**_PROBE_SETTINGS, **os.environ, **({} if mode is None else {_AUTH: mode})},
         )
     except subprocess.TimeoutExpired:
-        raise BackendError(f"at '{address}' something answers, but no Ray cluster does: {remedy}") from None
-    said = asked.stdout.strip().splitlines()
-    cores = unsigned(said[-1]) if said else None
-    if asked.returncode != 0 or cores is None:
-        reason = said[-1] if said else first_line(Exception(asked.stderr.strip() or "no answer"))
-        raise BackendError(f"the Ray cluster at '{address}' cannot be used ({reason}): {remedy}")
-    return cores
+        if address == AUTO:
+            raise BackendError(
+                "the Ray cluster of this machine does not answer: end it (`ray stop`), and start it anew"
+            ) from None
+        raise BackendError(f"at '{address}' something answers, but no Ray cluster does: {_REMEDY}") from None
+    try:
+        said: dict[str, Any] = json.loads(asked.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        said = {"error": asked.stderr.strip() or "no answer"}
+    if "error" in said:
+        said["error"] = own_line(said["error"])
+    return said
+
+
+def own_line(message: str) -> str:
+    """Return the first line of a message, or that of the exception if a traceback is in it."""
+    head, traceback, rest = message.partition("Traceback (most recent call last):")
+    lines = [line.strip() for line in rest.splitlines() if line[:1].strip()]
+    if traceback and lines:
+        return lines[0]
+    return next(filter(None, map(str.strip, head.splitlines())), message.strip())
+
+
+def _wants_token(said: dict[str, Any]) -> bool:
+    return "AuthenticationError" in said.get("error", "")
+
+
+def _cpus(said: dict[str, Any], address: str) -> int:
+    """Return the CPUs of an answer.  Raises BackendError for any other."""
+    if "cpus" in said:
+        return int(said["cpus"])
+    if _wants_token(said):
+        raise BackendError(
+            f"the Ray cluster at '{address}' takes nobody without its token: put what `ray get-auth-token` "
+            "prints on its head into RAY_AUTH_TOKEN or ~/.ray/auth_token here"
+        )
+    if address == AUTO and _NO_CLUSTER in said["error"]:
+        raise BackendError(
+            "no Ray cluster runs on this machine: start one (`ray start --head`), give the address of "
+            "another as --address host:port, or leave --address out"
+        )
+    reason = said["error"].partition(": ")[2] or said["error"]
+    raise BackendError(f"the Ray cluster at '{address}' cannot be used ({reason}): {_REMEDY}")
+
+
+def _join_with(mode: str) -> None:
+    """Have Ray join with a token or without, also where it has been imported."""
+    os.environ[_AUTH] = mode
+    from ray import _raylet
+
+    config: Any = vars(_raylet)["Config"]  # compiled, and not among what is declared
+    config.initialize("")  # as Ray itself does after such a change: it has read the environment by now
 
 
 def knock(address: str) -> None:
-    """Raise BackendError where no machine takes a connection, for which Ray alone would wait two minutes.
+    """Raise BackendError where nobody takes a connection or speaks as Ray does, for which Ray waits minutes.
 
     Raises ConfigError for what is no address of a cluster.
     """
@@ -111,13 +181,28 @@ def knock(address: str) -> None:
             f"or {AUTO} on one of its machines"
         )
     try:
-        socket.create_connection((_meant(host), port), timeout=_CONNECT_S).close()
+        with socket.create_connection((_meant(host), port), timeout=_CONNECT_S) as head:
+            answers = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_http2(head)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise BackendError(
-            f"there is no Ray cluster at '{address}' ({reason}): check the address, or leave --address out "
-            "to use this machine"
+            f"there is no Ray cluster at '{address}' ({reason_of(error)}): check the address, or leave "
+            "--address out to use this machine"
         ) from None
+    if not answers:
+        raise BackendError(f"at '{address}' something answers, but no Ray cluster does: {_REMEDY}")
+
+
+def _speaks_http2(head: socket.socket) -> bool:
+    """Tell whether whoever answers begins as servers of gRPC do, which the head of a cluster is."""
+    head.settimeout(_SPEAK_S)
+    answer = b""
+    try:
+        head.sendall(_HTTP2)
+        while len(answer) < 4 and (more := head.recv(64)):
+            answer += more
+    except OSError:  # silent, or gone
+        return False
+    return len(answer) >= 4 and answer[3] == _SETTINGS_FRAME
 
 
 def _meant(host: str) -> str:
@@ -154,9 +239,9 @@ def ray_here(address: str | None, crew: Crew) -> Iterator[None]:
         with _own_signals():
             try:
                 ray.init(**wanted, log_to_driver=False, logging_level=logging.ERROR)
-            except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
                 where = "on this machine" if address is None else f"of the cluster at '{address}'"
-                raise BackendError(f"Ray {where} cannot be used: {first_line(error)}") from None
+                raise BackendError(f"Ray {where} cannot be used: {own_line(str(error))}") from None
         watch = _Watch(address or "this machine", str(ray.get_runtime_context().gcs_address))
         watch.start()
         try:
@@ -224,7 +309,7 @@ def reports(plan: Plan, parts: Sequence[Part], crew: Crew) -> Iterator[Report]:
             for text in batch["report"]:
                 yield Report.from_json(str(text))
     except ray.exceptions.RayError as error:
-        raise BackendError(f"Ray cannot go on: {first_line(error)}") from None
+        raise BackendError(f"Ray cannot go on: {own_line(str(error))}") from None
 
 
 def _quieten() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from asag_deploy.batch.places import Place
 from asag_deploy.batch.sources import Picture, Source
-from asag_deploy.errors import DataError, OutputError, SourceError
+from asag_deploy.errors import DataError, OutputError, SourceError, reason_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +38,8 @@ class Part:
     group: int
     """Which row group of that file."""
     pictures: int
+    anew: bool = False
+    """Whether it is done although its results are there, which stay until the new ones take their place."""
 
     @property
     def results(self) -> str:
@@ -202,7 +204,7 @@ class IndexReader:
             rows = self._file.read_row_group(part.group).to_pylist()
         except (OSError, ValueError) as error:
             self._name = ""
-            raise SourceError(f"cannot read '{self._place.name}/{part.file}': {error}") from None
+            raise SourceError(f"cannot read '{self._place.name}/{part.file}': {reason_of(error)}") from None
         if len(rows) != part.pictures:
             raise SourceError(
                 f"'{self._place.name}/{part.file}' is not as it was written: begin the run anew in another "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from asag_deploy.atomic import atomic_write
-from asag_deploy.errors import ConfigError, ImageError, OutputError, SourceError, first_line
+from asag_deploy.errors import ConfigError, ImageError, OutputError, SourceError, reason_of
 from asag_deploy.images.reading import RgbImage, decode_image, read_image
 from asag_deploy.interruption import end_before
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 _FILE = "file://"
+_WEB = ("http://", "https://")
 _WHOLE_OR_NOT = frozenset({"s3", "gcs", "abfs"})
 """Storage in which what is written appears when it is closed, by pyarrow's names."""
 
@@ -27,6 +28,11 @@ _WHOLE_OR_NOT = frozenset({"s3", "gcs", "abfs"})
 def is_remote(text: str) -> bool:
     """Tell whether a name is the address of other storage, and no path of this machine."""
     return "://" in text and not text.startswith(_FILE)
+
+
+def is_of_the_web(text: str) -> bool:
+    """Tell whether a name is an address of the web, of which nothing is read here."""
+    return text.lower().startswith(_WEB)
 
 
 def whole_name(text: str) -> str:
@@ -77,6 +83,10 @@ def read_picture(place: str, name: str) -> RgbImage:
         return read_image(os.fsdecode(unquote_to_bytes(place.removeprefix(_FILE))))
     if not is_remote(place):
         return read_image(place)
+    if is_of_the_web(place):
+        raise ImageError(
+            f"image '{name}' is on the web, of which asag-batch reads nothing: download it first"
+        )
     try:
         files, path = _opened(place)
         with files.open_input_stream(path) as stream:
@@ -84,7 +94,7 @@ def read_picture(place: str, name: str) -> RgbImage:
     except FileNotFoundError:
         raise ImageError(f"image '{name}' does not exist") from None
     except (OSError, ConfigError) as error:
-        raise ImageError(f"image '{name}' cannot be read: {first_line(error)}") from None
+        raise ImageError(f"image '{name}' cannot be read: {reason_of(error)}") from None
     return decode_image(data, name)
 
 
@@ -126,7 +136,7 @@ class Place:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise SourceError(f"cannot read '{self.name}/{name}': {first_line(error)}") from None
+            raise SourceError(f"cannot read '{self.name}/{name}': {reason_of(error)}") from None
         return content
 
     def size(self, name: str) -> int | None:
@@ -134,7 +144,7 @@ class Place:
         try:
             info = self._files.get_file_info(f"{self._root}/{name}")
         except OSError as error:
-            raise SourceError(f"cannot read '{self.name}/{name}': {first_line(error)}") from None
+            raise SourceError(f"cannot read '{self.name}/{name}': {reason_of(error)}") from None
         return info.size if info.is_file else None
 
     def open(self, name: str) -> Any:
@@ -142,7 +152,7 @@ class Place:
         try:
             return self._files.open_input_file(f"{self._root}/{name}")
         except OSError as error:
-            raise SourceError(f"cannot read '{self.name}/{name}': {first_line(error)}") from None
+            raise SourceError(f"cannot read '{self.name}/{name}': {reason_of(error)}") from None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all.  Raises OutputError if that cannot be."""
@@ -160,7 +170,7 @@ class Place:
             self._put(hidden, content)
             self._files.move(hidden, path)
         except OSError as error:
-            raise OutputError(f"could not write '{self.name}/{name}': {first_line(error)}") from error
+            raise OutputError(f"could not write '{self.name}/{name}': {reason_of(error)}") from error
 
     def _put(self, path: str, content: bytes) -> None:
         with self._files.open_output_stream(path) as stream:
@@ -178,7 +188,7 @@ class Place:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise OutputError(f"could not remove '{self.name}/{name}': {first_line(error)}") from None
+            raise OutputError(f"could not remove '{self.name}/{name}': {reason_of(error)}") from None
 
     def files(self, folder: str = "", *, recursive: bool = False) -> Iterator[Listed]:
         """Yield the files in a folder of the place, in the order of their names; none if it is not there.
@@ -195,7 +205,7 @@ class Place:
         try:
             found = self._files.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
         except OSError as error:
-            raise SourceError(f"cannot read '{self.name}/{folder}': {first_line(error)}") from None
+            raise SourceError(f"cannot read '{self.name}/{folder}': {reason_of(error)}") from None
         base = "/".join(filter(None, (self.name, folder)))
         for info in sorted(found, key=lambda info: info.path.split("/")):
             inside = info.path.removeprefix(path).lstrip("/")
@@ -220,7 +230,7 @@ def _files_here(folder: Path) -> Iterator[Listed]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SourceError(f"cannot read '{folder}': {(error.strerror or '').lower()}") from None
+        raise SourceError(f"cannot read '{folder}': {reason_of(error)}") from None
     for entry in found:
         if not entry.name.startswith(".") and entry.is_file():
             yield Listed(name=entry.path, size=entry.stat().st_size)
@@ -234,7 +244,7 @@ def kind_of(name: str) -> Literal["file", "folder", "nothing"]:
         files, path = _opened(whole_name(name))
         info = files.get_file_info(path)
     except OSError as error:
-        raise SourceError(f"cannot read '{name}': {first_line(error)}") from None
+        raise SourceError(f"cannot read '{name}': {reason_of(error)}") from None
     if info.is_file:
         return "file"
     return "nothing" if info.type == FileType.NotFound else "folder"
@@ -244,6 +254,11 @@ def _opened(name: str) -> tuple[FileSystem, str]:
     """Return a file system of pyarrow's, and the path in it, of an absolute path or an address."""
     if not is_remote(name):
         return _local(), name
+    if is_of_the_web(name):
+        raise ConfigError(
+            f"'{name}' is an address of the web, of which asag-batch reads and writes nothing: give folders, "
+            "or storage such as s3://bucket/folder"
+        )
     scheme, _, rest = name.partition("://")
     machine, _, path = rest.partition("/")
     files, start = _elsewhere(f"{scheme}://{machine}/")
@@ -265,5 +280,5 @@ def _elsewhere(address: str) -> tuple[FileSystem, str]:
     try:
         files, start = FileSystem.from_uri(address)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"'{address}' is no address that can be read: {first_line(error)}") from None
+        raise ConfigError(f"'{address}' is no address that can be read: {reason_of(error)}") from None
     return files, str(start).rstrip("/")

@@ -31,7 +31,7 @@ from asag_deploy.batch.places import Place
 from asag_deploy.batch.rows import count_errors, is_whole
 from asag_deploy.batch.sources import Source
 from asag_deploy.batch.worker import ATTEMPTS, IDENTITY
-from asag_deploy.errors import OutputError, SourceError, first_line, plural
+from asag_deploy.errors import OutputError, SourceError, plural, reason_of
 from asag_deploy.leftovers import remove_leftovers
 
 RESULTS = "results"
@@ -96,14 +96,10 @@ class Run:
                     return count_errors(file)
             except (OSError, ValueError) as error:
                 name = f"{self.place.name}/{part.results}"
-                raise OutputError(f"'{name}' is damaged ({error}): remove it, and go on") from None
+                raise OutputError(f"'{name}' is damaged ({reason_of(error)}): remove it, and go on") from None
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(count, parts))
-
-    def forget(self, part: Part) -> None:
-        """Remove the results of a part, so that it is done anew."""
-        self.place.remove(part.results)
 
     def tidy(self) -> None:
         """Remove what is there for a run under way only, and what killed processes have left."""
@@ -254,7 +250,7 @@ def _alone(place: Place) -> Iterator[None]:
         # A file of its own: one that is replaced, as all others are, would be another to whoever comes later.
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise OutputError(f"could not write '{path}': {first_line(error)}") from None
+        raise OutputError(f"could not write '{path}': {reason_of(error)}") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

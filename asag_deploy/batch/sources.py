@@ -15,11 +15,12 @@ from asag_deploy.batch.places import (
     as_address,
     beside,
     folder_of,
+    is_of_the_web,
     is_remote,
     kind_of,
     whole_name,
 )
-from asag_deploy.errors import ConfigError, DataError, SourceError, first_line, one_line, plural
+from asag_deploy.errors import ConfigError, DataError, SourceError, one_line, plural, reason_of
 from asag_deploy.images.sources import IMAGE_SUFFIXES
 
 DEFAULT_COLUMN = "path"
@@ -75,13 +76,19 @@ class Source:
             return
         here = folder_of(self.name) if self.kind != "parquet" or _is_parquet(self.name) else self.name
         base = here or "/"
-        number = 0
+        number = of_the_web = 0
         for values in self._values():
             found = []
             for value in values:
                 number += 1
                 found.append(_listed(value, base, f"entry {number} of '{self.name}'"))
+                of_the_web += is_of_the_web(value)
             yield found
+        if number and of_the_web == number:
+            raise SourceError(
+                f"the list '{self.name}' holds addresses of the web alone, of which asag-batch reads "
+                "nothing: download the pictures first"
+            )
 
     def _values(self) -> Iterator[list[Any]]:
         if self.kind == "text":
@@ -94,7 +101,7 @@ class Source:
         except (OSError, ValueError, UnicodeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise DataError(f"cannot read the list '{self.name}': {first_line(error)}") from None
+            raise DataError(f"cannot read the list '{self.name}': {reason_of(error)}") from None
 
 
 def find_sources(arguments: Sequence[str], column: str | None = None) -> tuple[Source, ...]:
@@ -129,8 +136,12 @@ def _source(argument: str) -> Source:
     for kind_of_list, suffixes in _LISTS.items():
         if suffix in suffixes:
             return Source(name=name, kind=kind_of_list)
-    what = "a picture: name its folder" if suffix in IMAGE_SUFFIXES else "no list of paths that is known"
-    raise SourceError(f"'{argument}' is {what}, or a list (.parquet, .csv, .tsv, .txt)")
+    lists = "a list of paths (.parquet, .csv, .tsv, .txt)"
+    if suffix in IMAGE_SUFFIXES:
+        raise SourceError(f"'{argument}' is a picture: name its folder, or {lists}")
+    raise SourceError(
+        f"'{argument}' is no list of paths that is known: name a folder of pictures, or {lists}"
+    )
 
 
 def _is_parquet(name: str) -> bool:
@@ -183,7 +194,7 @@ def _walk_here(folder: str, above: frozenset[str]) -> Iterator[str]:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise SourceError(f"cannot read the folder '{folder}': {(error.strerror or '').lower()}") from None
+        raise SourceError(f"cannot read the folder '{folder}': {reason_of(error)}") from None
     for entry in found:
         if entry.name.startswith("."):
             continue
@@ -263,13 +274,15 @@ def _parquet(name: str, column: str) -> Iterator[list[Any]]:
 def _check_column(column: str, names: Sequence[str], name: str) -> None:
     if names.count(column) != 1:
         has = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
-        several = f" has {plural(names.count(column), 'column')} '{column}'"
         lacks = f" has no column '{column}', but {has}"
         if len(names) == 1 and _is_csv(name) and ";" in names[0]:
             raise ConfigError(
                 f"the list '{name}'{lacks}: columns are parted by commas in .csv, by tabs in .tsv, "
                 "and not by semicolons"
             )
-        raise ConfigError(
-            f"the list '{name}'{several if column in names else lacks}: --column names that of the paths"
-        )
+        if column in names:
+            raise ConfigError(
+                f"the list '{name}' has {plural(names.count(column), 'column')} '{column}': rename all but "
+                "one, or give another with --column"
+            )
+        raise ConfigError(f"the list '{name}'{lacks}: --column names that of the paths")

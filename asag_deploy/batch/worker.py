@@ -31,7 +31,7 @@ from asag_deploy.errors import (
     BundleError,
     ImageError,
     OutputError,
-    first_line,
+    reason_of,
 )
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.pipeline import ImageDetector, detect_all
@@ -120,14 +120,14 @@ class Worker:
     def do(self, part: Part) -> Report:
         """Detect in the pictures of a part and write their results; nothing is raised, the report says it.
 
-        A part whose results are there is left alone.
+        A part whose results are there is left alone, unless it is to be done anew.
         """
         report = Report(part=part.number)
         try:
             attempt = _Attempt(self._plan, part)
             report.deaths = attempt.begun
             self._check_place()
-            if is_whole(self._plan.place.size(part.results)):
+            if not part.anew and is_whole(self._plan.place.size(part.results)):
                 return self._already(part, report, attempt)
             attempt.begin()
             rows = []
@@ -141,7 +141,8 @@ class Worker:
         except MemoryError:
             report.problem = f"'{socket.gethostname()}' has not enough memory for it"
         except OSError as error:
-            report.problem = f"on '{socket.gethostname()}': {first_line(error)}"
+            named = "" if error.filename is None else f"'{error.filename}': "
+            report.problem = f"on '{socket.gethostname()}': {named}{reason_of(error)}"
         return report
 
     def _already(self, part: Part, report: Report, attempt: _Attempt) -> Report:

@@ -67,7 +67,7 @@ def _check_version(version: object, source: str) -> None:
     if type(version) is int and version > SCHEMA_VERSION:
         raise BundleVersionError(
             f"'{source}' has schema version {version} and this release reads up to {SCHEMA_VERSION}; "
-            "upgrade with `pip install --upgrade asag-deploy`"
+            "upgrade asag-deploy"
         )
     if type(version) is int and version < 1:
         raise BundleCorruptError(f"'{source}' has the impossible schema version {version}; {export_again()}")

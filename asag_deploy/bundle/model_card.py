@@ -76,7 +76,8 @@ def _introduction(manifest: Manifest) -> Iterator[str]:
 
 def _usage() -> str:
     return (
-        "```\npip install asag-deploy\nasag-detect . photos/ --output-dir out/ --json "
+        "Install a wheel of asag-deploy, or asag-deploy from a clone (`pip install .` there). Then\n\n"
+        "```\nasag-detect . photos/ --output-dir out/ --json "
         "out/results.json\n```\n\n"
         "```python\nfrom asag_deploy import Detector\n\n"
         'with Detector.load(".") as detector:\n    found = detector("street.jpg")\n'

@@ -286,7 +286,7 @@ def _broken(name: str, error: Exception) -> str:
 def _install(engine_format: Format) -> str:
     if engine_format == "tensorrt-rtx":
         return "`pip install 'asag-deploy[engines]'`"
-    return "`pip install tensorrt`, on the machine with the GPU"
+    return "`pip install 'asag-deploy[tensorrt]' tensorrt`, on the machine with the GPU"
 
 
 def check_plugin_file(path: Path) -> None:

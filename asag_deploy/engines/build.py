@@ -27,7 +27,7 @@ from asag_deploy.engines.parser_graph import (
     operators_of,
     require_onnx,
 )
-from asag_deploy.engines.shapes import Batches, depends_on_canvas, profile
+from asag_deploy.engines.shapes import Batches, check_detections, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import (
     Compatibility,
     Recipe,
@@ -152,6 +152,9 @@ def build_engines(
         raise BundleCorruptError(
             f"the bundle '{bundle.path}' holds no graphs; {export_again(bundle.manifest)}"
         )
+    manifest = bundle.manifest
+    most = manifest.postprocessing.max_detections
+    check_detections(most, manifest.probing.anchor_cap, len(manifest.categories))
     canvases = _canvases(bundle, options)
     require_onnx()
     library = open_library(options.engine_format)

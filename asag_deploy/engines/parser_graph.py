@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from asag_deploy.engines.matmul_as_conv import bodies, spell_out_products
 from asag_deploy.errors import BackendError, BundleCorruptError
 from asag_deploy.extras import missing
+from asag_deploy.kernels.limits import is_taken
 
 if TYPE_CHECKING:
     import onnx
@@ -66,8 +67,11 @@ def for_parser(content: bytes, *, name: str, plugins: Collection[Plugin], turing
 
 
 def operators_of(content: bytes, name: str) -> set[str]:
-    """Find the `asag` operators of a stage graph.  Raises BundleCorruptError if it is not an ONNX model."""
-    return {node.op_type for node in _read(content, name).graph.node if node.domain == OPERATOR_DOMAIN}
+    """Find the `asag` operators of a stage graph that a plugin can take the place of.
+
+    Raises BundleCorruptError if it is not an ONNX model.
+    """
+    return {node.op_type for node in _read(content, name).graph.node if _can_be_a_plugin(node)}
 
 
 def control_flow(content: bytes, name: str) -> tuple[str, ...]:
@@ -114,13 +118,20 @@ def _use_plugins(model: onnx.ModelProto, plugins: dict[str, Plugin]) -> None:
     import onnx
 
     for node in model.graph.node:
-        if node.domain == OPERATOR_DOMAIN and node.op_type in plugins:
+        if node.op_type in plugins and _can_be_a_plugin(node):
             plugin = plugins[node.op_type]
             node.op_type = plugin.name
             node.attribute.append(onnx.helper.make_attribute("plugin_version", plugin.version))
-    kept = [function for function in model.functions if function.name not in plugins]
+    left = {node.op_type for node in model.graph.node}
+    kept = [each for each in model.functions if each.name not in plugins or each.name in left]
     del model.functions[:]
     model.functions.extend(kept)
+
+
+def _can_be_a_plugin(node: onnx.NodeProto) -> bool:
+    """Tell whether a node is an `asag` operator with attributes that its kernel takes."""
+    numbers = {each.name: each.i for each in node.attribute}
+    return node.domain == OPERATOR_DOMAIN and is_taken(node.op_type, numbers)
 
 
 def _expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -24,6 +24,8 @@ MOST_SLOTS = 32
 """Patches an image and level that an engine of one shape has room for; images that need more are rare."""
 PATCH_BUCKET = 16
 """What that room is a multiple of."""
+MOST_DETECTIONS = 3840
+"""Of an image: the longest order that TensorRT finds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,19 @@ class InputRange:
         """Return whether an input of this shape can be given to the engine."""
         return len(shape) == len(self.least) and all(
             low <= size <= high for low, size, high in zip(self.least, shape, self.most, strict=True)
+        )
+
+
+def check_detections(most: int, anchor_cap: int, classes: int) -> None:
+    """Raise ConfigError if an engine could not give the detections that a network is exported for.
+
+    most: what it is exported for; it finds no more than one for each of `anchor_cap` queries and each class.
+    """
+    given = min(most, anchor_cap * classes)
+    if given > MOST_DETECTIONS:
+        raise ConfigError(
+            f"an engine of TensorRT gives {MOST_DETECTIONS} detections of an image at most, and this network "
+            f"gives {given}; export it with `asag-export --max-detections {MOST_DETECTIONS}`"
         )
 
 

@@ -52,14 +52,23 @@ def address_of(given: str | os.PathLike[str]) -> str | None:
     if found is None:
         if _OTHER.match(text) is None or os.path.lexists(text):
             return None
-        raise DownloadError(f"'{_without_secrets(text)}' is no address that is fetched from: {_TAKEN}")
+        raise DownloadError(f"'{_as_typed(given)}' is no address that is fetched from: {_TAKEN}")
     if not found[0].endswith("/") and (found.end() < len(text) or os.path.lexists(text)):
         return None  # a file that is called http:x
     scheme, rest = found[1].lower(), text[found.end() :]
     address = f"{scheme}://{rest}"
     if not rest or rest.startswith("/") or (scheme != "hf" and not _has_host(address)):
-        raise DownloadError(f"'{_without_secrets(text)}' is no address: {_TAKEN}")
+        raise DownloadError(f"'{_as_typed(given)}' is no address: {_TAKEN}")
     return address
+
+
+def _as_typed(given: str | os.PathLike[str]) -> str:
+    """Return what may be shown of an address, with the slashes that a `Path` has left out."""
+    text = _without_secrets(os.fspath(given))
+    scheme, colon, rest = text.partition(":/")
+    if isinstance(given, str) or not colon or rest.startswith("/"):
+        return text
+    return f"{scheme}:///{rest}" if scheme.lower() == "file" else f"{scheme}://{rest}"
 
 
 def _without_secrets(address: str) -> str:

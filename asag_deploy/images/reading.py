@@ -118,7 +118,11 @@ def check_channel_order(channel_order: str) -> None:
 
 
 def load(image: ImageLike, channel_order: ChannelOrder) -> RgbImage:
-    """Read a path with `read_image`, or convert an array with `as_rgb`."""
+    """Read a path with `read_image`, or convert an array with `as_rgb`; raises what these raise.
+
+    A `channel_order` that there is not is a ConfigError for both.
+    """
+    check_channel_order(channel_order)
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     return as_rgb(image, channel_order)

@@ -14,12 +14,12 @@ from asag_deploy.examples import PHOTOGRAPHS_CLASSES, photographs
 from asag_deploy.images.drawing import Picture
 from asag_deploy.images.sources import IMAGE_SUFFIXES
 from asag_deploy.images.writing import write_picture
-from asag_deploy.playground.looking import read
+from asag_deploy.playground.looking import browsers_show, read
 
 OWN = Path(__file__).parent / "examples"
 """Generated scenes; `tests/support/playground_examples.py` draws them."""
 MOST = 12
-_SHOWN_BY_BROWSERS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+_KNOWN_TO_BROWSERS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 _THUMBNAIL = 160
 """Pixels of the longer side."""
 
@@ -43,11 +43,13 @@ def own_examples(manifest: Manifest) -> list[Path]:
 def list_examples(folder: Path) -> list[Path]:
     """Return the images of a folder by name, the first dozen.
 
-    Raises ConfigError if there is no such folder, or no image in it.
+    By their names' ends; folders are not entered.  Raises ConfigError if there is no such folder, or no image
+    in it.
     """
     if not folder.is_dir():
         raise ConfigError(f"--examples: there is no folder '{folder}'")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    named = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in named if file.is_file())
     if not files:
         raise ConfigError(f"--examples: the folder '{folder}' holds no images")
     return files[:MOST]
@@ -60,14 +62,14 @@ def prepare(files: list[Path], folder: Path) -> list[Example]:
     """
     result = []
     for number, file in enumerate(files):
-        picture = read(file)
+        picture = read(file, str(file))
         place = folder / f"{number:02d}"
         place.mkdir(parents=True)
-        suffix = file.suffix.lower()
-        copy = place / (file.name if suffix in _SHOWN_BY_BROWSERS else f"{file.stem}.png")
-        if copy.name == file.name:
+        if file.suffix.lower() in _KNOWN_TO_BROWSERS and browsers_show(file):
+            copy = place / file.name
             copy.write_bytes(file.read_bytes())
         else:
+            copy = place / f"{file.stem}.png"
             write_picture(copy, picture)
         thumbnail = folder / f"{number:02d}.jpg"
         write_picture(thumbnail, _thumbnail(picture))

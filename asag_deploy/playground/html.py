@@ -17,9 +17,10 @@ _LEGEND: tuple[tuple[str, Colour, str], ...] = (
     ("dropped", DROPPED_COLOUR, "solid"),
     ("patch looked at", PATCH_COLOUR, "solid"),
     ("patch asked for", PATCH_COLOUR, "dashed"),
-    *((f"decoder: of {level}", colour, "solid") for level, colour in LEVEL_COLOURS.items()),
 )
 """What the lines of the pictures of levels mean: words, colour, style."""
+_LEGEND_OF_THE_DECODER = tuple((f"of {level}", colour, "solid") for level, colour in LEVEL_COLOURS.items())
+"""What those of the last picture mean, where white is another thing than in the others."""
 
 
 def heading(about: str, *, trained: bool) -> str:
@@ -39,10 +40,15 @@ def sentence(text: str, *, problem: bool = False) -> str:
 
 def legend() -> str:
     """Return what the lines of the pictures of levels mean."""
-    entries = []
-    for text, colour, style in _LEGEND:
-        entries.append(f'<span><i style="border: 2px {style} {_css(colour)}"></i>{escape(text)}</span>')
-    return f'<div class="legend"><b>Probing, level by level</b>{"".join(entries)}</div>'
+    levels, decoder = (
+        "".join(
+            f'<span><i style="border: 2px {style} {_css(colour)}"></i>{escape(text)}</span>'
+            for text, colour, style in entries
+        )
+        for entries in (_LEGEND, _LEGEND_OF_THE_DECODER)
+    )
+    last = f"<span>in the last picture:</span>{decoder}"
+    return f'<div class="legend"><b>Probing, level by level</b>{levels}{last}</div>'
 
 
 def comparison() -> str:

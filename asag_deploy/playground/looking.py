@@ -17,6 +17,8 @@ from asag_deploy.detections import Detections
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import plural
 from asag_deploy.images.drawing import Picture, draw_detections, shown_at
+from asag_deploy.images.formats import image_header
+from asag_deploy.images.header import Format
 from asag_deploy.images.level_pictures import Scale, decoder_picture, level_picture, scaled
 from asag_deploy.images.reading import ChannelOrder, RgbImage, decode_image, read_bytes
 from asag_deploy.loop.trace import StopReason
@@ -25,6 +27,7 @@ from asag_deploy.playground.words import decoder_caption, level_caption, story
 MOST_PIXELS = 100_000_000
 """Of a picture that is taken."""
 _MOST_TIMES = 4
+_SHOWN_BY_BROWSERS: frozenset[Format] = frozenset({"jpeg", "png", "webp", "avif", "gif", "bmp"})
 _ENOUGH_SECONDS = 1.0
 """After which a comparison is not timed again."""
 
@@ -126,9 +129,18 @@ class Sight:
         return json.dumps(self.found.to_json(), indent=1)
 
 
-def read(file: Path) -> RgbImage:
-    """Read a picture that a visitor has given; raises ImageError, which names it, for one that is none."""
-    return decode_image(read_bytes(file), file.name, max_pixels=MOST_PIXELS)
+def read(file: Path, name: str | None = None) -> RgbImage:
+    """Read a picture that a visitor has given; raises ImageError for one that is none.
+
+    name: what messages call it, by default the file's name without its folder, which is the server's.
+    """
+    return decode_image(read_bytes(file), file.name if name is None else name, max_pixels=MOST_PIXELS)
+
+
+def browsers_show(file: Path) -> bool:
+    """Tell whether browsers show a picture, by what is in its file; raises ImageError if that is gone."""
+    header = image_header(read_bytes(file))
+    return header is not None and header.format in _SHOWN_BY_BROWSERS
 
 
 def look(detector: LookingDetector, picture: RgbImage, choices: Choices) -> Sight:

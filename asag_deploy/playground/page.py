@@ -13,7 +13,15 @@ from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.errors import AsagError
 from asag_deploy.playground import html
 from asag_deploy.playground.examples import Example
-from asag_deploy.playground.looking import Choices, LookingDetector, Ranges, compare, look, read
+from asag_deploy.playground.looking import (
+    Choices,
+    LookingDetector,
+    Ranges,
+    browsers_show,
+    compare,
+    look,
+    read,
+)
 from asag_deploy.playground.shelf import KEPT_SECONDS, Shelf
 from asag_deploy.playground.turns import Turns
 from asag_deploy.playground.words import about
@@ -22,6 +30,7 @@ TITLE = "ASAG playground"
 CSS = Path(__file__).with_name("page.css")
 _NO_PICTURE = "Choose a picture: upload one, take one with the camera, or begin with an example."
 _TOO_MANY = "Too many visitors wait for the detector: change something again in a moment."
+_NOT_SHOWN = "Your browser may be unable to show a file of this kind as “Picture”: see “Detections”."
 _SWEPT_SECONDS = 600
 
 
@@ -41,7 +50,7 @@ def make_page(
     """
     import gradio as gr
 
-    visit = Visit(detector, shelf)
+    visit = Visit(detector, first, shelf)
     manifest = detector.manifest
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(_SWEPT_SECONDS, KEPT_SECONDS)
@@ -65,7 +74,7 @@ def make_page(
                     value=[str(example.thumbnail) for example in examples],
                     label="Examples",
                     columns=4,
-                    height=96 if len(examples) <= 4 else 170,
+                    height=118 if len(examples) <= 4 else 192,
                     object_fit="cover",
                     allow_preview=False,
                     interactive=False,
@@ -125,7 +134,9 @@ def make_page(
         changes = [page.load, *(component.change for component in inputs)]
         looking = _in_turn(gr, turns, visit.look, lambda: _nothing(html.sentence(_TOO_MANY, problem=True)))
         gr.on(changes, looking, outputs=[story, drawn, table, times, levels, download], **common)
-        of_comparison = [page.load, *(component.change for component in (given, *choosers[1:]))]
+        threshold, _, mode, _, cap, most = choosers  # the comparison is of all levels, without a deadline
+        compared = (given, threshold, mode, cap, most)
+        of_comparison = [page.load, *(component.change for component in compared)]
         gr.on(of_comparison, _in_turn(gr, turns, visit.compare, list), outputs=[stopped], **common)
 
         def take(event: Any) -> str:
@@ -175,34 +186,37 @@ def _choosers(gr: Any, ranges: Ranges, first: Choices) -> list[Any]:
         deadline = gr.Number(
             first.deadline_ms or 0, minimum=0, label="Deadline, ms", min_width=80, elem_id="deadline"
         )
-    return [
-        *(threshold, level, mode, deadline),
-        gr.Slider(
-            min(least, most - 1),
-            most,
-            value=first.anchor_cap or most,
-            step=1,
-            label="Anchors, at most",
-            interactive=not fixed,
-            info="fixed in this bundle" if fixed else None,
-            elem_id="cap",
-        ),
-        gr.Slider(
-            min(1, ranges.max_detections - 1),
-            ranges.max_detections,
-            value=first.max_detections,
-            step=1,
-            label="Detections, at most",
-            elem_id="most",
-        ),
-    ]
+    cap = gr.Slider(
+        min(least, most - 1),
+        most,
+        value=first.anchor_cap or most,
+        step=1,
+        label="Anchors, at most",
+        interactive=not fixed,
+        info="fixed in this bundle" if fixed else None,
+        elem_id="cap",
+    )
+    detections = gr.Slider(
+        min(1, ranges.max_detections - 1),
+        ranges.max_detections,
+        value=first.max_detections,
+        step=1,
+        label="Detections, at most",
+        elem_id="most",
+    )
+    for number in (threshold, deadline, cap, detections):
+        # Gradio answers what is beyond the range with "Error", and an emptied slider with a traceback.
+        number.preprocess = _as_it_is
+    return [threshold, level, mode, deadline, cap, detections]
 
 
 class Visit:
     """What the page calls; nothing of a visitor is kept but on the shelf."""
 
-    def __init__(self, detector: LookingDetector, shelf: Shelf) -> None:
+    def __init__(self, detector: LookingDetector, first: Choices, shelf: Shelf) -> None:
+        """Take what fields begin with in `first`, and keep what is shown on the shelf."""
         self._detector = detector
+        self._first = first
         self._ranges = Ranges.of(detector.manifest)
         self._shelf = shelf
 
@@ -212,10 +226,11 @@ class Visit:
             return _nothing(html.sentence(_NO_PICTURE))
         try:
             sight = look(self._detector, read(Path(file)), self._choices(*values))
+            not_shown = "" if browsers_show(Path(file)) else f" {_NOT_SHOWN}"
         except AsagError as error:
             return _nothing(html.sentence(str(error), problem=True))
         return (
-            html.sentence(sight.story),
+            html.sentence(sight.story + not_shown),
             self._shelf.picture(sight.picture, "detections"),
             html.table(sight.found),
             html.bars(sight.found.times_ms),
@@ -243,15 +258,20 @@ class Visit:
         cap: float | None,
         most: float | None,
     ) -> Choices:
-        """Return what the components hold; None is a field that a visitor has emptied."""
-        least_cap, most_cap = self._ranges.anchor_cap
+        """Return what the components hold, or the nearest that is possible.
+
+        None is a field that a visitor has emptied, as one does to type another number.  It counts as what it
+        began with, and a deadline as none.
+        """
+        first, caps, counts = self._first, self._ranges.anchor_cap, (1, self._ranges.max_detections)
+        fixed = caps[0] == caps[1]
         return Choices(
-            threshold=threshold or 0,
+            threshold=_within(first.threshold if threshold is None else threshold, (0, 1)),
             max_level=level,
             mode=mode,
             deadline_ms=deadline,
-            anchor_cap=None if cap is None or least_cap == most_cap else int(cap),
-            max_detections=self._ranges.max_detections if most is None else int(most),
+            anchor_cap=first.anchor_cap if cap is None or fixed else int(_within(cap, caps)),
+            max_detections=first.max_detections if most is None else int(_within(most, counts)),
         )
 
     def _pictures(self, captioned: Sequence[tuple[Any, str]], name: str) -> list[tuple[str, str]]:
@@ -263,6 +283,17 @@ class Visit:
 
 def _nothing(said: str) -> tuple[Any, ...]:
     return said, None, "", "", [], None
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    """Return the nearest number to a value between two bounds, both possible."""
+    least, most = bounds
+    return min(max(value, least), most)
+
+
+def _as_it_is(payload: float | None) -> float | None:
+    """Return what a visitor has typed, whatever it is; None for nothing."""
+    return payload
 
 
 def _path_of(payload: Any) -> str | None:

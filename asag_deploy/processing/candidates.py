@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from asag_deploy.bundle.manifest import Probing
 from asag_deploy.loop.probing import FIRST_PATCHES, LevelRun
 from asag_deploy.loop.stages import Stages
-from asag_deploy.loop.trace import LevelCandidates, LevelTrace
+from asag_deploy.loop.trace import LevelCandidates, LevelTrace, ProbingTrace
 from asag_deploy.processing.boxes import anchors_of
 
 
@@ -40,6 +40,27 @@ class Predicted(NamedTuple):
 
 
 def explained(
+    network: Stages,
+    probing: Probing,
+    levels: Sequence[LevelRun],
+    traces: Sequence[ProbingTrace],
+    decoded: NDArray[np.floating],
+    scales: Sequence[tuple[float, float]],
+) -> Iterator[ProbingTrace]:
+    """Yield the trace of each image of a batch with every anchor that its levels predicted.
+
+    decoded: (B, Q, 4) cx, cy, w, h, the anchors that reached the decoder; boxes are in pixels `scales[i]`
+    (x, y) times larger than the network's.
+    """
+    predicted = [Predicted.of(network, probing, run) for run in levels]
+    for image, trace in enumerate(traces):
+        own = predicted[: len(trace.levels)]
+        reached = decoded[image, : trace.anchor_count]
+        found = _with_candidates(trace.levels, own, image, reached, scales[image])
+        yield dataclasses.replace(trace, levels=tuple(found))
+
+
+def _with_candidates(
     levels: Sequence[LevelTrace],
     predicted: Sequence[Predicted],
     image: int,

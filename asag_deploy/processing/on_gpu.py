@@ -21,9 +21,10 @@ from asag_deploy.errors import ImageError
 from asag_deploy.images import reading as images
 from asag_deploy.images.reading import ChannelOrder, ImageLike, check_channel_order
 from asag_deploy.kernels import KernelLibrary
+from asag_deploy.kernels.limits import MOST_DETECTIONS
 from asag_deploy.loop.stages import Array
 from asag_deploy.processing.canvases import Canvas
-from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, Shape
+from asag_deploy.processing.on_host import Decoded, GpuImage, Prepared, Shape, decode
 from asag_deploy.processing.postprocess import Found
 from asag_deploy.processing.preprocess import padded_shape, resize, resized_shape
 from asag_deploy.timing import since
@@ -76,8 +77,13 @@ class OnGpu:
         return Prepared(batch, sizes, [source.shape for source in sources], times_ms)
 
     def begin_decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Callable[[], Decoded]:
-        """Sort and scale outputs and drop duplicates on the GPU; what is left is read at once."""
-        shape = outputs["det_scores"].shape
+        """Sort and scale outputs and drop duplicates on the GPU; what is left is read at once.
+
+        More detections of an image than the kernel takes are finished on the host.
+        """
+        shape, nms_iou = outputs["det_scores"].shape, self._manifest.postprocessing.nms_iou
+        if shape[1] > MOST_DETECTIONS:
+            return lambda: decode(outputs, shapes, download=self._device.download, nms_iou=nms_iou)
         found = Arena(self._device, alignment=8)
         found.add("class_id", shape, np.int64)
         found.add("counts", shape[:1], np.int64)
@@ -95,7 +101,7 @@ class OnGpu:
                 confidence=found["confidence"].buffer(),
                 class_id=found["class_id"].buffer(),
                 counts=found["counts"].buffer(),
-                nms_iou=self._manifest.postprocessing.nms_iou,
+                nms_iou=nms_iou,
                 stream=self._device.stream,
             )
             read = (found.whole, outputs["anchors"], outputs["anchor_count"])

@@ -49,6 +49,12 @@ class Prepared(NamedTuple):
     times_ms: dict[str, float]
     """`preprocess` and `normalize`."""
 
+    @property
+    def scales(self) -> list[tuple[float, float]]:
+        """How many times (x, y) as large as the network's each given image is."""
+        sizes = self.sizes.tolist()
+        return [(w / size[1], h / size[0]) for (h, w), size in zip(self.shapes, sizes, strict=True)]
+
 
 class Decoded(NamedTuple):
     """What the decoder made of a batch of B images, on the host."""
@@ -74,6 +80,23 @@ class Processing(Protocol):
         What is returned waits for them, and is to be called once.
         """
         ...
+
+
+def decode(
+    outputs: Mapping[str, Array],
+    shapes: Sequence[Shape],
+    *,
+    download: Callable[[Any], NDArray[Any]],
+    nms_iou: float | None,
+) -> Decoded:
+    """Turn the decoder's outputs into detections in images of these shapes, in NumPy."""
+    names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
+    scores, labels, boxes, anchors, count = (download(outputs[name]) for name in names)
+    found = [
+        detections_of(scores[i], labels[i], boxes[i], original_shape=shape, nms_iou=nms_iou)
+        for i, shape in enumerate(shapes)
+    ]
+    return Decoded(found, anchors, count)
 
 
 class OnHost:
@@ -125,14 +148,8 @@ class OnHost:
         return lambda: self._decode(outputs, shapes)
 
     def _decode(self, outputs: Mapping[str, Array], shapes: Sequence[Shape]) -> Decoded:
-        names = ("det_scores", "det_labels", "det_boxes", "anchors", "anchor_count")
-        scores, labels, boxes, anchors, count = (self._stages.download(outputs[name]) for name in names)
         nms_iou = self._manifest.postprocessing.nms_iou
-        found = [
-            detections_of(scores[i], labels[i], boxes[i], original_shape=shape, nms_iou=nms_iou)
-            for i, shape in enumerate(shapes)
-        ]
-        return Decoded(found, anchors, count)
+        return decode(outputs, shapes, download=self._stages.download, nms_iou=nms_iou)
 
     def _on_host(self, image: ImageLike | GpuImage) -> ImageLike:
         if not is_device_array(image):

@@ -12,7 +12,6 @@ from asag_deploy.loop.probing import LevelRun, Probed, passed_on
 from asag_deploy.loop.stages import Stages
 from asag_deploy.loop.trace import LevelTrace, ProbingTrace
 from asag_deploy.processing.boxes import Boxes, clip, twice
-from asag_deploy.processing.candidates import Predicted, explained
 
 
 class Found(NamedTuple):
@@ -79,18 +78,15 @@ def traces_of(
     sizes: NDArray[np.int64],
     anchor_count: NDArray[np.int64],
     scales: list[tuple[float, float]],
-    reached: NDArray[np.floating] | None = None,
 ) -> tuple[ProbingTrace, ...]:
     """Return the probing trace of each image of a batch.
 
     sizes (B, 2) are the valid heights and widths, anchor_count (B,) what reached the decoder; patch boxes are
-    in pixels `scales[i]` (x, y) times larger than the network's.  reached: (B, Q, 4) the anchors that reached
-    the decoder, for traces that keep the anchors of every level.
+    in pixels `scales[i]` (x, y) times larger than the network's.
     """
     origins = [None if run.origins is None else network.download(run.origins) for run in probed.levels]
     strides = {level.level: level.stride for level in probing.levels}
     anchors = passed_on(probed.levels, probed.probed)
-    predicted = [] if reached is None else [Predicted.of(network, probing, run) for run in probed.levels]
 
     def level_trace(image: int, number: int) -> LevelTrace:
         run = probed.levels[number]
@@ -103,20 +99,13 @@ def traces_of(
             boxes = _patch_boxes(corner, strides[run.level], probing.patch_size, height, width)
         return _level_trace(run, image, int(anchors[number][image]), boxes * twice(scales[image]))
 
-    def levels_of(image: int) -> list[LevelTrace]:
-        levels = [
-            level_trace(image, number)
-            for number in range(len(probed.levels))
-            if number == 0 or probed.probed[image, number - 1]
-        ]
-        if reached is None:
-            return levels
-        decoded = reached[image, : anchor_count[image]]
-        return explained(levels, predicted[: len(levels)], image, decoded, scales[image])
-
     return tuple(
         ProbingTrace(
-            levels=tuple(levels_of(image)),
+            levels=tuple(
+                level_trace(image, number)
+                for number in range(len(probed.levels))
+                if number == 0 or probed.probed[image, number - 1]
+            ),
             stop=probed.stop[image],
             anchor_count=int(anchor_count[image]),
         )

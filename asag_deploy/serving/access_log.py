@@ -19,12 +19,15 @@ from typing import Any, Protocol
 
 from asag_deploy.errors import ConfigError
 from asag_deploy.serving.exchange import Exchange
+from asag_deploy.serving.limits import LONGEST_TARGET
 from asag_deploy.serving.texts import shown
 
 STDERR = "-"
 _STDERR_DESCRIPTOR = 2
 _WAITING_LINES = 10_000
 _CLIENT_GONE = 499
+_LONGEST_PATH = 2 * LONGEST_TARGET
+"""Characters: no path that is answered is longer, also with what cannot be printed written as escapes."""
 _END = None
 _PATIENCE_S = 2.0
 _LOOK_AGAIN_S = 1.0
@@ -124,7 +127,7 @@ def line_of(exchange: Exchange, path: str, seconds: float) -> dict[str, Any]:
         "time": _at(exchange.time),
         "id": exchange.request_id,
         "method": shown(exchange.method),
-        "path": shown(path),
+        "path": shown(path, _LONGEST_PATH),
         "status": _CLIENT_GONE if exchange.client_gone else exchange.status,
         "ms": round(seconds * 1000, 3),
         "bytes": exchange.received_bytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from asag_deploy.serving.endpoints import listed
+from asag_deploy.serving.endpoints import known_path, listed
 from asag_deploy.serving.exchange import exchange_of
 from asag_deploy.serving.limits import RefusedError
 from asag_deploy.serving.texts import shown
@@ -69,6 +69,8 @@ async def http_error(request: Request, error: Exception) -> Response:
     from starlette.exceptions import HTTPException
 
     assert isinstance(error, HTTPException), "registered for it alone"
+    exchange = exchange_of(request.scope)
+    exchange.endpoint = known_path(request.scope["path"]) or exchange.endpoint  # by another method
     sentence = f"there is no {shown(request.method)} {shown(request.scope['path'])}; there are {listed()}"
     return refusal(RefusedError(HTTPStatus(error.status_code), sentence, dict(error.headers or {})))
 

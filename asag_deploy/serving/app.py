@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from asag_deploy._version import __version__
+from asag_deploy.bundle.manifest import Level, Mode
 from asag_deploy.detections import Detections
 from asag_deploy.errors import AsagError, ConfigError, ImageError
 from asag_deploy.extras import missing
@@ -33,7 +34,7 @@ from asag_deploy.serving.requests import (
     path_of,
     pieces_of,
 )
-from asag_deploy.serving.service import ServedDetector, Service
+from asag_deploy.serving.service import ImageFile, ServedDetector, Service
 from asag_deploy.serving.tensors import HEADER_LENGTH, InferRequest, read_request, write_response
 from asag_deploy.timing import since
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 CROWDED = "asag.crowded"
 """The entry of a request's scope that says that there are too many connections."""
+UNREADABLE = "asag.unreadable"
+"""The entry of a request's scope that has the refusal by which its connection has answered, because what came
+was no HTTP, while the application was at the request."""
 
 _log = logging.getLogger("asag_deploy.serving")
 _ALONE = Batching()
@@ -70,6 +74,9 @@ def make_app(
     threshold: float,
     deadline_ms: float | None = None,
     max_detections: int | None = None,
+    mode: Mode | None = None,
+    max_level: Level | None = None,
+    anchor_cap: int | None = None,
     model_name: str | None = None,
     bundle: str = "",
     batching: Batching = _ALONE,
@@ -80,13 +87,21 @@ def make_app(
 
     backend: what `/health` says runs the network; threshold, deadline_ms, max_detections: the least
     confidence (0 to 1), the milliseconds from a request's arrival, and the most detections, where a request
-    names none; model_name: the model's in the Open Inference Protocol, None for the variant; bundle: what
-    tells the bundle from others, for the metrics; batching: of images of several requests; warm_up: detect
-    once before it is ready; log: what takes a line for each request.
+    names none; mode, max_level, anchor_cap: what the detector was loaded for, if that was asked for, as the
+    OpenAPI document says; model_name: the model's in the Open Inference Protocol, None for the variant;
+    bundle: what tells the bundle from others, for the metrics; batching: of images of several requests;
+    warm_up: detect once before it is ready; log: what takes a line for each request.
 
     Raises ConfigError for a value that makes no sense, or if a package that serving needs is missing.
     """
-    defaults = Defaults(threshold=threshold, deadline_ms=deadline_ms, max_detections=max_detections)
+    defaults = Defaults(
+        threshold=threshold,
+        deadline_ms=deadline_ms,
+        max_detections=max_detections,
+        mode=mode,
+        max_level=max_level,
+        anchor_cap=anchor_cap,
+    )
     check_packages()
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -196,12 +211,12 @@ class Handlers:
         async with self._service.place(deadline):
             if is_form(request):
                 form = await form_of(request, self._limits, deadline)
-                data = form.image
+                file = ImageFile(form.image, "file of the form")
                 asked = read_asked([*query, *form.fields], self._manifest, self._defaults)
                 deadline = Deadline(exchange.arrived, asked.deadline_ms)
             else:
-                data = await body_of(request, self._limits, deadline)
-            (found,) = await self._detected(request, [data], asked, deadline)
+                file = ImageFile(await body_of(request, self._limits, deadline))
+            (found,) = await self._detected(request, [file], asked, deadline)
         return answers.as_json(found.to_json())
 
     async def v2_server(self, _request: Request) -> Response:
@@ -240,14 +255,16 @@ class Handlers:
             options = protocol.with_deadline(asks.options)
             beside = f", {protocol.TIMEOUT}, binary_data_output"
             asked = read_asked(options, self._manifest, self._defaults, beside=beside)
-            deadline = Deadline(exchange.arrived, asked.deadline_ms)
-            found = await self._detected(request, asks.images, asked, deadline)
+            name = protocol.deadline_name(asks.options)
+            deadline = Deadline(exchange.arrived, asked.deadline_ms, name=name)
+            files = [ImageFile(*named) for named in protocol.named(asks.images)]
+            found = await self._detected(request, files, asked, deadline)
         head = self._model.head(asks.id)
         return answers.as_bytes(*write_response(head, protocol.tensors_of(found), asks.outputs))
 
     async def _infer_request(self, request: Request, deadline: Deadline) -> InferRequest:
         """Read the body of an inference request; what it is read from is let go of."""
-        check_kind(request)
+        check_kind(request, inference=True)
         data, most = bytearray(), self._limits.max_bytes + FRAME_BYTES
         async for piece in pieces_of(request, self._limits, deadline, most=most):
             data += piece
@@ -255,7 +272,7 @@ class Handlers:
         return await asyncio.to_thread(read_request, bytes(data), request.headers.get(HEADER_LENGTH))
 
     async def _detected(
-        self, request: Request, images: Sequence[bytes], asked: Asked, deadline: Deadline
+        self, request: Request, images: Sequence[ImageFile], asked: Asked, deadline: Deadline
     ) -> list[Detections]:
         """Detect in the images of a request; refuse it in the words of what the detector raises."""
         try:
@@ -307,6 +324,8 @@ class App:
         try:
             await self._answer({**scope, "path": path, EXCHANGE: exchange}, exchange)
         finally:
+            if UNREADABLE in scope:
+                exchange.was_answered(scope[UNREADABLE])
             seconds = since(exchange.arrived) / 1000
             self._metrics.answered(exchange, seconds)
             if self._log_lines is not None:

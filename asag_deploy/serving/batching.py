@@ -2,7 +2,8 @@
 
 An image waits for others of its size whose requests ask the network for the same; not longer than it is told,
 and no longer than the network is idle for want of a full batch whose time has come.  While the network is
-busy, batches fill.
+busy, batches fill.  An image whose request has a deadline goes alone: it would make the others' answers
+coarser too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from asag_deploy.call_options import CallOptions
 from asag_deploy.detections import Detections
 from asag_deploy.errors import ConfigError, EngineUnfitError, GpuMemoryError, ImageError
 from asag_deploy.images.reading import RgbImage
+from asag_deploy.serving.options import Deadline
 
 MOST_IMAGES = 256
 _REFUSALS = (ImageError, EngineUnfitError, GpuMemoryError)
@@ -53,9 +55,12 @@ class _Group:
 
     key: Hashable
     options: CallOptions
+    deadline: Deadline
     members: list[_Waiting] = field(default_factory=list)
     due: bool = False
     """Whether its first image has waited long enough."""
+    timer: asyncio.TimerHandle | None = None
+    """What is to happen if it has not begun by then: it comes due, or its deadline passes."""
 
 
 class Batcher:
@@ -75,22 +80,28 @@ class Batcher:
         self._pool, self._free, self._began = pool, batches, began
         self._groups: list[_Group] = []  # the first begun first
 
-    async def detect(self, image: RgbImage, size: tuple[int, int], options: CallOptions) -> Detections:
+    async def detect(
+        self, image: RgbImage, size: tuple[int, int], options: CallOptions, deadline: Deadline
+    ) -> Detections:
         """Detect in an image that reaches the network at this size (height, width).
 
-        Raises what the detector does.  An image whose request has a deadline goes alone: it would make the
-        others' answers coarser too.
+        The detector gets what is left of the deadline when it begins.  Raises what the detector does, and
+        RefusedError once the deadline has passed before that.
         """
-        result: asyncio.Future[Detections] = asyncio.get_running_loop().create_future()
-        alone = "deadline_ms" in options
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Detections] = loop.create_future()
+        alone = deadline.ever
         key: Hashable = object() if alone else (size, tuple(sorted(options.items())))
         group = next(
             (g for g in self._groups if g.key == key and len(g.members) < self._batching.images), None
         )
         if group is None:
-            group = _Group(key, options, due=alone)
+            group = _Group(key, options, deadline, due=alone)
             self._groups.append(group)
-            asyncio.get_running_loop().call_later(self._batching.wait_ms / 1000, self._come_due, group)
+            if alone:
+                group.timer = loop.call_later(max(deadline.seconds_left, 0), self._refuse, group)
+            else:
+                group.timer = loop.call_later(self._batching.wait_ms / 1000, self._come_due, group)
         group.members.append(_Waiting(image, result))
         self._begin_what_can()
         return await result
@@ -99,16 +110,33 @@ class Batcher:
         group.due = True
         self._begin_what_can()
 
+    def _refuse(self, group: _Group) -> None:
+        """Refuse what waits in a group whose deadline has passed: the network has had no time for it."""
+        self._drop(group)
+        for member in group.members:
+            if not member.result.done():
+                member.result.set_exception(group.deadline.refusal())
+
+    def _drop(self, group: _Group) -> None:
+        """Let a group go: it begins, or never will."""
+        if group in self._groups:
+            self._groups.remove(group)
+        if group.timer is not None:
+            group.timer.cancel()
+
     def _begin_what_can(self) -> None:
         while self._free:
             ready = (g for g in self._groups if g.due or len(g.members) >= self._batching.images)
             group = next(ready, None)
             if group is None:
                 return
-            self._groups.remove(group)
+            if group.deadline.seconds_left <= 0:  # its timer is about to say so
+                self._refuse(group)
+                continue
+            self._drop(group)
             wanted = [member for member in group.members if not member.result.done()]
             if wanted:
-                self._begin(wanted, group.options)
+                self._begin(wanted, group.deadline.added_to(group.options))
 
     def _begin(self, members: Sequence[_Waiting], options: CallOptions) -> None:
         self._free -= 1

@@ -27,6 +27,7 @@ from asag_deploy.serving.access_log import AccessLog
 from asag_deploy.serving.app import check_packages, make_app
 from asag_deploy.serving.batching import MOST_IMAGES, Batching
 from asag_deploy.serving.limits import Limits
+from asag_deploy.serving.options import MOST_DEADLINE_MS
 from asag_deploy.serving.protocol import Model
 from asag_deploy.serving.server import address_of, allow_connections, bind, make_server, run
 
@@ -67,10 +68,17 @@ def _serve(options: argparse.Namespace) -> int:
         bundle = Bundle.open(options.bundle)
         chosen.stop_rule(bundle.manifest)
         Model(options.model_name, bundle.manifest)
-        # The most detections are applied to what is found, as a request may ask for more.
-        with dataclasses.replace(chosen, max_detections=None).load(bundle) as detector:
+        # The most detections are applied to what is found, as a request may ask for more, and deadlines
+        # count from a request's arrival, if it has one.
+        own = dataclasses.replace(chosen, max_detections=None, deadline_ms=None)
+        with own.load(bundle) as detector:
             if not detector.manifest.trained:
-                print(f"{PROGRAM}: warning: the bundle's weights are untrained", file=sys.stderr)
+                _warn("the bundle's weights are untrained")
+            if batching.images > 1 and (chosen.deadline_ms or MOST_DEADLINE_MS) < MOST_DEADLINE_MS:
+                _warn(
+                    "with --deadline-ms nothing is batched but requests that lift it "
+                    f"(deadline_ms={MOST_DEADLINE_MS:.0f}), since an image with a deadline goes alone"
+                )
             app = make_app(
                 detector,
                 limits,
@@ -78,6 +86,9 @@ def _serve(options: argparse.Namespace) -> int:
                 threshold=options.threshold,
                 deadline_ms=chosen.deadline_ms,
                 max_detections=chosen.max_detections,
+                mode=chosen.mode,
+                max_level=chosen.max_level,
+                anchor_cap=chosen.anchor_cap,
                 model_name=options.model_name,
                 bundle=bundle.fingerprint,
                 batching=batching,
@@ -94,6 +105,10 @@ def _serve(options: argparse.Namespace) -> int:
             )
             run(server, listener)
     return ALL_FINE
+
+
+def _warn(sentence: str) -> None:
+    print(f"{PROGRAM}: warning: {sentence}", file=sys.stderr)
 
 
 @contextmanager

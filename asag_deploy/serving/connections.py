@@ -12,8 +12,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from asag_deploy.serving.app import CROWDED
-from asag_deploy.serving.limits import MOST_HEADER_BYTES, RETRY_SECONDS, Limits
+from asag_deploy.serving.app import CROWDED, UNREADABLE
+from asag_deploy.serving.limits import MOST_HEADER_BYTES, RETRY_SECONDS, Limits, RefusedError
 
 if TYPE_CHECKING:
     import asyncio
@@ -62,6 +62,8 @@ class _Timed(_Base):
     def data_received(self, data: bytes) -> None:
         import h11
 
+        if self.conn.their_state is h11.MUST_CLOSE:  # nothing is asked any more; the answer still comes
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             if self._deadline is None:
@@ -141,7 +143,8 @@ class _Answering(_Timed):
         app = self.app
 
         async def crowded(scope: Any, receive: Any, send: Any) -> None:
-            await app({**scope, CROWDED: True}, receive, send)
+            scope[CROWDED] = True  # no copy: what is said to the request's scope later has to be seen
+            await app(scope, receive, send)
 
         self.app = crowded
 
@@ -153,10 +156,13 @@ class _Answering(_Timed):
             self.transport.close()
 
     def _turn_away(self, status: HTTPStatus) -> None:
-        """Answer without the application, and close; not if an answer is under way."""
+        """Answer without the application, and close; not if an answer has begun."""
         import h11
 
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self._answering():
+        cycle = self.cycle
+        under_way = cycle is not None and not cycle.response_complete
+        begun = under_way and cycle.response_started
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not begun:
             sentence = _SENTENCES.get(status, _NO_REQUEST)
             body = json.dumps({"error": sentence}).encode()
             again = status == HTTPStatus.SERVICE_UNAVAILABLE
@@ -166,9 +172,13 @@ class _Answering(_Timed):
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
                 + body
             )
-            self.turned_away(status, sentence)
+            if under_way:
+                # The application, which counts its requests, is still at this one: it has to end there.
+                scope: Any = cycle.scope
+                scope[UNREADABLE] = RefusedError(status, sentence)
+                cycle.disconnected = True
+                cycle.message_event.set()
+            else:
+                self.turned_away(status, sentence)
         self.transport.close()
         self._expect_reading()
-
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete

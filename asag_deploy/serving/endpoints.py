@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 VERSION = "1"
@@ -71,6 +72,14 @@ ENDPOINTS = (
 )
 """All there are."""
 OF_CROWD = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.of_crowd)
+
+
+def known_path(path: str) -> str | None:
+    """Return the path of the table that a request's is, whatever its method; None if it is none of them."""
+    for endpoint in ENDPOINTS:
+        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", endpoint.path), path):
+            return endpoint.path
+    return None
 
 
 def listed() -> str:

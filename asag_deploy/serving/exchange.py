@@ -122,6 +122,10 @@ class Exchange:
         self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
 
+    def was_answered(self, refusal: RefusedError) -> None:
+        """Take note that the connection has answered, whatever the application did."""
+        self.client_gone, self.refused, self.status = False, refusal, int(refusal.status)
+
     async def discard_body(self, seconds: float) -> None:
         """Let a client end what it is sending, and throw it away; for so long at most.
 

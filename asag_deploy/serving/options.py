@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, cast
 
-from asag_deploy.bundle.manifest import FIRST_LEVEL, Manifest
+from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Mode
 from asag_deploy.call_options import CallOptions
 from asag_deploy.command_line import MOST_SECONDS
 from asag_deploy.detections import Detections
@@ -73,7 +73,8 @@ PARAMETERS = (
         name="deadline_ms",
         text=(
             "Milliseconds from the arrival of the request. No further level is begun once they have passed, "
-            "so that the answer is coarser; if they pass before its turn comes, the answer is 503."
+            "so that the answer is coarser; if they pass before its turn comes, the answer is 503. The "
+            "greatest value is no deadline, where the server has one for requests that name none."
         ),
         schema=lambda _: {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_DEADLINE_MS},
     ),
@@ -132,6 +133,10 @@ class Defaults:
     threshold: float
     deadline_ms: float | None = None
     max_detections: int | None = None
+    mode: Mode | None = None
+    """This and what follows is what the detector was loaded for: it is said to clients, and no more."""
+    max_level: Level | None = None
+    anchor_cap: int | None = None
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -158,7 +163,7 @@ def read_asked(
     return Asked(
         threshold=given.get("threshold", defaults.threshold),
         max_detections=given.get("max_detections", defaults.max_detections),
-        deadline_ms=given.get("deadline_ms", defaults.deadline_ms),
+        deadline_ms=_unless_lifted(given.get("deadline_ms", defaults.deadline_ms)),
         call=cast(CallOptions, {name: given[name] for name in _OF_THE_CALL if name in given}),
         given=given,
     )
@@ -193,11 +198,17 @@ def check_threshold(threshold: float) -> None:
         raise ConfigError(f"--threshold is {threshold:g}, which is not between 0 and 1")
 
 
+def _unless_lifted(deadline_ms: float | None) -> float | None:
+    """Return a deadline; None for the greatest that may be named, by which a request lifts a default."""
+    return None if deadline_ms is None or deadline_ms >= MOST_DEADLINE_MS else deadline_ms
+
+
 class Deadline:
     """When a request has to be answered: so many milliseconds after it has arrived, or never."""
 
-    def __init__(self, arrived: float, milliseconds: float | None) -> None:
-        """Begin at `arrived`, a `time.perf_counter()` value."""
+    def __init__(self, arrived: float, milliseconds: float | None, *, name: str = "deadline_ms") -> None:
+        """Begin at `arrived`, a `time.perf_counter()` value; name: what the request calls it."""
+        self._name = name
         self._milliseconds = milliseconds
         self._end = math.inf if milliseconds is None else arrived + milliseconds / 1000
 
@@ -207,9 +218,15 @@ class Deadline:
         return self._end - time.perf_counter()
 
     @property
-    def for_the_detector(self) -> float | None:
-        """How many milliseconds to give the detector, now that it begins; None if there is no deadline."""
-        return None if self._milliseconds is None else max(self.seconds_left * 1000, _LEAST_MS)
+    def ever(self) -> bool:
+        """Whether there is one."""
+        return self._milliseconds is not None
+
+    def added_to(self, options: CallOptions) -> CallOptions:
+        """Return the options of a call that begins now, with what is left of the deadline."""
+        if self._milliseconds is None:
+            return options
+        return {**options, "deadline_ms": max(self.seconds_left * 1000, _LEAST_MS)}
 
     def check(self) -> None:
         """Raise RefusedError if it has passed."""
@@ -219,7 +236,7 @@ class Deadline:
     def refusal(self) -> RefusedError:
         """Make the refusal of a request whose deadline has passed before its turn."""
         return unavailable(
-            f"the {self._milliseconds:g} ms of deadline_ms had passed before the network had time; allow "
+            f"the {self._milliseconds:g} ms of {self._name} had passed before the network had time; allow "
             "more, or try again later",
             "deadline",
         )

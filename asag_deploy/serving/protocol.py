@@ -89,6 +89,16 @@ def tensors_of(found: Sequence[Detections]) -> dict[str, Any]:
     }
 
 
+def named(images: Sequence[bytes]) -> list[tuple[bytes, str]]:
+    """Return the image files of a request, each with what sentences call it."""
+    return [(data, f"image {i} of {len(images)}") for i, data in enumerate(images, start=1)]
+
+
+def deadline_name(options: Sequence[tuple[str, Any]]) -> str:
+    """Return what a request calls its deadline."""
+    return TIMEOUT if any(name == TIMEOUT for name, _ in options) else "deadline_ms"
+
+
 def with_deadline(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return a request's parameters with `timeout`, in microseconds, as the deadline that it is here.
 

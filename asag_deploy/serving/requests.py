@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _VERSIONS = ("1.0", "1.1")
+_PLAIN_IMAGE = (
+    "send the image file itself as the body, as `curl --data-binary @photo.jpg` does, or a "
+    "multipart/form-data with it"
+)
+_PLAIN_REQUEST = "send the inference request itself as the body"
 _PARTS, _FORM = "multipart/", "multipart/form-data"
 
 
@@ -140,20 +145,21 @@ def is_form(request: Request) -> bool:
     return _kind(request).startswith(_FORM)
 
 
-def check_kind(request: Request) -> None:
-    """Raise RefusedError for a body that has to be unpacked before it is an image."""
+def check_kind(request: Request, *, inference: bool = False) -> None:
+    """Raise RefusedError for a body that has to be unpacked before it is an image, or such a request."""
     kind = _kind(request)
     if kind.startswith(_PARTS) and not kind.startswith(_FORM):
         raise RefusedError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the request is of several parts ({shown(kind.partition(';')[0])}); send the image file itself "
-            "as the body, as `curl --data-binary @photo.jpg` does, or a multipart/form-data with it",
+            f"the request is of several parts ({shown(kind.partition(';')[0])}); "
+            f"{_PLAIN_REQUEST if inference else _PLAIN_IMAGE}",
         )
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise RefusedError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the body is compressed ({shown(encoding)}); send the image file as it is",
+            f"the body is compressed ({shown(encoding)}); send the "
+            f"{'request' if inference else 'image file'} as it is",
         )
 
 

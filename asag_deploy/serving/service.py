@@ -30,16 +30,16 @@ from asag_deploy.timing import since
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-_BODY_NAME = "request body"
 _PATIENCE_SECONDS = 0.2
 """How long a request waits for a place: those before it may be of clients that are just seen to have gone."""
 
 
-class _File(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file as it came."""
 
     data: bytes
-    name: str
+    name: str = "request body"
+    """What sentences call it."""
 
 
 class ServedDetector(Protocol):
@@ -152,7 +152,7 @@ class Service:
             self._places.release()
 
     async def detect(
-        self, request: Request, images: Sequence[bytes], asked: Asked, deadline: Deadline
+        self, request: Request, images: Sequence[ImageFile], asked: Asked, deadline: Deadline
     ) -> list[Timed]:
         """Detect in the image files of a request, as long as somebody waits for the answer.
 
@@ -162,7 +162,7 @@ class Service:
         """
         width = asyncio.Semaphore(self._at_once)  # one request is not before all others with all its images
 
-        async def one(file: _File, gone: asyncio.Task[None]) -> Timed:
+        async def one(file: ImageFile, gone: asyncio.Task[None]) -> Timed:
             async with width:
                 begin = time.perf_counter()
                 await self._turn(gone, deadline)
@@ -173,7 +173,7 @@ class Service:
                 return Timed(worked.found, queue_ms)
 
         async with watched(request) as gone:
-            tasks = [asyncio.create_task(one(file, gone)) for file in _named(images)]
+            tasks = [asyncio.create_task(one(file, gone)) for file in images]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:
@@ -203,7 +203,7 @@ class Service:
                 "no_time",
             )
 
-    def _begin(self, file: _File, options: CallOptions, deadline: Deadline) -> asyncio.Future[_Worked]:
+    def _begin(self, file: ImageFile, options: CallOptions, deadline: Deadline) -> asyncio.Future[_Worked]:
         """Begin with an image whose turn it is; the turn ends when the work does, whoever waits for it.
 
         Until then it takes memory, and the network's time.
@@ -218,26 +218,26 @@ class Service:
         return work
 
     async def _in_a_batch(
-        self, batcher: Batcher, file: _File, options: CallOptions, deadline: Deadline
+        self, batcher: Batcher, file: ImageFile, options: CallOptions, deadline: Deadline
     ) -> _Worked:
         begin = time.perf_counter()
         image, decode_ms = await asyncio.get_running_loop().run_in_executor(
             self._decoders, self._decode, file
         )
         size = resized_shape(image.shape[0], image.shape[1], self.manifest.preprocessing)
-        found = await batcher.detect(image, size, _with(options, deadline))
+        found = await batcher.detect(image, size, options, deadline)
         waited = since(begin) - decode_ms - found.times_ms.get("total", 0.0)
         return _Worked(found, decode_ms, max(waited, 0.0))
 
-    def _detect_alone(self, file: _File, options: CallOptions, deadline: Deadline) -> _Worked:
+    def _detect_alone(self, file: ImageFile, options: CallOptions, deadline: Deadline) -> _Worked:
         image, decode_ms = self._decode(file)
-        found = self._detector(image, channel_order="rgb", **_with(options, deadline))
+        found = self._detector(image, channel_order="rgb", **deadline.added_to(options))
         return _Worked(found, decode_ms, 0.0)
 
     def _detect_together(self, images: list[RgbImage], options: CallOptions) -> list[Detections]:
         return self._detector(images, channel_order="rgb", **options)
 
-    def _decode(self, file: _File) -> tuple[RgbImage, float]:
+    def _decode(self, file: ImageFile) -> tuple[RgbImage, float]:
         """Return the image, and how many milliseconds that took."""
         begin = time.perf_counter()
         data, name = file
@@ -245,7 +245,7 @@ class Service:
         if header.height * header.width > most:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"{'the image' if name == _BODY_NAME else name} has {header.width} x {header.height} pixels, "
+                f"'{name}' has {header.width} x {header.height} pixels, "
                 f"more than the {megapixels(most)} "
                 "that this server takes; send a smaller one",
                 reason="too_many_pixels",
@@ -255,16 +255,3 @@ class Service:
     def _in_hand(self, more: int) -> None:
         self.in_hand += more
         self._metrics.in_flight.set(self.in_hand)
-
-
-def _named(images: Sequence[bytes]) -> list[_File]:
-    """Return the image files of a request, each with what sentences call it."""
-    if len(images) == 1:
-        return [_File(images[0], _BODY_NAME)]
-    return [_File(data, f"image {i} of {len(images)}") for i, data in enumerate(images, start=1)]
-
-
-def _with(options: CallOptions, deadline: Deadline) -> CallOptions:
-    """Return the options of a call that begins now."""
-    left = deadline.for_the_detector
-    return options if left is None else {**options, "deadline_ms": left}

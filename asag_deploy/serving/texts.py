@@ -7,10 +7,10 @@ import math
 _LONGEST_ECHO = 40
 
 
-def shown(text: str) -> str:
-    """Return a client's text as it may stand in a sentence."""
+def shown(text: str, most: int = _LONGEST_ECHO) -> str:
+    """Return a client's text as it may stand in a sentence, or elsewhere with so many characters at most."""
     plain = text if text.isprintable() else ascii(text)[1:-1]
-    return plain if len(plain) <= _LONGEST_ECHO else f"{plain[:_LONGEST_ECHO]}..."
+    return plain if len(plain) <= most else f"{plain[:most]}..."
 
 
 def mebibytes(count: int) -> str:

@@ -25,7 +25,9 @@ from asag_deploy.engines.cli import (
     given_engine_options,
 )
 from asag_deploy.engines.inspector import in_words
+from asag_deploy.engines.shapes import check_detections
 from asag_deploy.errors import ConfigError, ParityError
+from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_export.choices import (
     DEFAULT_OPSET,
     FORMATS,
@@ -106,7 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     said = "(default: as the network was trained; no weight depends on it)"
     add(
-        "--anchor-cap", metavar="N", type=whole_number(1, 4096), help=f"anchors that reach the decoder {said}"
+        "--anchor-cap",
+        metavar="N",
+        type=whole_number(1, MOST_ANCHORS),
+        help=f"anchors that reach the decoder, {MOST_ANCHORS} at most {said}",
     )
     add("--max-detections", metavar="N", type=whole_number(1), help=f"detections of an image {said}")
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
@@ -199,13 +204,15 @@ def _with_limits(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpo
     """Give the network room for other numbers of anchors and detections than it was trained with."""
     from asag_training.checkpoints.checkpoint import change_settings
 
-    floor = checkpoint.config.anchor_floor
-    if options.anchor_cap is not None and options.anchor_cap < floor:
-        raise ConfigError(
-            f"--anchor-cap is {options.anchor_cap}; the network passes at least {floor} anchors"
-        )
+    least = checkpoint.config.anchor_floor
+    if options.anchor_cap is not None and options.anchor_cap < least:
+        raise ConfigError(f"--anchor-cap is {options.anchor_cap}; this network needs at least {least}")
     asked = {"anchor_cap": options.anchor_cap, "max_detections": options.max_detections}
-    return change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
+    changed = change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
+    if options.format != FORMATS[0]:
+        config = changed.config
+        check_detections(config.detection_limit, config.anchor_cap, config.num_classes)
+    return changed
 
 
 def _notes(options: argparse.Namespace, checkpoint: Checkpoint) -> list[str]:

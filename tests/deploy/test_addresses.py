@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,18 @@ def test_what_is_none(given: str | Path) -> None:
         with pytest.raises(DownloadError, match=r"' is no address.*: expected hf://.*, or a path") as caught:
             local(given)
         assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", ["s3://a/b", "ftp://127.0.0.1/x.zip", "gs://a/b?x", "file:///x", "http://a..b/x"]
+)
+def test_what_is_none_is_said_as_it_was_typed(given: str) -> None:
+    typed = given.partition("?")[0]
+    for as_read in (given, Path(given)):
+        with pytest.raises(DownloadError, match=f"^'{re.escape(typed)}' is no address"):
+            local_bundle(as_read)
+    with pytest.raises(DownloadError, match=r"^'s3:/a' is no address"):
+        local_bundle("s3:/a")
 
 
 def test_a_path_that_looks_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

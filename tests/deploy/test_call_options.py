@@ -192,6 +192,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_detections": 2.0}, "max_detections is 2.0; expected a whole number"),
     ({"max_detections": 11}, "exported for 10 at most.*`asag-export --max-detections 11`"),
     ({"anchor_cap": 25}, "exported for 24 at most.*`asag-export --anchor-cap 25`"),
+    (
+        {"anchor_cap": 2049},
+        "anchor_cap is 2049; no bundle can be exported for more than 2048",
+    ),
     ({"anchor_cap": 0}, "anchor_cap is 0; the bundle's network passes at least"),
 ]
 
@@ -240,10 +244,10 @@ def test_bundles_of_earlier_releases_have_one_cap(bundle: Bundle) -> None:
 def test_an_int8_bundle_can_do_more_once_its_float32_bundle_can(bundle: Bundle) -> None:
     """`asag-export` makes none in INT8."""
     int8 = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precision="int8"))
-    asked: list[dict[str, Any]] = [{"anchor_cap": 4000}, {"max_detections": 4000}]
+    asked: list[dict[str, Any]] = [{"anchor_cap": 400}, {"max_detections": 400}]
     for options in asked:
         (option,) = options
-        again = f"export its float32 bundle again with `asag-export --{option.replace('_', '-')} 4000`, and"
+        again = f"export its float32 bundle again with `asag-export --{option.replace('_', '-')} 400`, and"
         with pytest.raises(ConfigError, match=again):
             Detector.load(int8, **options)
 

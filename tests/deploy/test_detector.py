@@ -209,6 +209,9 @@ def test_paths_and_channel_orders(detector: Detector, tmp_path: Path) -> None:
     assert_same(detector(str(tmp_path / "picture.png"), channel_order="rgb"), expected)
     for result in detector([tmp_path / "picture.png", bgr]):
         assert_same(result, expected)
+    for image in (tmp_path / "picture.png", bgr):
+        with pytest.raises(ConfigError, match="unknown channel_order 'xyz'"):
+            detector(image, channel_order="xyz")  # type: ignore[call-overload]
 
 
 def test_bad_images(detector: Detector, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_numbers() -> None:
     assert [unsigned(text) for text in ("0", "007", "-1", "+12")] == [0, 7, None, None]
     texts = ("0", "-1", "+0.5", ".5", "5.", "1e3", "2.5E-1")
     assert [real(text) for text in texts] == [0, -1, 0.5, 0.5, 5, 1000, 0.25]
+    assert [str(real(text)) for text in ("-0", "-0.0", "-1e-999")] == ["0.0"] * 3
 
 
 def test_other_options_of_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,3 +127,11 @@ def test_the_reference_has_every_public_name() -> None:
     described = re.findall(r"^::: asag_deploy\.(\w+)$", pages, re.MULTILINE)
     assert sorted(described) == sorted(set(asag_deploy.__all__) - {"__version__"})
     assert "`asag_deploy.__version__`" in pages
+    rooms = (ROOT / "training" / "asag_evaluation" / "data").glob("*.py")
+    converters = {
+        f"asag_evaluation.data.{room.stem}.{name}"
+        for room in rooms
+        for name in re.findall(r"^def ((?:convert|write)_\w+)\(", room.read_text(), re.MULTILINE)
+    }
+    assert "asag_evaluation.data.voc.convert_voc" in converters
+    assert converters <= set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -30,6 +31,9 @@ pytest.importorskip("nbconvert", reason="needs what builds the site: pip install
 import nbformat
 
 import site_build
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 
@@ -193,46 +197,52 @@ def _served(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium")
-@pytest.mark.parametrize("width", [1400, 390])
-def test_names_in_tables_are_whole_and_pages_no_wider_than_the_window(site: Path, width: int) -> None:
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium"
+)
+
+
+@NEEDS_CHROMIUM
+def test_names_in_tables_are_whole_and_pages_no_wider_than_the_window(site: Path) -> None:
     pytest.importorskip("playwright", reason="needs Playwright, which drives the browser")
     with browser() as running:
-        page = running.new_page(viewport={"width": width, "height": 1000})
-        for name in ("decide", "errors", "run", "export"):
-            page.goto((site / f"{name}.html").as_uri())
-            codes = "[...document.querySelectorAll('td code, th code')]"
-            assert page.evaluate(f"{codes}.length") > 5
-            assert (
-                page.evaluate(f"{codes}.filter(c => c.getClientRects().length > 1).map(c => c.innerText)")
-                == []
-            )
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for width in (1400, 390):
+            page = running.new_page(viewport={"width": width, "height": 1000})
+            for name in ("decide", "errors", "run", "export"):
+                page.goto((site / f"{name}.html").as_uri())
+                codes = "[...document.querySelectorAll('td code, th code')]"
+                assert page.evaluate(f"{codes}.length") > 5
+                broken_up = f"{codes}.filter(c => c.getClientRects().length > 1).map(c => c.innerText)"
+                assert page.evaluate(broken_up) == [], (name, width)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, (name, width)
 
 
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt-get install chromium")
-@pytest.mark.parametrize("opened", ["served", "as files"])
-def test_search_finds_a_page_and_asks_no_other_host(site: Path, opened: str) -> None:
+@NEEDS_CHROMIUM
+def test_search_finds_a_page_and_asks_no_other_host(site: Path) -> None:
     pytest.importorskip("playwright", reason="needs Playwright, which drives the browser")
     with browser() as running, _served(site) as address:
-        page = running.new_page()
-        asked: list[str] = []
-        wrong: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        start = address if opened == "served" else site.as_uri()
-        page.goto(f"{start}/serve.html", wait_until="networkidle")
-        page.keyboard.press("Control+k")
-        typed = page.locator("input[role=combobox]")
-        for word in ("Grafana", "ResNet", "anchor_cap"):
-            typed.fill("", timeout=MILLISECONDS)
-            typed.press_sequentially(word, delay=20, timeout=MILLISECONDS)
-            said = page.locator("[role=option]").filter(has_text=re.compile(word, re.IGNORECASE))
-            said.first.wait_for(timeout=MILLISECONDS)
-            assert typed.input_value() == word
-        found = page.locator("[role=option]").filter(has_text="that reach the decoder, best-scored first")
-        found.first.click(timeout=MILLISECONDS)
-        page.wait_for_url("**/reference/detector.html*", timeout=MILLISECONDS)
-        assert page.locator("h1").inner_text().startswith("Detector")
+        for start in (address, site.as_uri()):
+            _search(running.new_page(), start)
+
+
+def _search(page: Page, start: str) -> None:
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{start}/serve.html", wait_until="networkidle")
+    page.keyboard.press("Control+k")
+    typed = page.locator("input[role=combobox]")
+    for word in ("Grafana", "ResNet", "anchor_cap"):
+        typed.fill("", timeout=MILLISECONDS)
+        typed.press_sequentially(word, delay=20, timeout=MILLISECONDS)
+        said = page.locator("[role=option]").filter(has_text=re.compile(word, re.IGNORECASE))
+        said.first.wait_for(timeout=MILLISECONDS)
+        assert typed.input_value() == word
+    found = page.locator("[role=option]").filter(has_text="that reach the decoder, best-scored first")
+    found.first.click(timeout=MILLISECONDS)
+    page.wait_for_url("**/reference/detector.html*", timeout=MILLISECONDS)
+    assert page.locator("h1").inner_text().startswith("Detector")
+    page.close()
     assert wrong == []
     assert {urlsplit(url).netloc for url in asked} <= {urlsplit(start).netloc, ""}

@@ -22,3 +22,15 @@ def test_good_clients_are_served_among_bad_ones(
     assert len(report["by_kind"]) > 10
     assert report["by_kind"]["good"] > 0
     assert "500" not in report["statuses"]
+
+
+@pytest.mark.parametrize("name", ["serving", "serving-tiny"])
+def test_the_benchmarks_page_has_what_was_recorded(name: str) -> None:
+    root = Path(__file__).parents[2]
+    path = f"tests/endurance/results/{name}.json"
+    recorded = json.loads((root / path).read_text(encoding="utf-8"))
+    page = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("|") and f"../{path}" in line]
+    times = recorded["milliseconds"]
+    figures = [str(recorded["answers_per_second"]), f"{times['p50']:.0f} ms", f"{times['p99']:.0f} ms"]
+    assert [cell.strip() for cell in row.split("|")][2:5] == figures

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_deploy.detections import Detections
 from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError, DataError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.data.scenes import SCENE_CATEGORIES
 from asag_evaluation.evaluate import evaluate
+from asag_evaluation.metrics.anchors import average_recall, best_anchors
 from asag_evaluation.predictor import bundle_predictor
 from asag_training.evaluation.cli import main
 from support.coco_files import box, write_coco
@@ -84,6 +86,38 @@ def test_bundle(bundle: Path, data: Path) -> None:
     together = evaluate(predictor.detector, dataset, batch=2)
     assert [r["bbox"] for r in together.results] == [r["bbox"] for r in one_by_one.results]
     assert together.coco.ap == one_by_one.coco.ap
+
+
+def test_anchors_are_measured_best_first(bundle: Path, data: Path) -> None:
+    predictor = bundle_predictor(Bundle.open(bundle))
+    detector = predictor.detector
+    dataset = CocoDataset.open(data, "val2017", categories=detector.manifest.categories)
+    found = [
+        detector(sample.image, channel_order="rgb", explain=True)
+        for sample in map(dataset.__getitem__, range(len(dataset)))
+    ]
+    probed = [each for each in found if each.trace.exit_level != "P5"]
+    assert probed
+    for each in probed:
+        best = best_anchors(each.trace)
+        candidates = [level.candidates for level in each.trace.levels if level.candidates is not None]
+        score_of = {
+            box.tobytes(): score
+            for level in candidates
+            for box, score in zip(level.boxes[level.passed], level.scores[level.passed], strict=True)
+        }
+        assert {box.tobytes() for box in best} == {box.tobytes() for box in each.anchors}
+        assert len(best) == each.trace.anchor_count
+        scores = [score_of[box.tobytes()] for box in best]
+        assert scores == sorted(scores, reverse=True)
+    expected = average_recall(
+        [record.boxes for record in dataset.records], [best_anchors(each.trace) for each in found]
+    )
+    seen: list[Detections] = []
+    assert evaluate(detector, dataset, on_image=lambda s, d: seen.append(d)).anchor_recall == expected
+    # What the caller sees is as of a call that did not ask to explain.
+    assert all(level.candidates is None for each in seen for level in each.trace.levels)
+    assert all("explain" not in each.times_ms for each in seen)
 
 
 def test_max_level_is_kept_to(bundle: Path, data: Path) -> None:

@@ -54,7 +54,7 @@ def test_converts(tmp_path: Path) -> None:
 def test_images_elsewhere_are_not_replaced(tmp_path: Path) -> None:
     odgt = write_odgt(tmp_path, {"ID": "a", "gtboxes": []})
     (tmp_path / "val").mkdir()
-    with pytest.raises(OutputError, match=r"could not make .*val' a link"):
+    with pytest.raises(OutputError, match=r"val' already that does not lead to .*: remove it, or"):
         convert_crowdhuman(odgt, tmp_path / "Images", tmp_path, split="val")
 
 

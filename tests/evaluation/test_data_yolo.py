@@ -121,7 +121,7 @@ def test_images_that_share_labels_and_a_path_that_is_not_there(tmp_path: Path) -
     assert [len(dataset[i].boxes) for i in range(2)] == [1, 1]
     assert [remark.partition("(")[0] for remark in remarks] == [
         "1 image with the label file of another, whose objects it got as well ",
-        "1 folder called `path` in data.yaml not being there, passed over: '/nowhere/x'",
+        "`path` in data.yaml is '/nowhere/x', which is not there: images are looked for beside data.yaml",
     ]
 
 
@@ -135,7 +135,9 @@ def test_images_that_share_labels_and_a_path_that_is_not_there(tmp_path: Path) -
         ("0 nan 0.5 0.1 0.1\n", "expected a class and numbers"),
         ("0 0.5 0.5 0.1\n", "has 3 numbers after the class, expected 4"),
         ("0 0.5 0.5 0.1 0.1 0.9\n", "a confidence, they are a detector's results"),
-        ("0 30 20 10 10\n", "has the number 30, expected from 0 to 1"),
+        ("0 30 20 10 10\n", "has the number 30, expected from -2 to 2: YOLO's boxes are relative"),
+        ("0 0.5 2.5 0.1 0.1\n", "has the number 2.5, expected from -2 to 2"),
+        ("0 0.5 -2.5 0.1 0.1\n", "has the number -2.5, expected from -2 to 2"),
     ],
 )
 def test_rows_that_are_none(tmp_path: Path, rows: str, problem: str) -> None:
@@ -145,12 +147,45 @@ def test_rows_that_are_none(tmp_path: Path, rows: str, problem: str) -> None:
     assert not (tmp_path / "coco").exists()
 
 
+def test_paths_are_said_as_the_data_set_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path / "beside")
+    labels = {"images/train/a.png": "7 0.5 0.5 0.1 0.1\n", "images/train/b.png": None}
+    write(tmp_path / "yolo", labels)
+    with pytest.raises(DataError) as caught:
+        convert(Path("../yolo"))
+    wanted = "line 1 of '../yolo/labels/train/a.txt' is of class 7, but '../yolo/data.yaml' names"
+    assert str(caught.value).startswith(wanted)
+    with pytest.raises(DataError, match=f"line 1 of '{tmp_path}/yolo/labels/train/a.txt' is"):
+        convert(tmp_path / "yolo")
+    (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    assert "(the first is '../yolo/images/train/b.png')" in convert(Path("../yolo"))[1][0]
+    write(tmp_path / "other", {"images/train/a.png": "1 0.5 0.5 0.1 0.1\n"})
+    with pytest.raises(
+        OutputError, match=r"^there is a '../coco/s' already .* the images in '../other/images/"
+    ):
+        convert(Path("../other"))
+
+
+def test_another_data_set_is_in_the_way(tmp_path: Path) -> None:
+    """Whether the images make one link, or a folder of links."""
+    for name, more in (("one", {}), ("two", {}), ("three", {"images/train/deep/b.png": None})):
+        write(tmp_path / name, {"images/train/a.png": "0 0.5 0.5 0.1 0.1\n", **more})
+    (tmp_path / "three" / "list.txt").write_text("images/train/a.png\n")
+    (tmp_path / "three" / "data.yaml").write_text("train: list.txt\nnames: [cup, ball]\n")
+    out = tmp_path / "coco"
+    convert_yolo(tmp_path / "one", out, part="train", split="s")
+    for other in ("two", "three"):
+        with pytest.raises(OutputError, match=r"coco/s' already that does not lead to .*: remove it, or"):
+            convert_yolo(tmp_path / other, out, part="train", split="s")
+
+
 @pytest.mark.parametrize(
     ("description", "problem"),
     [
         ("[1, 2", "is no YAML"),
         ("just text", "holds no keys"),
-        ("train: images/train\n", "`names` in .* is None"),
+        ("train: images/train\n", "data.yaml' has no `names`: list there what the classes are called"),
         ("train: images/train\nnames: {1: cup, 2: ball}\n", "are not 0, 1, 2 and so on"),
         (
             "train: images/train\nnames: [cup, ball]\nnc: 3\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 from typing import Any, ClassVar
 
@@ -12,11 +13,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from asag_evaluation.metrics.anchors import ProbedImage, anchor_metrics, average_recall
+from asag_evaluation.metrics.anchors import ProbedImage, anchor_metrics, average_recall, best_anchors
 from asag_evaluation.metrics.coco import coco_metrics
 from asag_evaluation.metrics.crowdhuman import PersonImage, crowdhuman_metrics
 from asag_evaluation.metrics.overlaps import clip_boxes, covered, iou
-from support.detection_samples import boxes, make_trace
+from support.detection_samples import boxes, explained_trace, make_trace
 
 PEOPLE = [(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)]
 
@@ -143,6 +144,18 @@ class TestAverageRecall:
         # One at all ten thresholds; one with IoU 0.7, at 0.50 to 0.70, though float32 may lose the last.
         assert average_recall(truth, found)[100] == pytest.approx(15 / 20, abs=0.051)
         assert average_recall(truth, found, limits=(1,))[1] == pytest.approx(10 / 20)
+
+    def test_anchors_are_taken_by_score_not_by_level(self) -> None:
+        trace = explained_trace()
+        p5, p4 = trace.levels
+        assert p5.candidates is not None
+        assert p4.candidates is not None
+        scores = np.array([0.95, 0.01], dtype=np.float32)  # P4's is better than the 0.9 of P5
+        better = dataclasses.replace(p4, candidates=dataclasses.replace(p4.candidates, scores=scores))
+        assert best_anchors(trace).tolist() == [[50, 20, 100, 60], [310, 310, 330, 330]]
+        best = best_anchors(dataclasses.replace(trace, levels=(p5, better)))
+        assert best.tolist() == [[310, 310, 330, 330], [50, 20, 100, 60]]
+        assert average_recall([boxes((310, 310, 330, 330))], [best], limits=(1,)) == {1: pytest.approx(1)}
 
     def test_one_box_finds_one_object(self) -> None:
         truth = [boxes((0, 0, 10, 10), (0, 0, 10, 10))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,16 @@ _NEAR = 2
 @pytest.fixture(scope="module")
 def photographs() -> Detector:
     return detector_of(PHOTOGRAPHS_CHECKPOINT)
+
+
+def test_what_draws_the_pictures_says_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["decide_pictures", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(DOCS.parent / "tests" / "support" / "decide_pictures.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "where the pictures are written" in capsys.readouterr().out
 
 
 def test_the_captions_of_the_photograph(photographs: Detector) -> None:

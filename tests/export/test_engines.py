@@ -43,20 +43,16 @@ from support.tiny_bundle import tiny_manifest
 BUILT = (("asag-a-r50-100", "backbone"), ("asag-a-r50-100", "probe_p4"), ("asag-a-r50-100", "decoder"))
 """Stages of `half_bundle`."""
 NARROWED = (
-    ("asag-a-r50-crowdhuman", "backbone"),
-    ("asag-a-r50-crowdhuman", "probe_p3"),
-    ("asag-a-r50-crowdhuman", "decoder"),
-    ("asag-a-r50-300", "decoder"),
-    ("asag-a-r101-100", "backbone"),
-    ("asag-s-r50-100", "decoder"),
-    ("asag-d-r50-100", "backbone"),
-    ("asag-d-r50-100", "probe_p4"),
-    ("asag-d-r50-100", "decoder"),
+    ("asag-d-r101-300", "backbone"),
     ("asag-a-lite-s", "backbone"),
-    ("asag-a-lite-s", "probe_p3"),
-    ("asag-a-lite-s", "decoder"),
     ("asag-a-lite-m", "backbone"),
+    ("asag-a-r50-crowdhuman", "probe_p3"),
+    ("asag-a-lite-s", "probe_p3"),
+    ("asag-s-r50-300", "decoder"),
+    ("asag-d-r50-crowdhuman", "decoder"),
+    ("asag-a-lite-s", "decoder"),
 )
+"""As few as have every value of every setting with those, for each takes a while."""
 
 
 def stages_of(config: AsagConfig) -> tuple[list[StageModule], Manifest]:
@@ -205,7 +201,10 @@ def test_engines_that_cannot_be_built_are_refused_before_the_export(
         (["--format", "engine"], "unknown format 'engine'; choose one of onnx, tensorrt-rtx, tensorrt"),
         (["--gpu", "sm86"], "--gpu is for engines; give --format tensorrt-rtx too"),
         (["--format", "tensorrt-rtx", "--max-batch", "0"], "--max-batch is 0; it must be"),
-        (["--format", "tensorrt"], "tensorrt is not installed; install it with `pip install tensorrt`"),
+        (
+            ["--format", "tensorrt"],
+            "tensorrt is not installed; install it with `pip install 'asag-deploy[tensorrt]' tensorrt`",
+        ),
     ):
         if "tensorrt" in options:
             monkeypatch.setitem(sys.modules, "tensorrt", None)

@@ -18,6 +18,7 @@ from asag_training.checkpoints import save_checkpoint
 from asag_training.network.model import build
 from asag_training.network.stage_plan import build_stages, postprocessing_plan, probing_plan
 from asag_training.network.stages import TorchNetwork
+from support.rtx_engines import needs_rtx
 from support.small_network import small_checkpoint
 
 PICTURES = [
@@ -87,9 +88,15 @@ def test_an_export_for_more(checkpoint: Path, tmp_path: Path, parity: ParityRepo
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--anchor-cap", "3"], "error: --anchor-cap is 3; the network passes at least 5 anchors"),
-        (["--anchor-cap", "0"], "--anchor-cap"),
+        (["--anchor-cap", "4"], "error: --anchor-cap is 4; this network needs at least 5"),
+        (["--anchor-cap", "0"], "--anchor-cap is 0; it must be a whole number from 1 to 2048"),
+        (["--anchor-cap", "2049"], "--anchor-cap is 2049; it must be a whole number from 1 to 2048"),
         (["--max-detections", "-1"], "--max-detections"),
+        pytest.param(
+            ["--max-detections", "5000", "--anchor-cap", "2048", "--format", "tensorrt-rtx"],
+            "gives 3840 detections of an image at most, and this network gives 5000; export it with `asag-ex",
+            marks=needs_rtx,
+        ),
     ],
 )
 def test_limits_that_are_not_possible(

@@ -32,9 +32,10 @@ from support.small_network import what_matters
 pytestmark = pytest.mark.slow
 
 # Cases that share their weights share a bundle; the manual stop is chosen when it is loaded.
-CASES = {name: load_case(name) for name in NAMES}
-SIZES = sorted({case.config.variant.split("-", 2)[2] for case in CASES.values()})
-"""Such as `r50-100`, of which both kinds of decoder have the other stages in common."""
+MORE = ("batch_of_odd_sizes", "r101_300", "s_crowdhuman")
+CASES = {name: load_case(name) for name in NAMES} | {name: load_more_case(name) for name in MORE}
+SIZES = sorted({case.config.variant.rpartition("-")[2] for case in CASES.values()})
+"""Such as `100`, of which both kinds of decoder, and both backbones, have the other stages in common."""
 BACKENDS = ("onnxruntime", "openvino")
 
 
@@ -108,15 +109,15 @@ def write(case: ReferenceCase, graphs: Mapping[str, ExportedStage], path: Path) 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_forward(size: str, tmp_path: Path) -> None:
+def test_forward_of_bundles(size: str, tmp_path: Path) -> None:
     """Every stage is exported once; weights of other cases take the place of those it was exported with.
 
-    Those that are exported compile to engines, too.
+    Those that are exported compile to engines, too, but for the stages of `MORE`.
     """
     library = open_library("tensorrt-rtx") if HAS_RTX else None
     groups: dict[Any, list[str]] = {}
     for name, case in CASES.items():
-        if case.config.variant.endswith(size):
+        if case.config.variant.endswith(f"-{size}"):
             groups.setdefault((case.config.variant, case.seed, case.score_bias), []).append(name)
     made: dict[Any, tuple[StageModule, ExportedStage]] = {}
     for names in groups.values():
@@ -130,7 +131,7 @@ def test_forward(size: str, tmp_path: Path) -> None:
             else:
                 probing = probing_plan(case.config)
                 graph = export_stage(stage, case.config, probing, precision="fp32", opset=DEFAULT_OPSET)
-                if library is not None:
+                if library is not None and names[0] not in MORE:
                     engine = compile_stage(library, stage.name, graph, manifest_of(case))
                     assert_can_be_captured(stage.name, engine)
             made[kind] = stage, graph
@@ -140,21 +141,6 @@ def test_forward(size: str, tmp_path: Path) -> None:
             for backend in BACKENDS:
                 assert_forward(CASES[name], bundle, backend, f"{name}, {backend}")
         shutil.rmtree(bundle.path)  # some 200 MB each
-
-
-@pytest.mark.parametrize("name", ["batch_of_odd_sizes", "r101_300", "s_crowdhuman"])
-def test_forward_of_more(name: str, tmp_path: Path) -> None:
-    """What the cases above have none of; each is exported anew, which takes longest."""
-    case = load_more_case(name)
-    probing = probing_plan(case.config)
-    graphs = {
-        stage.name: export_stage(stage, case.config, probing, precision="fp32", opset=DEFAULT_OPSET)
-        for stage in stages_of(case)
-    }
-    bundle = write(case, graphs, tmp_path / name)
-    for backend in BACKENDS:
-        assert_forward(case, bundle, backend, f"{name}, {backend}")
-    shutil.rmtree(bundle.path)
 
 
 def assert_forward(case: ReferenceCase, bundle: Bundle, backend: str, message: str) -> None:

@@ -16,6 +16,7 @@ from asag_deploy import kernels
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.kernels import Buffer, KernelLibrary, buffer_of, structures
 from asag_deploy.kernels.library import cuda_library_path
+from asag_deploy.kernels.limits import LARGEST_PATCH, MOST_ANCHORS, MOST_DETECTIONS, MOST_FIRST_ANCHORS
 from support.plugin_builds import PLUGINS
 
 
@@ -149,6 +150,34 @@ def test_a_kernel_refuses(
         library.run(operator, arguments)
     assert message in str(refusal.value)
     assert str(refusal.value).startswith(f"the kernel {operator} failed: ")
+
+
+def postprocess(detections: int) -> structures.Postprocess:
+    return structures.Postprocess(None, None, None, None, None, None, None, None, 0, 1, detections, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "most", "name"),
+    [
+        ("pad_anchors", lambda most: pad(cap=most), MOST_ANCHORS, "cap"),
+        ("pad_anchors", lambda most: pad(floor=most), MOST_ANCHORS, "floor"),
+        ("pad_anchors", lambda most: pad(first_level=most), MOST_FIRST_ANCHORS, "first_level"),
+        ("postprocess", postprocess, MOST_DETECTIONS, "detections"),
+        ("patch_nms", lambda most: nms(patch_size=most), LARGEST_PATCH, "patch_size"),
+        ("deformable_sample", lambda most: deformable(points=most), structures.MOST_POINTS, "points"),
+    ],
+)
+def test_the_limits_of_settings_are_those_of_the_kernels(
+    library: KernelLibrary,
+    operator: str,
+    arguments: Callable[[int], ctypes.Structure],
+    most: int,
+    name: str,
+) -> None:
+    with pytest.raises(BackendError, match=f"{name} is {most + 1}, expected [01] to {most}$"):
+        library.run(operator, arguments(most + 1))
+    with pytest.raises(BackendError, match="is a null pointer"):  # which is looked for last
+        library.run(operator, arguments(most))
 
 
 def test_nothing_to_do_needs_no_memory(library: KernelLibrary) -> None:

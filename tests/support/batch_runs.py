@@ -39,9 +39,10 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
-    """Run a Ray cluster of four CPUs, and give its address."""
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+def cluster(home: Path | None = None) -> Iterator[str]:
+    """Run a Ray cluster of four CPUs, and give its address; it wants the token that a home has."""
+    auth = {"RAY_AUTH_MODE": "disabled"} if home is None else {"HOME": str(home)}
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **auth}
     with subprocess.Popen(
         [sys.executable, "-c", _CLUSTER],
         stdin=subprocess.PIPE,
@@ -60,19 +61,20 @@ def cluster() -> Iterator[str]:
             process.kill()
 
 
-def start(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
-    """Start `asag-batch`."""
+def start(arguments: Sequence[str | Path], home: Path | None = None) -> subprocess.Popen[str]:
+    """Start `asag-batch`, with another home if one is given."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "asag_deploy.batch.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **({} if home is None else {"HOME": str(home)})},
     )
 
 
-def run(arguments: Sequence[str | Path]) -> tuple[int, str, str]:
+def run(arguments: Sequence[str | Path], home: Path | None = None) -> tuple[int, str, str]:
     """Run `asag-batch`, and return its exit code and what it printed on stdout and stderr."""
-    with start(arguments) as process:
+    with start(arguments, home) as process:
         try:
             out, err = process.communicate(timeout=SECONDS)
         finally:

@@ -8,7 +8,7 @@ project, in PyTorch, so that no bundle is needed; a bundle decides the same.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,4 +183,6 @@ def _seen(scene: Scene, found: Detections) -> NDArray[np.bool_]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the pictures are written")
+    main(parser.parse_args().folder)

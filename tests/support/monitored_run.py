@@ -8,6 +8,7 @@ twice, reads `/metrics` after every few of them, and draws what was read.
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import re
 import subprocess
@@ -156,6 +157,10 @@ def table(read: Sequence[Samples], images: int = IMAGES) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    measured = run(Path(sys.argv[1]))
-    picture(measured, Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bundle", type=Path, help="of the demo's network")
+    parser.add_argument("picture", type=Path, help="the PNG to write")
+    options = parser.parse_args()
+    measured = run(options.bundle)
+    picture(measured, options.picture)
     print(*table(measured), sep="\n")

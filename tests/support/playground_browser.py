@@ -7,6 +7,7 @@ makes the picture of the documentation.
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import subprocess
@@ -88,4 +89,8 @@ def main(bundle: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("bundle", type=Path, help="what is looked at")
+    parser.add_argument("picture", type=Path, help="the PNG to write")
+    options = parser.parse_args()
+    main(options.bundle, options.picture)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from asag_deploy.cuda.driver import find_gpus
@@ -76,29 +78,47 @@ def sources(names: Sequence[str]) -> list[Path]:
     return [PLUGINS / name for name in names]
 
 
+@contextmanager
+def _missing(product: Path) -> Iterator[Path | None]:
+    """Give a name to make a product under, which appears when the block ends; None where it is there.
+
+    Another worker that wants the same waits for it, as compiling takes long.
+    """
+    if product.exists():
+        yield None
+        return
+    with (product.parent / f".{product.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if product.exists():
+            yield None
+            return
+        temporary = product.with_name(f".{secrets.token_hex(4)}{product.suffix}")
+        yield temporary
+        temporary.replace(product)
+
+
 def build_host_library(folder: Path, *, sanitized: bool = False) -> Path:
-    """The host library in that folder; another worker may build it there at the same time.
+    """The host library in that folder.
 
     With `sanitized`, one that ends the program at the first access out of bounds or undefined operation.
     """
     library = folder / ("libasag_kernels_sanitized.so" if sanitized else "libasag_kernels_host.so")
-    if not library.exists():
-        temporary = folder / f".{secrets.token_hex(4)}.so"
-        warnings: tuple[str, ...] = WARNINGS
-        options = [
-            "-std=c++17",
-            "-O1",
-            "-ffp-contract=off",
-            "-fvisibility=hidden",
-            "-fPIC",
-            "-shared",
-            "-pthread",
-        ]
-        if sanitized:  # which makes g++ warn of what cannot be
-            warnings = ()
-            options += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
-        run(["g++", *options, *warnings, f"-I{PLUGINS / 'include'}", *sources(HOST_SOURCES), "-o", temporary])
-        temporary.replace(library)
+    warnings: tuple[str, ...] = WARNINGS
+    options = [
+        "-std=c++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-fPIC",
+        "-shared",
+        "-pthread",
+    ]
+    if sanitized:  # which makes g++ warn of what cannot be
+        warnings = ()
+        options += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+    with _missing(library) as new:
+        if new is not None:
+            run(["g++", *options, *warnings, f"-I{PLUGINS / 'include'}", *sources(HOST_SOURCES), "-o", new])
     return library
 
 
@@ -106,41 +126,37 @@ def build_cuda_objects(folder: Path) -> list[Path]:
     """`cuda_api.cu` for every generation, and the checks it links with, as object files in that folder."""
     kernels, checks = folder / "cuda_api.o", folder / "checks.o"
     include = f"-I{PLUGINS / 'include'}"
-    if not checks.exists():
-        temporary = folder / f".{secrets.token_hex(4)}.o"
-        options = ["-std=c++17", "-O1", "-fvisibility=hidden", "-fPIC", *WARNINGS, include]
-        run(["g++", *options, "-c", PLUGINS / "src" / "checks.cpp", "-o", temporary])
-        temporary.replace(checks)
-    if not kernels.exists():
-        temporary = folder / f".{secrets.token_hex(4)}.o"
-        last = ARCHITECTURES[-1]
-        targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
-        targets += [f"-gencode=arch=compute_{last},code=compute_{last}", "--threads=2"]
-        host = ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror", "--Werror=all-warnings"]
-        source = PLUGINS / "src" / "cuda_api.cu"
-        run(["nvcc", "-std=c++17", "-O3", *targets, *host, include, "-c", source, "-o", temporary])
-        temporary.replace(kernels)
+    with _missing(checks) as new:
+        if new is not None:
+            options = ["-std=c++17", "-O1", "-fvisibility=hidden", "-fPIC", *WARNINGS, include]
+            run(["g++", *options, "-c", PLUGINS / "src" / "checks.cpp", "-o", new])
+    with _missing(kernels) as new:
+        if new is not None:
+            last = ARCHITECTURES[-1]
+            targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
+            targets += [f"-gencode=arch=compute_{last},code=compute_{last}", "--threads=2"]
+            host = ["-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror", "--Werror=all-warnings"]
+            source = PLUGINS / "src" / "cuda_api.cu"
+            run(["nvcc", "-std=c++17", "-O3", *targets, *host, include, "-c", source, "-o", new])
     return [kernels, checks]
 
 
 def build_check_program(folder: Path, objects: Sequence[Path]) -> Path:
     """The program that checks the kernels on a GPU, in that folder."""
     program = folder / "asag_check_device"
-    if not program.exists():
-        temporary = folder / f".{secrets.token_hex(4)}"
-        options = ["-std=c++17", f"-arch=compute_{ARCHITECTURES[0]}", "-Xcompiler=-Wall,-Wextra,-Werror"]
-        checks = sources(("checks/check_device.cu", "checks/check_conditional.cu", "src/host_api.cpp"))
-        include = f"-I{PLUGINS / 'include'}"
-        run(["nvcc", *options, "--Werror=all-warnings", include, *checks, *objects, "-o", temporary])
-        temporary.replace(program)
+    options = ["-std=c++17", f"-arch=compute_{ARCHITECTURES[0]}", "-Xcompiler=-Wall,-Wextra,-Werror"]
+    checks = sources(("checks/check_device.cu", "checks/check_conditional.cu", "src/host_api.cpp"))
+    include = f"-I{PLUGINS / 'include'}"
+    with _missing(program) as new:
+        if new is not None:
+            run(["nvcc", *options, "--Werror=all-warnings", include, *checks, *objects, "-o", new])
     return program
 
 
 def build_cuda_library(folder: Path) -> Path:
     """The CUDA library in that folder."""
     library = folder / "libasag_kernels.so"
-    if not library.exists():
-        temporary = folder / f".{secrets.token_hex(4)}.so"
-        run(["nvcc", "-shared", *build_cuda_objects(folder), "-o", temporary])
-        temporary.replace(library)
+    with _missing(library) as new:
+        if new is not None:
+            run(["nvcc", "-shared", *build_cuda_objects(folder), "-o", new])
     return library

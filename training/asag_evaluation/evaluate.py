@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -17,7 +18,13 @@ from asag_deploy.processing.postprocess import Found
 from asag_evaluation.data.annotations import labels_of
 from asag_evaluation.data.coco import CocoDataset, Sample
 from asag_evaluation.data.records import ImageRecord
-from asag_evaluation.metrics.anchors import AnchorMetrics, ProbedImage, anchor_metrics, average_recall
+from asag_evaluation.metrics.anchors import (
+    AnchorMetrics,
+    ProbedImage,
+    anchor_metrics,
+    average_recall,
+    best_anchors,
+)
 from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
 from asag_evaluation.metrics.crowdhuman import CrowdHumanMetrics, PersonImage, crowdhuman_metrics
 from asag_evaluation.metrics.overlaps import Boxes, clip_boxes
@@ -103,13 +110,15 @@ def evaluate_together(
         samples = [dataset[i] for i in numbers]
         images = [sample.image for sample in samples]
         for (detector, proposals), of_detector in zip(detectors, measured, strict=True):
-            found = detector(images, channel_order="rgb")
+            explained = detector(images, channel_order="rgb", explain=True)
+            anchors = [best_anchors(detections.trace) for detections in explained]
+            found = [_without_explanation(detections) for detections in explained]
             relative: Sequence[Boxes | None] = [None] * len(samples)
             if proposals is not None:
                 relative = proposals([detections.trace.anchor_count for detections in found])
-            for i, sample, detections, boxes in zip(numbers, samples, found, relative, strict=True):
-                of_detector.add(dataset.records[i], detections, boxes, len(samples))
-                on_image(sample, detections)
+            for i, each in enumerate(found):
+                of_detector.add(dataset.records[numbers[i]], each, anchors[i], relative[i], len(samples))
+                on_image(samples[i], each)
     return [of_detector.evaluation() for of_detector in measured]
 
 
@@ -125,11 +134,13 @@ class _Measured:
         self.proposals: list[Boxes] = []
         self.times: list[float] = []
 
-    def add(self, record: ImageRecord, found: Detections, relative: Boxes | None, batch: int) -> None:
-        """Take note of one image; `relative` are its proposals."""
+    def add(
+        self, record: ImageRecord, found: Detections, anchors: Boxes, relative: Boxes | None, batch: int
+    ) -> None:
+        """Take note of one image; `anchors` are best first, `relative` are its proposals."""
         self.results += coco_results(record.image_id, found, found.categories)
         self.probed.append(ProbedImage(len(record.boxes), record.kind, found.trace))
-        self.anchors.append(found.anchors)
+        self.anchors.append(anchors)
         if relative is not None:
             self.proposals.append(relative * np.array([record.width, record.height] * 2))
         if len(self.dataset.categories) == 1:
@@ -150,6 +161,15 @@ class _Measured:
             ms_per_image=mean(self.times),
             results=self.results,
         )
+
+
+def _without_explanation(found: Detections) -> Detections:
+    """Return detections as of a call that did not ask to explain: neither every anchor nor its time."""
+    levels = tuple(dataclasses.replace(level, candidates=None) for level in found.trace.levels)
+    times = dict(found.times_ms)
+    times["total"] -= times.pop("explain")
+    trace = dataclasses.replace(found.trace, levels=levels)
+    return dataclasses.replace(found, trace=trace, times_ms=times)
 
 
 def coco_results(

@@ -98,7 +98,9 @@ class OpenVino:
     def problem(self) -> Problem | None:
         """Return what keeps OpenVINO from running in this precision; None if nothing does."""
         if importlib.util.find_spec("openvino") is None:
-            return Problem("OpenVINO is not installed", "install it with `pip install openvino`")
+            return Problem(
+                "OpenVINO is not installed", "install it with `pip install 'asag-deploy[openvino]'`"
+            )
         if self.precision == "f32":
             return None
         if "BF16" in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):

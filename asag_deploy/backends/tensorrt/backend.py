@@ -43,7 +43,7 @@ PLUGINS_VARIABLE = "ASAG_PLUGINS_LIBRARY"
 _PLUGIN_PREFIX = "Asag"
 _INSTALL: dict[Format, str] = {
     "tensorrt-rtx": "pip install 'asag-deploy[tensorrt-rtx]'",
-    "tensorrt": "pip install tensorrt",
+    "tensorrt": "pip install 'asag-deploy[tensorrt]' tensorrt",
 }
 
 _DISTRIBUTIONS: dict[Format, tuple[str, ...]] = {

@@ -78,18 +78,20 @@ def quantize_bundle(
 
     pictures: to calibrate on, from `read_pictures`; activations: what to make of them, see `Activations`;
     data: annotated images on which AP of both bundles is measured, with each of `backends`; most_loss: how
-    much AP may fall.
+    much AP may fall, 0 to 1.
 
     The bundle appears only if what the stages give is near that in float32 and AP does not fall too far,
-    unless `keep_failed`.  Raises ConfigError for a bundle that is not float32 or an unknown kind of
-    activations, DataError for pictures that do not suit the network, ExportError if a graph cannot be
-    quantised, ParityError if it costs too much, OutputError if the bundle cannot be written
+    unless `keep_failed`.  Raises ConfigError for a bundle that is not float32, an unknown kind of
+    activations or another `most_loss`, DataError for pictures that do not suit the network, ExportError if a
+    graph cannot be quantised, ParityError if it costs too much, OutputError if the bundle cannot be written
     or would replace the one that is read.
     """
     check_quantizable(bundle)
     check_spares(output_dir, bundle.path)
     if activations not in ACTIVATIONS:
         raise ConfigError(f"unknown activations '{activations}'; choose one of {', '.join(ACTIVATIONS)}")
+    if not 0 <= most_loss <= 1:
+        raise ConfigError(f"most_loss is {most_loss}; expected 0 to 1")
     with Detector.load(bundle) as detector:
         check_detectable(pictures, detector, _LEAST_SCORE)
 

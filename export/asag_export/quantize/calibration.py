@@ -21,6 +21,7 @@ from asag_deploy.images.sources import list_sources
 from asag_deploy.loop.stages import Array
 from asag_deploy.loop.stopping import stop_rule
 from asag_deploy.processing.preprocess import resize
+from asag_evaluation.data.image_files import is_file
 
 DEFAULT_COUNT = 64
 LEAST = 8
@@ -31,7 +32,10 @@ _LEAST_CONTRAST = 2.0
 
 
 def image_files(arguments: Sequence[str]) -> list[Path]:
-    """List the image files of folders, globs and paths; raises SourceError if one of these gives none."""
+    """List the image files of folders, globs and paths.
+
+    Raises SourceError if one of these gives none, or is not there.
+    """
     listing = list_sources(arguments)
     if listing.failures:
         raise SourceError(listing.failures[0].message)
@@ -41,6 +45,9 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
             f"there are no images in {', '.join(arguments)}, only videos or cameras; "
             "calibrate on a folder of pictures"
         )
+    gone = next((file for file in files if not is_file(file)), None)
+    if gone is not None:
+        raise SourceError(f"there is no picture or folder '{gone}'; check the path")
     return files
 
 

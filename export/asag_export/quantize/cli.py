@@ -74,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-loss",
         metavar="AP",
-        type=real_number(-1, 1),
+        type=real_number(0, 1),
         default=DEFAULT_MOST_LOSS,
-        help="default %(default)s",
+        help="the greatest fall of AP, 0 to 1 (default %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace a bundle that is already there")
     add("--keep-failed", action="store_true", help="keep a bundle that costs too much")

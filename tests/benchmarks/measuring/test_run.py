@@ -445,7 +445,7 @@ def test_wrong_bundles_and_missing_backends(
     assert "holds no images" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert main([str(bundle.path), "--backend", "openvino"]) == 2
-    assert "pip install openvino" in capsys.readouterr().err
+    assert "pip install 'asag-deploy[openvino]'" in capsys.readouterr().err
 
 
 def test_plots_without_their_library(

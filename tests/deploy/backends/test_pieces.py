@@ -32,6 +32,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import BackendError, FieldError
 from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, CpuKernels
+from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_deploy.loop.patch_nms import patch_nms
 from asag_deploy.loop.probing import detect
 from asag_deploy.loop.stopping import StopRule
@@ -212,6 +213,17 @@ def test_graphs_that_are_not_cut(small_bundle: Bundle, tmp_path: Path) -> None:
         node.op_type = node.op_type.replace("PadAnchors", "OfALaterRelease")
     onnx.save(model, str(tmp_path / "decoder.onnx"))
     assert cut(tmp_path / "decoder.onnx") is None
+
+
+def test_an_operator_beyond_its_kernel_is_not_called(small_bundle: Bundle, tmp_path: Path) -> None:
+    """A bundle with a larger cap runs whole."""
+    model = onnx.load(str(small_bundle.graph_path("decoder")))
+    (node,) = (node for node in model.graph.node if node.op_type == "PadAnchors")
+    (cap,) = (each for each in node.attribute if each.name == "cap")
+    for most in (MOST_ANCHORS, MOST_ANCHORS + 1):
+        cap.i = most
+        onnx.save(model, str(tmp_path / "decoder.onnx"))
+        assert (cut(tmp_path / "decoder.onnx") is None) == (most > MOST_ANCHORS)
 
 
 def test_values_without_a_type(small_bundle: Bundle, tmp_path: Path) -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from asag_deploy.batch import cluster
+from asag_deploy.batch import cli, cluster
 from asag_deploy.batch.cli import main, parse_arguments
+from asag_deploy.batch.cluster import Crew
+from asag_deploy.batch.index import Part
+from asag_deploy.batch.worker import Plan, Report, Worker
 from asag_deploy.errors import BackendError, ConfigError
-from support.batch_runs import make_pictures
+from support.batch_runs import make_pictures, parts, rows
 from support.tiny_bundle import make_bundle
 
 
@@ -109,14 +116,176 @@ def test_a_cluster_that_goes_ends_the_program(
     )
 
 
-def test_what_answers_but_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK"])
+def test_what_answers_but_is_no_cluster(
+    given: Path,
+    answer: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cluster, "_SPEAK_S", 0.5)
     with socket.create_server(("", 0)) as other:
+
+        def serve() -> None:
+            taken, _ = other.accept()
+            with taken:
+                if answer is not None:
+                    taken.sendall(answer)
+                    taken.shutdown(socket.SHUT_WR)
+                while taken.recv(64):
+                    pass
+
+        thread = Thread(target=serve)
+        thread.start()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        cluster.knock(address)
-        with pytest.raises(BackendError, match="something answers, but no Ray cluster does"):
-            cluster.cpus_of(address)
+        arguments = [str(given / "bundle"), str(given / "a"), "--output", str(given / "out")]
+        assert main([*arguments, "--address", address]) == 2
+        thread.join(30)
+    said = f"asag-batch: error: at '{address}' something answers, but no Ray cluster does: check the address"
+    assert capsys.readouterr().err.startswith(said)
+    assert not (given / "out").exists()
+
+
+def test_nothing_is_listed_or_written_before_a_cluster_is_there(
+    given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import inspect
+
+    from ray._private import services
+
+    said = "Could not find any running Ray instance"
+    assert said in inspect.getsource(services)
+    monkeypatch.setattr(cluster, "_ask", lambda *_: {"error": f"ConnectionError: {said}. Please specify"})
+    arguments = [str(given / "bundle"), str(given / "a"), "--output", str(given / "out")]
+    assert main([*arguments, "--address", "auto"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("asag-batch: error: no Ray cluster runs on this machine: start one (`ray start")
+    assert err.count("\n") == 1
+    assert not (given / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("RuntimeError: no.\nmore", "RuntimeError: no."),
+        ("\n  first\nmore", "first"),
+        (
+            "RuntimeError: no. Last: Traceback (most recent call last):\n  File 'a'\nray.Lost: gone\n",
+            "ray.Lost: gone",
+        ),
+        ("error: Traceback (most recent call last):\n", "error:"),
+        ("", ""),
+    ],
+)
+def test_the_line_of_a_message_that_says_why(message: str, line: str) -> None:
+    assert cluster.own_line(message) == line
+
+
+@pytest.mark.parametrize(
+    ("wants", "mode"), [("disabled", "disabled"), ("token", "token"), ("another", None), ("gone", None)]
+)
+def test_a_token_is_given_where_one_is_wanted(
+    wants: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[str] = []
+
+    def ask(address: str, mode: str) -> dict[str, object]:
+        if wants == "gone":
+            return {"error": "ray.exceptions.RpcError: RPC error: gone"}
+        return {"cpus": 3} if mode == wants else {"error": "ray.exceptions.AuthenticationError: RPC error"}
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(cluster, "_ask", ask)
+    monkeypatch.setattr(cluster, "_join_with", joined.append)
+    if mode is None:
+        said = {"another": "takes nobody without its token", "gone": r"cannot be used \(RPC error: gone\)"}
+        with pytest.raises(BackendError, match=said[wants]):
+            cluster.cpus_of("h:6379")
+    else:
+        assert cluster.cpus_of("h:6379") == 3
+    assert joined == ([] if mode is None else [mode])
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have parts done in this process, in their order."""
+
+    def done_here(plan: Plan, parts: Sequence[Part], crew: Crew) -> Iterator[Report]:
+        return map(Worker(plan).do, parts)
+
+    monkeypatch.setattr(cli, "ray_here", lambda address, crew: nullcontext())
+    monkeypatch.setattr(cli, "reports", done_here)
+
+
+def test_a_retry_that_fails_or_is_ended_costs_no_results(
+    given: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = make_pictures(given / "many", 45)
+    broken = {i: pictures[i].read_bytes() for i in (1, 42)}
+    for i in broken:
+        pictures[i].unlink()
+        pictures[i].write_bytes(b"nothing")
+    arguments = [str(given / name) for name in ("bundle", "many")] + ["--output", str(given / "out")]
+    arguments += ["--actors", "2"]
+    retry = [*arguments, "--retry-failed"]
+    assert main(arguments) == 1
+    before = rows(given / "out")
+    for i, content in broken.items():
+        pictures[i].write_bytes(content)
+
+    def failing(address: str | None, crew: Crew) -> nullcontext[None]:
+        raise BackendError("no Ray today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "ray_here", failing)
+        assert main(retry) == 2
+    assert rows(given / "out") == before
+
+    def ended(plan: Plan, parts: Sequence[Part], crew: Crew) -> Iterator[Report]:
+        yield Worker(plan).do(parts[0])
+        raise KeyboardInterrupt
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "reports", ended)
+        assert main(retry) == 130
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("20 images, ")
+    assert "done before: 20 images" in said
+    assert "left: 5 images; the same command goes on" in said
+    assert [row["error"] is None for row in rows(given / "out")] == [i != 42 for i in range(45)]
+
+    capsys.readouterr()
+    kept = {file: file.stat().st_mtime_ns for file in parts(given / "out")[:2]}
+    assert main(retry) == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert [row["error"] for row in rows(given / "out")] == [None] * 45
+    assert [row["path"] for row in rows(given / "out")] == [row["path"] for row in before]
+    assert re.search(r"by 1 actor of 1 thread$", capsys.readouterr().out, re.MULTILINE)  # one part was left
+    assert main(retry) == 0
+    assert (
+        capsys.readouterr().out
+        == f"nothing is left to do\ndone before: 45 images\nresults: {given}/out/results\n"
+    )
+
+
+def test_what_failed_is_told_apart_by_when(
+    given: Path, without_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(given / name) for name in ("bundle", "a")] + ["--output", str(given / "out")]
+    lines = []
+    for name in (None, "broken.png", "more.png", None):
+        if name is not None:
+            (given / "a" / name).write_bytes(b"nothing")
+        main(arguments)
+        lines.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")])
+    why = "(the column 'error' says why)"
+    assert lines == [
+        [],
+        [f"failed: 1 {why}"],
+        [f"failed: 1, and 1 before {why}"],
+        [f"failed: 2 before {why}"],
+    ]
 
 
 def test_gpus_of_an_actor() -> None:

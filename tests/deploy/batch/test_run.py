@@ -207,3 +207,17 @@ def test_a_run_is_alone_while_it_is_listed(tmp_path: Path) -> None:
     with open_run(place, of, come_between) as run:
         assert run.pictures == 2
     assert said
+
+
+def test_what_the_system_says_has_no_number(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "a", 1)
+    with (
+        pytest.raises(OutputError) as refused,
+        open_run(Place("/proc/no-such-folder"), identity(tmp_path / "a")),
+    ):
+        pass
+    assert str(refused.value) == "could not write '/proc/no-such-folder/.lock': no such file or directory"
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(SourceError) as refused_too:
+        Place(str(tmp_path)).open("deep/none.parquet")
+    assert str(refused_too.value) == f"cannot read '{tmp_path}/deep/none.parquet': no such file or directory"

@@ -9,7 +9,7 @@ import pytest
 
 from asag_deploy.batch.places import read_picture
 from asag_deploy.batch.sources import Picture, find_sources
-from asag_deploy.errors import ConfigError, DataError, SourceError
+from asag_deploy.errors import ConfigError, DataError, ImageError, SourceError
 from support.batch_runs import make_pictures
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -75,14 +75,20 @@ def test_another_column(tmp_path: Path) -> None:
     ("name", "content", "kind", "said"),
     [
         ("a.csv", b"file\nx\n", ConfigError, "has no column 'path', but 'file'"),
-        ("a.csv", b"path,path\nx,y\n", ConfigError, "has 2 columns 'path'"),
+        ("a.csv", b"path,path\nx,y\n", ConfigError, "has 2 columns 'path': rename all but one, or give"),
         ("a.csv", b"path,n\nx,1\n,2\n", DataError, "entry 2 of '.*a.csv' is empty, and no path"),
         ("a.csv", b"path;n\nx;1\n", ConfigError, "parted by commas in .csv, .* and not by semicolons"),
         ("a.parquet", b"PAR1 nothing", DataError, "cannot read the list"),
         ("a.txt", b"a.png\n\xff\n", DataError, r"is no text in UTF-8 \(at byte 6\)"),
         ("a.txt", b"a\0.png\n", DataError, "entry 1 of '.*a.txt' holds a null byte"),
-        ("a.png", b"", SourceError, "is a picture: name its folder"),
-        ("a.doc", b"", SourceError, "is no list of paths that is known"),
+        ("a.png", b"", SourceError, r"is a picture: name its folder, or a list of paths \(.parquet"),
+        (
+            "a.doc",
+            b"",
+            SourceError,
+            r"is no list of paths that is known: name a folder of pictures, or a list",
+        ),
+        ("a.txt", b"http://h/a.png\nHTTPS://h/b.png\n", SourceError, "holds addresses of the web alone"),
     ],
 )
 def test_what_is_no_list(tmp_path: Path, name: str, content: bytes, kind: type[Exception], said: str) -> None:
@@ -98,6 +104,10 @@ def test_what_is_not_there_or_both(tmp_path: Path) -> None:
         listed("")
     with pytest.raises(ConfigError, match="is no address that can be read"):
         listed("nonsense://a/b")
+    with pytest.raises(
+        ConfigError, match=r"'https://h/a\.txt' is an address of the web, of which asag-batch"
+    ):
+        listed("https://h/a.txt")
     make_pictures(tmp_path, 1)
     (tmp_path / "a.parquet").touch()
     with pytest.raises(ConfigError, match=r"holds Parquet files .* and pictures"):
@@ -130,6 +140,13 @@ def test_a_text_is_cut_at_its_line_ends_only(tmp_path: Path) -> None:
     paths = ["a\u2028b.png", "c\x85.png", "d\x0b.png", "e\x0c.png"]
     (tmp_path / "list.txt").write_bytes("\r\n".join(paths).encode())
     assert [picture.path for picture in listed(tmp_path / "list.txt")] == paths
+
+
+def test_a_picture_of_the_web_among_others_is_one_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("http://h/a.png\na.png\n")
+    found, _ = listed(tmp_path / "list.txt")
+    with pytest.raises(ImageError, match=r"'http://h/a\.png' is on the web, of which asag-batch reads"):
+        read_picture(found.location, found.path)
 
 
 def test_an_empty_csv_lists_nothing(tmp_path: Path) -> None:

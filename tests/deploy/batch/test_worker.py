@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,24 @@ def test_a_part_that_is_there_is_left_alone(tmp_path: Path) -> None:
         again = worker.do(part)
         assert (again.pictures, again.exits) == (first.pictures, first.exits) == (2, {"P5": 1, "P3": 1})
         assert parts(tmp_path / "out")[0].stat().st_mtime_ns == stamp
+
+
+def test_a_part_that_is_done_anew_keeps_its_results_until_the_new_ones_are_there(tmp_path: Path) -> None:
+    with begun(tmp_path, 2) as (run, plan):
+        broken = tmp_path / "a" / "0001.png"
+        whole = broken.read_bytes()
+        broken.write_bytes(b"nothing")
+        (part,) = run.parts()[1]
+        assert Worker(plan).do(part).failed == 1
+        before = rows(tmp_path / "out")
+        broken.write_bytes(whole)
+        again = dataclasses.replace(part, anew=True)
+        with pytest.raises(Died):
+            Worker(plan, dying(at_width=65)).do(again)
+        assert rows(tmp_path / "out") == before
+        report = Worker(plan).do(again)
+        assert (report.pictures, report.failed, report.deaths) == (2, 0, 1)
+        assert [row["error"] for row in rows(tmp_path / "out")] == [None, None]
 
 
 def test_damaged_and_missing_pictures_are_rows_with_the_sentence(tmp_path: Path) -> None:

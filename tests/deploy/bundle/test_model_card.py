@@ -73,6 +73,8 @@ def test_what_it_says() -> None:
     assert "- batch of one: holds" in text
     assert "1 of 1 runs stop where PyTorch does, and at least 99.5% of the detections are the same" in text
     assert "asag-detect . photos/" in text
+    assert "Install a wheel of asag-deploy, or" in text
+    assert "pip install asag-deploy" not in text, "which no index has"
 
 
 def test_classes_are_shown_as_they_are() -> None:

@@ -254,7 +254,10 @@ def test_rtx_takes_no_plugins(install: Install, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("engine_format", "remedy"),
-    [("tensorrt-rtx", r"pip install 'asag-deploy\[engines\]'"), ("tensorrt", "pip install tensorrt")],
+    [
+        ("tensorrt-rtx", r"pip install 'asag-deploy\[engines\]'"),
+        ("tensorrt", r"pip install 'asag-deploy\[tensorrt\]' tensorrt"),
+    ],
 )
 def test_a_library_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, engine_format: str, remedy: str

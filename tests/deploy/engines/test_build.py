@@ -109,6 +109,25 @@ def test_only_what_is_damaged_is_built_again(bundle: Bundle, rtx: RecordedModule
     assert len(again.current) == 2
 
 
+@pytest.mark.parametrize(("most", "cap"), [(3841, 4000), (3840, 4000), (9999, 1920)])
+def test_more_detections_than_an_engine_gives(
+    bundle: Bundle, rtx: RecordedModule, most: int, cap: int
+) -> None:
+    manifest = bundle.manifest
+    changed = dataclasses.replace(
+        manifest,
+        probing=dataclasses.replace(manifest.probing, anchor_cap=cap),
+        postprocessing=dataclasses.replace(manifest.postprocessing, max_detections=most),
+        categories=manifest.categories[:2],
+    )
+    many = dataclasses.replace(bundle, manifest=changed)
+    if most == 3841:
+        with pytest.raises(ConfigError, match=r"gives 3840 .* at most, and .* gives 3841"):
+            build_engines(many, BuildOptions(gpus=("sm86",)))
+    else:
+        assert len(build_engines(many, BuildOptions(gpus=("sm86",))).built) == 3
+
+
 def test_progress_is_told(bundle: Bundle, rtx: RecordedModule) -> None:
     told: list[tuple[str, int, int]] = []
     build_engines(bundle, BuildOptions(gpus=("sm86",)), progress=lambda *args: told.append(args))

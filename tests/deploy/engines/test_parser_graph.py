@@ -19,6 +19,7 @@ from asag_deploy.engines.parser_graph import (
     operators_of,
 )
 from asag_deploy.errors import BundleCorruptError
+from asag_deploy.kernels.limits import MOST_ANCHORS
 from support import engine_bundle
 
 SIZES = {"batch": 2, "height": 64, "width": 96, "height_p5": 2, "width_p5": 3, "queries": 5}
@@ -109,6 +110,18 @@ def test_a_plugin_takes_the_place_of_an_operator_and_of_its_body() -> None:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert attributes == {"cap": 4, "plugin_version": b"1"}
     assert list(node.input) == ["other", "keep"]
+
+
+def test_an_operator_beyond_its_kernel_keeps_its_body() -> None:
+    model = engine_bundle.graphs()["backbone"]
+    (node,) = (node for node in model.graph.node if node.op_type == "PadAnchors")
+    node.attribute[0].i = MOST_ANCHORS + 1
+    content = model.SerializeToString()
+    assert operators_of(content, "backbone") == set()
+    plugin = Plugin(operator="PadAnchors")
+    rewritten = read(for_parser(content, name="backbone", plugins=[plugin], turing=False))
+    for before, after in zip(outputs(model), outputs(rewritten), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-6)
 
 
 HIDDEN = """

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ from asag_deploy.examples import PHOTOGRAPHS_CLASSES, photographs
 from asag_deploy.loop.trace import ProbingTrace, StopReason
 from asag_deploy.playground import cli, html
 from asag_deploy.playground.examples import MOST, OWN, list_examples, own_examples, prepare
-from asag_deploy.playground.looking import Choices, Ranges, Sight, compare, look, read
+from asag_deploy.playground.looking import Choices, Ranges, Sight, browsers_show, compare, look, read
 from asag_deploy.playground.page import Visit
 from asag_deploy.playground.shelf import KEPT_SECONDS, Shelf
 from asag_deploy.playground.words import about, decoder_caption, level_caption, story
@@ -256,7 +257,7 @@ def values(detector: Detector, **changed: Any) -> tuple[Any, ...]:
 
 @pytest.fixture
 def visit(detector: Detector, tmp_path: Path) -> Visit:
-    return Visit(detector, Shelf(tmp_path / "shelf"))
+    return Visit(detector, choices(detector), Shelf(tmp_path / "shelf"))
 
 
 @pytest.fixture
@@ -277,9 +278,54 @@ def test_a_visit(visit: Visit, detector: Detector, file: str) -> None:
     assert len(visit.compare(file, *values(detector))) == 3
 
 
-def test_fields_that_are_emptied_are_the_bundles(visit: Visit, detector: Detector, file: str) -> None:
-    said, *_ = visit.look(file, None, "P3", "exact", None, None, None)
+@pytest.mark.parametrize(
+    ("typed", "threshold", "anchors", "detections"),
+    [
+        ((None, None, None, None), 0.25, 20, 4),  # as at the beginning; a field is empty while one types
+        ((5, -5, 700, 1e308), 1, 24, 10),
+        ((-1, 1e308, 0, 0), 0, 5, 1),
+        ((0.5, 0, 7.9, 3.9), 0.5, 7, 3),
+    ],
+)
+def test_what_is_typed_is_the_nearest_that_is_possible(
+    detector: Detector,
+    tmp_path: Path,
+    file: str,
+    typed: tuple[float | None, ...],
+    threshold: float,
+    anchors: int,
+    detections: int,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Asked:
+        manifest: Manifest = detector.manifest
+
+        def __call__(self, images: Any, **options: Any) -> Detections:
+            asked.append(options)
+            found: Detections = detector(images, **options)
+            return found
+
+    begun = choices(detector, threshold=0.25, anchor_cap=20, max_detections=4)
+    confidence, deadline, cap, most = typed
+    said, *_ = Visit(Asked(), begun, Shelf(tmp_path / "shelf")).look(
+        file, confidence, "P3", "exact", deadline, cap, most
+    )
     assert "problem" not in said
+    (options,) = asked
+    assert options["threshold"] == threshold
+    assert options["anchor_cap"] == anchors
+    assert options["max_detections"] == detections
+    assert options["deadline_ms"] == (1e308 if deadline == 1e308 else math.inf)
+
+
+def test_what_browsers_do_not_show_is_said(visit: Visit, detector: Detector, tmp_path: Path) -> None:
+    for suffix, said in ((".png", False), (".tif", True), (".ppm", True)):
+        cv2.imwrite(str(tmp_path / f"a{suffix}"), PROBED_TWICE[..., ::-1])
+        (tmp_path / f"a{suffix}").rename(tmp_path / "a.jpg")  # what a file holds counts, not its name
+        story_told, drawn, *_ = visit.look(str(tmp_path / "a.jpg"), *values(detector))
+        assert ("may be unable to show" in story_told) == said
+        assert Path(drawn).is_file()
 
 
 def test_without_a_picture_the_page_says_what_to_do(visit: Visit, detector: Detector) -> None:
@@ -327,6 +373,13 @@ def test_names_in_the_table_are_text() -> None:
     assert "<script>" not in text
     assert "<td>0.90</td><td>10</td><td>20</td><td>40</td><td>60</td>" in text
     assert "Nothing" in html.table(found.filter(1))
+
+
+def test_the_lines_of_the_last_picture_are_told_apart() -> None:
+    levels, last = html.legend().split("in the last picture:")
+    assert "went on" in levels
+    assert "P5" not in levels
+    assert [f"of {level}<" in last for level in ("P5", "P4", "P3")] == [True] * 3
 
 
 def test_bars_are_parts_of_the_whole() -> None:
@@ -383,16 +436,20 @@ def test_examples_are_copied_as_browsers_show_them(tmp_path: Path) -> None:
     folder.mkdir()
     cv2.imwrite(str(folder / "a.JPG"), np.zeros((300, 600, 3), np.uint8))
     cv2.imwrite(str(folder / "b.tiff"), np.zeros((30, 60), np.uint8))
+    (folder / "c.png").write_bytes((folder / "b.tiff").read_bytes())
     (folder / "notes.txt").write_text("no image")
+    (folder / "d.jpg").mkdir()
     made = prepare(list_examples(folder), tmp_path / "copies")
-    assert [example.file.name for example in made] == ["a.JPG", "b.png"]
+    assert [example.file.name for example in made] == ["a.JPG", "b.png", "c.png"]
     assert made[0].file.read_bytes() == (folder / "a.JPG").read_bytes()
-    assert [read(example.thumbnail).shape[:2] for example in made] == [(80, 160), (30, 60)]
+    assert [browsers_show(example.file) for example in made] == [True] * 3
+    assert [read(example.thumbnail).shape[:2] for example in made] == [(80, 160), (30, 60), (30, 60)]
 
 
 def test_an_example_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"'broken\.png' is damaged or is not an image"):
+    whole = re.escape(str(tmp_path / "broken.png"))
+    with pytest.raises(ImageError, match=f"'{whole}' is damaged or is not an image"):
         prepare(list_examples(tmp_path), tmp_path / "copies")
 
 
@@ -410,6 +467,7 @@ def test_a_dozen_examples_at_most(tmp_path: Path) -> None:
     [
         (["--examples", "nowhere"], "--examples: there is no folder 'nowhere'"),
         (["--examples", "empty"], "--examples: the folder 'empty' holds no images"),
+        (["--examples", "folders"], "--examples: the folder 'folders' holds no images"),
         (["--port", "70000"], "--port is 70000"),
         (["--threshold", "2"], "--threshold is 2"),
     ],
@@ -423,6 +481,7 @@ def test_a_bad_command_line_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folders" / "x.jpg").mkdir(parents=True)
     assert cli.main(["bundle", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""

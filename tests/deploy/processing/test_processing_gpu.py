@@ -105,6 +105,18 @@ def test_detections_are_those_of_the_cpu(
     assert sum(len(found.xyxy) for found in detector(images()[:3], channel_order=order)) > 0
 
 
+def test_more_detections_than_the_kernel_takes_are_finished_on_the_host(
+    kernels: FakeKernels, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = detector(images()[:3], channel_order="rgb")
+    assert sum(map(len, expected)) > 0
+    calls = kernels.calls.count("postprocess")
+    monkeypatch.setattr(processing_gpu, "MOST_DETECTIONS", 9)  # the network gives 10
+    for found, one in zip(detector(images()[:3], channel_order="rgb"), expected, strict=True):
+        same(found, one)
+    assert kernels.calls.count("postprocess") == calls
+
+
 SMALL = Preprocessing(shorter_side=48, longer_side=100)
 
 

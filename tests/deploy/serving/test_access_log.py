@@ -103,6 +103,39 @@ def test_refusals_say_why(detector: GatedDetector) -> None:
     assert "\n" not in lines[2]["path"]
 
 
+def test_paths_are_whole(detector: GatedDetector) -> None:
+    """However long a path may be that is answered; also one with what cannot be printed."""
+    version = "/v2/models/" + "m" * 100 + "/versions/1/ready"
+    odd = "/" + "%01" * 600
+    with logged(detector) as (server, lines):
+        for path in (version, odd, "/" + "a" * 9000):
+            server.ask("GET", path)
+        until(lambda: len(lines) == 3)
+    assert lines[0]["path"] == version
+    assert lines[1]["path"] == "/" + r"\x01" * 600
+    assert len(lines[2]["path"]) < 5000
+
+
+@pytest.mark.parametrize("path", ["/detect", "/v2/models/tiny/infer"])
+@pytest.mark.parametrize("connections", [256, 1])
+def test_chunks_that_are_none(detector: GatedDetector, path: str, connections: int) -> None:
+    """Answered, counted and logged once, as what they are, also beyond the connections that there may be."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with logged(detector, connections=connections) as (server, lines):
+        got = server.say(head.encode() + b"3\r\nabc\r\nzz\r\n")
+        until(lambda: len(lines) == 1)
+        assert server.ask("GET", "/health")[1]["requests"] == 0
+        assert server.detect(IMAGE)[0] == 200
+        figures = server.ask_plainly("GET", "/metrics")[1].decode()
+    assert got.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(got.partition(b"\r\n\r\n")[2]) == {"error": lines[0]["error"]}
+    assert (lines[0]["status"], lines[0]["path"], lines[0]["refused"]) == (400, path, "bad_request")
+    assert "no HTTP request that can be read" in lines[0]["error"]
+    assert 'status="499"' not in figures
+    assert 'endpoint="none"' not in figures
+    assert 'asag_refusals_total{reason="bad_request"} 1.0' in figures
+
+
 def test_a_client_that_has_gone(detector: GatedDetector) -> None:
     with logged(detector) as (server, lines):
         server.leave(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc")

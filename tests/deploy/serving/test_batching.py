@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from asag_deploy import Detector
 from asag_deploy.errors import BackendError, ConfigError, ImageError
-from asag_deploy.serving.batching import Batching
+from asag_deploy.serving import options as serving_options
+from asag_deploy.serving.batching import Batcher, Batching
+from asag_deploy.serving.limits import RefusedError
+from asag_deploy.serving.options import Deadline
 from support.detection_samples import make_detections
 from support.served import IMAGE, SECONDS, GatedDetector, Served, in_threads, png, serving, until
 from support.tiny_bundle import make_bundle, picture
@@ -77,6 +85,57 @@ def test_batches_fill_while_the_network_is_busy(detector: GatedDetector) -> None
     assert detector.batches[0] == 1
     assert sum(detector.batches) == 4
     assert len(detector.batches) < 4
+
+
+def test_a_deadline_counts_the_wait_for_the_network(detector: GatedDetector) -> None:
+    """One that passes is told while the network is busy; of another the detector gets what is left."""
+    detector.gate.clear()
+    with serving(detector, settings={"batching": Batching(images=4, wait_ms=0)}) as server:
+        busy = together(server, [""])
+        until(lambda: detector.running == 1)
+        status, answer = server.detect(IMAGE, "?deadline_ms=100")
+        assert (status, "100 ms of deadline_ms had passed" in answer["error"]) == (503, True)
+        assert detector.running == 1
+        patient = together(server, ["?deadline_ms=30000"])
+        until(lambda: server.ask("GET", "/health")[1]["requests"] == 2)
+        time.sleep(0.05)
+        detector.gate.set()
+        assert [status for status, _ in answers(busy + patient)] == [200, 200]
+    assert detector.batches == [1, 1]
+    assert 0 < detector.asked[1]["deadline_ms"] <= 29_950
+
+
+def test_a_deadline_that_has_passed_when_the_network_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing has looked at the clock between: no network's time is taken for it."""
+    late = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late[0])
+    monkeypatch.setattr(serving_options, "time", clock)
+    calls: list[int] = []
+
+    def detect(images: list[Any], options: Any) -> list[Any]:
+        calls.append(len(images))
+        gate.wait(SECONDS)
+        late[0] = 3600.0
+        return [make_detections(image.shape[:2]) for image in images]
+
+    async def both() -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(Batching(images=2, wait_ms=0), detect, pool=pool, batches=1)
+            sent = []
+            for milliseconds in (None, 60_000):
+                deadline = Deadline(time.perf_counter(), milliseconds)
+                sent.append(asyncio.ensure_future(batcher.detect(picture(3), (64, 64), {}, deadline)))
+                await asyncio.sleep(0)
+                while not calls:
+                    await asyncio.sleep(0.001)
+            gate.set()
+            return await asyncio.gather(*sent, return_exceptions=True)
+
+    gate = threading.Event()
+    fine, refused = asyncio.run(both())
+    assert len(fine)
+    assert isinstance(refused, RefusedError)
+    assert calls == [1]
 
 
 def test_an_image_that_is_refused_harms_no_other(detector: GatedDetector) -> None:

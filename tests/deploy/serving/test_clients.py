@@ -220,6 +220,20 @@ def test_a_body_that_waits_to_be_asked_for(served: Served) -> None:
         assert answer(connection)[0] == 200
 
 
+@pytest.mark.parametrize("head", [POST + b"Connection: close\r\n", b"POST /detect HTTP/1.0\r\n"])
+def test_what_comes_after_the_last_request_is_not_read(detector: GatedDetector, head: bytes) -> None:
+    """Some clients end a body with a line; the answer is under way by then."""
+    detector.gate.clear()
+    with serving(detector) as server, connect(server) as connection:
+        connection.sendall(head + WHOLE.removeprefix(POST) + b"\r\n")
+        until(lambda: detector.running == 1)
+        connection.sendall(b"\r\nGET /health HTTP/1.1\r\n\r\n")
+        until(lambda: in_hand(server) == 1)
+        time.sleep(0.05)
+        detector.gate.set()
+        assert answer(connection)[0] == 200
+
+
 def test_a_refused_client_may_end_what_it_sends(served: Served) -> None:
     """The answer would be lost with the connection."""
     body = bytes(30_000_000)
@@ -248,7 +262,7 @@ def test_pixels_are_counted_before_they_are_decoded(served: Served) -> None:
     status, told = served.detect(png(picture(3, size=(71, 71))))
     assert status == 413
     assert told["error"] == (
-        "the image has 71 x 71 pixels, more than the 0.01 million pixels that this server takes; send a "
+        "'request body' has 71 x 71 pixels, more than the 0.01 million pixels that this server takes; send a "
         "smaller one"
     )
 

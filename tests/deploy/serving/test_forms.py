@@ -107,6 +107,12 @@ def test_fields_that_nobody_has_filled_in(shared: tuple[Served, GatedDetector]) 
     assert detector.asked[-1] == {}
 
 
+def test_a_file_that_is_no_image(shared: tuple[Served, GatedDetector]) -> None:
+    status, answer = send(shared[0], written([file(data=b"no image")]))
+    assert status == 422
+    assert answer["error"].startswith("'file of the form' is damaged or is not an image")
+
+
 def test_a_form_without_boundary(shared: tuple[Served, GatedDetector]) -> None:
     status, answer = shared[0].detect(written([file()]), **{"Content-Type": "multipart/form-data"})
     assert status == 400

@@ -71,6 +71,8 @@ def test_requests_and_refusals_are_counted(detector: GatedDetector) -> None:
         server.detect(bytes(20_000))
         server.ask("GET", "/nowhere")
         server.ask("GET", "/v2/models/other/ready")
+        server.ask("DELETE", "/detect")
+        server.ask("GET", "/v2/models/other/versions/1/infer")
         assert server.say(b"no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400 ")
         seen = scraped(server)
     for endpoint, status in (
@@ -80,13 +82,15 @@ def test_requests_and_refusals_are_counted(detector: GatedDetector) -> None:
         ("/detect", "413"),
         ("other", "404"),
         ("/v2/models/{model}/ready", "404"),
+        ("/detect", "405"),
+        ("/v2/models/{model}/versions/{version}/infer", "405"),
         ("none", "400"),
     ):
         assert seen["asag_requests_total", (endpoint, status)] == 1, (endpoint, status)
     for reason in ("not_an_image", "bad_parameter", "content_too_large", "bad_request"):
         assert seen["asag_refusals_total", (reason,)] == 1, reason
     assert seen["asag_refusals_total", ("not_found",)] == 2
-    assert seen["asag_request_seconds_count", ("/detect",)] == 4
+    assert seen["asag_request_seconds_count", ("/detect",)] == 5
 
 
 def test_those_who_wait_are_seen_also_when_the_server_is_full(detector: GatedDetector) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,17 @@ def parts(row: str) -> list[str]:
     """The titles in the first cell of a row: several stand for themselves where a panel is not called so."""
     titles = {panel["title"] for panel in SHOWN}
     return [row] if row in titles else re.split(r"; |, (?=[A-Z])", row)
+
+
+@pytest.mark.parametrize("name", ["monitored_run", "playground_browser"])
+def test_what_draws_a_pages_picture_says_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tests" / "support" / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "the PNG to write" in capsys.readouterr().out
 
 
 @pytest.mark.slow

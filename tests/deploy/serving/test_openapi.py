@@ -16,7 +16,7 @@ from asag_deploy.serving.limits import Limits, RefusedError
 from asag_deploy.serving.openapi import document
 from asag_deploy.serving.options import PARAMETERS, Defaults, checked, read_asked
 from asag_deploy.serving.tensors import OUTPUTS, read_request
-from support.served import IMAGE, Served, png, serving
+from support.served import IMAGE, GatedDetector, Served, png, serving
 from support.tiny_bundle import make_bundle, picture, tiny_manifest
 
 DOCUMENT = document(tiny_manifest(), Limits(), Defaults(threshold=0.3))
@@ -114,6 +114,16 @@ def test_parameters_are_those_that_are_read() -> None:
     assert query["threshold"]["default"] == 0.3
     outputs = infer["application/json"]["schema"]["properties"]["outputs"]["items"]["properties"]["name"]
     assert outputs["enum"] == [spec.name for spec in OUTPUTS]
+
+
+def test_defaults_are_those_that_the_server_was_started_with() -> None:
+    given = {"mode": "fast", "max_level": "P4", "anchor_cap": 6, "max_detections": 2, "deadline_ms": 50.0}
+    with serving(GatedDetector(), settings=given) as server:
+        told = server.ask("GET", "/openapi.json")[1]
+    query = {p["name"]: p["schema"] for p in told["paths"]["/detect"]["post"]["parameters"]}
+    options = infer_schema(told)["properties"]["parameters"]["properties"]
+    for schemas in (query, options):
+        assert {name: schemas[name]["default"] for name in given} == given
 
 
 def infer_schema(served_by: dict[str, Any] = DOCUMENT) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_a_timeout_is_a_deadline(triton: Any, detector: GatedDetector) -> None:
     ):
         client.infer("tiny", [asked(FILES[:1])], timeout=20_000_000)
         client.infer("tiny", [asked(FILES[:1])], timeout=0)
-        with pytest.raises(triton.InferenceServerException, match="deadline_ms had passed"):
+        with pytest.raises(triton.InferenceServerException, match="of timeout had passed"):
             client.infer("tiny", [asked(FILES[:1])], timeout=1)
     assert 0 < detector.asked[0]["deadline_ms"] < 20_000
     assert detector.asked[1:] == [{}]
@@ -227,6 +227,23 @@ def test_which_of_several_images_is_bad(served: Served) -> None:
     status, answer, _ = served.ask("POST", INFER, by_json(input={"shape": [2], "data": data}))
     assert status == 422
     assert answer["error"].startswith("'image 2 of 2' is damaged or is not an image")
+    only = by_json(input={"shape": [1], "data": data[1:]})
+    assert served.ask("POST", INFER, only)[1]["error"].startswith("'image 1 of 1' is damaged")
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({"Content-Encoding": "gzip"}, "the body is compressed (gzip); send the request as it is"),
+        (
+            {"Content-Type": "multipart/mixed"},
+            "(multipart/mixed); send the inference request itself as the body",
+        ),
+    ],
+)
+def test_a_request_that_has_to_be_unpacked(served: Served, headers: dict[str, str], sentence: str) -> None:
+    status, answer, _ = served.ask("POST", INFER, by_json(), headers)
+    assert (status, sentence in answer["error"]) == (415, True), answer
 
 
 @pytest.mark.parametrize(

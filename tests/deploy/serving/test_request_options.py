@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,10 +158,10 @@ def test_no_deadline_is_none(detector: GatedDetector) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_deadline_that_passes_in_its_turn_makes_the_answer_coarser(
+def test_a_deadline_that_passes_while_the_image_is_decoded(
     monkeypatch: pytest.MonkeyPatch, real: Detector, batch: int
 ) -> None:
-    """Here the decoding of the image takes an hour."""
+    """Here that takes an hour.  Its turn has come; but with batches, it still waits for the network."""
     late = [0.0]
 
     def decode(*given: Any, **options: Any) -> Any:
@@ -171,9 +172,26 @@ def test_a_deadline_that_passes_in_its_turn_makes_the_answer_coarser(
     monkeypatch.setattr(service, "decode_image", decode)
     with serving(real, settings={"batching": Batching(images=batch)}) as server:
         status, answer = server.detect(DEEP, "?deadline_ms=60000")
+    if batch > 1:
+        assert (status, "deadline_ms had passed" in answer["error"]) == (503, True)
+        return
     assert status == 200
     assert answer["trace"]["stop"] == "deadline"
     assert answer["trace"]["exit_level"] == "P5"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_greatest_deadline_lifts_that_of_the_server(detector: GatedDetector, batch: int) -> None:
+    """As if there were none: with batches, such images go together."""
+    settings = {"deadline_ms": 50.0, "batching": Batching(images=batch, wait_ms=60_000)}
+    with serving(detector, settings=settings) as server:
+        task = partial(server.detect, IMAGE, f"?deadline_ms={options.MOST_DEADLINE_MS:.0f}")
+        threads, results = in_threads(batch, task)
+        for thread in threads:
+            thread.join(SECONDS)
+    assert [status for status, _ in results] == [200] * batch
+    assert detector.asked == [{}]
+    assert detector.batches == [batch]
 
 
 def test_a_server_told_the_most_detections(tmp_path: Path, real: Detector) -> None:

@@ -300,6 +300,35 @@ def test_what_the_detector_is_loaded_with(
     assert (asked["loop"], asked["requests"]) == (loop, requests)
 
 
+def test_deadlines_of_the_command_are_the_servers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The detector has none that would count from its own beginning; with batches, a sentence warns of it."""
+    make_bundle(tmp_path / "bundle")
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def app_of(detector: Detector, limits: Limits, **settings: Any) -> None:
+        told.append((detector(picture(4, 2)).trace.stop.value, settings))
+
+    monkeypatch.setattr(cli, "make_app", app_of)
+    monkeypatch.setattr(cli, "make_server", lambda *_, **__: None)
+    monkeypatch.setattr(cli, "run", lambda *_: None)
+    command = [str(tmp_path / "bundle"), "--port", "0", "--batch", "2"]
+    limits = ["--mode", "fast", "--max-level", "P4", "--anchor-cap", "6"]
+    assert cli.main([*command, "--deadline-ms", "0.001", *limits]) == 0
+    warned = capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--deadline-ms", "2592000000"]) == 0
+    stop, settings = told[0]
+    assert (
+        "with --deadline-ms nothing is batched but requests that lift it (deadline_ms=2592000000)" in warned
+    )
+    assert "--deadline-ms" not in capsys.readouterr().err
+    assert stop != "deadline"
+    names = ("deadline_ms", "mode", "max_level", "anchor_cap")
+    assert [settings[name] for name in names] == [0.001, "fast", "P4", 6]
+
+
 def test_a_port_that_is_taken() -> None:
     with bind("127.0.0.1", 0) as taken:
         listen(taken)

@@ -24,7 +24,7 @@ from asag_deploy.errors import ConfigError, Problem
 from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
 from asag_evaluation.data.doodles import draw_doodles
 from asag_export.quantize import graph_quantization
-from asag_export.quantize.bundle_quantization import check_quantizable
+from asag_export.quantize.bundle_quantization import check_quantizable, quantize_bundle
 from asag_export.quantize.calibration import stage_inputs
 from asag_export.quantize.cli import main
 from asag_export.quantize.cost import signal_to_noise
@@ -358,6 +358,12 @@ def test_unsuitable_pictures(
     scene = draw_doodles(*SHAPE, 0)
     (tmp_path / "empty").mkdir()
     assert "no images" in ask(tmp_path / "empty")
+    assert "there is no picture or folder 'nowhere'; check the path" in ask(Path("nowhere"))
+    beside = ["--images", str(fill(tmp_path / "one", [scene])), "nowhere.png"]
+    assert "there is no picture or folder 'nowhere.png'" in refused(
+        small_bundle, tmp_path / "out", capsys, *beside
+    )
+    assert "there is 1 picture to calibrate on; give 8 or more" in ask(tmp_path / "one")
     assert "there are 3 pictures to calibrate on; give 8 or more" in ask(fill(tmp_path / "few", [scene] * 3))
     plain = [np.full((*SHAPE, 3), i * 9, np.uint8) for i in range(5)]
     assert "5 of the 9 calibration pictures are of one colour" in ask(
@@ -391,12 +397,22 @@ def test_pictures_in_which_a_trained_network_finds_nothing(
     assert "the network finds nothing (score 0.05 or more) in any of the 8 calibration pictures" in message
 
 
+@pytest.mark.parametrize("most_loss", [-0.001, 2, float("nan")])
+def test_a_loss_that_is_none(small_bundle: Bundle, tmp_path: Path, most_loss: float) -> None:
+    with pytest.raises(ConfigError, match=f"most_loss is {most_loss}; expected 0 to 1"):
+        quantize_bundle(small_bundle, tmp_path / "out", [], most_loss=most_loss)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "there is nothing to calibrate on; give --images PATH or --data DIR"),
         (("--images", "x", "--activations", "int4"), "unknown activations 'int4'; choose one of int8, uint8"),
         (("--images", "x", "--limit", "0"), "--limit is 0"),
+        *(
+            (("--data", "x", "--max-loss", loss), f"--max-loss is {loss}; it must be from 0 to 1")
+            for loss in ("-1", "-0.001", "2", "nan")
+        ),
         (("--data", "x", "--backend", "gpu"), "unknown backend 'gpu'; choose one of onnxruntime"),
         (("--data", "nowhere"), "there is no data folder 'nowhere'"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asag_deploy.bundle.bundle import Bundle
+from asag_export.quantize import cost
 from asag_export.quantize.cli import main
 
 WITHOUT_TORCH = """
@@ -32,10 +33,15 @@ def test_without_pytorch(command: list[str], tmp_path: Path) -> None:
 
 
 def test_accuracy_that_falls_too_far(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main([*command, "--max-loss", "-1"]) == 1
-    assert "AP falls from" in capsys.readouterr().err
+    measured = iter((0.5, 0.4))
+    monkeypatch.setattr(cost, "_average_precision", lambda *_: next(measured))
+    assert main([*command, "--max-loss", "0.09"]) == 1
+    assert "AP falls from 0.5000 to 0.4000" in capsys.readouterr().err
     assert not (tmp_path / "int8").exists()
 
 

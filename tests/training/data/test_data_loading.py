@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from asag_deploy.bundle.manifest import Preprocessing
 from asag_deploy.errors import ConfigError, DataError, TrainingError
@@ -171,8 +172,12 @@ def test_processes_meet_where_sockets_can_be_named(
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where /dev/shm is a container's, of 64 MB: a queue drops what it cannot send."""
+    # PyTorch looks every five seconds whether the processes are alive.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     write_coco(tmp_path, [box(1, [5, 5, 20, 20])], shapes=[(40, 60)])
     with_worker = loader(tmp_path, workers=1)
     with_worker._loader.collate_fn = queue.Queue  # something that no process can send

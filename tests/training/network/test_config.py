@@ -53,6 +53,23 @@ def test_images_of_crowdhuman_are_longer() -> None:
     assert said.prepared == said.preprocessing
 
 
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("anchor_cap", 2048),
+        ("anchor_floor", 2048),
+        ("first_level_anchors", 3276),
+        ("patch_size", 1024),
+        ("deformable_points", 64),
+    ],
+)
+def test_no_network_is_beyond_the_compiled_operators(name: str, most: int) -> None:
+    config = variant_config("asag-a-r50-100").with_changes(anchor_cap=2048, first_level_anchors=3000)
+    assert getattr(config.with_changes(**{name: most}), name) == most
+    with pytest.raises(ConfigError, match=f"{name} {most + 1} is not possible: expected 1 to {most}"):
+        config.with_changes(**{name: most + 1})
+
+
 @pytest.mark.parametrize("size", [0, 1, 29, -2, 1 << 20])
 def test_a_first_level_that_has_no_quarters(size: int) -> None:
     with pytest.raises(ConfigError, match=f"first_level_size {size} is not possible: expected an even"):

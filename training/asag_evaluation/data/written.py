@@ -91,6 +91,11 @@ def link_images(link: Path, image_dir: Path, names: Iterable[str]) -> None:
             link.unlink()
         elif link.is_symlink():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileExistsError:
+        raise OutputError(
+            f"there is a '{link}' already that does not lead to the images in '{image_dir}': remove "
+            "it, or choose another --output-dir or --split"
+        ) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise OutputError(
@@ -98,7 +103,10 @@ def link_images(link: Path, image_dir: Path, names: Iterable[str]) -> None:
         ) from None
     own = next((path for path in link.rglob("*") if path.name != _MARKER and _is_own(path)), None)
     if own is not None:
-        raise OutputError(f"'{own}' is no link that was made here, so '{link}' is not replaced: move it away")
+        raise OutputError(
+            f"'{own}' is no link that was made here, so '{link}' is not replaced: move it away, or "
+            "choose another --output-dir or --split"
+        )
     with atomic_directory(link, overwrite=True, marker=_MARKER, parts=("*",)) as folder:
         (folder / _MARKER).touch()
         for file in sorted(files):

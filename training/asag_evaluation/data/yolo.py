@@ -27,6 +27,7 @@ PARTS = ("train", "val", "test")
 DESCRIPTION = "converted from YOLO's layout"
 
 _NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+_Shown = Callable[[Path], Path]
 _LONGEST_NUMBER = 10
 _FARTHEST = 2.0
 """A relative coordinate beyond this is none, but one in pixels."""
@@ -55,7 +56,10 @@ _ODDITIES = {
         "image",
         "{n} with the label file of another, whose objects it got as well (the first is {first})",
     ),
-    "no path": ("folder", "{n} called `path` in data.yaml not being there, passed over: {first}"),
+    "no path": (
+        "folder",
+        "`path` in data.yaml is {first}, which is not there: images are looked for beside data.yaml",
+    ),
     "outline": ("outline", "{n} instead of boxes, whose boxes were taken (the first is {first})"),
     "clipped": ("row", "{n} with a box reaching beyond the picture, clipped to it (the first is {first})"),
     "outside": ("row", "{n} with a box wholly outside the picture, left out (the first is {first})"),
@@ -88,6 +92,7 @@ def convert_yolo(
     check_ours(file, DESCRIPTION)
     dataset = read_yaml(data)
     remarks = Remarks(_ODDITIES)
+    shown = _as_written(dataset.file)
     if not dataset.root.is_dir():
         remarks.note("no path", f"'{dataset.root}'")
     paths = list(_images(dataset, part, remarks))
@@ -95,18 +100,18 @@ def convert_yolo(
     if not any(is_file(label) for label in labels):
         raise DataError(
             f"none of the {plural(len(paths), 'image')} of '{part}' in '{dataset.file}' has a label file "
-            f"(looked for '{labels[0]}'): put them into a folder 'labels' beside 'images'"
+            f"(looked for '{shown(labels[0])}'): put them into a folder 'labels' beside 'images'"
         )
-    _note_shared(paths, labels, remarks)
-    _note_orphans(labels, remarks)
+    _note_shared(paths, labels, remarks, shown)
+    _note_orphans(labels, remarks, shown)
     folder = Path(paths[0]).parent if len(paths) == 1 else _common_folder(paths)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (path, label) in enumerate(zip(paths, labels, strict=True), start=1):
-        height, width = _size(path, dataset.file, remarks)
+        height, width = _size(path, dataset.file, remarks, shown)
         name = path.relative_to(folder).as_posix()
         images.append({"id": number, "file_name": name, "height": height, "width": width})
-        for class_number, (x1, y1, x2, y2) in _objects(label, path, dataset, remarks):
+        for class_number, (x1, y1, x2, y2) in _objects(label, path, dataset, remarks, shown):
             x, y, w, h = x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height
             annotations.append(
                 {
@@ -125,7 +130,7 @@ def convert_yolo(
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in enumerate(dataset.classes, start=1)],
     }
-    link_images(output_dir / split, folder, (image["file_name"] for image in images))
+    link_images(output_dir / split, shown(folder), (image["file_name"] for image in images))
     atomic_write_text(file, json.dumps(content))
     return Converted(file=file, remarks=tuple(remarks.sentences()))
 
@@ -192,6 +197,17 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def _as_written(file: Path) -> _Shown:
+    """Return what writes a path for people as `file` is: from the working directory, or from the root."""
+    here = Path.cwd()
+
+    def shown(path: Path) -> Path:
+        from_here = not file.is_absolute() and path.is_relative_to(here)
+        return path.relative_to(here) if from_here else path
+
+    return shown
+
+
 def _yaml_file(data: Path) -> Path:
     if is_file(data):
         return data
@@ -218,6 +234,8 @@ def _classes(content: Mapping[str, Any], file: Path) -> tuple[str, ...]:
                 f"the keys of `names` in '{file}' are not 0, 1, 2 and so on: number the classes so"
             )
         names = [names[i] for i in range(len(names))]
+    if names is None:
+        raise DataError(f"'{file}' has no `names`: list there what the classes are called")
     if not isinstance(names, list) or not names or any(isinstance(name, (dict, list)) for name in names):
         raise DataError(f"`names` in '{file}' is {names!r:.60}, expected the names of the classes")
     odd = next((i for i, name in enumerate(names) if name is None or isinstance(name, bool)), None)
@@ -314,21 +332,21 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def _note_shared(paths: Sequence[Path], labels: Sequence[Path], remarks: Remarks) -> None:
+def _note_shared(paths: Sequence[Path], labels: Sequence[Path], remarks: Remarks, shown: _Shown) -> None:
     """Note images that differ only in how their names end, such as x.jpg and x.png."""
     seen: set[Path] = set()
     for path, label in zip(paths, labels, strict=True):
         if label in seen and is_file(label):
-            remarks.note("shared", f"'{path}'")
+            remarks.note("shared", f"'{shown(path)}'")
         seen.add(label)
 
 
-def _note_orphans(labels: Sequence[Path], remarks: Remarks) -> None:
+def _note_orphans(labels: Sequence[Path], remarks: Remarks, shown: _Shown) -> None:
     known = set(labels)
     for folder in sorted({label.parent for label in labels}):
         for path in sorted(folder.glob("*.txt")):
             if path not in known and path.name != "classes.txt":
-                remarks.note("orphan", f"'{path}'")
+                remarks.note("orphan", f"'{shown(path)}'")
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:
@@ -340,27 +358,28 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     return Path(*common)
 
 
-def _size(image: Path, file: Path, remarks: Remarks) -> tuple[int, int]:
+def _size(image: Path, file: Path, remarks: Remarks, shown: _Shown) -> tuple[int, int]:
     """Return height and width of an image once it is upright."""
     size = stored_size(image)
     if size is not None:
         if size.orientation != 1:
-            remarks.note("turned", f"'{image}'")
+            remarks.note("turned", f"'{shown(image)}'")
         return size.upright
     try:
-        height, width = read_image(image).shape[:2]
+        height, width = read_image(shown(image)).shape[:2]
     except ImageError as error:
         raise DataError(f"{error} (an image of '{file}')") from error
     return height, width
 
 
 def _objects(
-    label: Path, image: Path, dataset: YoloDataset, remarks: Remarks
+    label: Path, image: Path, dataset: YoloDataset, remarks: Remarks, shown: _Shown
 ) -> Iterator[tuple[int, tuple[float, float, float, float]]]:
     """Yield class number and box (x1, y1, x2, y2, from 0 to 1, clipped to the picture) of each object."""
     if not is_file(label):
-        remarks.note("unlabelled", f"'{image}'")
+        remarks.note("unlabelled", f"'{shown(image)}'")
         return
+    label = shown(label)
     rows = [(number, line) for number, line in enumerate(_lines(label), start=1) if line]
     if not rows:
         remarks.note("empty", f"'{label}'")
@@ -415,8 +434,8 @@ def _box(
     far = next((value for value in wanted if abs(value) > _FARTHEST), None)
     if far is not None:
         raise DataError(
-            f"{where} has the number {far:g}, expected from 0 to 1: YOLO's boxes are relative to their "
-            "picture"
+            f"{where} has the number {far:g}, expected from -{_FARTHEST:g} to {_FARTHEST:g}: YOLO's boxes "
+            "are relative to their picture, which is 0 to 1"
         )
     if len(wanted) == 4:
         x, y, w, h = wanted

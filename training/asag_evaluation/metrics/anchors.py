@@ -68,6 +68,19 @@ def anchor_metrics(probed: Sequence[ProbedImage]) -> AnchorMetrics:
     )
 
 
+def best_anchors(trace: ProbingTrace) -> Boxes:
+    """Return the anchors (q, 4) that reached the decoder, x1, y1, x2, y2, best scored first.
+
+    trace: of a call that asked to explain.  The decoder has them in that order only if they were more than
+    the cap.
+    """
+    levels = [level.candidates for level in trace.levels if level.candidates is not None]
+    boxes = np.concatenate([level.boxes[level.passed] for level in levels])
+    scores = np.concatenate([level.scores[level.passed] for level in levels])
+    best: Boxes = boxes[(-scores).argsort(kind="stable")]
+    return best
+
+
 def average_recall(
     objects: Sequence[Boxes], boxes: Sequence[Boxes], limits: Sequence[int] = RECALL_LIMITS
 ) -> dict[int, float | None]:

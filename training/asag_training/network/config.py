@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 from asag_deploy.bundle.manifest import Category, Level, Preprocessing
 from asag_deploy.errors import ConfigError
+from asag_deploy.kernels.limits import LARGEST_PATCH, MOST_ANCHORS, MOST_FIRST_ANCHORS
+from asag_deploy.kernels.structures import MOST_POINTS
 from asag_evaluation.data.coco import COCO_CATEGORIES
 from asag_evaluation.data.crowdhuman import CROWDHUMAN_CATEGORIES
 from asag_training.settings import Settings
@@ -62,6 +64,14 @@ _COUNTS = (
 _LIMITS = ("max_patches", "max_detections")
 _MOST, _MOST_LAYERS, _LARGEST_LIMIT = 65_536, 256, 2**31 - 1
 """Beyond these a damaged file speaks: building such a network would never end."""
+_MOST_OF = {
+    "anchor_floor": MOST_ANCHORS,
+    "anchor_cap": MOST_ANCHORS,
+    "first_level_anchors": MOST_FIRST_ANCHORS // 5,
+    "patch_size": LARGEST_PATCH,
+    "deformable_points": MOST_POINTS,
+}
+"""Beyond these the compiled operators could not run what is exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +164,8 @@ class AsagConfig(Settings):
         for name, choices in _CHOICES.items():
             self._require(getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}", name)
         for name in _COUNTS:
-            self._require(1 <= getattr(self, name) <= _MOST, f"1 to {_MOST}", name)
+            most = _MOST_OF.get(name, _MOST)
+            self._require(1 <= getattr(self, name) <= most, f"1 to {most}", name)
         if self.decoder == DEFORMABLE:
             expected = f"'P3' and no separable neck with decoder '{DEFORMABLE}'"
             self._require(
