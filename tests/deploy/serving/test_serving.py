@@ -433,7 +433,7 @@ WITHOUT_EXTRA = r"pip install 'asag-deploy\[serve\]'"
 
 
 def test_without_starlette(monkeypatch: pytest.MonkeyPatch, detector: GatedDetector) -> None:
-    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.setitem(sys.modules, "starlette", None)
     with pytest.raises(ConfigError, match=WITHOUT_EXTRA):
         make_app(detector, Limits(), backend="onnxruntime", threshold=0.3)
 

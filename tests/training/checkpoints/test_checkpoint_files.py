@@ -287,7 +287,7 @@ def test_altered_weights_are_noticed(tmp_path: Path) -> None:
             "is damaged (network setting backbone_depth 34",
         ),
         ("config", '{"variant": "tiny"}', "is damaged (the weights are not those of tiny"),
-        ("categories", '[{"id": 1, "name": "circle"}]', "is damaged (1 class names"),
+        ("categories", '[{"id": 1, "name": "circle"}]', "is damaged (1 class name was"),
         ("categories", "[1, 2, 3]", "is damaged"),
         ("trained", "1", "is damaged (`trained` is 1, expected true or false)"),
         ("preprocessing", "{}", "is damaged (`preprocessing.shorter_side` is missing)"),
