@@ -114,7 +114,8 @@ def say_warnings(program: str) -> None:
 
     def say(message: Warning | str, *where: Any, **place: Any) -> None:
         with contextlib.suppress(OSError):
-            tqdm.write(f"{program}: warning: {printable(str(message))}", file=sys.stderr)
+            one_line = " ".join(str(message).split())
+            tqdm.write(f"{program}: warning: {printable(one_line)}", file=sys.stderr)
 
     warnings.showwarning = cast(Any, say)
 

@@ -173,7 +173,7 @@ def _batch(options: Options) -> int:
 
     bundle = Bundle.open(options.bundle)
     detector = dataclasses.replace(options.detector, threads=options.threads)
-    _check_detector(detector, bundle)
+    _check_detector(detector, bundle, of_cluster=options.address is not None)
     sources = find_sources(options.sources, options.column)
     place = Place(options.output)
     if place.is_local:
@@ -381,11 +381,14 @@ def _crew(options: Options, of_cluster: int | None, parts: int) -> Crew:
     return Crew(actors=min(actors, parts), threads=options.threads, gpus=options.gpus_of_an_actor)
 
 
-def _check_detector(detector: DetectorOptions, bundle: Bundle) -> None:
-    """Raise ConfigError for what the bundle cannot do, before anything is written."""
-    from asag_deploy.backends import check_backend
+def _check_detector(detector: DetectorOptions, bundle: Bundle, *, of_cluster: bool) -> None:
+    """Raise, before anything is written, ConfigError for what the bundle cannot do, BackendError for a
+    backend that this machine cannot run; that of a cluster's machines is for them to say."""
+    from asag_deploy.backends import check_backend, check_runs_here
 
-    if detector.backend is not None:
+    if not of_cluster:
+        check_runs_here(detector.backend)
+    elif detector.backend is not None:
         check_backend(detector.backend)
     detector.stop_rule(bundle.manifest)
 

@@ -68,6 +68,14 @@ class Bundle:
         """A text that two bundles have in common only if everything in them is the same."""
         return hashlib.sha256(manifest_to_json(self.manifest).encode()).hexdigest()
 
+    @property
+    def shown(self) -> Path:
+        """How messages name it: from the working directory, where it lies in it."""
+        try:
+            return self.path.relative_to(Path.cwd())
+        except (ValueError, OSError):  # elsewhere, or a working directory that has gone
+            return self.path
+
     def as_named(self, given: Path) -> Path:
         """Return the bundle's directory as the user named it; its own path where that was an address."""
         return given if given.is_dir() else self.path

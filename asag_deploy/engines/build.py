@@ -15,7 +15,7 @@ from asag_deploy._version import __version__
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec, Precision, Preprocessing
-from asag_deploy.bundle.manifest_json import export_again
+from asag_deploy.bundle.manifest_json import export_again, export_with
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.engines.adapter import CompileOptions, Library, check_plugin_file, open_library
 from asag_deploy.engines.host_work import read_host_work
@@ -27,7 +27,7 @@ from asag_deploy.engines.parser_graph import (
     operators_of,
     require_onnx,
 )
-from asag_deploy.engines.shapes import Batches, check_detections, depends_on_canvas, profile
+from asag_deploy.engines.shapes import MOST_DETECTIONS, Batches, check_detections, depends_on_canvas, profile
 from asag_deploy.engines.sidecar import (
     Compatibility,
     Recipe,
@@ -150,11 +150,12 @@ def build_engines(
     _check_precision(bundle, options)
     if not bundle.manifest.graphs:
         raise BundleCorruptError(
-            f"the bundle '{bundle.path}' holds no graphs; {export_again(bundle.manifest)}"
+            f"the bundle '{bundle.shown}' holds no graphs; {export_again(bundle.manifest)}"
         )
     manifest = bundle.manifest
     most = manifest.postprocessing.max_detections
-    check_detections(most, manifest.probing.anchor_cap, len(manifest.categories))
+    fewer = export_with(manifest, f"--max-detections {MOST_DETECTIONS}")
+    check_detections(most, manifest.probing.anchor_cap, len(manifest.categories), fewer)
     canvases = _canvases(bundle, options)
     require_onnx()
     library = open_library(options.engine_format)
@@ -252,7 +253,7 @@ def _build(job: _Job, recipe: Recipe, path: Path, library: Library) -> None:
     content = job.content()
     if hashlib.sha256(content).hexdigest() != recipe.graph_sha256:
         raise EngineError(
-            f"the graph '{job.graph.name}' of '{job.bundle.path}' was changed since the bundle was opened; "
+            f"the graph '{job.graph.name}' of '{job.bundle.shown}' was changed since the bundle was opened; "
             "build again"
         )
     graph = for_parser(
@@ -327,13 +328,13 @@ def _check_precision(bundle: Bundle, options: BuildOptions) -> None:
         if options.precision == "int8":
             other = "make an int8 bundle of a float32 one with `asag-quantize`"
         raise ConfigError(
-            f"the graphs of '{bundle.path}' are {bundle.manifest.precision}, and an engine computes in the "
+            f"the graphs of '{bundle.shown}' are {bundle.manifest.precision}, and an engine computes in the "
             f"types of its graph; {other}"
         )
     quantization = bundle.manifest.parity.get("quantization")
     if isinstance(quantization, dict) and quantization.get("activations") == "uint8":
         raise ConfigError(
-            f"'{bundle.path}' was quantised with --activations uint8, which TensorRT does not take; "
+            f"'{bundle.shown}' was quantised with --activations uint8, which TensorRT does not take; "
             "quantise the float32 bundle again with `asag-quantize --activations int8`"
         )
 

@@ -46,16 +46,17 @@ class InputRange:
         )
 
 
-def check_detections(most: int, anchor_cap: int, classes: int) -> None:
+def check_detections(most: int, anchor_cap: int, classes: int, remedy: str) -> None:
     """Raise ConfigError if an engine could not give the detections that a network is exported for.
 
     most: what it is exported for; it finds no more than one for each of `anchor_cap` queries and each class.
+    remedy: what to do, the end of the sentence.
     """
     given = min(most, anchor_cap * classes)
     if given > MOST_DETECTIONS:
         raise ConfigError(
             f"an engine of TensorRT gives {MOST_DETECTIONS} detections of an image at most, and this network "
-            f"gives {given}; export it with `asag-export --max-detections {MOST_DETECTIONS}`"
+            f"gives {given}; {remedy}"
         )
 
 

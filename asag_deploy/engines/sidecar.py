@@ -215,7 +215,7 @@ def build_again(bundle: Bundle, engine_format: Format, capability: str, canvas: 
     shape, else_ = "", ""
     if canvas is not None:
         shape, else_ = f" --canvas {canvas}", f", or delete the folder '{canvas}' to do without"
-    return f"build it with `asag-build '{bundle.path}' --format {engine_format}{gpu}{shape}`{else_}"
+    return f"build it with `asag-build '{bundle.shown}' --format {engine_format}{gpu}{shape}`{else_}"
 
 
 def read_sidecar(path: Path, again: str) -> Sidecar:
@@ -287,7 +287,7 @@ def _find(
     built = ", ".join(other.name for other in _folders(parent)) or "none"
     where = "" if canvas is None else f" on the canvas {canvas}"
     raise EngineMissingError(
-        f"the bundle '{bundle.path}' has no {engine_format} engine of the stage '{stage}' for {capability}"
+        f"the bundle '{bundle.shown}' has no {engine_format} engine of the stage '{stage}' for {capability}"
         f"{where} (there are: {built}); {again}"
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from asag_deploy.backends import DEFAULT_BACKEND
+from asag_deploy.backends import DEFAULT_BACKEND, check_runs_here
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
     ALL_FINE,
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     check_packages()
     chosen = detector_options(options)
+    check_runs_here(chosen.backend)
     limits = Limits(
         requests=chosen.requests,
         queue=options.queue,

@@ -77,7 +77,7 @@ OF_CROWD = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.of_crow
 def known_path(path: str) -> str | None:
     """Return the path of the table that a request's is, whatever its method; None if it is none of them."""
     for endpoint in ENDPOINTS:
-        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", endpoint.path), path):
+        if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(endpoint.path)), path):
             return endpoint.path
     return None
 

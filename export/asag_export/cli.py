@@ -25,7 +25,7 @@ from asag_deploy.engines.cli import (
     given_engine_options,
 )
 from asag_deploy.engines.inspector import in_words
-from asag_deploy.engines.shapes import check_detections
+from asag_deploy.engines.shapes import MOST_DETECTIONS, check_detections
 from asag_deploy.errors import ConfigError, ParityError
 from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_export.choices import (
@@ -211,7 +211,8 @@ def _with_limits(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpo
     changed = change_settings(checkpoint, [f"{name}={n}" for name, n in asked.items() if n is not None])
     if options.format != FORMATS[0]:
         config = changed.config
-        check_detections(config.detection_limit, config.anchor_cap, config.num_classes)
+        fewer = f"give --max-detections {MOST_DETECTIONS}"
+        check_detections(config.detection_limit, config.anchor_cap, config.num_classes, fewer)
     return changed
 
 

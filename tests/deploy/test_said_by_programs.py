@@ -67,4 +67,7 @@ def test_a_warning_is_one_sentence(
         warnings.simplefilter("default")
         say_warnings("asag-detect")
         warnings.warn("what was fetched before is taken", RuntimeWarning, stacklevel=1)
-    assert capsys.readouterr().err == "asag-detect: warning: what was fetched before is taken\n"
+        warnings.warn("of another package,\n  in two lines", UserWarning, stacklevel=1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "asag-detect: warning: what was fetched before is taken"
+    assert second == "asag-detect: warning: of another package, in two lines"

@@ -79,7 +79,7 @@ def test_a_size_that_is_not_the_images_is_said(tmp_path: Path) -> None:
     turned = xml(thing("ball", 1, 2, 21, 32), size="<size><width>40</width><height>60</height></size>")
     _, remarks = convert(write(tmp_path / "voc", {"a": BALL, "b": other, "c": turned}))
     (said,) = remarks
-    assert said.startswith("2 images of another size than its XML file says, which is taken: ")
+    assert said.startswith("2 images of another size than the XML says, which is taken: ")
     assert said.endswith("b.png')")
 
 

@@ -94,7 +94,7 @@ def test_an_export_for_more(checkpoint: Path, tmp_path: Path, parity: ParityRepo
         (["--max-detections", "-1"], "--max-detections"),
         pytest.param(
             ["--max-detections", "5000", "--anchor-cap", "2048", "--format", "tensorrt-rtx"],
-            "gives 3840 detections of an image at most, and this network gives 5000; export it with `asag-ex",
+            "detections of an image at most, and this network gives 5000; give --max-detections 3840",
             marks=needs_rtx,
         ),
     ],

@@ -164,9 +164,9 @@ def test_the_order_of_changes_does_not_matter() -> None:
         ("schedule.drops=[1.5]", r"`schedule.drops\[0\]` is 1.5, expected a whole number"),
         (
             "schedule.epochs=3",
-            r"drops \(7, 8\) is not possible: .*'schedule.drops=\[\]' too, or .* below 3\)$",
+            r"drops \(7, 8\) is not possible: .* 0 and 3 \(for none: --set 'schedule.drops=\[\]'\)$",
         ),
-        ("schedule.epochs=1", r"rising epochs between 0 and 1 \(give --set 'schedule.drops=\[\]' too\)$"),
+        ("schedule.epochs=1", r"rising epochs between 0 and 1 \(for none: --set 'schedule.drops=\[\]'\)$"),
         ("schedule.drops=[4,2]", r"drops \(4, 2\) is not possible: expected rising epochs .* and \d+$"),
         ("preprocessing.std=[1, 2]", "has 2 values, expected 3"),
         ("preprocessing.std=[1, 2, 0]", "deviations above 0"),

@@ -126,8 +126,7 @@ class Schedule(Settings):
         inside = all(0 < drop < self.epochs for drop in self.drops)
         expected = f"rising epochs between 0 and {self.epochs}"
         if not inside:  # as where only the epochs are changed
-            below = f", or drops below {self.epochs}" if self.epochs > 1 else ""
-            expected += f" (give --set 'schedule.drops=[]' too{below})"
+            expected += " (for none: --set 'schedule.drops=[]')"
         self._require(rising and inside, expected, "drops")
         self._require(0 < self.drop_factor <= 1, "above 0 and at most 1", "drop_factor")
         self._require(self.warmup_steps >= 0, "0 or more", "warmup_steps")

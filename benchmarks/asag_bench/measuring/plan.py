@@ -149,6 +149,6 @@ def _check_comparable(bundles: Sequence[Bundle]) -> None:
             if one != two:
                 said = f" ({one} and {two})" if isinstance(one, str) else ""
                 raise ConfigError(
-                    f"'{bundles[0].path}' and '{bundle.path}' differ in their {what}{said}; "
+                    f"'{bundles[0].shown}' and '{bundle.shown}' differ in their {what}{said}; "
                     "compare bundles of one network in one run"
                 )

@@ -103,11 +103,12 @@ def measure(plan: ThroughputPlan) -> ThroughputResult:
 
     Raises what loading the bundle does, and SourceError where there are no pictures.
     """
+    options = plan.detector
+    check_runs_here(options.backend)
     bundle = Bundle.open(plan.bundle)
-    manifest, options = bundle.manifest, plan.detector
+    manifest = bundle.manifest
     spec = manifest.preprocessing
     check_shape(plan.shape, spec)
-    check_runs_here(options.backend)
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
         pictures = _pictures(plan, folder)

@@ -69,7 +69,7 @@ def maps_graph(bundle: Bundle, names: Sequence[str]) -> ModelProto:
     found = _backbone_maps(whole)
     if not found.keys() >= set(names):
         raise ConfigError(
-            f"the bundle at '{bundle.path}' does not say which maps its neck reads; export it again"
+            f"the bundle at '{bundle.shown}' does not say which maps its neck reads; export it again"
         )
     cut = onnx.utils.Extractor(whole).extract_model(["image"], [found[name] for name in names])
     for name, value in zip(names, cut.graph.output, strict=True):

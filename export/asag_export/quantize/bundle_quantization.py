@@ -52,11 +52,11 @@ def check_quantizable(bundle: Bundle) -> None:
     precision = bundle.manifest.precision
     if precision == "int8":
         raise ConfigError(
-            f"'{bundle.path}' is quantised already; give the float32 bundle that it was made from"
+            f"'{bundle.shown}' is quantised already; give the float32 bundle that it was made from"
         )
     if precision != "fp32":
         raise ConfigError(
-            f"the graphs of '{bundle.path}' are {precision}, and ranges are measured in float32; "
+            f"the graphs of '{bundle.shown}' are {precision}, and ranges are measured in float32; "
             "export the checkpoint again with `asag-export --precision fp32`"
         )
 

@@ -12,6 +12,7 @@ from threading import Thread
 
 import pytest
 
+from asag_deploy.backends.tensorrt.backend import TensorRt
 from asag_deploy.batch import cli, cluster
 from asag_deploy.batch.cli import main, parse_arguments
 from asag_deploy.batch.cluster import Crew
@@ -293,3 +294,17 @@ def test_gpus_of_an_actor() -> None:
     assert parse_arguments(given).gpus_of_an_actor == 0
     assert parse_arguments([*given, "--backend", "tensorrt-rtx"]).gpus_of_an_actor == 1
     assert parse_arguments([*given, "--gpus", "0.5"]).gpus_of_an_actor == 0.5
+
+
+def test_a_backend_that_cannot_run_here_is_told_before_anything_is_written(
+    given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TensorRt, "problem", lambda self: "it has no GPU")
+    arguments = [str(given / "bundle"), str(given / "a"), "--output", str(given / "out")]
+    assert main([*arguments, "--backend", "tensorrt"]) == 2
+    said = "asag-batch: error: the backend 'tensorrt' cannot run on this machine: it has no GPU\n"
+    assert capsys.readouterr().err == said
+    assert not (given / "out").exists()
+    # That of a cluster is asked of its machines: here the cluster is what is missing.
+    assert main([*arguments, "--backend", "tensorrt", "--address", "127.0.0.1:1"]) == 2
+    assert "there is no Ray cluster at '127.0.0.1:1'" in capsys.readouterr().err

@@ -212,3 +212,11 @@ def test_existing_bundle_is_replaced_only_on_request(bundle: Bundle) -> None:
         writer.finish(tiny_manifest(levels=()))
     assert Bundle.open(bundle.path).manifest.probing.levels == ()
     assert not (bundle.path / "probe_p4.onnx").exists()
+
+
+def test_messages_name_it_from_the_working_directory(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert bundle.shown == bundle.path
+    monkeypatch.chdir(bundle.path.parent)
+    assert bundle.shown == Path(bundle.path.name)

@@ -124,6 +124,11 @@ def test_more_detections_than_an_engine_gives(
     if most == 3841:
         with pytest.raises(ConfigError, match=r"gives 3840 .* at most, and .* gives 3841"):
             build_engines(many, BuildOptions(gpus=("sm86",)))
+        int8 = dataclasses.replace(many, manifest=dataclasses.replace(changed, precision="int8"))
+        with pytest.raises(
+            ConfigError, match=r"export its float32 bundle again .* --max-detections 3840`, and"
+        ):
+            build_engines(int8, BuildOptions(gpus=("sm86",)))
     else:
         assert len(build_engines(many, BuildOptions(gpus=("sm86",))).built) == 3
 

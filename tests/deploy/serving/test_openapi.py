@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from asag_deploy import Detector
-from asag_deploy.serving.endpoints import ENDPOINTS
+from asag_deploy.serving.endpoints import ENDPOINTS, known_path
 from asag_deploy.serving.limits import Limits, RefusedError
 from asag_deploy.serving.openapi import document
 from asag_deploy.serving.options import PARAMETERS, Defaults, checked, read_asked
@@ -189,3 +189,9 @@ def test_a_schema_allows_what_is_taken(parameter: Any) -> None:
         if isinstance(value, float) and value.is_integer():
             continue  # JSON schema's integers may be written so, ours may not
         assert jsonschema.Draft202012Validator(schema).is_valid(value) == taken, value
+
+
+def test_what_is_alike_is_no_endpoint() -> None:
+    assert known_path("/openapi.json") == "/openapi.json"
+    assert known_path("/v2/models/a.b/versions/1/infer") is not None
+    assert known_path("/openapiXjson") is None

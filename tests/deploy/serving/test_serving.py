@@ -354,6 +354,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr(Bundle, "open", opened.append)
+    monkeypatch.setattr(playground_cli, "check_gradio", lambda: None)  # nor is it needed for this
     with listening() as taken:
         port = taken.getsockname()[1]
         assert main(["bundle", "--port", str(port)]) == 2
@@ -366,6 +367,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
 def test_clients_are_refused_while_it_loads(
     monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], int]
 ) -> None:
+    monkeypatch.setattr(playground_cli, "check_gradio", lambda: None)
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     refused: list[bool] = []

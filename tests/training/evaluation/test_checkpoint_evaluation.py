@@ -19,6 +19,7 @@ from asag_evaluation.data.scenes import SCENE_CATEGORIES, write_scenes
 from asag_evaluation.evaluate import evaluate
 from asag_export.cli import main as export
 from asag_training.checkpoints import Checkpoint, save_checkpoint
+from asag_training.checkpoints.checkpoint import change_settings
 from asag_training.evaluation.checkpoint_predictor import checkpoint_predictor, network_predictor
 from asag_training.evaluation.cli import main
 from asag_training.network.model import build
@@ -220,3 +221,16 @@ def test_devices_that_are_not_there(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("asag-eval: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize("name", ["anchor_cap", "max_detections"])
+def test_more_than_a_checkpoint_is_set_to_is_a_setting(name: str) -> None:
+    checkpoint = scene_checkpoint(heads=1)
+    model = build(checkpoint.config, checkpoint.state)
+    said = (
+        rf"^--{name.replace('_', '-')} is 2000, and the network's settings allow \d+; give --set {name}=2000$"
+    )
+    asked: dict[str, Any] = {name: 2000}
+    with pytest.raises(ConfigError, match=said):
+        network_predictor(model, SCENE_CATEGORIES, dataclasses.replace(DetectorOptions(), **asked))
+    assert getattr(change_settings(checkpoint, [f"{name}=2000"]).config, name) == 2000

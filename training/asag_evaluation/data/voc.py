@@ -35,7 +35,7 @@ _ODDITIES = {
     "orphan": ("XML file", "{n} without an image, passed over (the first is {first})"),
     "size": (
         "image",
-        "{n} of another size than its XML file says, which is taken: try `asag-data check` (first: {first})",
+        "{n} of another size than the XML says, which is taken: try `asag-data check` (the first is {first})",
     ),
     "flat": ("object", "{n} with a box without width or height, left out (the first is in {first})"),
     "exchanged": (

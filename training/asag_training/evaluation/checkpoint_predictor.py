@@ -15,6 +15,7 @@ import torch
 from asag_deploy import __version__
 from asag_deploy.bundle.manifest import Category, Manifest, Preprocessing
 from asag_deploy.detector_options import DetectorOptions
+from asag_deploy.errors import ConfigError
 from asag_evaluation.predictor import Predictor, proposing_predictor
 from asag_training.checkpoints import Checkpoint, load_checkpoint, select_head
 from asag_training.checkpoints.published import about_heads
@@ -115,6 +116,15 @@ def network_predictor(
         postprocessing=postprocessing_plan(model.config),
         graphs=(),
     )
+    for name, asked, most in (
+        ("anchor_cap", chosen.anchor_cap, model.config.anchor_cap),
+        ("max_detections", chosen.max_detections, model.config.detection_limit),
+    ):
+        if asked is not None and asked > most:  # a network that is not exported can be given more
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} is {asked}, and the network's settings allow {most}; give --set {name}={asked}"
+            )
     rule = chosen.stop_rule(manifest)
     name = f"{model.config.variant} (torch)"
     return proposing_predictor(manifest, TorchNetwork(stages, device), rule, chosen, name=name)

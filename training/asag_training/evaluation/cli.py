@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asag_deploy.backends import check_runs_here
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.command_line import (
     ALL_FINE,
@@ -212,6 +213,7 @@ def _predictor(options: argparse.Namespace, note: Callable[[str], object]) -> Pr
         )
     if chosen.backend == TORCH:
         raise ConfigError(f"'{path}' is a bundle, which PyTorch does not run: leave the backend out")
+    check_runs_here(chosen.backend)
     return bundle_predictor(Bundle.open(path), chosen)
 
 
