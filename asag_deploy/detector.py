@@ -394,7 +394,7 @@ class Detector:
             decoded = processing.begin_decode(probed.outputs, prepared.shapes)()
         counts, scales = decoded.anchor_count, prepared.scales
         traces = traces_of(network, call.probing, probed, prepared.sizes, counts, scales)
-        results = list(self._results(prepared, decoded, call))
+        results = list(self._results(prepared, decoded, call, scales))
         times_ms["postprocess"] = since(begin)
         if call.explain:
             begin = time.perf_counter()
@@ -409,9 +409,11 @@ class Detector:
     def _begin(self, network: Network, image: Array, sizes: NDArray[np.int64], call: Call) -> Begun:
         return self._loop.begin(network, call.probing, call.rule, image, sizes)
 
-    def _results(self, prepared: Prepared, decoded: Decoded, call: Call) -> Iterator[dict[str, Any]]:
+    def _results(
+        self, prepared: Prepared, decoded: Decoded, call: Call, scales: Sequence[tuple[float, float]]
+    ) -> Iterator[dict[str, Any]]:
         """Yield the fields of each image's `Detections`, but for trace and times."""
-        for i, (scale, count) in enumerate(zip(prepared.scales, decoded.anchor_count, strict=True)):
+        for i, (scale, count) in enumerate(zip(scales, decoded.anchor_count, strict=True)):
             yield {
                 **best_of(decoded.found[i], call.threshold, call.max_detections)._asdict(),
                 "categories": self.manifest.categories,

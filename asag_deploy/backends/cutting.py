@@ -265,7 +265,7 @@ class _Cutter:
         if any(name in self._constants for name in node.input):
             return False  # which are in the pieces alone
         if node.domain == DOMAIN:
-            return node.op_type in OPERATORS and is_taken(node.op_type, _numbers(node))
+            return node.op_type in OPERATORS and is_taken(node)
         if node.op_type != TOP_K or node.domain:
             return False
         options = {attribute.name: attribute.i for attribute in node.attribute}
@@ -355,10 +355,6 @@ def _reads(node: NodeProto) -> list[str]:
 
 def _graphs(attribute: Any) -> list[GraphProto]:
     return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-
-
-def _numbers(node: NodeProto) -> dict[str, int]:
-    return {each.name: each.i for each in node.attribute}
 
 
 def _call(node: NodeProto) -> Call:

@@ -130,8 +130,7 @@ def _use_plugins(model: onnx.ModelProto, plugins: dict[str, Plugin]) -> None:
 
 def _can_be_a_plugin(node: onnx.NodeProto) -> bool:
     """Tell whether a node is an `asag` operator with attributes that its kernel takes."""
-    numbers = {each.name: each.i for each in node.attribute}
-    return node.domain == OPERATOR_DOMAIN and is_taken(node.op_type, numbers)
+    return node.domain == OPERATOR_DOMAIN and is_taken(node)
 
 
 def _expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:

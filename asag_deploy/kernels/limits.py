@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 MOST_ANCHORS = 2048
 """Of an image, that reach the decoder."""
@@ -23,7 +27,7 @@ _ATTRIBUTES: Mapping[str, Mapping[str, int]] = MappingProxyType(
 )
 
 
-def is_taken(operator: str, attributes: Mapping[str, int]) -> bool:
-    """Tell whether a kernel takes a node of a graph with these attributes, whole numbers by name."""
-    most = _ATTRIBUTES.get(operator, {})
-    return all(value <= most[name] for name, value in attributes.items() if name in most)
+def is_taken(node: NodeProto) -> bool:
+    """Tell whether the kernel of a graph's node takes the node's attributes."""
+    most = _ATTRIBUTES.get(node.op_type, {})
+    return all(each.i <= most[each.name] for each in node.attribute if each.name in most)
