@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from asag_training.network.body import FrozenBatchNorm2d
-from asag_training.network.mobilenet import MobileNet
+from asag_training.network.body import FrozenBatchNorm2d, convolve
+from asag_training.network.mobilenet import DepthwiseConv2d, MobileNet
 
 SIZES = ("small", "medium")
 PARAMETERS = {"small": 3_774_024, "medium": 9_715_512}
@@ -112,3 +112,26 @@ def test_statistics_are_learned_if_wanted(learned: bool) -> None:
     norms = [module for module in body.modules() if isinstance(module, FrozenBatchNorm2d)]
     assert len(norms) == sum(isinstance(module, nn.Conv2d) for module in body.modules())
     assert {bool(norm.running_mean.any()) for norm in norms} == {learned}
+
+
+@pytest.mark.parametrize(("kernel", "stride", "in_float32"), [(3, 1, False), (3, 2, True), (5, 1, True)])
+@pytest.mark.parametrize("fixed", [False, True], ids=["statistics learned", "statistics fixed"])
+def test_autocast_leaves_depthwise_convolutions_without_fast_gradients_in_float32(
+    kernel: int, stride: int, in_float32: bool, fixed: bool
+) -> None:
+    torch.manual_seed(0)
+    convolution, norm = DepthwiseConv2d(16, kernel, stride), FrozenBatchNorm2d(16)
+    norm.learns_statistics = not fixed
+    x = torch.randn(2, 16, 12, 12)
+
+    def result(given: Tensor) -> tuple[Tensor, Tensor]:
+        y = convolve(convolution, norm, given)
+        (gradient,) = torch.autograd.grad(y.float().pow(2).sum(), convolution.weight)
+        return y.detach(), gradient
+
+    expected, expected_gradient = result(x.bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, gradient = result(x.bfloat16())
+    assert y.dtype == (torch.float32 if in_float32 else torch.bfloat16)
+    assert (torch.equal(y, expected) and torch.equal(gradient, expected_gradient)) == in_float32
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)

@@ -48,7 +48,7 @@ def convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     if isinstance(norm, FrozenBatchNorm2d) and norm.training and not norm.learns_statistics:
         scale, shift = norm.scale_and_shift()
         weight = convolution.weight * scale[:, None, None, None]
-        return F.conv2d(x, weight, shift, convolution.stride, convolution.padding, groups=convolution.groups)
+        return convolution._conv_forward(x, weight, shift)  # type: ignore[no-any-return]
     return norm(convolution(x))  # type: ignore[no-any-return]
 
 
