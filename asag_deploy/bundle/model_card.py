@@ -177,7 +177,7 @@ def _quantization(report: Mapping[str, Any]) -> Iterator[str]:
             )
             for row in pairs
         )
-        yield _table(("backend", "images", "AP in float32", "AP in INT8", f"loss (at most {most})"), rows)
+        yield _table(("backend", "images", "AP before", "AP in INT8", f"loss (at most {most})"), rows)
     else:
         yield "What it costs in AP was not measured."
 

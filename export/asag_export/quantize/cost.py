@@ -103,7 +103,7 @@ def format_quantization(report: QuantizationReport) -> str:
     if not report.accuracy:
         lines.append("  accuracy was not measured: give --data DIR, a data set in COCO layout")
     lines += [
-        f"  AP on {plural(pair.images, 'image')}, {pair.backend}: float32 {pair.float32:.4f}, "
+        f"  AP on {plural(pair.images, 'image')}, {pair.backend}: before {pair.float32:.4f}, "
         f"int8 {pair.int8:.4f}, loss {pair.loss:+.4f} (at most {report.most_loss:g})"
         for pair in report.accuracy
     ]

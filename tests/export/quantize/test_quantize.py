@@ -307,7 +307,7 @@ def test_uint8_for_the_cpu_and_what_accuracy_it_has(
     assert (
         "61 convolutions and 3 matrix products in int8, calibrated on 8 pictures, activations uint8" in shown
     )
-    assert "AP on 2 images, onnxruntime: float32 " in shown
+    assert "AP on 2 images, onnxruntime: before " in shown
     bundle = Bundle.open(tmp_path / "out")
     (pair,) = bundle.manifest.parity["quantization"]["accuracy"]
     assert pair["loss"] == pytest.approx(pair["float32"] - pair["int8"])
