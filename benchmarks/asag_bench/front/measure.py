@@ -16,6 +16,7 @@ from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures
 from asag_bench.light_peers.peer import RECIPE, TrainedPeer, load_peer
 from asag_bench.light_peers.runner import PeerDetector
 from asag_bench.measuring.machine import describe_machine
+from asag_bench.measuring.timing import nothing_old_collected
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Category, Level, Manifest
 from asag_deploy.command_line import progress
@@ -25,7 +26,8 @@ from asag_deploy.errors import ConfigError, OutputError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.processing.postprocess import Found
-from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_deploy.timing import since
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
 from asag_evaluation.evaluate import coco_results
 from asag_evaluation.metrics.coco import coco_metrics
 from asag_training.run.log import STEPS
@@ -99,18 +101,14 @@ def measure_front(plan: FrontPlan) -> Front:
         each.prepare(len(samples))
     total = (1 + plan.rounds) * len(samples) * len(running)
     with progress(total=total, unit="call", quiet=plan.quiet) as bar:
-        for number in range(1 + plan.rounds):
-            for step in range(len(samples)):
-                for k, i in turns(len(running), len(samples), step, number):
-                    each, sample = running[k], samples[i]
-                    began = time.perf_counter()
-                    found, level = each.detect(sample.image)
-                    taken = 1000 * (time.perf_counter() - began)
-                    if number == 0:
-                        each.results += coco_results(sample.image_id, found, categories)
-                        each.exits[i] = level
-                    else:
-                        each.ms[i].append(taken)
+        for k, i, found, level, _ in _round(running, samples, 0):
+            running[k].results += coco_results(samples[i].image_id, found, categories)
+            running[k].exits[i] = level
+            bar.update()
+        with nothing_old_collected():
+            for number in range(1, 1 + plan.rounds):
+                for k, i, _, _, taken in _round(running, samples, number):
+                    running[k].ms[i].append(taken)
                     bar.update()
     truth = dataset.ground_truth()
     return Front(
@@ -126,6 +124,17 @@ def measure_front(plan: FrontPlan) -> Front:
         ),
         contenders=tuple(_finished(each, truth) for each in running),
     )
+
+
+def _round(
+    running: Sequence[_Running], samples: Sequence[Sample], number: int
+) -> Iterator[tuple[int, int, Found, Level | None, float]]:
+    """Yield who was called with which picture, what it found, where it stopped, and its milliseconds."""
+    for step in range(len(samples)):
+        for k, i in turns(len(running), len(samples), step, number):
+            began = time.perf_counter()
+            found, level = running[k].detect(samples[i].image)
+            yield k, i, found, level, since(began)
 
 
 def turns(contenders: int, pictures: int, step: int, round_: int) -> Iterator[tuple[int, int]]:

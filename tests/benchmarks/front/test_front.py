@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from asag_bench.cli import main
-from asag_bench.front.measure import FrontPlan, measure_front, turns
+from asag_bench.front.measure import FrontPlan, _contender, measure_front, turns
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures
 from asag_bench.front.table import csv_text, markdown
 from asag_bench.light_peers.peer import Said
@@ -25,6 +26,8 @@ from asag_deploy.bundle.manifest import Level
 from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import ConfigError
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.processing.postprocess import Found
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import evaluate
 from support.coco_files import box, write_coco
@@ -217,6 +220,26 @@ def test_the_dense_peer_keeps_the_best_of_each_object() -> None:
     assert (kept.boxes[0] * 64).tolist() == [0, 0, 10, 9]
     nothing = suppressed(Raw(scores[4:], labels[4:], boxes[4:].astype(np.float32)))
     assert len(nothing.scores) == 0
+
+
+def test_nothing_old_is_collected_in_timed_rounds(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full collection takes a third of a second, and would be one picture's."""
+    frozen: list[bool] = []
+
+    def detect(image: RgbImage) -> tuple[Found, Level | None]:
+        frozen.append(gc.get_freeze_count() > 0)
+        none = np.zeros((0, 4), dtype=np.float32)
+        return Found(none, none[:, 0], none[:, 0].astype(np.int64)), None
+
+    running = _contender(Path("a"), "asag", "onnxruntime", None, None, detect)
+    monkeypatch.setattr("asag_bench.front.measure._open", lambda *_: [running])
+    before = gc.get_freeze_count() > 0
+    found = measure_front(_plan(bundles=(bundle,), data=data, rounds=2))
+    assert frozen == [before] * 3 + [True] * 6
+    assert len(found.contenders[0].ms) == 3
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(("contenders", "pictures"), [(6, 20), (4, 300), (1, 3), (7, 87)])
