@@ -577,7 +577,8 @@ def _gpu_archive(options: argparse.Namespace) -> int:
         python=options.python,
     )
     print(f"{options.output}: {carried}, of at most {options.limit_mib:g} MiB")
-    print(f"carry the tree and this file; there: python benchmarks gpu run --carried {options.output}")
+    carry = shlex.join(("python", "benchmarks", "gpu", "run", "--carried", str(options.output)))
+    print(f"carry the tree and this file; there: {carry}")
     return ALL_FINE
 
 
