@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures, Training
 from asag_bench.light_peers.evaluation import DETECTIONS
 from asag_bench.light_peers.peer import RECIPE, TrainedPeer, is_of_train_peer, load_peer, unfinished
@@ -143,11 +145,14 @@ def turns(contenders: int, pictures: int, step: int, round_: int) -> Iterator[tu
     """Yield who is called with which picture in one step of a round; in all steps, each with every picture.
 
     Each contender begins elsewhere in the data set, so that none gets the picture of the one before it, whose
-    sizes the graphs that they share would be ready for: another stop of the same network, say.
+    sizes the graphs that they share would be ready for: another stop of the same network, say.  Each has
+    every place in turn, in an order that is drawn anew whenever all have begun, so that none is always called
+    after the same one.
     """
     apart = max(1, pictures // contenders)
+    order = np.random.default_rng([round_, step // contenders]).permutation(contenders).tolist()
     for k in range(contenders):
-        contender = (step + round_ + k) % contenders
+        contender = order[(step + k) % contenders]
         yield contender, (step + contender * apart) % pictures
 
 

@@ -325,3 +325,9 @@ def test_contenders_take_turns_each_with_another_picture(contenders: int, pictur
         assert all(one[1] != other[1] for one, other in pairwise(calls))
     first = [next(turns(contenders, pictures, step, 0))[0] for step in range(contenders)]
     assert sorted(first) == list(range(contenders))  # none has a place of its own
+
+
+def test_nobody_is_always_called_after_the_same_one() -> None:
+    calls = [k for step in range(60) for k, _ in turns(6, 60, step, 1)]
+    before = {k: {one for one, other in pairwise(calls) if other == k} - {k} for k in range(6)}
+    assert all(len(others) >= 4 for others in before.values())
