@@ -58,14 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `asag-bench` with these arguments (None: the command line's) and return its exit code.
 
     0: measured, stable or not; 1: something failed, or does not agree; 2: nothing could be measured, with the
-    reason in one sentence on stderr; 130: interrupted.
+    reason in one sentence on stderr; 130, 143 or 129: interrupted by Ctrl-C, SIGTERM or SIGHUP.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def command() -> int:
         options = _parser().parse_args(arguments)
         options.command = f"{PROGRAM} {shlex.join(arguments)}"
-        return int(options.run(options))
+        try:
+            return int(options.run(options))
+        except KeyboardInterrupt:
+            print(f"{PROGRAM}: {options.interrupted}", file=sys.stderr)
+            raise
 
     return exit_code(PROGRAM, command)
 
@@ -73,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; `run` of what it parses is the function that does it."""
     top = OneSentenceParser(prog=PROGRAM, description="Measure what bundles, training and machines do.")
+    top.set_defaults(interrupted="interrupted")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, summary, add, run in (
         ("run", "what a bundle costs, by exit level, and beside references", _add_run, _run),
@@ -572,7 +577,8 @@ def _gpu_archive(options: argparse.Namespace) -> int:
         python=options.python,
     )
     print(f"{options.output}: {carried}, of at most {options.limit_mib:g} MiB")
-    print(f"carry the tree and this file; there: python benchmarks gpu run --carried {options.output}")
+    carry = shlex.join(("python", "benchmarks", "gpu", "run", "--carried", str(options.output)))
+    print(f"carry the tree and this file; there: {carry}")
     return ALL_FINE
 
 

@@ -320,6 +320,16 @@ def test_long_epochs_are_saved_in_between(
     assert trainer.model.training
 
 
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_peers_run_is_called_that(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    (tmp_path / "recipe.json").write_text('{"recipe": {"peer": "yolox-lite"}, "categories": [], "seed": 0}')
+    (tmp_path / "state.pt").write_bytes(b"a peer's")
+    message = refused(capsys, train(data, tmp_path, *more))
+    assert f"'{tmp_path}' holds a run of `asag-bench train-peer`: give another folder" in message
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("recipe.json", '{"flour": 500}'), ("steps.csv", "left,right")]
 )

@@ -34,9 +34,13 @@ _WIDTH = 8
 _MOST_CLASSES = 20
 
 
-def precision_lines(found: CocoMetrics) -> list[str]:
-    """Return average precision and recall in a few lines, in percent."""
-    return [*_block(found, _PRECISIONS), *_block(found, _RECALLS)]
+def precision_lines(found: CocoMetrics, most: int = 100) -> list[str]:
+    """Return average precision and recall in a few lines, in percent.
+
+    most: the detections of an image that were measured.
+    """
+    recalls = {name if name != "AR 100" else f"AR {most}": key for name, key in _RECALLS.items()}
+    return [*_block(found, _PRECISIONS), *_block(found, recalls)]
 
 
 def table(evaluation: Evaluation) -> str:

@@ -201,6 +201,8 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
     from asag_training.run.state import BEST, LAST, STATE
 
     folder: Path = options.output_dir
+    if _is_of_a_peer(folder):
+        raise ConfigError(f"'{folder}' holds a run of `asag-bench train-peer`: give another folder")
     if options.resume and trainer.resume():
         return True
     if any((folder / name).exists() for name in (STATE, LAST, BEST)):
@@ -216,6 +218,15 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
         text = json.dumps({**trainer.recipe.to_dict(), "seed": options.seed}, indent=2)
         atomic_write_text(folder / RECIPE, text + "\n")
     return False
+
+
+def _is_of_a_peer(folder: Path) -> bool:
+    """Return whether a folder holds a run of `asag-bench train-peer`, which has files of the same names."""
+    try:
+        recipe_there = json.loads((folder / RECIPE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(recipe_there, dict) and {"recipe", "categories", "seed"} <= set(recipe_there)
 
 
 def _foreign(folder: Path) -> str | None:

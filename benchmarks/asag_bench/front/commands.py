@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ RESULT, PAGE, TABLE, FRONT_PLOT, TIMES_PLOT = (
 
 def add_train_peer(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train-peer`."""
+    parser.set_defaults(interrupted="interrupted; the same command goes on")
     add = parser.add_argument
     add("peer", metavar="PEER", help="yolox-lite (dense), d-fine-lite (DETR-like) or adamixer-6 (six layers)")
     add("--data", type=Path, required=True, metavar="DIR", help="a data set in COCO layout")
@@ -58,7 +60,7 @@ def train_peer(options: argparse.Namespace) -> int:
 
     from asag_bench.light_peers.peer import Said
     from asag_bench.light_peers.recipe import peer_recipe, stretched
-    from asag_bench.light_peers.training import PeerTraining
+    from asag_bench.light_peers.training import PeerTraining, check_queries
     from asag_training.run.alone import alone_in
 
     recipe = peer_recipe(options.peer, options.like)
@@ -75,6 +77,7 @@ def train_peer(options: argparse.Namespace) -> int:
         changes["queries"] = options.queries
     changes["query_weighting"] = options.query_weighting
     said = Said(recipe=dataclasses.replace(recipe, **changes), categories=data.categories, seed=options.seed)
+    check_queries(said.recipe, data)
     folder: Path = options.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,8 @@ def train_peer(options: argparse.Namespace) -> int:
         training(quiet=options.quiet)
     if not options.quiet:
         of = f"{said.recipe.peer}, seed {said.seed}, {plural(training.position.step, 'update')}"
-        print(f"{folder}: {of}; `asag-bench eval-peer {folder} --data {options.data}` measures it")
+        measures = shlex.join(("asag-bench", "eval-peer", str(folder), "--data", str(options.data)))
+        print(f"{folder}: {of}; `{measures}` measures it")
     return ALL_FINE
 
 
@@ -103,18 +107,21 @@ def add_eval_peer(parser: argparse.ArgumentParser) -> None:
 
 def eval_peer(options: argparse.Namespace) -> int:
     """Measure the AP of a trained peer in PyTorch."""
-    from asag_bench.light_peers.evaluation import evaluate_peer
+    from asag_bench.light_peers.evaluation import DETECTIONS, evaluate_peer
+    from asag_bench.light_peers.peer import read_said, unfinished
     from asag_bench.result import json_text
     from asag_evaluation.report import precision_lines
 
     check_own_file(options.output, is_json_with("command", "coco"), "figures of asag-bench")
     check_writable_file(options.output)
     given: dict[str, Any] = {"limit": options.limit, "orientation": options.orientation}
-    found = evaluate_peer(options.peer, options.data, **given, quiet=options.quiet)
+    unfinished(options.peer, read_said(options.peer).recipe.schedule.epochs)
+    found = evaluate_peer(options.peer, options.data, **given, most=DETECTIONS, quiet=options.quiet)
     if options.output is not None:
-        result = {"command": options.command, "coco": found.to_dict()}
+        result = {"command": options.command, "detections": DETECTIONS, "coco": found.to_dict()}
         atomic_write_text(options.output, json_text(result))
-    print("\n".join(precision_lines(found)))
+    told = f"of the {DETECTIONS} best detections of each picture, as `asag-bench front` counts"
+    print("\n".join([*precision_lines(found, DETECTIONS), told]))
     return ALL_FINE
 
 
@@ -148,6 +155,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=whole_number(1), metavar="N", help="use the first N pictures only")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="for tables and plots")
     add("--quiet", action="store_true", help="no progress and no table")
+    add_orientation_option(parser)
 
 
 def front(options: argparse.Namespace) -> int:
@@ -171,6 +179,7 @@ def front(options: argparse.Namespace) -> int:
         threads=options.threads,
         rounds=options.rounds,
         limit=options.limit,
+        orientation=options.orientation,
         quiet=options.quiet,
     )
     check_plots("asag-bench")

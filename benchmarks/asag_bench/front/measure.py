@@ -12,10 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures, Training
-from asag_bench.light_peers.peer import RECIPE, TrainedPeer, load_peer
+from asag_bench.light_peers.evaluation import DETECTIONS
+from asag_bench.light_peers.peer import RECIPE, TrainedPeer, is_of_train_peer, load_peer, unfinished
 from asag_bench.light_peers.runner import PeerDetector
 from asag_bench.measuring.machine import describe_machine
+from asag_bench.measuring.timing import nothing_old_collected
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Category, Level, Manifest
 from asag_deploy.command_line import progress
@@ -25,13 +29,13 @@ from asag_deploy.errors import ConfigError, OutputError
 from asag_deploy.images.reading import RgbImage
 from asag_deploy.loop.stopping import StopRule, stop_rule
 from asag_deploy.processing.postprocess import Found
-from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset
+from asag_deploy.timing import since
+from asag_evaluation.data.coco import VAL_SPLIT, CocoDataset, Sample
+from asag_evaluation.data.orientation import OrientationRule
 from asag_evaluation.evaluate import coco_results
 from asag_evaluation.metrics.coco import coco_metrics
 from asag_training.run.log import STEPS
 
-DETECTIONS = 300
-"""Of each picture, at most: those with the most objects have 200."""
 _STOPS: dict[str, Level | None] = {"P5": "P5", "P4": "P4", ADAPTIVE: None, ALWAYS: None}
 """Each way to stop, and the manual stop that it is."""
 
@@ -53,6 +57,7 @@ class FrontPlan:
     threads: int | None
     rounds: int
     limit: int | None = None
+    orientation: OrientationRule = "auto"
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -92,25 +97,22 @@ def measure_front(plan: FrontPlan) -> Front:
     """
     bundles = [Bundle.open(path) for path in plan.bundles]
     categories = bundles[0].manifest.categories
-    dataset = CocoDataset.open(plan.data, VAL_SPLIT, categories=categories).first(plan.limit)
+    given: dict[str, Any] = {"categories": categories, "orientation": plan.orientation}
+    dataset = CocoDataset.open(plan.data, VAL_SPLIT, **given).first(plan.limit)
     running = _open(plan, bundles, categories)
     samples = [dataset[i] for i in range(len(dataset))]
     for each in running:
         each.prepare(len(samples))
     total = (1 + plan.rounds) * len(samples) * len(running)
     with progress(total=total, unit="call", quiet=plan.quiet) as bar:
-        for number in range(1 + plan.rounds):
-            for step in range(len(samples)):
-                for k, i in turns(len(running), len(samples), step, number):
-                    each, sample = running[k], samples[i]
-                    began = time.perf_counter()
-                    found, level = each.detect(sample.image)
-                    taken = 1000 * (time.perf_counter() - began)
-                    if number == 0:
-                        each.results += coco_results(sample.image_id, found, categories)
-                        each.exits[i] = level
-                    else:
-                        each.ms[i].append(taken)
+        for k, i, found, level, _ in _round(running, samples, 0):
+            running[k].results += coco_results(samples[i].image_id, found, categories)
+            running[k].exits[i] = level
+            bar.update()
+        with nothing_old_collected():
+            for number in range(1, 1 + plan.rounds):
+                for k, i, _, _, taken in _round(running, samples, number):
+                    running[k].ms[i].append(taken)
                     bar.update()
     truth = dataset.ground_truth()
     return Front(
@@ -128,15 +130,29 @@ def measure_front(plan: FrontPlan) -> Front:
     )
 
 
+def _round(
+    running: Sequence[_Running], samples: Sequence[Sample], number: int
+) -> Iterator[tuple[int, int, Found, Level | None, float]]:
+    """Yield who was called with which picture, what it found, where it stopped, and its milliseconds."""
+    for step in range(len(samples)):
+        for k, i in turns(len(running), len(samples), step, number):
+            began = time.perf_counter()
+            found, level = running[k].detect(samples[i].image)
+            yield k, i, found, level, since(began)
+
+
 def turns(contenders: int, pictures: int, step: int, round_: int) -> Iterator[tuple[int, int]]:
     """Yield who is called with which picture in one step of a round; in all steps, each with every picture.
 
     Each contender begins elsewhere in the data set, so that none gets the picture of the one before it, whose
-    sizes the graphs that they share would be ready for: another stop of the same network, say.
+    sizes the graphs that they share would be ready for: another stop of the same network, say.  Each has
+    every place in turn, in an order that is drawn anew whenever all have begun, so that none is always called
+    after the same one.
     """
     apart = max(1, pictures // contenders)
+    order = np.random.default_rng([round_, step // contenders]).permutation(contenders).tolist()
     for k in range(contenders):
-        contender = (step + round_ + k) % contenders
+        contender = order[(step + k) % contenders]
         yield contender, (step + contender * apart) % pictures
 
 
@@ -154,14 +170,15 @@ def _finished(running: _Running, truth: dict[str, Any]) -> Contender:
 
 
 def _open(plan: FrontPlan, bundles: Sequence[Bundle], categories: tuple[Category, ...]) -> list[_Running]:
-    peers = [(folder, _peer(folder, categories)) for folder in plan.peers]
+    runs = [_run_of(folder, bundle) for folder, bundle in zip(plan.runs, bundles, strict=False)]
+    peers = [(folder, _peer(folder, categories), _training(folder)) for folder in plan.peers]
     found = []
     for backend in plan.backends:
         options = DetectorOptions(backend=backend, threads=plan.threads)
         for i, bundle in enumerate(bundles):
             if bundle.manifest.categories != categories:
                 raise ConfigError(f"the bundle '{plan.bundles[i]}' has other classes than the first one")
-            training = _training(plan.runs[i]) if plan.runs else None
+            training = runs[i] if runs else None
             network = options.open_network(bundle)
             for stop in _STOPS:
                 detector = Detector(
@@ -169,10 +186,10 @@ def _open(plan: FrontPlan, bundles: Sequence[Bundle], categories: tuple[Category
                 )
                 of = (plan.bundles[i], bundle.manifest.variant, backend, stop)
                 found.append(_contender(*of, training, _detect_with(detector)))
-        for folder, peer in peers:
+        for folder, peer, training in peers:
             runner = PeerDetector(peer, bundles[0], options)
             of_peer = (folder, peer.said.recipe.peer, backend, None)
-            found.append(_contender(*of_peer, _training(folder), _peer_detects(runner)))
+            found.append(_contender(*of_peer, training, _peer_detects(runner)))
     return found
 
 
@@ -222,13 +239,40 @@ def _peer(folder: Path, categories: tuple[Category, ...]) -> TrainedPeer:
     return peer
 
 
+def _run_of(folder: Path, bundle: Bundle) -> Training:
+    """Read what the run of a bundle has cost so far (ConfigError if it is a peer's, or another network's)."""
+    training = _training(folder)
+    said = json.loads((folder / RECIPE).read_bytes())
+    if is_of_train_peer(said):
+        raise ConfigError(
+            f"'{folder}' is a run of `asag-bench train-peer`: give it with --peer, and with --run the run of "
+            f"asag-train that the bundle '{bundle.shown}' is of"
+        )
+    manifest, network = bundle.manifest, said["network"]
+    of_bundle = {
+        "variant": manifest.variant,
+        "num_classes": len(manifest.categories),
+        "patch_size": manifest.probing.patch_size,
+    }
+    for name, value in of_bundle.items():
+        if network.get(name, value) != value:
+            raise ConfigError(
+                f"the run in '{folder}' is of another network than the bundle '{bundle.shown}' (its {name} "
+                f"is {network[name]}, not {value}): give with --run the run of each bundle, in their order"
+            )
+    return training
+
+
 def _training(folder: Path) -> Training:
     """Read what a run has cost so far, of `asag-train` or of `asag-bench train-peer`."""
     try:
         said = json.loads((folder / RECIPE).read_bytes())
         with (folder / STEPS).open(newline="", encoding="utf-8") as file:
             spent = [float(row["ms_cpu"]) for row in csv.DictReader(file)]
-        batch = said["recipe"]["batch_size"] if "recipe" in said else said["optimisation"]["batch_size"]
+        of_peer = is_of_train_peer(said)
+        recipe = said["recipe"] if of_peer else said
+        batch = (recipe if of_peer else recipe["optimisation"])["batch_size"]
+        epochs, seed, _ = recipe["schedule"]["epochs"], said["seed"], recipe["network"]["variant"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
             f"'{folder}' holds no log of a training run with the processor's time ({error}): give the "
@@ -238,5 +282,6 @@ def _training(folder: Path) -> Training:
         updates=len(spent),
         images=len(spent) * batch,
         cpu_minutes=round(sum(spent) / 60_000, 3),
-        seed=said["seed"],
+        seed=seed,
+        unfinished=unfinished(folder, epochs),
     )

@@ -24,6 +24,8 @@ class Training:
     cpu_minutes: float
     """The processor's time of all updates, data included."""
     seed: int
+    unfinished: str | None = None
+    """How far the run had come, such as `3 of 11 epochs`, if that was not its end."""
 
 
 @dataclass(frozen=True, kw_only=True)

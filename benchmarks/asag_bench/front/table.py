@@ -8,6 +8,7 @@ from collections import defaultdict
 from statistics import fmean
 
 from asag_bench.front.result import Contender, Front
+from asag_bench.light_peers.evaluation import DETECTIONS
 from asag_deploy.errors import plural
 
 
@@ -30,6 +31,7 @@ def markdown(front: Front) -> str:
     """Return the page of a front: the networks, averaged over their seeds, and what deciding gained."""
     machine, pictures = front.machine, front.pictures
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    rounds = plural(front.rounds, "round")
     cores, most = plural(machine.cores, "core"), plural(max(pictures.objects), "object")
     lines = [
         f"# AP against time: {pictures.data}",
@@ -39,8 +41,8 @@ def markdown(front: Front) -> str:
         f"- {machine.processor}, {cores}, {in_threads(front.threads)}, {machine.date}",
         f"- {packages}",
         f"- {plural(len(pictures.ids), 'picture')} with {min(pictures.objects)} to {most}",
-        f"- one picture at a time, {front.rounds} rounds; a picture's time is the median of its rounds",
-        "- AP counts 300 detections a picture; of several seeds means, and least to most",
+        f"- one picture at a time, {rounds}; a picture's time is the median of its rounds",
+        f"- AP counts {DETECTIONS} detections a picture; of several seeds means, and least to most",
         "",
         "| network | backend | stop | seeds | AP | AP50 | AP75 | median ms | mean ms | stop before P3 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -90,7 +92,8 @@ def _trainings(front: Front) -> list[str]:
         if each.training is not None and each.weights not in seen:
             seen.add(each.weights)
             of = each.training
-            cells = (of.seed, of.updates, of.images, f"{of.cpu_minutes:.1f}")
+            updates = f"{of.updates} ({of.unfinished})" if of.unfinished else of.updates
+            cells = (of.seed, updates, of.images, f"{of.cpu_minutes:.1f}")
             lines.append(f"| {each.weights} | {each.network} | {' | '.join(map(str, cells))} |")
     return [*lines, ""] if seen else []
 

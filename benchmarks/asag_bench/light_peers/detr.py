@@ -17,9 +17,25 @@ from asag_training.losses.targets import Targets
 from asag_training.network.backbone import Backbone
 from asag_training.network.config import AsagConfig
 
-_LEVELS = 3
+_STRIDES = (8, 16, 32)
+_LEVELS = len(_STRIDES)
 _FFN = 4
 """Widths of the feed-forward layers, in widths of the network."""
+
+
+def cells_of(canvas: tuple[int, int]) -> int:
+    """Return how many cells the maps of a padded picture of this height and width have together."""
+    return sum(-(-canvas[0] // stride) * -(-canvas[1] // stride) for stride in _STRIDES)
+
+
+def check_cells(queries: int, canvas: tuple[int, int]) -> None:
+    """Raise ConfigError if a padded picture of this height and width has fewer cells than queries."""
+    cells = cells_of(canvas)
+    if queries > cells:
+        raise ConfigError(
+            f"the maps of a picture of {canvas[0]}x{canvas[1]} have {cells} cells, too few for the peer's "
+            f"{queries} queries: train it with --queries {cells} at most, or leave such pictures out"
+        )
 
 
 class DetrDetector(nn.Module):

@@ -21,6 +21,9 @@ from asag_evaluation.data.orientation import OrientationRule
 from asag_evaluation.evaluate import coco_results
 from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
 
+DETECTIONS = 300
+"""Of each picture, at most, beside a front: those with the most objects have 200."""
+
 
 @dataclass
 class TorchPeer:

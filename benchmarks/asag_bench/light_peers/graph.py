@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asag_bench.light_peers.dense import Cells
-from asag_bench.light_peers.detr import DetrDetector
+from asag_bench.light_peers.detr import DetrDetector, check_cells
 from asag_bench.light_peers.peer import TrainedPeer
 from asag_bench.light_peers.six_layers import AdaMixerDetector
 from asag_bench.runners.peer_networks import BoxesOfChosen, leave_unsorted, merge_branches, without_checks
@@ -34,7 +34,10 @@ class PeerStage(nn.Module):
     """
 
     def __init__(self, peer: TrainedPeer, canvas: Canvas) -> None:
+        """Take the peer and the canvas; raises ConfigError for one too small for the peer's queries."""
         super().__init__()
+        if isinstance(peer.network, DetrDetector):
+            check_cells(peer.network.queries, canvas)
         self.normalize = NormalizeStage(peer.said.recipe.preprocessing)
         self.network = copy.deepcopy(peer.network).eval().requires_grad_(False)
         self.canvas = canvas
@@ -71,7 +74,7 @@ class PeerStage(nn.Module):
 def export_peer_graph(peer: TrainedPeer, canvas: Canvas, opset: int) -> onnx.ModelProto:
     """Export a trained peer for one picture on a canvas as `PeerStage`, every size fixed.
 
-    Raises ExportError if PyTorch cannot export it.
+    Raises ExportError if PyTorch cannot export it, ConfigError if the canvas is too small for its queries.
     """
     stage = PeerStage(peer, canvas).eval()
     pixels = torch.zeros(1, *canvas, 3, dtype=torch.uint8)

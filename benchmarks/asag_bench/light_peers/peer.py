@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from asag_bench.light_peers.recipe import PeerRecipe
 from asag_bench.light_peers.six_layers import AdaMixerDetector
 from asag_deploy.atomic import atomic_write
 from asag_deploy.bundle.manifest import Category
-from asag_deploy.errors import CheckpointError, FieldError
+from asag_deploy.errors import CheckpointError, FieldError, plural
 from asag_deploy.typed_json import read_fields
 from asag_training.data.loading import Batch
+from asag_training.run.state import position_in
 
 RECIPE, WEIGHTS = "recipe.json", "peer.safetensors"
 
@@ -97,6 +99,12 @@ def read_said(folder: Path) -> Said:
     path = folder / RECIPE
     try:
         content: Any = json.loads(path.read_bytes())
+        if is_of_asag_train(content):
+            raise CheckpointError(
+                f"'{folder}' is a run of asag-train, no peer's: give the --output-dir of `asag-bench "
+                "train-peer`; what asag-train trains, asag-eval measures, and, once it is exported, "
+                "`asag-bench front --bundle`"
+            )
         said: Said = read_fields(Said, content)
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -105,6 +113,33 @@ def read_said(folder: Path) -> Said:
     except (OSError, ValueError, RecursionError, FieldError) as error:
         raise CheckpointError(f"'{path}' is not a peer's ({error}): train the peer anew") from error
     return said
+
+
+def is_of_asag_train(content: object) -> bool:
+    """Return whether the content of a `recipe.json` is that of a run of `asag-train`."""
+    return isinstance(content, dict) and content.keys() >= {"network", "schedule", "seed"}
+
+
+def is_of_train_peer(content: object) -> bool:
+    """Return whether the content of a `recipe.json` is that of a run of `asag-bench train-peer`."""
+    return isinstance(content, dict) and content.keys() >= {"recipe", "categories", "seed"}
+
+
+def unfinished(folder: Path, epochs: int) -> str | None:
+    """Return in words how far a run of so many epochs has come, and warn of it, if that is not its end.
+
+    None if it is, or where nothing tells.
+    """
+    position = position_in(folder)
+    if position is None or position.epoch >= epochs:
+        return None
+    found = f"{position.epoch} of {plural(epochs, 'epoch', 'epochs')}"
+    warnings.warn(
+        f"the run in '{folder}' is not at its end: it has done {found} ({plural(position.step, 'update')})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return found
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

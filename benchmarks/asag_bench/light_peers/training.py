@@ -7,6 +7,8 @@ was stopped goes on as if it had not been.
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,11 +17,23 @@ from typing import Any, cast
 
 import torch
 
-from asag_bench.light_peers.peer import RECIPE, Said, build, losses_of, save_weights
+from asag_bench.light_peers.detr import cells_of, check_cells
+from asag_bench.light_peers.peer import (
+    RECIPE,
+    WEIGHTS,
+    Said,
+    build,
+    is_of_asag_train,
+    is_of_train_peer,
+    losses_of,
+    save_weights,
+)
+from asag_bench.light_peers.recipe import PeerRecipe
 from asag_deploy.atomic import atomic_write_text
 from asag_deploy.command_line import progress
 from asag_deploy.errors import ConfigError, TrainingError
 from asag_deploy.interruption import held_back
+from asag_deploy.processing.preprocess import resized_shape
 from asag_deploy.typed_json import read_fields
 from asag_evaluation.data.coco import CocoDataset
 from asag_training.data.loading import Batch, TrainingLoader
@@ -29,6 +43,7 @@ from asag_training.run.process import keep_freed_memory
 from asag_training.run.state import STATE, Position, data_in_words, flat, reading_state, write_state
 
 _SAVE_S = 300.0
+_MADE = (STEPS, WEIGHTS)
 
 
 class PeerTraining:
@@ -37,8 +52,9 @@ class PeerTraining:
     def __init__(self, said: Said, data: CocoDataset, output_dir: Path, orientation: str = "auto") -> None:
         """Train on `data`; `output_dir` must exist.
 
-        Takes up the run in it, if there is one: raises TrainingError if that was another run.
+        Takes up the run in it, if there is one: raises TrainingError or ConfigError if that was another run.
         """
+        _check_folder(output_dir, said)
         recipe = said.recipe
         self.said, self.output_dir = said, output_dir
         self.network = build(recipe, said.seed).train()
@@ -59,8 +75,6 @@ class PeerTraining:
         self._saved = time.monotonic()
         if (output_dir / STATE).exists():
             self._resume()
-        elif (output_dir / RECIPE).exists() and (output_dir / RECIPE).read_text() != said.to_json():
-            raise ConfigError(f"'{output_dir}' holds the recipe of another run: give another folder")
         else:
             atomic_write_text(output_dir / RECIPE, said.to_json())
         self._log = CsvLog(output_dir / STEPS)
@@ -144,3 +158,54 @@ class PeerTraining:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.position = cast(Position, read_fields(Position, state["position"]))
+
+
+def check_queries(recipe: PeerRecipe, data: CocoDataset) -> None:
+    """Raise ConfigError if some picture is too small for as many queries as the peer has.
+
+    Whatever batch it comes in is at least as large, unless the others are no larger.
+    """
+    if recipe.peer != "d-fine-lite":
+        return
+    of, side = recipe.augmentation, recipe.preprocessing.size_divisor
+    spec = replace(recipe.preprocessing, shorter_side=min(of.shorter_sides), longer_side=of.longer_side)
+    canvases = set()
+    for shape in {(record.height, record.width) for record in data.records}:
+        height, width = (-(-each // side) * side for each in resized_shape(*shape, spec))
+        canvases.add((height, width))
+    check_cells(recipe.queries, min(canvases, key=cells_of, default=(side, side)))
+
+
+def _check_folder(folder: Path, said: Said) -> None:
+    """Raise ConfigError if a folder holds what this run would replace, but has not written.
+
+    A recipe that came to no update is nobody's.  What `state.pt` is of, it tells itself.
+    """
+    recipe = folder / RECIPE
+    there: object = None
+    try:
+        there = json.loads(recipe.read_bytes())
+    except FileNotFoundError:
+        made = () if (folder / STATE).exists() else _MADE
+        foreign = next((name for name in made if (folder / name).exists()), None)
+    except (OSError, ValueError, RecursionError):
+        foreign = RECIPE
+    else:
+        foreign = None if is_of_train_peer(there) or is_of_asag_train(there) else RECIPE
+    if foreign is not None:
+        raise ConfigError(f"'{folder}' holds a '{foreign}' that no run has written: give another folder")
+    if is_of_asag_train(there):
+        raise ConfigError(f"'{folder}' holds a run of asag-train: give another folder")
+    if there is None or (folder / STATE).exists() or there == json.loads(said.to_json()):
+        return
+    if (folder / WEIGHTS).exists() or _has_rows(folder / STEPS):
+        raise ConfigError(f"'{folder}' holds the recipe of another run: give another folder")
+
+
+def _has_rows(table: Path) -> bool:
+    """Return whether a table has more than its header."""
+    try:
+        with table.open("rb") as file:
+            return len(list(itertools.islice(file, 2))) > 1
+    except FileNotFoundError:
+        return False

@@ -27,7 +27,7 @@ from asag_bench.measuring.image_groups import (
 )
 from asag_bench.measuring.machine import describe_machine
 from asag_bench.measuring.plan import check_shape
-from asag_bench.measuring.timing import Timings, are_stable, ratio
+from asag_bench.measuring.timing import Timings, are_stable, nothing_old_collected, ratio
 from asag_bench.result import MethodResult, ThroughputBundle, ThroughputInput, ThroughputResult
 from asag_deploy import Bundle, Detections, Detector
 from asag_deploy.backends import DEFAULT_BACKEND, check_runs_here
@@ -245,7 +245,8 @@ def _measure_all(
     timings = {each.name: Timings(batch=images) for each in methods}
     end = time.perf_counter() + plan.duration
     number = 0
-    with progress(unit="round", description="throughput", quiet=plan.quiet) as bar:
+    bar = progress(unit="round", description="throughput", quiet=plan.quiet)
+    with bar, nothing_old_collected():
         while number == 0 or (time.perf_counter() < end and not are_stable(timings)):
             for i in range(len(methods)):
                 method = methods[(number + i) % len(methods)]

@@ -5,9 +5,11 @@ No sample is ever left out.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from types import MappingProxyType
@@ -146,31 +148,47 @@ def measure(
     three windows agree within 5%.
     """
     sets = batches(group, batch, spec)
-    _warm_up(sets, runners, group, spec, warmup)
+    _warm_up(sets, runners, pyramids, group, spec, warmup)
     timings = {
         runner.name: Timings(batch=batch, pyramid_ms=[] if runner.name in pyramids else None)
         for runner in runners
     }
     a_window = len(sets) * -(-LEAST_CALLS_A_WINDOW // len(sets))
-    end = time.perf_counter() + duration
     number = 0
-    while time.perf_counter() < end and not (number % a_window == 0 and are_stable(timings)):
-        if number % a_window == 0:
-            for each in timings.values():
-                each.windows.append([])
-        images = sets[number % len(sets)]
-        for i in range(len(runners)):
-            runner = runners[(number + i) % len(runners)]
-            of_runner, pyramid = timings[runner.name], pyramids.get(runner.name)
-            # Right beside the call, on either side in turn: close enough that the machine has not changed.
-            if number % 2:
-                _time_pyramid(of_runner, pyramid, images)
-            _note(of_runner, runner(images, group.max_level))
-            if not number % 2:
-                _time_pyramid(of_runner, pyramid, images)
-        number += 1
-        on_round()
+    with nothing_old_collected():
+        end = time.perf_counter() + duration
+        while time.perf_counter() < end and not (number % a_window == 0 and are_stable(timings)):
+            if number % a_window == 0:
+                for each in timings.values():
+                    each.windows.append([])
+            images = sets[number % len(sets)]
+            for i in range(len(runners)):
+                runner = runners[(number + i) % len(runners)]
+                of_runner, pyramid = timings[runner.name], pyramids.get(runner.name)
+                # Right beside the call, on either side in turn: so close that the machine has not changed.
+                if number % 2:
+                    _time_pyramid(of_runner, pyramid, images)
+                _note(of_runner, runner(images, group.max_level))
+                if not number % 2:
+                    _time_pyramid(of_runner, pyramid, images)
+            number += 1
+            on_round()
     return timings
+
+
+@contextmanager
+def nothing_old_collected() -> Iterator[None]:
+    """Let Python's collector pass over all that is there already, until the body ends.
+
+    Of a program with PyTorch and several networks one collection takes a third of a second, in the middle of
+    whatever is timed then.  What the body itself makes is collected as ever, which is what a call costs.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def are_stable(timings: Mapping[str, Timings]) -> bool:
@@ -217,6 +235,7 @@ def group_result(
 def _warm_up(
     sets: Sequence[Sequence[RgbImage]],
     runners: Sequence[Runner],
+    pyramids: Mapping[str, Pyramid],
     group: ImageGroup,
     spec: Preprocessing,
     count: int,
@@ -224,7 +243,8 @@ def _warm_up(
     """Run each runner on every batch, and at least `count` times on each shape; never if `count` is 0.
 
     A new shape is compiled and allocated for anew, and what compiles as it goes (torch.compile) does so for
-    other numbers of patches and anchors as well, which any picture may bring.
+    other numbers of patches and anchors as well, which any picture may bring.  Pyramids, which have the shape
+    alone to go by, run `count` times on each.
     """
     by_shape = defaultdict(list)
     for images in sets:
@@ -234,6 +254,9 @@ def _warm_up(
         for runner in runners:
             for number in range(calls):
                 runner(alike[number % len(alike)], group.max_level)
+        for pyramid in pyramids.values():
+            for _ in range(count):
+                pyramid(alike[0])
 
 
 def _time_pyramid(timings: Timings, pyramid: Pyramid | None, images: Sequence[RgbImage]) -> None:

@@ -43,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         options = _parser().parse_args(arguments)
         options.command = f"{PROGRAM} {shlex.join(arguments)}"
-        return int(options.run(options))
+        try:
+            return int(options.run(options))
+        except KeyboardInterrupt:
+            print(f"{PROGRAM}: {options.interrupted}", file=sys.stderr)
+            raise
 
     return exit_code(PROGRAM, command)
 
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     top = OneSentenceParser(
         prog=PROGRAM, description="Measure what the paper measured, on your networks and data."
     )
+    top.set_defaults(interrupted="interrupted")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, summary, add, run in (
         ("tables", "the paper's tables, each cell measured here beside the paper's", _add_tables, _tables),
@@ -94,6 +99,7 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(interrupted="interrupted; with --output-dir, the same command goes on")
     _add_given(parser)
     add = parser.add_argument
     add("--only", action="append", default=[], metavar="N,...", help="only these tables, such as 5b,8")

@@ -17,6 +17,7 @@ from asag_bench.light_peers.evaluation import TorchPeer, evaluate_peer
 from asag_bench.light_peers.peer import Said, load_peer
 from asag_bench.light_peers.recipe import PeerName
 from asag_bench.measuring.machine import describe_machine
+from asag_bench.measuring.timing import nothing_old_collected
 from asag_bench.paper.roles import REFERENCE, ROLES, Role, base_recipe, check_role
 from asag_bench.paper.store import Figures, Store, data_id, file_id
 from asag_bench.runners.compared.map_stages import stage_of_maps
@@ -219,11 +220,15 @@ class Measurer:
             detect, images, seconds = make(), self._to_time(), []
             total = len(images) + _WARM_UP
             with progress(total=total, unit="call", description=title, quiet=self.given.quiet) as bar:
-                for i in range(-_WARM_UP, len(images)):
-                    begin = time.perf_counter()
-                    detect(images[max(i, 0)])
-                    seconds += [time.perf_counter() - begin] if i >= 0 else []
+                for _ in range(_WARM_UP):
+                    detect(images[0])
                     bar.update()
+                with nothing_old_collected():
+                    for image in images:
+                        begin = time.perf_counter()
+                        detect(image)
+                        seconds.append(time.perf_counter() - begin)
+                        bar.update()
             known = {"FPS": round(1 / fmean(seconds), 3)}
             self.store.put(known, *key)
         return float(known["FPS"])

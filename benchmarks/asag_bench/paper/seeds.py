@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ def read_run(folder: Path) -> Run:
         return Run(name=folder.name, header=header, tables=tables, machine=parse_machine(content["machine"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, FieldError):
         raise ConfigError(
-            f"'{path}' holds no tables: measure each seed with `asag-paper tables --output-dir {folder}`"
+            f"'{path}' holds no tables: measure each seed with `asag-paper tables --output-dir "
+            f"{shlex.quote(str(folder))}`"
         ) from None
 
 

@@ -28,6 +28,11 @@ from asag_evaluation.plots import check_plots
 RESULTS = Path("benchmarks/results")
 PLOT = Path("docs/benchmark.png")
 PAGE = "README.md"
+_OF_THEIR_TIME = (
+    "Commands are those of the day on which a result was recorded: what `python -m asag_bench.throughput`, "
+    "`.training_step` and `.runtime_cost` did there, `asag-bench throughput`, `training-step` and `run` do "
+    "now, and `asag-bench BUNDLE --peer` is `asag-bench run BUNDLE --reference`."
+)
 _WRITTEN_BY = "Written by `asag-bench page` from the JSON files beside it."
 _FINGERPRINT = re.compile(rb"tEXtDescription\0[0-9a-f]{64}")
 _NEAR = 4096
@@ -109,7 +114,7 @@ def page(results: Mapping[str, Recorded]) -> str:
     """Return the page, in Markdown."""
     ours = {name: recorded.result for name, recorded in results.items() if recorded.result is not None}
     lines = ["# Recorded results", "", _WRITTEN_BY]
-    lines += ["`asag-bench` explains itself in [benchmarks/README.md](../README.md).", ""]
+    lines += ["`asag-bench` explains itself in [benchmarks/README.md](../README.md).", "", _OF_THEIR_TIME, ""]
     if ours:
         lines += ["![Speed by exit level, and accuracy](../../docs/benchmark.png)", ""]
     for name, result in ours.items():

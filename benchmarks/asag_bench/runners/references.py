@@ -51,8 +51,8 @@ REFERENCES = {
     "unsplit": "the whole network as one graph without early stop, in the first backend",
     "always-probe": "the split loop, probing every level whether or not an anchor asks, in the first backend",
     "whole-graphs": "the split loop without the operators compiled for the CPU, in the first backend",
-    "host-loop": "the split loop, the host taking every stop decision, in the first backend",
-    "device-loop": "the split loop as one CUDA graph that takes them on the GPU, in the first backend",
+    "host-loop": "the split loop, the host taking every stop decision, in the first backend (TensorRT)",
+    "device-loop": "the split loop as one CUDA graph, the GPU taking them, in the first backend (TensorRT)",
     **references(),
     **ON_CUDA,
     **{name: describe(peer) for name, peer in PEERS.items()},
@@ -126,13 +126,19 @@ def open_reference(
     network: the bundle as the backend of `options` runs it; weights: which of the checkpoint's.
 
     Raises BackendError if the backend cannot run it, CheckpointError or ConfigError for a checkpoint that
-    cannot be read or is another network.
+    cannot be read or is another network, ConfigError for a loop on a backend that has only one.
     """
     manifest, deadline = bundle.manifest, options.deadline_ms
     rule = rule_of(manifest, options)
     if name == "always-probe":
         return DetectorRunner(name, manifest, network, _never_stops(rule), options.loop, deadline)
     if name in _LOOPS:
+        if name == "host-loop" and network.why_no_device_loop() is not None:
+            raise ConfigError(
+                "the host takes every decision on this backend anyway, and the reference 'host-loop' would "
+                "be the first runner once more: leave it out, or take a TensorRT backend, with the compiled "
+                "kernels"
+            )
         return DetectorRunner(name, manifest, network, rule, _LOOPS[name], deadline)
     if name == "whole-graphs":
         with graphs_run_whole():

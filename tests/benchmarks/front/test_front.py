@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import io
 import json
 from collections.abc import Callable
@@ -14,19 +15,23 @@ import numpy as np
 import pytest
 
 from asag_bench.cli import main
-from asag_bench.front.measure import FrontPlan, measure_front, turns
+from asag_bench.front.measure import FrontPlan, _contender, _run_of, measure_front, turns
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures
 from asag_bench.front.table import csv_text, markdown
-from asag_bench.light_peers.peer import Said
+from asag_bench.light_peers.peer import RECIPE, Said
 from asag_bench.light_peers.raw import Raw, suppressed
 from asag_bench.measuring.machine import describe_machine
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import Level
 from asag_deploy.detector import Detector
 from asag_deploy.detector_options import DetectorOptions
-from asag_deploy.errors import ConfigError
+from asag_deploy.errors import ConfigError, OutputError
+from asag_deploy.images.reading import RgbImage
+from asag_deploy.processing.postprocess import Found
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import evaluate
+from asag_training.run.log import STEPS
+from asag_training.run.state import Position, write_state
 from support.coco_files import box, write_coco
 from support.small_light_peers import small_said, training
 from support.tiny_bundle import make_bundle, picture
@@ -207,6 +212,79 @@ def test_classes_have_to_be_the_same(bundle: Path, data: Path, tmp_path: Path) -
         measure_front(plan)
 
 
+def _run(folder: Path, **network: object) -> Path:
+    """A run of asag-train, of so changed a network that the tiny bundle could be of it."""
+    folder.mkdir()
+    usual = {"variant": "asag-a-test", "num_classes": 3, "patch_size": 15}
+    content = {"optimisation": {"batch_size": 4}, "schedule": {"epochs": 5}, "seed": 7}
+    (folder / RECIPE).write_text(json.dumps({"network": {**usual, **network}, **content}))
+    (folder / STEPS).write_text("step,ms_cpu\n1,60000\n2,30000\n")
+    return folder
+
+
+def test_a_run_is_that_of_the_bundle(bundle: Path, data: Path, tmp_path: Path) -> None:
+    """Not a peer's, nor another network's, whose cost would be told as the bundle's."""
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    fits = {
+        "variant": manifest.variant,
+        "num_classes": len(manifest.categories),
+        "patch_size": manifest.probing.patch_size,
+    }
+    found = _run_of(_run(tmp_path / "own", **fits), opened)
+    assert (found.updates, found.images, found.cpu_minutes, found.seed) == (2, 8, 1.5, 7)
+    for name, other in (("variant", "asag-s"), ("num_classes", 91), ("patch_size", 99)):
+        run = _run(tmp_path / name, **{**fits, name: other})
+        with pytest.raises(ConfigError, match=f"another network than the bundle .* \\(its {name} is {other}"):
+            _run_of(run, opened)
+    of_peer = tmp_path / "peer"
+    training(small_said("yolox-lite", data), data, of_peer)
+    (of_peer / STEPS).write_text("step,ms_cpu\n1,60000\n")
+    with pytest.raises(ConfigError, match="is a run of `asag-bench train-peer`: give it with --peer"):
+        measure_front(_plan(bundles=(bundle,), runs=(of_peer,), data=data))
+    (of_peer / RECIPE).write_text('{"network": 3, "optimisation": {"batch_size": 4}, "seed": 1}')
+    with pytest.raises(OutputError, match="holds no log of a training run"):
+        _run_of(of_peer, opened)
+
+
+def test_how_far_a_run_had_come_is_on_the_page(bundle: Path, tmp_path: Path, front: Front) -> None:
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    run = _run(
+        tmp_path / "run",
+        variant=manifest.variant,
+        num_classes=len(manifest.categories),
+        patch_size=manifest.probing.patch_size,
+    )
+    write_state(run, {}, Position(epoch=3, step=2), {})
+    with pytest.warns(RuntimeWarning, match="it has done 3 of 5 epochs"):
+        spent = _run_of(run, opened)
+    of_run = [dataclasses.replace(each, training=spent) for each in front.contenders]
+    page = markdown(dataclasses.replace(front, contenders=tuple(of_run)))
+    assert "| seed-0 | asag | 7 | 2 (3 of 5 epochs) | 8 | 1.5 |" in page
+
+
+def test_the_page_says_how_often_and_on_how_many_detections(front: Front) -> None:
+    assert "one picture at a time, 1 round; a picture's" in markdown(front)
+    assert "AP counts 300 detections a picture" in markdown(front)
+
+
+def test_photographs_are_turned_as_the_command_says(
+    bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+
+    def note(*_: object, **given: object) -> None:
+        opened.append(given["orientation"])
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(CocoDataset, "open", note)
+    command = ["front", "--data", str(data), "--bundle", str(bundle), "--output-dir", str(tmp_path / "out")]
+    for more in ((), ("--orientation", "upright")):
+        assert main([*command, *more]) == 2
+    assert opened == ["auto", "upright"]
+
+
 def test_the_dense_peer_keeps_the_best_of_each_object() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])
     scores = np.array([0.5, 0.8, 0.7, 0.3, 0.005], dtype=np.float32)
@@ -219,6 +297,26 @@ def test_the_dense_peer_keeps_the_best_of_each_object() -> None:
     assert len(nothing.scores) == 0
 
 
+def test_nothing_old_is_collected_in_timed_rounds(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full collection takes a third of a second, and would be one picture's."""
+    frozen: list[bool] = []
+
+    def detect(image: RgbImage) -> tuple[Found, Level | None]:
+        frozen.append(gc.get_freeze_count() > 0)
+        none = np.zeros((0, 4), dtype=np.float32)
+        return Found(none, none[:, 0], none[:, 0].astype(np.int64)), None
+
+    running = _contender(Path("a"), "asag", "onnxruntime", None, None, detect)
+    monkeypatch.setattr("asag_bench.front.measure._open", lambda *_: [running])
+    before = gc.get_freeze_count() > 0
+    found = measure_front(_plan(bundles=(bundle,), data=data, rounds=2))
+    assert frozen == [before] * 3 + [True] * 6
+    assert len(found.contenders[0].ms) == 3
+    assert gc.get_freeze_count() == 0
+
+
 @pytest.mark.parametrize(("contenders", "pictures"), [(6, 20), (4, 300), (1, 3), (7, 87)])
 def test_contenders_take_turns_each_with_another_picture(contenders: int, pictures: int) -> None:
     for number in range(3):
@@ -227,3 +325,9 @@ def test_contenders_take_turns_each_with_another_picture(contenders: int, pictur
         assert all(one[1] != other[1] for one, other in pairwise(calls))
     first = [next(turns(contenders, pictures, step, 0))[0] for step in range(contenders)]
     assert sorted(first) == list(range(contenders))  # none has a place of its own
+
+
+def test_nobody_is_always_called_after_the_same_one() -> None:
+    calls = [k for step in range(60) for k, _ in turns(6, 60, step, 1)]
+    before = {k: {one for one, other in pairwise(calls) if other == k} - {k} for k in range(6)}
+    assert all(len(others) >= 4 for others in before.values())

@@ -187,9 +187,9 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
 
 
 def test_the_command(wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "packages.tar.xz"
+    output = tmp_path / "my packages.tar.xz"
     assert main(["gpu", "archive", "--wheel", str(wheel), "--output", str(output)]) == 0
-    assert f"run --carried {output}" in capsys.readouterr().out
+    assert f"run --carried '{output}'" in capsys.readouterr().out
     assert main(["gpu", "archive", "--wheel", str(wheel), "--output", str(output), "--limit-mib", "1"]) == 2
     assert "too large to be carried" in capsys.readouterr().err
     assert main(["gpu", "archive", "--gpu", "H100"]) == 2

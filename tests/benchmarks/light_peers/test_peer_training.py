@@ -5,25 +5,31 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from asag_bench.cli import main
-from asag_bench.light_peers.evaluation import evaluate_peer
+from asag_bench.light_peers.evaluation import DETECTIONS, evaluate_peer
 from asag_bench.light_peers.graph import PeerStage
-from asag_bench.light_peers.peer import RECIPE, WEIGHTS, build, load_peer
+from asag_bench.light_peers.peer import RECIPE, WEIGHTS, TrainedPeer, build, load_peer, unfinished
 from asag_bench.light_peers.recipe import PeerName, peer_recipe, stretched
 from asag_bench.light_peers.runner import PeerDetector
+from asag_bench.light_peers.training import PeerTraining, check_queries
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.detector_options import DetectorOptions
 from asag_deploy.errors import CheckpointError, ConfigError, TrainingError
 from asag_evaluation.data.coco import CocoDataset
 from asag_evaluation.evaluate import coco_results
-from asag_evaluation.metrics.coco import coco_metrics
+from asag_evaluation.metrics.coco import CocoMetrics, coco_metrics
 from asag_training.losses.targets import Targets
+from asag_training.run.log import STEPS
+from asag_training.run.state import STATE, Position, write_state
 from asag_training.settings import Schedule
 from support.small_light_peers import small_said, training
 from support.tiny_bundle import make_bundle
@@ -250,6 +256,7 @@ def test_the_accuracy_of_a_peer_by_command(
 ) -> None:
     said = small_said("adamixer-6", data, epochs=1)
     training(said, data, tmp_path / "run").save()
+    (tmp_path / "run" / STATE).unlink()  # which would tell that it has not been trained
     figures = tmp_path / "figures.json"
     arguments = ["eval-peer", str(tmp_path / "run"), "--data", str(data), "--limit", "4", "--quiet"]
     assert main([*arguments, "--output", str(figures)]) == 0
@@ -257,3 +264,138 @@ def test_the_accuracy_of_a_peer_by_command(
     assert json.loads(figures.read_text())["coco"]["ap"] is not None
     assert main(["eval-peer", str(tmp_path), "--data", str(data)]) == 2
     assert f"holds no {RECIPE} of a peer" in capsys.readouterr().err
+    told = json.loads(figures.read_text())
+    assert told["detections"] == DETECTIONS == 300
+
+
+def test_figures_count_as_many_detections_as_a_front(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures have up to 200 objects, of which COCO's 100 detections could find half."""
+    training(small_said("yolox-lite", data, epochs=1), data, tmp_path / "run").save()
+    (tmp_path / "run" / STATE).unlink()
+    counted: list[int] = []
+
+    def metrics(*given: Any, most: int) -> CocoMetrics:
+        counted.append(most)
+        return coco_metrics(*given, most=most)
+
+    monkeypatch.setattr("asag_bench.light_peers.evaluation.coco_metrics", metrics)
+    assert main(["eval-peer", str(tmp_path / "run"), "--data", str(data), "--limit", "1", "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert counted == [300]
+    assert "AR 300" in told
+    assert told.endswith("of the 300 best detections of each picture, as `asag-bench front` counts\n")
+
+
+def test_more_queries_than_there_are_cells_are_refused_before_training(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of 96x96 become 320x320: 1600, 400 and 100 cells."""
+    where = ["--data", str(few), "--output-dir", str(tmp_path / "run"), "--epochs", "1"]
+    assert main(["train-peer", "d-fine-lite", *where, "--queries", "2101"]) == 2
+    error = capsys.readouterr().err
+    assert "a picture of 320x320 have 2100 cells, too few for the peer's 2101 queries" in error
+    assert "--queries 2100 at most" in error
+    assert not (tmp_path / "run").exists()
+    check_queries(peer_recipe("d-fine-lite", "scenes-lite").with_changes(queries=2100), CocoDataset.open(few))
+
+
+def test_a_picture_too_small_for_the_queries_is_refused_where_it_is_measured(few: Path) -> None:
+    said = small_said("d-fine-lite", few)
+    peer = TrainedPeer(said=said, network=build(said.recipe, 0))
+    with pytest.raises(ConfigError, match="a picture of 32x64 have 42 cells, too few for the peer's 60"):
+        PeerStage(peer, (32, 64))
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(few: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said, other = small_said("yolox-lite", few), small_said("yolox-lite", few, seed=1)
+    training(said, few, run)
+    (run / STEPS).write_text("step,loss\n")
+    training(other, few, run)
+    assert json.loads((run / RECIPE).read_text())["seed"] == 1
+    (run / STEPS).write_text("step,loss\n1,2.5\n")
+    with pytest.raises(ConfigError, match="the recipe of another run"):
+        training(said, few, run)
+    training(other, few, run)  # which begins anew
+    (run / STEPS).unlink()
+    (run / WEIGHTS).write_bytes(b"weights")
+    with pytest.raises(ConfigError, match="the recipe of another run"):
+        training(said, few, run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(RECIPE, '{"a": 1}'), (RECIPE, "{"), (STEPS, "a,b"), (WEIGHTS, "")]
+)
+def test_what_no_run_has_written_is_not_replaced(few: Path, tmp_path: Path, name: str, content: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"holds a '{name}' that no run has written"):
+        training(small_said("yolox-lite", few), few, run)
+    assert (run / name).read_text() == content
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_of_asag_train_is_called_that(
+    few: Path, tmp_path: Path, begun: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from asag_training.recipes import recipe
+
+    run = tmp_path / "asag"
+    run.mkdir()
+    (run / RECIPE).write_text(json.dumps({**recipe("scenes-lite").to_dict(), "seed": 0}))
+    if begun:
+        write_state(run, {"seed": 0}, Position(), {})
+    train = ["train-peer", "yolox-lite", "--data", str(few), "--output-dir", str(run)]
+    assert main(train) == 2
+    assert f"'{run}' holds a run of asag-train: give another folder" in capsys.readouterr().err
+    assert main(["eval-peer", str(run), "--data", str(few)]) == 2
+    assert f"'{run}' is a run of asag-train, no peer's" in capsys.readouterr().err
+    assert "network" in json.loads((run / RECIPE).read_text())
+
+
+def test_a_run_that_is_not_at_its_end_is_told_of(few: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    under_way = training(small_said("yolox-lite", few, epochs=3), few, run)
+    assert unfinished(run, 3) is None  # nothing tells
+    under_way.position = Position(epoch=1, update=2, step=6)
+    under_way.save()
+    with pytest.warns(RuntimeWarning, match=r"is not at its end: it has done 1 of 3 epochs \(6 updates\)"):
+        assert unfinished(run, 3) == "1 of 3 epochs"
+    assert unfinished(run, 1) is None
+    (run / STATE).write_bytes((run / STATE).read_bytes()[:-100])
+    assert unfinished(run, 3) is None
+
+
+def test_evaluating_warns_of_a_run_that_is_not_at_its_end(data: Path, tmp_path: Path) -> None:
+    training(small_said("yolox-lite", data, epochs=2), data, tmp_path / "run").save()
+    with pytest.warns(RuntimeWarning, match="0 of 2 epochs"):
+        main(["eval-peer", str(tmp_path / "run"), "--data", str(data), "--limit", "1", "--quiet"])
+
+
+def test_interrupted_it_says_how_to_go_on(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(PeerTraining, "__call__", interrupted)
+    where = ["--data", str(few), "--output-dir", str(tmp_path / "run")]
+    assert main(["train-peer", "yolox-lite", *where]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "asag-bench: interrupted; the same command goes on\n"
+    monkeypatch.setattr("asag_bench.light_peers.evaluation.evaluate_peer", interrupted)
+    (tmp_path / "run" / STATE).unlink(missing_ok=True)
+    assert main(["eval-peer", str(tmp_path / "run"), "--data", str(few)]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "asag-bench: interrupted\n"
+
+
+def test_the_command_that_is_shown_can_be_pasted(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PeerTraining, "__call__", lambda *_, **__: None)
+    run = tmp_path / "my run"
+    assert main(["train-peer", "yolox-lite", "--data", str(few), "--output-dir", str(run)]) == 0
+    command = capsys.readouterr().out.split("`")[1]
+    assert shlex.split(command) == ["asag-bench", "eval-peer", str(run), "--data", str(few)]

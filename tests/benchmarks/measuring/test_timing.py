@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -225,6 +227,38 @@ def test_the_pyramid_is_timed_beside_its_runner_on_either_side() -> None:
         pyramids={"one": pyramid},
     )
     assert order[:6] == ["one", "pyramid", "one to P5", "one to P5", "pyramid", "one"]
+
+
+def test_each_pyramid_is_warmed_up_too() -> None:
+    """Some backends compile for a size at its first call, which would be the first that counts."""
+    runner = Clockwork("any", [1.0])
+    images = [picture(0, size=size) for size in ((64, 64), (64, 128), (64, 64))]
+    seen: list[tuple[int, ...]] = []
+
+    def pyramid(images: Sequence[RgbImage]) -> float:
+        seen.append(images[0].shape[:2])
+        return 1.0
+
+    given: dict[str, Any] = {"batch": 1, "spec": SPEC, "duration": 1e-9, "pyramids": {"any": pyramid}}
+    measure(group_of(*images), [runner], **given, warmup=2)
+    assert sorted(seen) == [(64, 64)] * 2 + [(64, 128)] * 2
+    measure(group_of(*images), [runner], **given, warmup=0)
+    assert len(seen) == 4
+
+
+def test_nothing_old_is_collected_while_the_clock_runs() -> None:
+    """What was there before is frozen in every timed call, and only then."""
+    frozen: list[bool] = []
+
+    class Noting(Clockwork):
+        def __call__(self, images: Sequence[RgbImage], max_level: Level | None) -> Run:
+            frozen.append(gc.get_freeze_count() > 0)
+            return super().__call__(images, max_level)
+
+    before = gc.get_freeze_count()
+    measure(group_of(picture(0)), [Noting("any", [1.0])], batch=1, spec=SPEC, warmup=2, duration=60)
+    assert frozen == [before > 0] * 2 + [True] * 12
+    assert gc.get_freeze_count() == 0
 
 
 def test_what_does_not_settle_is_said_to_be_unstable() -> None:

@@ -123,8 +123,9 @@ def test_runs_that_do_not_belong_together_are_refused(
     one, other = _run(tmp_path / "s0", (1.0, 2.0, 3.0)), _run(tmp_path / "s1", (2.0, 3.0, 4.0))
     assert main(["seeds", str(one), str(one)]) == 2
     assert "'s0' has the figures of 's0': give each seed once" in capsys.readouterr().err
-    assert main(["seeds", str(one), str(tmp_path)]) == 2
-    assert "holds no tables: measure each seed with `asag-paper tables" in capsys.readouterr().err
+    assert main(["seeds", str(one), str(tmp_path / "my seed")]) == 2
+    said = f"holds no tables: measure each seed with `asag-paper tables --output-dir '{tmp_path}/my seed'`"
+    assert said in capsys.readouterr().err
 
     content = json.loads((other / "paper.json").read_text())
     for change, sentence in (

@@ -150,7 +150,11 @@ def test_cells_are_what_evaluation_measures(
 
 
 def test_what_was_measured_before_an_interruption_is_kept(
-    data: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    network: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["tables", "--data", str(data), "--network", f"asag-a-100={network}", "--time-images", "0"]
     command += ["--output-dir", str(tmp_path), "--only", "5a,5b"]
@@ -166,6 +170,8 @@ def test_what_was_measured_before_an_interruption_is_kept(
 
     monkeypatch.setattr(measuring, "evaluate_ways", interrupted)
     assert main(command) == 130
+    said = "asag-paper: interrupted; with --output-dir, the same command goes on\n"
+    assert capsys.readouterr().err.endswith(said)
     assert main(command) == 0
     assert len(asked[1]) == len(asked[0]) - 1
 

@@ -16,6 +16,7 @@ import torch
 
 from asag_deploy.atomic import atomic_write
 from asag_deploy.errors import OutputError, TrainingError
+from asag_deploy.typed_json import read_fields
 from asag_evaluation.data.coco import CocoDataset
 from asag_training.checkpoints.pickles import longest_word
 
@@ -84,6 +85,20 @@ def reading_state(
         f"'{folder}' holds another run ({other[0]}): resume it with the options it was started with, or give "
         "another output folder"
     )
+
+
+def position_in(folder: Path) -> Position | None:
+    """Return how far the run in a folder has come; None if nothing there tells, or can be read."""
+    path = folder / STATE
+    try:
+        if longest_word(path) is not None:
+            return None
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        position: Position = read_fields(Position, state["position"])
+    except Exception:  # a damaged file makes torch raise nearly anything
+        return None
+    return position
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
