@@ -113,6 +113,17 @@ def host_library_path(build_dir: Path) -> Path:
 
 
 @pytest.fixture
+def package_of_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an installed package, still empty, that backends look for the compiled operators in."""
+    folder = tmp_path / "site" / "asag_cpu_kernels_of_a_test"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("asag_deploy.kernels.cpu.PACKAGE", folder.name)
+    monkeypatch.delenv("ASAG_CPU_KERNELS_LIBRARY")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    return folder
+
+
+@pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """An imaginary GPU, with TensorRT and TensorRT-RTX on it."""
     from support.simulated_gpu.fake_gpu import install_gpu  # with ONNX, which most tests do without

@@ -52,4 +52,4 @@ def test_installed_it_is_used(wheel: Path, tmp_path: Path) -> None:
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "site"), *([before] if before else [])])
     command = [sys.executable, "-m", "asag_deploy.detect.cli", "--doctor"]
     told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
-    assert f"used by onnxruntime and openvino, from {tmp_path / 'site' / PACKAGE / LIBRARY_NAME}" in told
+    assert f", from {tmp_path / 'site' / PACKAGE / LIBRARY_NAME}" in told

@@ -203,6 +203,15 @@ def test_libraries_that_are_none(host_library_path: Path, tmp_path: Path) -> Non
         KernelLibrary(host_library_path, "cuda")
 
 
+@pytest.mark.parametrize("kept", [40, 100, 60_000])
+def test_a_library_that_is_not_whole(host_library_path: Path, tmp_path: Path, kept: int) -> None:
+    """The system's loader would end the process by SIGBUS where it maps what is not there."""
+    short = tmp_path / "short.so"
+    short.write_bytes(host_library_path.read_bytes()[:kept])
+    with pytest.raises(BackendError, match=r"short\.so cannot be loaded \(.*(not whole|too short)\); build"):
+        KernelLibrary(short, "host")
+
+
 def test_library_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ASAG_KERNELS_LIBRARY", raising=False)
     assert cuda_library_path() is None
