@@ -320,8 +320,8 @@ def cpu_library_path() -> Path | None:
         path = Path(value)
         if not path.is_file():
             raise BackendError(
-                f"{CPU_LIBRARY_VARIABLE} is {value}, which is no file; set it to {LIBRARY_NAME}, unset it, or "
-                "set it to nothing to run without the compiled operators"
+                f"{CPU_LIBRARY_VARIABLE} is {value}, which is no file; set it to {LIBRARY_NAME}, unset it, "
+                "or set it to nothing to run without the compiled operators"
             )
         return path
     found = importlib.util.find_spec(PACKAGE)

@@ -34,7 +34,7 @@ _OPERATORS: dict[str, type[ctypes.Structure]] = {
     "decide": structures.Decide,
 }
 _HEADER, _ELF = 64, b"\x7fELF\x02\x01"
-"""The bytes of a shared library's header, and how it begins where numbers are of 64 bits, lowest byte first."""
+"""The bytes of a shared library's header, and how it begins: numbers of 64 bits, the lowest byte first."""
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 """An entry of its table of segments: type, flags, place in the file, two addresses, bytes in the file, ..."""
 _LOADED = 1
