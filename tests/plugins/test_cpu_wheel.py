@@ -39,6 +39,17 @@ def test_it_holds_the_library_and_runs_on_any_python(wheel: Path) -> None:
     assert "-py3-none-" in wheel.name
 
 
+def test_it_holds_the_licence(wheel: Path) -> None:
+    """Which is the project's own."""
+    licence = (PLUGINS.parent / "LICENSE").read_bytes()
+    with zipfile.ZipFile(wheel) as archive:
+        about = next(Path(name).parent for name in archive.namelist() if name.endswith("/METADATA"))
+        assert archive.read(f"{about}/licenses/LICENSE") == licence
+        told = archive.read(f"{about}/METADATA").decode()
+    assert "\nLicense-Expression: Apache-2.0\n" in told
+    assert "\nLicense-File: LICENSE\n" in told
+
+
 def test_it_takes_nothing_that_distributions_do_not_have(wheel: Path) -> None:
     told = run([sys.executable, "-m", "auditwheel", "show", wheel])
     assert "manylinux_2_" in told.replace("\n", " ")
