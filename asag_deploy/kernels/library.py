@@ -72,6 +72,12 @@ class KernelLibrary:
         try:
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:
+            # A mere name is looked for by the system.
+            if len(self.path.parts) > 1 and not self.path.is_file():
+                raise BackendError(
+                    f"the kernels' library {self.path} is no file; give its path, or "
+                    f"{remedy or 'build it as plugins/README.md says'}"
+                ) from None
             raise BackendError(
                 f"the kernels in {self.path} cannot be loaded ({error}); "
                 f"{remedy or 'build them as plugins/README.md says'}"

@@ -344,6 +344,8 @@ def test_what_makes_no_sense_is_said(kernels: CpuKernels) -> None:
         kernels.multiscale_roi_align(features, boxes, **how | {"out": FLOAT16})
     with pytest.raises(BackendError, match="threads is 0, expected 1 to 512"):
         kernels.multiscale_roi_align(features, boxes, **how | {"threads": 0})
+    with pytest.raises(BackendError, match="the kernels were given threads 1099511627776; expected"):
+        kernels.multiscale_roi_align(features, boxes, **how | {"threads": 2**40})
     with pytest.raises(BackendError, match=r"strides\[3\] is 31, expected 32"):
         kernels.multiscale_roi_align(features, boxes, **how | {"strides": (4, 8, 16, 31)})
     floats: Any = features[0]
