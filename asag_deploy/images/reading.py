@@ -137,8 +137,8 @@ def refuse_encoded(image: object) -> None:
     if isinstance(image, _ENCODED):
         raise ImageError(
             f"expected an image as a path or a numpy array, got {type(image).__name__}; give the path of the "
-            "file, or decode its bytes with asag_deploy.images.reading.decode_image(data, name) and give what "
-            "that returns with channel_order='rgb'"
+            "file, or decode its bytes with asag_deploy.images.reading.decode_image(data, name) and give "
+            "what that returns with channel_order='rgb'"
         )
 
 
