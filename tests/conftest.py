@@ -31,6 +31,7 @@ REFERENCE = Path(__file__).parent / "reference"
 NEED_PYTORCH = (
     *("benchmarks", "export", "gpu", "training"),
     *("plugins/test_host_kernels.py", "plugins/test_cpu_kernels.py", "deploy/backends/test_pieces.py"),
+    "deploy/backends/test_operators_package.py",
 )
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 collect_ignore = [] if HAS_PYTORCH else list(NEED_PYTORCH)

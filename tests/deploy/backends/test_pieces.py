@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import re
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +31,7 @@ from asag_deploy.backends.pieces import (
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import BackendError, FieldError
-from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, LIBRARY_NAME, CpuKernels
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, CpuKernels
 from asag_deploy.kernels.limits import MOST_ANCHORS
 from asag_deploy.loop.patch_nms import patch_nms
 from asag_deploy.loop.probing import detect
@@ -516,61 +514,6 @@ def test_pieces_that_cannot_be_loaded(
         network = open_network(backend, small_bundle, threads=1)
     assert not isinstance(network.stage("decoder"), StageInPieces)
     run(network, small_bundle)
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_a_package_whose_library_does_not_fit(
-    compiled: Path,
-    package_of_operators: Path,
-    small_bundle: Bundle,
-    monkeypatch: pytest.MonkeyPatch,
-    backend: str,
-) -> None:
-    """Of another release, or damaged: graphs run whole, and it is said once in a process."""
-    expected = run(without(monkeypatch, backend, small_bundle), small_bundle)
-    library = package_of_operators / LIBRARY_NAME
-    other_interface(library)
-    with pytest.warns(RuntimeWarning) as caught:
-        networks = [open_network(backend, small_bundle, threads=1) for _ in range(2)]
-    (told,) = [str(each.message) for each in caught]
-    assert re.fullmatch(
-        r"graphs run whole, which is slower: the kernels in .* have interface 7, expected \d+; install the "
-        r"operators again with `pip install \./plugins` from the sources of this release, or set "
-        r"ASAG_CPU_KERNELS_LIBRARY= \(to nothing\) to run without",
-        told,
-    )
-    for network in networks:
-        assert not isinstance(network.stage("decoder"), StageInPieces)
-        assert network.patch_finder() is patch_nms
-    found = run(networks[0], small_bundle)
-    for name in OUTPUTS:
-        assert np.array_equal(found[name], expected[name]), name
-    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(library))  # an error, for somebody wants this very one
-    with pytest.raises(BackendError, match="have interface 7, expected") as refused:
-        open_network(backend, small_bundle, threads=1)
-    assert f"unset {CPU_LIBRARY_VARIABLE} and install" in str(refused.value)
-
-
-def test_a_package_whose_library_is_damaged(
-    compiled: Path, package_of_operators: Path, small_bundle: Bundle
-) -> None:
-    library = package_of_operators / LIBRARY_NAME
-    library.write_bytes(b"no library")
-    with pytest.warns(
-        RuntimeWarning, match=r"graphs run whole, .* cannot be loaded .*; install the operators"
-    ):
-        network = open_network("onnxruntime", small_bundle, threads=1)
-    assert not isinstance(network.stage("decoder"), StageInPieces)
-
-
-def other_interface(path: Path) -> None:
-    """Compile what a library of an earlier release is to those that ask for its interface."""
-    text = (
-        'extern "C" { const char* asag_message(int) { return ""; } '
-        "int asag_interface_version() { return 7; } }"
-    )
-    command = ["g++", "-shared", "-fPIC", "-x", "c++", "-o", str(path), "-"]
-    subprocess.run(command, input=text, text=True, check=True)
 
 
 def test_without_the_operators_or_onnx_graphs_run_whole(
