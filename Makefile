@@ -11,13 +11,14 @@ SECONDS ?= 3600
 MOMENTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench docs kernels test fast others lint fuzz kill soak load gpu-archive gpu-rehearsal clean
+.PHONY: help demo bench docs kernels wheel test fast others lint fuzz kill soak load gpu-archive gpu-rehearsal clean
 
 help:
 	@echo "make demo    export a network, check it, detect on pictures; results in demo-output/"
 	@echo "make bench   what that network costs on this machine, beside others; results in bench-output/"
 	@echo "make docs    the documentation as a site, notebooks executed; build/site/index.html"
 	@echo "make kernels compile the network's operators for this CPU and install them in .venv; needs a C++ compiler"
+	@echo "make wheel   the same as a wheel for others, without a compiler; dist/"
 	@echo "make test    everything that continuous integration checks"
 	@echo "make fast    the quick tests only"
 	@echo "make others  the quick tests with the other versions of Python that are here"
@@ -41,6 +42,18 @@ docs: $(STAMP)
 
 kernels: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ./plugins
+
+# Without patchelf the wheel is for this Linux and newer ones, and its name does not say which these are.
+wheel: $(STAMP)
+	rm -rf build/wheel dist/asag_deploy_kernels-*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c constraints.txt -w build/wheel ./plugins
+	@mkdir -p dist
+	@PATH="$(BIN):$$PATH"; if command -v auditwheel >/dev/null && command -v patchelf >/dev/null; then \
+		auditwheel repair --wheel-dir dist build/wheel/*.whl; \
+	else \
+		cp build/wheel/*.whl dist/ && echo "not repaired: for that, $(BIN)/python -m pip install auditwheel patchelf"; \
+	fi
+	@ls dist/asag_deploy_kernels-*.whl
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -22,7 +22,7 @@ from asag_deploy.call_options import Call, CallLimits, CallOptions
 from asag_deploy.cuda import is_device_array
 from asag_deploy.detections import Detections
 from asag_deploy.errors import BackendError, BundleCorruptError, ConfigError, ImageError
-from asag_deploy.images.reading import ChannelOrder, ImageLike
+from asag_deploy.images.reading import ChannelOrder, ImageLike, refuse_encoded
 from asag_deploy.loop.contract import check_stages
 from asag_deploy.loop.loop import Begun, Loop, LoopChoice
 from asag_deploy.loop.probing import Probed
@@ -257,6 +257,7 @@ class Detector:
         Raises ImageError for what is no image, ConfigError for options that make no sense with the bundle,
         BackendError if the backend fails or the detector is closed.
         """
+        refuse_encoded(images)  # which Python takes for a sequence
         if isinstance(images, Sequence) and not isinstance(images, str):
             return self._detect(images, channel_order, options)
         return self._detect([images], channel_order, options)[0]

@@ -36,6 +36,7 @@ from asag_deploy.images.reading import (
     as_rgb,
     check_channel_order,
     read_image,
+    refuse_encoded,
 )
 from asag_deploy.images.sources import Frame, Source, iter_frames, list_sources
 from asag_deploy.interruption import leave_behind
@@ -129,6 +130,7 @@ def stream(
     check_channel_order(channel_order)
     if frames not in ("first", "all"):
         raise ConfigError(f"unknown frames '{frames}'; expected 'first' or 'all'")
+    refuse_encoded(sources)
     if isinstance(sources, str | os.PathLike | np.ndarray):
         given: Iterable[ImageLike] = [sources]
     elif isinstance(sources, Iterable):

@@ -31,6 +31,7 @@ REFERENCE = Path(__file__).parent / "reference"
 NEED_PYTORCH = (
     *("benchmarks", "export", "gpu", "training"),
     *("plugins/test_host_kernels.py", "plugins/test_cpu_kernels.py", "deploy/backends/test_pieces.py"),
+    "deploy/backends/test_operators_package.py",
 )
 HAS_PYTORCH = importlib.util.find_spec("torch") is not None
 collect_ignore = [] if HAS_PYTORCH else list(NEED_PYTORCH)
@@ -110,6 +111,17 @@ def host_library_path(build_dir: Path) -> Path:
     if missing is not None:
         pytest.skip(missing)
     return build_host_library(build_dir)
+
+
+@pytest.fixture
+def package_of_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an installed package, still empty, that backends look for the compiled operators in."""
+    folder = tmp_path / "site" / "asag_cpu_kernels_of_a_test"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("asag_deploy.kernels.cpu.PACKAGE", folder.name)
+    monkeypatch.delenv("ASAG_CPU_KERNELS_LIBRARY")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    return folder
 
 
 @pytest.fixture

@@ -109,6 +109,11 @@ class Backend(Protocol):
         """The distributions that hold its library; any one of them is enough."""
         ...
 
+    @property
+    def cuts_graphs(self) -> bool:
+        """Whether it cuts graphs at the operators that are compiled for the CPU, where there are any."""
+        ...
+
     def problem(self) -> Problem | None:
         """Return what keeps this machine from running it; None if nothing does."""
         ...

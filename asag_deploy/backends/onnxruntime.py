@@ -93,6 +93,11 @@ class OnnxRuntime:
         """The distributions that hold ONNX Runtime; one of them alone reaches a GPU."""
         return ("onnxruntime", "onnxruntime-gpu") if self.device == "cpu" else ("onnxruntime-gpu",)
 
+    @property
+    def cuts_graphs(self) -> bool:
+        """Whether it cuts graphs at the operators that are compiled for the CPU."""
+        return self.device == "cpu"
+
     def problem(self) -> Problem | None:
         """Return what keeps ONNX Runtime from reaching the device; None if nothing does."""
         if importlib.util.find_spec("onnxruntime") is None:
@@ -108,7 +113,7 @@ class OnnxRuntime:
 
         kernels = None
         workers = threads_of_an_operator(threads, requests)
-        if self.device == "cpu":
+        if self.cuts_graphs:
             threads = threads_of_a_call(threads, requests)
             kernels = kernels_for_cutting()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import GraphSpec
 from asag_deploy.errors import Problem, first_line
 from asag_deploy.kernels.buffers import Buffer, ScaledIntegers
-from asag_deploy.kernels.cpu import MOST_THREADS, CpuKernels, cpu_kernels, why_no_cpu_kernels
+from asag_deploy.kernels.cpu import MOST_THREADS, CpuKernels, cpu_kernels, why_no_cpu_kernels, why_unfit
 from asag_deploy.loop.stages import Array, Stage
 
 FLOAT32 = np.dtype(np.float32)
@@ -42,9 +43,14 @@ def graphs_run_whole() -> Iterator[None]:
 def kernels_for_cutting() -> CpuKernels | None:
     """Return the operators if graphs can and may be cut at them here, else None.
 
-    Raises BackendError for a library that cannot be used.
+    Warns, once in a process, of an installed package whose library cannot be used.  Raises BackendError for a
+    library that `ASAG_CPU_KERNELS_LIBRARY` names and that cannot be used.
     """
-    kernels = None if _whole.get() else cpu_kernels()
+    if _whole.get():
+        return None
+    kernels = cpu_kernels()
+    if kernels is None and (unfit := why_unfit()) is not None:
+        _warn_of_an_unfit_package(str(unfit))
     return kernels if kernels is not None and can_cut() else None
 
 
@@ -64,6 +70,12 @@ def is_cut_of(bundle: Bundle, name: str) -> bool:
 def why_no_pieces() -> Problem | None:
     """Say why graphs run whole here, and what to do; None if they are cut at the compiled operators."""
     return why_no_cpu_kernels() or why_no_cutting()
+
+
+@functools.cache
+def _warn_of_an_unfit_package(problem: str) -> None:
+    """Say once that graphs are not cut, although a package brought the operators."""
+    warnings.warn(f"graphs run whole, which is slower: {problem}", RuntimeWarning, stacklevel=4)
 
 
 def warn_of_running_whole(name: str, error: Exception) -> None:

@@ -15,7 +15,7 @@ from typing import get_args
 
 from asag_deploy._version import __version__
 from asag_deploy.backends import BACKENDS, Backend
-from asag_deploy.backends.pieces import kernels_for_cutting, why_no_pieces
+from asag_deploy.backends.pieces import why_no_pieces
 from asag_deploy.backends.tensorrt.device_loop import why_no_device_loop
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.cuda import open_cuda, why_no_cuda
@@ -23,7 +23,7 @@ from asag_deploy.cuda.driver import find_gpus
 from asag_deploy.engines.sidecar import Format, built_engines
 from asag_deploy.errors import BackendError, Problem, first_line, plural
 from asag_deploy.kernels import LIBRARY_VARIABLE, KernelLibrary, cuda_library_path, open_cuda_library
-from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, cpu_library_path
+from asag_deploy.kernels.cpu import cpu_kernels, cpu_library_path
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FEATURES = (
@@ -126,7 +126,12 @@ def describe_bundle(bundle: Bundle, given: Path) -> str:
 
 def _problem(backend: Backend) -> Problem | None:
     try:
-        return backend.problem()
+        problem = backend.problem()
+        if problem is None and backend.cuts_graphs:
+            cpu_kernels()  # which raises where opening a bundle would
+        return problem
+    except BackendError as error:
+        return Problem(str(error))
     except Exception as error:  # whatever a broken library raises is the finding
         return Problem(f"it cannot be asked ({first_line(error)})")
 
@@ -164,16 +169,15 @@ def _cpu_features() -> tuple[str, ...]:
 def _operators() -> str:
     """Say what backends on the CPU do about the compiled operators."""
     try:
-        kernels_for_cutting()
+        cpu_kernels()
         problem = why_no_pieces()
         if problem is not None:
             return f"not used, graphs run whole: {problem}"
-        return f"used by onnxruntime and openvino, from {cpu_library_path()}"
+        *names, last = (backend.name for backend in BACKENDS.values() if backend.cuts_graphs)
+        users = f"{', '.join(names)} and {last}"
+        return f"used by {users}, but for bundles in float16, from {cpu_library_path()}"
     except BackendError as error:
-        return (
-            f"no, and the backends that would use them do not start: {error}; or set "
-            f"{CPU_LIBRARY_VARIABLE} to nothing, to run graphs whole"
-        )
+        return f"no, and the backends that would use them do not start: {error}"
     except Exception as error:  # whatever a broken library raises is the finding
         return f"no: {first_line(error)}"
 

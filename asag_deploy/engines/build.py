@@ -99,14 +99,14 @@ class BuildOptions:
                 f"choose {_LEVELS.start} to {_LEVELS.stop - 1}"
             )
         if self.engine_format == "tensorrt-rtx":
-            for option, given in (
-                ("plugins", self.plugins is not None),
-                ("hardware compatibility", self.compatibility != "none"),
-                ("version compatibility", self.version_compatible),
+            for what, option, given in (
+                ("plugins", "--plugins", self.plugins is not None),
+                ("hardware compatibility", "--compatibility", self.compatibility != "none"),
+                ("version compatibility", "--version-compatible", self.version_compatible),
             ):
                 if given:
                     raise ConfigError(
-                        f"TensorRT-RTX has no {option}; leave it out, or build with --format tensorrt"
+                        f"TensorRT-RTX has no {what}; leave {option} out, or build with --format tensorrt"
                     )
 
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from asag_deploy.atomic import atomic_directory
-from asag_deploy.errors import DownloadError, OutputError
+from asag_deploy.errors import AsagError, BundleNotFoundError, CheckpointError, DownloadError, OutputError
 from asag_deploy.fetching.addresses import (
     ARCHIVES,
     WEIGHTS,
@@ -32,11 +32,11 @@ def local_bundle(given: str | os.PathLike[str]) -> Path:
 
     An address is hf://organisation/repository/path@revision, or http(s):// of a .zip or .tar of the folder,
     or of the folder itself.  Loading verifies all files.  Raises DownloadError if it cannot be fetched,
-    BackendError if a package for it is missing.
+    BackendError if a package for it is missing, BundleNotFoundError for an empty path.
     """
     address = address_of(given)
     if address is None:
-        return Path(given)
+        return _path(given, BundleNotFoundError)
     place = hub_place(address)
     if place is not None:
         from asag_deploy.fetching.hub import hub_bundle
@@ -50,10 +50,13 @@ def local_bundle(given: str | os.PathLike[str]) -> Path:
 
 
 def local_checkpoint(given: str | os.PathLike[str]) -> Path:
-    """Return the file of a checkpoint, or of other weights: see `local_bundle`."""
+    """Return the file of a checkpoint, or of other weights: see `local_bundle`.
+
+    An empty path is a CheckpointError.
+    """
     address = address_of(given)
     if address is None:
-        return Path(given)
+        return _path(given, CheckpointError)
     place = hub_place(address)
     if place is None:
         return _download(address)
@@ -67,7 +70,7 @@ def local_model(given: str | os.PathLike[str]) -> Path:
     address = address_of(given)
     place = None if address is None else hub_place(address)
     if address is None:
-        return Path(given)
+        return _path(given, BundleNotFoundError)
     if place is None:
         is_bundle = not ends_in(address, WEIGHTS)
     else:
@@ -75,6 +78,13 @@ def local_model(given: str | os.PathLike[str]) -> Path:
 
         is_bundle = not place.path.endswith(WEIGHTS) and is_hub_bundle(place)
     return local_bundle(address) if is_bundle else local_checkpoint(address)
+
+
+def _path(given: str | os.PathLike[str], kind: type[AsagError]) -> Path:
+    """Return the path; an empty one, as of a variable that is not set, would be the working directory."""
+    if not os.fspath(given):
+        raise kind("an empty path names nothing; give the path or the address of a bundle or checkpoint")
+    return Path(given)
 
 
 def _download(address: str, most: int | None = None) -> Path:

@@ -29,6 +29,8 @@ RgbImage = NDArray[np.uint8]
 """(H, W, 3) RGB, C-contiguous."""
 ImageLike = str | os.PathLike[str] | NDArray[Any]
 """A path, or an array as `as_rgb` takes it."""
+_ENCODED = (bytes, bytearray, memoryview)
+"""What the contents of a file come as: sequences of numbers to Python, but no images."""
 
 # OpenCV 5 has moved getLogLevel and setLogLevel there; their numbers are the same.
 
@@ -48,6 +50,8 @@ def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> RgbImag
     colours are taken for sRGB, as detectors are trained.  Raises ImageError for a file that is missing,
     empty, truncated, damaged, or no image.
     """
+    if not os.fspath(path):  # which would be the working directory
+        raise ImageError("the path of an image is empty; name an image file")
     file = Path(path)
     return decode_image(read_bytes(file), file, upright=upright)
 
@@ -126,6 +130,16 @@ def load(image: ImageLike, channel_order: ChannelOrder) -> RgbImage:
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     return as_rgb(image, channel_order)
+
+
+def refuse_encoded(image: object) -> None:
+    """Raise ImageError for the bytes of a file, which are no image yet; say how they become one."""
+    if isinstance(image, _ENCODED):
+        raise ImageError(
+            f"expected an image as a path or a numpy array, got {type(image).__name__}; give the path of the "
+            "file, or decode its bytes with asag_deploy.images.reading.decode_image(data, name) and give "
+            "what that returns with channel_order='rgb'"
+        )
 
 
 def read_bytes(file: Path) -> bytes:
@@ -244,6 +258,7 @@ def turned(image: RgbImage, orientation: int) -> RgbImage:
 
 
 def _check_array(image: NDArray[Any]) -> None:
+    refuse_encoded(image)
     if not isinstance(image, np.ndarray):
         raise ImageError(f"expected an image as a path or a numpy array, got {type(image).__name__}")
     shape, dtype = image.shape, image.dtype

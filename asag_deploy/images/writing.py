@@ -32,6 +32,8 @@ def write_picture(path: str | os.PathLike[str], picture: RgbImage) -> None:
     Raises OutputError for an unknown suffix, a picture too large for the format, or a path that cannot be
     written.
     """
+    if not os.fspath(path):  # which would be the working directory
+        raise OutputError("the path to write a picture to is empty; name a file")
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in PICTURE_SUFFIXES:

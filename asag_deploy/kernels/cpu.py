@@ -31,6 +31,16 @@ PACKAGE = "asag_cpu_kernels"
 """The package that holds the library, which is installed by a wheel of its own."""
 LIBRARY_NAME = "libasag_kernels_host.so"
 
+_INSTALL = "`pip install ./plugins` from the sources of this release"
+_OTHER_PACKAGE = (
+    f"install the operators again with {_INSTALL}, or set {CPU_LIBRARY_VARIABLE}= (to nothing) to run without"
+)
+_OTHER_LIBRARY = (
+    f"unset {CPU_LIBRARY_VARIABLE} and install the operators with {_INSTALL}, or set it to nothing to run "
+    "without the compiled operators"
+)
+"""What to do about a library that cannot be used: one that a package brought, and one that is named."""
+
 ROI_SIZE = 7
 MOST_THREADS = 512
 """That a call may use."""
@@ -51,17 +61,22 @@ _ARGUMENTS: dict[str, type[ctypes.Structure]] = {
 class CpuKernels:
     """The operators, compiled for CPUs."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Load the library at `path`.  Raises BackendError if it is another, or of another interface."""
-        self._host = KernelLibrary(path, "host")  # which also finds out whether it is the right one
+    def __init__(self, path: str | os.PathLike[str], *, remedy: str | None = None) -> None:
+        """Load the library at `path`.
+
+        remedy: what to do about one that cannot be used (None: build it again).  Raises BackendError if it is
+        another, or of another interface.
+        """
+        # Which also finds out whether it is the right one.
+        self._host = KernelLibrary(path, "host", remedy=remedy)
         self.path = self._host.path
         library = ctypes.CDLL(str(self.path))
         for name, structure in _ARGUMENTS.items():
             function = getattr(library, f"asag_cpu_{name}", None)
             if function is None:
                 raise BackendError(
-                    f"the kernels in {self.path} have no asag_cpu_{name}; build them again from the sources "
-                    "of this release"
+                    f"the kernels in {self.path} have no asag_cpu_{name}; "
+                    f"{remedy or 'build them again from the sources of this release'}"
                 )
             function.argtypes = [ctypes.POINTER(structure), ctypes.POINTER(structures.Cpu)]
             function.restype = ctypes.c_int
@@ -251,26 +266,46 @@ def cpu_kernels() -> CpuKernels | None:
     """Return the operators as this machine has them compiled; None if it does not.
 
     `ASAG_CPU_KERNELS_LIBRARY` names the library, or none if it is empty; else an installed package brings it.
+    A package whose library cannot be used, as one of another release, is as good as none:
+    `why_no_cpu_kernels` has the reason.
 
-    Raises BackendError for a library that cannot be used.
+    Raises BackendError for a library that the variable names and that cannot be used.
     """
     path = cpu_library_path()
-    return None if path is None else _opened(path)
+    if path is None:
+        return None
+    try:
+        return _open(path)
+    except BackendError:
+        if CPU_LIBRARY_VARIABLE in os.environ:
+            raise
+        return None
 
 
 def why_no_cpu_kernels() -> Problem | None:
     """Say why the network's operators are not compiled here, and what to do; None if they are."""
     if os.environ.get(CPU_LIBRARY_VARIABLE) == "":
         return Problem(f"{CPU_LIBRARY_VARIABLE} is empty", "unset it to use the compiled operators")
-    try:
-        if cpu_kernels() is not None:
-            return None
-    except BackendError as error:
-        return Problem(str(error), f"set {CPU_LIBRARY_VARIABLE} to another library, or to nothing")
+    unfit = why_unfit()
+    if unfit is not None:
+        return unfit
+    if cpu_library_path() is not None:
+        return None
     return Problem(
         "the network's operators are not compiled for this machine",
         "install its wheel, or build it as plugins/README.md says",
     )
+
+
+def why_unfit() -> Problem | None:
+    """Say why the library that there is cannot be used, and what to do; None if it can, or there is none."""
+    try:
+        path = cpu_library_path()
+        if path is not None:
+            _open(path)
+    except BackendError as error:
+        return Problem(str(error))
+    return None
 
 
 def cpu_library_path() -> Path | None:
@@ -285,7 +320,8 @@ def cpu_library_path() -> Path | None:
         path = Path(value)
         if not path.is_file():
             raise BackendError(
-                f"{CPU_LIBRARY_VARIABLE} is {value}, which is no file; set it to {LIBRARY_NAME}, or unset it"
+                f"{CPU_LIBRARY_VARIABLE} is {value}, which is no file; set it to {LIBRARY_NAME}, unset it, "
+                "or set it to nothing to run without the compiled operators"
             )
         return path
     found = importlib.util.find_spec(PACKAGE)
@@ -294,9 +330,13 @@ def cpu_library_path() -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def _open(path: Path) -> CpuKernels:
+    return _opened(path, _OTHER_LIBRARY if CPU_LIBRARY_VARIABLE in os.environ else _OTHER_PACKAGE)
+
+
 @functools.cache
-def _opened(path: Path) -> CpuKernels:
-    return CpuKernels(path)
+def _opened(path: Path, remedy: str) -> CpuKernels:
+    return CpuKernels(path, remedy=remedy)
 
 
 def _maps(

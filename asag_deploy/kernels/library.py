@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,11 @@ _OPERATORS: dict[str, type[ctypes.Structure]] = {
     "postprocess": structures.Postprocess,
     "decide": structures.Decide,
 }
+_HEADER, _ELF = 64, b"\x7fELF\x02\x01"
+"""The bytes of a shared library's header, and how it begins: numbers of 64 bits, the lowest byte first."""
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+"""An entry of its table of segments: type, flags, place in the file, two addresses, bytes in the file, ..."""
+_LOADED = 1
 _OTHER_ARCHITECTURE = (98, 209)
 """cudaErrorInvalidDeviceFunction and cudaErrorNoKernelImageForDevice"""
 
@@ -39,20 +45,42 @@ _OTHER_ARCHITECTURE = (98, 209)
 class KernelLibrary:
     """One of the two libraries.  Safe to call from several threads at once."""
 
-    def __init__(self, path: str | os.PathLike[str], device: Device, *, threads: int = 32, seed: int = 0):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: Device,
+        *,
+        threads: int = 32,
+        seed: int = 0,
+        remedy: str | None = None,
+    ) -> None:
         """Load the library at `path`.
 
         For the host library: `threads` of a block (1 to 512), and the `seed` of the order in which they take
-        their turns (0: ascending).  Raises BackendError if it cannot be loaded or has another interface.
+        their turns (0: ascending).  remedy: what to do about one that cannot be used (None: build it again).
+        Raises BackendError if it cannot be loaded or has another interface.
         """
         self.device = device
         self.path = Path(path)
         self._block = structures.HostBlock(threads, seed)
+        self._remedy = remedy
+        if _is_cut_short(self.path):  # which would end the process, if it was loaded
+            raise BackendError(
+                f"the kernels in {self.path} cannot be loaded (the file is not whole); "
+                f"{remedy or 'build them as plugins/README.md says'}"
+            )
         try:
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:
+            # A mere name is looked for by the system.
+            if len(self.path.parts) > 1 and not self.path.is_file():
+                raise BackendError(
+                    f"the kernels' library {self.path} is no file; give its path, or "
+                    f"{remedy or 'build it as plugins/README.md says'}"
+                ) from None
             raise BackendError(
-                f"the kernels in {self.path} cannot be loaded ({error}); build them as plugins/README.md says"
+                f"the kernels in {self.path} cannot be loaded ({error}); "
+                f"{remedy or 'build them as plugins/README.md says'}"
             ) from error
         self._check_interface()
         self._library.asag_message.restype = ctypes.c_char_p
@@ -126,7 +154,8 @@ class KernelLibrary:
         if version != structures.INTERFACE_VERSION:  # which may have other entry points
             raise BackendError(
                 f"the kernels in {self.path} have interface {version}, expected "
-                f"{structures.INTERFACE_VERSION}; build them again from the sources of this release"
+                f"{structures.INTERFACE_VERSION}; "
+                f"{self._remedy or 'build them again from the sources of this release'}"
             )
         self._require(*self._entry_points())
         for operator, structure in _OPERATORS.items():
@@ -146,12 +175,34 @@ class KernelLibrary:
         if missing:
             raise BackendError(
                 f"{self.path} is not the {self.device} library of the kernels: it has no {missing[0]}; "
-                "build it as plugins/README.md says"
+                f"{self._remedy or 'build it as plugins/README.md says'}"
             )
 
     def _entry_points(self) -> list[str]:
         operators = [f"asag_{self.device}_{operator}" for operator in _OPERATORS]
         return [*operators, "asag_cuda_add_decide", "asag_cuda_ready"] if self.device == "cuda" else operators
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Tell whether a shared library ends before what it would be loaded of, as after an interrupted copy."""
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(_HEADER)
+            if len(header) < _HEADER or not header.startswith(_ELF):
+                return False  # it is no library of this kind, which the system says itself
+            (start,) = struct.unpack_from("<Q", header, 32)
+            entry, count = struct.unpack_from("<HH", header, 54)
+            if entry != _SEGMENT.size:
+                return False
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(min(start, size))
+            table = stream.read(entry * count)
+    except OSError:  # it is not there, or is found by its name
+        return False
+    if len(table) < entry * count:
+        return True
+    segments = _SEGMENT.iter_unpack(table)
+    return any(kind == _LOADED and at + filled > size for kind, _, at, _, _, filled, *_ in segments)
 
 
 def open_cuda_library(capability: str) -> KernelLibrary | None:

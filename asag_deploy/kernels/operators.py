@@ -338,12 +338,11 @@ def _maps(library: KernelLibrary, features: Arrays, strides: Sequence[int] | Non
 
 def pyramid_of(maps: Sequence[Buffer], strides: Sequence[int] = ()) -> structures.Pyramid:
     """Describe maps (B, h, w, C) that go together, the finest first, with their pixels per cell if needed."""
-    per_level = ctypes.c_int32 * structures.MAX_LEVELS
     return structures.Pyramid(
         (ctypes.c_void_p * structures.MAX_LEVELS)(*(level.pointer for level in maps)),
-        per_level(*(level.shape[1] for level in maps)),
-        per_level(*(level.shape[2] for level in maps)),
-        per_level(*strides),
+        structures.per_level("heights", (level.shape[1] for level in maps)),
+        structures.per_level("widths", (level.shape[2] for level in maps)),
+        structures.per_level("strides", strides),
         len(maps),
         maps[0].shape[0],
         maps[0].shape[3],

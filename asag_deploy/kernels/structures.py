@@ -6,6 +6,8 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
+from asag_deploy.errors import BackendError
+
 INTERFACE_VERSION = 10
 MAX_LEVELS = 4
 MOST_POINTS = 64
@@ -26,6 +28,7 @@ RELU = 1
 _Int = ctypes.c_int32
 _Pointer = ctypes.c_void_p
 _PerLevel = ctypes.c_int32 * MAX_LEVELS
+_LEAST, _MOST = -(2**31), 2**31 - 1
 
 
 def _fields(kind: type[Any], names: str) -> tuple[tuple[str, type[Any]], ...]:
@@ -33,7 +36,36 @@ def _fields(kind: type[Any], names: str) -> tuple[tuple[str, type[Any]], ...]:
     return tuple((name, kind) for name in names.split())
 
 
-class Pyramid(ctypes.Structure):
+class _Structure(ctypes.Structure):
+    """A structure whose whole numbers are those that were given: ctypes alone would cut off their upper bits.
+
+    BackendError says which does not fit.
+    """
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        fields = tuple(self._fields_)
+        given = {**dict(zip((field[0] for field in fields), values, strict=False)), **named}
+        for name, kind, *_ in fields:
+            if kind is _Int and name in given:
+                check_int32(name, given[name])
+        super().__init__(*values, **named)
+
+
+def check_int32(name: str, value: Any) -> None:
+    """Raise BackendError for a whole number that the library has no room for."""
+    if not _LEAST <= value <= _MOST:
+        raise BackendError(f"the kernels were given {name} {value}; expected {_LEAST} to {_MOST} at most")
+
+
+def per_level(name: str, values: Iterable[int]) -> ctypes.Array[ctypes.c_int32]:
+    """Return a number of each of the first levels; those of the others are 0."""
+    numbers = tuple(values)
+    for number in numbers:
+        check_int32(name, number)
+    return _PerLevel(*numbers)
+
+
+class Pyramid(_Structure):
     """`AsagPyramid`: feature maps (B, h, w, C), finest level first."""
 
     _fields_ = (
@@ -43,13 +75,13 @@ class Pyramid(ctypes.Structure):
     )
 
 
-class MultiscaleRoIAlign(ctypes.Structure):
+class MultiscaleRoIAlign(_Structure):
     """`AsagMultiscaleRoIAlign`."""
 
     _fields_ = (("features", Pyramid), *_fields(_Pointer, "boxes out"), ("queries", _Int))
 
 
-class PyramidSample(ctypes.Structure):
+class PyramidSample(_Structure):
     """`AsagPyramidSample`."""
 
     _fields_ = (
@@ -59,7 +91,7 @@ class PyramidSample(ctypes.Structure):
     )
 
 
-class DeformableSample(ctypes.Structure):
+class DeformableSample(_Structure):
     """`AsagDeformableSample`."""
 
     _fields_ = (
@@ -69,7 +101,7 @@ class DeformableSample(ctypes.Structure):
     )
 
 
-class PatchNMS(ctypes.Structure):
+class PatchNMS(_Structure):
     """`AsagPatchNMS`."""
 
     _fields_ = (
@@ -79,7 +111,7 @@ class PatchNMS(ctypes.Structure):
     )
 
 
-class PadAnchors(ctypes.Structure):
+class PadAnchors(_Structure):
     """`AsagPadAnchors`."""
 
     _fields_ = (
@@ -88,7 +120,7 @@ class PadAnchors(ctypes.Structure):
     )
 
 
-class Preprocess(ctypes.Structure):
+class Preprocess(_Structure):
     """`AsagPreprocess`."""
 
     _fields_ = (
@@ -99,7 +131,7 @@ class Preprocess(ctypes.Structure):
     )
 
 
-class Postprocess(ctypes.Structure):
+class Postprocess(_Structure):
     """`AsagPostprocess`."""
 
     _fields_ = (
@@ -109,7 +141,7 @@ class Postprocess(ctypes.Structure):
     )
 
 
-class Decide(ctypes.Structure):
+class Decide(_Structure):
     """`AsagDecide`."""
 
     _fields_ = (
@@ -119,13 +151,13 @@ class Decide(ctypes.Structure):
     )
 
 
-class HostBlock(ctypes.Structure):
+class HostBlock(_Structure):
     """`AsagHostBlock`: how the host library executes a block of threads."""
 
     _fields_ = (("threads", _Int), ("seed", ctypes.c_uint32))
 
 
-class Cpu(ctypes.Structure):
+class Cpu(_Structure):
     """`AsagCpu`: threads, the type of the result, and what the integers of a map stand for."""
 
     _fields_ = (*_fields(_Int, "threads out_type"), ("scales", ctypes.c_float * MAX_LEVELS))
@@ -136,13 +168,13 @@ class Cpu(ctypes.Structure):
         return (ctypes.c_float * MAX_LEVELS)(*scales)
 
 
-class TopK(ctypes.Structure):
+class TopK(_Structure):
     """`AsagTopK`."""
 
     _fields_ = (*_fields(_Pointer, "values largest indices"), *_fields(ctypes.c_int64, "rows count k"))
 
 
-class AdaptiveMixing(ctypes.Structure):
+class AdaptiveMixing(_Structure):
     """`AsagAdaptiveMixing`."""
 
     _fields_ = (

@@ -59,6 +59,14 @@ class Machine:
     """Version by name."""
     clock_mhz: tuple[float, float] | None = field(default=None, metadata=_NEWER)
     """Least and most of all cores, before and after; None where the kernel does not say."""
+    compiled_operators: str | None = field(default=None, metadata=_NEWER)
+    """The interface of those that backends on the CPU find, such as `interface 10`, or `none`; None where an
+    earlier release did not say."""
+
+    @property
+    def operators_in_words(self) -> str | None:
+        """What a page says of them; None where nothing is known."""
+        return None if self.compiled_operators is None else f"compiled operators: {self.compiled_operators}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,17 @@ from asag_deploy import (
     BackendError,
     Bundle,
     BundleNotFoundError,
+    CheckpointError,
     ConfigError,
     Detections,
     Detector,
     ImageError,
+    OutputError,
     RawOutput,
     StopReason,
 )
+from asag_deploy.fetching.locate import local_checkpoint, local_model
+from asag_deploy.images.reading import decode_image
 from support.detection_samples import assert_same
 from support.tiny_bundle import ANCHOR_CAP, CLASSES, MAX_DETECTIONS, batch, make_bundle, picture
 from support.tiny_graphs import FIRST_ANCHORS
@@ -223,6 +227,37 @@ def test_bad_images(detector: Detector, tmp_path: Path) -> None:
         detector(None)  # type: ignore[call-overload]
     with pytest.raises(ImageError, match="expected an image as a path or a numpy array"):
         detector([None])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_bytes_of_a_file_are_no_list_of_images(detector: Detector, kind: Callable[[bytes], Any]) -> None:
+    encoded = cv2.imencode(".png", picture(0)[..., ::-1])[1].tobytes()
+    for content in (encoded, b""):
+        for given in (kind(content), [kind(content)]):
+            with pytest.raises(ImageError, match=f"got {kind.__name__}; give the path") as refused:
+                detector(given)
+            assert "decode_image(data, name)" in str(refused.value)
+        with pytest.raises(ImageError, match=f"got {kind.__name__}; give the path"):
+            next(detector.stream(kind(content)))
+    decoded = decode_image(encoded, "picture")  # as the sentence says
+    assert_same(detector(decoded, channel_order="rgb"), detector(picture(0), channel_order="rgb"))
+
+
+def test_empty_paths(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which `Path` takes for the working directory, even where that is a bundle."""
+    make_bundle(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path / "bundle")
+    for given in ("", [""]):
+        with pytest.raises(ImageError, match="the path of an image is empty; name an image file"):
+            detector(given)
+    with pytest.raises(BundleNotFoundError, match="an empty path names nothing"):
+        Detector.load("")
+    with pytest.raises(CheckpointError, match="an empty path names nothing"):
+        local_checkpoint("")
+    with pytest.raises(BundleNotFoundError, match="an empty path names nothing"):
+        local_model("")
+    with pytest.raises(OutputError, match="the path to write a picture to is empty"):
+        detector(picture(0)).save("", picture(0))
 
 
 def test_forward(detector: Detector) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from asag_deploy.backends import BACKENDS
+from asag_deploy.backends.compiled_cache import CompiledCache
 from asag_deploy.call_options import OPTION_NAMES
 from asag_deploy.detect import cli
 from asag_deploy.detector_options import DetectorOptions
@@ -44,6 +45,15 @@ def test_every_option_has_a_row() -> None:
 def test_every_backend_has_a_row() -> None:
     named = [name for row in rows("Which backend") for name in re.findall(r"`([^`]+)`", row[0])]
     assert sorted(named) == sorted(BACKENDS)
+
+
+def test_where_compiled_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("ASAG_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    cache = CompiledCache.of_user("a recipe")
+    assert f"`{str(cache.folder).replace('/home/somebody', '~')}`" in PAGE
+    assert f"grows to {cache.most_bytes // 2**30} GiB at most" in PAGE
 
 
 def test_every_option_of_the_program_is_there() -> None:

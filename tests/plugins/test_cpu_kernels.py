@@ -344,6 +344,8 @@ def test_what_makes_no_sense_is_said(kernels: CpuKernels) -> None:
         kernels.multiscale_roi_align(features, boxes, **how | {"out": FLOAT16})
     with pytest.raises(BackendError, match="threads is 0, expected 1 to 512"):
         kernels.multiscale_roi_align(features, boxes, **how | {"threads": 0})
+    with pytest.raises(BackendError, match="the kernels were given threads 1099511627776; expected"):
+        kernels.multiscale_roi_align(features, boxes, **how | {"threads": 2**40})
     with pytest.raises(BackendError, match=r"strides\[3\] is 31, expected 32"):
         kernels.multiscale_roi_align(features, boxes, **how | {"strides": (4, 8, 16, 31)})
     floats: Any = features[0]
@@ -400,20 +402,16 @@ def test_where_the_library_is_found(
     assert "which is no file" in str(why_no_cpu_kernels())
     (tmp_path / "text.so").write_text("no library")
     monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(tmp_path / "text.so"))
-    with pytest.raises(BackendError, match="cannot be loaded"):
+    with pytest.raises(BackendError, match="cannot be loaded") as refused:
         cpu_kernels()
+    for remedy in ("`pip install ./plugins` from the sources of this", "or set it to nothing to run without"):
+        assert remedy in str(refused.value)
 
 
-def test_an_installed_package_brings_it(
-    host_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(CPU_LIBRARY_VARIABLE)
-    monkeypatch.setattr(cpu, "PACKAGE", "asag_cpu_kernels_of_a_test")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_an_installed_package_brings_it(host_library_path: Path, package_of_operators: Path) -> None:
     assert cpu_kernels() is None
     assert "install its wheel" in str(why_no_cpu_kernels())
-    (tmp_path / cpu.PACKAGE).mkdir()
-    (tmp_path / cpu.PACKAGE / cpu.LIBRARY_NAME).symlink_to(host_library_path)
+    (package_of_operators / cpu.LIBRARY_NAME).symlink_to(host_library_path)
     found = cpu_kernels()
     assert found is not None
     assert found.path.parent.name == cpu.PACKAGE

@@ -191,16 +191,41 @@ def test_nothing_to_do_needs_no_memory(library: KernelLibrary) -> None:
         library.run(operator, arguments)
 
 
+def test_numbers_that_the_library_has_no_room_for(host_library_path: Path) -> None:
+    """They are refused as they are, not without their upper bits."""
+    with pytest.raises(BackendError, match=f"the kernels were given threads {2**40}; expected -2147483648"):
+        KernelLibrary(host_library_path, "host", threads=2**40)
+    with pytest.raises(BackendError, match=f"the kernels were given queries {2**32 + 1}; expected"):
+        structures.MultiscaleRoIAlign(queries=2**32 + 1)
+    with pytest.raises(BackendError, match=f"the kernels were given strides {2**32 + 4}; expected"):
+        structures.per_level("strides", (2**32 + 4, 8))
+    assert structures.MultiscaleRoIAlign(queries=2**31 - 1).queries == 2**31 - 1
+
+
 def test_block_of_no_threads(host_library_path: Path) -> None:
     with pytest.raises(BackendError, match="threads is 0, expected 1 to 512"):
         KernelLibrary(host_library_path, "host", threads=0).run("patch_nms", nms(batch=0))
 
 
 def test_libraries_that_are_none(host_library_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"cannot be loaded .*; build them as plugins/README.md says"):
-        KernelLibrary(tmp_path / "none.so", "host")
+    (tmp_path / "text.so").write_text("no library")
+    for named in (tmp_path / "text.so", "libasag_kernels_of_nobody.so"):
+        with pytest.raises(BackendError, match=r"cannot be loaded .*; build them as plugins/README.md says"):
+            KernelLibrary(named, "host")
+    for missing in (tmp_path / "none.so", tmp_path):
+        with pytest.raises(BackendError, match=rf"library {missing} is no file; give its path, or build"):
+            KernelLibrary(missing, "cuda")
     with pytest.raises(BackendError, match="is not the cuda library of the kernels: it has no asag_cuda_"):
         KernelLibrary(host_library_path, "cuda")
+
+
+@pytest.mark.parametrize("kept", [40, 100, 60_000])
+def test_a_library_that_is_not_whole(host_library_path: Path, tmp_path: Path, kept: int) -> None:
+    """The system's loader would end the process by SIGBUS where it maps what is not there."""
+    short = tmp_path / "short.so"
+    short.write_bytes(host_library_path.read_bytes()[:kept])
+    with pytest.raises(BackendError, match=r"short\.so cannot be loaded \(.*(not whole|too short)\); build"):
+        KernelLibrary(short, "host")
 
 
 def test_library_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class OpenVino:
     precision: Precision
 
     distributions = ("openvino",)
+    cuts_graphs = True
 
     def problem(self) -> Problem | None:
         """Return what keeps OpenVINO from running in this precision; None if nothing does."""

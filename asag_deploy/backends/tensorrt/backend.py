@@ -61,6 +61,8 @@ class TensorRt:
 
     name: Format
 
+    cuts_graphs = False
+
     @property
     def distributions(self) -> tuple[str, ...]:
         """The distributions that hold the library."""

@@ -12,7 +12,9 @@ import numpy as np
 
 from asag_bench.result import Machine
 from asag_bench.runners.runner import DetectorRunner
+from asag_deploy.backends.pieces import why_no_pieces
 from asag_deploy.command_line import progress
+from asag_deploy.kernels.structures import INTERFACE_VERSION
 
 _PACKAGES = (
     *(
@@ -32,7 +34,7 @@ _SIDES = (200, 420)
 
 
 def describe_machine() -> Machine:
-    """Return processor, cores, memory, system and library versions."""
+    """Return processor, cores, memory, system, library versions and whether operators are compiled."""
     return Machine(
         date=datetime.now(UTC).date().isoformat(),
         processor=_processor(),
@@ -41,6 +43,7 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         packages={name: version for name in _PACKAGES if (version := _version(name))},
+        compiled_operators=f"interface {INTERFACE_VERSION}" if why_no_pieces() is None else "none",
     )
 
 

@@ -52,6 +52,10 @@ def compare(first: Result, second: Result, tolerance: float) -> tuple[str, bool]
         "",
         f"{sum(stable)} of {len(stable)} stable rows agree within {tolerance:.0%}; {unstable} claim nothing",
     ]
+    if None in _operators(first, second):
+        lines.append(
+            "not every result says whether operators were compiled, which earlier releases did not write"
+        )
     return "\n".join(lines), bool(stable) and all(stable)
 
 
@@ -64,6 +68,7 @@ def pairs_of(first: Result, second: Result) -> list[Pair]:
     for what, one, two in (
         ("processors", first.machine.processor, second.machine.processor),
         ("versions of libraries", first.machine.packages, second.machine.packages),
+        ("compiled operators", *_operators_if_both_say(first, second)),
         ("graphs", _graphs(first), _graphs(second)),
         ("options", first.options, second.options),
         ("baselines", first.baseline, second.baseline),
@@ -101,6 +106,15 @@ def _table(pairs: Sequence[Pair], verdicts: Sequence[bool | None]) -> list[tuple
         speed = (f"{pair.speed[0]:.2f}", f"{pair.speed[1]:.2f}", f"{_apart(*pair.speed):.1%}")
         lines.append((pair.images, str(pair.batch), pair.runner, *ms, *speed, words[verdict]))
     return lines
+
+
+def _operators(*results: Result) -> tuple[str | None, ...]:
+    return tuple(result.machine.compiled_operators for result in results)
+
+
+def _operators_if_both_say(first: Result, second: Result) -> tuple[str | None, ...]:
+    said = _operators(first, second)
+    return (None, None) if None in said else said
 
 
 def _graphs(result: Result) -> dict[str, dict[str, str]]:

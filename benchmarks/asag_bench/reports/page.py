@@ -130,7 +130,9 @@ def page(results: Mapping[str, Recorded]) -> str:
             "| --- | --- | --- | --- |",
         ]
         for name, recorded in others.items():
-            where, file = f"{recorded.machine.processor}, {recorded.machine.cores} cores", f"[{name}]({name})"
+            machine, file = recorded.machine, f"[{name}]({name})"
+            known = [machine.operators_in_words] if machine.operators_in_words is not None else []
+            where = ", ".join([machine.processor, f"{machine.cores} cores", *known])
             if _is_report(recorded.data):
                 where = str(recorded.data["machine"].get("gpu", where))
                 file += f", [its page]({Path(name).with_suffix('.md')})"
@@ -138,7 +140,7 @@ def page(results: Mapping[str, Recorded]) -> str:
                 file += f", [its page]({Path(name).with_suffix('.md')})"
             elif "contenders" in recorded.data:
                 file += ", [what it shows](../../docs/front.md#results)"
-            lines.append(f"| {file} | `{recorded.command}` | {where} | {recorded.machine.date} |")
+            lines.append(f"| {file} | `{recorded.command}` | {where} | {machine.date} |")
         lines += ["", "[benchmarks/README.md](../README.md) says what they show.", ""]
         for recorded in others.values():
             if is_opening(recorded.data):

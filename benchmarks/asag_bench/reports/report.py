@@ -104,6 +104,8 @@ def _introduction(result: Result) -> Iterator[str]:
     cores = plural(machine.cores, "core")
     yield f"{machine.processor}, {cores}{speed}, {machine.memory_gib} GiB, {machine.date}"
     yield ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    if machine.operators_in_words is not None:
+        yield machine.operators_in_words
     levels = ", ".join(f"{level} {count}" for level, count in given.exit_levels.items())
     yield f"{plural(given.pictures, 'picture')} ({given.origin}); exit levels: {levels}"
 

@@ -39,6 +39,7 @@ def markdown(result: ThroughputResult) -> str:
         "",
         f"- {machine.processor}, {machine.cores} cores, {machine.memory_gib} GiB, {machine.date}",
         f"- {', '.join(f'{name} {version}' for name, version in machine.packages.items())}",
+        *([] if machine.operators_in_words is None else [f"- {machine.operators_in_words}"]),
         f"- {'trained' if bundle.trained else 'UNTRAINED'} weights; exit levels: {levels}",
         f"- {given.pictures} pictures ({given.origin}), {given.repeated} times a round",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from asag_bench.cli import main
 from asag_bench.gpu_machine.report import page as report_page
 from asag_bench.gpu_machine.steps import Result as Step
 from asag_bench.measuring.headline import headline
+from asag_bench.measuring.machine import describe_machine
 from asag_bench.reports import compare, page
 from asag_bench.reports.plots import draw_summary, images_per_second
-from asag_bench.reports.report import sentences
+from asag_bench.reports.report import markdown, sentences
 from asag_bench.result import Result, parse_result, to_json
 from asag_deploy.errors import ConfigError, SourceError
+from asag_deploy.kernels.structures import INTERFACE_VERSION
 from support.tiny_bundle import make_bundle, picture
 
 ROOT = Path(__file__).parents[3]
@@ -140,6 +143,10 @@ def test_runs_that_cannot_be_compared(
     with pytest.raises(ConfigError, match="of different processors"):
         compare.pairs_of(parsed(result), parsed(other))
     other = copy.deepcopy(result)
+    other["machine"]["compiled_operators"] = "interface 10"
+    with pytest.raises(ConfigError, match="of different compiled operators"):
+        compare.pairs_of(parsed(result), parsed(other))
+    other = copy.deepcopy(result)
     other["bundles"]["onnxruntime"]["graphs"]["decoder"] = "0"
     with pytest.raises(ConfigError, match="of different graphs"):
         compare.pairs_of(parsed(result), parsed(other))
@@ -153,6 +160,27 @@ def test_runs_that_cannot_be_compared(
         assert sentence in err
         assert err.count("\n") == 1
     assert main(["compare", str(folder / "a.json"), str(folder / "a.json"), "--tolerance", "2"]) == 2
+
+
+def test_whether_operators_were_compiled(
+    result: dict[str, Any], tmp_path: Path, host_library_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record says so, and so does its page; an older one, which does not, can still be compared."""
+    assert result["machine"]["compiled_operators"] == "none"
+    monkeypatch.setenv("ASAG_CPU_KERNELS_LIBRARY", str(host_library_path))
+    assert describe_machine().compiled_operators == f"interface {INTERFACE_VERSION}"
+    monkeypatch.setenv("ASAG_CPU_KERNELS_LIBRARY", str(tmp_path / "none.so"))
+    assert describe_machine().compiled_operators == "none"
+    older = copy.deepcopy(result)
+    del older["machine"]["compiled_operators"]
+    assert "\n- compiled operators: none\n" in markdown(parsed(result))
+    assert "compiled operators" not in markdown(parsed(older))
+    throughput = {"command": "asag-bench throughput", "machine": result["machine"]}
+    listed = page.page(page.read_results(write(tmp_path, a=throughput)))
+    assert re.search(r"\| .*, \d+ cores, compiled operators: none \|", listed)
+    told, agrees = compare.compare(parsed(result), parsed(older), 0.05)
+    assert agrees
+    assert told.splitlines()[-1].startswith("not every result says whether operators were compiled")
 
 
 def test_the_recorded_page_is_of_the_recorded_results() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from asag_deploy.backends import BACKENDS
 from asag_deploy.cuda.driver import Gpu
 from asag_deploy.detect import doctor
 from asag_deploy.errors import BackendError, Problem
-from asag_deploy.kernels import LIBRARY_VARIABLE
-from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE
+from asag_deploy.kernels import LIBRARY_VARIABLE, cpu, structures
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, LIBRARY_NAME
 from asag_deploy.processing.canvases import Canvas
 from support.simulated_gpu.fake_cuda import CudaError, FakeCuda
 from support.simulated_gpu.fake_gpu import install_cuda, write_engines
@@ -27,6 +28,7 @@ class FakeBackend:
 
     name = "fake"
     distributions = ("numpy-gpu", "numpy")
+    cuts_graphs = False
 
     def __init__(self, answer: Problem | Exception | None) -> None:
         self._answer = answer
@@ -56,15 +58,48 @@ def test_every_backend_is_reported() -> None:
 
 def test_compiled_operators(host_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CPU_LIBRARY_VARIABLE, str(host_library_path))
-    assert doctor.machine().operators == f"used by onnxruntime and openvino, from {host_library_path}"
-    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "/no/such.so")
-    told = doctor.machine().operators
-    assert told.startswith(
-        "no, and the backends that would use them do not start: ASAG_CPU_KERNELS_LIBRARY is"
+    assert doctor.machine().operators == (
+        "used by onnxruntime, openvino and openvino-bf16, but for bundles in float16, from "
+        f"{host_library_path}"
     )
     monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "")
     told = doctor.machine().operators
     assert told.startswith("not used, graphs run whole: ASAG_CPU_KERNELS_LIBRARY is empty")
+
+
+def test_a_library_that_is_named_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose backends do not start, as the table says too; those on a GPU lack what they lack anyway."""
+    others = {report.name: report.problem for report in doctor.diagnose()}
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "/no/such.so")
+    sentence = "ASAG_CPU_KERNELS_LIBRARY is /no/such.so, which is no file; set it to libasag_kernels_host.so"
+    told = doctor.machine().operators
+    assert told.startswith(f"no, and the backends that would use them do not start: {sentence}")
+    text = doctor.describe(doctor.diagnose(), doctor.machine())
+    assert re.search(rf"\nonnxruntime +no +onnxruntime \S+ +{sentence}", text)
+    for report in doctor.diagnose():
+        if report.name in ("onnxruntime", "openvino", "openvino-bf16") and others[report.name] is None:
+            assert str(report.problem).startswith(sentence), report.name
+        else:
+            assert report.problem == others[report.name]
+
+
+def test_a_package_of_another_release(
+    host_library_path: Path, package_of_operators: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backends start without it, and the doctor says the reason; it warns of nothing besides."""
+    (package_of_operators / LIBRARY_NAME).symlink_to(host_library_path)
+    assert doctor.machine().operators.endswith(f", from {package_of_operators / LIBRARY_NAME}")
+    monkeypatch.setattr(structures, "INTERFACE_VERSION", 11)
+    cpu._opened.cache_clear()
+    with warnings.catch_warnings(action="error"):
+        told = doctor.machine().operators
+        text = doctor.describe(doctor.diagnose(), doctor.machine())
+    assert re.fullmatch(
+        r"not used, graphs run whole: the kernels in .* have interface 10, expected 11; install .* with "
+        r"`pip install \./plugins` from the sources of this release, or set ASAG_CPU_KERNELS_LIBRARY= .*",
+        told,
+    )
+    assert re.search(r"\nonnxruntime +ready ", text)
 
 
 def test_what_is_missing_comes_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,9 +313,9 @@ def test_a_full_disk_leaves_nothing_half_written(
         ({"compatibility": "all"}, "unknown hardware compatibility 'all'; choose one of none, ampere_plus"),
         ({"precision": "int4"}, "unknown precision 'int4'; choose one of fp32, fp16, int8"),
         ({"optimization_level": 6}, "the optimization level is 6; choose 0 to 5"),
-        ({"plugins": Path("p.so")}, "TensorRT-RTX has no plugins"),
-        ({"version_compatible": True}, "TensorRT-RTX has no version compatibility"),
-        ({"compatibility": "ampere_plus"}, "TensorRT-RTX has no hardware compatibility"),
+        ({"plugins": Path("p.so")}, "TensorRT-RTX has no plugins; leave --plugins out"),
+        ({"version_compatible": True}, "has no version compatibility; leave --version-compatible out"),
+        ({"compatibility": "ampere_plus"}, "has no hardware compatibility; leave --compatibility out"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
