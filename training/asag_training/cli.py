@@ -222,11 +222,13 @@ def _open_output(options: argparse.Namespace, trainer: Trainer) -> bool:
 
 def _is_of_a_peer(folder: Path) -> bool:
     """Return whether a folder holds a run of `asag-bench train-peer`, which has files of the same names."""
+    from asag_training.run.state import is_of_train_peer
+
     try:
         recipe_there = json.loads((folder / RECIPE).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(recipe_there, dict) and {"recipe", "categories", "seed"} <= set(recipe_there)
+    return is_of_train_peer(recipe_there)
 
 
 def _foreign(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from asag_bench.front.result import ADAPTIVE, ALWAYS, Contender, Front, Pictures, Training
 from asag_bench.light_peers.evaluation import DETECTIONS
-from asag_bench.light_peers.peer import RECIPE, TrainedPeer, is_of_train_peer, load_peer, unfinished
+from asag_bench.light_peers.peer import RECIPE, TrainedPeer, load_peer, unfinished
 from asag_bench.light_peers.runner import PeerDetector
 from asag_bench.measuring.machine import describe_machine
 from asag_bench.measuring.timing import nothing_old_collected
@@ -35,6 +35,7 @@ from asag_evaluation.data.orientation import OrientationRule
 from asag_evaluation.evaluate import coco_results
 from asag_evaluation.metrics.coco import coco_metrics
 from asag_training.run.log import STEPS
+from asag_training.run.state import is_of_train_peer
 
 _STOPS: dict[str, Level | None] = {"P5": "P5", "P4": "P4", ADAPTIVE: None, ALWAYS: None}
 """Each way to stop, and the manual stop that it is."""

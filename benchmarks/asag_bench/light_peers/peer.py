@@ -23,7 +23,7 @@ from asag_deploy.bundle.manifest import Category
 from asag_deploy.errors import CheckpointError, FieldError, plural
 from asag_deploy.typed_json import read_fields
 from asag_training.data.loading import Batch
-from asag_training.run.state import position_in
+from asag_training.run.state import is_of_asag_train, position_in
 
 RECIPE, WEIGHTS = "recipe.json", "peer.safetensors"
 
@@ -113,16 +113,6 @@ def read_said(folder: Path) -> Said:
     except (OSError, ValueError, RecursionError, FieldError) as error:
         raise CheckpointError(f"'{path}' is not a peer's ({error}): train the peer anew") from error
     return said
-
-
-def is_of_asag_train(content: object) -> bool:
-    """Return whether the content of a `recipe.json` is that of a run of `asag-train`."""
-    return isinstance(content, dict) and content.keys() >= {"network", "schedule", "seed"}
-
-
-def is_of_train_peer(content: object) -> bool:
-    """Return whether the content of a `recipe.json` is that of a run of `asag-bench train-peer`."""
-    return isinstance(content, dict) and content.keys() >= {"recipe", "categories", "seed"}
 
 
 def unfinished(folder: Path, epochs: int) -> str | None:

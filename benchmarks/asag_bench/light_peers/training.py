@@ -23,8 +23,6 @@ from asag_bench.light_peers.peer import (
     WEIGHTS,
     Said,
     build,
-    is_of_asag_train,
-    is_of_train_peer,
     losses_of,
     save_weights,
 )
@@ -40,7 +38,16 @@ from asag_training.data.loading import Batch, TrainingLoader
 from asag_training.run.log import STEPS, CsvLog
 from asag_training.run.optimizer import clip_gradients, set_learning_rate
 from asag_training.run.process import keep_freed_memory
-from asag_training.run.state import STATE, Position, data_in_words, flat, reading_state, write_state
+from asag_training.run.state import (
+    STATE,
+    Position,
+    data_in_words,
+    flat,
+    is_of_asag_train,
+    is_of_train_peer,
+    reading_state,
+    write_state,
+)
 
 _SAVE_S = 300.0
 _MADE = (STEPS, WEIGHTS)

@@ -87,6 +87,16 @@ def reading_state(
     )
 
 
+def is_of_asag_train(content: object) -> bool:
+    """Return whether the content of a `recipe.json` is that of a run of `asag-train`."""
+    return isinstance(content, dict) and content.keys() >= {"network", "schedule", "seed"}
+
+
+def is_of_train_peer(content: object) -> bool:
+    """Return whether the content of a `recipe.json` is that of a run of `asag-bench train-peer`."""
+    return isinstance(content, dict) and content.keys() >= {"recipe", "categories", "seed"}
+
+
 def position_in(folder: Path) -> Position | None:
     """Return how far the run in a folder has come; None if nothing there tells, or can be read."""
     path = folder / STATE
