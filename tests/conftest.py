@@ -58,6 +58,8 @@ def pytest_report_header() -> str | None:
 
 SHARED_EXPORTS = ("small_bundle", "half_bundle", "demo_run")
 """Fixtures that take most of a minute, and that all workers share."""
+_LARGE_GRAPH = 32 * 2**20
+"""Bytes of a compiled graph that small networks do not come near."""
 LONGEST = ("test_forward_of_bundles", "test_a_notebook_runs_and_becomes_a_page")
 """Tests of up to a minute and more, which no worker is to begin when the others have come to the end."""
 
@@ -180,11 +182,22 @@ def small_bundle(shared_bundle: Callable[..., Bundle]) -> Bundle:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["ASAG_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["ASAG_CACHE_DIR"] = str(cache)
     os.environ["ASAG_CPU_KERNELS_LIBRARY"] = (
         ""  # graphs run whole, but where a test has compiled the operators
     )
+    return cache
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_cache(_own_cache: Path) -> Iterator[None]:
+    """Forget compiled graphs of full size, which no other module has: together they take gigabytes."""
+    yield
+    for compiled in _own_cache.rglob("*.blob"):
+        if compiled.stat().st_size > _LARGE_GRAPH:
+            compiled.unlink()
 
 
 @pytest.fixture(scope="module", autouse=True)
