@@ -323,7 +323,7 @@ def cpu_library_path() -> Path | None:
                 f"{CPU_LIBRARY_VARIABLE} is {value}, which is no file; set it to {LIBRARY_NAME}, unset it, "
                 "or set it to nothing to run without the compiled operators"
             )
-        return path
+        return path.absolute()  # the system looks for a mere name elsewhere
     found = importlib.util.find_spec(PACKAGE)
     places = [] if found is None else (found.submodule_search_locations or [])
     files = (Path(place) / LIBRARY_NAME for place in places)

@@ -61,7 +61,8 @@ class KernelLibrary:
         Raises BackendError if it cannot be loaded or has another interface.
         """
         self.device = device
-        self.path = Path(path)
+        is_name = os.sep not in os.fspath(path)  # which the system looks for
+        self.path = Path(path) if is_name else Path(path).absolute()
         self._block = structures.HostBlock(threads, seed)
         self._remedy = remedy
         if _is_cut_short(self.path):  # which would end the process, if it was loaded
@@ -72,8 +73,7 @@ class KernelLibrary:
         try:
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:
-            # A mere name is looked for by the system.
-            if len(self.path.parts) > 1 and not self.path.is_file():
+            if not is_name and not self.path.is_file():
                 raise BackendError(
                     f"the kernels' library {self.path} is no file; give its path, or "
                     f"{remedy or 'build it as plugins/README.md says'}"
@@ -229,4 +229,4 @@ def cuda_library_path() -> Path | None:
     path = Path(value)
     if not path.is_file():
         raise BackendError(f"{LIBRARY_VARIABLE} is {value}, which is no file; set it to libasag_kernels.so")
-    return path
+    return path.absolute()  # the system looks for a mere name elsewhere

@@ -37,9 +37,9 @@ def _fields(kind: type[Any], names: str) -> tuple[tuple[str, type[Any]], ...]:
 
 
 class _Structure(ctypes.Structure):
-    """A structure whose whole numbers are those that were given: ctypes alone would cut off their upper bits.
+    """A structure whose numbers of 32 bits are those that were given: ctypes alone would cut off upper bits.
 
-    BackendError says which does not fit.
+    It looks at what the constructor is given.  BackendError says which does not fit.
     """
 
     def __init__(self, *values: Any, **named: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from asag_deploy import kernels
 from asag_deploy.errors import BackendError, ConfigError
 from asag_deploy.kernels import Buffer, KernelLibrary, buffer_of, structures
-from asag_deploy.kernels.library import cuda_library_path
+from asag_deploy.kernels.cpu import CPU_LIBRARY_VARIABLE, cpu_kernels, cpu_library_path
+from asag_deploy.kernels.library import LIBRARY_VARIABLE, cuda_library_path
 from asag_deploy.kernels.limits import LARGEST_PATCH, MOST_ANCHORS, MOST_DETECTIONS, MOST_FIRST_ANCHORS
 from support.plugin_builds import PLUGINS
 
@@ -362,3 +364,27 @@ def test_a_library_of_an_earlier_release_is_called_one(
     monkeypatch.setattr(ctypes, "CDLL", lambda path: earlier)
     with pytest.raises(BackendError, match=r"have interface 3, expected \d+; build them again from the"):
         KernelLibrary(tmp_path / "libasag_kernels.so", "cuda")
+
+
+@pytest.mark.parametrize("given", ["./kernels.so", "here/kernels.so"])
+def test_relative_paths_are_paths(
+    given: str, host_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / given
+    file.parent.mkdir(exist_ok=True)
+    with pytest.raises(BackendError, match=r"kernels\.so is no file"):
+        KernelLibrary(given, "host")
+    shutil.copy(host_library_path, file)
+    assert KernelLibrary(given, "host").path == file
+
+
+def test_variables_name_relative_paths(
+    host_library_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(host_library_path, "mine.so")
+    monkeypatch.setenv(CPU_LIBRARY_VARIABLE, "mine.so")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "mine.so")
+    assert cpu_library_path() == cuda_library_path() == tmp_path / "mine.so"
+    assert cpu_kernels() is not None

@@ -237,6 +237,7 @@ def _foreign(folder: Path) -> str | None:
     One that was ended before it was first saved has left its recipe.
     """
     from asag_training.run.log import EVALUATIONS, STEPS
+    from asag_training.run.state import is_of_asag_train
 
     try:
         recipe_there = json.loads((folder / RECIPE).read_bytes())
@@ -244,8 +245,7 @@ def _foreign(folder: Path) -> str | None:
         return next((name for name in (STEPS, EVALUATIONS) if (folder / name).exists()), None)
     except (OSError, ValueError, RecursionError):
         return RECIPE
-    ours = isinstance(recipe_there, dict) and {"network", "schedule", "seed"} <= set(recipe_there)
-    return None if ours else RECIPE
+    return None if is_of_asag_train(recipe_there) else RECIPE
 
 
 def _loader(

@@ -89,7 +89,9 @@ def train_peer(options: argparse.Namespace) -> int:
         training(quiet=options.quiet)
     if not options.quiet:
         of = f"{said.recipe.peer}, seed {said.seed}, {plural(training.position.step, 'update')}"
-        measures = shlex.join(("asag-bench", "eval-peer", str(folder), "--data", str(options.data)))
+        as_told = () if options.orientation == "auto" else ("--orientation", options.orientation)
+        measured = ("asag-bench", "eval-peer", str(folder), "--data", str(options.data), *as_told)
+        measures = shlex.join(measured)
         print(f"{folder}: {of}; `{measures}` measures it")
     return ALL_FINE
 

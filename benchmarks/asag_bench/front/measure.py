@@ -39,6 +39,8 @@ from asag_training.run.state import is_of_train_peer
 
 _STOPS: dict[str, Level | None] = {"P5": "P5", "P4": "P4", ADAPTIVE: None, ALWAYS: None}
 """Each way to stop, and the manual stop that it is."""
+_DRAWS = 100
+"""Of an order, until it goes with the step before; of two contenders one always fits."""
 
 Detect = Callable[[RgbImage], tuple[Found, Level | None]]
 
@@ -135,26 +137,31 @@ def _round(
     running: Sequence[_Running], samples: Sequence[Sample], number: int
 ) -> Iterator[tuple[int, int, Found, Level | None, float]]:
     """Yield who was called with which picture, what it found, where it stopped, and its milliseconds."""
-    for step in range(len(samples)):
-        for k, i in turns(len(running), len(samples), step, number):
-            began = time.perf_counter()
-            found, level = running[k].detect(samples[i].image)
-            yield k, i, found, level, since(began)
+    for k, i in turns(len(running), len(samples), number):
+        began = time.perf_counter()
+        found, level = running[k].detect(samples[i].image)
+        yield k, i, found, level, since(began)
 
 
-def turns(contenders: int, pictures: int, step: int, round_: int) -> Iterator[tuple[int, int]]:
-    """Yield who is called with which picture in one step of a round; in all steps, each with every picture.
+def turns(contenders: int, pictures: int, round_: int) -> Iterator[tuple[int, int]]:
+    """Yield who is called with which picture in a round: each contender with every picture.
 
-    Each contender begins elsewhere in the data set, so that none gets the picture of the one before it, whose
-    sizes the graphs that they share would be ready for: another stop of the same network, say.  Each has
-    every place in turn, in an order that is drawn anew whenever all have begun, so that none is always called
-    after the same one.
+    In each step of it all are called once, in an order that is drawn anew, so that none is always called
+    after the same one.  Each begins elsewhere in the data set, so that none gets the picture of the one
+    before it (given as many pictures as contenders), whose sizes the graphs that they share would be ready
+    for: another stop of the same network, say.
     """
     apart = max(1, pictures // contenders)
-    order = np.random.default_rng([round_, step // contenders]).permutation(contenders).tolist()
-    for k in range(contenders):
-        contender = order[(step + k) % contenders]
-        yield contender, (step + contender * apart) % pictures
+    draw = np.random.default_rng(round_)
+    last: tuple[int, int] | None = None
+    for step in range(pictures):
+        for _ in range(_DRAWS):
+            order = draw.permutation(contenders).tolist()
+            calls = [(contender, (step + contender * apart) % pictures) for contender in order]
+            if last is None or (calls[0][0] != last[0] and calls[0][1] != last[1]):
+                break
+        yield from calls
+        last = calls[-1]
 
 
 def _finished(running: _Running, truth: dict[str, Any]) -> Contender:

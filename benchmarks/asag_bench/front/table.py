@@ -40,6 +40,7 @@ def markdown(front: Front) -> str:
         "",
         f"- {machine.processor}, {cores}, {in_threads(front.threads)}, {machine.date}",
         f"- {packages}",
+        *([] if machine.operators_in_words is None else [f"- {machine.operators_in_words}"]),
         f"- {plural(len(pictures.ids), 'picture')} with {min(pictures.objects)} to {most}",
         f"- one picture at a time, {rounds}; a picture's time is the median of its rounds",
         f"- AP counts {DETECTIONS} detections a picture; of several seeds means, and least to most",

@@ -82,8 +82,7 @@ class PeerTraining:
         self._saved = time.monotonic()
         if (output_dir / STATE).exists():
             self._resume()
-        else:
-            atomic_write_text(output_dir / RECIPE, said.to_json())
+        atomic_write_text(output_dir / RECIPE, said.to_json())  # also where it was lost
         self._log = CsvLog(output_dir / STEPS)
         self._log.keep_up_to("step", self.position.step)
 

@@ -30,8 +30,8 @@ PLOT = Path("docs/benchmark.png")
 PAGE = "README.md"
 _OF_THEIR_TIME = (
     "Commands are those of the day on which a result was recorded: what `python -m asag_bench.throughput`, "
-    "`.training_step` and `.runtime_cost` did there, `asag-bench throughput`, `training-step` and `run` do "
-    "now, and `asag-bench BUNDLE --peer` is `asag-bench run BUNDLE --reference`."
+    "`.training_step` and `.runtime_cost` did there, `asag-bench throughput`, `training-step` and (with "
+    "other options) `run` do now, and `asag-bench BUNDLE --peer` is `asag-bench run BUNDLE --reference`."
 )
 _WRITTEN_BY = "Written by `asag-bench page` from the JSON files beside it."
 _FINGERPRINT = re.compile(rb"tEXtDescription\0[0-9a-f]{64}")

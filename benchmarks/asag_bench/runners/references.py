@@ -13,7 +13,7 @@ from asag_bench.runners.compared.published import COMPARED, IN_TORCH, is_compare
 from asag_bench.runners.peers import PEERS, describe
 from asag_bench.runners.runner import DetectorRunner, Run, Runner
 from asag_deploy.backends.network import Network
-from asag_deploy.backends.pieces import graphs_run_whole
+from asag_deploy.backends.pieces import graphs_run_whole, why_no_pieces
 from asag_deploy.backends.tensorrt.backend import EngineNetwork
 from asag_deploy.bundle.bundle import Bundle
 from asag_deploy.bundle.manifest import FIRST_LEVEL, Level, Manifest, Precision, Preprocessing, Probing
@@ -141,6 +141,9 @@ def open_reference(
             )
         return DetectorRunner(name, manifest, network, rule, _LOOPS[name], deadline)
     if name == "whole-graphs":
+        why = why_no_pieces()
+        if why is not None:
+            raise ConfigError(f"graphs run whole here anyway, as the reference 'whole-graphs' would: {why}")
         with graphs_run_whole():
             whole = options.open_network(bundle)
         return DetectorRunner(name, manifest, whole, rule, options.loop, deadline)

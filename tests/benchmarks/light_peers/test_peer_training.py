@@ -17,7 +17,7 @@ import torch
 from asag_bench.cli import main
 from asag_bench.light_peers.evaluation import DETECTIONS, evaluate_peer
 from asag_bench.light_peers.graph import PeerStage
-from asag_bench.light_peers.peer import RECIPE, WEIGHTS, TrainedPeer, build, load_peer, unfinished
+from asag_bench.light_peers.peer import RECIPE, WEIGHTS, TrainedPeer, build, load_peer, read_said, unfinished
 from asag_bench.light_peers.recipe import PeerName, peer_recipe, stretched
 from asag_bench.light_peers.runner import PeerDetector
 from asag_bench.light_peers.training import PeerTraining, check_queries
@@ -236,7 +236,7 @@ def test_damaged_peers_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = ["--data", str(few), "--output-dir", str(tmp_path / "run")]
+    where = ["--data", str(few), "--output-dir", str(tmp_path / "run"), "--orientation", "stored"]
     assert main(["train-peer", "yolox", *where]) == 2
     assert (
         "unknown peer 'yolox'; those that can be trained are yolox-lite, d-fine-lite"
@@ -245,9 +245,12 @@ def test_the_command(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run").exists()
     assert main(["train-peer", "yolox-lite", *where, "--epochs", "1"]) == 0
     run = tmp_path / "run"
-    said = f"{run}: yolox-lite, seed 0, 4 updates; `asag-bench eval-peer {run} --data {few}` measures it\n"
+    measures = f"asag-bench eval-peer {run} --data {few} --orientation stored"
+    said = f"{run}: yolox-lite, seed 0, 4 updates; `{measures}` measures it\n"
     assert capsys.readouterr().out == said
+    (run / RECIPE).unlink()
     assert main(["train-peer", "yolox-lite", *where, "--epochs", "1", "--quiet"]) == 0  # done already
+    assert read_said(run).recipe.peer == "yolox-lite"  # without which nobody could measure it
     assert capsys.readouterr().out == ""
 
 

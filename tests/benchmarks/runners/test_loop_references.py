@@ -59,6 +59,11 @@ def test_graphs_that_run_whole(
     assert (opened, len(asked)) == (1, 2)  # `reference` opens another network before, which may be cut
 
 
+def test_graphs_that_run_whole_anyway_are_no_reference(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match=r"graphs run whole here anyway.*ASAG_CPU_KERNELS_LIBRARY is empty"):
+        reference("whole-graphs", bundle, "onnxruntime")
+
+
 def test_a_backend_on_the_cpu_has_one_loop(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="'host-loop' would be the first runner once more"):
         reference("host-loop", bundle, "onnxruntime")
