@@ -42,12 +42,15 @@ class _Structure(ctypes.Structure):
     It looks at what the constructor is given.  BackendError says which does not fit.
     """
 
+    _numbers: tuple[tuple[int, str], ...]
+    """Place and name of each such field."""
+
+    def __init_subclass__(cls) -> None:
+        cls._numbers = tuple((i, field[0]) for i, field in enumerate(cls._fields_) if field[1] is _Int)
+
     def __init__(self, *values: Any, **named: Any) -> None:
-        fields = tuple(self._fields_)
-        given = {**dict(zip((field[0] for field in fields), values, strict=False)), **named}
-        for name, kind, *_ in fields:
-            if kind is _Int and name in given:
-                check_int32(name, given[name])
+        for i, name in self._numbers:
+            check_int32(name, values[i] if i < len(values) else named.get(name, 0))
         super().__init__(*values, **named)
 
 
